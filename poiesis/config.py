@@ -1,0 +1,174 @@
+"""Settings: one typed, frozen value read once from `POIESIS_…` variables, `__` between levels.
+
+`read` fills any frozen dataclass, nested ones too, so that each adapter defines its own settings beside itself and `bootstrap` reads
+them all: `POIESIS_POLICY__MAX_ATTEMPTS=5`, `POIESIS_KUBERNETES__NAMESPACE=tasks`. Values are text for str, numbers, `true`/`false`,
+durations (`90s`, `15m`, `2h`, `1d`), and comma-separated lists or JSON for collections. A variable nobody knows is an error, with the
+names that are near. Secrets may come from a file: `POIESIS_MONGO_URI_FILE=/run/secrets/uri`. Fields named in a class's
+`SECRET` never show in `repr`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from poiesis.domain.errors import ConfigurationError
+from poiesis.domain.parameters import parse_bool, parse_duration
+from poiesis.domain.policy import Policy
+
+PREFIX: Final = "POIESIS_"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ApiSettings:
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    """Processes; each answers requests by itself."""
+    max_body_bytes: int = 10 * 1024 * 1024 - 1
+    """Of a request. 10 MB bodies are refused by default; `content` inputs have their own limits in the policy."""
+    client_safe_states: bool = True
+    """Show CANCELING as CANCELED only when it is, PREEMPTED as SYSTEM_ERROR: states that every known client understands."""
+    queued_as_initializing: bool = False
+    """Show QUEUED as INITIALIZING: for Galaxy/Pulsar, which reads QUEUED as failed."""
+    auth: tuple[str, ...] = ()
+    """Ways to authenticate, any of basic, bearer, api_key; empty: everybody may do everything."""
+    credentials_file: str | None = None
+    """JSON file of users, tokens and keys; see docs/operators.md."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the API; `*` for all."""
+
+
+@dataclass(frozen=True)
+class ServiceSettings:
+    """What service-info says (GA4GH service-info 1.0.0)."""
+
+    id: str = "org.example.poiesis"
+    name: str = "Poiesis"
+    description: str = "GA4GH Task Execution Service on Kubernetes"
+    organization_name: str = "Poiesis"
+    organization_url: str = "https://example.org"
+    contact_url: str | None = None
+    documentation_url: str | None = None
+    environment: str | None = None
+    storage: tuple[str, ...] = ()
+    """Places that clients may use, such as s3://bucket/; empty: made from the usable schemes."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    mode: str = "server"
+    """`server`: Redis, MongoDB, Kubernetes. `embedded`: one machine, everything in one process tree."""
+    mongo_uri: str = field(default="mongodb://127.0.0.1:27017", repr=False)
+    mongo_database: str = "poiesis"
+    redis_uri: str = field(default="redis://127.0.0.1:6379/0", repr=False)
+    directory: str = ".poiesis"
+    """Of the embedded mode: database and tasks' files."""
+    runtime: str = "auto"
+    """Of the embedded mode: auto, docker, podman or process."""
+    max_parallel: int | None = None
+    """Of the embedded mode: tasks that run at once; None: twice the cores."""
+    role_threads: int = 4
+    """Links that one role's worker handles at once."""
+    resync: timedelta = timedelta(seconds=1)
+    """How often the store is asked for tasks whose time has come."""
+    monitor_threads: int = 8
+    """Tasks that the monitor reconciles at once."""
+    listen: str = "0.0.0.0:8081"
+    """Where TExAM's monitor listens for pokes, and every role for health and metrics."""
+    retention: timedelta | None = None
+    """How long finished tasks stay in the store; None: for ever."""
+    log_level: str = "INFO"
+    log_format: str = "json"
+    """json, or `text` for people."""
+    api: ApiSettings = field(default_factory=ApiSettings)
+    service: ServiceSettings = field(default_factory=ServiceSettings)
+    policy: Policy = field(default_factory=Policy)
+
+
+def read(cls: type[T], environ: Mapping[str, str], prefix: str = PREFIX, *, others: tuple[str, ...] = ()) -> T:
+    """An instance of the dataclass `cls` from the variables that begin with `prefix`.
+
+    `others`: prefixes of variables that belong to somebody else. Raises: ConfigurationError naming the variable and how to mend it.
+    """
+    reader = _Reader(environ)
+    value = reader.build(cls, prefix)
+    mine = [n for n in environ if n.startswith(prefix) and not any(n.startswith(o) for o in others)]
+    unknown = sorted(set(mine) - reader.seen)
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], sorted(reader.names), n=1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigurationError(f"{unknown[0]} is no setting{hint}")
+    return value
+
+
+class _Reader:
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.seen: set[str] = set()
+        self.names: set[str] = set()
+
+    def build(self, cls: type[T], prefix: str) -> T:
+        hints = typing.get_type_hints(cls)
+        values: dict[str, Any] = {}
+        for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+            kind, name = hints[item.name], prefix + item.name.upper()
+            if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+                values[item.name] = self.build(kind, name + "__")
+                continue
+            text = self._text(name)
+            if text is not None:
+                try:
+                    values[item.name] = _parse(kind, text)
+                except (ValueError, TypeError) as error:
+                    raise ConfigurationError(f"{name} cannot be used: {error}") from None
+        return cls(**values)
+
+    def _text(self, name: str) -> str | None:
+        self.names |= {name, name + "_FILE"}
+        self.seen |= {name, name + "_FILE"}
+        if name in self._environ:
+            return self._environ[name]
+        path = self._environ.get(name + "_FILE")
+        if path is None:
+            return None
+        try:
+            return Path(path).read_text().strip()
+        except OSError as error:
+            raise ConfigurationError(f"{name}_FILE cannot be read: {error}") from None
+
+
+def _parse(kind: Any, text: str) -> Any:
+    origin = typing.get_origin(kind)
+    if origin in (typing.Union, types.UnionType):
+        inner = [a for a in typing.get_args(kind) if a is not type(None)]
+        return None if text.strip().lower() in {"", "none"} else _parse(inner[0], text)
+    if origin in (tuple, frozenset):
+        return origin(_parse(typing.get_args(kind)[0], part) for part in _parts(text))
+    if origin is not None or kind is dict:
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise ValueError("give a JSON object")
+        return value
+    if kind is bool:
+        return parse_bool(text)
+    if kind is timedelta:
+        return timedelta(0) if text.strip() in {"0", "0s"} else parse_duration(text)
+    return kind(text)
+
+
+def _parts(text: str) -> Iterator[str]:
+    if text.strip().startswith("["):
+        for item in json.loads(text):
+            yield item if isinstance(item, str) else json.dumps(item)
+        return
+    yield from (part.strip() for part in text.split(",") if part.strip())

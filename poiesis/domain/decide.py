@@ -1,0 +1,602 @@
+"""What to do next about a task: pure, from the task, what is observed of it, the time and the policy.
+
+`decide` is level-triggered: it looks at where things stand, never at what happened, so that calling it twice, late or from several
+processes comes to the same. It answers a `Decision`: effects to apply to the cluster, and the task to save once they have succeeded.
+
+    stage      when                                      effects                     then
+    prepare    -                                         volume, if one is needed    stage_in, or launch without filers
+    stage_in   single layout                             filers' documents           launch
+               staged, TIF not launched                  documents, TIF pod          wait
+               staged, TIF ended well                    -                           launch
+    launch     -                                         first executors' pod        run
+    run        pod not ended                             -                           wait; state and reason are shown
+               ended well, another executors' pod        that pod                    wait
+               ended                                     -                           stage_out (staged with outputs), or finish
+    stage_out  TOF not launched / ended                  TOF pod / -                 wait / finish
+    finish     canceled, pods there / gone               delete pods / -             wait / CANCELED, clean
+               attempt lost and to be repeated           delete all, until gone      next attempt: prepare
+               else                                      -                           the outcome's state, clean
+    clean      not looked yet or not gone                delete all                  wait
+               gone                                      -                           done
+    any        infrastructure took the pod away          -                           finish: retry, or SYSTEM_ERROR
+
+A stage without effects belongs to nobody: whoever meets it may pass through it. The stages that follow a pod share `_follow`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from poiesis.domain import states
+from poiesis.domain.errors import ClusterRefused, PoiesisError, QuotaExceeded
+from poiesis.domain.observed import TIF, TOF, Container, FilerReport, Observed, Phase, Pod, Record, executor_name
+from poiesis.domain.parameters import parse_count
+from poiesis.domain.plan import Layout, Plan, PodPlan, plan
+from poiesis.domain.policy import Policy
+from poiesis.domain.states import Stage, State
+from poiesis.domain.task import ExecutorLog, Outcome, OutputFileLog, Task
+
+MAX_SYSTEM_LOGS: Final = 200
+MAX_MESSAGE: Final = 4096
+MAX_CHECKSUMS: Final = 100
+CLEAN_AGAIN: Final = timedelta(seconds=5)
+CANCEL_AGAIN: Final = timedelta(seconds=5)
+SOON: Final = timedelta(seconds=10)
+
+_REFUSED_IMAGE: Final = re.compile(
+    r"not ?found|unauthorized|authentication required|denied|forbidden|manifest unknown|no such|does not exist|invalid reference",
+    re.IGNORECASE,
+)
+_IMAGE_REASONS: Final = frozenset(
+    {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
+)
+_FINAL_REASONS: Final = frozenset({"InvalidImageName", "ErrImageNeverPull", "ImageRefused"})
+_ORDINARY_REASONS: Final = frozenset({None, "ContainerCreating", "PodInitializing"})
+
+
+@dataclass(frozen=True)
+class CreateVolume:
+    pass
+
+
+@dataclass(frozen=True)
+class CreateDocuments:
+    pass
+
+
+@dataclass(frozen=True)
+class Launch:
+    part: str
+
+
+@dataclass(frozen=True)
+class DeletePods:
+    pass
+
+
+@dataclass(frozen=True)
+class DeleteAll:
+    pass
+
+
+Effect = CreateVolume | CreateDocuments | Launch | DeletePods | DeleteAll
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`task`: to save when all `effects` have succeeded, if it differs. `again`: the new stage can be decided at once."""
+
+    task: Task
+    effects: tuple[Effect, ...] = ()
+    again: bool = False
+
+
+def plan_of(task: Task, policy: Policy) -> Plan:
+    """The plan that this attempt follows: its layout stays as first decided even if the policy changes meanwhile."""
+    return plan(task.spec, policy if task.layout is None else replace(policy, layout=task.layout))
+
+
+def needs_observation(task: Task) -> bool:
+    """Whether `decide` has to see the cluster; where not, nothing is asked of it."""
+    stage = task.due_stage
+    if stage is Stage.FINISH:
+        return not task.state.is_terminal and (_is_canceled(task) or (task.outcome is not None and task.outcome.retry))
+    return stage in (Stage.CLEAN, Stage.DONE) or task.part is not None
+
+
+def decide(task: Task, observed: Observed | None, now: datetime, policy: Policy) -> Decision:
+    """See the module. `observed` None: nobody looked, which is right where `needs_observation` says no and allowed for `clean`."""
+    stage = task.due_stage
+    if task.state.is_terminal and stage not in (Stage.CLEAN, Stage.DONE):
+        return Decision(_to(task, Stage.CLEAN, now, wake=now), again=True)
+    if stage is Stage.DONE:
+        return Decision(task, (DeleteAll(),) if observed is not None and not observed.is_empty else ())
+    if stage is Stage.CLEAN:
+        return _clean(task, observed, now, policy)
+    if stage is Stage.FINISH:
+        return _finish(task, observed, now, policy)
+    the_plan = plan_of(task, policy)
+    if stage is Stage.PREPARE:
+        first = Stage.STAGE_IN if the_plan.has_filers else Stage.LAUNCH
+        effects = (CreateVolume(),) if the_plan.volume_bytes is not None else ()
+        return Decision(
+            _to(replace(task, layout=the_plan.layout.value), first, now, wake=now + SOON), effects, again=True
+        )
+    if stage is Stage.STAGE_IN:
+        return _stage_in(task, observed, now, policy, the_plan)
+    if stage is Stage.LAUNCH:
+        part = the_plan.executor_pods[0].part
+        launched = replace(_to(task, Stage.RUN, now, wake=now + SOON), part=part)
+        return Decision(launched, (Launch(part),))
+    if stage is Stage.RUN:
+        return _run(task, observed, now, policy, the_plan)
+    return _stage_out(task, observed, now, policy, the_plan)
+
+
+def decide_after(task: Task, error: PoiesisError, now: datetime, policy: Policy) -> Task:
+    """The task to save after the cluster did not take an effect: wait and say why, or give up."""
+    if isinstance(error, ClusterRefused):
+        return _end(task, now, Outcome(State.SYSTEM_ERROR, "ClusterRefused", str(error)))
+    since = task.waiting_since or now
+    if now - since > policy.cluster_deadline:
+        return _end(task, now, Outcome(State.SYSTEM_ERROR, "ClusterUnavailable", str(error)))
+    reason = "QuotaExceeded" if isinstance(error, QuotaExceeded) else "ClusterUnavailable"
+    delay = (
+        error.delay
+        if isinstance(error, QuotaExceeded)
+        else min(timedelta(seconds=2) + (now - since) / 4, timedelta(minutes=1))
+    )
+    return replace(_wait(task, f"{reason}: {error}", now), wake_at=now + delay)
+
+
+# ── stages ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _stage_in(task: Task, observed: Observed | None, now: datetime, policy: Policy, the_plan: Plan) -> Decision:
+    pod_plan = the_plan.pod(TIF) if the_plan.layout is Layout.STAGED else None
+    if pod_plan is None:
+        return Decision(_to(task, Stage.LAUNCH, now, wake=now + SOON), (CreateDocuments(),), again=True)
+    if task.part is None:
+        launched = replace(task, part=TIF, wake_at=now + SOON)
+        return Decision(launched, (CreateDocuments(), Launch(TIF)))
+    task, pod = _follow(task, observed, pod_plan, now, policy)
+    if pod is None or observed is None:
+        return Decision(task, again=task.outcome is not None)
+    task, failure = _read_tif(task, pod, observed.reports.get(TIF), now, policy)
+    if failure is not None:
+        return Decision(_end(task, now, failure), again=True)
+    return Decision(_to(task, Stage.LAUNCH, now, wake=now + SOON), again=True)
+
+
+def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, the_plan: Plan) -> Decision:
+    pod_plan = the_plan.pod(task.part or "") or the_plan.executor_pods[0]
+    task, pod = _follow(task, observed, pod_plan, now, policy)
+    if pod is None or observed is None:
+        return Decision(task, again=task.outcome is not None)
+    if pod.container(TIF) is not None:
+        task, failure = _read_tif(task, pod, observed.reports.get(TIF), now, policy)
+        if failure is not None:
+            return Decision(_end(task, now, failure), again=True)
+    task, outcome = _read_executors(task, pod, pod_plan, now, policy)
+    if outcome is not None and outcome.retry:
+        return Decision(_end(task, now, outcome), again=True)
+    later = the_plan.executor_pods[the_plan.executor_pods.index(pod_plan) + 1 :]
+    if later and outcome is None:
+        following = replace(task, part=later[0].part, stage_since=now, wake_at=now + SOON)
+        return Decision(following, (Launch(later[0].part),))
+    if the_plan.layout is Layout.STAGED and the_plan.pod(TOF) is not None:
+        return Decision(replace(_to(task, Stage.STAGE_OUT, now, wake=now + SOON), outcome=outcome), again=True)
+    if pod.container(TOF) is not None:
+        task, outcome = _read_tof(task, pod, observed.reports.get(TOF), outcome, now)
+    return Decision(_end(task, now, outcome or Outcome(State.COMPLETE)), again=True)
+
+
+def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Policy, the_plan: Plan) -> Decision:
+    pod_plan = the_plan.pod(TOF)
+    if pod_plan is None or the_plan.layout is not Layout.STAGED:
+        return Decision(_end(task, now, task.outcome or Outcome(State.COMPLETE)), again=True)
+    if task.part is None:
+        return Decision(replace(task, part=TOF, wake_at=now + SOON), (Launch(TOF),))
+    earlier = task.outcome
+    task, pod = _follow(replace(task, outcome=None), observed, pod_plan, now, policy)
+    if pod is None or observed is None:
+        if (
+            task.outcome is not None and earlier is not None
+        ):  # TOF was lost, yet an executor had failed: that stays the outcome
+            return Decision(_end(task, now, earlier), again=True)
+        ended = task.outcome is not None
+        return Decision(task if ended else replace(task, outcome=earlier), again=ended)
+    task, outcome = _read_tof(task, pod, observed.reports.get(TOF), earlier, now)
+    return Decision(_end(task, now, outcome or Outcome(State.COMPLETE)), again=True)
+
+
+def _finish(task: Task, observed: Observed | None, now: datetime, policy: Policy) -> Decision:
+    if _is_canceled(task):
+        if observed is None:
+            return Decision(task)
+        if observed.pods:
+            canceling = replace(_move(task, State.CANCELING, now), stage=Stage.FINISH, wake_at=now + CANCEL_AGAIN)
+            return Decision(canceling, () if all(p.deleting for p in observed.pods) else (DeletePods(),))
+        task = _note(_move(task, State.CANCELED, now), now, "Canceled by request.")
+        return Decision(_cleanable(task, now, policy), again=True)
+    outcome = task.outcome or Outcome(State.SYSTEM_ERROR, "Bug", "the task ended without an outcome")
+    if outcome.retry:
+        if observed is None:
+            return Decision(task)
+        if not observed.is_empty:
+            return Decision(replace(task, wake_at=now + CLEAN_AGAIN), (DeleteAll(),))
+        delay = min(policy.retry_delay * 2 ** (task.attempt - 1), timedelta(minutes=5))
+        task = _note(
+            task, now, f"Attempt {task.attempt + 1} of {policy.max_attempts} begins in {delay.total_seconds():g} s."
+        )
+        fresh = replace(task.log, logs=(), outputs=())
+        return Decision(
+            replace(
+                _to(task, Stage.PREPARE, now, wake=now + delay),
+                attempt=task.attempt + 1,
+                outcome=None,
+                layout=None,
+                log=fresh,
+            )
+        )
+    task = _move(task, outcome.state, now)
+    if outcome.reason is not None:
+        told = {"failure_reason": outcome.reason, "failure_message": (outcome.message or "")[:MAX_MESSAGE]}
+        task = _note(_metadata(task, told), now, f"{outcome.reason}: {outcome.message}")
+    return Decision(_cleanable(task, now, policy), again=True)
+
+
+def _clean(task: Task, observed: Observed | None, now: datetime, policy: Policy) -> Decision:
+    if task.wake_at is not None and policy.keep and now < (task.log.end_time or now) + policy.keep:
+        return Decision(task)
+    if observed is None:
+        return Decision(task, (DeleteAll(),))
+    if observed.is_empty:
+        return Decision(replace(_to(task, Stage.DONE, now, wake=now), wake_at=None))
+    patience = min(max(now - (task.stage_since or now), CLEAN_AGAIN), timedelta(minutes=5))
+    return Decision(replace(task, wake_at=now + patience), (DeleteAll(),))
+
+
+# ── following a pod ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _follow(
+    task: Task, observed: Observed | None, pod_plan: PodPlan, now: datetime, policy: Policy
+) -> tuple[Task, Pod | None]:
+    """The task with what can be shown of the pod now, and the pod once all of it has ended; an outcome when it never will."""
+    if observed is None:
+        return task, None
+    pod = observed.pod(pod_plan.part, task.attempt)
+    if pod is None:
+        return _lost(
+            task, "PodDeleted", "the pod was deleted by somebody else", now, policy, began=_began(task, None)
+        ), None
+    if _all_recorded(pod, pod_plan):
+        return _shown(task, pod, now), pod
+    if pod.lost is not None:
+        message = f"{pod.lost}: {pod.message or 'the cluster took the pod away'}"
+        return _lost(task, pod.lost, message, now, policy, began=_began(task, pod)), None
+    if pod.ended:
+        return _shown(task, pod, now), pod
+    task = _shown(task, pod, now, tails=observed.tails)
+    task = _look_again(task, now, now + policy.recheck)
+    if not pod.scheduled:
+        if pod.waiting is None:
+            return task, None
+        task = _wait(task, pod.waiting, now)
+        since = task.waiting_since or now
+        if now - since > policy.schedule_deadline:
+            return _end(task, now, Outcome(State.SYSTEM_ERROR, "Unschedulable", pod.waiting)), None
+        return _look_again(task, now, min(now + policy.recheck, since + policy.schedule_deadline)), None
+    return _waiting_containers(task, pod, now, policy), None
+
+
+def _all_recorded(pod: Pod, pod_plan: PodPlan) -> bool:
+    """Whether every container has said how it ended; then it does not matter what the cluster still shows."""
+    found = [pod.container(name) for name in pod_plan.names]
+    return all(c is not None and c.record is not None for c in found)
+
+
+def _waiting_containers(task: Task, pod: Pod, now: datetime, policy: Policy) -> Task:
+    """A scheduled pod: why a container does not start, in words, and an end when it never will."""
+    stuck = [c for c in pod.containers if c.phase is Phase.WAITING and c.reason not in _ORDINARY_REASONS]
+    if not stuck:
+        slow = [c for c in pod.containers if c.phase is Phase.WAITING]
+        task = replace(task, waiting=None, waiting_since=None) if task.waiting is not None else task
+        started = pod.created_at or task.stage_since or now
+        if slow and any(c.phase is not Phase.ENDED for c in pod.containers) and now - started > policy.start_deadline:
+            names = ", ".join(c.name for c in slow)
+            message = f"containers did not start within {policy.start_deadline}: {names}"
+            return _lost(task, "StartTimeout", message, now, policy, began=False)
+        return task
+    worst = stuck[0]
+    message = f"{worst.reason} of {worst.name}: {worst.message or 'no more is said'}"
+    is_image = worst.reason in _IMAGE_REASONS or worst.reason in _FINAL_REASONS
+    task = _wait(task, message, now)
+    refused = worst.reason in _FINAL_REASONS or (is_image and _REFUSED_IMAGE.search(worst.message or "") is not None)
+    since = task.waiting_since or now
+    if refused or now - since > policy.image_deadline:
+        reason = "ImagePullFailed" if is_image else "ContainerNotCreated"
+        return _end(task, now, Outcome(State.SYSTEM_ERROR, reason, message))
+    return _look_again(task, now, min(now + policy.recheck, since + policy.image_deadline))
+
+
+def _shown(task: Task, pod: Pod, now: datetime, tails: Mapping[str, tuple[str, str]] | None = None) -> Task:
+    """State, start time and node as the pod shows them, and live ends of output."""
+    if pod.scheduled and task.state is State.QUEUED:
+        task = _move(task, State.INITIALIZING, now)
+    if pod.node is not None and task.log.metadata.get("node") != pod.node:
+        task = _metadata(task, {"node": pod.node})
+    if task.state is State.INITIALIZING and _executors_run(pod):
+        task = replace(_move(task, State.RUNNING, now), waiting=None, waiting_since=None)
+    if tails and task.state is State.RUNNING:
+        ended = tuple(entry for entry in task.log.logs if entry.exit_code is not None)
+        live = [tails[c.name] for c in pod.containers if c.name in tails and c.record is None][:1]
+        entries = tuple(ExecutorLog(exit_code=None, stdout=out, stderr=err) for out, err in live)
+        task = replace(task, log=replace(task.log, logs=(*ended, *entries)))
+    return task
+
+
+def _executors_run(pod: Pod) -> bool:
+    executors = [c for c in pod.containers if c.name not in (TIF, TOF)]
+    if not executors:
+        return False
+    if any(c.record is not None and c.record.started_at is not None for c in executors):
+        return True
+    tif = pod.container(TIF)
+    staged = tif is None or tif.phase is Phase.ENDED or (tif.record is not None and tif.record.ok)
+    return staged and all(c.phase is not Phase.WAITING for c in pod.containers)
+
+
+def _began(task: Task, pod: Pod | None) -> bool:
+    """Whether a command of the user may have begun: in doubt yes."""
+    executors = [c for c in pod.containers if c.name not in (TIF, TOF)] if pod else []
+    return task.state is State.RUNNING or any(c.phase is not Phase.WAITING for c in executors)
+
+
+# ── reading what ended ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _read_tif(
+    task: Task, pod: Pod, report: FilerReport | None, now: datetime, policy: Policy
+) -> tuple[Task, Outcome | None]:
+    container = pod.container(TIF)
+    task = _read_report(task, report, "inputs", now)
+    if container is not None and container.record is not None and container.record.ok:
+        return task, None
+    if report is not None and report.error is not None:
+        if report.retryable:
+            return task, _fault(task, "InputFailed", report.error, policy, began=False)
+        return task, Outcome(State.SYSTEM_ERROR, _filer_reason(report, "InputFailed"), report.error)
+    return task, _fault(task, "InputFilerFailed", _how_it_ended(container), policy, began=False)
+
+
+def _read_tof(
+    task: Task, pod: Pod, report: FilerReport | None, outcome: Outcome | None, now: datetime
+) -> tuple[Task, Outcome | None]:
+    """Outputs into the log; a failed upload is the outcome only when the executors had none."""
+    container = pod.container(TOF)
+    task = _read_report(task, report, "outputs", now)
+    if report is not None:
+        outputs = tuple(OutputFileLog(f.url, f.path, f.size_bytes) for f in report.files)
+        task = replace(task, log=replace(task.log, outputs=outputs))
+        sums = {f"checksum:{f.path}": f.checksum for f in report.files[:MAX_CHECKSUMS] if f.checksum}
+        task = _metadata(task, sums)
+        if report.omitted:
+            task = _note(task, now, f"{report.omitted} more uploaded files are not listed.")
+    if container is not None and container.record is not None and container.record.ok:
+        return task, outcome
+    error = report.error if report is not None and report.error else _how_it_ended(container)
+    if outcome is not None:
+        return _note(task, now, f"After the failure, outputs could not all be uploaded: {error}"), outcome
+    reason = _filer_reason(report, "OutputFailed") if report is not None else "OutputFilerFailed"
+    return task, Outcome(State.SYSTEM_ERROR, reason, error)
+
+
+def _filer_reason(report: FilerReport, otherwise: str) -> str:
+    """`not_found` → `NotFound`: the filer's stable code in the form of the other reasons."""
+    return "".join(w.capitalize() for w in report.error_code.split("_")) if report.error_code else otherwise
+
+
+def _read_report(task: Task, report: FilerReport | None, what: str, now: datetime) -> Task:
+    if report is None:
+        return task
+    told = {
+        f"{what}_files": str(report.total_files),
+        f"{what}_bytes": str(report.total_bytes),
+        f"{what}_seconds": f"{report.seconds:.3f}",
+    }
+    task = _metadata(task, told)
+    for note in report.notes:
+        task = _note(task, now, note)
+    return task
+
+
+def _read_executors(
+    task: Task, pod: Pod, pod_plan: PodPlan, now: datetime, policy: Policy
+) -> tuple[Task, Outcome | None]:
+    """Log entries of the executors that ran, usage, and the outcome when one failed. Executors that never ran have no entry."""
+    logs = [entry for entry in task.log.logs if entry.exit_code is not None]
+    indices = [c.executor for c in pod_plan.containers if c.executor is not None]
+    if indices and indices[0] == 0:
+        logs = []  # this pod holds the first executor: entries are made anew
+    usage: dict[str, str] = {}
+    outcome: Outcome | None = None
+    for index in indices:
+        container = pod.container(executor_name(index))
+        record = container.record if container is not None else None
+        if record is not None and record.exit_code is not None:
+            logs.append(
+                ExecutorLog(
+                    record.exit_code, record.started_at, record.ended_at, stdout=record.stdout, stderr=record.stderr
+                )
+            )
+            usage |= _usage(index, record)
+            outcome = _outcome_of_record(task, index, record, policy)
+        elif record is not None:
+            outcome = _outcome_of_no_run(task, index, record, policy)
+        else:
+            entry, outcome = _outcome_without_record(task, index, container, policy)
+            logs += [entry] if entry is not None else []
+        if outcome is not None:
+            break
+    task = _metadata(task, usage)
+    return replace(task, log=replace(task.log, logs=tuple(logs))), outcome
+
+
+def _usage(index: int, record: Record) -> dict[str, str]:
+    told = {}
+    if record.peak_memory_bytes is not None:
+        told[f"executor_{index}_peak_memory_bytes"] = str(record.peak_memory_bytes)
+    if record.cpu_seconds is not None:
+        told[f"executor_{index}_cpu_seconds"] = f"{record.cpu_seconds:.3f}"
+    return told
+
+
+def _outcome_of_record(task: Task, index: int, record: Record, policy: Policy) -> Outcome | None:
+    if record.ok:
+        return None
+    who = f"executor {index}"
+    code = record.exit_code
+    if record.reason == "Terminated":
+        return _fault(
+            task, "PodTerminated", f"{who} was ended from outside: {record.message or 'SIGTERM'}", policy, began=True
+        )
+    if record.reason == "TimeLimit":
+        return Outcome(State.EXECUTOR_ERROR, "TimeLimit", f"{who} ran longer than its time limit and was ended")
+    if record.oom_killed:
+        limit = f"; the limit is {task.ram_gb:g} GB" if task.ram_gb is not None else ""
+        peak = f"; its peak was {record.peak_memory_bytes} bytes" if record.peak_memory_bytes is not None else ""
+        return _out_of_memory(task, f"{who} used more memory than it may{limit}{peak}; ask for more ram_gb")
+    if record.reason in {"NotFound", "NotExecutable", "StdinUnavailable", "WorkdirUnavailable"}:
+        reason = {"NotFound": "CommandNotFound", "NotExecutable": "CommandNotExecutable"}.get(
+            record.reason, record.reason
+        )
+        return Outcome(State.EXECUTOR_ERROR, reason, f"{who}: {record.message or record.reason}")
+    return Outcome(State.EXECUTOR_ERROR, "ExecutorFailed", f"{who} ended with exit code {code}")
+
+
+def _out_of_memory(task: Task, message: str) -> Outcome:
+    parameters = task.spec.resources.backend_parameters if task.spec.resources else {}
+    retries = parse_count(parameters.get("memory_retries", "0"))
+    repeat = task.ram_gb is not None and task.memory_scale < 2**retries
+    return Outcome(State.EXECUTOR_ERROR, "OutOfMemory", message, retry=repeat)
+
+
+def _outcome_of_no_run(task: Task, index: int, record: Record, policy: Policy) -> Outcome:
+    """The launcher never started the command, and not because an earlier executor failed (that outcome is known already)."""
+    message = f"executor {index} was not started: {record.message or record.reason}"
+    return _fault(task, record.reason or "NotStarted", message, policy, began=record.reason == "AlreadyBegun")
+
+
+def _outcome_without_record(
+    task: Task, index: int, container: Container | None, policy: Policy
+) -> tuple[ExecutorLog | None, Outcome]:
+    who = f"executor {index}"
+    if container is not None and container.reason == "OOMKilled":
+        limit = f"; the limit is {task.ram_gb:g} GB" if task.ram_gb is not None else ""
+        entry = ExecutorLog(137, container.started_at, container.ended_at, stderr="Killed: out of memory\n")
+        return entry, _out_of_memory(task, f"{who} used more memory than it may{limit}; ask for more ram_gb")
+    if container is not None and container.reason in {"StartError", "ContainerCannotRun", "RunContainerError"}:
+        return None, Outcome(State.SYSTEM_ERROR, "ContainerNotStarted", f"{who}: {_how_it_ended(container)}")
+    return None, _fault(task, "ContainerLost", f"{who}: {_how_it_ended(container)}", policy, began=True)
+
+
+def _how_it_ended(container: Container | None) -> str:
+    if container is None:
+        return "its container is gone"
+    record = container.record
+    if record is not None:
+        tail = record.stderr.strip()[-500:]
+        said = record.message or record.reason or f"exit code {record.exit_code}"
+        return f"{container.name} failed: {said}" + (f": {tail}" if tail else "")
+    words = [w for w in (container.reason, container.message) if w]
+    code = "" if container.exit_code is None else f" with exit code {container.exit_code}"
+    return f"{container.name} ended{code} without a record" + (f" ({': '.join(words)})" if words else "")
+
+
+# ── small moves ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _is_canceled(task: Task) -> bool:
+    return task.cancel_requested_at is not None and not task.state.is_terminal
+
+
+def _fault(task: Task, reason: str, message: str, policy: Policy, *, began: bool) -> Outcome:
+    """A fault of the infrastructure: repeat the attempt where the policy allows."""
+    repeat = task.attempt < policy.max_attempts and (policy.retry_started or not began)
+    preempted = reason == "Preempted" and policy.show_preempted
+    return Outcome(State.PREEMPTED if preempted else State.SYSTEM_ERROR, reason, message[:MAX_MESSAGE], retry=repeat)
+
+
+def _lost(task: Task, reason: str, message: str, now: datetime, policy: Policy, *, began: bool) -> Task:
+    return _end(task, now, _fault(task, reason, message, policy, began=began))
+
+
+def _end(task: Task, now: datetime, outcome: Outcome) -> Task:
+    """To the finish with `outcome`; a repetition is noted."""
+    if outcome.retry:
+        task = _note(task, now, f"Attempt {task.attempt} failed. {outcome.reason}: {outcome.message}")
+        task = _metadata(task, {"attempts": str(task.attempt + 1)})
+        if outcome.reason == "OutOfMemory":
+            task = replace(task, memory_scale=task.memory_scale * 2)
+    return replace(_to(task, Stage.FINISH, now, wake=now), outcome=outcome)
+
+
+def _to(task: Task, stage: Stage, now: datetime, *, wake: datetime) -> Task:
+    return replace(task, stage=stage, stage_since=now, wake_at=wake, part=None, waiting=None, waiting_since=None)
+
+
+def _look_again(task: Task, now: datetime, at: datetime) -> Task:
+    """Wake at about `at`: a wake-up already set for the second half of the time until then does, and costs no save."""
+    if task.wake_at is not None and now + (at - now) / 2 <= task.wake_at <= at:
+        return task
+    return replace(task, wake_at=at)
+
+
+def _cleanable(task: Task, now: datetime, policy: Policy) -> Task:
+    wake = now + (policy.keep or CLEAN_AGAIN)
+    end = task.log.end_time or now
+    return replace(_to(task, Stage.CLEAN, now, wake=wake), log=replace(task.log, end_time=end))
+
+
+def _move(task: Task, to: State, now: datetime) -> Task:
+    """Along the table, however many steps; times of the log are set on the way."""
+    steps = states.path(task.state, to)
+    if not steps:
+        return task
+    log = task.log
+    if State.INITIALIZING in steps and log.start_time is None:
+        log = replace(log, start_time=now)
+    if to.is_terminal:
+        log = replace(log, end_time=now)
+    return replace(task, state=to, log=log)
+
+
+def _wait(task: Task, why: str, now: datetime) -> Task:
+    """Show why nothing goes on; noted once for each reason."""
+    why = why[:MAX_MESSAGE]
+    if task.waiting == why:
+        return task
+    same_kind = task.waiting is not None and task.waiting.split(":")[0] == why.split(":")[0]
+    if not same_kind:
+        task = _note(task, now, why)
+    task = _metadata(task, {"waiting_reason": why})
+    return replace(task, waiting=why, waiting_since=task.waiting_since or now)
+
+
+def _note(task: Task, now: datetime, text: str) -> Task:
+    if len(task.log.system_logs) >= MAX_SYSTEM_LOGS:
+        return task
+    line = f"{now.isoformat(timespec='milliseconds').replace('+00:00', 'Z')} {text[:MAX_MESSAGE]}"
+    return replace(task, log=replace(task.log, system_logs=(*task.log.system_logs, line)))
+
+
+def _metadata(task: Task, told: Mapping[str, str]) -> Task:
+    if not told:
+        return task
+    return replace(task, log=replace(task.log, metadata={**task.log.metadata, **told}))

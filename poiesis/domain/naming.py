@@ -1,0 +1,47 @@
+"""Names: task ids, and the names and labels of objects in a cluster, all derived from a task id.
+
+Names are deterministic, so that a second creation meets the first one, and hold the attempt, so that nothing of an old attempt
+is taken for the new one. They are valid for any id: at most 63 characters of `[a-z0-9-]`; an id that is not is hashed.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import secrets
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+from poiesis.domain.task import TaskId
+
+_LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
+_ID: Final = re.compile(r"[0-9a-z]{26}")
+_LONGEST_ID: Final = 40  # leaves room for prefix, part and attempt within 63
+_B32HEX_LOWER: Final = str.maketrans("ABCDEFGHIJKLMNOPQRSTUV", "abcdefghijklmnopqrstuv")
+
+
+def new_task_id(now: datetime, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> TaskId:
+    """A new id: 26 characters that sort by creation time (microseconds) and cannot be guessed (72 random bits)."""
+    raw = int(now.timestamp() * 1_000_000).to_bytes(7, "big") + random_bytes(9)
+    return TaskId(base64.b32hexencode(raw).decode().rstrip("=").translate(_B32HEX_LOWER))
+
+
+def is_task_id(text: str) -> bool:
+    """Whether `new_task_id` can have made it; anything else need not be looked up."""
+    return _ID.fullmatch(text) is not None
+
+
+def slug(task_id: str) -> str:
+    """The id where it is valid in object names and labels, else a stable hash of it."""
+    if len(task_id) <= _LONGEST_ID and _LABEL.fullmatch(task_id):
+        return task_id
+    kept = re.sub(r"[^a-z0-9]+", "-", task_id.lower()).strip("-")[:20].strip("-")
+    digest = hashlib.sha256(task_id.encode()).hexdigest()[:16]
+    return f"{kept}-{digest}" if kept else f"x-{digest}"
+
+
+def object_name(task_id: str, attempt: int, part: str) -> str:
+    """Name of an object of one attempt, such as `poiesis-<id>-1-task`; `part`: task, tif, executors, tof, volume, filer."""
+    return f"poiesis-{slug(task_id)}-{attempt}-{part}"

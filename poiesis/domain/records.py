@@ -1,0 +1,148 @@
+"""Reading what containers say about themselves: the launcher's closing record and the filers' report.
+
+Both come through the reach of user code (a container log, a file on a shared directory), so reading is bounded and distrustful: what
+does not fit is None, never an exception, and no field is longer than it may be.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from poiesis.domain.observed import FilerReport, Record, TransferredFile
+
+RECORD_MARKER: Final = "POIESIS-RECORD"  # the launcher's --record-line
+MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
+MAX_REPORT_BYTES: Final = 768 * 1024  # what a filer may print: fits in its launcher's tail of 1 MiB
+MAX_TEXT: Final = 4096
+
+_SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
+
+
+def find_record(log: str, name: str, tail_limit: int) -> Record | None:
+    """The last record line of `name` in the end of a container log."""
+    for line in reversed(log.splitlines()):
+        if line.startswith(RECORD_MARKER + " "):
+            record = parse_record(line[len(RECORD_MARKER) + 1 :], tail_limit)
+            if record is not None and record.name == name:
+                return record
+    return None
+
+
+def parse_record(text: str | bytes, tail_limit: int) -> Record | None:
+    """A record from its JSON text; None when it is none. Tails are cut to their last `tail_limit` characters."""
+    document = _load(text, MAX_RECORD_BYTES)
+    if document is None or not isinstance(document.get("name"), str) or not isinstance(document.get("ok"), bool):
+        return None
+    return Record(
+        name=document["name"][:64],
+        ok=document["ok"],
+        exit_code=_integer(document.get("exit_code"), -(2**31), 2**31 - 1),
+        reason=_text(document.get("reason"), 64),
+        message=_text(document.get("message"), MAX_TEXT),
+        oom_killed=document.get("oom_killed") is True,
+        started_at=parse_time(document.get("started")),
+        ended_at=parse_time(document.get("ended")),
+        peak_memory_bytes=_integer(document.get("peak_memory_bytes"), 0, 2**53),
+        cpu_seconds=_number(document.get("cpu_seconds")),
+        stdout=_tail(document.get("stdout"), tail_limit),
+        stderr=_tail(document.get("stderr"), tail_limit),
+        truncated=document.get("truncated") is True,
+    )
+
+
+def parse_report(text: str | bytes) -> FilerReport | None:
+    """A filer's report from its JSON text (`format_report`); None when it is none."""
+    document = _load(text, MAX_REPORT_BYTES + 1024)
+    if document is None or not isinstance(document.get("files"), list):
+        return None
+    files = []
+    for item in document["files"]:
+        if not isinstance(item, dict) or not isinstance(item.get("url"), str) or not isinstance(item.get("path"), str):
+            return None
+        size = _integer(item.get("size_bytes"), 0, 2**63 - 1)
+        files.append(
+            TransferredFile(_clean(item["url"]), _clean(item["path"]), size or 0, _text(item.get("checksum"), 200))
+        )
+    notes = document.get("notes")
+    return FilerReport(
+        files=tuple(files),
+        omitted=_integer(document.get("omitted"), 0, 2**53) or 0,
+        total_files=_integer(document.get("total_files"), 0, 2**53) or 0,
+        total_bytes=_integer(document.get("total_bytes"), 0, 2**63 - 1) or 0,
+        seconds=_number(document.get("seconds")) or 0.0,
+        notes=tuple(_clean(n)[:MAX_TEXT] for n in notes[:100] if isinstance(n, str)) if isinstance(notes, list) else (),
+        error=_text(document.get("error"), MAX_TEXT),
+        error_code=_text(document.get("error_code"), 64),
+        retryable=document.get("retryable") is True,
+    )
+
+
+def format_report(report: FilerReport) -> str:
+    """One line of JSON, at most MAX_REPORT_BYTES: files that do not fit are counted in `omitted` instead."""
+    head = {
+        "total_files": report.total_files,
+        "total_bytes": report.total_bytes,
+        "seconds": round(report.seconds, 3),
+        "notes": [n[:MAX_TEXT] for n in report.notes[:100]],
+        "error": report.error and report.error[:MAX_TEXT],
+        "error_code": report.error_code,
+        "retryable": report.retryable,
+    }
+    room = MAX_REPORT_BYTES - len(json.dumps(head).encode()) - 64
+    files: list[dict[str, Any]] = []
+    for file in report.files:
+        item = {"url": file.url, "path": file.path, "size_bytes": file.size_bytes, "checksum": file.checksum}
+        room -= len(json.dumps(item).encode()) + 2
+        if room < 0:
+            break
+        files.append(item)
+    omitted = report.omitted + len(report.files) - len(files)
+    return json.dumps({**head, "files": files, "omitted": omitted})
+
+
+def parse_time(text: object) -> datetime | None:
+    """An RFC 3339 time as aware UTC; None when it is none."""
+    if not isinstance(text, str) or len(text) > 40:
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return moment.astimezone(UTC) if moment.tzinfo else None
+
+
+def _load(text: str | bytes, limit: int) -> Mapping[str, Any] | None:
+    if len(text) > limit:
+        return None
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def _clean(text: str) -> str:
+    return _SURROGATES.sub("\ufffd", text)
+
+
+def _text(value: object, limit: int) -> str | None:
+    return _clean(value)[:limit] if isinstance(value, str) else None
+
+
+def _tail(value: object, limit: int) -> str:
+    return _clean(value)[-limit:] if isinstance(value, str) and limit > 0 else ""
+
+
+def _integer(value: object, least: int, most: int) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and least <= value <= most else None
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) and value >= 0 else None

@@ -1,0 +1,193 @@
+"""A TES task as Poiesis keeps it: what the user asked for (`TaskSpec`), how far it is (`Task`), what came of it (`TaskLog`).
+
+All of it is frozen; a change is a new value made by `dataclasses.replace` and saved by compare-and-set on `Task.version`.
+Field names are the spec's. Times are aware UTC. Sizes are bytes unless the spec's name says otherwise (`disk_gb`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType
+
+from poiesis.domain.states import Stage, State
+
+TaskId = NewType("TaskId", str)
+Version = NewType("Version", int)
+
+
+class FileType(StrEnum):
+    """Spec: tesFileType."""
+
+    FILE = "FILE"
+    DIRECTORY = "DIRECTORY"
+
+
+class View(StrEnum):
+    """Spec: parameter `view`."""
+
+    MINIMAL = "MINIMAL"
+    BASIC = "BASIC"
+    FULL = "FULL"
+
+
+@dataclass(frozen=True)
+class Executor:
+    """Spec: tesExecutor. `command` is argv, never a shell line. Paths are absolute paths in the container."""
+
+    image: str
+    command: tuple[str, ...]
+    workdir: str | None = None
+    stdin: str | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    ignore_error: bool = False
+
+
+@dataclass(frozen=True)
+class Input:
+    """Spec: tesInput. `content` not None wins over `url`. `type` None: the user left it out; the filer finds out."""
+
+    path: str
+    url: str | None = None
+    content: str | None = None
+    type: FileType | None = None
+    name: str | None = None
+    description: str | None = None
+    streamable: bool | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """Spec: tesOutput. `path` may hold wildcards; then `path_prefix` is set and `url` names a directory."""
+
+    path: str
+    url: str
+    path_prefix: str | None = None
+    type: FileType | None = None
+    name: str | None = None
+    description: str | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Spec: tesResources. None: not asked for. Gigabytes are 10^9 bytes. `backend_parameters` holds supported keys alone."""
+
+    cpu_cores: float | None = None
+    ram_gb: float | None = None
+    disk_gb: float | None = None
+    preemptible: bool | None = None
+    zones: tuple[str, ...] = ()
+    backend_parameters: Mapping[str, str] = field(default_factory=dict)
+    backend_parameters_strict: bool | None = None
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What the user sent (spec: tesTask without the server's fields)."""
+
+    executors: tuple[Executor, ...]
+    name: str | None = None
+    description: str | None = None
+    inputs: tuple[Input, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    resources: Resources | None = None
+    volumes: tuple[str, ...] = ()
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExecutorLog:
+    """Spec: tesExecutorLog, of an executor that has ended or (exit_code None, never shown to clients) still runs.
+
+    `stdout` and `stderr` are tails, bounded by `Policy.tail_bytes`.
+    """
+
+    exit_code: int | None
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    stdout: str = ""
+    stderr: str = ""
+
+
+@dataclass(frozen=True)
+class OutputFileLog:
+    """Spec: tesOutputFileLog; one file, directories flattened."""
+
+    url: str
+    path: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class TaskLog:
+    """Spec: tesTaskLog. A task has exactly one; attempts stay inside it."""
+
+    logs: tuple[ExecutorLog, ...] = ()
+    outputs: tuple[OutputFileLog, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    start_time: datetime | None = None
+    end_time: datetime | None = None
+    system_logs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the task, or with `retry` this attempt, is going to end. The state moves at the finish stage.
+
+    `reason` is a CamelCase word (`OutOfMemory`, `ImagePullFailed`, …) that goes to `metadata.failure_reason`; None: no failure.
+    """
+
+    state: State
+    reason: str | None = None
+    message: str | None = None
+    retry: bool = False
+
+
+@dataclass(frozen=True)
+class Task:
+    """One stored task.
+
+    `version` counts saves (0: never stored). `stage` says what has to happen next and `stage_since` since when. `wake_at` is when
+    resync looks at the task if nothing else woke it: every task that is not done has one, so none is forgotten. `attempt`
+    starts at 1 and names the objects in the cluster. `nonce` has to come with a poke. `cancel_requested_at` is a
+    request beside the state. `layout` is set once planned, so that all stages of an attempt agree. `part` is the pod that was
+    launched and is waited for. `waiting` is why nothing goes on, in words, `waiting_since` since when. `memory_scale` multiplies
+    `ram_gb` after out-of-memory retries.
+    """
+
+    id: TaskId
+    spec: TaskSpec
+    created_at: datetime
+    state: State = State.QUEUED
+    stage: Stage = Stage.PREPARE
+    stage_since: datetime | None = None
+    wake_at: datetime | None = None
+    attempt: int = 1
+    version: Version = Version(0)
+    nonce: str = ""
+    owner: str | None = None
+    cancel_requested_at: datetime | None = None
+    layout: str | None = None
+    part: str | None = None
+    waiting: str | None = None
+    waiting_since: datetime | None = None
+    memory_scale: int = 1
+    outcome: Outcome | None = None
+    log: TaskLog = field(default_factory=TaskLog)
+
+    @property
+    def ram_gb(self) -> float | None:
+        """What this attempt asks for; None: nothing."""
+        asked = self.spec.resources.ram_gb if self.spec.resources else None
+        return None if asked is None else asked * self.memory_scale
+
+    @property
+    def due_stage(self) -> Stage:
+        """The stage to act on now: a cancel request goes straight to the finish."""
+        if self.cancel_requested_at is not None and self.stage not in (Stage.FINISH, Stage.CLEAN, Stage.DONE):
+            return Stage.FINISH
+        return self.stage

@@ -1,0 +1,84 @@
+"""Where tasks are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from poiesis.domain.states import Stage, State
+from poiesis.domain.task import Task, TaskId, Version, View
+
+
+@dataclass(frozen=True)
+class TaskFilter:
+    """What a list is narrowed to; all given conditions hold at once (spec: ListTasks).
+
+    `tags` pairs of (key, value); an empty value matches any value of that key. `owner` None: everybody's.
+    """
+
+    name_prefix: str = ""
+    states: frozenset[State] = field(default_factory=frozenset)
+    tags: tuple[tuple[str, str], ...] = ()
+    owner: str | None = None
+
+
+@dataclass(frozen=True)
+class Page:
+    """`tasks` newest first; `next_after` is the id to go on after, None on the last page."""
+
+    tasks: tuple[Task, ...]
+    next_after: TaskId | None
+
+
+class TaskRepository(Protocol):
+    """Durable: when `add` or `save` returned, a crash of any process loses nothing.
+
+    Every method raises RepositoryUnavailable when the store does not answer; all are safe to repeat.
+    """
+
+    def add(self, task: Task) -> None:
+        """Store a new task as version 1. The same id and content again: nothing changes."""
+        ...
+
+    def get(self, task_id: TaskId, view: View = View.FULL) -> Task:
+        """The task as last saved. MINIMAL and BASIC may leave out what those views do not show: such a task is for reading.
+
+        Raises: UnknownTask.
+        """
+        ...
+
+    def save(self, task: Task, *, seen: Version) -> bool:
+        """Replace the stored task if it is still at version `seen` (compare-and-set); its version becomes `seen + 1`.
+
+        False: another writer came first; read again and decide again. `task.version` is ignored.
+        Raises: UnknownTask; IllegalTransition when the stored state cannot move to `task.state` in one or more moves of TRANSITIONS.
+        """
+        ...
+
+    def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
+        """At most `limit` tasks with ids below `after`, newest (largest id) first. Stable while tasks arrive: nothing lost or repeated."""
+        ...
+
+    def due(self, now: datetime, *, limit: int) -> Sequence[tuple[TaskId, Stage]]:
+        """Tasks not done whose `wake_at` has come, longest overdue first, each with its due stage."""
+        ...
+
+    def postpone(self, task_id: TaskId, *, until: datetime) -> None:
+        """Set `wake_at` alone, if it is earlier, without a new version. Of an unknown or done task: nothing."""
+        ...
+
+    def count(self, where: TaskFilter) -> int:
+        """How many tasks match; exact."""
+        ...
+
+    def delete(self, task_id: TaskId) -> bool:
+        """Forget a task that is done (retention). False where there is none or it is not done."""
+        ...
+
+    def ready(self) -> None:
+        """Answer whether the store can be used now: returns, or raises RepositoryUnavailable."""
+        ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,38 @@
+"""The Queue port on Celery."""
+
+from __future__ import annotations
+
+from celery import Celery, chain
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from poiesis.domain.errors import QueueUnavailable
+from poiesis.domain.states import Stage
+from poiesis.domain.task import TaskId
+from poiesis.queue.app import LINK_OF, LINKS
+
+
+class CeleryQueue:
+    """Publishes chains of links. Safe to use from any thread."""
+
+    def __init__(self, app: Celery) -> None:
+        self._app = app
+
+    def publish(self, task_id: TaskId, stage: Stage) -> None:
+        links = LINKS[LINK_OF[stage] :]
+        try:
+            chain(*(self._app.signature(link, args=(task_id,), immutable=True) for link in links)).apply_async(
+                ignore_result=True
+            )
+        except (OperationalError, RedisError, OSError) as error:
+            raise QueueUnavailable(f"the queue does not answer: {type(error).__name__}") from error
+
+    def ready(self) -> None:
+        try:
+            with self._app.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, timeout=5)
+        except (OperationalError, RedisError, OSError) as error:
+            raise QueueUnavailable(f"the queue does not answer: {type(error).__name__}") from error
+
+    def close(self) -> None:
+        self._app.close()

@@ -1,0 +1,237 @@
+"""What wakes `reconcile`: changes in the cluster, pokes, and the clock.
+
+`WorkQueue` keeps at most one call for each task under way, merges wake-ups that come meanwhile, and lets failures back off. `Monitor`
+feeds it from the cluster's events and pokes, publishes what another role has to do, and runs two loops: resync publishes tasks whose
+time has come, the sweep removes what belongs to no task. Everything it knows can be lost: resync finds it again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Final
+
+from poiesis.domain.errors import PoiesisError, QueueUnavailable, Unavailable, UnknownTask
+from poiesis.domain.policy import Policy
+from poiesis.domain.states import Stage
+from poiesis.domain.task import Executor, Task, TaskId, TaskSpec, View
+from poiesis.ports import Clock, Cluster, ClusterEvents, Queue, TaskRepository
+from poiesis.services.orchestrator import Orchestrator
+
+log = logging.getLogger(__name__)
+
+MONITORED: Final = frozenset({Stage.RUN})  # stages whose effects the monitor applies itself
+RESYNC_BATCH: Final = 500
+REPUBLISH: Final = timedelta(seconds=15)  # a published link has this long to be taken before it is published again
+SWEEP_EVERY: Final = timedelta(minutes=5)
+MAX_FAILURES: Final = 8
+MAX_KEYS: Final = 100_000
+
+
+class WorkQueue:
+    """Runs `handle(task_id, hint)` in a few threads, never twice at once for one task.
+
+    `wake` merges: a task that waits already waits once; one being handled is handled again afterwards. The newest hint that is not None
+    wins. A handler that raises is repeated with back-off, at most MAX_FAILURES times; then resync is what is left. At most MAX_KEYS tasks
+    wait; more are dropped (resync finds them).
+    """
+
+    def __init__(self, handle: Callable[[TaskId, str | None], None], threads: int) -> None:
+        self._handle = handle
+        self._lock = threading.Condition()
+        self._ready: deque[TaskId] = deque()
+        self._hints: dict[TaskId, str | None] = {}  # waiting tasks
+        self._busy: set[TaskId] = set()
+        self._failures: dict[TaskId, int] = {}
+        self._later: dict[TaskId, float] = {}  # backing off: due on the monotonic clock
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._work, name=f"reconcile-{i}", daemon=True) for i in range(threads)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def wake(self, task_id: TaskId, hint: str | None = None) -> None:
+        with self._lock:
+            if self._closed or (task_id not in self._hints and len(self._hints) >= MAX_KEYS):
+                return
+            waits = task_id in self._hints
+            self._hints[task_id] = hint or self._hints.get(task_id)
+            if not waits and task_id not in self._busy:
+                self._ready.append(task_id)
+                self._lock.notify()
+
+    def close(self, timeout: timedelta = timedelta(seconds=10)) -> None:
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
+        deadline = time.monotonic() + timeout.total_seconds()
+        for thread in self._threads:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _work(self) -> None:
+        while True:
+            with self._lock:
+                while not self._closed and not self._ready:
+                    self._lock.wait(self._until_next())
+                    self._bring_back()
+                if self._closed:
+                    return
+                task_id = self._ready.popleft()
+                hint = self._hints.pop(task_id, None)
+                self._busy.add(task_id)
+            failed = False
+            try:
+                self._handle(task_id, hint)
+            except Exception as error:
+                failed = True
+                log.warning("wake_failed", extra={"task_id": task_id, "error": f"{type(error).__name__}: {error}"})
+            with self._lock:
+                self._busy.discard(task_id)
+                if failed:
+                    self._back_off(task_id)
+                else:
+                    self._failures.pop(task_id, None)
+                if task_id in self._hints and task_id not in self._later:
+                    self._ready.append(task_id)
+                    self._lock.notify()
+
+    def _back_off(self, task_id: TaskId) -> None:
+        count = self._failures.get(task_id, 0) + 1
+        if count > MAX_FAILURES:
+            self._failures.pop(task_id, None)
+            return
+        self._failures[task_id] = count
+        self._later[task_id] = time.monotonic() + min(0.1 * 2**count, 30.0)
+        self._hints.setdefault(task_id, None)
+
+    def _until_next(self) -> float | None:
+        return max(0.0, min(self._later.values()) - time.monotonic()) if self._later else None
+
+    def _bring_back(self) -> None:
+        now = time.monotonic()
+        for task_id in [t for t, due in self._later.items() if due <= now]:
+            del self._later[task_id]
+            if task_id in self._hints and task_id not in self._busy:
+                self._ready.append(task_id)
+
+
+class Monitor:
+    def __init__(
+        self,
+        orchestrator: Orchestrator,
+        repository: TaskRepository,
+        queue: Queue,
+        cluster: Cluster,
+        events: ClusterEvents,
+        clock: Clock,
+        policy: Policy,
+        *,
+        threads: int,
+        resync: timedelta,
+        retention: timedelta | None = None,
+    ) -> None:
+        self._orchestrator = orchestrator
+        self._repository = repository
+        self._queue = queue
+        self._cluster = cluster
+        self._events = events
+        self._clock = clock
+        self._policy = policy
+        self._resync = resync
+        self._retention = retention
+        self._work = WorkQueue(self._reconcile, threads)
+        self._stop = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def start(self) -> None:
+        self._work.start()
+        for target, every in ((self.resync, self._resync), (self.sweep, SWEEP_EVERY)):
+            thread = threading.Thread(target=self._repeat, args=(target, every), name=target.__name__, daemon=True)
+            thread.start()
+            self._threads.append(thread)
+        self._events.follow(self._work.wake)
+
+    def poke(self, task_id: TaskId, nonce: str) -> None:
+        """A container says that something ended. It may lie; all it can do is to wake its own task's reconcile."""
+        self._work.wake(task_id, nonce)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._work.close()
+        for thread in self._threads:
+            thread.join(5)
+
+    def resync(self) -> int:
+        """Publish every task whose time has come; answers how many. One published is looked at again after REPUBLISH at the earliest."""
+        now = self._clock.now()
+        due = self._repository.due(now, limit=RESYNC_BATCH)
+        for task_id, stage in due:
+            try:
+                if stage in MONITORED:
+                    self._work.wake(task_id)
+                else:
+                    self._queue.publish(task_id, stage)
+            except QueueUnavailable as error:
+                log.warning("publish_failed", extra={"task_id": task_id, "error": str(error)})
+                break
+            self._repository.postpone(task_id, until=now + REPUBLISH)
+        return len(due)
+
+    def sweep(self) -> int:
+        """Remove what belongs to a task that is done or that the store has never heard of; answers how many tasks it found."""
+        found = 0
+        for task_id in list(self._events.task_ids()):
+            try:
+                task = self._repository.get(task_id, View.BASIC)
+                if task.stage is Stage.DONE:
+                    found += 1
+                    self._queue.publish(task_id, Stage.DONE)
+            except UnknownTask:
+                found += 1
+                self._remove_unknown(task_id)
+        if found:
+            log.warning("sweep_found", extra={"tasks": found})
+        return found
+
+    def _remove_unknown(self, task_id: TaskId) -> None:
+        """Objects whose task the store does not have. A task is stored before anything is made for it, so nothing of it is to come."""
+        nobody = TaskSpec(executors=(Executor("none", ("none",)),))
+        log.warning("sweep_unknown_task", extra={"task_id": task_id})
+        self._cluster.delete_all(
+            Task(id=task_id, spec=nobody, created_at=self._clock.now(), attempt=self._policy.max_attempts)
+        )
+
+    def _reconcile(self, task_id: TaskId, hint: str | None) -> None:
+        try:
+            reconciled = self._orchestrator.reconcile(task_id, MONITORED, poked=hint)
+        except UnknownTask:
+            return
+        except PoiesisError:
+            raise
+        except Exception as error:
+            log.exception("reconcile_bug", extra={"task_id": task_id})
+            self._orchestrator.give_up(task_id, error)
+            return
+        if reconciled.due is not None and self._is_ours_to_publish(reconciled.task):
+            self._queue.publish(task_id, reconciled.due)
+
+    def _is_ours_to_publish(self, task: Task) -> bool:
+        """Whether the links that were published with the task cannot be under way any more: it has been launched once."""
+        return task.due_stage not in (Stage.PREPARE, Stage.STAGE_IN, Stage.LAUNCH) or task.state.value != "QUEUED"
+
+    def _repeat(self, work: Callable[[], int], every: timedelta) -> None:
+        while not self._stop.wait(every.total_seconds()):
+            try:
+                work()
+            except Unavailable as error:
+                log.warning("loop_failed", extra={"loop": work.__name__, "error": str(error)})
+            except Exception:
+                log.exception("loop_bug", extra={"loop": work.__name__})

@@ -1,0 +1,132 @@
+"""Start a server program on free ports, wait until it answers, stop it by its process id.
+
+A port found free may be taken before the server binds it, so a server that dies early is started again on other ports.
+A test run killed with SIGKILL runs no clean-up: where the system has `setpriv`, the kernel ends the server with its
+parent.
+"""
+
+import os
+import random
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import pytest
+
+T = TypeVar("T")
+
+HOST = "127.0.0.1"
+PORTS = range(
+    15000, 28000
+)  # below Linux's ephemeral range and Kubernetes' node ports, so that no connection takes one meanwhile
+ATTEMPTS = 3
+START_S = 60.0  # seconds; generous for a machine busy with other workers, the usual start is below five
+STOP_S = 5.0  # seconds between SIGTERM and SIGKILL
+POLL_S = 0.05
+
+
+class ServerFailed(RuntimeError):
+    """The server ended, or did not answer before the deadline; the message has the end of its output."""
+
+
+def free_ports(count: int) -> list[int]:
+    """`count` different TCP ports of 127.0.0.1 that nobody listens on now."""
+    found: list[int] = []
+    chance = random.SystemRandom()  # workers started together must not draw the same ports
+    while len(found) < count:
+        port = chance.choice(PORTS)
+        with closing(socket.socket()) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+        if port not in found:
+            found.append(port)
+    return found
+
+
+def missing(reason: str) -> NoReturn:
+    """Skip the test that asked for a server whose program is not here."""
+    pytest.skip(reason)
+
+
+@contextmanager
+def running(
+    name: str,
+    ports: int,
+    command: Callable[[Path, list[int]], Sequence[str]],
+    connect: Callable[[list[int]], T],
+    *,
+    stop_s: float = STOP_S,
+) -> Iterator[T]:
+    """Run `command(folder, ports)` until the block ends; gives what `connect(ports)` returned at last.
+
+    At the end it gets SIGTERM, and SIGKILL after `stop_s` seconds; its folder is removed.
+    """
+    for attempt in range(1, ATTEMPTS + 1):
+        # a short path: some servers put a unix socket there, and its path has a limit of 108 bytes
+        folder = Path(tempfile.mkdtemp(prefix=f"poiesis-{name}-"))
+        process: subprocess.Popen[bytes] | None = None
+        try:
+            chosen = free_ports(ports)
+            log = folder / "server.log"
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    [*_bound_to_parent(), *command(folder, chosen)],
+                    cwd=folder,
+                    env={**os.environ, "TMPDIR": str(folder)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                )
+            try:
+                server = _wait(name, process, log, partial(connect, chosen))
+            except ServerFailed:
+                if attempt == ATTEMPTS:
+                    raise
+                continue
+            yield server
+            return
+        finally:
+            if process is not None:
+                _stop(process, stop_s)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _bound_to_parent() -> list[str]:
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
+
+
+def _wait(name: str, process: subprocess.Popen[bytes], log: Path, connect: Callable[[], T]) -> T:
+    deadline = time.monotonic() + START_S
+    last: Exception | None = None
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            return connect()
+        except (
+            Exception
+        ) as error:  # whatever a client raises while its server is not ready; the last one is chained below
+            last = error
+            time.sleep(POLL_S)
+    what = (
+        f"ended with {process.returncode}" if process.poll() is not None else f"did not answer within {START_S:.0f} s"
+    )
+    raise ServerFailed(f"{name} {what}: {log.read_bytes()[-2000:].decode(errors='replace')}") from last
+
+
+def _stop(process: subprocess.Popen[bytes], stop_s: float) -> None:
+    process.terminate()
+    try:
+        process.wait(stop_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
