@@ -3,8 +3,7 @@
 `read` fills any frozen dataclass, nested ones too, so that each adapter defines its own settings beside itself and `bootstrap` reads
 them all: `POIESIS_POLICY__MAX_ATTEMPTS=5`, `POIESIS_KUBERNETES__NAMESPACE=tasks`. Values are text for str, numbers, `true`/`false`,
 durations (`90s`, `15m`, `2h`, `1d`), and comma-separated lists or JSON for collections. A variable nobody knows is an error, with the
-names that are near. Secrets may come from a file: `POIESIS_MONGO_URI_FILE=/run/secrets/uri`. Fields named in a class's
-`SECRET` never show in `repr`.
+name that is near. Secrets may come from a file: `POIESIS_MONGO_URI_FILE=/run/secrets/uri`, and their fields never show in `repr`.
 """
 
 from __future__ import annotations
@@ -154,16 +153,28 @@ def _parse(kind: Any, text: str) -> Any:
         return None if text.strip().lower() in {"", "none"} else _parse(inner[0], text)
     if origin in (tuple, frozenset):
         return origin(_parse(typing.get_args(kind)[0], part) for part in _parts(text))
+    if origin is typing.Literal:
+        if text not in typing.get_args(kind):
+            raise ValueError(f"give one of {', '.join(typing.get_args(kind))}")
+        return text
     if origin is not None or kind is dict:
         value = json.loads(text)
         if not isinstance(value, dict):
             raise ValueError("give a JSON object")
-        return value
+        inner = typing.get_args(kind)[1] if len(typing.get_args(kind)) == 2 else None
+        return {k: _from_json(inner, v) for k, v in value.items()} if dataclasses.is_dataclass(inner) else value
     if kind is bool:
         return parse_bool(text)
     if kind is timedelta:
         return timedelta(0) if text.strip() in {"0", "0s"} else parse_duration(text)
     return kind(text)
+
+
+def _from_json(cls: Any, value: Any) -> Any:
+    """An instance of the dataclass `cls` from a JSON object of its fields."""
+    if not isinstance(value, dict):
+        raise ValueError(f"give a JSON object with fields of {cls.__name__}")
+    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from poiesis.domain.errors import PoiesisError, QueueUnavailable, Unavailable, UnknownTask
@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 MONITORED: Final = frozenset({Stage.RUN})  # stages whose effects the monitor applies itself
 RESYNC_BATCH: Final = 500
+RESYNC_ALL: Final = 100_000
 REPUBLISH: Final = timedelta(seconds=15)  # a published link has this long to be taken before it is published again
 SWEEP_EVERY: Final = timedelta(minutes=5)
 MAX_FAILURES: Final = 8
@@ -151,8 +152,12 @@ class Monitor:
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
-    def start(self) -> None:
+    def listen(self) -> None:
+        """Begin to handle wake-ups: enough for one that does not lead, whom pokes may reach too."""
         self._work.start()
+
+    def start(self) -> None:
+        """Lead: follow the cluster, resync, sweep."""
         for target, every in ((self.resync, self._resync), (self.sweep, SWEEP_EVERY)):
             thread = threading.Thread(target=self._repeat, args=(target, every), name=target.__name__, daemon=True)
             thread.start()
@@ -183,6 +188,16 @@ class Monitor:
                 log.warning("publish_failed", extra={"task_id": task_id, "error": str(error)})
                 break
             self._repository.postpone(task_id, until=now + REPUBLISH)
+        return len(due)
+
+    def resume(self) -> int:
+        """After a start with an empty queue: publish all that is not done, whenever it is due."""
+        due = self._repository.due(datetime.max.replace(tzinfo=UTC), limit=RESYNC_ALL)
+        for task_id, stage in due:
+            if stage in MONITORED:
+                self._work.wake(task_id)
+            else:
+                self._queue.publish(task_id, stage)
         return len(due)
 
     def sweep(self) -> int:

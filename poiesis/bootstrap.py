@@ -1,0 +1,202 @@
+"""The composition root: settings → adapters → services. Nothing else builds an adapter, and each is imported by what builds it, so
+that a role pays only for what it uses.
+
+A `Bootstrap` makes each part when it is first asked for and closes what it made, last first.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
+
+from poiesis.config import PREFIX, Settings, read
+from poiesis.domain.parameters import PARAMETERS
+from poiesis.domain.policy import Policy
+from poiesis.filer import registry
+from poiesis.filer.settings import FilerSettings
+from poiesis.observability import configure_logging
+from poiesis.ports import Cluster, ClusterEvents, Queue, TaskRepository
+from poiesis.services.monitor import Monitor
+from poiesis.services.orchestrator import Orchestrator
+from poiesis.services.tasks import TaskService
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from poiesis.api.app import Services
+    from poiesis.cluster.kubernetes.leader import Election
+    from poiesis.cluster.kubernetes.settings import KubernetesSettings
+
+log = logging.getLogger(__name__)
+
+KUBERNETES_PREFIX: Final = f"{PREFIX}KUBERNETES__"
+FILER_PREFIX: Final = f"{PREFIX}FILER__"
+CLIENT_VARIABLES: Final = (f"{PREFIX}URL", f"{PREFIX}TOKEN", f"{PREFIX}TEST_")
+ADAPTER_PREFIXES: Final = (KUBERNETES_PREFIX, FILER_PREFIX, *CLIENT_VARIABLES)
+
+
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+T = TypeVar("T", bound=_Closable)
+
+
+class SystemClock:
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+class FollowedCluster(Cluster, ClusterEvents, Protocol):
+    """A cluster that also tells what changed."""
+
+
+class Bootstrap:
+    def __init__(self, settings: Settings, filer: FilerSettings, kubernetes: KubernetesSettings | None = None) -> None:
+        self._given = settings
+        self.filer = filer
+        self._kubernetes = kubernetes
+        self._closing = ExitStack()
+        self._lock = threading.RLock()
+        self.clock = SystemClock()
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Self:
+        """For a role of the server mode. Raises: ConfigurationError."""
+        from poiesis.cluster.kubernetes.settings import KubernetesSettings
+
+        settings = read(Settings, environ, others=ADAPTER_PREFIXES)
+        configure_logging(settings.log_level, settings.log_format)
+        return cls(
+            settings, read(FilerSettings, environ, FILER_PREFIX), read(KubernetesSettings, environ, KUBERNETES_PREFIX)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._closing.close()
+
+    @property
+    def is_embedded(self) -> bool:
+        return self._kubernetes is None
+
+    @cached_property
+    def settings(self) -> Settings:
+        """With the policy completed by what the adapters can do."""
+        policy = self._given.policy
+        keys = {p.key for p in PARAMETERS.values() if not (p.kubernetes_only and self.is_embedded)}
+        return replace(
+            self._given,
+            policy=replace(
+                policy,
+                url_schemes_in=registry.readable(self.filer),
+                url_schemes_out=registry.writable(self.filer),
+                file_roots=self.filer.file_roots,
+                backend_parameters=frozenset(keys) if self.is_embedded else self._kubernetes_parameters(keys),
+            ),
+        )
+
+    @property
+    def policy(self) -> Policy:
+        return self.settings.policy
+
+    @cached_property
+    def repository(self) -> TaskRepository:
+        if self.is_embedded:
+            from poiesis.repository.sqlite import SqliteTaskRepository
+
+            return self._opened(SqliteTaskRepository(Path(self.settings.directory) / "tasks.sqlite"))
+        from poiesis.repository.mongo import MongoTaskRepository
+
+        return self._opened(MongoTaskRepository(self.settings.mongo_uri, self.settings.mongo_database))
+
+    @cached_property
+    def celery(self) -> Celery:
+        from poiesis.queue.app import make_app
+
+        return make_app("memory://" if self.is_embedded else self.settings.redis_uri)
+
+    @cached_property
+    def queue(self) -> Queue:
+        from poiesis.queue.publisher import CeleryQueue
+
+        return self._opened(CeleryQueue(self.celery))
+
+    @cached_property
+    def cluster(self) -> FollowedCluster:
+        if self._kubernetes is None:
+            return self._opened(self._local_cluster())
+        from poiesis.cluster.kubernetes.adapter import KubernetesCluster
+
+        return self._opened(KubernetesCluster(self._kubernetes, self.policy, self.filer.to_json()))
+
+    @cached_property
+    def orchestrator(self) -> Orchestrator:
+        return Orchestrator(self.repository, self.cluster, self.clock, self.policy)
+
+    @cached_property
+    def tasks(self) -> TaskService:
+        return TaskService(self.repository, self.queue, self.clock, self.policy)
+
+    def monitor(self) -> Monitor:
+        return Monitor(
+            self.orchestrator,
+            self.repository,
+            self.queue,
+            self.cluster,
+            self.cluster,
+            self.clock,
+            self.policy,
+            threads=self.settings.monitor_threads,
+            resync=self.settings.resync,
+            retention=self.settings.retention,
+        )
+
+    def election(self, on_start: Callable[[], None], on_stop: Callable[[], None]) -> Election:
+        """Of the monitor that leads, among those of this namespace and instance."""
+        from poiesis.cluster.kubernetes.leader import Election
+
+        raise NotImplementedError(Election, on_start, on_stop)
+
+    def describe(self) -> str:
+        """What tasks run on, in a sentence."""
+        return self.cluster.describe() if self.is_embedded else "Tasks run as pods on Kubernetes."
+
+    def api_services(self) -> Services:
+        from poiesis.api.app import Services
+
+        return Services(
+            tasks=self.tasks,
+            policy=self.policy,
+            api=self.settings.api,
+            service=self.settings.service,
+            describe=self.describe(),
+            ready=self.api_ready,
+        )
+
+    def ready(self) -> None:
+        """Of a worker or the monitor. Raises: Unavailable."""
+        self.repository.ready()
+        self.queue.ready()
+        self.cluster.ready()
+
+    def api_ready(self) -> None:
+        """The API needs no cluster. Raises: Unavailable."""
+        self.repository.ready()
+        self.queue.ready()
+
+    def _opened(self, part: T) -> T:
+        self._closing.callback(part.close)
+        return part
+

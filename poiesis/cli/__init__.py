@@ -1,0 +1,1 @@
+"""The `poiesis` command: one module for each group of subcommands."""

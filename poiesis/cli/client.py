@@ -1,0 +1,111 @@
+"""A small client of any TES 1.x server, for the command line."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import quote, urlencode, urlsplit
+
+import urllib3
+
+from poiesis.domain.errors import (
+    Forbidden,
+    InvalidTask,
+    PoiesisError,
+    Problem,
+    Unauthenticated,
+    Unavailable,
+    UnknownTask,
+)
+
+PREFIXES: Final = ("/ga4gh/tes/v1", "/v1", "")
+TERMINAL: Final = frozenset({"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED", "PREEMPTED"})
+
+
+class TesClient:
+    """`url` with or without the API's path, which is found out on the first request.
+
+    Credentials: `user:password@` in the URL, or POIESIS_TOKEN / TES_TOKEN (bearer). All methods raise the family of domain.errors.
+    """
+
+    def __init__(self, url: str, environ: Mapping[str, str] = os.environ) -> None:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        self._base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        self._prefix: str | None = None
+        self._headers = {"Accept": "application/json"}
+        token = environ.get("POIESIS_TOKEN") or environ.get("TES_TOKEN")
+        if parts.username is not None:
+            pair = f"{parts.username}:{parts.password or ''}".encode()
+            self._headers["Authorization"] = "Basic " + base64.b64encode(pair).decode()
+        elif token:
+            self._headers["Authorization"] = f"Bearer {token}"
+        self._http = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=10, read=60),
+            retries=urllib3.Retry(3, backoff_factor=0.2, allowed_methods=["GET"], redirect=3),
+        )
+
+    def service_info(self) -> dict[str, Any]:
+        return self._call("GET", "/service-info")
+
+    def create(self, task: Any) -> str:
+        return str(self._call("POST", "/tasks", body=task)["id"])
+
+    def get(self, task_id: str, view: str = "FULL") -> dict[str, Any]:
+        return self._call("GET", f"/tasks/{quote(task_id, safe='')}", {"view": view})
+
+    def list(self, query: list[tuple[str, str]]) -> dict[str, Any]:
+        return self._call("GET", "/tasks", query)
+
+    def cancel(self, task_id: str) -> None:
+        self._call("POST", f"/tasks/{quote(task_id, safe='')}:cancel")
+
+    def _call(self, method: str, path: str, query: Any = None, body: Any = None) -> dict[str, Any]:
+        if self._prefix is None:
+            self._prefix = self._find_prefix()
+        status, document = self._request(method, self._prefix + path, query, body)
+        if status < 300:
+            return document if isinstance(document, dict) else {}
+        said = document if isinstance(document, dict) else {}
+        message = str(said.get("message") or said.get("detail") or said.get("title") or f"the server answered {status}")
+        if status == 400:
+            problems = [p for p in said.get("problems") or [] if isinstance(p, dict)]
+            found = [Problem(str(p.get("path")), str(p.get("message"))) for p in problems]
+            raise InvalidTask(found or [Problem("$", message)])
+        if status == 401:
+            raise Unauthenticated(f"{message} (set POIESIS_TOKEN, or put user:password@ into the URL)")
+        if status == 403:
+            raise Forbidden(message)
+        if status == 404:
+            raise UnknownTask(path.split("/")[-1].removesuffix(":cancel"))
+        if status in (429, 503):
+            raise Unavailable(message)
+        raise PoiesisError(message)
+
+    def _find_prefix(self) -> str:
+        for prefix in PREFIXES:
+            if self._base.endswith(prefix) and prefix:
+                return ""
+        for prefix in PREFIXES:
+            status, _ = self._request("GET", f"{prefix}/service-info", None, None)
+            if status != 404:
+                return prefix
+        raise Unavailable(f"{self._base} is no TES server: nothing answers at {', '.join(p or '/' for p in PREFIXES)}")
+
+    def _request(self, method: str, path: str, query: Any, body: Any) -> tuple[int, Any]:
+        url = self._base + path + ("?" + urlencode(query) if query else "")
+        headers = dict(self._headers)
+        data = None
+        if body is not None:
+            data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
+        try:
+            response = self._http.request(method, url, body=data, headers=headers)
+        except urllib3.exceptions.HTTPError as error:
+            reason = str(getattr(error, "reason", error) or error)
+            raise Unavailable(f"{self._base} does not answer: {reason.split('>: ')[-1]}") from error
+        try:
+            return response.status, json.loads(response.data)
+        except ValueError:
+            return response.status, None

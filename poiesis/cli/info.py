@@ -1,0 +1,55 @@
+"""`poiesis info`: what the server says of itself, and the settings that this command would run a role with."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from typing import Any
+
+from poiesis.cli.client import TesClient
+from poiesis.config import PREFIX, Settings, read
+from poiesis.domain.errors import PoiesisError
+
+
+def run(arguments: argparse.Namespace) -> int:
+    try:
+        service: Any = TesClient(arguments.url).service_info()
+    except PoiesisError as error:
+        service = None
+        print(f"poiesis: {error}", file=sys.stderr)
+    from poiesis.bootstrap import ADAPTER_PREFIXES
+
+    settings = read(Settings, os.environ, others=ADAPTER_PREFIXES)
+    shown = {name: value for name, value in _flat(settings)}
+    if arguments.json:
+        print(json.dumps({"service": service, "settings": shown}, indent=2, default=str))
+        return 0 if service is not None else 1
+    if service is not None:
+        print(f"{service.get('name')} {service.get('version')} at {arguments.url}")
+        kind = service.get("type") or {}
+        print(f"  {kind.get('group')}:{kind.get('artifact')}:{kind.get('version')}")
+        print(f"  {service.get('description', '')}")
+        print(f"  storage: {', '.join(service.get('storage') or [])}")
+        print(f"  backend parameters: {', '.join(service.get('tesResources_backend_parameters') or [])}")
+    print("settings of this shell that differ from the defaults:")
+    default = dict(_flat(Settings()))
+    for name, value in shown.items():
+        if value != default[name]:
+            print(f"  {name}={value}")
+    return 0 if service is not None else 1
+
+
+def _flat(value: Any, prefix: str = PREFIX) -> list[tuple[str, Any]]:
+    """Every setting by the name of its variable; those that `repr` hides are hidden here too."""
+    found: list[tuple[str, Any]] = []
+    for item in dataclasses.fields(value):
+        inner = getattr(value, item.name)
+        name = prefix + item.name.upper()
+        if dataclasses.is_dataclass(inner):
+            found += _flat(inner, name + "__")
+        else:
+            found.append((name, inner if item.repr else "(hidden)"))
+    return found

@@ -1,0 +1,144 @@
+"""Entry point: parses the command line, imports the group that was asked for, turns known errors into a sentence and an exit code.
+
+Exit codes: 0 done; 1 the task or the service failed; 2 the command line or a setting is wrong; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import Final
+
+from poiesis import __version__
+from poiesis.domain.errors import ConfigurationError, PoiesisError
+from poiesis.observability import without_credentials
+
+ROLES: Final = {
+    "api": "answer TES requests over HTTP",
+    "torc": "task orchestrator: volumes, settlement, clean-up",
+    "tif": "task input filer: stages inputs",
+    "texam": "task execution: launches the executors",
+    "tof": "task output filer: uploads outputs",
+    "monitor": "TExAM's monitor: follows the cluster, wakes what has to go on (one leads, others stand by)",
+    "flower": "Celery Flower, for operators",
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="poiesis",
+        description="GA4GH Task Execution Service (TES 1.1).",
+        epilog="Settings come from POIESIS_... variables: see docs/configuration.md or `poiesis info`.",
+    )
+    parser.add_argument("--version", action="version", version=f"poiesis {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    up = commands.add_parser("up", help="the whole service on this machine, in one process tree")
+    _embedded_options(up)
+    up.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one (default: %(default)s)")
+
+    demo = commands.add_parser("demo", help="start the service, run a real task, show its result, stop")
+    _embedded_options(demo)
+
+    for role, text in ROLES.items():
+        commands.add_parser(role, help=text)
+
+    info = commands.add_parser("info", help="what a server says of itself, and this command's settings")
+    _client_options(info)
+
+    hash_ = commands.add_parser("hash-secret", help="an entry for the credentials file, from a secret on standard input")
+    hash_.add_argument("kind", choices=["basic", "bearer", "api_key"])
+
+    task = commands.add_parser("task", help="create, list, follow and cancel tasks of any TES server")
+    actions = task.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="post a task")
+    create.add_argument("file", help="JSON file of the task; - for standard input")
+    create.add_argument("--wait", action="store_true", help="follow it to its end; exit 1 unless COMPLETE")
+    create.add_argument("--timeout", type=float, default=None, help="give up waiting after so many seconds")
+    get = actions.add_parser("get", help="show a task")
+    get.add_argument("id")
+    get.add_argument("--view", default="FULL", choices=["MINIMAL", "BASIC", "FULL"])
+    list_ = actions.add_parser("list", help="list tasks, newest first")
+    list_.add_argument("--state")
+    list_.add_argument("--name-prefix")
+    list_.add_argument("--tag", action="append", default=[], metavar="KEY[=VALUE]")
+    list_.add_argument("--limit", type=int, default=50, help="at most so many (default: %(default)s)")
+    wait = actions.add_parser("wait", help="follow tasks to their end; exit 1 unless all are COMPLETE")
+    wait.add_argument("id", nargs="+")
+    wait.add_argument("--timeout", type=float, default=None, help="give up after so many seconds")
+    logs = actions.add_parser("logs", help="what a task's executors and the system said")
+    logs.add_argument("id")
+    cancel = actions.add_parser("cancel", help="cancel tasks")
+    cancel.add_argument("id", nargs="+")
+    for action in (create, get, list_, wait, logs, cancel):
+        _client_options(action)
+    return parser
+
+
+def _embedded_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--dir", default=None, help="folder for the database and tasks' files (default: .poiesis)")
+    parser.add_argument(
+        "--allow-dir",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="a folder that file:// URLs of tasks may read and write (repeatable; default: none)",
+    )
+    parser.add_argument("--runtime", choices=["auto", "docker", "podman", "process"], default=None)
+    parser.add_argument("--verbose", action="store_true", help="show the service's own log")
+
+
+def _client_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--url",
+        default=os.environ.get("POIESIS_URL") or os.environ.get("TES_URL") or "http://127.0.0.1:8000",
+        help="the server, with or without /ga4gh/tes/v1 (POIESIS_URL or TES_URL; default: http://127.0.0.1:8000)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = make_parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except ConfigurationError as error:
+        print(f"poiesis: {error}", file=sys.stderr)
+        return 2
+    except PoiesisError as error:
+        print(f"poiesis: {without_credentials(str(error))}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    if arguments.command == "task":
+        from poiesis.cli import task
+
+        return task.run(arguments)
+    if arguments.command == "info":
+        from poiesis.cli import info
+
+        return info.run(arguments)
+    if arguments.command == "hash-secret":
+        from poiesis.api.auth import hash_secret
+
+        print(hash_secret(sys.stdin.read().rstrip("\n"), arguments.kind))
+        return 0
+    if arguments.command == "up":
+        from poiesis.cli import up
+
+        return up.run(arguments)
+    if arguments.command == "demo":
+        from poiesis.cli import demo
+
+        return demo.run(arguments)
+    from poiesis.roles import run_role
+
+    return run_role(arguments.command, os.environ)

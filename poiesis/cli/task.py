@@ -1,0 +1,148 @@
+"""`poiesis task …`: a client of any TES server."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import Any, Final
+
+from poiesis.cli.client import TERMINAL, TesClient
+from poiesis.domain.errors import InvalidTask, Problem, Unavailable
+
+POLL_FROM_S: Final = 0.1
+POLL_TO_S: Final = 5.0
+MAX_OUTAGE_S: Final = 120.0
+
+
+def run(arguments: argparse.Namespace) -> int:
+    client = TesClient(arguments.url)
+    return {"create": _create, "get": _get, "list": _list, "wait": _wait, "logs": _logs, "cancel": _cancel}[
+        arguments.action
+    ](client, arguments)
+
+
+def _create(client: TesClient, arguments: argparse.Namespace) -> int:
+    try:
+        if arguments.file == "-":
+            document = json.load(sys.stdin)
+        else:
+            with open(arguments.file, encoding="utf-8") as file:
+                document = json.load(file)
+    except OSError as error:
+        raise InvalidTask([Problem(arguments.file, error.strerror or str(error))]) from error
+    except ValueError as error:
+        raise InvalidTask([Problem(arguments.file, f"is no JSON: {error}")]) from error
+    task_id = client.create(document)
+    if not arguments.wait:
+        print(json.dumps({"id": task_id}) if arguments.json else task_id)
+        return 0
+    return _follow(client, [task_id], arguments.timeout, as_json=arguments.json)
+
+
+def _get(client: TesClient, arguments: argparse.Namespace) -> int:
+    print(json.dumps(client.get(arguments.id, arguments.view), indent=2, ensure_ascii=False))
+    return 0
+
+
+def _list(client: TesClient, arguments: argparse.Namespace) -> int:
+    query = [("view", "BASIC"), ("page_size", str(max(1, min(arguments.limit, 2047))))]
+    query += [("state", arguments.state)] if arguments.state else []
+    query += [("name_prefix", arguments.name_prefix)] if arguments.name_prefix else []
+    for tag in arguments.tag:
+        key, _, value = tag.partition("=")
+        query += [("tag_key", key), ("tag_value", value)]
+    tasks: list[dict[str, Any]] = []
+    token = None
+    while len(tasks) < arguments.limit:
+        page = client.list([*query, ("page_token", token)] if token else query)
+        tasks += page.get("tasks") or []
+        token = page.get("next_page_token")
+        if not token:
+            break
+    tasks = tasks[: arguments.limit]
+    if arguments.json:
+        print(json.dumps({"tasks": tasks}, indent=2, ensure_ascii=False))
+        return 0
+    for task in tasks:
+        created = str(task.get("creation_time", ""))[:19].replace("T", " ")
+        print(f"{task['id']:28} {task.get('state', 'UNKNOWN'):15} {created:20} {task.get('name') or ''}".rstrip())
+    return 0
+
+
+def _wait(client: TesClient, arguments: argparse.Namespace) -> int:
+    return _follow(client, arguments.id, arguments.timeout, as_json=arguments.json)
+
+
+def _logs(client: TesClient, arguments: argparse.Namespace) -> int:
+    task = client.get(arguments.id)
+    if arguments.json:
+        print(json.dumps(task.get("logs") or [], indent=2, ensure_ascii=False))
+        return 0
+    for line in render_logs(task):
+        print(line)
+    return 0
+
+
+def _cancel(client: TesClient, arguments: argparse.Namespace) -> int:
+    for task_id in arguments.id:
+        client.cancel(task_id)
+        if not arguments.json:
+            print(f"{task_id} is being canceled")
+    return 0
+
+
+def render_logs(task: dict[str, Any]) -> list[str]:
+    """The logs of a task in FULL view, as lines for people."""
+    lines = [f"{task.get('id')} {task.get('state')}"]
+    for entry in task.get("logs") or []:
+        lines += [f"  | {line}" for line in entry.get("system_logs") or []]
+        for index, executor in enumerate(entry.get("logs") or []):
+            lines.append(f"  executor {index}: exit code {executor.get('exit_code')}")
+            for stream in ("stdout", "stderr"):
+                text = executor.get(stream)
+                if text:
+                    lines += [f"    {stream}: {line}" for line in text.splitlines()]
+        lines += [f"  output {o['path']} -> {o['url']} ({o['size_bytes']} bytes)" for o in entry.get("outputs") or []]
+    return lines
+
+
+def _follow(client: TesClient, ids: list[str], timeout_s: float | None, *, as_json: bool) -> int:
+    """Poll until all have ended, showing each change; server outages are borne for a while."""
+    begin = time.monotonic()
+    deadline = None if timeout_s is None else begin + timeout_s
+    states: dict[str, str] = {}
+    outage_since: float | None = None
+    pause = POLL_FROM_S
+    while any(states.get(i) not in TERMINAL for i in ids):
+        for task_id in ids:
+            if states.get(task_id) in TERMINAL:
+                continue
+            try:
+                state = str(client.get(task_id, "MINIMAL").get("state", "UNKNOWN"))
+            except Unavailable as error:
+                outage_since = outage_since or time.monotonic()
+                if time.monotonic() - outage_since > MAX_OUTAGE_S:
+                    raise
+                print(f"waiting for the server: {error}", file=sys.stderr)
+                break
+            outage_since = None
+            if states.get(task_id) != state:
+                states[task_id] = state
+                pause = POLL_FROM_S
+                if not as_json:
+                    print(f"{time.monotonic() - begin:6.1f} s  {task_id}  {state}", flush=True)
+        if deadline is not None and time.monotonic() > deadline:
+            print(f"poiesis: not ended after {timeout_s:g} s; it goes on without being followed", file=sys.stderr)
+            return 1
+        if any(states.get(i) not in TERMINAL for i in ids):
+            time.sleep(pause)
+            pause = min(pause * 1.3, POLL_TO_S)
+    failed = [i for i in ids if states[i] != "COMPLETE"]
+    if as_json:
+        print(json.dumps({"tasks": [{"id": i, "state": states[i]} for i in ids]}))
+    else:
+        for task_id in failed:
+            print("\n".join(render_logs(client.get(task_id))))
+    return 1 if failed else 0

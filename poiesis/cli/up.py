@@ -1,0 +1,140 @@
+"""`poiesis up`: API, workers and monitor in one process, a database file, and this machine's containers or processes."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+import signal
+import sys
+import threading
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import IO, Self
+
+from poiesis.bootstrap import ADAPTER_PREFIXES, FILER_PREFIX, Bootstrap
+from poiesis.config import Settings, read
+from poiesis.domain.errors import ConfigurationError
+from poiesis.filer.settings import FilerSettings
+from poiesis.observability import configure_logging
+
+
+class Embedded:
+    """The whole service in this process, from `start` to `close`. `url` is known once started.
+
+    Raises on construction: ConfigurationError (folder in use, port taken, no way to run commands).
+    """
+
+    def __init__(self, settings: Settings, filer: FilerSettings) -> None:
+        from poiesis.api.app import create_app
+        from poiesis.api.server import BackgroundServer
+
+        self._closing = ExitStack()
+        try:
+            self._closing.enter_context(_lock(Path(settings.directory)))
+            self.parts = self._closing.enter_context(Bootstrap(settings, filer))
+            self.description = self.parts.describe()
+            self._server = BackgroundServer(create_app(self.parts.api_services()), settings.api)
+        except OSError as error:
+            self._closing.close()
+            raise ConfigurationError(
+                f"port {settings.api.port} of {settings.api.host} cannot be used: {error.strerror}; choose another with --port"
+            ) from None
+        except BaseException:
+            self._closing.close()
+            raise
+        self.url = self._server.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//:::", "//[::1]:")
+
+    def start(self) -> Self:
+        from poiesis.queue.links import register
+        from poiesis.queue.worker import ThreadWorker
+
+        parts = self.parts
+        register(parts.celery, parts.orchestrator, parts.queue)
+        worker = ThreadWorker(parts.celery, threads=parts.settings.role_threads)
+        worker.start()
+        self._closing.callback(worker.close)
+        monitor = parts.monitor()
+        monitor.listen()
+        monitor.start()
+        self._closing.callback(monitor.close)
+        monitor.resume()
+        self._server.start()
+        self._closing.callback(self._server.stop)
+        return self
+
+    def close(self) -> None:
+        """Stop answering, let links end, leave running commands running: the next start on the same folder takes them over."""
+        self._closing.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def embedded_settings(arguments: argparse.Namespace, *, port: int) -> tuple[Settings, FilerSettings]:
+    """From variables and the command line, which wins. Raises: ConfigurationError."""
+    settings = read(Settings, os.environ, others=ADAPTER_PREFIXES)
+    filer = read(FilerSettings, os.environ, FILER_PREFIX)
+    directory = Path(arguments.dir or settings.directory).resolve()
+    roots = [str(Path(d).resolve()) for d in arguments.allow_dir]
+    for root in roots:
+        if not Path(root).is_dir():
+            raise ConfigurationError(f"--allow-dir {root}: there is no such folder")
+    filer = replace(filer, file_roots=(*filer.file_roots, *roots))
+    policy = replace(settings.policy, retry_started=False, layout="single")
+    settings = replace(
+        settings,
+        mode="embedded",
+        directory=str(directory),
+        runtime=arguments.runtime or settings.runtime,
+        policy=policy,
+        api=replace(settings.api, host=arguments.host, port=port),
+        log_format="text",
+        log_level="INFO" if arguments.verbose else "ERROR",
+    )
+    return settings, filer
+
+
+def run(arguments: argparse.Namespace) -> int:
+    settings, filer = embedded_settings(arguments, port=arguments.port)
+    configure_logging(settings.log_level, settings.log_format)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with Embedded(settings, filer) as service:
+        print(f"Poiesis is up at {service.url} (TES 1.1 at {service.url}/ga4gh/tes/v1, stop with Ctrl-C).")
+        print(service.description)
+        print("Try:\n" + example(service.url))
+        sys.stdout.flush()
+        stop.wait()
+        print("Stopping.", flush=True)
+    return 0
+
+
+def example(url: str) -> str:
+    """A command line to copy."""
+    task = '{"name": "hello", "executors": [{"image": "alpine", "command": ["echo", "hello"]}]}'
+    return (
+        f"  curl -s {url}/ga4gh/tes/v1/tasks -H 'Content-Type: application/json' -d '{task}'\n"
+        f"  curl -s '{url}/ga4gh/tes/v1/tasks?view=FULL'"
+    )
+
+
+def _lock(directory: Path) -> IO[str]:
+    """One service for each folder: held until the process ends, however it ends."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        file = open(directory / "lock", "a")  # noqa: SIM115
+    except OSError as error:
+        raise ConfigurationError(f"{directory} cannot be used: {error.strerror}; choose another with --dir") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ConfigurationError(f"{directory} is in use by another `poiesis up`; choose another with --dir") from None
+    return file
+

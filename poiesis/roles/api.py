@@ -1,0 +1,26 @@
+"""The API role. With several workers each makes its own application, from the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from poiesis.bootstrap import Bootstrap
+
+
+def main(environ: Mapping[str, str]) -> int:
+    from poiesis.api.app import create_app
+    from poiesis.api.server import serve
+
+    with Bootstrap.from_environ(environ) as parts:
+        settings = parts.settings.api
+        serve("poiesis.roles.api:make_app" if settings.workers > 1 else create_app(parts.api_services()), settings)
+    return 0
+
+
+def make_app() -> Any:
+    """The application of one worker process; its adapters live as long as the process."""
+    from poiesis.api.app import create_app
+
+    return create_app(Bootstrap.from_environ(os.environ).api_services())

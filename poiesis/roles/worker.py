@@ -1,0 +1,22 @@
+"""TOrc, TIF, TExAM and TOF: a Celery worker on the role's queue, with health and metrics beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from poiesis.bootstrap import Bootstrap
+from poiesis.domain.states import Role
+from poiesis.observability import HealthServer
+from poiesis.queue.links import register
+from poiesis.queue.worker import run_worker
+
+
+def main(role: Role, environ: Mapping[str, str]) -> int:
+    with Bootstrap.from_environ(environ) as parts:
+        register(parts.celery, parts.orchestrator, parts.queue)
+        health = HealthServer(parts.settings.listen, parts.ready)
+        health.start()
+        try:
+            return run_worker(parts.celery, [role], threads=parts.settings.role_threads, name=role.value)
+        finally:
+            health.close()
