@@ -41,11 +41,14 @@ from poiesis.domain.states import Stage, State
 from poiesis.domain.task import ExecutorLog, Outcome, OutputFileLog, Task
 
 MAX_SYSTEM_LOGS: Final = 200
+KEPT_FOR_THE_END: Final = 50  # of these lines: filers and waiting may not crowd out how the task ended
 MAX_MESSAGE: Final = 4096
 MAX_CHECKSUMS: Final = 100
 CLEAN_AGAIN: Final = timedelta(seconds=5)
 CANCEL_AGAIN: Final = timedelta(seconds=5)
 SOON: Final = timedelta(seconds=10)
+MAX_RETRY_DELAY: Final = timedelta(minutes=5)
+MAX_MEMORY_RETRIES: Final = 10  # a thousand times the memory
 
 _REFUSED_IMAGE: Final = re.compile(
     r"not ?found|unauthorized|authentication required|denied|forbidden|manifest unknown|no such|does not exist|invalid reference",
@@ -55,6 +58,9 @@ _IMAGE_REASONS: Final = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError"}
 )
 _FINAL_REASONS: Final = frozenset({"InvalidImageName", "ErrImageNeverPull", "ImageRefused"})
+_CLUSTER_REASONS: Final = frozenset({"QuotaExceeded", "ClusterUnavailable"})
+_OF_CONTAINER: Final = re.compile(r"\w+ of (tif|tof|executor-\d+)")
+_UNAVAILABLE: Final = frozenset({"StdinUnavailable", "StdoutUnavailable", "StderrUnavailable", "WorkdirUnavailable"})
 _ORDINARY_REASONS: Final = frozenset({None, "ContainerCreating", "PodInitializing"})
 
 
@@ -119,6 +125,8 @@ def decide(task: Task, observed: Observed | None, now: datetime, policy: Policy)
         return _clean(task, observed, now, policy)
     if stage is Stage.FINISH:
         return _finish(task, observed, now, policy)
+    if stage is Stage.PREPARE and task.attempt > 1 and now < (task.stage_since or now) + _retry_delay(task, policy):
+        return Decision(task)  # woken too early
     the_plan = plan_of(task, policy)
     if stage is Stage.PREPARE:
         first = Stage.STAGE_IN if the_plan.has_filers else Stage.LAUNCH
@@ -130,8 +138,7 @@ def decide(task: Task, observed: Observed | None, now: datetime, policy: Policy)
         return _stage_in(task, observed, now, policy, the_plan)
     if stage is Stage.LAUNCH:
         part = the_plan.executor_pods[0].part
-        launched = replace(_to(task, Stage.RUN, now, wake=now + SOON), part=part)
-        return Decision(launched, (Launch(part),))
+        return Decision(_launched(_to(task, Stage.RUN, now, wake=now + SOON), part, now), (Launch(part),))
     if stage is Stage.RUN:
         return _run(task, observed, now, policy, the_plan)
     return _stage_out(task, observed, now, policy, the_plan)
@@ -141,10 +148,10 @@ def decide_after(task: Task, error: PoiesisError, now: datetime, policy: Policy)
     """The task to save after the cluster did not take an effect: wait and say why, or give up."""
     if isinstance(error, ClusterRefused):
         return _end(task, now, Outcome(State.SYSTEM_ERROR, "ClusterRefused", str(error)))
-    since = task.waiting_since or now
-    if now - since > policy.cluster_deadline:
-        return _end(task, now, Outcome(State.SYSTEM_ERROR, "ClusterUnavailable", str(error)))
     reason = "QuotaExceeded" if isinstance(error, QuotaExceeded) else "ClusterUnavailable"
+    since = _waiting_since(task, reason, now)
+    if now - since > policy.cluster_deadline:
+        return _end(task, now, Outcome(State.SYSTEM_ERROR, reason, str(error)))
     delay = (
         error.delay
         if isinstance(error, QuotaExceeded)
@@ -161,8 +168,7 @@ def _stage_in(task: Task, observed: Observed | None, now: datetime, policy: Poli
     if pod_plan is None:
         return Decision(_to(task, Stage.LAUNCH, now, wake=now + SOON), (CreateDocuments(),), again=True)
     if task.part is None:
-        launched = replace(task, part=TIF, wake_at=now + SOON)
-        return Decision(launched, (CreateDocuments(), Launch(TIF)))
+        return Decision(_launched(task, TIF, now), (CreateDocuments(), Launch(TIF)))
     task, pod = _follow(task, observed, pod_plan, now, policy)
     if pod is None or observed is None:
         return Decision(task, again=task.outcome is not None)
@@ -177,7 +183,7 @@ def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, t
     task, pod = _follow(task, observed, pod_plan, now, policy)
     if pod is None or observed is None:
         return Decision(task, again=task.outcome is not None)
-    if pod.container(TIF) is not None:
+    if TIF in pod_plan.names:
         task, failure = _read_tif(task, pod, observed.reports.get(TIF), now, policy)
         if failure is not None:
             return Decision(_end(task, now, failure), again=True)
@@ -186,11 +192,10 @@ def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, t
         return Decision(_end(task, now, outcome), again=True)
     later = the_plan.executor_pods[the_plan.executor_pods.index(pod_plan) + 1 :]
     if later and outcome is None:
-        following = replace(task, part=later[0].part, stage_since=now, wake_at=now + SOON)
-        return Decision(following, (Launch(later[0].part),))
+        return Decision(_launched(task, later[0].part, now), (Launch(later[0].part),))
     if the_plan.layout is Layout.STAGED and the_plan.pod(TOF) is not None:
         return Decision(replace(_to(task, Stage.STAGE_OUT, now, wake=now + SOON), outcome=outcome), again=True)
-    if pod.container(TOF) is not None:
+    if TOF in pod_plan.names:
         task, outcome = _read_tof(task, pod, observed.reports.get(TOF), outcome, now)
     return Decision(_end(task, now, outcome or Outcome(State.COMPLETE)), again=True)
 
@@ -200,7 +205,7 @@ def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Pol
     if pod_plan is None or the_plan.layout is not Layout.STAGED:
         return Decision(_end(task, now, task.outcome or Outcome(State.COMPLETE)), again=True)
     if task.part is None:
-        return Decision(replace(task, part=TOF, wake_at=now + SOON), (Launch(TOF),))
+        return Decision(_launched(task, TOF, now), (Launch(TOF),))
     earlier = task.outcome
     task, pod = _follow(replace(task, outcome=None), observed, pod_plan, now, policy)
     if pod is None or observed is None:
@@ -222,43 +227,46 @@ def _finish(task: Task, observed: Observed | None, now: datetime, policy: Policy
             canceling = replace(_move(task, State.CANCELING, now), stage=Stage.FINISH, wake_at=now + CANCEL_AGAIN)
             return Decision(canceling, () if all(p.deleting for p in observed.pods) else (DeletePods(),))
         task = _note(_move(task, State.CANCELED, now), now, "Canceled by request.")
-        return Decision(_cleanable(task, now, policy), again=True)
+        return Decision(_cleanable(task, now), again=True)
     outcome = task.outcome or Outcome(State.SYSTEM_ERROR, "Bug", "the task ended without an outcome")
     if outcome.retry:
         if observed is None:
             return Decision(task)
         if not observed.is_empty:
             return Decision(replace(task, wake_at=now + CLEAN_AGAIN), (DeleteAll(),))
-        delay = min(policy.retry_delay * 2 ** (task.attempt - 1), timedelta(minutes=5))
-        task = _note(
-            task, now, f"Attempt {task.attempt + 1} of {policy.max_attempts} begins in {delay.total_seconds():g} s."
-        )
-        fresh = replace(task.log, logs=(), outputs=())
-        return Decision(
-            replace(
-                _to(task, Stage.PREPARE, now, wake=now + delay),
-                attempt=task.attempt + 1,
-                outcome=None,
-                layout=None,
-                log=fresh,
-            )
-        )
+        task = replace(task, attempt=task.attempt + 1, outcome=None, layout=None)
+        delay = _retry_delay(task, policy)
+        task = _note(task, now, f"Attempt {task.attempt} begins in {delay.total_seconds():g} s.")
+        task = replace(task, log=replace(task.log, logs=(), outputs=()))
+        return Decision(_to(task, Stage.PREPARE, now, wake=now + delay))
     task = _move(task, outcome.state, now)
     if outcome.reason is not None:
         told = {"failure_reason": outcome.reason, "failure_message": (outcome.message or "")[:MAX_MESSAGE]}
         task = _note(_metadata(task, told), now, f"{outcome.reason}: {outcome.message}")
-    return Decision(_cleanable(task, now, policy), again=True)
+    return Decision(_cleanable(task, now), again=True)
 
 
 def _clean(task: Task, observed: Observed | None, now: datetime, policy: Policy) -> Decision:
-    if task.wake_at is not None and policy.keep and now < (task.log.end_time or now) + policy.keep:
-        return Decision(task)
+    kept_until = (task.log.end_time or now) + policy.keep
+    if now < kept_until:
+        if observed is None:
+            return Decision(task)  # looked at soon
+        if any(_still_runs(pod) for pod in observed.pods):
+            return Decision(replace(task, wake_at=now + CLEAN_AGAIN), (DeletePods(),))
+        return Decision(_look_again(task, now, kept_until))
     if observed is None:
         return Decision(task, (DeleteAll(),))
     if observed.is_empty:
         return Decision(replace(_to(task, Stage.DONE, now, wake=now), wake_at=None))
     patience = min(max(now - (task.stage_since or now), CLEAN_AGAIN), timedelta(minutes=5))
     return Decision(replace(task, wake_at=now + patience), (DeleteAll(),))
+
+
+def _still_runs(pod: Pod) -> bool:
+    """Whether something in the pod of a finished task may still go on: only what has ended is kept to be looked at."""
+    return not (pod.ended or pod.deleting) and not all(
+        c.phase is Phase.ENDED or c.record is not None for c in pod.containers or (Container("", Phase.WAITING),)
+    )
 
 
 # ── following a pod ─────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -278,6 +286,12 @@ def _follow(
     if _all_recorded(pod, pod_plan):
         return _shown(task, pod, now), pod
     if pod.lost is not None:
+        task = _shown(task, pod, now)
+        if _has_failed(pod):  # never repeated, though its outputs are lost
+            task, outcome = _read_executors(task, pod, pod_plan, now, policy)
+            if outcome is not None:
+                task = _note(task, now, f"{pod.lost}: the pod was lost before its outputs were uploaded.")
+                return _end(task, now, outcome), None
         message = f"{pod.lost}: {pod.message or 'the cluster took the pod away'}"
         return _lost(task, pod.lost, message, now, policy, began=_began(task, pod)), None
     if pod.ended:
@@ -285,12 +299,12 @@ def _follow(
     task = _shown(task, pod, now, tails=observed.tails)
     task = _look_again(task, now, now + policy.recheck)
     if not pod.scheduled:
-        if pod.waiting is None:
-            return task, None
-        task = _wait(task, pod.waiting, now)
-        since = task.waiting_since or now
+        if pod.waiting is not None:
+            task = _wait(task, pod.waiting, now)
+        since = pod.created_at or task.stage_since or now
         if now - since > policy.schedule_deadline:
-            return _end(task, now, Outcome(State.SYSTEM_ERROR, "Unschedulable", pod.waiting)), None
+            message = pod.waiting or f"no node took the pod within {policy.schedule_deadline}"
+            return _end(task, now, Outcome(State.SYSTEM_ERROR, "Unschedulable", message)), None
         return _look_again(task, now, min(now + policy.recheck, since + policy.schedule_deadline)), None
     return _waiting_containers(task, pod, now, policy), None
 
@@ -306,9 +320,13 @@ def _waiting_containers(task: Task, pod: Pod, now: datetime, policy: Policy) -> 
     stuck = [c for c in pod.containers if c.phase is Phase.WAITING and c.reason not in _ORDINARY_REASONS]
     if not stuck:
         slow = [c for c in pod.containers if c.phase is Phase.WAITING]
-        task = replace(task, waiting=None, waiting_since=None) if task.waiting is not None else task
-        started = pod.created_at or task.stage_since or now
-        if slow and any(c.phase is not Phase.ENDED for c in pod.containers) and now - started > policy.start_deadline:
+        if not slow:
+            return replace(task, waiting=None, waiting_since=None) if task.waiting_since is not None else task
+        if task.waiting is not None or task.waiting_since is None:  # from now on it only starts
+            task = replace(task, waiting=None, waiting_since=now)
+        since = task.waiting_since or now
+        in_all = now - (pod.created_at or task.stage_since or now)  # whatever it changed between
+        if now - since > policy.start_deadline or in_all > policy.schedule_deadline + policy.start_deadline:
             names = ", ".join(c.name for c in slow)
             message = f"containers did not start within {policy.start_deadline}: {names}"
             return _lost(task, "StartTimeout", message, now, policy, began=False)
@@ -334,11 +352,33 @@ def _shown(task: Task, pod: Pod, now: datetime, tails: Mapping[str, tuple[str, s
     if task.state is State.INITIALIZING and _executors_run(pod):
         task = replace(_move(task, State.RUNNING, now), waiting=None, waiting_since=None)
     if tails and task.state is State.RUNNING:
-        ended = tuple(entry for entry in task.log.logs if entry.exit_code is not None)
-        live = [tails[c.name] for c in pod.containers if c.name in tails and c.record is None][:1]
-        entries = tuple(ExecutorLog(exit_code=None, stdout=out, stderr=err) for out, err in live)
-        task = replace(task, log=replace(task.log, logs=(*ended, *entries)))
+        task = replace(task, log=replace(task.log, logs=_live_logs(task, pod, tails)))
     return task
+
+
+def _live_logs(task: Task, pod: Pod, tails: Mapping[str, tuple[str, str]]) -> tuple[ExecutorLog, ...]:
+    """Entries of the executors that have ended, and the end of what the running one has written so far."""
+    logs: list[ExecutorLog] = []
+    executors = {c.name: c for c in pod.containers}
+    for index in range(len(task.spec.executors)):
+        name = executor_name(index)
+        container = executors.get(name)
+        if container is None:  # of an earlier pod, or of a later one
+            logs += task.log.logs[index : index + 1]
+        elif container.record is not None and container.record.exit_code is not None:
+            logs.append(_entry(container.record))
+        elif name in tails:
+            logs.append(ExecutorLog(exit_code=None, stdout=tails[name][0], stderr=tails[name][1]))
+            break
+        else:
+            break
+    return tuple(logs)
+
+
+def _has_failed(pod: Pod) -> bool:
+    """Whether an executor has said that its command failed by itself."""
+    records = [c.record for c in pod.containers if c.name not in (TIF, TOF) and c.record is not None]
+    return any(not r.ok and r.exit_code is not None and r.reason != "Terminated" for r in records)
 
 
 def _executors_run(pod: Pod) -> bool:
@@ -348,8 +388,9 @@ def _executors_run(pod: Pod) -> bool:
     if any(c.record is not None and c.record.started_at is not None for c in executors):
         return True
     tif = pod.container(TIF)
-    staged = tif is None or tif.phase is Phase.ENDED or (tif.record is not None and tif.record.ok)
-    return staged and all(c.phase is not Phase.WAITING for c in pod.containers)
+    if tif is not None and not (tif.record.ok if tif.record else tif.phase is Phase.ENDED and not tif.exit_code):
+        return False
+    return all(c.phase is not Phase.WAITING for c in pod.containers)
 
 
 def _began(task: Task, pod: Pod | None) -> bool:
@@ -412,7 +453,7 @@ def _read_report(task: Task, report: FilerReport | None, what: str, now: datetim
     }
     task = _metadata(task, told)
     for note in report.notes:
-        task = _note(task, now, note)
+        task = _note(task, now, note, room=MAX_SYSTEM_LOGS - KEPT_FOR_THE_END)
     return task
 
 
@@ -420,21 +461,15 @@ def _read_executors(
     task: Task, pod: Pod, pod_plan: PodPlan, now: datetime, policy: Policy
 ) -> tuple[Task, Outcome | None]:
     """Log entries of the executors that ran, usage, and the outcome when one failed. Executors that never ran have no entry."""
-    logs = [entry for entry in task.log.logs if entry.exit_code is not None]
     indices = [c.executor for c in pod_plan.containers if c.executor is not None]
-    if indices and indices[0] == 0:
-        logs = []  # this pod holds the first executor: entries are made anew
+    logs = list(task.log.logs[: indices[0]]) if indices else []  # of earlier pods; this one's are made anew
     usage: dict[str, str] = {}
     outcome: Outcome | None = None
     for index in indices:
         container = pod.container(executor_name(index))
         record = container.record if container is not None else None
         if record is not None and record.exit_code is not None:
-            logs.append(
-                ExecutorLog(
-                    record.exit_code, record.started_at, record.ended_at, stdout=record.stdout, stderr=record.stderr
-                )
-            )
+            logs.append(_entry(record))
             usage |= _usage(index, record)
             outcome = _outcome_of_record(task, index, record, policy)
         elif record is not None:
@@ -446,6 +481,10 @@ def _read_executors(
             break
     task = _metadata(task, usage)
     return replace(task, log=replace(task.log, logs=tuple(logs))), outcome
+
+
+def _entry(record: Record) -> ExecutorLog:
+    return ExecutorLog(record.exit_code, record.started_at, record.ended_at, record.stdout, record.stderr)
 
 
 def _usage(index: int, record: Record) -> dict[str, str]:
@@ -471,8 +510,10 @@ def _outcome_of_record(task: Task, index: int, record: Record, policy: Policy) -
     if record.oom_killed:
         limit = f"; the limit is {task.ram_gb:g} GB" if task.ram_gb is not None else ""
         peak = f"; its peak was {record.peak_memory_bytes} bytes" if record.peak_memory_bytes is not None else ""
-        return _out_of_memory(task, f"{who} used more memory than it may{limit}{peak}; ask for more ram_gb")
-    if record.reason in {"NotFound", "NotExecutable", "StdinUnavailable", "WorkdirUnavailable"}:
+        return _out_of_memory(task, f"{who} used more memory than it may{limit}{peak}; ask for more ram_gb", policy)
+    if record.reason == "OutputLost":
+        return Outcome(State.SYSTEM_ERROR, "OutputLost", f"{who}: {record.message or 'its output file is incomplete'}")
+    if record.reason in {"NotFound", "NotExecutable", "StartFailed", *_UNAVAILABLE}:
         reason = {"NotFound": "CommandNotFound", "NotExecutable": "CommandNotExecutable"}.get(
             record.reason, record.reason
         )
@@ -480,10 +521,12 @@ def _outcome_of_record(task: Task, index: int, record: Record, policy: Policy) -
     return Outcome(State.EXECUTOR_ERROR, "ExecutorFailed", f"{who} ended with exit code {code}")
 
 
-def _out_of_memory(task: Task, message: str) -> Outcome:
+def _out_of_memory(task: Task, message: str, policy: Policy) -> Outcome:
     parameters = task.spec.resources.backend_parameters if task.spec.resources else {}
-    retries = parse_count(parameters.get("memory_retries", "0"))
-    repeat = task.ram_gb is not None and task.memory_scale < 2**retries
+    retries = min(parse_count(parameters.get("memory_retries", "0")), MAX_MEMORY_RETRIES)
+    most = policy.limits.max_ram_gb
+    fits = task.ram_gb is not None and (most is None or task.ram_gb * 2 <= most)
+    repeat = fits and task.memory_scale < 2**retries
     return Outcome(State.EXECUTOR_ERROR, "OutOfMemory", message, retry=repeat)
 
 
@@ -500,7 +543,7 @@ def _outcome_without_record(
     if container is not None and container.reason == "OOMKilled":
         limit = f"; the limit is {task.ram_gb:g} GB" if task.ram_gb is not None else ""
         entry = ExecutorLog(137, container.started_at, container.ended_at, stderr="Killed: out of memory\n")
-        return entry, _out_of_memory(task, f"{who} used more memory than it may{limit}; ask for more ram_gb")
+        return entry, _out_of_memory(task, f"{who} used more memory than it may{limit}; ask for more ram_gb", policy)
     if container is not None and container.reason in {"StartError", "ContainerCannotRun", "RunContainerError"}:
         return None, Outcome(State.SYSTEM_ERROR, "ContainerNotStarted", f"{who}: {_how_it_ended(container)}")
     return None, _fault(task, "ContainerLost", f"{who}: {_how_it_ended(container)}", policy, began=True)
@@ -533,6 +576,11 @@ def _fault(task: Task, reason: str, message: str, policy: Policy, *, began: bool
     return Outcome(State.PREEMPTED if preempted else State.SYSTEM_ERROR, reason, message[:MAX_MESSAGE], retry=repeat)
 
 
+def _retry_delay(task: Task, policy: Policy) -> timedelta:
+    """Before this attempt, which is not the first."""
+    return min(policy.retry_delay * (1 << min(max(task.attempt - 2, 0), 20)), MAX_RETRY_DELAY)
+
+
 def _lost(task: Task, reason: str, message: str, now: datetime, policy: Policy, *, began: bool) -> Task:
     return _end(task, now, _fault(task, reason, message, policy, began=began))
 
@@ -551,6 +599,10 @@ def _to(task: Task, stage: Stage, now: datetime, *, wake: datetime) -> Task:
     return replace(task, stage=stage, stage_since=now, wake_at=wake, part=None, waiting=None, waiting_since=None)
 
 
+def _launched(task: Task, part: str, now: datetime) -> Task:
+    return replace(task, part=part, stage_since=now, wake_at=now + SOON, waiting=None, waiting_since=None)
+
+
 def _look_again(task: Task, now: datetime, at: datetime) -> Task:
     """Wake at about `at`: a wake-up already set for the second half of the time until then does, and costs no save."""
     if task.wake_at is not None and now + (at - now) / 2 <= task.wake_at <= at:
@@ -558,10 +610,9 @@ def _look_again(task: Task, now: datetime, at: datetime) -> Task:
     return replace(task, wake_at=at)
 
 
-def _cleanable(task: Task, now: datetime, policy: Policy) -> Task:
-    wake = now + (policy.keep or CLEAN_AGAIN)
+def _cleanable(task: Task, now: datetime) -> Task:
     end = task.log.end_time or now
-    return replace(_to(task, Stage.CLEAN, now, wake=wake), log=replace(task.log, end_time=end))
+    return replace(_to(task, Stage.CLEAN, now, wake=now + CLEAN_AGAIN), log=replace(task.log, end_time=end))
 
 
 def _move(task: Task, to: State, now: datetime) -> Task:
@@ -582,15 +633,28 @@ def _wait(task: Task, why: str, now: datetime) -> Task:
     why = why[:MAX_MESSAGE]
     if task.waiting == why:
         return task
-    same_kind = task.waiting is not None and task.waiting.split(":")[0] == why.split(":")[0]
-    if not same_kind:
-        task = _note(task, now, why)
+    same_reason = task.waiting is not None and task.waiting.split(":")[0] == why.split(":")[0]
+    if not same_reason:
+        task = _note(task, now, why, room=MAX_SYSTEM_LOGS - KEPT_FOR_THE_END)
     task = _metadata(task, {"waiting_reason": why})
-    return replace(task, waiting=why, waiting_since=task.waiting_since or now)
+    return replace(task, waiting=why, waiting_since=_waiting_since(task, why, now))
 
 
-def _note(task: Task, now: datetime, text: str) -> Task:
-    if len(task.log.system_logs) >= MAX_SYSTEM_LOGS:
+def _waiting_since(task: Task, why: str, now: datetime) -> datetime:
+    """Since when the task has been waiting for this sort of thing: room in the cluster, a node, or a container's start."""
+    same_sort = task.waiting is not None and _sort_of_wait(task.waiting) == _sort_of_wait(why)
+    return task.waiting_since if same_sort and task.waiting_since is not None else now
+
+
+def _sort_of_wait(why: str) -> str:
+    reason = why.split(":")[0]
+    if reason in _CLUSTER_REASONS:
+        return "cluster"
+    return "container" if _OF_CONTAINER.fullmatch(reason) else "node"
+
+
+def _note(task: Task, now: datetime, text: str, room: int = MAX_SYSTEM_LOGS) -> Task:
+    if len(task.log.system_logs) >= room:
         return task
     line = f"{now.isoformat(timespec='milliseconds').replace('+00:00', 'Z')} {text[:MAX_MESSAGE]}"
     return replace(task, log=replace(task.log, system_logs=(*task.log.system_logs, line)))

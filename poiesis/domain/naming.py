@@ -18,7 +18,7 @@ from poiesis.domain.task import TaskId
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _ID: Final = re.compile(r"[0-9a-z]{26}")
-_LONGEST_ID: Final = 40  # leaves room for prefix, part and attempt within 63
+_LONGEST_ID: Final = 37  # as a hashed one; leaves room for prefix, five digits of attempt and `executor-99` within 63
 _B32HEX_LOWER: Final = str.maketrans("ABCDEFGHIJKLMNOPQRSTUV", "abcdefghijklmnopqrstuv")
 
 
@@ -38,7 +38,7 @@ def slug(task_id: str) -> str:
     if len(task_id) <= _LONGEST_ID and _LABEL.fullmatch(task_id):
         return task_id
     kept = re.sub(r"[^a-z0-9]+", "-", task_id.lower()).strip("-")[:20].strip("-")
-    digest = hashlib.sha256(task_id.encode()).hexdigest()[:16]
+    digest = hashlib.sha256(task_id.encode(errors="surrogatepass")).hexdigest()[:16]
     return f"{kept}-{digest}" if kept else f"x-{digest}"
 
 

@@ -14,8 +14,9 @@ from typing import Final
 
 from poiesis.domain.policy import Policy
 
-_DURATION: Final = re.compile(r"(\d+)(s|m|h|d)?")
+_DURATION: Final = re.compile(r"([0-9]{1,18})(s|m|h|d)?")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+MAX_DURATION: Final = timedelta(days=36500)  # added to any time of this century it is still a date
 _NAME: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,61}[A-Za-z0-9])?")
 
 
@@ -24,7 +25,10 @@ def parse_duration(text: str) -> timedelta:
     match = _DURATION.fullmatch(text.strip().lower())
     if not match or int(match[1]) == 0:
         raise ValueError("give a time above zero such as 3600, 90s, 15m, 2h or 1d")
-    return timedelta(seconds=int(match[1]) * _SECONDS[match[2] or "s"])
+    seconds = int(match[1]) * _SECONDS[match[2] or "s"]
+    if seconds > MAX_DURATION.total_seconds():
+        raise ValueError(f"give at most {MAX_DURATION.days}d")
+    return timedelta(seconds=seconds)
 
 
 def parse_bool(text: str) -> bool:

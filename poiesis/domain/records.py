@@ -7,9 +7,8 @@ does not fit is None, never an exception, and no field is longer than it may be.
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -20,14 +19,15 @@ MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
 MAX_REPORT_BYTES: Final = 768 * 1024  # what a filer may print: fits in its launcher's tail of 1 MiB
 MAX_TEXT: Final = 4096
 
+_MAX_MARKERS: Final = 16  # tried in one line: user code can print as many as it likes
 _SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
 
 
 def find_record(log: str, name: str, tail_limit: int) -> Record | None:
-    """The last record line of `name` in the end of a container log."""
+    """The last record line of `name` in the end of a container log; in a merged log it may stand behind unfinished stderr."""
     for line in reversed(log.splitlines()):
-        if line.startswith(RECORD_MARKER + " "):
-            record = parse_record(line[len(RECORD_MARKER) + 1 :], tail_limit)
+        for _, begin in zip(range(_MAX_MARKERS), _after_each(RECORD_MARKER + " ", line), strict=False):
+            record = parse_record(line[begin:], tail_limit)
             if record is not None and record.name == name:
                 return record
     return None
@@ -39,7 +39,7 @@ def parse_record(text: str | bytes, tail_limit: int) -> Record | None:
     if document is None or not isinstance(document.get("name"), str) or not isinstance(document.get("ok"), bool):
         return None
     return Record(
-        name=document["name"][:64],
+        name=_clean(document["name"])[:64],
         ok=document["ok"],
         exit_code=_integer(document.get("exit_code"), -(2**31), 2**31 - 1),
         reason=_text(document.get("reason"), 64),
@@ -88,9 +88,9 @@ def format_report(report: FilerReport) -> str:
         "total_files": report.total_files,
         "total_bytes": report.total_bytes,
         "seconds": round(report.seconds, 3),
-        "notes": [n[:MAX_TEXT] for n in report.notes[:100]],
+        "notes": list(_fitting((n[:MAX_TEXT] for n in report.notes[:100]), MAX_REPORT_BYTES // 4)),
         "error": report.error and report.error[:MAX_TEXT],
-        "error_code": report.error_code,
+        "error_code": report.error_code and report.error_code[:64],
         "retryable": report.retryable,
     }
     room = MAX_REPORT_BYTES - len(json.dumps(head).encode()) - 64
@@ -105,15 +105,30 @@ def format_report(report: FilerReport) -> str:
     return json.dumps({**head, "files": files, "omitted": omitted})
 
 
+def _fitting(notes: Iterable[str], room: int) -> Iterator[str]:
+    for note in notes:
+        room -= len(json.dumps(note).encode()) + 2
+        if room < 0:
+            return
+        yield note
+
+
 def parse_time(text: object) -> datetime | None:
     """An RFC 3339 time as aware UTC; None when it is none."""
     if not isinstance(text, str) or len(text) > 40:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        return moment.astimezone(UTC) if moment.tzinfo else None
+    except (ValueError, OverflowError):  # the latter: year 1 or 9999 with an offset
         return None
-    return moment.astimezone(UTC) if moment.tzinfo else None
+
+
+def _after_each(marker: str, line: str) -> Iterator[int]:
+    at = line.find(marker)
+    while at >= 0:
+        yield at + len(marker)
+        at = line.find(marker, at + len(marker))
 
 
 def _load(text: str | bytes, limit: int) -> Mapping[str, Any] | None:
@@ -145,4 +160,4 @@ def _integer(value: object, least: int, most: int) -> int | None:
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) and value >= 0 else None
+    return float(value) if 0 <= value <= 2**53 else None  # a NaN is not; an int may be too large for a float

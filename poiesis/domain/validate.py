@@ -21,6 +21,7 @@ from poiesis.domain.task import Executor, FileType, Input, Output, Resources, Ta
 
 _ENV_NAME: Final = re.compile(r"[^=\0]+")
 _IMAGE: Final = re.compile(r"[^\s\0]+")
+_CONTENT: Final = re.compile(r"\$\.inputs\[\d+\]\.content")
 _ASKS_FOR_MATCHING: Final = re.compile(r"[*?]")
 MAX_PATH_BYTES: Final = 4096
 MAX_NAME_BYTES: Final = 255
@@ -64,7 +65,7 @@ def check(spec: TaskSpec, policy: Policy) -> tuple[TaskSpec, tuple[str, ...]]:
 def _text_problems(value: Any, path: str) -> Iterator[Problem]:
     """Strings that no program argument, path or UTF-8 file can hold."""
     if isinstance(value, str):
-        if "\0" in value and not path.endswith(".content"):
+        if "\0" in value and not _CONTENT.fullmatch(path):
             yield Problem(path, "holds a NUL character; remove it")
         try:
             value.encode()
@@ -73,7 +74,7 @@ def _text_problems(value: Any, path: str) -> Iterator[Problem]:
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _text_problems(key, path)
-            yield from _text_problems(item, f"{path}.{str(key)[:40]}")
+            yield from _text_problems(item, f"{path}.{str(key)[:40].encode(errors='replace').decode()}")
     elif isinstance(value, Sequence):
         for i, item in enumerate(value):
             yield from _text_problems(item, f"{path}[{i}]")
@@ -253,7 +254,9 @@ def _collisions(spec: TaskSpec) -> list[Problem]:
         path, where = output.path.rstrip("/"), f"$.outputs[{i}].path"
         if output.type is FileType.FILE and path in {v.rstrip("/") for v in spec.volumes}:
             problems.append(Problem(where, f"{output.path!r} is a volume; its type has to be DIRECTORY"))
-    for path, (where, _) in kinds.items():
+    placed = [(path, where) for path, (where, _) in kinds.items()]
+    placed += [(o.path.rstrip("/"), f"$.outputs[{i}].path") for i, o in enumerate(spec.outputs)]
+    for path, where in placed:
         for parent in _parents(path):
             if parent in kinds and not kinds[parent][1]:
                 problems.append(Problem(where, f"{path!r} is below {kinds[parent][0]}, which is a file"))
@@ -287,10 +290,11 @@ def _resources(resources: Resources | None, policy: Policy) -> tuple[Resources |
             problems.append(Problem(f"$.resources.{name}", f"asks for {asked:g}; this service gives at most {most:g}"))
     kept: dict[str, str] = {}
     notes: list[str] = []
-    known = ", ".join(sorted(policy.backend_parameters)) or "none"
+    supported = policy.backend_parameters & PARAMETERS.keys()
+    known = ", ".join(sorted(supported)) or "none"
     for key, value in resources.backend_parameters.items():
         where, name = f"$.resources.backend_parameters.{key[:60]}", key.lower()
-        if name not in policy.backend_parameters:
+        if name not in supported:
             if resources.backend_parameters_strict:
                 problems.append(Problem(where, f"is not supported; supported keys: {known}"))
             else:

@@ -61,9 +61,14 @@ class Launcher:
         self.binary = binary
         self._started: list[subprocess.Popen[bytes]] = []
 
-    def start(self, *options: object, argv: list[Any], marker: bool = True, prefix: Sequence[str] = (), **popen: Any) -> subprocess.Popen[bytes]:
+    def start(
+        self, *options: object, argv: list[Any], marker: bool = True, prefix: Sequence[str] = (), **popen: Any
+    ) -> subprocess.Popen[bytes]:
         line = [("--record-line", MARKER)] if marker else []
-        words = [os.fsencode(str(o)) if not isinstance(o, bytes) else o for o in (*options, *(w for pair in line for w in pair))]
+        words = [
+            os.fsencode(str(o)) if not isinstance(o, bytes) else o
+            for o in (*options, *(w for pair in line for w in pair))
+        ]
         popen.setdefault("stdout", subprocess.PIPE)
         popen.setdefault("stderr", subprocess.PIPE)
         process = subprocess.Popen([*prefix, self.binary, *words, "--", *argv], **popen)

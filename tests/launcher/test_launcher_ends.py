@@ -42,17 +42,26 @@ def ready(process: "subprocess.Popen[bytes]") -> None:
 
 
 def test_sigterm_reaches_the_command_and_its_exit_code_is_kept(launcher: "Launcher") -> None:
-    process = launcher.start(argv=["/bin/sh", "-c", "trap 'echo caught; exit 7' TERM; echo ready; while :; do sleep 0.02; done"])
+    process = launcher.start(
+        argv=["/bin/sh", "-c", "trap 'echo caught; exit 7' TERM; echo ready; while :; do sleep 0.02; done"]
+    )
     ready(process)
     process.send_signal(signal.SIGTERM)
     done = launcher.end(process)
-    assert (done.code, done.record["exit_code"], done.record["reason"], done.record["ok"]) == (7, 7, "Terminated", False)
+    assert (done.code, done.record["exit_code"], done.record["reason"], done.record["ok"]) == (
+        7,
+        7,
+        "Terminated",
+        False,
+    )
     assert done.log.endswith(b"caught\n")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_termination_is_no_success_even_with_exit_code_0(launcher: "Launcher", number: int) -> None:
-    process = launcher.start("--ignore-error", argv=["/bin/sh", "-c", "trap 'exit 0' TERM INT; echo ready; while :; do sleep 0.02; done"])
+    process = launcher.start(
+        "--ignore-error", argv=["/bin/sh", "-c", "trap 'exit 0' TERM INT; echo ready; while :; do sleep 0.02; done"]
+    )
     ready(process)
     process.send_signal(number)
     done = launcher.end(process)
@@ -60,7 +69,9 @@ def test_termination_is_no_success_even_with_exit_code_0(launcher: "Launcher", n
 
 
 def test_after_the_grace_comes_sigkill(launcher: "Launcher") -> None:
-    process = launcher.start("--grace", 0.1, argv=["/bin/sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.02; done"])
+    process = launcher.start(
+        "--grace", 0.1, argv=["/bin/sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.02; done"]
+    )
     ready(process)
     process.send_signal(signal.SIGTERM)
     done = launcher.end(process)
@@ -78,7 +89,9 @@ def test_the_whole_group_gets_the_signal(launcher: "Launcher") -> None:
 
 @pytest.mark.parametrize("name", ["HUP", "QUIT", "USR1", "USR2"])
 def test_other_signals_are_passed_on_without_ending_anything(launcher: "Launcher", name: str) -> None:
-    process = launcher.start(argv=["/bin/sh", "-c", f"trap 'echo got; exit 0' {name}; echo ready; while :; do sleep 0.02; done"])
+    process = launcher.start(
+        argv=["/bin/sh", "-c", f"trap 'echo got; exit 0' {name}; echo ready; while :; do sleep 0.02; done"]
+    )
     ready(process)
     process.send_signal(getattr(signal, f"SIG{name}"))
     done = launcher.end(process)
@@ -107,7 +120,9 @@ def test_a_command_within_its_limit_is_left_alone(launcher: "Launcher") -> None:
 
 
 def test_the_time_limit_counts_from_the_turn_not_from_the_wait(launcher: "Launcher", control: Path) -> None:
-    late = launcher.start("--name", "b", "--control", control, "--wait", "a", "--wait-timeout", 15, "--time-limit", 0.5, argv=["true"])
+    late = launcher.start(
+        "--name", "b", "--control", control, "--wait", "a", "--wait-timeout", 15, "--time-limit", 0.5, argv=["true"]
+    )
     launcher.sh("sleep 0.8", "--name", "a", "--control", control)
     assert launcher.end(late).record["reason"] is None
 
@@ -120,7 +135,9 @@ def test_a_stopped_command_is_killed_too(launcher: "Launcher") -> None:
 # ---- what is left behind
 
 
-def test_a_background_child_that_holds_the_pipe_does_not_hold_the_launcher(launcher: "Launcher", tmp_path: Path) -> None:
+def test_a_background_child_that_holds_the_pipe_does_not_hold_the_launcher(
+    launcher: "Launcher", tmp_path: Path
+) -> None:
     began = time.monotonic()
     done = launcher.sh(f"sleep 600 & echo $! > {tmp_path}/pid; echo said; exit 5")
     assert (done.code, done.log) == (5, b"said\n")
@@ -133,7 +150,10 @@ def test_a_background_child_may_end_by_itself(launcher: "Launcher") -> None:
 
 
 def test_one_that_ignores_sigterm_is_killed(launcher: "Launcher", tmp_path: Path) -> None:
-    script = f"(trap '' TERM; echo up > {tmp_path}/up; while :; do sleep 0.02; done) & echo $! > {tmp_path}/pid; while [ ! -s {tmp_path}/up ]; do sleep 0.01; done"
+    script = (
+        f"(trap '' TERM; echo up > {tmp_path}/up; while :; do sleep 0.02; done) & echo $! > {tmp_path}/pid; "
+        f"while [ ! -s {tmp_path}/up ]; do sleep 0.01; done"
+    )
     assert launcher.sh(script).code == 0
     assert not alive(int((tmp_path / "pid").read_text()))
 
@@ -226,7 +246,14 @@ class Listener:
         self.socket.close()
 
 
-@pytest.fixture(params=[(socket.AF_INET, "127.0.0.1", "127.0.0.1"), (socket.AF_INET6, "::1", "[::1]"), (socket.AF_INET, "127.0.0.1", "localhost")], ids=["4", "6", "name"])
+@pytest.fixture(
+    params=[
+        (socket.AF_INET, "127.0.0.1", "127.0.0.1"),
+        (socket.AF_INET6, "::1", "[::1]"),
+        (socket.AF_INET, "127.0.0.1", "localhost"),
+    ],
+    ids=["4", "6", "name"],
+)
 def listener(request: pytest.FixtureRequest) -> Iterator[tuple[Listener, str]]:
     family, bind, host = request.param
     try:
@@ -251,7 +278,9 @@ def test_one_poke_after_the_record(launcher: "Launcher", control: Path, listener
     assert lines[-2:] == ["", ""]
 
 
-def test_the_poke_comes_after_the_records_line_is_out(launcher: "Launcher", listener: tuple[Listener, str], tmp_path: Path) -> None:
+def test_the_poke_comes_after_the_records_line_is_out(
+    launcher: "Launcher", listener: tuple[Listener, str], tmp_path: Path
+) -> None:
     server, address = listener
     log = tmp_path / "log"
     with log.open("wb") as file:
@@ -264,7 +293,9 @@ def test_the_poke_comes_after_the_records_line_is_out(launcher: "Launcher", list
 def test_a_poke_at_the_start_too(launcher: "Launcher", listener: tuple[Listener, str], control: Path) -> None:
     server, address = listener
     os.mkfifo(control / "gate")
-    process = launcher.start("--poke", f"{address}/x", "--poke-start", argv=["/bin/sh", "-c", f"read x < {control}/gate"])
+    process = launcher.start(
+        "--poke", f"{address}/x", "--poke-start", argv=["/bin/sh", "-c", f"read x < {control}/gate"]
+    )
     launcher.until(lambda: len(server.requests) == 1, "the poke of the start")
     assert process.poll() is None
     (control / "gate").write_text("go\n")
@@ -274,7 +305,9 @@ def test_a_poke_at_the_start_too(launcher: "Launcher", listener: tuple[Listener,
 
 def test_skipped_and_timed_out_pokes_too(launcher: "Launcher", listener: tuple[Listener, str], control: Path) -> None:
     server, address = listener
-    launcher.sh("true", "--name", "a", "--control", control, "--wait", "b", "--wait-timeout", 0.05, "--poke", f"{address}/x")
+    launcher.sh(
+        "true", "--name", "a", "--control", control, "--wait", "b", "--wait-timeout", 0.05, "--poke", f"{address}/x"
+    )
     launcher.until(lambda: len(server.requests) == 1, "the poke has come")
 
 
@@ -323,7 +356,19 @@ def test_a_root_with_nothing_in_it_is_enough(launcher: "Launcher", tmp_path: Pat
     shutil.copy2(launcher.binary, root / "launcher")
     if read_only:
         root.chmod(0o555)
-    inside = ["/launcher", "--name", "a", "--control", "/control", "--record-line", "@@record", "--poke", "127.0.0.1:9/x", "--cgroup", "--"]
+    inside = [
+        "/launcher",
+        "--name",
+        "a",
+        "--control",
+        "/control",
+        "--record-line",
+        "@@record",
+        "--poke",
+        "127.0.0.1:9/x",
+        "--cgroup",
+        "--",
+    ]
     line = [*_namespace(), "chroot", str(root), *inside]
     done = subprocess.run([*line, "/launcher", "--version"], capture_output=True, timeout=15, check=False)
     root.chmod(0o755)
@@ -351,7 +396,9 @@ def test_as_pid_1_nothing_outlives_the_command(launcher: "Launcher", tmp_path: P
         pytest.skip("no setsid")
     line = _namespace("-f", "-p", "--mount-proc", "--kill-child")
     script = "setsid sh -c 'trap \"\" TERM; echo up; while :; do sleep 0.02; done' & sleep 0.1; exit 4"
-    done = subprocess.run([*line, launcher.binary, "--", "/bin/sh", "-c", script], capture_output=True, timeout=15, check=False)
+    done = subprocess.run(
+        [*line, launcher.binary, "--", "/bin/sh", "-c", script], capture_output=True, timeout=15, check=False
+    )
     assert (done.returncode, done.stdout) == (4, b"up\n")
 
 
@@ -363,3 +410,14 @@ def test_it_needs_no_temporary_directory(launcher: "Launcher", control: Path) ->
 def test_python_sees_an_ordinary_process(launcher: "Launcher") -> None:
     code = "import subprocess, sys; sys.exit(subprocess.run(['sh', '-c', 'yes | head -1']).returncode)"
     assert launcher.run(argv=[sys.executable, "-S", "-c", code]).log == b"y\n"
+
+
+def test_a_short_command_with_a_poke_under_way_leaves_nothing_behind(launcher: "Launcher", tmp_path: Path) -> None:
+    if not shutil.which("setsid") or not Path("/proc/thread-self/children").exists():
+        pytest.skip("no setsid, or a kernel that does not list children")
+    script = (
+        f"setsid sh -c 'trap \"\" TERM; echo $$ > {tmp_path}/pid; sleep 600; sleep 600' > /dev/null 2>&1 & "
+        f"while [ ! -s {tmp_path}/pid ]; do sleep 0.01; done"
+    )
+    assert launcher.sh(script, "--poke", "192.0.2.1:9/x", "--poke-start").code == 0
+    assert not alive(int((tmp_path / "pid").read_text()))

@@ -70,7 +70,9 @@ def test_after_a_failure_the_rest_is_skipped_but_always_runs(launcher: "Launcher
     waiting = [
         launcher.start(*opts(control, "executor-1", "executor-0"), argv=["/bin/echo", "ran"]),
         launcher.start(*opts(control, "executor-2", "executor-1"), argv=["/bin/echo", "ran"]),
-        launcher.start(*opts(control, "tof", "executor-0", "executor-1", "executor-2"), "--always", argv=["/bin/echo", "ran"]),
+        launcher.start(
+            *opts(control, "tof", "executor-0", "executor-1", "executor-2"), "--always", argv=["/bin/echo", "ran"]
+        ),
     ]
     assert launcher.sh("exit 4", *opts(control, "executor-0")).code == 4
     one, two, tof = (launcher.end(p) for p in waiting)
@@ -108,7 +110,10 @@ def test_the_first_record_stays(launcher: "Launcher", control: Path) -> None:
 
 
 def test_of_many_launchers_of_one_name_one_runs(launcher: "Launcher", control: Path, tmp_path: Path) -> None:
-    racing = [launcher.start(*opts(control, "a", "gate"), argv=["/bin/sh", "-c", f"echo x >> {tmp_path}/ran"]) for _ in range(12)]
+    racing = [
+        launcher.start(*opts(control, "a", "gate"), argv=["/bin/sh", "-c", f"echo x >> {tmp_path}/ran"])
+        for _ in range(12)
+    ]
     launcher.until(lambda: len(list(control.iterdir())) >= 1)
     launcher.sh("true", *opts(control, "gate"))
     codes = sorted(launcher.end(p).code for p in racing)
@@ -161,15 +166,14 @@ def test_a_launcher_that_was_killed_is_noticed(launcher: "Launcher", control: Pa
 
 def test_the_command_does_not_hold_the_lock(launcher: "Launcher", control: Path) -> None:
     """Else a stray background process would make a dead launcher look alive."""
-    process = launcher.start(*opts(control, "a"), argv=["/bin/sh", "-c", "exec sleep 600"])
-    launcher.until((control / "a.begun").exists)
+    process = launcher.start(*opts(control, "a"), argv=["/bin/sh", "-c", "echo $$; exec sleep 600"])
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())  # it has begun: what closes on exec is closed
     with (control / "a.up").open() as up:
         with pytest.raises(OSError) as refused:
             fcntl.flock(up, fcntl.LOCK_SH | fcntl.LOCK_NB)
         assert refused.value.errno == errno.EWOULDBLOCK
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-        launcher.until(lambda: children.read_text().split())
-        held = [os.readlink(p) for p in Path(f"/proc/{children.read_text().split()[0]}/fd").iterdir() if p.is_symlink()]
+        held = [os.readlink(p) for p in Path(f"/proc/{pid}/fd").iterdir()]
         assert not [x for x in held if "control" in x]
 
 
@@ -207,7 +211,18 @@ def test_what_is_no_regular_file_is_no_record(launcher: "Launcher", control: Pat
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{}", b"\x00" * 5000, b'{"ok":', b'{"ok":tru', b'{"ok":truE}', b'{"ok":1}', b'"ok":' * 2000, b"x" * 5000 + b'{"ok":true}', b'{"ok":"true"}'],
+    [
+        b"",
+        b"{}",
+        b"\x00" * 5000,
+        b'{"ok":',
+        b'{"ok":tru',
+        b'{"ok":truE}',
+        b'{"ok":1}',
+        b'"ok":' * 2000,
+        b"x" * 5000 + b'{"ok":true}',
+        b'{"ok":"true"}',
+    ],
 )
 def test_garbage_is_a_failure(launcher: "Launcher", control: Path, content: bytes) -> None:
     (control / "a.json").write_bytes(content)

@@ -1,0 +1,225 @@
+/* The control directory: containers of one pod take turns by its files.
+ *
+ * The commands can write there too, so nothing found there is trusted: links are not followed, only regular files count,
+ * and of a record only the first 4 KiB are read, for one word. NAME.up is held locked as long as its launcher lives, so
+ * that the others notice a launcher that was killed (a cgroup's OOM kill takes every process) and do not wait for a
+ * record that will never come. */
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/inotify.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "launcher.h"
+
+#define POLL_MS 250                  /* where inotify says nothing: too many watches, a network file system */
+#define HEAD_BYTES 4096              /* "ok" stands within the first hundred bytes of a record */
+#define LOCKED "locked\n"            /* says that NAME.up can be asked whether its launcher lives */
+
+static int directory = -1;
+static int up = -1;
+
+enum verdict { ABSENT, FAILED, SUCCEEDED, DEAD };
+
+static void file_name(char *buffer, const char *name, const char *suffix) {
+    snprintf(buffer, MAX_NAME + 16, "%s%s", name, suffix);
+}
+
+/* A new file under a name that nobody can have guessed. */
+static int open_temporary(char *buffer, const char *name) {
+    for (int i = 0; i < 16; i++) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        snprintf(buffer, MAX_NAME + 48, ".%s.%lx.%x.tmp", name, (unsigned long)t.tv_nsec, (unsigned)(getpid() + i));
+        int fd = openat(directory, buffer, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+        if (fd >= 0 || errno != EEXIST)
+            return fd;
+    }
+    return -1;
+}
+
+/* rename, also over a directory that somebody put there. */
+static int replace(const char *temporary, const char *name) {
+    char aside[MAX_NAME + 80];
+    if (renameat(directory, temporary, directory, name) == 0)
+        return 0;
+    if (errno == EISDIR || errno == ENOTEMPTY || errno == EEXIST || errno == ENOTDIR) {
+        snprintf(aside, sizeof aside, "%s.aside", temporary);
+        if (renameat(directory, name, directory, aside) == 0 && renameat(directory, temporary, directory, name) == 0)
+            return 0;
+    }
+    int error = errno;
+    (void)unlinkat(directory, temporary, 0);
+    return error;
+}
+
+bool control_open(const struct options *o, struct record *r) {
+    char temporary[MAX_NAME + 48], name[MAX_NAME + 16];
+    if (o->control == NULL)
+        return true;
+    int error = 0;
+    directory = open(o->control, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (directory < 0 || (up = open_temporary(temporary, o->name)) < 0) {
+        error = errno;
+    } else {
+        file_name(name, o->name, ".up");
+        (void)fchmod(up, 0644);
+        if (flock(up, LOCK_EX | LOCK_NB) == 0)   /* before it gets its name: it is never seen unlocked while we live */
+            (void)write_all(up, LOCKED, sizeof LOCKED - 1);
+        error = replace(temporary, name);
+    }
+    if (error != 0)
+        record_say(r, "ControlUnavailable", "control directory %s: %s", o->control, strerror(error));
+    return error == 0;
+}
+
+static ssize_t read_head(const char *name, char *head, size_t size, bool *locked) {
+    struct stat st;
+    ssize_t n = -1;
+    int fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode))
+        n = read(fd, head, size);
+    if (n >= 0 && locked != NULL)
+        *locked = flock(fd, LOCK_SH | LOCK_NB) != 0;
+    close(fd);
+    return n;
+}
+
+static enum verdict read_verdict(const char *name) {
+    static const char key[] = "\"ok\":";
+    char head[HEAD_BYTES + 1], file[MAX_NAME + 16];
+    file_name(file, name, ".json");
+    ssize_t n = read_head(file, head, HEAD_BYTES, NULL);
+    if (n < 0)
+        return ABSENT;
+    head[n] = '\0';
+    const char *found = memmem(head, (size_t)n, key, sizeof key - 1);
+    if (found == NULL)
+        return FAILED;
+    found += sizeof key - 1;
+    found += strspn(found, " ");
+    return strncmp(found, "true", 4) == 0 ? SUCCEEDED : FAILED;
+}
+
+static bool launcher_is_dead(const char *name) {
+    char head[sizeof LOCKED], file[MAX_NAME + 16];
+    bool locked = true;
+    file_name(file, name, ".up");
+    ssize_t n = read_head(file, head, sizeof LOCKED - 1, &locked);
+    return n == sizeof LOCKED - 1 && memcmp(head, LOCKED, sizeof LOCKED - 1) == 0 && !locked;
+}
+
+static enum verdict look(const struct wait *w) {
+    struct stat st;
+    char file[MAX_NAME + 16];
+    if (w->up) {
+        file_name(file, w->name, ".up");
+        return fstatat(directory, file, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode) ? SUCCEEDED : ABSENT;
+    }
+    enum verdict v = read_verdict(w->name);
+    if (v == ABSENT && launcher_is_dead(w->name)) {
+        v = read_verdict(w->name);               /* it may have ended in good order between the two looks */
+        if (v == ABSENT)
+            v = DEAD;
+    }
+    return v;
+}
+
+/* One look at everything awaited: true when the waiting is over. */
+static bool look_around(struct options *o, struct record *r, enum turn *turn) {
+    bool all = true;
+    for (size_t i = 0; i < o->n_waits; i++) {
+        struct wait *w = &o->waits[i];
+        if (w->done)
+            continue;
+        enum verdict v = look(w);
+        if (v == ABSENT) {
+            all = false;
+            continue;
+        }
+        w->done = true;
+        if (v != SUCCEEDED && !o->always) {
+            record_say(r, "Skipped", v == DEAD ? "%s ended without a record" : "%s did not succeed", w->name);
+            *turn = TURN_SKIP;
+            return true;
+        }
+    }
+    *turn = TURN_RUN;
+    return all;
+}
+
+enum turn control_wait(struct options *o, struct record *r) {
+    enum turn turn;
+    char events[4096];
+    int64_t deadline = now_ms() + o->wait_timeout_ms;
+    int watch = -1;
+    if (o->n_waits > 0 && (watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK)) >= 0)
+        (void)inotify_add_watch(watch, o->control, IN_CREATE | IN_MOVED_TO | IN_CLOSE_WRITE);
+    for (;;) {
+        if (termination_asked()) {
+            record_say(r, "Terminated", "terminated before its turn");
+            turn = TURN_TERMINATED;
+            break;
+        }
+        if (look_around(o, r, &turn))
+            break;
+        int64_t left = o->wait_timeout_ms == 0 ? POLL_MS : deadline - now_ms();
+        if (left <= 0) {
+            const struct wait *w = o->waits;
+            while (w->done)
+                w++;
+            record_say(r, "WaitTimeout", "waited %lld s for %s%s", (long long)(o->wait_timeout_ms / 1000), w->name,
+                       w->up ? " to start" : " to end");
+            turn = TURN_TIMEOUT;
+            break;
+        }
+        struct pollfd p[2] = {{.fd = signals_fd, .events = POLLIN}, {.fd = watch, .events = POLLIN}};
+        if (poll(p, 2, (int)(left < POLL_MS ? left : POLL_MS)) > 0 && p[1].revents != 0)
+            (void)!read(watch, events, sizeof events);
+    }
+    if (watch >= 0)
+        close(watch);
+    return turn;
+}
+
+enum begin control_begin(const struct options *o) {
+    char name[MAX_NAME + 16];
+    if (directory < 0)
+        return BEGIN_YES;
+    file_name(name, o->name, ".begun");
+    int fd = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return errno == EEXIST ? BEGIN_ALREADY : BEGIN_ERROR;
+    close(fd);
+    return BEGIN_YES;
+}
+
+/* keep_first: a record that an earlier start of this container left is the true one. */
+void control_close(const struct options *o, const struct record *r, bool keep_first) {
+    char temporary[MAX_NAME + 48], name[MAX_NAME + 16], head[1];
+    if (directory < 0)
+        return;
+    file_name(name, o->name, ".json");
+    if (keep_first && read_head(name, head, 1, NULL) >= 0)
+        return;
+    for (int with_tails = 1; with_tails >= 0; with_tails--) {    /* a full disk may still take a short one */
+        int fd = open_temporary(temporary, o->name);
+        if (fd < 0)
+            continue;
+        int error = record_write(r, fd, with_tails);
+        (void)fchmod(fd, 0644);
+        if (error == 0 && fsync(fd) != 0 && errno != EINVAL && errno != EROFS)
+            error = errno;
+        if (close(fd) != 0 && error == 0)
+            error = errno;
+        if (error == 0 && replace(temporary, name) == 0)
+            return;
+        (void)unlinkat(directory, temporary, 0);
+    }
+}

@@ -1,0 +1,77 @@
+/* The order of it all: say that we are up, wait for our turn, run, tell how it ended. */
+#include <errno.h>
+#include <fcntl.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "launcher.h"
+
+static struct options options;
+static struct stream out, err;       /* set at run time: their buffers stay out of the file */
+
+/* So that no descriptor of ours ever gets the number of a standard stream. */
+static void fill_standard_streams(void) {
+    for (int fd = 0; fd < 3; fd++)
+        if (fcntl(fd, F_GETFD) < 0 && errno == EBADF) {
+            int nothing = open_nothing();
+            if (nothing >= 0)                    /* the lowest free number, so fd itself; not to be closed on exec */
+                (void)fcntl(nothing, F_SETFD, 0);
+        }
+}
+
+/* Returns the launcher's exit status when the command is not to run, -1 when it is. */
+static int await_turn(struct record *r, bool *keep_first) {
+    if (!control_open(&options, r))
+        return EXIT_NOT_BEGUN;
+    switch (control_wait(&options, r)) {
+    case TURN_SKIP:
+        return 0;
+    case TURN_TIMEOUT:
+        return EXIT_WAIT_TIMEOUT;
+    case TURN_TERMINATED:
+        return EXIT_TERMINATED;
+    case TURN_RUN:
+        break;
+    }
+    switch (control_begin(&options)) {
+    case BEGIN_ALREADY:
+        *keep_first = true;
+        record_say(r, "AlreadyBegun", "the command was begun before and is not run again");
+        return EXIT_NOT_BEGUN;
+    case BEGIN_ERROR:
+        record_say(r, "ControlUnavailable", "%s.begun: %s", options.name, strerror(errno));
+        return EXIT_NOT_BEGUN;
+    case BEGIN_YES:
+        break;
+    }
+    return -1;
+}
+
+int main(int argc, char **argv) {
+    (void)argc;
+    bool keep_first = false;
+    fill_standard_streams();
+    options_parse(&options, argv);
+    signals_prepare();
+    stream_prepare(&out, 1);
+    stream_prepare(&err, 2);
+    struct record r = {.name = options.name, .exit_code = -1, .peak_bytes = -1, .cpu_us = -1, .out = &out, .err = &err};
+    int status = await_turn(&r, &keep_first);
+    if (status < 0) {
+        tail_allocate(&out.tail, options.tail_bytes);
+        tail_allocate(&err.tail, options.tail_bytes);
+        run_command(&options, &r, &out, &err);
+        status = r.exit_code;
+    }
+    control_close(&options, &r, keep_first);
+    if (options.marker != NULL) {
+        if (err.log_last != '\n')                /* readers see both streams as one */
+            log_write(&err, "\n", 1, options.log_stall_ms);
+        record_line(&r, &out, options.marker, options.log_stall_ms);
+    }
+    record_termination_log(&r, options.termination_log);
+    if (options.poke != NULL)
+        poke_finish(poke_begin(options.poke));
+    log_restore();
+    return status;
+}
