@@ -7,7 +7,7 @@ A `Bootstrap` makes each part when it is first asked for and closes what it made
 from __future__ import annotations
 
 import logging
-import threading
+import platform
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -16,7 +16,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
+import poiesis
 from poiesis.config import PREFIX, Settings, read
+from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.parameters import PARAMETERS
 from poiesis.domain.policy import Policy
 from poiesis.filer import registry
@@ -39,7 +41,13 @@ log = logging.getLogger(__name__)
 KUBERNETES_PREFIX: Final = f"{PREFIX}KUBERNETES__"
 FILER_PREFIX: Final = f"{PREFIX}FILER__"
 CLIENT_VARIABLES: Final = (f"{PREFIX}URL", f"{PREFIX}TOKEN", f"{PREFIX}TEST_")
+ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # Kubernetes' names of what `uname -m` says
 ADAPTER_PREFIXES: Final = (KUBERNETES_PREFIX, FILER_PREFIX, *CLIENT_VARIABLES)
+
+
+def shipped_launchers() -> Mapping[str, Path]:
+    """The launchers that came with the package, by architecture (`amd64`, `arm64`)."""
+    return {p.name.removeprefix("launcher-"): p for p in sorted(Path(poiesis.__file__).parent.glob("bin/launcher-*"))}
 
 
 class _Closable(Protocol):
@@ -64,7 +72,6 @@ class Bootstrap:
         self.filer = filer
         self._kubernetes = kubernetes
         self._closing = ExitStack()
-        self._lock = threading.RLock()
         self.clock = SystemClock()
 
     @classmethod
@@ -95,7 +102,11 @@ class Bootstrap:
     def settings(self) -> Settings:
         """With the policy completed by what the adapters can do."""
         policy = self._given.policy
-        keys = {p.key for p in PARAMETERS.values() if not (p.kubernetes_only and self.is_embedded)}
+        keys = frozenset(p.key for p in PARAMETERS.values() if not p.kubernetes_only)
+        if self._kubernetes is not None:
+            from poiesis.cluster.kubernetes.placement import usable_parameters
+
+            keys = usable_parameters(self._kubernetes)
         return replace(
             self._given,
             policy=replace(
@@ -103,7 +114,7 @@ class Bootstrap:
                 url_schemes_in=registry.readable(self.filer),
                 url_schemes_out=registry.writable(self.filer),
                 file_roots=self.filer.file_roots,
-                backend_parameters=frozenset(keys) if self.is_embedded else self._kubernetes_parameters(keys),
+                backend_parameters=keys,
             ),
         )
 
@@ -139,7 +150,33 @@ class Bootstrap:
             return self._opened(self._local_cluster())
         from poiesis.cluster.kubernetes.adapter import KubernetesCluster
 
-        return self._opened(KubernetesCluster(self._kubernetes, self.policy, self.filer.to_json()))
+        kubernetes = self._kubernetes
+        if kubernetes.delivery == "configmap" and not kubernetes.launchers:
+            kubernetes = replace(kubernetes, launchers={a: str(p) for a, p in shipped_launchers().items()})
+        return self._opened(KubernetesCluster(kubernetes, self.policy, self.filer.to_json()))
+
+    def _local_cluster(self) -> FollowedCluster:
+        from poiesis.cluster.local import Filers, LocalCluster
+        from poiesis.filer.staging import stage_in, stage_out
+
+        arch = ARCHITECTURES.get(platform.machine(), platform.machine())
+        launcher = shipped_launchers().get(arch)
+        if launcher is None:
+            raise ConfigurationError(
+                f"there is no launcher for {arch}: `make launcher` builds it (needs a C compiler; Debian: apt-get install musl-tools)"
+            )
+        return LocalCluster(
+            Path(self.settings.directory),
+            self.settings.runtime,
+            self.policy,
+            Filers(
+                lambda document, volume, cancelled: stage_in(document, volume, self.filer, cancelled=cancelled),
+                lambda document, volume, cancelled: stage_out(document, volume, self.filer, cancelled=cancelled),
+            ),
+            self.clock,
+            launcher,
+            max_parallel=self.settings.max_parallel,
+        )
 
     @cached_property
     def orchestrator(self) -> Orchestrator:
@@ -167,11 +204,17 @@ class Bootstrap:
         """Of the monitor that leads, among those of this namespace and instance."""
         from poiesis.cluster.kubernetes.leader import Election
 
-        raise NotImplementedError(Election, on_start, on_stop)
+        if self._kubernetes is None:
+            raise ConfigurationError("the embedded service is alone and elects nobody")
+        return Election(self._kubernetes, on_start, on_stop)
 
     def describe(self) -> str:
-        """What tasks run on, in a sentence."""
-        return self.cluster.describe() if self.is_embedded else "Tasks run as pods on Kubernetes."
+        """What tasks run on, in a sentence. The API of the server mode has no cluster to ask."""
+        from poiesis.cluster.local import LocalCluster
+
+        if self.is_embedded and isinstance(self.cluster, LocalCluster):
+            return self.cluster.describe()
+        return "Tasks run as pods on Kubernetes."
 
     def api_services(self) -> Services:
         from poiesis.api.app import Services
@@ -199,4 +242,3 @@ class Bootstrap:
     def _opened(self, part: T) -> T:
         self._closing.callback(part.close)
         return part
-

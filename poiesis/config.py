@@ -36,7 +36,7 @@ class ApiSettings:
     max_body_bytes: int = 10 * 1024 * 1024 - 1
     """Of a request. 10 MB bodies are refused by default; `content` inputs have their own limits in the policy."""
     client_safe_states: bool = True
-    """Show CANCELING as CANCELED only when it is, PREEMPTED as SYSTEM_ERROR: states that every known client understands."""
+    """Show only states that every known client understands: CANCELING as the state before, PREEMPTED as SYSTEM_ERROR (docs/api.md)."""
     queued_as_initializing: bool = False
     """Show QUEUED as INITIALIZING: for Galaxy/Pulsar, which reads QUEUED as failed."""
     auth: tuple[str, ...] = ()
@@ -65,11 +65,11 @@ class ServiceSettings:
 
 @dataclass(frozen=True)
 class Settings:
-    mode: str = "server"
-    """`server`: Redis, MongoDB, Kubernetes. `embedded`: one machine, everything in one process tree."""
     mongo_uri: str = field(default="mongodb://127.0.0.1:27017", repr=False)
+    """Of the store. May hold a password, so better POIESIS_MONGO_URI_FILE."""
     mongo_database: str = "poiesis"
     redis_uri: str = field(default="redis://127.0.0.1:6379/0", repr=False)
+    """Of the broker. May hold a password, so better POIESIS_REDIS_URI_FILE."""
     directory: str = ".poiesis"
     """Of the embedded mode: database and tasks' files."""
     runtime: str = "auto"
@@ -141,8 +141,10 @@ class _Reader:
         if path is None:
             return None
         try:
-            return Path(path).read_text().strip()
-        except OSError as error:
+            return Path(path).read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError:  # its text would show the file's bytes
+            raise ConfigurationError(f"{name}_FILE cannot be read: {path} is no UTF-8 text") from None
+        except (OSError, ValueError) as error:
             raise ConfigurationError(f"{name}_FILE cannot be read: {error}") from None
 
 
@@ -161,8 +163,8 @@ def _parse(kind: Any, text: str) -> Any:
         value = json.loads(text)
         if not isinstance(value, dict):
             raise ValueError("give a JSON object")
-        inner = typing.get_args(kind)[1] if len(typing.get_args(kind)) == 2 else None
-        return {k: _from_json(inner, v) for k, v in value.items()} if dataclasses.is_dataclass(inner) else value
+        of = typing.get_args(kind)[-1] if origin is not None else None
+        return {k: _from_json(of, v) for k, v in value.items()} if dataclasses.is_dataclass(of) else value
     if kind is bool:
         return parse_bool(text)
     if kind is timedelta:

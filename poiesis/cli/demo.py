@@ -7,6 +7,7 @@ import json
 import tempfile
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from string import Template
 from typing import Final
@@ -19,22 +20,40 @@ from poiesis.observability import configure_logging
 
 EXAMPLES: Final = Path(__file__).resolve().parents[2] / "examples"
 TIMEOUT_S: Final = 100
+IMAGE_DEADLINE: Final = timedelta(seconds=10)  # a demo is not worth waiting for a registry that is away
 
 
 def run(arguments: argparse.Namespace) -> int:
     if not EXAMPLES.is_dir():
         raise ConfigurationError("the demo needs the examples of a source checkout")
     with tempfile.TemporaryDirectory(prefix="poiesis-demo-") as folder:
-        out = Path(folder) / "results"
-        out.mkdir()
-        arguments.dir = arguments.dir or str(Path(folder) / "service")
-        arguments.allow_dir = [*arguments.allow_dir, str(EXAMPLES), str(out)]
-        settings, filer = embedded_settings(arguments, port=0)
-        settings = replace(settings, api=replace(settings.api, host="127.0.0.1"))
-        configure_logging(settings.log_level, settings.log_format)
-        with Embedded(settings, filer) as service:
-            print(f"The service is up at {service.url}.\n{service.description}\n")
-            return _run_task(TesClient(service.url, {}), out)
+        try:
+            return _serve_and_run(arguments, Path(folder), arguments.runtime)
+        except _NoImage as error:
+            if arguments.runtime not in (None, "auto"):
+                print(error)
+                return 1
+            print(f"\nThe image could not be pulled: {error}\nOnce more without images, as sandboxed processes.\n")
+            return _serve_and_run(arguments, Path(folder), "process")
+
+
+class _NoImage(Exception):
+    pass
+
+
+def _serve_and_run(arguments: argparse.Namespace, folder: Path, runtime: str | None) -> int:
+    out = folder / "results"
+    out.mkdir(exist_ok=True)
+    options = argparse.Namespace(**vars(arguments))
+    options.dir = arguments.dir or str(folder / "service")
+    options.allow_dir = [*arguments.allow_dir, str(EXAMPLES), str(out)]
+    options.runtime = runtime
+    settings, filer = embedded_settings(options, port=0)
+    settings = replace(settings, policy=replace(settings.policy, image_deadline=IMAGE_DEADLINE))
+    configure_logging(settings.log_level, settings.log_format)
+    with Embedded(settings, filer) as service:
+        print(f"The service is up at {service.url}.\n{service.description}\n")
+        return _run_task(TesClient(service.url, {}), out)
 
 
 def _run_task(client: TesClient, out: Path) -> int:
@@ -54,7 +73,11 @@ def _run_task(client: TesClient, out: Path) -> int:
         else:
             time.sleep(0.02)
     print()
-    print("\n".join(render_logs(client.get(task_id))))
+    task = client.get(task_id)
+    told = (task.get("logs") or [{}])[0].get("metadata") or {}
+    if told.get("failure_reason") == "ImagePullFailed":
+        raise _NoImage(told.get("failure_message"))
+    print("\n".join(render_logs(task)))
     report = out / "report.txt"
     if state != "COMPLETE" or not report.is_file():
         return 1

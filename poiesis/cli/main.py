@@ -48,7 +48,9 @@ def make_parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="what a server says of itself, and this command's settings")
     _client_options(info)
 
-    hash_ = commands.add_parser("hash-secret", help="an entry for the credentials file, from a secret on standard input")
+    hash_ = commands.add_parser(
+        "hash-secret", help="an entry for the credentials file, from a secret on standard input"
+    )
     hash_.add_argument("kind", choices=["basic", "bearer", "api_key"])
 
     task = commands.add_parser("task", help="create, list, follow and cancel tasks of any TES server")

@@ -88,7 +88,6 @@ def embedded_settings(arguments: argparse.Namespace, *, port: int) -> tuple[Sett
     policy = replace(settings.policy, retry_started=False, layout="single")
     settings = replace(
         settings,
-        mode="embedded",
         directory=str(directory),
         runtime=arguments.runtime or settings.runtime,
         policy=policy,
@@ -137,4 +136,3 @@ def _lock(directory: Path) -> IO[str]:
         file.close()
         raise ConfigurationError(f"{directory} is in use by another `poiesis up`; choose another with --dir") from None
     return file
-

@@ -51,7 +51,7 @@ MAX_RETRY_DELAY: Final = timedelta(minutes=5)
 MAX_MEMORY_RETRIES: Final = 10  # a thousand times the memory
 
 _REFUSED_IMAGE: Final = re.compile(
-    r"not ?found|unauthorized|authentication required|denied|forbidden|manifest unknown|no such|does not exist|invalid reference",
+    r"not ?found|unauthorized|authentication required|denied|forbidden|manifest unknown|no such image|does not exist|invalid reference",
     re.IGNORECASE,
 )
 _IMAGE_REASONS: Final = frozenset(
@@ -334,12 +334,12 @@ def _waiting_containers(task: Task, pod: Pod, now: datetime, policy: Policy) -> 
     worst = stuck[0]
     message = f"{worst.reason} of {worst.name}: {worst.message or 'no more is said'}"
     is_image = worst.reason in _IMAGE_REASONS or worst.reason in _FINAL_REASONS
-    task = _wait(task, message, now)
     refused = worst.reason in _FINAL_REASONS or (is_image and _REFUSED_IMAGE.search(worst.message or "") is not None)
     since = task.waiting_since or now
     if refused or now - since > policy.image_deadline:
         reason = "ImagePullFailed" if is_image else "ContainerNotCreated"
         return _end(task, now, Outcome(State.SYSTEM_ERROR, reason, message))
+    task = _wait(task, message, now)
     return _look_again(task, now, min(now + policy.recheck, since + policy.image_deadline))
 
 

@@ -48,8 +48,9 @@ class Filer(Protocol):
         """Copy one file to `target` (its parent exists): under a temporary name, verified, fsync'd, renamed. `Sent.url` is the source."""
         ...
 
-    def send(self, source: Path, url: str) -> Sent:
-        """Copy one local file to `url`: it appears whole or not at all."""
+    def send(self, source: int, url: str) -> Sent:
+        """Copy the local file which the descriptor `source` has open to `url`: it appears whole or not at all. Read by position, so that
+        a repetition begins anew. A descriptor and no path, since paths below a user's directory can change under our feet."""
         ...
 
     def make_directory(self, url: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from celery import Celery
 from celery import Task as CeleryTask
 
-from poiesis.domain.errors import PoiesisError, UnknownTask
+from poiesis.domain.errors import PoiesisError, QueueUnavailable, UnknownTask
 from poiesis.domain.states import Role
 from poiesis.domain.task import TaskId
 from poiesis.ports import Queue
@@ -61,7 +61,10 @@ def _run(
     following = None if due is None else LINK_OF[due]
     _keep_from(link.request, following if following is not None and following > index else None)
     if due is not None and following is not None and following <= index:
-        queue.publish(task_id, due)
+        try:
+            queue.publish(task_id, due)
+        except QueueUnavailable as error:  # resync publishes
+            log.warning("publish_failed", extra={"link": name, "task_id": task_id, "error": str(error)})
     extra = {"link": name, "task_id": task_id, "due": due and due.value, "seconds": round(time.monotonic() - began, 4)}
     log.info("link_done", extra=extra)
 

@@ -1,4 +1,4 @@
-"""TExAM's monitor: many may run, one leads. It follows the cluster, listens for pokes, resyncs and sweeps.
+"""TExAM's monitor: several may run, one leads. It follows the cluster, listens for pokes, resyncs and sweeps.
 
 A poke that reaches one which does not lead wakes reconcile there all the same: any process may call it.
 """
@@ -18,9 +18,15 @@ log = logging.getLogger(__name__)
 
 
 def main(environ: Mapping[str, str]) -> int:
-    stop = threading.Event()
+    """Until SIGTERM, or until this monitor no longer leads after it did: then exit 1, to begin anew with nothing remembered."""
+    stop, leads, deposed = threading.Event(), threading.Event(), threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+
+    def depose() -> None:
+        deposed.set()
+        stop.set()
+
     with Bootstrap.from_environ(environ) as parts:
         monitor = parts.monitor()
         health = HealthServer(
@@ -28,10 +34,15 @@ def main(environ: Mapping[str, str]) -> int:
         )
         monitor.listen()
         health.start()
-        election = parts.election(on_start=lambda: _lead(monitor), on_stop=lambda: _step_down(stop))
+        election = parts.election(leads.set, depose)
         election.start()
-        stop.wait()
+        while not stop.wait(0.1):
+            if leads.is_set() and not LEADING._value.get():
+                log.info("leading")
+                LEADING.set(1)
+                monitor.start()
+        ended_by_request = not deposed.is_set()
         election.close()
         health.close()
         monitor.close()
-    return 0
+    return 0 if ended_by_request else 1

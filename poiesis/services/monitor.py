@@ -7,6 +7,7 @@ time has come, the sweep removes what belongs to no task. Everything it knows ca
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
 import time
@@ -16,10 +17,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from poiesis.domain.errors import PoiesisError, QueueUnavailable, Unavailable, UnknownTask
+from poiesis.domain.naming import new_task_id
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import Stage
 from poiesis.domain.task import Executor, Task, TaskId, TaskSpec, View
-from poiesis.ports import Clock, Cluster, ClusterEvents, Queue, TaskRepository
+from poiesis.ports import Clock, Cluster, ClusterEvents, Queue, TaskFilter, TaskRepository
 from poiesis.services.orchestrator import Orchestrator
 
 log = logging.getLogger(__name__)
@@ -28,8 +30,11 @@ MONITORED: Final = frozenset({Stage.RUN})  # stages whose effects the monitor ap
 RESYNC_BATCH: Final = 500
 RESYNC_ALL: Final = 100_000
 REPUBLISH: Final = timedelta(seconds=15)  # a published link has this long to be taken before it is published again
+FORGET_EVERY: Final = timedelta(minutes=10)
+FORGET_BATCH: Final = 200
 SWEEP_EVERY: Final = timedelta(minutes=5)
 MAX_FAILURES: Final = 8
+FIRST_BACK_OFF_S: Final = 0.2
 MAX_KEYS: Final = 100_000
 
 
@@ -48,7 +53,8 @@ class WorkQueue:
         self._hints: dict[TaskId, str | None] = {}  # waiting tasks
         self._busy: set[TaskId] = set()
         self._failures: dict[TaskId, int] = {}
-        self._later: dict[TaskId, float] = {}  # backing off: due on the monotonic clock
+        self._later: list[tuple[float, TaskId]] = []  # a heap of those backing off: due on the monotonic clock
+        self._backing_off: set[TaskId] = set()
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"reconcile-{i}", daemon=True) for i in range(threads)
@@ -80,6 +86,7 @@ class WorkQueue:
     def _work(self) -> None:
         while True:
             with self._lock:
+                self._bring_back()
                 while not self._closed and not self._ready:
                     self._lock.wait(self._until_next())
                     self._bring_back()
@@ -97,31 +104,33 @@ class WorkQueue:
             with self._lock:
                 self._busy.discard(task_id)
                 if failed:
-                    self._back_off(task_id)
+                    self._back_off(task_id, hint)
                 else:
                     self._failures.pop(task_id, None)
-                if task_id in self._hints and task_id not in self._later:
+                if task_id in self._hints and task_id not in self._backing_off:
                     self._ready.append(task_id)
-                    self._lock.notify()
+                self._lock.notify()  # something is ready, or the time until the next has changed
 
-    def _back_off(self, task_id: TaskId) -> None:
+    def _back_off(self, task_id: TaskId, hint: str | None) -> None:
         count = self._failures.get(task_id, 0) + 1
         if count > MAX_FAILURES:
             self._failures.pop(task_id, None)
             return
         self._failures[task_id] = count
-        self._later[task_id] = time.monotonic() + min(0.1 * 2**count, 30.0)
-        self._hints.setdefault(task_id, None)
+        self._backing_off.add(task_id)
+        heapq.heappush(self._later, (time.monotonic() + min(FIRST_BACK_OFF_S * 2 ** (count - 1), 30.0), task_id))
+        self._hints[task_id] = self._hints.get(task_id) or hint
 
     def _until_next(self) -> float | None:
-        return max(0.0, min(self._later.values()) - time.monotonic()) if self._later else None
+        return max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
 
     def _bring_back(self) -> None:
         now = time.monotonic()
-        for task_id in [t for t, due in self._later.items() if due <= now]:
-            del self._later[task_id]
-            if task_id in self._hints and task_id not in self._busy:
-                self._ready.append(task_id)
+        while self._later and self._later[0][0] <= now:
+            _, task_id = heapq.heappop(self._later)
+            self._backing_off.discard(task_id)
+            self._ready.append(task_id)
+            self._lock.notify()
 
 
 class Monitor:
@@ -158,7 +167,7 @@ class Monitor:
 
     def start(self) -> None:
         """Lead: follow the cluster, resync, sweep."""
-        for target, every in ((self.resync, self._resync), (self.sweep, SWEEP_EVERY)):
+        for target, every in ((self.resync, self._resync), (self.sweep, SWEEP_EVERY), (self.forget, FORGET_EVERY)):
             thread = threading.Thread(target=self._repeat, args=(target, every), name=target.__name__, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -178,15 +187,19 @@ class Monitor:
         """Publish every task whose time has come; answers how many. One published is looked at again after REPUBLISH at the earliest."""
         now = self._clock.now()
         due = self._repository.due(now, limit=RESYNC_BATCH)
+        queue_is_away = False
         for task_id, stage in due:
-            try:
-                if stage in MONITORED:
-                    self._work.wake(task_id)
-                else:
+            if stage in MONITORED:
+                self._work.wake(task_id)
+            elif queue_is_away:  # one try in a round: each may take seconds
+                continue
+            else:
+                try:
                     self._queue.publish(task_id, stage)
-            except QueueUnavailable as error:
-                log.warning("publish_failed", extra={"task_id": task_id, "error": str(error)})
-                break
+                except QueueUnavailable as error:
+                    log.warning("publish_failed", extra={"task_id": task_id, "error": str(error)})
+                    queue_is_away = True
+                    continue
             self._repository.postpone(task_id, until=now + REPUBLISH)
         return len(due)
 
@@ -215,6 +228,18 @@ class Monitor:
         if found:
             log.warning("sweep_found", extra={"tasks": found})
         return found
+
+    def forget(self) -> int:
+        """Delete done tasks older than the retention from the store; answers how many. Ids sort by time, so no other index is needed."""
+        if self._retention is None:
+            return 0
+        after: TaskId | None = new_task_id(self._clock.now() - self._retention, bytes)
+        forgotten = 0
+        while after is not None and not self._stop.is_set():
+            page = self._repository.list(TaskFilter(), limit=FORGET_BATCH, after=after, view=View.MINIMAL)
+            forgotten += sum(self._repository.delete(task.id) for task in page.tasks)
+            after = page.next_after
+        return forgotten
 
     def _remove_unknown(self, task_id: TaskId) -> None:
         """Objects whose task the store does not have. A task is stored before anything is made for it, so nothing of it is to come."""

@@ -29,7 +29,6 @@ from poiesis.domain.decide import (
     plan_of,
 )
 from poiesis.domain.errors import ClusterRefused, PoiesisError, Unavailable, UnknownTask
-from poiesis.domain.plan import Plan
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import Outcome, Task, TaskId, Version
@@ -113,7 +112,8 @@ class Orchestrator:
             task = self._repository.get(task_id)
         except UnknownTask:
             return
-        if task.state.is_terminal or task.due_stage in _DELETIONS:
+        repeats = task.outcome is not None and task.outcome.retry and task.cancel_requested_at is None
+        if task.state.is_terminal or (task.due_stage in _DELETIONS and not repeats):
             return
         message = f"{type(error).__name__} in stage {task.stage.value}; the service's log has the trace"
         now = self._clock.now()
@@ -138,10 +138,9 @@ class Orchestrator:
 
     def _apply(self, task: Task, decision: Decision) -> Decision:
         """Do what was decided. Where the cluster does not take it, the decision becomes to wait, or to give up."""
-        plan = plan_of(task, self._policy)
         try:
             for effect in decision.effects:
-                self._do(effect, task, plan)
+                self._do(effect, task)
         except (Unavailable, ClusterRefused) as error:
             extra = {
                 "task_id": task.id,
@@ -156,13 +155,15 @@ class Orchestrator:
             return Decision(after, decision.effects, again=after.due_stage is Stage.FINISH)
         return decision
 
-    def _do(self, effect: Effect, task: Task, plan: Plan) -> None:
+    def _do(self, effect: Effect, task: Task) -> None:
+        """The plan is made only where it is needed: a task that cannot be planned has to be cleaned up all the same."""
         match effect:
             case CreateVolume():
-                self._cluster.create_volume(task, plan)
+                self._cluster.create_volume(task, plan_of(task, self._policy))
             case CreateDocuments():
-                self._cluster.create_documents(task, plan)
+                self._cluster.create_documents(task, plan_of(task, self._policy))
             case Launch(part):
+                plan = plan_of(task, self._policy)
                 pod = plan.pod(part)
                 if pod is None:
                     raise ClusterRefused(f"the plan has no pod {part!r}")
@@ -180,7 +181,7 @@ class Orchestrator:
 
     def _save(self, desired: Task, stored: Task) -> tuple[Task, bool]:
         """The task as stored now, and whether somebody else was first."""
-        if desired == stored:
+        if replace(desired, version=stored.version) == stored:
             return stored, False
         if not self._repository.save(desired, seen=stored.version):
             return self._repository.get(stored.id), True

@@ -1,0 +1,134 @@
+{{/* The settings that all roles share, as variables. No secret is among them: those are files (see poiesis.secrets.volume). */}}
+{{- define "poiesis.config" -}}
+{{- $v := .Values -}}
+{{- $c := dict -}}
+{{- $_ := set $c "POIESIS_LISTEN" (printf "%s:%d" (ternary (printf "[%s]" $v.listenHost) $v.listenHost (contains ":" $v.listenHost)) (int $v.ports.health)) -}}
+{{- $_ := set $c "POIESIS_API__HOST" $v.listenHost -}}
+{{- $_ := set $c "POIESIS_API__PORT" $v.ports.api -}}
+{{- $_ := set $c "POIESIS_API__WORKERS" $v.api.workers -}}
+{{- $_ := set $c "POIESIS_API__MAX_BODY_BYTES" $v.api.maxBodyBytes -}}
+{{- $_ := set $c "POIESIS_API__CLIENT_SAFE_STATES" $v.api.clientSafeStates -}}
+{{- $_ := set $c "POIESIS_API__QUEUED_AS_INITIALIZING" $v.api.queuedAsInitializing -}}
+{{- $_ := set $c "POIESIS_API__CORS_ORIGINS" $v.api.corsOrigins -}}
+{{- $_ := set $c "POIESIS_LOG_LEVEL" $v.logLevel -}}
+{{- $_ := set $c "POIESIS_RETENTION" $v.retention -}}
+{{- $_ := set $c "POIESIS_MONGO_DATABASE" $v.mongodb.database -}}
+{{- $_ := set $c "POIESIS_SERVICE__ID" $v.service.id -}}
+{{- $_ := set $c "POIESIS_SERVICE__NAME" $v.service.name -}}
+{{- $_ := set $c "POIESIS_SERVICE__DESCRIPTION" $v.service.description -}}
+{{- $_ := set $c "POIESIS_SERVICE__ORGANIZATION_NAME" $v.service.organizationName -}}
+{{- $_ := set $c "POIESIS_SERVICE__ORGANIZATION_URL" $v.service.organizationUrl -}}
+{{- $_ := set $c "POIESIS_SERVICE__CONTACT_URL" $v.service.contactUrl -}}
+{{- $_ := set $c "POIESIS_SERVICE__DOCUMENTATION_URL" $v.service.documentationUrl -}}
+{{- $_ := set $c "POIESIS_SERVICE__ENVIRONMENT" $v.service.environment -}}
+{{- $_ := set $c "POIESIS_SERVICE__STORAGE" $v.service.storage -}}
+{{- /* limits and times */ -}}
+{{- $_ := set $c "POIESIS_POLICY__LIMITS__MAX_CPU_CORES" $v.tasks.limits.cpuCores -}}
+{{- $_ := set $c "POIESIS_POLICY__LIMITS__MAX_RAM_GB" $v.tasks.limits.ramGb -}}
+{{- $_ := set $c "POIESIS_POLICY__LIMITS__MAX_DISK_GB" $v.tasks.limits.diskGb -}}
+{{- $_ := set $c "POIESIS_POLICY__DEFAULT_TIME_LIMIT" $v.tasks.timeLimit.default -}}
+{{- $_ := set $c "POIESIS_POLICY__MAX_TIME_LIMIT" $v.tasks.timeLimit.max -}}
+{{- $_ := set $c "POIESIS_POLICY__MAX_ATTEMPTS" $v.tasks.maxAttempts -}}
+{{- $_ := set $c "POIESIS_POLICY__KEEP" $v.tasks.keep -}}
+{{- if not (kindIs "invalid" $v.tasks.volume.defaultSizeGb) -}}
+{{- $_ := set $c "POIESIS_POLICY__DEFAULT_DISK_BYTES" (printf "%.0f" (mulf 1000000000 $v.tasks.volume.defaultSizeGb)) -}}
+{{- end -}}
+{{- /* where and how tasks run */ -}}
+{{- $k := "POIESIS_KUBERNETES__" -}}
+{{- $_ := set $c (print $k "NAMESPACE") (include "poiesis.tasks.namespace" .) -}}
+{{- $_ := set $c (print $k "INSTANCE") (include "poiesis.tasks.instance" .) -}}
+{{- $_ := set $c (print $k "OWNER") (include "poiesis.owner.name" .) -}}
+{{- $_ := set $c (print $k "IMAGE") (include "poiesis.image" .) -}}
+{{- $_ := set $c (print $k "PULL_POLICY") $v.tasks.imagePullPolicy -}}
+{{- $_ := set $c (print $k "FILER_PULL_POLICY") ($v.filer.imagePullPolicy | default $v.image.pullPolicy) -}}
+{{- $_ := set $c (print $k "PULL_SECRETS") (concat $v.imagePullSecrets $v.tasks.imagePullSecrets | uniq) -}}
+{{- $_ := set $c (print $k "DELIVERY") $v.tasks.launcher.delivery -}}
+{{- $launchers := dict -}}
+{{- range $v.tasks.launcher.architectures -}}{{- $_ := set $launchers . (printf "/usr/local/lib/poiesis/launcher-%s" .) -}}{{- end -}}
+{{- $_ := set $c (print $k "LAUNCHERS") $launchers -}}
+{{- $_ := set $c (print $k "ARCHITECTURE") (first $v.tasks.launcher.architectures) -}}
+{{- $_ := set $c (print $k "POD_SECURITY") $v.tasks.podSecurity -}}
+{{- $_ := set $c (print $k "RUN_AS_USER") $v.tasks.runAsUser -}}
+{{- $_ := set $c (print $k "RUN_AS_GROUP") $v.tasks.runAsGroup -}}
+{{- $_ := set $c (print $k "FS_GROUP") (ternary "none" $v.tasks.fsGroup (or $v.openshift (kindIs "invalid" $v.tasks.fsGroup))) -}}
+{{- $_ := set $c (print $k "READ_ONLY_ROOT") $v.tasks.readOnlyRootFilesystem -}}
+{{- $_ := set $c (print $k "SERVICE_ACCOUNT") $v.tasks.serviceAccountName -}}
+{{- $_ := set $c (print $k "STORAGE_CLASS") $v.tasks.volume.storageClass -}}
+{{- $_ := set $c (print $k "ACCESS_MODE") $v.tasks.volume.accessMode -}}
+{{- $_ := set $c (print $k "DEFAULT_CPU_CORES") $v.tasks.defaults.cpuCores -}}
+{{- $_ := set $c (print $k "DEFAULT_RAM_GB") $v.tasks.defaults.ramGb -}}
+{{- $_ := set $c (print $k "CPU_LIMIT") $v.tasks.cpuLimit -}}
+{{- $_ := set $c (print $k "ZONE_LABEL") $v.tasks.zoneLabel -}}
+{{- $_ := set $c (print $k "GPU_RESOURCE") $v.tasks.gpu.resource -}}
+{{- $_ := set $c (print $k "GPU_TYPE_LABEL") $v.tasks.gpu.typeLabel -}}
+{{- range $name, $placement := dict "PREEMPTIBLE" $v.tasks.preemptible "ON_DEMAND" $v.tasks.onDemand "GPU" $v.tasks.gpu.placement -}}
+{{- range $field, $value := fromJson (include "poiesis.placement" $placement) -}}
+{{- $_ := set $c (printf "%s%s__%s" $k $name (upper $field)) $value -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $classes := dict "NODE_CLASSES" $v.tasks.nodeClasses "SERVICE_CLASSES" $v.tasks.serviceClasses -}}
+{{- $found := dict -}}
+{{- range $class, $placement := $classes -}}{{- $_ := set $found $class (fromJson (include "poiesis.placement" $placement)) -}}{{- end -}}
+{{- $_ := set $c (print $k $name) $found -}}
+{{- end -}}
+{{- $_ := set $c (print $k "PRIORITY_CLASSES") $v.tasks.priorityClasses -}}
+{{- $_ := set $c (print $k "DEFAULT_PRIORITY_CLASS") $v.tasks.defaultPriorityClass -}}
+{{- $_ := set $c (print $k "QUEUE") $v.tasks.queue -}}
+{{- $_ := set $c (print $k "MAX_SHM_GB") $v.tasks.limits.shmGb -}}
+{{- $_ := set $c (print $k "LABELS") $v.tasks.labels -}}
+{{- $_ := set $c (print $k "ANNOTATIONS") $v.tasks.annotations -}}
+{{- $_ := set $c (print $k "EXTRA_POD_SPEC") $v.tasks.extraPodSpec -}}
+{{- if $v.tasks.poke.enabled -}}
+{{- $_ := set $c (print $k "POKE_ADDRESS") (include "poiesis.poke.address" .) -}}
+{{- $_ := set $c (print $k "POKE_START") $v.tasks.poke.start -}}
+{{- end -}}
+{{- /* filers */ -}}
+{{- $_ := set $c (print $k "FILER_ENV") $v.filer.env -}}
+{{- $_ := set $c (print $k "FILER_ENV_SECRETS") $v.filer.envSecrets -}}
+{{- $_ := set $c (print $k "FILER_FILE_SECRETS") $v.filer.fileSecrets -}}
+{{- $_ := set $c (print $k "FILER_RUN_AS_USER") $v.filer.runAsUser -}}
+{{- range $field, $at := dict "CPU_REQUEST" (list "requests" "cpu") "MEMORY_REQUEST" (list "requests" "memory") "CPU_LIMIT" (list "limits" "cpu") "MEMORY_LIMIT" (list "limits" "memory") -}}
+{{- $_ := set $c (printf "%sFILER_RESOURCES__%s" $k $field) (index (index $v.filer.resources (first $at) | default dict) (last $at)) -}}
+{{- end -}}
+{{- $f := "POIESIS_FILER__" -}}
+{{- /* in the order given, which a map would lose: the first endpoint is for buckets that no other claims */ -}}
+{{- $endpoints := list -}}
+{{- range $v.filer.s3 -}}
+{{- $fields := dict -}}
+{{- range $field, $value := omit . "name" -}}{{- $_ := set $fields (snakecase $field) $value -}}{{- end -}}
+{{- $endpoints = append $endpoints (printf "%s:%s" (toJson .name) (toJson $fields)) -}}
+{{- end -}}
+{{- $_ := set $c (print $f "S3") (ternary (printf "{%s}" (join "," $endpoints)) "" (not (empty $endpoints))) -}}
+{{- $_ := set $c (print $f "FILE_ROOTS") $v.filer.fileRoots -}}
+{{- $_ := set $c (print $f "HTTP_PUT") $v.filer.httpPut -}}
+{{- $_ := set $c (print $f "ALLOW_ADDRESSES") $v.filer.allowAddresses -}}
+{{- $_ := set $c (print $f "CA_FILE") $v.filer.caFile -}}
+{{- $_ := set $c (print $f "NETRC_FILE") $v.filer.netrcFile -}}
+{{- range $name, $value := $v.settings -}}{{- $_ := set $c $name $value -}}{{- end -}}
+{{- range $name := keys $c | sortAlpha -}}
+{{- $value := index $c $name -}}
+{{- if or (kindIs "bool" $value) (not (empty $value)) (and (not (kindIs "invalid" $value)) (not (kindIs "string" $value)) (not (kindIs "slice" $value)) (not (kindIs "map" $value))) }}
+{{ $name }}: {{ include "poiesis.config.text" $value }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Numbers as written, not as floats; lists and maps as JSON. */}}
+{{- define "poiesis.config.text" -}}
+{{- if or (kindIs "slice" .) (kindIs "map" .) -}}
+{{- toJson . | quote -}}
+{{- else if and (kindIs "float64" .) (eq (float64 .) (floor .)) -}}
+{{- printf "%.0f" . | quote -}}
+{{- else -}}
+{{- toString . | quote -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A placement in the words of the settings, without what is empty. */}}
+{{- define "poiesis.placement" -}}
+{{- $found := dict -}}
+{{- range $field, $value := . -}}
+{{- if or (kindIs "bool" $value) (not (empty $value)) -}}{{- $_ := set $found (snakecase $field) $value -}}{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end -}}

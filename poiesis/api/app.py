@@ -1,0 +1,158 @@
+"""The application: Connexion's routes and validation around our handlers, Flask's pages beside them.
+
+    CORS → Front ─┬─ /healthz, /readyz
+                  ├─ other paths: Flask pages, or 404
+                  └─ errors → Swagger UI → routing by the spec → Authentication → validation by the spec → handler
+
+Connexion's own `AsyncOperation` makes its decorators anew for each request and turns parameters into arguments a second time;
+`_Operation` calls the handler with what validation has read (docs/adr/0002).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, cast
+
+import flask
+import yaml
+from a2wsgi import WSGIMiddleware
+from connexion import AsyncApp
+from connexion.apps.asynchronous import AsyncApi
+from connexion.exceptions import ProblemException
+from connexion.middleware import MiddlewarePosition
+from connexion.middleware.exceptions import ExceptionMiddleware
+from connexion.middleware.lifespan import LifespanMiddleware
+from connexion.middleware.request_validation import RequestValidationMiddleware
+from connexion.middleware.response_validation import ResponseValidationMiddleware
+from connexion.middleware.routing import RoutingMiddleware
+from connexion.middleware.swagger_ui import SwaggerUIMiddleware
+from connexion.resolver import Resolver
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+import poiesis
+from poiesis.api import errors
+from poiesis.api.auth import Authenticator
+from poiesis.api.handlers import Handlers, Request
+from poiesis.api.middleware import BASE_PATHS, Authentication, Front
+from poiesis.api.pages import create_pages
+from poiesis.api.validation import VALIDATORS
+from poiesis.api.views import Views
+from poiesis.config import ApiSettings, ServiceSettings
+from poiesis.domain.policy import Policy
+from poiesis.services.tasks import TaskService
+
+THREADS: Final = 16
+"""Service calls of one process at once: they wait for the store, and more of them only queue there."""
+PAGE_THREADS: Final = 4
+
+
+@dataclass(frozen=True)
+class Services:
+    """What the API stands on. `describe` says in a sentence what tasks run on; `ready` raises Unavailable."""
+
+    tasks: TaskService
+    policy: Policy
+    api: ApiSettings
+    service: ServiceSettings
+    describe: str
+    ready: Callable[[], None]
+
+
+def create_app(
+    services: Services, *, blueprints: Sequence[flask.Blueprint] = (), validate_responses: bool = False
+) -> AsyncApp:
+    """The ASGI application. `blueprints`: pages beside the API. `validate_responses`: hold answers against the spec too (tests).
+
+    Raises: ConfigurationError.
+    """
+    threads = ThreadPoolExecutor(THREADS, "api")
+    authenticator = Authenticator(services.api)
+    handlers = Handlers(
+        services.tasks, Views(services.api), services.service, services.policy, services.describe, threads
+    )
+    pages = create_pages(services.service, services.api, services.describe, blueprints)
+
+    @asynccontextmanager
+    async def lifespan(_: Any) -> AsyncIterator[None]:
+        yield
+        threads.shutdown(wait=True, cancel_futures=True)
+
+    app = AsyncApp(
+        __name__,
+        lifespan=lifespan,
+        middlewares=[
+            ExceptionMiddleware,
+            SwaggerUIMiddleware,
+            RoutingMiddleware,
+            RequestValidationMiddleware,
+            *((ResponseValidationMiddleware,) if validate_responses else ()),
+            LifespanMiddleware,
+        ],
+        resolver=Resolver(lambda operation_id: getattr(handlers, operation_id)),
+        validator_map=VALIDATORS,
+        validate_responses=validate_responses,
+    )
+    app._middleware_app.api_cls = _Api
+    app.add_middleware(
+        Authentication, position=MiddlewarePosition.BEFORE_VALIDATION, authenticator=authenticator, threads=threads
+    )
+    app.add_middleware(
+        Front,
+        position=MiddlewarePosition.BEFORE_EXCEPTION,
+        pages=WSGIMiddleware(cast(Any, pages.wsgi_app), workers=PAGE_THREADS),
+        ready=services.ready,
+        threads=threads,
+        max_body_bytes=services.api.max_body_bytes,
+    )
+    if services.api.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            position=MiddlewarePosition.BEFORE_EXCEPTION,
+            allow_origins=services.api.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-API-Key"],
+            expose_headers=["Retry-After", "WWW-Authenticate"],
+        )
+    specification = load_specification()
+    for base_path in BASE_PATHS:
+        app.add_api(specification, base_path=base_path)
+    for kind in (Exception, HTTPException, ProblemException):  # Connexion has handlers of its own for the latter two
+        app.add_error_handler(kind, errors.handle)
+    return app
+
+
+def load_specification() -> dict[str, Any]:
+    """`specs/tes.openapi.yaml`, which an installed package has beside its modules and a checkout beside the package."""
+    package = Path(poiesis.__file__).parent
+    for folder in (package / "specs", package.parent / "specs"):
+        if (path := folder / "tes.openapi.yaml").is_file():
+            document: dict[str, Any] = yaml.load(
+                path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+            )
+            return document
+    raise FileNotFoundError("the package is incomplete: tes.openapi.yaml is missing")
+
+
+class _Operation:
+    """One operation of the spec: its handler's document as JSON."""
+
+    def __init__(self, handler: Callable[[Request], Any]) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        document = await self._handler(Request(scope))
+        body = json.dumps(document, separators=(",", ":")).encode()
+        await Response(body, media_type="application/json")(scope, receive, send)
+
+
+class _Api(AsyncApi):  # type: ignore[misc]
+    def make_operation(self, operation: Any) -> _Operation:
+        return _Operation(operation.function)

@@ -1,0 +1,114 @@
+"""The five operations of TES: parse, one service call, render. The names are the spec's operation ids.
+
+Whatever an operation needs has been read and checked before: the query and the body by `validation`, the user by `middleware`.
+Services block on their store, so each call runs in a bounded pool of threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, ParamSpec, TypeVar
+
+from poiesis.api import views
+from poiesis.api.auth import User
+from poiesis.api.paging import page_token, read_token
+from poiesis.api.query import QUERY, Query
+from poiesis.api.schemas import load_task
+from poiesis.api.validation import DOCUMENT
+from poiesis.config import ServiceSettings
+from poiesis.domain.policy import Policy
+from poiesis.ports import TaskFilter
+from poiesis.services.tasks import TaskService
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Document = dict[str, Any]
+
+USER: Final = "poiesis.user"
+"""Key of the ASGI scope: the `User`, None where everybody may call."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a handler sees of a request: the ASGI scope, read."""
+
+    scope: MutableMapping[str, Any]
+
+    @property
+    def task_id(self) -> str:
+        return str(self.scope["path_params"]["id"])
+
+    @property
+    def query(self) -> Query:
+        query: Query = self.scope[QUERY]
+        return query
+
+    @property
+    def document(self) -> Any:
+        return self.scope[DOCUMENT]
+
+    @property
+    def owner(self) -> str | None:
+        """Of a new task."""
+        user: User | None = self.scope.get(USER)
+        return None if user is None else user.name
+
+    @property
+    def sees(self) -> str | None:
+        """Whose tasks the caller may see; None: everybody's."""
+        user: User | None = self.scope.get(USER)
+        return None if user is None or user.admin else user.name
+
+
+class Handlers:
+    def __init__(
+        self,
+        tasks: TaskService,
+        shown: views.Views,
+        service: ServiceSettings,
+        policy: Policy,
+        describe: str,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        self._tasks = tasks
+        self._views = shown
+        self._info = views.service_info(service, policy, describe)
+        self._threads = threads
+
+    async def GetServiceInfo(self, request: Request) -> Document:
+        return self._info
+
+    async def CreateTask(self, request: Request) -> Document:
+        def create() -> Document:
+            return views.created(self._tasks.create(load_task(request.document), owner=request.owner))
+
+        return await self._in_thread(create)
+
+    async def GetTask(self, request: Request) -> Document:
+        view = request.query.view
+        task = await self._in_thread(self._tasks.get, request.task_id, view, owner=request.sees)
+        return self._views.task(task, view)
+
+    async def ListTasks(self, request: Request) -> Document:
+        query = request.query
+        where = TaskFilter(query.name_prefix, self._views.stored_states(query.state), query.tags, request.sees)
+        after = read_token(query.page_token, where)
+
+        def page() -> Document:
+            found = self._tasks.list(where, limit=query.page_size, after=after, view=query.view, owner=where.owner)
+            document: Document = {"tasks": [self._views.task(task, query.view) for task in found.tasks]}
+            if found.next_after is not None:
+                document["next_page_token"] = page_token(where, found.next_after)
+            return document
+
+        return await self._in_thread(page)
+
+    async def CancelTask(self, request: Request) -> Document:
+        await self._in_thread(self._tasks.cancel, request.task_id, owner=request.sees)
+        return {}
+
+    async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))

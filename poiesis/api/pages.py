@@ -1,0 +1,58 @@
+"""The pages for people, by Flask: the start page, and whatever blueprints are mounted beside it (the dashboard)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import flask
+from werkzeug.exceptions import HTTPException
+
+from poiesis import __version__
+from poiesis.api.errors import plain
+from poiesis.config import ApiSettings, ServiceSettings
+
+SAMPLE: Final = {
+    "name": "hello",
+    "executors": [{"image": "docker.io/library/alpine:3.20", "command": ["echo", "hello from a task"]}],
+}
+
+
+def create_pages(
+    service: ServiceSettings, api: ApiSettings, describe: str, blueprints: Sequence[flask.Blueprint] = ()
+) -> flask.Flask:
+    pages = flask.Flask(__name__, static_folder=None)
+
+    @pages.get("/")
+    def start() -> str:
+        return flask.render_template(
+            "start.html",
+            service=service,
+            describe=describe,
+            version=__version__,
+            credentials=_credentials(api),
+            sample=json.dumps(SAMPLE),
+            base=flask.request.url_root.rstrip("/") + "/ga4gh/tes/v1",
+        )
+
+    @pages.errorhandler(HTTPException)
+    def failed(error: HTTPException) -> Any:
+        if error.code is None or error.code < 400:
+            return error
+        message = "there is nothing at this address" if error.code == 404 else str(error.description)
+        told = plain(error.code, message)
+        return flask.Response(told.body, told.status, dict(told.headers), content_type="application/json")
+
+    for blueprint in blueprints:
+        pages.register_blueprint(blueprint)
+    return pages
+
+
+def _credentials(api: ApiSettings) -> str:
+    """What a command line has to say about who calls."""
+    if "bearer" in api.auth:
+        return '-H "Authorization: Bearer $TES_TOKEN" '
+    if "api_key" in api.auth:
+        return '-H "X-API-Key: $TES_KEY" '
+    return '-u "$TES_USER:$TES_PASSWORD" ' if "basic" in api.auth else ""

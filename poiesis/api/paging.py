@@ -1,0 +1,47 @@
+"""Page tokens: opaque to clients, and only good for the listing that they continue.
+
+A token is base64url of a version byte, the last id of the page before, and a digest of the listing's filters. It names a position, not a
+page: tasks that arrive meanwhile are newer and come before it, so nothing is lost or repeated.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+from typing import Final
+
+from poiesis.domain.errors import InvalidRequest
+from poiesis.domain.naming import is_task_id
+from poiesis.domain.task import TaskId
+from poiesis.ports import TaskFilter
+
+_VERSION: Final = b"1"
+_DIGEST_BYTES: Final = 9
+
+
+def page_token(where: TaskFilter, after: TaskId) -> str:
+    raw = _VERSION + _digest(where) + after.encode()
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def read_token(token: str | None, where: TaskFilter) -> TaskId | None:
+    """The id to go on after; None at the start. Raises: InvalidRequest for a token that this listing did not issue."""
+    if token is None:
+        return None
+    try:
+        raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        version, digest, after = raw[:1], raw[1 : 1 + _DIGEST_BYTES], raw[1 + _DIGEST_BYTES :].decode()
+    except (binascii.Error, ValueError):
+        raise InvalidRequest("page_token", "is none of ours; use next_page_token of the page before") from None
+    if version != _VERSION or not is_task_id(after):
+        raise InvalidRequest("page_token", "is none of ours; use next_page_token of the page before")
+    if not hmac.compare_digest(digest, _digest(where)):
+        raise InvalidRequest("page_token", "belongs to a listing with other filters; keep the filters or start anew")
+    return TaskId(after)
+
+
+def _digest(where: TaskFilter) -> bytes:
+    text = repr((where.name_prefix, sorted(where.states), sorted(where.tags), where.owner))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:_DIGEST_BYTES]

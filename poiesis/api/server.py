@@ -1,0 +1,89 @@
+"""Serving the application with uvicorn: `serve` for a process of its own, `BackgroundServer` inside another one.
+
+There is no access log: a query may carry an API key. Metrics count requests instead.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from types import TracebackType
+from typing import Any, Final, Self
+
+import uvicorn
+
+from poiesis.config import ApiSettings
+from poiesis.domain.errors import ConfigurationError
+
+GRACE_S: Final = 20  # seconds that requests under way get after SIGTERM; below Kubernetes' 30
+KEEP_ALIVE_S: Final = 75  # seconds; longer than the usual 60 of proxies, so that the proxy closes first
+START_S: Final = 30.0
+
+
+def serve(app: Any, settings: ApiSettings) -> None:
+    """Serve until SIGTERM or SIGINT; requests under way are answered first.
+
+    `app`: the application, or for several workers the name `package.module:function` of what makes it, since each worker makes its own.
+    """
+    if settings.workers > 1 and not isinstance(app, str):
+        raise ConfigurationError("several workers need the name of a function that makes the application")
+    uvicorn.run(app, factory=isinstance(app, str), workers=settings.workers, **_options(settings))
+
+
+class BackgroundServer:
+    """The application in a thread, for the embedded mode and for tests; a context manager. Port 0 takes a free one."""
+
+    def __init__(self, app: Any, settings: ApiSettings) -> None:
+        self._server = uvicorn.Server(uvicorn.Config(app, **_options(settings)))
+        self._socket = socket.create_server((settings.host, settings.port), backlog=2048, reuse_port=False)
+        self._thread = threading.Thread(target=self._run, name="api-server", daemon=True)
+        self._ended = threading.Event()
+        host, port = self._socket.getsockname()[:2]
+        self.port: Final[int] = port
+        self.url: Final = f"http://{host}:{port}"
+
+    def start(self) -> Self:
+        """Returns when requests are answered. Raises: RuntimeError."""
+        self._thread.start()
+        deadline = threading.Event()
+        for _ in range(int(START_S / 0.01)):
+            if self._server.started:
+                return self
+            if self._ended.is_set():
+                break
+            deadline.wait(0.01)
+        raise RuntimeError(f"the API did not start at {self.url}")
+
+    def stop(self) -> None:
+        """Answer what is under way, then end."""
+        self._server.should_exit = True
+        if self._thread.is_alive():
+            self._thread.join(GRACE_S + 5)
+
+    def _run(self) -> None:
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            self._ended.set()
+            self._socket.close()
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _options(settings: ApiSettings) -> dict[str, Any]:
+    return {
+        "host": settings.host,
+        "port": settings.port,
+        "access_log": False,
+        "log_config": None,
+        "server_header": False,
+        "timeout_keep_alive": KEEP_ALIVE_S,
+        "timeout_graceful_shutdown": GRACE_S,
+        "lifespan": "on",
+    }

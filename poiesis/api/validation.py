@@ -1,0 +1,138 @@
+"""Connexion's validators, replaced at its own hook (`validator_map`) by ones that know how requests are read.
+
+They hold normalised values against the spec, collect every problem instead of the first, and keep what they compiled of a
+schema, where Connexion makes a new validator for every request (docs/adr/0002). What they have read goes to the handler in the ASGI scope.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from typing import Any, Final
+
+from connexion.datastructures import MediaTypeDict
+from connexion.exceptions import NonConformingResponseBody
+from connexion.json_schema import Draft4RequestValidator
+from connexion.validators import JSONResponseBodyValidator
+
+from poiesis.api.errors import MAX_PROBLEMS
+from poiesis.api.query import QUERY, read_query
+from poiesis.api.shape import Check, compile_schema
+from poiesis.api.tolerance import as_specified, normalise, parse
+from poiesis.domain.errors import InvalidTask, Problem
+
+Scope = MutableMapping[str, Any]
+ValidationError = Any  # jsonschema's, which has no types
+DOCUMENT: Final = "poiesis.document"
+"""Key of the ASGI scope: the normalised body."""
+
+_NAMES: Final = {
+    "string": "text",
+    "array": "a list",
+    "object": "an object",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+}
+
+
+class QueryValidator:
+    """Reads and checks the parameters of the query (`poiesis.api.query`); one for each request, as Connexion wants it."""
+
+    def __init__(self, parameters: Sequence[Mapping[str, Any]], **_: Any) -> None:
+        self._parameters = parameters
+
+    def validate(self, scope: Scope) -> None:
+        """Raises: InvalidRequest."""
+        scope[QUERY] = read_query(scope["query_string"], {p["name"] for p in self._parameters if p["in"] == "query"})
+
+
+class BodyValidator:
+    """Reads a JSON body once, normalises it, holds it against the spec, and leaves it in the scope."""
+
+    _compiled: Final[dict[int, tuple[Mapping[str, Any], Check]]] = {}  # by id of the schema, which is kept alive here
+
+    def __init__(self, *, schema: Mapping[str, Any], **_: Any) -> None:
+        found = self._compiled.get(id(schema))
+        if found is None:
+            found = self._compiled[id(schema)] = (schema, compile_schema(schema))
+        self._schema, self._is_valid = found
+
+    async def wrap_receive(self, receive: Any, *, scope: Scope) -> tuple[Any, Scope]:
+        """Raises: InvalidTask, BodyTooLarge."""
+        parts = []
+        more = True
+        while more:
+            message = await receive()
+            parts.append(message.get("body", b""))
+            more = message.get("more_body", False)
+        document = normalise(parse(b"".join(parts)))
+        checked = as_specified(document)
+        if not self._is_valid(checked):
+            raise InvalidTask(problems(Draft4RequestValidator(self._schema).iter_errors(checked)))
+        scope[DOCUMENT] = document
+        return receive, scope
+
+
+class ResponseValidator(JSONResponseBodyValidator):  # type: ignore[misc]
+    """Connexion's, except that TES itself wants `executors` in every task and at the same time MINIMAL tasks of id and state alone."""
+
+    def _validate(self, body: Any) -> None:
+        wrong = [e for e in self.validator.iter_errors(body) if not _is_minimal(e)]
+        if wrong:
+            found = "; ".join(f"{p.path}: {p.message}" for p in problems(wrong))
+            raise NonConformingResponseBody(f"the answer does not conform to the specification: {found}")
+
+
+VALIDATORS: Final = {
+    "parameter": QueryValidator,
+    "body": MediaTypeDict({"application/json": BodyValidator}),
+    "response": MediaTypeDict({"application/json": ResponseValidator}),
+}
+
+
+def problems(errors: Iterable[ValidationError]) -> list[Problem]:
+    """What jsonschema found, with JSON paths and in words for people; at most MAX_PROBLEMS."""
+    found = []
+    for error in errors:
+        found.append(Problem(json_path(error.absolute_path), _message(error)))
+        if error.validator == "required":
+            missing = _missing(error)
+            found[-1] = Problem(f"{found[-1].path}.{missing}", "is missing")
+        if len(found) == MAX_PROBLEMS:
+            break
+    return found
+
+
+def json_path(place: Iterable[str | int]) -> str:
+    return "$" + "".join(f"[{p}]" if isinstance(p, int) else f".{p[:60]}" for p in place)
+
+
+def _message(error: ValidationError) -> str:
+    match error.validator:
+        case "type":
+            wanted = _NAMES.get(str(error.validator_value), str(error.validator_value))
+            return f"has to be {wanted}, not {_kind(error.instance)}"
+        case "enum":
+            return "has to be one of " + ", ".join(str(v) for v in error.validator_value)
+    return re.sub(r"\s+", " ", error.message)[:200]
+
+
+def _missing(error: ValidationError) -> str:
+    """jsonschema raises one error for each missing key; its name stands only in the message."""
+    return next((key for key in error.validator_value if error.message.startswith(f"{key!r} ")), "?")
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true or false"
+    for kind, name in ((str, "text"), (int | float, "a number"), (list, "a list"), (dict, "an object")):
+        if isinstance(value, kind):
+            return name
+    return type(value).__name__
+
+
+def _is_minimal(error: ValidationError) -> bool:
+    return error.validator == "required" and isinstance(error.instance, dict) and set(error.instance) == {"id", "state"}

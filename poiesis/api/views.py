@@ -1,0 +1,215 @@
+"""From domain values to the documents of TES 1.1, by view. Only keys of the spec, never null.
+
+| View | Shows |
+|---|---|
+| MINIMAL | `id` and `state` alone |
+| BASIC | all but `content` of inputs, `stdout` and `stderr` of executors, `system_logs` |
+| FULL | all |
+
+What an executor that has not ended wrote last cannot be a log entry, which has to have an exit code: clients take any entry for an
+executor that ended. It stands in `metadata` as `live_executor`, `live_stdout` and `live_stderr` (FULL, docs/api.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from poiesis import __version__
+from poiesis.config import ApiSettings, ServiceSettings
+from poiesis.domain.policy import Policy
+from poiesis.domain.states import State
+from poiesis.domain.task import (
+    Executor,
+    ExecutorLog,
+    FileType,
+    Input,
+    Output,
+    Resources,
+    Task,
+    TaskId,
+    TaskLog,
+    View,
+)
+
+Document = dict[str, Any]
+
+TES_VERSION: Final = "1.1.0"
+NOWHERE: Final = frozenset({State.UNKNOWN})  # no stored task is in this state
+
+
+class Views:
+    """Documents as a site shows them; `states` maps what is stored to what is shown."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self._shown = {state: _shown(state, settings) for state in State}
+
+    def task(self, task: Task, view: View) -> Document:
+        document: Document = {"id": task.id, "state": self._shown[task.state]}
+        if view is View.MINIMAL:
+            return document
+        spec, full = task.spec, view is View.FULL
+        document |= _given(name=spec.name, description=spec.description)
+        document["inputs"] = [_input(item, full) for item in spec.inputs]
+        document["outputs"] = [_output(item) for item in spec.outputs]
+        if spec.resources is not None:
+            document["resources"] = _resources(spec.resources)
+        document["executors"] = [_executor(item) for item in spec.executors]
+        document["volumes"] = list(spec.volumes)
+        document["tags"] = dict(spec.tags)
+        document["logs"] = [_task_log(task.log, full)]
+        document["creation_time"] = _time(task.created_at)
+        return document
+
+    def stored_states(self, shown: State | None) -> frozenset[State]:
+        """The stored states that are shown as `shown`, so that a filter finds what it asks for; empty: any."""
+        if shown is None:
+            return frozenset()
+        return frozenset(state for state, as_ in self._shown.items() if as_ == shown) or NOWHERE
+
+
+def created(task_id: TaskId) -> Document:
+    return {"id": task_id}
+
+
+def service_info(service: ServiceSettings, policy: Policy, describe: str) -> Document:
+    """Spec: tesServiceInfo. `describe` says in a sentence what tasks run on."""
+    return {
+        "id": service.id,
+        "name": service.name,
+        "type": {"group": "org.ga4gh", "artifact": "tes", "version": TES_VERSION},
+        "description": " ".join(part for part in (_sentence(service.description), describe) if part),
+        "organization": {"name": service.organization_name, "url": service.organization_url},
+        **_given(
+            contactUrl=service.contact_url,
+            documentationUrl=service.documentation_url,
+            environment=service.environment,
+        ),
+        "version": __version__,
+        "storage": list(service.storage) or usable_storage(policy),
+        "tesResources_backend_parameters": sorted(policy.backend_parameters),
+    }
+
+
+def usable_storage(policy: Policy) -> list[str]:
+    """URL prefixes made from what the filers can do: `s3://`, and for files the directories that may be named."""
+    schemes = sorted(policy.url_schemes_in | policy.url_schemes_out)
+    return [f"{s}://" for s in schemes if s != "file"] + (
+        [f"file://{root}" for root in policy.file_roots] if "file" in schemes else []
+    )
+
+
+def _shown(state: State, settings: ApiSettings) -> State:
+    if settings.client_safe_states:
+        # Until it is canceled a task runs for clients: some take any state but three for the end, others forget the task.
+        state = {State.CANCELING: State.RUNNING, State.PREEMPTED: State.SYSTEM_ERROR}.get(state, state)
+    if settings.queued_as_initializing and state is State.QUEUED:
+        return State.INITIALIZING
+    return state
+
+
+def _input(item: Input, full: bool) -> Document:
+    return _given(
+        name=item.name,
+        description=item.description,
+        url=item.url,
+        path=item.path,
+        type=item.type or FileType.FILE,
+        content=item.content if full else None,
+        streamable=item.streamable,
+    )
+
+
+def _output(item: Output) -> Document:
+    return _given(
+        name=item.name,
+        description=item.description,
+        url=item.url,
+        path=item.path,
+        path_prefix=item.path_prefix,
+        type=item.type or FileType.FILE,
+    )
+
+
+def _executor(item: Executor) -> Document:
+    document = _given(
+        image=item.image,
+        command=list(item.command),
+        workdir=item.workdir,
+        stdin=item.stdin,
+        stdout=item.stdout,
+        stderr=item.stderr,
+    )
+    if item.env:
+        document["env"] = dict(item.env)
+    if item.ignore_error:
+        document["ignore_error"] = True
+    return document
+
+
+def _resources(item: Resources) -> Document:
+    document = _given(
+        cpu_cores=None if item.cpu_cores is None else math.ceil(item.cpu_cores),  # an integer in TES
+        ram_gb=item.ram_gb,
+        disk_gb=item.disk_gb,
+        preemptible=item.preemptible,
+        backend_parameters_strict=item.backend_parameters_strict,
+    )
+    if item.zones:
+        document["zones"] = list(item.zones)
+    if item.backend_parameters:
+        document["backend_parameters"] = dict(item.backend_parameters)
+    return document
+
+
+def _task_log(log: TaskLog, full: bool) -> Document:
+    document: Document = {
+        "logs": [_executor_log(entry, entry.exit_code, full) for entry in log.logs if entry.exit_code is not None],
+        "outputs": [{"url": o.url, "path": o.path, "size_bytes": str(o.size_bytes)} for o in log.outputs],
+        "metadata": {**log.metadata, **(_live(log) if full else {})},
+    }
+    document |= _times(log.start_time, log.end_time)
+    if full:
+        document["system_logs"] = list(log.system_logs)
+    return document
+
+
+def _executor_log(entry: ExecutorLog, exit_code: int, full: bool) -> Document:
+    document: Document = {"exit_code": exit_code, **_times(entry.start_time, entry.end_time)}
+    if full:
+        document |= {"stdout": entry.stdout, "stderr": entry.stderr}
+    return document
+
+
+def _live(log: TaskLog) -> Mapping[str, str]:
+    """The last executor without an exit code; its position, and the tails."""
+    for index in reversed(range(len(log.logs))):
+        entry = log.logs[index]
+        if entry.exit_code is None:
+            return {"live_executor": str(index), "live_stdout": entry.stdout, "live_stderr": entry.stderr}
+    return {}
+
+
+def _times(start: datetime | None, end: datetime | None) -> Document:
+    document: Document = {}
+    if start is not None:
+        document["start_time"] = _time(start)
+    if end is not None:
+        document["end_time"] = _time(end)
+    return document
+
+
+def _time(at: datetime) -> str:
+    """RFC 3339 with microseconds and offset: what Python's, Go's and Java's readers all take."""
+    return at.astimezone(UTC).isoformat(timespec="microseconds")
+
+
+def _given(**values: Any) -> Document:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _sentence(text: str) -> str:
+    text = text.strip()
+    return text if not text or text[-1] in ".!?" else text + "."

@@ -1,0 +1,371 @@
+"""`Cluster` and `ClusterEvents` on Kubernetes.
+
+API calls of a task: PVC, Secret and pod are created; the pod is followed by watch; logs are read for records that did not come with
+its status; pod and PVC are deleted, and the watch shows that they are gone. So two for a task without files, and one for each log.
+Without a watch (`follow` was not called, or it is down) `observe` lists by the task's label instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+import poiesis
+from poiesis.cluster.kubernetes import labels, objects, pods
+from poiesis.cluster.kubernetes.cache import (
+    PODS,
+    VOLUMES,
+    Cache,
+    PodView,
+    VolumeView,
+    project_pod,
+    project_volume,
+)
+from poiesis.cluster.kubernetes.client import Client
+from poiesis.cluster.kubernetes.errors import ApiError, translate
+from poiesis.cluster.kubernetes.observe import pod_of
+from poiesis.cluster.kubernetes.records import Records
+from poiesis.cluster.kubernetes.settings import KubernetesSettings
+from poiesis.cluster.kubernetes.watch import Watch
+from poiesis.domain.decide import plan_of
+from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, ConfigurationError
+from poiesis.domain.naming import object_name
+from poiesis.domain.observed import FilerReport, Observed, Pod
+from poiesis.domain.plan import Plan, PodPlan
+from poiesis.domain.policy import Policy
+from poiesis.domain.states import Stage
+from poiesis.domain.task import Task, TaskId
+
+log = logging.getLogger(__name__)
+
+BUILT_LAUNCHERS: Final = Path(poiesis.__file__).parent / "bin"  # by `make launcher`
+LAUNCHER_PREFIX: Final = "launcher-"
+LAUNCHER_SEEN_S: Final = 600.0  # how long the launcher's ConfigMap is believed to be still there
+MAX_UIDS: Final = 10_000
+_ENDING: Final = (Stage.FINISH, Stage.CLEAN, Stage.DONE)
+
+
+class KubernetesCluster:
+    """`filer_settings_json` is handed to the filers as it is (`poiesis.filer.settings`); it holds no secret.
+
+    Raises: ConfigurationError when no cluster is configured or a launcher cannot be read.
+    """
+
+    def __init__(
+        self,
+        settings: KubernetesSettings,
+        policy: Policy,
+        filer_settings_json: str = "{}",
+        *,
+        client: Client | None = None,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        binaries = _read_launchers(settings)
+        self.settings = settings = _completed(settings, binaries)
+        self._policy = policy
+        self._filer_settings_json = filer_settings_json
+        self.client = client or Client(settings)
+        self._monotonic = monotonic
+        self._core = f"/api/v1/namespaces/{settings.namespace}"
+        self._records = Records(self.client, settings.namespace, policy.tail_bytes, settings.record_cache_bytes)
+        self._binaries = binaries
+        self._launcher: dict[str, Any] | None = None
+        self._launcher_seen: float | None = None
+        self._owner: dict[str, Any] | None = None
+        self._lock = threading.Lock()
+        self._volume_uids: OrderedDict[str, str] = OrderedDict()
+        self._wake: Callable[[TaskId], None] | None = None
+        self._cache = Cache(self._changed)
+        self._watches: tuple[Watch, ...] = ()
+
+    # ── making ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def create_volume(self, task: Task, plan: Plan) -> None:
+        if plan.volume_bytes is None:
+            return
+        made = self._create(VOLUMES, objects.volume(task, plan, self.settings, self._instance_owner()))
+        self._remember_uid(made["metadata"]["name"], made["metadata"]["uid"])
+
+    def create_documents(self, task: Task, plan: Plan) -> None:
+        if not plan.has_filers:
+            return
+        name = objects.volume_name(task.id, task.attempt)
+        owned_by = objects.owner("PersistentVolumeClaim", name, self._volume_uid(task, name))
+        for secret in objects.secrets(task, plan, self.settings, self._filer_settings_json, owned_by):
+            self._create("secrets", secret)
+
+    def launch(self, task: Task, plan: Plan, pod: PodPlan) -> None:
+        files: dict[str, int] = {}
+        if plan.has_filers:
+            contents = objects.secret_contents(objects.documents(task, plan, self._filer_settings_json))
+            files = {name: index for index, content in enumerate(contents) for name in content}
+        document = pods.pod(
+            task,
+            plan,
+            pod,
+            self.settings,
+            self._policy,
+            launcher_name=self._ensure_launcher(),
+            document_files=files,
+            owned_by=self._instance_owner(),
+        )
+        self._create(PODS, document)
+
+    def _create(self, kind: str, document: dict[str, Any]) -> dict[str, Any]:
+        """The object as it is now. One that stands there already is taken for ours when its labels say so."""
+        metadata = document["metadata"]
+        what = f"create {kind} {metadata['name']}"
+        try:
+            return self.client.create(f"{self._core}/{kind}", document)
+        except ApiError as error:
+            if error.status != 409 or error.reason not in ("AlreadyExists", ""):
+                raise translate(error, what) from error
+        try:
+            found = self.client.get(f"{self._core}/{kind}/{metadata['name']}")
+        except ApiError as error:
+            if error.status == 404:
+                raise ClusterUnavailable(f"{what}: it stood there and went away meanwhile") from error
+            if error.status == 403 and kind == "secrets":
+                # Reading Secrets is a right we do without. The name is nobody else's to guess.
+                return document
+            raise translate(error, f"look at {kind} {metadata['name']}") from error
+        if not labels.is_same(found.get("metadata") or {}, metadata):
+            raise ClusterRefused(f"{what}: another object of that name stands there, which is not this task's")
+        return found
+
+    def _ensure_launcher(self) -> str | None:
+        """Name of the ConfigMap, made once for all tasks; None where an init container delivers the launcher."""
+        if self.settings.delivery == "init":
+            return None
+        with self._lock:
+            if self._launcher is None:
+                self._launcher = objects.launcher(self._binaries, self.settings, self._instance_owner())
+            wanted, seen = self._launcher, self._launcher_seen
+        name: str = wanted["metadata"]["name"]
+        if seen is not None and self._monotonic() - seen < LAUNCHER_SEEN_S:
+            return name
+        try:
+            self.client.create(f"{self._core}/configmaps", wanted)
+        except ApiError as error:
+            if error.status != 409:
+                raise translate(error, f"create configmap {name}") from error
+            self._check_launcher(name, wanted)
+        with self._lock:
+            self._launcher_seen = self._monotonic()
+        return name
+
+    def _check_launcher(self, name: str, wanted: Mapping[str, Any]) -> None:
+        """What stands under the name of our hash has to have our content: it runs in every task."""
+        try:
+            found = self.client.get(f"{self._core}/configmaps/{name}")
+        except ApiError as error:
+            raise translate(error, f"look at configmap {name}") from error
+        if found.get("binaryData") != wanted["binaryData"]:
+            raise ClusterRefused(f"configmap {name} is not the launcher that it says; delete it")
+
+    def _instance_owner(self) -> dict[str, Any] | None:
+        """The ConfigMap that owns everything, looked up once: its uid is what ownership goes by."""
+        name = self.settings.owner
+        if name is None or self._owner is not None:
+            return self._owner
+        try:
+            found = self.client.get(f"{self._core}/configmaps/{name}")
+        except ApiError as error:
+            raise translate(error, f"look at configmap {name}, the owner of all tasks") from error
+        self._owner = objects.owner("ConfigMap", name, found["metadata"]["uid"])
+        return self._owner
+
+    def _volume_uid(self, task: Task, name: str) -> str:
+        with self._lock:
+            uid = self._volume_uids.get(name)
+        uid = uid or next((v.uid for v in self._cache.volumes(task.id) if v.name == name), None)
+        if uid is not None:
+            return uid
+        try:
+            found = self.client.get(f"{self._core}/{VOLUMES}/{name}")
+        except ApiError as error:
+            raise translate(error, f"look at volume {name}") from error
+        self._remember_uid(name, found["metadata"]["uid"])
+        return str(found["metadata"]["uid"])
+
+    def _remember_uid(self, name: str, uid: str) -> None:
+        with self._lock:
+            self._volume_uids[name] = uid
+            while len(self._volume_uids) > MAX_UIDS:
+                self._volume_uids.popitem(last=False)
+
+    # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def observe(self, task: Task, *, poked: bool = False, tails: bool = False) -> Observed:
+        pod_views, volume_views = self._views(task)
+        found: list[Pod] = []
+        reports: dict[str, FilerReport] = {}
+        live: dict[str, tuple[str, str]] = {}
+        for view in pod_views:
+            if view.attempt != task.attempt:
+                found.append(pod_of(view, task, {}))
+                continue
+            said = self._records.of(view, poked=poked)
+            found.append(pod_of(view, task, {n: s.record for n, s in said.items() if s.record is not None}))
+            reports |= _reports({n: s.report for n, s in said.items()})
+            if tails:
+                live |= self._records.tails(view, said)
+        return Observed(pods=tuple(found), volumes=tuple(v.name for v in volume_views), reports=reports, tails=live)
+
+    def _views(self, task: Task) -> tuple[tuple[PodView, ...], tuple[VolumeView, ...]]:
+        if self._is_followed():
+            known, volumes = self._cache.pods(task.id), self._cache.volumes(task.id)
+            if self._is_certain(task, {v.name for v in known}, {v.name for v in volumes}):
+                return known, volumes
+        return self._listed(task)
+
+    def _is_certain(self, task: Task, pod_names: set[str], volume_names: set[str]) -> bool:
+        """Whether the cache's answer needs no second look: what the task's stage asks about is there, or was seen deleted."""
+        if task.due_stage not in _ENDING and task.part is not None:
+            return self._is_known(PODS, object_name(task.id, task.attempt, task.part), pod_names)
+        plan = plan_of(task, self._policy)
+        wanted = [object_name(task.id, task.attempt, p.part) for p in plan.pods]
+        if not all(self._is_known(PODS, name, pod_names) for name in wanted):
+            return False
+        return plan.volume_bytes is None or self._is_known(
+            VOLUMES, objects.volume_name(task.id, task.attempt), volume_names
+        )
+
+    def _is_known(self, kind: str, name: str, present: set[str]) -> bool:
+        return name in present or self._cache.is_gone(kind, name)
+
+    def _listed(self, task: Task) -> tuple[tuple[PodView, ...], tuple[VolumeView, ...]]:
+        query = {"labelSelector": labels.selector(self.settings, task.id)}
+        following = task.due_stage not in _ENDING and task.part is not None
+        kinds = (PODS,) if following else (PODS, VOLUMES)
+        try:
+            lists = {kind: self.client.get(f"{self._core}/{kind}", query) for kind in kinds}
+        except ApiError as error:
+            raise translate(error, f"list objects of task {task.id}") from error
+        pod_views = (project_pod(d) for d in lists[PODS].get("items") or [])
+        volume_views = (project_volume(d) for d in lists.get(VOLUMES, {}).get("items") or [])
+        return (
+            tuple(v for v in pod_views if v is not None and v.task_id == task.id),
+            tuple(v for v in volume_views if v is not None and v.task_id == task.id),
+        )
+
+    # ── removing ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def delete_pods(self, task: Task) -> None:
+        self._delete(task, with_volumes=False)
+
+    def delete_all(self, task: Task) -> None:
+        self._delete(task, with_volumes=True)
+
+    def _delete(self, task: Task, *, with_volumes: bool) -> None:
+        """Names of this attempt come from the plan; what else there may be (earlier attempts, a task nobody knows) from the cache, or
+        from a list. The Secrets are the volume's and go with it."""
+        plan = plan_of(task, self._policy)
+        pod_names = [object_name(task.id, task.attempt, p.part) for p in plan.pods]
+        volume_names = [] if plan.volume_bytes is None else [objects.volume_name(task.id, task.attempt)]
+        if self._is_followed():
+            known, volumes = self._cache.pods(task.id), self._cache.volumes(task.id)
+        elif task.attempt > 1:
+            known, volumes = self._listed(task)
+        else:
+            known, volumes = (), ()
+        pod_names += [v.name for v in known if v.name not in pod_names]
+        volume_names += [v.name for v in volumes if v.name not in volume_names]
+        for name in pod_names:
+            self._delete_one(PODS, name)
+        if with_volumes:
+            for name in volume_names:
+                self._delete_one(VOLUMES, name)
+            self._records.forget(v.uid for v in known)
+
+    def _delete_one(self, kind: str, name: str) -> None:
+        if self._is_followed() and self._cache.is_gone(kind, name):
+            return
+        try:
+            self.client.delete(f"{self._core}/{kind}/{name}", {"propagationPolicy": "Background"})
+        except ApiError as error:
+            raise translate(error, f"delete {kind} {name}") from error
+
+    # ── events ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def follow(self, wake: Callable[[TaskId], None]) -> None:
+        """Begin to watch; returns at once. Until the first list is there, `observe` lists for itself."""
+        self._wake = wake
+        selector = labels.selector(self.settings)
+        self._watches = (
+            Watch(self.client, self.settings, PODS, selector, project_pod, self._cache),
+            Watch(self.client, self.settings, VOLUMES, selector, project_volume, self._cache),
+        )
+        for watch in self._watches:
+            watch.start()
+
+    def synced(self, timeout: float | None = None) -> bool:
+        """Wait for the first lists; whether they are there."""
+        return bool(self._watches) and all(w.synced.wait(timeout) for w in self._watches)
+
+    def task_ids(self) -> Iterable[TaskId]:
+        """From the cache where there is a watch, else by two lists of labels."""
+        if self._is_followed():
+            return self._cache.task_ids()
+        query = {"labelSelector": labels.selector(self.settings)}
+        found: dict[TaskId, None] = {}
+        for kind in (PODS, VOLUMES):
+            try:
+                items = self.client.get(f"{self._core}/{kind}", query).get("items") or []
+            except ApiError as error:
+                raise translate(error, f"list {kind}") from error
+            ids = (labels.task_id_of(item.get("metadata") or {}) for item in items)
+            found |= dict.fromkeys(i for i in ids if i is not None)
+        return list(found)
+
+    def _is_followed(self) -> bool:
+        return bool(self._watches) and all(w.is_fresh() for w in self._watches)
+
+    def _changed(self, task_id: TaskId) -> None:
+        if self._wake is not None:
+            try:
+                self._wake(task_id)
+            except Exception:
+                log.exception("wake_failed", extra={"task_id": task_id})
+
+    # ── the rest ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def ready(self) -> None:
+        try:
+            self.client.get("/version")
+        except ApiError as error:
+            raise ClusterUnavailable(f"ask the API server for its version: {error}") from error
+
+    def close(self) -> None:
+        for watch in self._watches:
+            watch.close()
+        self.client.close()
+
+
+def _reports(found: Mapping[str, FilerReport | None]) -> dict[str, FilerReport]:
+    return {name: report for name, report in found.items() if report is not None}
+
+
+def _read_launchers(settings: KubernetesSettings) -> dict[str, bytes]:
+    if settings.delivery == "init":
+        return {}
+    built = {path.name.removeprefix(LAUNCHER_PREFIX): path for path in BUILT_LAUNCHERS.glob(f"{LAUNCHER_PREFIX}*")}
+    paths = {architecture: Path(path) for architecture, path in settings.launchers.items()} or built
+    try:
+        return {architecture: path.read_bytes() for architecture, path in paths.items()}
+    except OSError as error:
+        raise ConfigurationError(f"the launcher cannot be read: {error}") from error
+
+
+def _completed(settings: KubernetesSettings, binaries: Mapping[str, bytes]) -> KubernetesSettings:
+    """With the architectures that there is a launcher for."""
+    if settings.delivery == "init" or not binaries:
+        return settings
+    default = settings.architecture or ("amd64" if "amd64" in binaries else min(binaries))
+    return replace(settings, launchers={a: settings.launchers.get(a, a) for a in binaries}, architecture=default)

@@ -1,0 +1,250 @@
+"""What the watch has told: a small projection of each pod and volume, and the names of what is known to be gone.
+
+A pod's JSON is 5 to 15 KB; a projection keeps what `observe` reads, a kilobyte or two. The termination messages are by far the
+largest part, so together they are bounded; one that found no room is read from the container's log instead. Names of deleted
+objects are remembered, bounded too: a name is never used twice, so what was seen deleted is certainly absent.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from poiesis.cluster.kubernetes import labels
+from poiesis.domain.task import TaskId
+
+MAX_GONE: Final = 50_000  # names: about 8 MB
+MAX_MESSAGES_BYTES: Final = 32 * 1024 * 1024
+MAX_TEXT: Final = 1024
+
+PODS: Final = "pods"
+VOLUMES: Final = "persistentvolumeclaims"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerView:
+    """Of status.containerStatuses: `state` is waiting, running or terminated."""
+
+    name: str
+    state: str
+    reason: str | None = None
+    message: str | None = None
+    exit_code: int | None = None
+    started_at: str | None = None
+    ended_at: str | None = None
+    said: str | None = None
+    """The termination message; None: none, or there was no room for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodView:
+    name: str
+    uid: str
+    task_id: TaskId
+    attempt: int
+    part: str
+    created_at: str | None
+    node: str | None
+    phase: str
+    reason: str | None
+    message: str | None
+    scheduled: bool
+    waiting: str | None
+    disruption: str | None
+    disruption_message: str | None
+    deleting: bool
+    containers: tuple[ContainerView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VolumeView:
+    name: str
+    uid: str
+    task_id: TaskId
+    attempt: int
+    deleting: bool
+
+
+View = PodView | VolumeView
+
+
+def project_pod(document: Mapping[str, Any]) -> PodView | None:
+    """None: not a task's pod."""
+    metadata, spec, status = document.get("metadata") or {}, document.get("spec") or {}, document.get("status") or {}
+    task_id = labels.task_id_of(metadata)
+    if task_id is None:
+        return None
+    conditions = {c.get("type"): c for c in status.get("conditions") or []}
+    scheduled = conditions.get("PodScheduled") or {}
+    disruption = conditions.get("DisruptionTarget") or {}
+    is_disrupted = disruption.get("status") == "True"
+    waiting = None
+    if scheduled.get("status") == "False":
+        waiting = _text(": ".join(w for w in (scheduled.get("reason"), scheduled.get("message")) if w)) or "Unscheduled"
+    statuses = {
+        s.get("name"): s
+        for s in (*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or []))
+    }
+    declared = [c["name"] for c in (*(spec.get("initContainers") or []), *(spec.get("containers") or []))]
+    return PodView(
+        name=metadata.get("name", ""),
+        uid=metadata.get("uid", ""),
+        task_id=task_id,
+        attempt=labels.attempt_of(metadata),
+        part=(metadata.get("labels") or {}).get(labels.PART, ""),
+        created_at=metadata.get("creationTimestamp"),
+        node=spec.get("nodeName"),
+        phase=status.get("phase", ""),
+        reason=_text(status.get("reason")),
+        message=_text(status.get("message")),
+        scheduled=bool(spec.get("nodeName")),
+        waiting=waiting,
+        disruption=_text(disruption.get("reason")) or "DisruptionTarget" if is_disrupted else None,
+        disruption_message=_text(disruption.get("message")) if is_disrupted else None,
+        deleting="deletionTimestamp" in metadata,
+        containers=tuple(_container(name, statuses.get(name) or {}) for name in declared),
+    )
+
+
+def project_volume(document: Mapping[str, Any]) -> VolumeView | None:
+    metadata = document.get("metadata") or {}
+    task_id = labels.task_id_of(metadata)
+    if task_id is None:
+        return None
+    return VolumeView(
+        name=metadata.get("name", ""),
+        uid=metadata.get("uid", ""),
+        task_id=task_id,
+        attempt=labels.attempt_of(metadata),
+        deleting="deletionTimestamp" in metadata,
+    )
+
+
+def _container(name: str, status: Mapping[str, Any]) -> ContainerView:
+    state = status.get("state") or {}
+    if "terminated" in state:
+        t = state["terminated"] or {}
+        return ContainerView(
+            name=name,
+            state="terminated",
+            reason=_text(t.get("reason")),
+            exit_code=t.get("exitCode"),
+            started_at=t.get("startedAt"),
+            ended_at=t.get("finishedAt"),
+            said=t.get("message") or None,
+        )
+    if "running" in state:
+        return ContainerView(name=name, state="running", started_at=(state["running"] or {}).get("startedAt"))
+    w = state.get("waiting") or {}
+    return ContainerView(name=name, state="waiting", reason=_text(w.get("reason")), message=_text(w.get("message")))
+
+
+def _text(value: object) -> str | None:
+    return value[:MAX_TEXT] if isinstance(value, str) and value else None
+
+
+class Cache:
+    """`changed` is called, outside the lock, with the id of a task of which something that matters changed."""
+
+    def __init__(self, changed: Callable[[TaskId], None]) -> None:
+        self._changed = changed
+        self._lock = threading.Lock()
+        self._views: dict[str, dict[str, tuple[int, View]]] = {PODS: {}, VOLUMES: {}}
+        self._of_task: dict[TaskId, set[tuple[str, str]]] = {}
+        self._gone: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._message_bytes = 0
+
+    def replace_all(self, kind: str, documents: Iterable[tuple[int, View]]) -> None:
+        """After a list: these exist and no others. Vanished ones wake their tasks too."""
+        woken: set[TaskId] = set()
+        with self._lock:
+            listed = set()
+            for version, view in documents:
+                listed.add(view.name)
+                if self._put(kind, version, view):
+                    woken.add(view.task_id)
+            for name in [n for n in self._views[kind] if n not in listed]:
+                woken.add(self._views[kind][name][1].task_id)
+                self._remove(kind, name, 0)
+        for task_id in woken:
+            self._changed(task_id)
+
+    def put(self, kind: str, version: int, view: View) -> None:
+        with self._lock:
+            changed = self._put(kind, version, view)
+        if changed:
+            self._changed(view.task_id)
+
+    def delete(self, kind: str, version: int, view: View) -> None:
+        with self._lock:
+            known = view.name in self._views[kind]
+            self._remove(kind, view.name, version)
+        if known:
+            self._changed(view.task_id)
+
+    def pods(self, task_id: TaskId) -> tuple[PodView, ...]:
+        return tuple(v for v in self._of(PODS, task_id) if isinstance(v, PodView))
+
+    def volumes(self, task_id: TaskId) -> tuple[VolumeView, ...]:
+        return tuple(v for v in self._of(VOLUMES, task_id) if isinstance(v, VolumeView))
+
+    def is_gone(self, kind: str, name: str) -> bool:
+        """Whether an object of that name was seen deleted: names are not used twice."""
+        with self._lock:
+            return (kind, name) in self._gone
+
+    def task_ids(self) -> list[TaskId]:
+        with self._lock:
+            return list(self._of_task)
+
+    def __len__(self) -> int:
+        with self._lock:
+            return sum(len(v) for v in self._views.values())
+
+    def _of(self, kind: str, task_id: TaskId) -> list[View]:
+        with self._lock:
+            names = sorted(name for k, name in self._of_task.get(task_id, ()) if k == kind)
+            return [self._views[kind][name][1] for name in names]
+
+    def _put(self, kind: str, version: int, view: View) -> bool:
+        """Late news (an older version than what is known, or of something deleted) is no news."""
+        if (kind, view.name) in self._gone:
+            if version <= self._gone[kind, view.name]:
+                return False
+            del self._gone[kind, view.name]
+        known = self._views[kind].get(view.name)
+        if known is not None and 0 < version <= known[0]:
+            return False
+        if known is not None:
+            self._message_bytes -= _message_bytes(known[1])
+        if isinstance(view, PodView):
+            view = self._fitting(view)
+        self._message_bytes += _message_bytes(view)
+        self._views[kind][view.name] = (version, view)
+        self._of_task.setdefault(view.task_id, set()).add((kind, view.name))
+        return known is None or known[1] != view
+
+    def _remove(self, kind: str, name: str, version: int) -> None:
+        known = self._views[kind].pop(name, None)
+        if known is not None:
+            self._message_bytes -= _message_bytes(known[1])
+            mine = self._of_task.get(known[1].task_id, set())
+            mine.discard((kind, name))
+            if not mine:
+                self._of_task.pop(known[1].task_id, None)
+        self._gone[kind, name] = max(version, known[0] if known else 0)
+        self._gone.move_to_end((kind, name))
+        while len(self._gone) > MAX_GONE:
+            self._gone.popitem(last=False)
+
+    def _fitting(self, view: PodView) -> PodView:
+        if self._message_bytes + _message_bytes(view) <= MAX_MESSAGES_BYTES:
+            return view
+        return replace(view, containers=tuple(replace(c, said=None) for c in view.containers))
+
+
+def _message_bytes(view: View) -> int:
+    return sum(len(c.said) for c in view.containers if c.said) if isinstance(view, PodView) else 0

@@ -1,0 +1,264 @@
+"""HTTP to the API server: the official client's configuration, TLS and connection pool, with plain dicts on top of them.
+
+The generated API classes turn every answer into model objects, which costs milliseconds of CPU a pod and tells us nothing more; so
+calls go through `ApiClient`'s pool as JSON. Every call has time-outs, and those that a repetition may mend are repeated a few times with
+back-off and jitter. All our writes may be repeated: names are deterministic, so a create that did arrive answers 409 the next time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Final, TypeVar
+from urllib.parse import urlencode
+
+import urllib3
+from kubernetes import config
+from kubernetes.client import ApiClient, Configuration
+from kubernetes.utils.keepalive import tcp_keepalive_socket_options
+
+from poiesis.cluster.kubernetes.errors import ApiError, from_answer, rule_for
+from poiesis.cluster.kubernetes.settings import KubernetesSettings
+from poiesis.domain.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+MAX_ANSWER_BYTES: Final = 128 * 1024 * 1024
+MAX_LINE_BYTES: Final = 16 * 1024 * 1024
+FIRST_DELAY_S: Final = 0.2  # then 0.4, 0.8, …: with four attempts 1.4 s, jitter aside
+LONGEST_DELAY_S: Final = 5.0  # a server that asks for more is `Unavailable` instead: no worker sleeps that long
+JSON: Final = "application/json"
+TOKEN_DIRECTORY: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
+
+
+def configuration(settings: KubernetesSettings) -> Configuration:
+    """Of the service account we run as (its token is read anew every minute), else of a kubeconfig.
+
+    Raises: ConfigurationError.
+    """
+    found = Configuration()
+    in_cluster = settings.kubeconfig is None and os.path.exists(f"{TOKEN_DIRECTORY}/token")
+    try:
+        if in_cluster:
+            config.load_incluster_config(client_configuration=found)  # type: ignore[no-untyped-call]
+        else:
+            config.load_kube_config(  # type: ignore[no-untyped-call]
+                config_file=settings.kubeconfig, context=settings.context, client_configuration=found
+            )
+    except (config.ConfigException, OSError) as error:
+        raise ConfigurationError(f"no access to Kubernetes is configured: {error}") from error
+    found.retries = 0  # ours know more
+    found.connection_pool_maxsize = settings.pool_size
+    # a connection whose other end has vanished is noticed after half a minute, also while a watch waits on it
+    found.socket_options = tcp_keepalive_socket_options(idle=15, interval=5, count=3)
+    return found
+
+
+class Stream:
+    """Lines of an answer that does not end. `close` from another thread ends the iteration at once."""
+
+    def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
+        self._response = response
+        self._closed = threading.Event()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Raises: ApiError (status 0) when the connection breaks; a half line at its end is dropped."""
+        rest = b""
+        try:
+            for chunk in self._response.stream(64 * 1024):
+                *lines, rest = (rest + chunk).split(b"\n")
+                yield from (line for line in lines if line)
+                if len(rest) > MAX_LINE_BYTES:
+                    raise ApiError(0, "LineTooLong", f"more than {MAX_LINE_BYTES} bytes without a line's end")
+        except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
+            if not self._closed.is_set():
+                raise ApiError(0, type(error).__name__, str(error)) from error
+        finally:
+            self._response.close()
+
+    def close(self) -> None:
+        self._closed.set()
+        try:
+            self._response.shutdown()
+        except (ValueError, RuntimeError, OSError, NotImplementedError):
+            log.debug("stream_already_closed")
+
+
+class Client:
+    """`calls` counts requests by verb and kind, as the API server would."""
+
+    def __init__(
+        self,
+        settings: KubernetesSettings,
+        configuration_: Configuration | None = None,
+        *,
+        sleep: Callable[[float], object] = time.sleep,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._configuration = configuration_ or configuration(settings)
+        self._api = ApiClient(self._configuration)
+        self._host = self._configuration.host.rstrip("/")
+        self._timeout = urllib3.Timeout(
+            connect=settings.connect_timeout.total_seconds(), read=settings.read_timeout.total_seconds()
+        )
+        self._connect_s = settings.connect_timeout.total_seconds()
+        self._attempts = max(1, settings.attempts)
+        self._sleep = sleep
+        self._jitter = jitter
+        self.calls: Counter[str] = Counter()
+
+    def get(self, path: str, query: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """Raises: ApiError, as all methods here do."""
+        return self._json("GET", path, query)
+
+    def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._json("POST", path, None, body)
+
+    def replace(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return self._json("PUT", path, None, body)
+
+    def delete(self, path: str, options: Mapping[str, Any]) -> bool:
+        """Whether there was something to delete."""
+        try:
+            self._json("DELETE", path, None, {"apiVersion": "v1", "kind": "DeleteOptions", **options})
+        except ApiError as error:
+            if error.status == 404:
+                return False
+            raise
+        return True
+
+    def text(self, path: str, query: Mapping[str, object], limit_bytes: int) -> str:
+        """The last `limit_bytes` of an answer in plain text; no more than that is ever held."""
+        return self._repeat(lambda: self._text_once(path, query, limit_bytes))
+
+    def stream(self, path: str, query: Mapping[str, object], *, read_timeout_s: float) -> Stream:
+        timeout = urllib3.Timeout(connect=self._connect_s, read=read_timeout_s)
+        response = self._send("GET", path, query, None, timeout)
+        if response.status != 200:
+            raise self._error(response)
+        return Stream(response)
+
+    def close(self) -> None:
+        self._api.close()  # type: ignore[no-untyped-call]
+
+    # ── one call ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _json(
+        self, method: str, path: str, query: Mapping[str, object] | None, body: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        payload = None if body is None else json.dumps(body, separators=(",", ":")).encode()
+        return self._repeat(lambda: self._json_once(method, path, query, payload))
+
+    def _repeat(self, call: Callable[[], T]) -> T:
+        delay = FIRST_DELAY_S
+        for attempt in range(1, self._attempts + 1):
+            try:
+                return call()
+            except ApiError as error:
+                wait = max(delay * (0.5 + self._jitter()), error.retry_after or 0.0)
+                if not rule_for(error).again or attempt == self._attempts or wait > LONGEST_DELAY_S:
+                    raise
+                log.info("api_call_repeated", extra={"attempt": attempt, "error": str(error), "wait_s": round(wait, 2)})
+                self._sleep(wait)
+                delay *= 2
+        raise AssertionError("unreachable")
+
+    def _json_once(
+        self, method: str, path: str, query: Mapping[str, object] | None, payload: bytes | None
+    ) -> dict[str, Any]:
+        response = self._send(method, path, query, payload, self._timeout)
+        body = self._body(response)
+        if not 200 <= response.status < 300:
+            raise _failure(response, body)
+        try:
+            document = json.loads(body)
+        except ValueError as error:
+            raise ApiError(0, "NotJson", f"an answer that is no JSON: {body[:100]!r}") from error
+        if not isinstance(document, dict):
+            raise ApiError(0, "NotJson", "an answer that is no object")
+        return document
+
+    def _text_once(self, path: str, query: Mapping[str, object], limit_bytes: int) -> str:
+        response = self._send("GET", path, query, None, self._timeout)
+        if response.status != 200:
+            raise self._error(response)
+        kept = b""
+        try:
+            for chunk in response.stream(256 * 1024):
+                kept = (kept + chunk)[-limit_bytes:]
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            response.close()
+            raise ApiError(0, type(error).__name__, str(error)) from error
+        response.release_conn()
+        return kept.decode("utf-8", "replace")
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, object] | None,
+        payload: bytes | None,
+        timeout: urllib3.Timeout,
+    ) -> urllib3.BaseHTTPResponse:
+        headers = {"Accept": JSON, "User-Agent": "poiesis"}
+        if payload is not None:
+            headers["Content-Type"] = JSON
+        token = self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
+        if token:
+            headers["Authorization"] = token
+        url = f"{self._host}{path}" + (f"?{urlencode(query)}" if query else "")
+        self.calls[_verb(method, path, query)] += 1
+        try:
+            return self._api.rest_client.pool_manager.request(
+                method,
+                url,
+                body=payload,
+                headers=headers,
+                timeout=timeout,
+                retries=False,
+                redirect=False,
+                preload_content=False,
+            )
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise ApiError(0, type(error).__name__, str(error)) from error
+
+    def _error(self, response: urllib3.BaseHTTPResponse) -> ApiError:
+        return _failure(response, self._body(response))
+
+    def _body(self, response: urllib3.BaseHTTPResponse) -> bytes:
+        try:
+            body = response.read(MAX_ANSWER_BYTES + 1)
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            response.close()
+            raise ApiError(0, type(error).__name__, str(error)) from error
+        if len(body) > MAX_ANSWER_BYTES:
+            response.close()
+            raise ApiError(0, "TooLarge", f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+        response.release_conn()
+        return body
+
+
+def _failure(response: urllib3.BaseHTTPResponse, body: bytes) -> ApiError:
+    try:
+        document: Any = json.loads(body)
+    except ValueError:
+        document = body[:2000].decode("utf-8", "replace")
+    return from_answer(response.status, document, response.headers.get("Retry-After"))
+
+
+def _verb(method: str, path: str, query: Mapping[str, object] | None) -> str:
+    """`create pods`, `list pods`, `get pods/log`, …: as RBAC and the audit log name them."""
+    parts = path.strip("/").split("/")
+    place = parts.index("namespaces") + 2 if "namespaces" in parts[:-2] else len(parts) - 1
+    kind, *rest = parts[place:]
+    subresource = f"/{rest[1]}" if len(rest) > 1 else ""
+    verb = {"POST": "create", "PUT": "update", "DELETE": "delete"}.get(method, "get" if rest else "list")
+    return f"{'watch' if query and query.get('watch') else verb} {kind}{subresource}"

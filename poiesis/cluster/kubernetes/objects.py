@@ -1,0 +1,148 @@
+"""The objects beside a task's pods, as JSON: its volume, what its filers are told, and the launcher that all tasks share. Pure.
+
+PVC        the task's; deleted after the pods, kept by the cluster until they are gone
+Secret     owned by the PVC, so Kubernetes collects it with the volume, also one that a late link makes after the clean-up
+ConfigMap  the launcher's binaries, named by their hash, one for all tasks of the namespace
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from poiesis.cluster.kubernetes import labels
+from poiesis.cluster.kubernetes.settings import KubernetesSettings
+from poiesis.domain.errors import ClusterRefused, ConfigurationError
+from poiesis.domain.naming import object_name
+from poiesis.domain.observed import TIF, TOF
+from poiesis.domain.plan import Plan
+from poiesis.domain.staging import tif_document, tof_document
+from poiesis.domain.task import Task, TaskId
+
+MAX_SECRET_BYTES: Final = 900 * 1024  # of a Secret's data; Kubernetes takes 1 MiB
+MAX_DOCUMENTS_BYTES: Final = 24 * 1024 * 1024  # of all documents of a task
+SETTINGS_KEY: Final = "filer.json"
+
+Owner = Mapping[str, Any]
+
+
+def owner(kind: str, name: str, uid: str) -> dict[str, Any]:
+    """An owner reference that blocks nothing: what it needs no further right for."""
+    return {"apiVersion": "v1", "kind": kind, "name": name, "uid": uid}
+
+
+def volume_name(task_id: TaskId, attempt: int) -> str:
+    return object_name(task_id, attempt, labels.VOLUME)
+
+
+def documents_name(task_id: TaskId, attempt: int, index: int) -> str:
+    name = object_name(task_id, attempt, labels.DOCUMENTS)
+    return name if index == 0 else f"{name}-{index}"
+
+
+def volume(task: Task, plan: Plan, settings: KubernetesSettings, owned_by: Owner | None = None) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "accessModes": [settings.access_mode],
+        "resources": {"requests": {"storage": str(plan.volume_bytes)}},
+        "volumeMode": "Filesystem",
+    }
+    if settings.storage_class is not None:
+        spec["storageClassName"] = settings.storage_class
+    name = volume_name(task.id, task.attempt)
+    metadata = _metadata(name, task, settings, labels.VOLUME, owned_by)
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def documents(task: Task, plan: Plan, settings_json: str) -> dict[str, bytes]:
+    """File name → content, as filers see them below /poiesis/task. A document too large for one Secret comes in pieces `NAME.0`,
+    `NAME.1`, … instead, to be read one after the other.
+
+    Raises: ClusterRefused above MAX_DOCUMENTS_BYTES.
+    """
+    wanted = {SETTINGS_KEY: settings_json.encode()}
+    names = {name for pod in plan.pods for name in pod.names}
+    if TIF in names:
+        wanted["tif.json"] = _json(tif_document(task, plan))
+    if TOF in names:
+        wanted["tof.json"] = _json(tof_document(task, plan))
+    if sum(map(len, wanted.values())) > MAX_DOCUMENTS_BYTES:
+        raise ClusterRefused("inputs and outputs of the task are too long to be handed to its filers")
+    files: dict[str, bytes] = {}
+    for name, content in wanted.items():
+        pieces = [content[i : i + MAX_SECRET_BYTES] for i in range(0, len(content), MAX_SECRET_BYTES)] or [b""]
+        files |= {name: content} if len(pieces) == 1 else {f"{name}.{i}": piece for i, piece in enumerate(pieces)}
+    return files
+
+
+def secret_contents(files: Mapping[str, bytes]) -> list[dict[str, bytes]]:
+    """Which files go into which Secret, so that none passes MAX_SECRET_BYTES. In order: the same files give the same Secrets."""
+    bins: list[dict[str, bytes]] = [{}]
+    for name, content in files.items():
+        if bins[-1] and sum(map(len, bins[-1].values())) + len(content) > MAX_SECRET_BYTES:
+            bins.append({})
+        bins[-1][name] = content
+    return bins
+
+
+def secrets(
+    task: Task, plan: Plan, settings: KubernetesSettings, settings_json: str, owned_by: Owner | None
+) -> list[dict[str, Any]]:
+    made = []
+    for index, content in enumerate(secret_contents(documents(task, plan, settings_json))):
+        name = documents_name(task.id, task.attempt, index)
+        made.append(
+            {
+                "apiVersion": "v1",
+                "kind": "Secret",
+                "metadata": _metadata(name, task, settings, labels.DOCUMENTS, owned_by),
+                "type": "Opaque",
+                "immutable": True,
+                "data": {key: base64.b64encode(value).decode() for key, value in content.items()},
+            }
+        )
+    return made
+
+
+def launcher_key(architecture: str) -> str:
+    return f"launcher-{architecture}"
+
+
+def launcher(
+    binaries: Mapping[str, bytes], settings: KubernetesSettings, owned_by: Owner | None = None
+) -> dict[str, Any]:
+    """The ConfigMap that gives every container its launcher. `binaries` by architecture.
+
+    Raises: ConfigurationError when they do not fit (1 MiB).
+    """
+    if not binaries:
+        raise ConfigurationError("no launcher is given (launchers)")
+    digest = hashlib.sha256(settings.instance.encode())
+    for architecture, content in sorted(binaries.items()):
+        digest.update(f"{architecture} {len(content)} ".encode() + content)
+    data = {launcher_key(a): base64.b64encode(content).decode() for a, content in sorted(binaries.items())}
+    if sum(map(len, binaries.values())) > MAX_SECRET_BYTES:
+        raise ConfigurationError("the launchers do not fit in a ConfigMap of 1 MiB; use delivery 'init'")
+    metadata: dict[str, Any] = {
+        "name": f"poiesis-launcher-{digest.hexdigest()[:16]}",
+        "labels": labels.common(settings, "launcher"),
+    }
+    if owned_by is not None:
+        metadata["ownerReferences"] = [dict(owned_by)]
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True, "binaryData": data}
+
+
+def _metadata(name: str, task: Task, settings: KubernetesSettings, part: str, owned_by: Owner | None) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"name": name, "labels": labels.of_task(settings, task.id, task.attempt, part)}
+    notes = labels.notes(task.id)
+    if notes:
+        metadata["annotations"] = notes
+    if owned_by is not None:
+        metadata["ownerReferences"] = [dict(owned_by)]
+    return metadata
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, separators=(",", ":")).encode()

@@ -1,0 +1,118 @@
+"""A pod as the watch shows it, and what its containers have said, as `domain.observed`. Pure.
+
+What took a pod away (`lost`), in the order in which it is looked for:
+
+    shown as                                               reason
+    condition DisruptionTarget, PreemptionByScheduler      Preempted
+               … EvictionByEvictionAPI                     Evicted
+               … DeletionByTaintManager, DeletionByPodGC   NodeLost
+               … TerminationByKubelet                      the pod's own (Evicted, NodeShutdown, …), else Evicted
+    phase Unknown                                          NodeLost
+    phase Failed with a reason of the pod's own            that: Evicted, NodeShutdown, OutOfcpu, NodeAffinity, DeadlineExceeded, …
+    a container whose state the kubelet has lost           ContainerStatusUnknown
+    phase Failed before any container ran                  PodFailed
+    being deleted, and the task is not at its end          PodDeleted
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from poiesis.cluster.kubernetes.cache import ContainerView, PodView
+from poiesis.cluster.kubernetes.pods import COPY_LAUNCHER
+from poiesis.domain.observed import Container, Phase, Pod, Record
+from poiesis.domain.records import parse_time
+from poiesis.domain.states import Stage
+from poiesis.domain.task import Task
+
+DISRUPTIONS: Final = {
+    "PreemptionByScheduler": "Preempted",
+    "EvictionByEvictionAPI": "Evicted",
+    "DeletionByTaintManager": "NodeLost",
+    "DeletionByPodGC": "NodeLost",
+}
+POD_REASONS: Final = {"Terminated": "NodeShutdown", "Preempting": "Preempted", "Shutdown": "NodeShutdown"}
+_PHASES: Final = {"waiting": Phase.WAITING, "running": Phase.RUNNING, "terminated": Phase.ENDED}
+_OURS: Final = (Stage.FINISH, Stage.CLEAN, Stage.DONE)
+_NOT_STARTED: Final = frozenset({None, "ContainerCreating", "PodInitializing"})
+
+
+def pod_of(view: PodView, task: Task, records: Mapping[str, Record]) -> Pod:
+    """`records`: what is known of this pod's containers, by name."""
+    containers = tuple(_container(c, records.get(c.name)) for c in view.containers if _is_shown(c))
+    lost, message = _lost(view, task)
+    return Pod(
+        name=view.name,
+        attempt=view.attempt,
+        part=view.part,
+        created_at=parse_time(view.created_at),
+        scheduled=view.scheduled,
+        node=view.node,
+        waiting=view.waiting,
+        lost=lost,
+        message=message,
+        deleting=view.deleting,
+        ended=has_ended(view) or (bool(containers) and all(c.phase is Phase.ENDED for c in containers)),
+        containers=containers,
+    )
+
+
+def has_ended(view: PodView) -> bool:
+    """By container states: the pod's phase follows them a second later."""
+    return view.phase in ("Succeeded", "Failed") or (
+        bool(view.containers) and all(c.state == "terminated" for c in view.containers)
+    )
+
+
+def _container(view: ContainerView, record: Record | None) -> Container:
+    started, ended = parse_time(view.started_at), parse_time(view.ended_at)
+    if record is not None:
+        return Container(
+            name=view.name,
+            phase=Phase.ENDED,
+            reason=view.reason,
+            exit_code=record.exit_code if record.exit_code is not None else view.exit_code,
+            started_at=started or record.started_at,
+            ended_at=ended or record.ended_at,
+            record=record,
+        )
+    return Container(
+        name=view.name,
+        phase=_PHASES[view.state],
+        reason=view.reason,
+        message=view.message or _words(view.said),
+        exit_code=view.exit_code,
+        started_at=started,
+        ended_at=ended,
+    )
+
+
+def _words(said: str | None) -> str | None:
+    """A termination message that is no record: the runtime's own, such as why it could not start the container."""
+    return None if said is None or said.startswith("{") else said[:1024]
+
+
+def _is_shown(view: ContainerView) -> bool:
+    """Ours that copies the launcher is of interest only when it is what holds the pod up."""
+    if view.name != COPY_LAUNCHER:
+        return True
+    return (view.state == "waiting" and view.reason not in _NOT_STARTED) or bool(view.exit_code)
+
+
+def _lost(view: PodView, task: Task) -> tuple[str | None, str | None]:
+    own = POD_REASONS.get(view.reason or "", view.reason)
+    if view.disruption is not None:
+        return DISRUPTIONS.get(view.disruption, own or "Evicted"), view.disruption_message or view.message
+    if view.phase == "Unknown":
+        return own or "NodeLost", view.message
+    if view.phase == "Failed" and own is not None:
+        return own, view.message
+    unknown = next((c for c in view.containers if c.reason == "ContainerStatusUnknown"), None)
+    if unknown is not None:
+        return "ContainerStatusUnknown", f"the node does not know how {unknown.name} ended"
+    if view.phase == "Failed" and view.containers and all(c.state == "waiting" for c in view.containers):
+        return "PodFailed", view.message or "the pod failed before any container ran"
+    if view.deleting and view.attempt == task.attempt and task.due_stage not in _OURS:
+        return "PodDeleted", "the pod was deleted by somebody else"
+    return None, view.message

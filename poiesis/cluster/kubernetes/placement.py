@@ -1,0 +1,163 @@
+"""What a pod asks of the cluster: resources, and nodes that may have it. Pure, from the task and the settings."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement, Resources
+from poiesis.domain.errors import ClusterRefused
+from poiesis.domain.parameters import PARAMETERS, gpu_count, parse_size_gb
+from poiesis.domain.policy import GIGABYTE
+from poiesis.domain.task import Resources as Asked
+from poiesis.domain.task import Task
+
+ARCHITECTURE_LABEL: Final = "kubernetes.io/arch"
+
+
+def usable_parameters(settings: KubernetesSettings) -> frozenset[str]:
+    """Backend parameters that this site gives a meaning to; `domain.parameters` has them all."""
+    needs = {
+        "gpu_type": settings.gpu_type_label is not None,
+        "node_class": bool(settings.node_classes),
+        "service_class": bool(settings.service_classes),
+        "priority_class": bool(settings.priority_classes),
+        "queue": settings.queue is not None,
+    }
+    return frozenset(key for key in PARAMETERS if needs.get(key, True))
+
+
+def asked_of(task: Task) -> Asked:
+    return task.spec.resources or Asked()
+
+
+def placements(task: Task, settings: KubernetesSettings, *, devices: bool) -> tuple[Placement, ...]:
+    """All that apply, later ones win. `devices`: whether this pod holds the task's GPUs.
+
+    Raises: ClusterRefused for a class that the site does not have.
+    """
+    asked = asked_of(task)
+    parameters = asked.backend_parameters
+    found = [settings.preemptible if asked.preemptible else settings.on_demand]
+    if devices and gpu_count(parameters) > 0:
+        found.append(settings.gpu)
+        kind = parameters.get("gpu_type")
+        if kind is not None:
+            if settings.gpu_type_label is None:
+                raise ClusterRefused("this site has no kinds of GPU to choose from (gpu_type)")
+            found.append(Placement(node_selector={settings.gpu_type_label: kind}))
+    for key, classes in (("node_class", settings.node_classes), ("service_class", settings.service_classes)):
+        name = parameters.get(key)
+        if name is not None:
+            if name not in classes:
+                raise ClusterRefused(f"this site has no {key} {name!r}; it has: {', '.join(sorted(classes)) or 'none'}")
+            found.append(classes[name])
+    return tuple(found)
+
+
+def node_selector(task: Task, settings: KubernetesSettings, found: tuple[Placement, ...]) -> dict[str, str]:
+    selector: dict[str, str] = {}
+    for placement in found:
+        selector |= placement.node_selector
+    pinned = architecture(task, settings)
+    return selector | ({ARCHITECTURE_LABEL: pinned} if pinned else {})
+
+
+def architecture(task: Task, settings: KubernetesSettings) -> str | None:
+    """None: any; an init container brings the launcher that fits. Raises: ClusterRefused where there is no launcher for it."""
+    asked = asked_of(task).backend_parameters.get("architecture")
+    if settings.delivery == "init":
+        return asked
+    chosen = asked or settings.architecture or "amd64"
+    if settings.launchers and chosen not in settings.launchers:
+        known = ", ".join(sorted(settings.launchers))
+        raise ClusterRefused(f"this site has no launcher for architecture {chosen!r}; it has: {known}")
+    return chosen
+
+
+def affinity(task: Task, settings: KubernetesSettings) -> dict[str, Any] | None:
+    zones = asked_of(task).zones
+    if not zones:
+        return None
+    term = {"matchExpressions": [{"key": settings.zone_label, "operator": "In", "values": list(zones)}]}
+    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
+
+
+def tolerations(found: tuple[Placement, ...]) -> list[dict[str, Any]]:
+    seen: list[dict[str, Any]] = []
+    for placement in found:
+        seen += [dict(t) for t in placement.tolerations if dict(t) not in seen]
+    return seen
+
+
+def priority_class(task: Task, settings: KubernetesSettings, found: tuple[Placement, ...]) -> str | None:
+    asked = asked_of(task).backend_parameters.get("priority_class")
+    if asked is not None:
+        if asked not in settings.priority_classes:
+            raise ClusterRefused(f"this site does not let tasks use the priority class {asked!r}")
+        return asked
+    return next((p.priority_class for p in reversed(found) if p.priority_class), settings.default_priority_class)
+
+
+def runtime_class(found: tuple[Placement, ...]) -> str | None:
+    return next((p.runtime_class for p in reversed(found) if p.runtime_class), None)
+
+
+def executor_resources(
+    task: Task, settings: KubernetesSettings, found: tuple[Placement, ...], *, counts: bool
+) -> dict[str, Any]:
+    """Requests and limits of one executor's container.
+
+    The containers of a pod take turns, so the task's request is made once, by the one that `counts`; the others say zero, for a
+    limit alone would be taken as a request. Each has the limits. GPUs cannot be shared and are each container's own.
+    """
+    asked = asked_of(task)
+    cores = asked.cpu_cores if asked.cpu_cores is not None else settings.default_cpu_cores
+    ram_gb = task.ram_gb if task.ram_gb is not None else settings.default_ram_gb
+    limited = next((p.cpu_limit for p in reversed(found) if p.cpu_limit is not None), settings.cpu_limit)
+    requests: dict[str, str] = {}
+    limits: dict[str, str] = {}
+    if cores is not None:
+        requests["cpu"] = cores_quantity(cores) if counts else "0"
+        if limited:
+            limits["cpu"] = cores_quantity(cores)
+    if ram_gb is not None:
+        limits["memory"] = bytes_quantity(ram_gb)
+        requests["memory"] = limits["memory"] if counts else "0"
+    gpus = gpu_count(asked.backend_parameters)
+    if gpus:
+        limits[settings.gpu_resource] = str(gpus)
+    return _both(requests, limits)
+
+
+def filer_resources(resources: Resources) -> dict[str, Any]:
+    requests = {"cpu": resources.cpu_request, "memory": resources.memory_request}
+    limits = {"cpu": resources.cpu_limit, "memory": resources.memory_limit}
+    return _both(_said(requests), _said(limits))
+
+
+def shm_bytes(task: Task, settings: KubernetesSettings) -> str | None:
+    text = asked_of(task).backend_parameters.get("shm_gb")
+    if text is None:
+        return None
+    size = parse_size_gb(text)
+    if settings.max_shm_gb is not None and size > settings.max_shm_gb:
+        raise ClusterRefused(f"shm_gb is {size:g}; this site allows {settings.max_shm_gb:g}")
+    return bytes_quantity(size)
+
+
+def cores_quantity(cores: float) -> str:
+    return f"{math.ceil(cores * 1000)}m"
+
+
+def bytes_quantity(gigabytes: float) -> str:
+    return str(math.ceil(gigabytes * GIGABYTE))
+
+
+def _said(quantities: Mapping[str, str | None]) -> dict[str, str]:
+    return {k: v for k, v in quantities.items() if v is not None}
+
+
+def _both(requests: Mapping[str, str], limits: Mapping[str, str]) -> dict[str, Any]:
+    return {k: dict(v) for k, v in (("requests", requests), ("limits", limits)) if v}

@@ -1,0 +1,352 @@
+"""The pod of a PodPlan, as JSON. Pure: the same task, plan and settings give the same pod.
+
+Every container runs the launcher, which waits for its turn by files in /poiesis/control. What is where in a container:
+
+    /poiesis/bin/launcher   the launcher, read-only
+    /poiesis/control        shared by the pod's containers
+    /poiesis/task           the filers' documents           filers alone
+    /poiesis/volume         the task's whole volume         filers alone; executors have its directories at their own paths
+
+Kubernetes expands `$(NAME)` in arguments and variables and makes `$$` one `$`; every `$` is doubled, so that all arrive as they were.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any, Final
+
+from poiesis.cluster.kubernetes import labels, objects, placement
+from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement
+from poiesis.domain.errors import ClusterRefused
+from poiesis.domain.naming import object_name
+from poiesis.domain.observed import TIF, TOF
+from poiesis.domain.plan import ContainerPlan, Mount, Plan, PodPlan
+from poiesis.domain.policy import Policy
+from poiesis.domain.records import MAX_REPORT_BYTES, RECORD_MARKER
+from poiesis.domain.task import Executor, Task
+
+LAUNCHER: Final = "/poiesis/bin/launcher"
+BIN: Final = "/poiesis/bin"
+CONTROL: Final = "/poiesis/control"
+DOCUMENTS: Final = "/poiesis/task"
+WHOLE_VOLUME: Final = "/poiesis/volume"
+COPY_LAUNCHER: Final = "launcher"  # the init container of delivery `init`
+FILER_TAIL_BYTES: Final = 1024 * 1024  # holds a report whole
+RECORD_SLACK: Final = timedelta(seconds=10)  # for records and pokes, after the command's grace
+
+MAX_STRING_BYTES: Final = 128 * 1024 - 1  # of one argument or variable: Linux, MAX_ARG_STRLEN
+MAX_STRINGS_BYTES: Final = 1024 * 1024  # of one container's: Linux takes a quarter of the stack, 2 MiB
+MAX_POD_BYTES: Final = 1_400_000  # etcd takes 1.5 MiB
+
+Json = dict[str, Any]
+
+
+def pod(
+    task: Task,
+    plan: Plan,
+    pod_plan: PodPlan,
+    settings: KubernetesSettings,
+    policy: Policy,
+    *,
+    launcher_name: str | None,
+    document_files: Mapping[str, int],
+    owned_by: objects.Owner | None = None,
+) -> Json:
+    """`launcher_name`: of the ConfigMap, None for delivery `init`. `document_files`: file → index of the Secret that has it.
+
+    Raises: ClusterRefused when no cluster could run it.
+    """
+    has_executors = any(c.executor is not None for c in pod_plan.containers)
+    found = placement.placements(task, settings, devices=has_executors)
+    metadata = _metadata(task, pod_plan, settings, found, owned_by)
+    build = _Builder(task, plan, pod_plan, settings, policy, found)
+    spec: Json = {
+        **settings.extra_pod_spec,
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": math.ceil((policy.grace + RECORD_SLACK).total_seconds()),
+        "securityContext": _pod_security(settings),
+        "containers": [build.container(c, is_init=False) for c in pod_plan.containers],
+        "volumes": _volumes(task, plan, pod_plan, settings, launcher_name, document_files),
+    }
+    before = [_copy_launcher(settings)] if launcher_name is None else []
+    before += [build.container(c, is_init=True) for c in pod_plan.init]
+    optional = {
+        "initContainers": before,
+        "nodeSelector": placement.node_selector(task, settings, found),
+        "tolerations": placement.tolerations(found),
+        "affinity": placement.affinity(task, settings),
+        "priorityClassName": placement.priority_class(task, settings, found),
+        "runtimeClassName": placement.runtime_class(found),
+        "serviceAccountName": settings.service_account,
+        "imagePullSecrets": [{"name": name} for name in settings.pull_secrets],
+        "activeDeadlineSeconds": _last_resort(plan, pod_plan, policy),
+    }
+    spec |= {key: value for key, value in optional.items() if value}
+    made = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+    if len(json.dumps(made)) > MAX_POD_BYTES:
+        raise ClusterRefused("the task's commands, variables and mounts are too long for one pod")
+    return made
+
+
+def escape(text: str) -> str:
+    return text.replace("$", "$$")
+
+
+class _Builder:
+    """The containers of one pod."""
+
+    def __init__(
+        self,
+        task: Task,
+        plan: Plan,
+        pod_plan: PodPlan,
+        settings: KubernetesSettings,
+        policy: Policy,
+        found: tuple[Placement, ...],
+    ) -> None:
+        self._task = task
+        self._plan = plan
+        self._settings = settings
+        self._policy = policy
+        self._found = found
+        self._last = pod_plan.containers[-1].name
+        self._first = next((c.name for c in pod_plan.containers if c.executor is not None), None)
+        self._tif_elsewhere = plan.pod(TIF) is not None or any(TIF in p.names for p in plan.pods)
+
+    def container(self, planned: ContainerPlan, *, is_init: bool) -> Json:
+        if planned.executor is None:
+            return self._filer(planned, is_init)
+        return self._executor(planned, self._task.spec.executors[planned.executor])
+
+    def _executor(self, planned: ContainerPlan, executor: Executor) -> Json:
+        options = self._options(planned, self._policy.tail_bytes, is_init=False)
+        for name, value in (
+            ("--stdin", executor.stdin),
+            ("--stdout", executor.stdout),
+            ("--stderr", executor.stderr),
+            ("--workdir", executor.workdir),
+        ):
+            options += [name, value] if value is not None else []
+        if planned.name == self._first and not self._tif_elsewhere:
+            for directory in self._plan.directories:
+                options += ["--mkdir", directory]
+        options += ["--ignore-error"] if executor.ignore_error else []
+        if self._plan.time_limit is not None:
+            options += ["--time-limit", _seconds(self._plan.time_limit)]
+        resources = placement.executor_resources(
+            self._task, self._settings, self._found, counts=planned.name == self._first
+        )
+        made = {
+            "name": planned.name,
+            "image": executor.image,
+            **_pull(self._settings.pull_policy),
+            **_program([*options, "--", *executor.command], executor.env, planned.name),
+            "securityContext": _executor_security(self._settings),
+            "volumeMounts": [*_launcher_mounts(), *_task_mounts(self._plan.mounts), *self._shm_mount()],
+        }
+        return made | ({"resources": resources} if resources else {})
+
+    def _filer(self, planned: ContainerPlan, is_init: bool) -> Json:
+        settings = self._settings
+        options = self._options(planned, FILER_TAIL_BYTES, is_init)
+        direction, document = ("in", "tif.json") if planned.name == TIF else ("out", "tof.json")
+        command = [*settings.filer_command, direction, "--document", f"{DOCUMENTS}/{document}"]
+        command += ["--volume", WHOLE_VOLUME, "--settings", f"{DOCUMENTS}/{objects.SETTINGS_KEY}"]
+        mounts = [
+            *_launcher_mounts(),
+            {"name": "documents", "mountPath": DOCUMENTS, "readOnly": True},
+            {"name": "volume", "mountPath": WHOLE_VOLUME},
+            {"name": "filer-tmp", "mountPath": "/tmp"},
+            *(
+                {"name": f"secret-{i}", "mountPath": path, "readOnly": True}
+                for i, path in enumerate(settings.filer_file_secrets.values())
+            ),
+        ]
+        resources = placement.filer_resources(settings.filer_resources)
+        made = {
+            "name": planned.name,
+            "image": settings.image,
+            **_pull(settings.filer_pull_policy),
+            **_program([*options, "--", *command], settings.filer_env, planned.name),
+            "securityContext": _filer_security(settings),
+            "volumeMounts": mounts,
+        }
+        if settings.filer_env_secrets:
+            made["envFrom"] = [{"secretRef": {"name": name}} for name in settings.filer_env_secrets]
+        return made | ({"resources": resources} if resources else {})
+
+    def _options(self, planned: ContainerPlan, tail_bytes: int, is_init: bool) -> list[str]:
+        options = ["--name", planned.name, "--control", CONTROL]
+        for name in planned.waits_up:
+            options += ["--wait-up", name]
+        for name in planned.waits_for:
+            options += ["--wait", name]
+        if planned.waits_up or planned.waits_for:
+            options += ["--wait-timeout", _seconds(self._policy.turn_timeout)]
+        options += ["--always"] if planned.always else []
+        options += ["--tail-bytes", str(tail_bytes), "--grace", _seconds(self._policy.grace)]
+        options += ["--record-line", RECORD_MARKER, "--cgroup"]
+        return options + self._poke(planned, is_init)
+
+    def _poke(self, planned: ContainerPlan, is_init: bool) -> list[str]:
+        """The last container ends last: its poke finds all records. An init container's end starts others, nobody has to know."""
+        settings = self._settings
+        if settings.poke_address is None or is_init:
+            return []
+        begins = settings.poke_start and planned.executor is not None
+        if planned.name != self._last and not begins:
+            return []
+        path = settings.poke_path.format(task_id=self._task.id, nonce=self._task.nonce)
+        return ["--poke", settings.poke_address + path, *(["--poke-start"] if begins else [])]
+
+    def _shm_mount(self) -> list[Json]:
+        size = placement.shm_bytes(self._task, self._settings)
+        return [{"name": "shm", "mountPath": "/dev/shm"}] if size is not None else []
+
+
+def _metadata(
+    task: Task,
+    pod_plan: PodPlan,
+    settings: KubernetesSettings,
+    found: tuple[Placement, ...],
+    owned_by: objects.Owner | None,
+) -> Json:
+    queue = placement.asked_of(task).backend_parameters.get("queue") or settings.queue
+    told: dict[str, str] = {}
+    notes = dict(settings.annotations)
+    for each in found:
+        told |= each.labels
+        notes |= each.annotations
+    told |= {"kueue.x-k8s.io/queue-name": queue} if queue else {}
+    told |= labels.of_task(settings, task.id, task.attempt, pod_plan.part)
+    notes |= labels.notes(task.id)
+    metadata: Json = {"name": object_name(task.id, task.attempt, pod_plan.part), "labels": told}
+    if notes:
+        metadata["annotations"] = notes
+    if owned_by is not None:
+        metadata["ownerReferences"] = [dict(owned_by)]
+    return metadata
+
+
+def _program(args: list[str], env: Mapping[str, str], name: str) -> Json:
+    strings = [*args, *(f"{k}={v}" for k, v in env.items())]
+    longest = max((len(s.encode("utf-8", "replace")) for s in strings), default=0)
+    if longest > MAX_STRING_BYTES or sum(len(s) + 9 for s in strings) > MAX_STRINGS_BYTES:
+        raise ClusterRefused(
+            f"{name}: its command or environment is too long for Linux ({MAX_STRING_BYTES} bytes an argument, "
+            f"{MAX_STRINGS_BYTES} in all); hand long text over as an input file"
+        )
+    made: Json = {"command": [LAUNCHER], "args": [escape(a) for a in args]}
+    if env:
+        made["env"] = [{"name": k, "value": escape(v)} for k, v in env.items()]
+    return made
+
+
+def _pull(policy: str | None) -> Json:
+    return {} if policy is None else {"imagePullPolicy": policy}
+
+
+def _launcher_mounts() -> list[Json]:
+    return [{"name": "launcher", "mountPath": BIN, "readOnly": True}, {"name": "control", "mountPath": CONTROL}]
+
+
+def _task_mounts(mounts: tuple[Mount, ...]) -> list[Json]:
+    return [{"name": "volume", "mountPath": m.path, "subPath": m.sub_path} for m in mounts]
+
+
+def _copy_launcher(settings: KubernetesSettings) -> Json:
+    return {
+        "name": COPY_LAUNCHER,
+        "image": settings.image,
+        **_pull(settings.filer_pull_policy),
+        "command": list(settings.init_command),
+        "securityContext": _filer_security(settings),
+        "volumeMounts": [{"name": "launcher", "mountPath": BIN}],
+    }
+
+
+def _volumes(
+    task: Task,
+    plan: Plan,
+    pod_plan: PodPlan,
+    settings: KubernetesSettings,
+    launcher_name: str | None,
+    document_files: Mapping[str, int],
+) -> list[Json]:
+    has_filers = any(name in (TIF, TOF) for name in pod_plan.names)
+    architecture = placement.architecture(task, settings) or ""
+    item = {"key": objects.launcher_key(architecture), "path": "launcher", "mode": 0o555}
+    delivered: Json = {"configMap": {"name": launcher_name, "items": [item]}} if launcher_name else {"emptyDir": {}}
+    made: list[Json] = [
+        {"name": "launcher", **delivered},
+        {"name": "control", "emptyDir": {"sizeLimit": settings.control_size}},
+    ]
+    if plan.volume_bytes is not None and (plan.mounts or has_filers):
+        claim = objects.volume_name(task.id, task.attempt)
+        made.append({"name": "volume", "persistentVolumeClaim": {"claimName": claim}})
+    shm = placement.shm_bytes(task, settings)
+    if shm is not None and any(c.executor is not None for c in pod_plan.containers):
+        made.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm}})
+    if has_filers:
+        made.append({"name": "documents", **_documents(task, document_files)})
+        made.append({"name": "filer-tmp", "emptyDir": {}})
+        for i, name in enumerate(settings.filer_file_secrets):
+            made.append({"name": f"secret-{i}", "secret": {"secretName": name, "defaultMode": 0o444}})
+    return made
+
+
+def _documents(task: Task, files: Mapping[str, int]) -> Json:
+    """All Secrets of the task in one directory."""
+    names = [objects.documents_name(task.id, task.attempt, i) for i in sorted(set(files.values()) | {0})]
+    return {"projected": {"defaultMode": 0o444, "sources": [{"secret": {"name": name}} for name in names]}}
+
+
+def _pod_security(settings: KubernetesSettings) -> Json:
+    made: Json = {"seccompProfile": {"type": "RuntimeDefault"}}
+    if settings.fs_group is not None:
+        made |= {"fsGroup": settings.fs_group, "fsGroupChangePolicy": "OnRootMismatch"}
+    return made
+
+
+def _executor_security(settings: KubernetesSettings) -> Json:
+    made: Json = {"allowPrivilegeEscalation": False}
+    if settings.pod_security == "restricted":
+        made |= {"runAsNonRoot": True, "capabilities": {"drop": ["ALL"]}}
+    if settings.read_only_root:
+        made["readOnlyRootFilesystem"] = True
+    if settings.run_as_user is not None:
+        made["runAsUser"] = settings.run_as_user
+    if settings.run_as_group is not None:
+        made["runAsGroup"] = settings.run_as_group
+    return made
+
+
+def _filer_security(settings: KubernetesSettings) -> Json:
+    user = settings.filer_run_as_user
+    made: Json = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "runAsUser": user}
+    if user != 0:
+        made |= {"runAsNonRoot": True, "capabilities": {"drop": ["ALL"]}}
+    return made
+
+
+def _last_resort(plan: Plan, pod_plan: PodPlan, policy: Policy) -> int | None:
+    """When the kubelet itself ends the pod, should all else have failed: well after everything in it must have ended. Only where
+    executors have a limit; a task without one may run as long as it likes."""
+    if plan.time_limit is None:
+        return None
+    executors = sum(c.executor is not None for c in pod_plan.containers)
+    total = (plan.time_limit + policy.grace) * executors + policy.start_deadline
+    total += policy.stage_in_deadline + policy.stage_out_deadline
+    return math.ceil(total.total_seconds())
+
+
+def _seconds(duration: timedelta) -> str:
+    return f"{duration.total_seconds():g}"
+
+
+assert MAX_REPORT_BYTES < FILER_TAIL_BYTES  # a report cut short could not be read

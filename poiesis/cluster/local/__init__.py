@@ -1,0 +1,6 @@
+"""One machine, no server: docker, podman or plain processes. `cluster.py` is the port; `supervisor.py` takes pods through their turns."""
+
+from poiesis.cluster.local.cluster import LocalCluster
+from poiesis.cluster.local.supervisor import Filers
+
+__all__ = ["Filers", "LocalCluster"]

@@ -1,0 +1,447 @@
+"""The `Cluster` port on one machine: a pod is a thread here that takes its containers through their turns, and a folder that remembers.
+
+What exists is what is on disk (`folder.py`). This object holds nothing that a new one on the same folder does not find
+again: unfinished pods are taken up when it is made, commands that run are adopted, deletions go on. Only one may use a
+folder at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import platform
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from poiesis.cluster.local.admission import Admission, machine_room
+from poiesis.cluster.local.choice import choose_runtime
+from poiesis.cluster.local.folder import (
+    Folder,
+    all_folders,
+    folders_of,
+    read_document,
+    write_document,
+)
+from poiesis.cluster.local.pod import LocalPod, Member, make_pod, read_pod
+from poiesis.cluster.local.runtime import Runtime
+from poiesis.cluster.local.supervisor import Filers, Supervisor, read_record, read_report
+from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, ConfigurationError
+from poiesis.domain.naming import object_name
+from poiesis.domain.observed import TIF, TOF, Container, FilerReport, Observed, Phase, Pod
+from poiesis.domain.plan import ROOT, Plan, PodPlan
+from poiesis.domain.policy import Policy
+from poiesis.domain.records import parse_report, parse_time
+from poiesis.domain.staging import tif_document, tof_document
+from poiesis.domain.task import Task, TaskId
+from poiesis.ports import Clock
+
+log = logging.getLogger(__name__)
+
+Key = tuple[TaskId, int, str]  # task, attempt, part
+REMOVERS: Final = 2  # folders removed at once
+CLOSE_SECONDS: Final = 10.0
+
+
+class LocalCluster:
+    """Implements `Cluster` and `ClusterEvents`.
+
+    `directory`: where tasks' files are kept; not shared with another process. `runtime`: auto, docker, podman, process, or a Runtime.
+    `filers`: how files are staged, called in this process. `launcher`: the built launcher. `max_parallel`: pods that run at once;
+    None: twice the cores. `hidden`, `shown`, `network`: see `choose_runtime`.
+
+    Raises: ConfigurationError when nothing can run commands here, or when another process uses the directory.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        runtime: str | Runtime,
+        policy: Policy,
+        filers: Filers,
+        clock: Clock,
+        launcher: Path,
+        *,
+        max_parallel: int | None = None,
+        hidden: Iterable[Path] = (),
+        shown: Iterable[Path] = (),
+        network: str | None = None,
+    ) -> None:
+        directory = directory.resolve()
+        self._tasks = directory / "tasks"
+        self._policy = policy
+        self._filers = filers
+        self._clock = clock
+        self._node = platform.node() or "localhost"
+        self._tasks.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._in_use = _take(directory / "cluster.lock")
+        self._lock = threading.RLock()
+        self._admission: Admission[Key] = Admission(machine_room(max_parallel), self._start)
+        self._pods: dict[Key, LocalPod] = {}  # waiting or running
+        self._supervisors: dict[Key, Supervisor] = {}
+        self._removing: set[str] = set()
+        self._removers = ThreadPoolExecutor(REMOVERS, thread_name_prefix="remove")
+        self._wakes: list[Callable[[TaskId], None]] = []
+        self._closed = False
+        try:
+            self._runtime = (
+                choose_runtime(
+                    runtime,
+                    directory,
+                    launcher,
+                    hidden=(*(Path(r) for r in policy.file_roots), *hidden),
+                    shown=shown,
+                    network=network,
+                )
+                if isinstance(runtime, str)
+                else runtime
+            )
+            self._resume()
+        except BaseException:
+            os.close(self._in_use)
+            self._removers.shutdown(wait=False)
+            raise
+
+    def describe(self) -> str:
+        """One plain sentence: what runs the commands, and what that means."""
+        return self._runtime.describe()
+
+    # ---- Cluster
+
+    def create_volume(self, task: Task, plan: Plan) -> None:
+        if plan.volume_bytes is None:
+            return
+        with self._writing(task) as folder:
+            root = folder.volume / ROOT
+            root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            for directory in plan.directories:
+                _make_open(root, directory)
+
+    def create_documents(self, task: Task, plan: Plan) -> None:
+        with self._writing(task) as folder:
+            names = {name for pod in plan.pods for name in pod.names}
+            if TIF in names:
+                write_document(folder.path / "documents" / f"{TIF}.json", tif_document(task, plan))
+            if TOF in names:
+                write_document(folder.path / "documents" / f"{TOF}.json", tof_document(task, plan))
+
+    def launch(self, task: Task, plan: Plan, pod: PodPlan) -> None:
+        local = make_pod(task, plan, pod, self._policy)
+        with self._writing(task) as folder, self._lock:
+            if folder.pod(pod.part).exists():
+                return
+            write_document(folder.pod(pod.part), {**local.document(), "created_at": self._clock.now().isoformat()})
+            self._enqueue(local)
+
+    def observe(self, task: Task, *, poked: bool = False, tails: bool = False) -> Observed:
+        pods: list[Pod] = []
+        volumes: list[str] = []
+        documents: list[str] = []
+        reports: dict[str, FilerReport] = {}
+        live: dict[str, tuple[str, str]] = {}
+        for folder in folders_of(self._tasks, task.id, task.attempt):
+            pods += [p for p in (self._observe_pod(folder, part) for part in folder.parts()) if p is not None]
+            if folder.is_removing or folder.volume.exists():  # until the last file is gone
+                volumes.append(object_name(task.id, folder.attempt, "volume"))
+            if any(p.suffix == ".json" for p in _entries(folder.path / "documents")):
+                documents.append(object_name(task.id, folder.attempt, "filer"))
+            if folder.attempt == task.attempt:
+                for name in (TIF, TOF):
+                    report = _report(folder, name)
+                    if report is not None:
+                        reports[name] = report
+                if tails:
+                    live |= self._tails(folder)
+        return Observed(tuple(pods), tuple(volumes), tuple(documents), reports, live)
+
+    def delete_pods(self, task: Task) -> None:
+        for folder in folders_of(self._tasks, task.id, task.attempt):
+            self._delete_pods(folder)
+
+    def delete_all(self, task: Task) -> None:
+        for folder in folders_of(self._tasks, task.id, task.attempt):
+            with self._translated():
+                folder.mark_removing()
+            self._delete_pods(folder)
+            self._remove_when_free(folder)
+
+    def ready(self) -> None:
+        if self._closed:
+            raise ClusterUnavailable("the cluster adapter is closed")
+        if not os.access(self._tasks, os.W_OK | os.X_OK):
+            raise ClusterUnavailable(f"the folder {self._tasks} cannot be written")
+
+    def close(self) -> None:
+        """Commands that run go on; who opens the folder next adopts them."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            supervisors = list(self._supervisors.values())
+        for supervisor in supervisors:
+            supervisor.detach()
+        for supervisor in supervisors:
+            supervisor.join(CLOSE_SECONDS)
+        self._removers.shutdown(wait=True, cancel_futures=True)
+        self._runtime.close()
+        os.close(self._in_use)
+
+    # ---- ClusterEvents
+
+    def follow(self, wake: Callable[[TaskId], None]) -> None:
+        """Returns at once; `wake` is called from threads of this adapter until `close`."""
+        with self._lock:
+            self._wakes.append(wake)
+
+    def task_ids(self) -> Iterable[TaskId]:
+        return list(dict.fromkeys(folder.task_id for folder in all_folders(self._tasks)))
+
+    # ---- running
+
+    def _resume(self) -> None:
+        """Take up what an earlier process left: runs first, then what waits in the order of its launch, and removals."""
+        found: list[tuple[str, bool, LocalPod]] = []
+        for folder in all_folders(self._tasks):
+            for part in folder.parts():
+                document = read_document(folder.pod(part))
+                try:
+                    pod = read_pod(document or {})
+                except (KeyError, TypeError):
+                    log.exception("pod_unreadable", extra={"task_id": folder.task_id, "part": part})
+                    folder.mark(part, "lost", reason="LocalError", message="what was kept of the pod cannot be read")
+                    continue
+                if not folder.has_mark(part, "ended") or folder.has_mark(part, "deleting"):
+                    found.append((str((document or {}).get("created_at")), folder.has_mark(part, "admitted"), pod))
+        with self._lock:
+            for _, admitted, pod in sorted(found, key=lambda f: (not f[1], f[0])):
+                self._enqueue(pod, adopt=admitted)
+        self._runtime.sweep({folder.name for folder in all_folders(self._tasks)})
+        for folder in all_folders(self._tasks):
+            if folder.is_removing:
+                self._delete_pods(folder)
+                self._remove_when_free(folder)
+            else:
+                for part in folder.parts():
+                    if folder.has_mark(part, "deleting"):
+                        self._delete_pods(folder)
+
+    def _enqueue(self, pod: LocalPod, *, adopt: bool = False) -> None:
+        """Under the lock."""
+        if self._closed:
+            raise ClusterUnavailable("the cluster adapter is closed")
+        if pod.key in self._admission:
+            return
+        self._pods[pod.key] = pod
+        if adopt:
+            self._admission.adopt(pod.key, pod.cpu_cores, pod.memory_bytes)
+        else:
+            self._admission.add(pod.key, pod.cpu_cores, pod.memory_bytes)
+
+    def _start(self, key: Key) -> None:
+        """Called by the admission, under the lock."""
+        pod = self._pods[key]
+        folder = Folder(self._tasks, pod.task_id, pod.attempt)
+        if not folder.has_mark(pod.part, "admitted"):
+            with contextlib.suppress(OSError):  # a full disk: then it is admitted again after a restart
+                folder.mark(pod.part, "admitted", at=self._clock.now().isoformat())
+        supervisor = Supervisor(
+            folder,
+            pod,
+            runtime=self._runtime,
+            filers=self._filers,
+            clock=self._clock,
+            changed=lambda: self._wake(pod.task_id),
+            ended=lambda: self._on_end(folder, key),
+        )
+        self._supervisors[key] = supervisor
+        supervisor.start()
+        if len(self._wakes) > 0:
+            self._wake(pod.task_id)
+
+    def _on_end(self, folder: Folder, key: Key) -> None:
+        with self._lock:
+            self._supervisors.pop(key, None)
+            self._pods.pop(key, None)
+            if self._closed:
+                return
+            self._admission.remove(key)
+            if folder.has_mark(key[2], "deleting"):  # it was asked for when the supervisor was about to end
+                folder.forget_pod(key[2])
+        if folder.is_removing:
+            self._remove_when_free(folder)
+        self._wake(key[0])
+
+    def _delete_pods(self, folder: Folder) -> None:
+        gone = False
+        for part in folder.parts():
+            key = (folder.task_id, folder.attempt, part)
+            with self._lock, self._translated():
+                if not folder.has_mark(part, "deleting"):
+                    folder.mark(part, "deleting")
+                supervisor = self._supervisors.get(key)
+                if supervisor is not None:
+                    supervisor.delete()
+                else:  # it waits, or has ended
+                    self._admission.remove(key)
+                    self._pods.pop(key, None)
+                    folder.forget_pod(part)
+                    gone = True
+        if gone:
+            self._wake(folder.task_id)
+
+    def _remove_when_free(self, folder: Folder) -> None:
+        with self._lock:
+            if self._closed or folder.name in self._removing or folder.parts():
+                return
+            self._removing.add(folder.name)
+            self._removers.submit(self._remove, folder)
+
+    def _remove(self, folder: Folder) -> None:
+        try:
+            self._runtime.release(folder)
+            self._runtime.take_back(folder)
+            if not folder.remove():
+                log.warning("remove_failed", extra={"task_id": folder.task_id, "folder": str(folder.path)})
+        except Exception:
+            log.exception("remove_failed", extra={"task_id": folder.task_id, "folder": str(folder.path)})
+        finally:
+            with self._lock:
+                self._removing.discard(folder.name)
+        self._wake(folder.task_id)
+
+    def _wake(self, task_id: TaskId) -> None:
+        for wake in list(self._wakes) if not self._closed else ():
+            try:
+                wake(task_id)
+            except Exception:
+                log.exception("wake_failed", extra={"task_id": task_id})
+
+    # ---- seeing
+
+    def _observe_pod(self, folder: Folder, part: str) -> Pod | None:
+        document = read_document(folder.pod(part))
+        if document is None:
+            return None
+        try:
+            pod = read_pod(document)
+        except (KeyError, TypeError):
+            pod = LocalPod(folder.task_id, folder.attempt, part, ())
+        with self._lock:
+            is_waiting = self._admission.is_waiting(pod.key)
+            waiting = self._admission.why_waiting(pod.key) if is_waiting else None
+            supervisor = self._supervisors.get(pod.key)
+        admitted = read_document(folder.pod(part, "admitted"))
+        lost = read_document(folder.pod(part, "lost"))
+        ended = folder.has_mark(part, "ended")
+        began = parse_time((admitted or {}).get("at"))
+        containers = tuple(
+            self._container(folder, m, supervisor, began, ended or lost is not None) for m in pod.members
+        )
+        return Pod(
+            name=pod.name,
+            attempt=folder.attempt,
+            part=part,
+            created_at=began or parse_time(document.get("created_at")),
+            scheduled=admitted is not None,
+            node=self._node if admitted is not None else None,
+            waiting=waiting,
+            lost=str(lost["reason"]) if lost is not None else None,
+            message=str(lost["message"]) if lost is not None else None,
+            deleting=folder.has_mark(part, "deleting"),
+            ended=ended or lost is not None,
+            containers=containers,
+        )
+
+    def _container(
+        self, folder: Folder, member: Member, supervisor: Supervisor | None, began: datetime | None, ended: bool
+    ) -> Container:
+        record = read_record(folder, member)
+        if record is not None:
+            return Container(
+                member.name,
+                Phase.ENDED,
+                exit_code=record.exit_code,
+                started_at=record.started_at or began,
+                ended_at=record.ended_at,
+                record=record,
+            )
+        if ended:
+            return Container(
+                member.name, Phase.ENDED, reason="Lost", message="it ended without a record", started_at=began
+            )
+        if began is None:
+            return Container(member.name, Phase.WAITING)
+        if not member.is_filer and supervisor is not None and not supervisor.images_ready:
+            reason, message = supervisor.problem or ("ContainerCreating", None)
+            return Container(member.name, Phase.WAITING, reason=reason, message=message)
+        return Container(member.name, Phase.RUNNING, started_at=began)
+
+    def _tails(self, folder: Folder) -> dict[str, tuple[str, str]]:
+        with self._lock:
+            running = [s for k, s in self._supervisors.items() if k[0] == folder.task_id and k[1] == folder.attempt]
+        found: dict[str, tuple[str, str]] = {}
+        for supervisor in running:
+            found |= supervisor.tails()
+        return found
+
+    # ---- the disk
+
+    @contextlib.contextmanager
+    def _writing(self, task: Task) -> Iterator[Folder]:
+        """The folder of the present attempt, made. A full or broken disk is the cluster being away."""
+        self.ready()
+        folder = Folder(self._tasks, task.id, task.attempt)
+        if folder.is_removing:
+            raise ClusterUnavailable(f"{folder.name} is being removed")
+        with self._translated():
+            folder.make()
+            yield folder
+
+    @contextlib.contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, FileExistsError, OSError) as error:
+            raise ClusterUnavailable(f"the folder {self._tasks} cannot be used: {error.strerror or error}") from error
+
+
+def _take(path: Path) -> int:
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(fd)
+        raise ConfigurationError(
+            f"{path.parent} is in use by another service; stop it, or name another directory"
+        ) from None
+    return fd
+
+
+def _make_open(root: Path, path: str) -> None:
+    """A directory of the task's, writable for whatever user an image has."""
+    current = root
+    for name in path.strip("/").split("/"):
+        if name in ("", ".", ".."):
+            raise ClusterRefused(f"{path!r} cannot be a directory of the task")
+        current = current / name
+        if current.is_symlink():
+            raise ClusterRefused(f"{path!r} leads out of the task's volume")
+        current.mkdir(mode=0o755, exist_ok=True)
+    current.chmod(0o777)
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _report(folder: Folder, name: str) -> FilerReport | None:
+    data = read_report(folder, name) if folder.has_record(name) else None
+    return parse_report(data) if data is not None else None

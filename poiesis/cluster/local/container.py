@@ -1,0 +1,361 @@
+"""Commands in containers of docker or podman, by their command line, which both have alike.
+
+A container is detached and named from task, attempt and executor, so that it outlives this process and is found again by its name. Its
+entry point is the launcher, which is bound into it as `/poiesis/launcher`; the record comes back through the bound control directory.
+That a launcher lives is seen by the lock it holds on its `.up` file, and asked of the engine when in doubt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import re
+import stat
+import subprocess
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+from poiesis.cluster.local.folder import Folder
+from poiesis.cluster.local.launcher import arguments
+from poiesis.cluster.local.pod import Command, LocalPod, Member
+from poiesis.cluster.local.runtime import Ending, RunState, Signal, StartFailed
+from poiesis.domain.naming import object_name
+
+log = logging.getLogger(__name__)
+
+PROBE_SECONDS: Final = 10.0
+CALL_SECONDS: Final = 120.0
+PULL_SECONDS: Final = 3600.0
+LOGS_SECONDS: Final = 5.0
+CALLS_AT_ONCE: Final = 8  # the engines' clients are large programs
+IMAGE_KNOWN: Final = 30.0  # seconds that an image which was there is taken to be there
+MAX_SAID: Final = 500
+POLL: Final = (0.01, 0.25)  # seconds: first and longest pause between looks at the control directory
+INSPECT_EVERY: Final = 2.0
+LABEL: Final = "org.poiesis.directory"
+_REFUSED: Final = re.compile(
+    r"invalid reference|manifest unknown|manifest for .* not found|name unknown|unauthorized|access denied|"
+    r"access to the resource is denied|authentication required|repository does not exist|short-name|not resolve to a fully-qualified|no such image",
+    re.IGNORECASE,
+)
+_LOG_OPTIONS: Final = {
+    "docker": ["--log-driver", "json-file", "--log-opt", "max-size=1m"],
+    "podman": ["--log-driver", "k8s-file", "--log-opt", "max-size=1mb"],
+}
+
+
+class ContainerRuntime:
+    """`engine`: docker or podman. `network`: of the containers; None: the engine's default. `limit_cpu`: no more than `cpu_cores`."""
+
+    pulls = True
+
+    def __init__(
+        self, engine: str, directory: Path, launcher: Path, *, network: str | None = None, limit_cpu: bool = False
+    ) -> None:
+        self.engine = engine
+        self.directory = directory.resolve()
+        self.launcher = launcher.resolve()
+        self.network = network
+        self.limit_cpu = limit_cpu
+        self._version = engine
+        self._calls = threading.BoundedSemaphore(CALLS_AT_ONCE)
+        self._pulling = threading.Lock()
+        self._known: dict[str, float] = {}
+        self._later = ThreadPoolExecutor(2, thread_name_prefix="containers")
+
+    def describe(self) -> str:
+        return f"Commands run in containers of their images, by {self._version}."
+
+    def probe(self) -> None:
+        if not os.access(self.launcher, os.X_OK):
+            raise StartFailed("NoLauncher", f"the launcher {self.launcher} is not there; build it with `make launcher`")
+        answer = self.call("ps", "--quiet", "--filter", f"label={LABEL}=none", seconds=PROBE_SECONDS)
+        if answer.returncode != 0:
+            raise StartFailed("NoEngine", said(answer.stderr) or "it does not answer")
+        version = self.call("--version", seconds=PROBE_SECONDS).stdout.decode(errors="replace").strip()
+        self._version = version[:100] or self.engine
+
+    def call(self, *arguments: str, seconds: float = CALL_SECONDS) -> subprocess.CompletedProcess[bytes]:
+        """Run the engine's client. A deadline that passes or a client that is gone is an exit code of 125, in words."""
+        argv = [self.engine, *arguments]
+        with self._calls:
+            try:
+                return subprocess.run(
+                    argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False, cwd="/"
+                )
+            except subprocess.TimeoutExpired:
+                words = f"{self.engine} {arguments[0]} gave no answer within {seconds:g} s"
+            except OSError as error:
+                words = f"{self.engine}: {error.strerror}"
+        return subprocess.CompletedProcess(argv, 125, b"", words.encode())
+
+    def pull(self, image: str) -> None:
+        if image.startswith("-"):
+            raise StartFailed("InvalidImageName", f"{image!r} is no image's name")
+        if self._is_known(image):
+            return
+        with self._pulling:  # one at a time: most tasks want the same few
+            if self._is_known(image):
+                return
+            if self.call("image", "inspect", "--format", "x", "--", image).returncode != 0:
+                answer = self.call("pull", "--quiet", "--", image, seconds=PULL_SECONDS)
+                if answer.returncode != 0:
+                    words = said(answer.stderr)
+                    raise StartFailed("ImageRefused" if _REFUSED.search(words) else "ErrImagePull", f"{image}: {words}")
+            self._known[image] = time.monotonic()
+
+    def _is_known(self, image: str) -> bool:
+        return time.monotonic() - self._known.get(image, -IMAGE_KNOWN) < IMAGE_KNOWN
+
+    def forget_image(self, image: str) -> None:
+        self._known.pop(image, None)
+
+    def run(self, folder: Folder, pod: LocalPod, member: Member) -> ContainerRun:
+        return ContainerRun(self, folder, pod, member)
+
+    def hand_over(self, folder: Folder) -> None:
+        """The volume's files can be changed by anybody: an image's user may be anybody."""
+
+    def take_back(self, folder: Folder) -> None:
+        """Files which containers' users made belong to others unless this process is root; then somebody who may gives them to us."""
+        if os.geteuid() == 0 or not _has_foreign(folder.path):
+            return
+        if self.engine == "podman":
+            answer = self.call("unshare", "chown", "-R", "0:0", "--", str(folder.path))
+        else:
+            answer = self._helper(folder, "chown", "-R", f"{os.geteuid()}:{os.getegid()}", "--", "/poiesis/folder")
+        if answer.returncode != 0:
+            log.warning("take_back_failed", extra={"task_id": folder.task_id, "error": said(answer.stderr)})
+
+    def _helper(self, folder: Folder, *argv: str) -> subprocess.CompletedProcess[bytes]:
+        """Run one of the host's programs as root in a container, in any image that is there."""
+        found = self.call("image", "ls", "--quiet").stdout.decode().split()
+        if not found:
+            return subprocess.CompletedProcess([], 125, b"", b"there is no image")
+        binds = [bind(Path(p), p, read_only=True) for p in ("/bin", "/lib", "/lib64", "/usr") if os.path.isdir(p)]
+        options = ["--rm", "--user", "0:0", "--network", "none", "--entrypoint", f"/bin/{argv[0]}"]
+        mounts = [o for b in (*binds, bind(folder.path, "/poiesis/folder")) for o in ("--mount", b)]
+        return self.call("run", *options, *mounts, "--", found[0], *argv[1:])
+
+    def release(self, folder: Folder) -> None:
+        for path in (folder.path / "state").glob("*.intent"):
+            self.remove(object_name(folder.task_id, folder.attempt, path.name.removesuffix(".intent")))
+
+    def remove(self, name: str) -> None:
+        """Raises: StartFailed when the engine does not do it."""
+        answer = self.call("rm", "--force", "--volumes", "--", name)
+        words = said(answer.stderr)
+        if (
+            answer.returncode != 0
+            and "no such container" not in words.lower()
+            and "no container with" not in words.lower()
+        ):
+            raise StartFailed("EngineFailed", f"{name} cannot be removed: {words}")
+
+    def remove_later(self, name: str) -> None:
+        def work() -> None:
+            with contextlib.suppress(StartFailed):  # `release` tries again
+                self.remove(name)
+
+        with contextlib.suppress(RuntimeError):  # closing
+            self._later.submit(work)
+
+    def sweep(self, is_ours: set[str]) -> None:
+        answer = self.call("ps", "--all", "--filter", f"label={LABEL}={self.directory}", "--format", "{{.Names}}")
+        for name in answer.stdout.decode(errors="replace").split() if answer.returncode == 0 else ():
+            if not any(name.startswith(f"{folder}-") for folder in is_ours):
+                self.remove_later(name)
+
+    def close(self) -> None:
+        self._later.shutdown(wait=True)
+
+
+class ContainerRun:
+    def __init__(self, runtime: ContainerRuntime, folder: Folder, pod: LocalPod, member: Member) -> None:
+        assert member.command is not None
+        self._runtime = runtime
+        self._folder = folder
+        self._pod = pod
+        self._member = member.name
+        self._command: Command = member.command
+        self._name = object_name(pod.task_id, pod.attempt, member.name)
+
+    # ---- what is known of it
+
+    def state(self) -> RunState:
+        """`intent` is on disk before the container can exist, `created` once it was started."""
+        if not self._folder.state(self._member, "intent").exists():
+            return RunState.ABSENT
+        found = self._inspect()
+        if found is None:
+            began = self._control("begun").exists() or self._folder.state(self._member, "created").exists()
+            return RunState.ENDED if began else RunState.ABSENT
+        status = found.get("Status")
+        if status in ("created", "configured", "initialized"):
+            return RunState.ABSENT
+        return RunState.ENDED if status in ("exited", "dead", "stopped", "removing") else RunState.RUNNING
+
+    def _inspect(self) -> dict[str, Any] | None:
+        """The engine's words on its state; None: there is no such container. Raises: StartFailed when the engine does not answer."""
+        answer = self._runtime.call("container", "inspect", "--format", "{{json .State}}", "--", self._name)
+        if answer.returncode == 0:
+            with contextlib.suppress(ValueError):
+                found = json.loads(answer.stdout)
+                if isinstance(found, dict):
+                    return found
+        words = said(answer.stderr)
+        if "no such container" in words.lower() or "no container with" in words.lower():
+            return None
+        raise StartFailed("EngineFailed", words or "the engine's answer cannot be understood")
+
+    def _control(self, suffix: str) -> Path:
+        return self._folder.control(self._member) / f"{self._member}.{suffix}"
+
+    # ---- start
+
+    def start(self) -> None:
+        control = self._folder.control(self._member)
+        control.mkdir(exist_ok=True)
+        control.chmod(0o777)  # an image's user may be anybody
+        if self._folder.state(self._member, "intent").exists() and self._inspect() is not None:
+            answer = self._runtime.call(
+                "start", "--", self._name
+            )  # made by an earlier life of this process, and not begun
+        else:
+            try:
+                options = self._options()
+            except OSError as error:
+                raise StartFailed("ContainerNotCreated", f"{self._member}: {error}") from error
+            self._folder.note(self._member, "intent")
+            answer = self._runtime.call("run", *options)
+        if answer.returncode != 0 and not self._control("begun").exists():
+            self._runtime.forget_image(self._command.image)
+            raise StartFailed("ContainerNotCreated", f"{self._member}: {said(answer.stderr)}")
+        self._folder.note(self._member, "created")
+
+    def _options(self) -> list[str]:
+        """Of `run`; values never pass a shell. Raises: OSError."""
+        runtime, command = self._runtime, self._command
+        labels = {LABEL: str(runtime.directory), "org.poiesis.task": self._pod.task_id}
+        mounts = [
+            bind(runtime.launcher, "/poiesis/launcher", read_only=True),
+            bind(self._folder.control(self._member), "/poiesis/control"),
+            *(bind(self._folder.mount_source(m), m.path) for m in self._pod.mounts),
+        ]
+        options = ["--detach", "--name", self._name, "--pull", "never", "--entrypoint", "/poiesis/launcher"]
+        options += ["--security-opt", "no-new-privileges", "--security-opt", "label=disable"]
+        options += _LOG_OPTIONS[runtime.engine]
+        options += [f"--network={runtime.network}"] if runtime.network is not None else []
+        if command.memory_bytes is not None:
+            options += [f"--memory={command.memory_bytes}", f"--memory-swap={command.memory_bytes}"]
+        if runtime.limit_cpu and command.cpu_cores is not None:
+            options.append(f"--cpus={command.cpu_cores:g}")
+        options += [o for name, value in labels.items() for o in ("--label", f"{name}={value}")]
+        options += [o for mount in mounts for o in ("--mount", mount)]
+        options += [o for name, value in command.env.items() for o in ("--env", f"{name}={value}")]
+        argv = arguments("", "/poiesis/control", self._member, command, command.workdir, cgroup_root="/sys/fs/cgroup")
+        return [*options, "--", command.image, *argv[1:]]
+
+    # ---- while it runs
+
+    def wait(self, stop: Signal, seconds: float) -> bool:
+        """The control directory is looked at often, for that is cheap; the engine is asked now and then, when the launcher seems gone."""
+        deadline, was_set, pause = time.monotonic() + seconds, stop.is_set, POLL[0]
+        ask_at = time.monotonic() + INSPECT_EVERY
+        record, up = self._control("json"), self._control("up")
+        while True:
+            now = time.monotonic()
+            if not _is_locked(up) and (os.path.lexists(record) or now >= ask_at):
+                ask_at = now + INSPECT_EVERY
+                if os.path.lexists(record) or self._is_over():
+                    return True
+            if now >= deadline or stop.is_set != was_set:
+                return False
+            stop.wait(min(pause, max(0.0, deadline - now)))
+            pause = min(pause * 1.3, POLL[1])
+
+    def _is_over(self) -> bool:
+        try:
+            return self.state() is not RunState.RUNNING
+        except StartFailed:  # the engine does not answer: ask again
+            return False
+
+    def terminate(self) -> None:
+        self._runtime.call("kill", "--signal", "TERM", "--", self._name)
+
+    def kill(self) -> None:
+        self._runtime.call("kill", "--", self._name)
+
+    def tails(self) -> tuple[str, str]:
+        answer = self._runtime.call("logs", "--tail", "1000", "--", self._name, seconds=LOGS_SECONDS)
+        if answer.returncode != 0:
+            return "", ""
+        size = self._command.tail_bytes
+        out, err = (d[-size:].decode(errors="replace") if size else "" for d in (answer.stdout, answer.stderr))
+        return out, err
+
+    # ---- the end
+
+    def ending(self) -> Ending:
+        try:
+            found = self._inspect()
+        except StartFailed as error:
+            return Ending(message=str(error))
+        if found is None:
+            return Ending(message="its container is gone")
+        words = found.get("Error") or f"its container ended with exit code {found.get('ExitCode')}"
+        return Ending(oom_killed=found.get("OOMKilled") is True, message=str(words)[:MAX_SAID])
+
+    def clean(self) -> None:
+        if self._folder.state(self._member, "intent").exists():
+            self._runtime.remove_later(self._name)
+
+
+def bind(source: Path, target: str, *, read_only: bool = False) -> str:
+    """The value of `--mount`, in which fields are separated as in a CSV file."""
+    fields = ["type=bind", f"source={source}", f"target={target}"]
+    quoted = ['"' + f.replace('"', '""') + '"' if any(c in f for c in ',"\n') else f for f in fields]
+    return ",".join([*quoted, *(["readonly"] if read_only else [])])
+
+
+def said(output: bytes) -> str:
+    """What a client said on stderr, in one line."""
+    return " ".join(output[-4 * MAX_SAID :].decode(errors="replace").split())[-MAX_SAID:]
+
+
+def _is_locked(up: Path) -> bool:
+    """Whether a launcher holds the lock of its `.up` file. The file is in the user's reach: no link is followed, nothing is waited for."""
+    try:
+        fd = os.open(up, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return False
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
+    return False
+
+
+def _has_foreign(top: Path) -> bool:
+    """Whether anything below is somebody else's."""
+    uid = os.geteuid()
+    for directory, names, files in os.walk(top):
+        for name in (*names, *files):
+            try:
+                if os.lstat(os.path.join(directory, name)).st_uid != uid:
+                    return True
+            except OSError:
+                return True
+    return False

@@ -1,0 +1,238 @@
+"""The files of one attempt: what of the cluster outlives this process.
+
+    tasks/poiesis-<task>-<attempt>/
+        task.json               whose attempt it is
+        volume/root/            the task's volume: mirrors the paths of its executors
+        documents/              what the filers read
+        pods/<part>.json        a pod that was launched, with all that is needed to run it again
+        pods/<part>.<mark>      what became of it: admitted, deleting, lost, ended
+        state/<name>.json       the record of a container that has ended; <name>.report.json of a filer
+        state/<name>.…          what a runtime has to remember of a container
+        control/<name>/         the launcher's control directory: in the user's reach, read by the supervisor alone
+        log/<name>.stdout|.stderr, scratch/<name>/
+        removing                all of it is to go
+
+Documents are written under a temporary name, synced and renamed: they are there whole or not at all. Whatever user code may have
+touched is read without following links and with a limit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from poiesis.domain.naming import slug
+from poiesis.domain.plan import Mount
+from poiesis.domain.task import TaskId
+
+MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024  # of our own documents; a task's are bounded when it is created
+_NAME: Final = re.compile(r"poiesis-[a-z0-9][a-z0-9-]*-\d+")
+_PARTS: Final = ("documents", "pods", "state", "control", "log", "scratch", "top")
+
+
+def write_document(path: Path, document: Mapping[str, Any]) -> None:
+    """Durably, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        json.dump(document, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.rename(temporary, path)
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def read_bounded(path: Path, limit: int) -> bytes | None:
+    """The content of a regular file of at most `limit` bytes that is no link; None for anything else."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
+        data = b""
+        while len(data) <= limit and (piece := os.read(fd, min(1 << 20, limit + 1 - len(data)))):
+            data += piece
+        return data if len(data) <= limit else None
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def read_document(path: Path) -> dict[str, Any] | None:
+    """A document of our own; None when there is none."""
+    data = read_bounded(path, MAX_DOCUMENT_BYTES)
+    if data is None:
+        return None
+    try:
+        document = json.loads(data)
+    except ValueError:
+        return None
+    return document if isinstance(document, dict) else None
+
+
+class Folder:
+    """Of one attempt."""
+
+    def __init__(self, tasks: Path, task_id: TaskId, attempt: int) -> None:
+        self.task_id = task_id
+        self.attempt = attempt
+        self.path = tasks / f"poiesis-{slug(task_id)}-{attempt}"
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    @property
+    def volume(self) -> Path:
+        return self.path / "volume"
+
+    @property
+    def top(self) -> Path:
+        return self.path / "top"
+
+    @property
+    def exists(self) -> bool:
+        return self.path.is_dir()
+
+    @property
+    def is_removing(self) -> bool:
+        return (self.path / "removing").exists()
+
+    def make(self) -> None:
+        """The folder with all that every attempt has. What is there stays."""
+        self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for part in _PARTS:
+            (self.path / part).mkdir(mode=0o700, exist_ok=True)
+        if not (self.path / "task.json").exists():
+            write_document(self.path / "task.json", {"task_id": self.task_id, "attempt": self.attempt})
+            sync_directory(self.path.parent)
+
+    # ---- pods
+
+    def pod(self, part: str, mark: str = "json") -> Path:
+        return self.path / "pods" / f"{part}.{mark}"
+
+    def parts(self) -> list[str]:
+        try:
+            return sorted(p.stem for p in (self.path / "pods").iterdir() if p.suffix == ".json" and p.name[0] != ".")
+        except FileNotFoundError:
+            return []
+
+    def has_mark(self, part: str, mark: str) -> bool:
+        return self.pod(part, mark).exists()
+
+    def mark(self, part: str, mark: str, **content: Any) -> None:
+        write_document(self.pod(part, mark), content)
+
+    def forget_pod(self, part: str) -> None:
+        """The pod itself last: while it is there, its marks are."""
+        document = self.pod(part)
+        for path in (self.path / "pods").glob(f"{part}.*"):
+            if path != document:
+                path.unlink(missing_ok=True)
+        document.unlink(missing_ok=True)
+
+    # ---- containers
+
+    def state(self, name: str, what: str = "json") -> Path:
+        return self.path / "state" / f"{name}.{what}"
+
+    def control(self, name: str) -> Path:
+        return self.path / "control" / name
+
+    def log(self, name: str, stream: str) -> Path:
+        return self.path / "log" / f"{name}.{stream}"
+
+    def scratch(self, name: str) -> Path:
+        return self.path / "scratch" / name
+
+    def has_record(self, name: str) -> bool:
+        return self.state(name).exists()
+
+    def note(self, name: str, what: str) -> None:
+        write_document(self.state(name, what), {})
+
+    def mount_source(self, mount: Mount) -> Path:
+        """What a mount shows: inside of the volume whatever links lie there, and made if it is missing. Raises: OSError."""
+        volume = self.volume.resolve()
+        path = Path(os.path.normpath(volume / mount.sub_path))
+        if path.resolve() != path or not path.is_relative_to(volume):
+            raise PermissionError(errno.EPERM, "leads out of the task's volume", mount.sub_path)
+        if mount.is_file:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(exist_ok=True)
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    # ---- the end
+
+    def mark_removing(self) -> None:
+        (self.path / "removing").touch()
+
+    def remove(self) -> bool:
+        """Everything, whatever modes and depths user code has left; True when nothing is left. `removing` goes last."""
+        with contextlib.suppress(FileNotFoundError):
+            for entry in sorted(os.scandir(self.path), key=lambda e: (e.name == "task.json", e.name == "removing")):
+                if not remove_tree(Path(entry.path)):
+                    return False
+            self.path.rmdir()
+        return True
+
+
+def remove_tree(path: Path) -> bool:
+    """Remove a file or a directory with all below it; True when it is gone. Never follows links."""
+    if not os.path.lexists(path):
+        return True
+    if path.is_dir() and not path.is_symlink():
+        with contextlib.suppress(OSError, RecursionError):
+            shutil.rmtree(path)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+    if not os.path.lexists(path):
+        return True
+    for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):  # unreadable directories, any depth
+        subprocess.run([*command, "--", str(path)], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    return not os.path.lexists(path)
+
+
+def folders_of(tasks: Path, task_id: TaskId, attempt: int) -> Iterator[Folder]:
+    """The folders of all attempts up to `attempt`, and of the next one, that exist."""
+    for number in range(1, attempt + 2):
+        folder = Folder(tasks, task_id, number)
+        if folder.exists:
+            yield folder
+
+
+def all_folders(tasks: Path) -> Iterator[Folder]:
+    """Every attempt on disk; what is no attempt (its making or removal was cut short before or after it was one) is removed."""
+    for entry in sorted(tasks.iterdir()) if tasks.is_dir() else ():
+        if not _NAME.fullmatch(entry.name):
+            continue
+        document = read_document(entry / "task.json")
+        if document is None:
+            remove_tree(entry)
+            continue
+        folder = Folder(tasks, TaskId(str(document["task_id"])), int(document["attempt"]))
+        if folder.path == entry:
+            yield folder

@@ -1,0 +1,137 @@
+"""One pod as this adapter keeps it on disk: all that is needed to run it, after a restart too, without the task."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from poiesis.domain.naming import object_name
+from poiesis.domain.observed import TIF, TOF
+from poiesis.domain.plan import ContainerPlan, Mount, Plan, PodPlan
+from poiesis.domain.policy import GIGABYTE, Policy
+from poiesis.domain.task import Resources, Task, TaskId
+
+
+@dataclass(frozen=True)
+class Command:
+    """An executor as it is run. `time_limit_s` None: no limit; `memory_bytes` None: all that the machine has."""
+
+    image: str
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    workdir: str | None = None
+    stdin: str | None = None
+    stdout: str | None = None
+    stderr: str | None = None
+    ignore_error: bool = False
+    time_limit_s: float | None = None
+    grace_s: float = 10.0
+    tail_bytes: int = 16 * 1024
+    memory_bytes: int | None = None
+    cpu_cores: float | None = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """A container of the pod. `command` None: a filer. `waits_for`: whose records have to be there and good, unless `always`."""
+
+    name: str
+    command: Command | None = None
+    waits_for: tuple[str, ...] = ()
+    always: bool = False
+
+    @property
+    def is_filer(self) -> bool:
+        return self.command is None
+
+
+@dataclass(frozen=True)
+class LocalPod:
+    """`members` in the order of their turns. `cpu_cores` and `memory_bytes` are what it takes of the machine while it runs."""
+
+    task_id: TaskId
+    attempt: int
+    part: str
+    members: tuple[Member, ...]
+    mounts: tuple[Mount, ...] = ()
+    cpu_cores: float = 0.0
+    memory_bytes: int = 0
+
+    @property
+    def name(self) -> str:
+        return object_name(self.task_id, self.attempt, self.part)
+
+    @property
+    def key(self) -> tuple[TaskId, int, str]:
+        return (self.task_id, self.attempt, self.part)
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(m.command.image for m in self.members if m.command is not None))
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def make_pod(task: Task, plan: Plan, pod: PodPlan, policy: Policy) -> LocalPod:
+    resources = task.spec.resources or Resources()
+    memory = None if resources.ram_gb is None else math.ceil(resources.ram_gb * GIGABYTE)
+    runs = any(c.executor is not None for c in pod.containers)
+    containers = (*pod.init, *pod.containers)
+    members = [_member(task, plan, c, resources.cpu_cores, memory, policy) for c in containers]
+    return LocalPod(
+        task_id=task.id,
+        attempt=task.attempt,
+        part=pod.part,
+        members=tuple(members),
+        mounts=plan.mounts,
+        cpu_cores=(resources.cpu_cores or 0.0) if runs else 0.0,
+        memory_bytes=(memory or 0) if runs else 0,
+    )
+
+
+def _member(
+    task: Task, plan: Plan, container: ContainerPlan, cores: float | None, memory: int | None, policy: Policy
+) -> Member:
+    command = None
+    if container.executor is not None:
+        executor = task.spec.executors[container.executor]
+        command = Command(
+            image=executor.image,
+            argv=executor.command,
+            env=dict(executor.env),
+            workdir=executor.workdir,
+            stdin=executor.stdin,
+            stdout=executor.stdout,
+            stderr=executor.stderr,
+            ignore_error=executor.ignore_error,
+            time_limit_s=plan.time_limit.total_seconds() if plan.time_limit is not None else None,
+            grace_s=policy.grace.total_seconds(),
+            tail_bytes=policy.tail_bytes,
+            memory_bytes=memory,
+            cpu_cores=cores,
+        )
+    elif container.name not in (TIF, TOF):
+        raise AssertionError(f"no such filer: {container.name}")
+    return Member(container.name, command, container.waits_for, container.always)
+
+
+def read_pod(document: Mapping[str, Any]) -> LocalPod:
+    """The pod of a `LocalPod.document`. Raises: KeyError, TypeError when it is none."""
+    members = []
+    for item in document["members"]:
+        command = None
+        if item["command"] is not None:
+            command = Command(**{**item["command"], "argv": tuple(item["command"]["argv"])})
+        members.append(Member(item["name"], command, tuple(item["waits_for"]), item["always"]))
+    return LocalPod(
+        task_id=TaskId(document["task_id"]),
+        attempt=document["attempt"],
+        part=document["part"],
+        members=tuple(members),
+        mounts=tuple(Mount(**m) for m in document["mounts"]),
+        cpu_cores=document["cpu_cores"],
+        memory_bytes=document["memory_bytes"],
+    )

@@ -1,0 +1,423 @@
+"""Commands as plain processes of this machine, walled in by namespaces (`sandbox.py`). Images are not used.
+
+What a command sees: the host's programs and files read-only; its task's paths; private `/tmp`, `/var/tmp`, `/dev/shm`, `/run` and
+process list; the network as it is. What it does not: homes, the service's folder, the roots that `file://` URLs may name, sockets below
+`/run`. When the service is root, commands run as an unprivileged user (`nobody`), to whom the volume is handed over; else as the service's
+own user in a user namespace. Neither has a capability or can get one.
+
+Whether a command lives is known by process id and start time, which the sandbox has written before the launcher begins; a lock that is held
+from then on until the launcher is there keeps two from being started at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from poiesis.cluster.local import cgroups
+from poiesis.cluster.local.folder import Folder, read_bounded, read_document, remove_tree, write_document
+from poiesis.cluster.local.launcher import arguments
+from poiesis.cluster.local.pod import Command, LocalPod, Member
+from poiesis.cluster.local.runtime import Ending, RunState, Signal, StartFailed
+from poiesis.cluster.local.streams import TailReader
+
+SANDBOX: Final = Path(__file__).with_name("sandbox.py")
+START_SECONDS: Final = 60.0  # for the walls to stand, on a machine that is very busy
+NOBODY: Final = 65534
+PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+DEFAULT_WORKDIR: Final = "/tmp"
+HIDDEN: Final = (
+    "/root",
+    "/home",
+    "/var/run",
+    "/var/lib/docker",
+    "/var/lib/containers",
+    "/var/lib/containerd",
+    "/var/lib/kubelet",
+)
+
+
+class ProcessRuntime:
+    """`hidden`: directories that no command may see. `shown`: directories below hidden ones that it may see after all, read-only."""
+
+    pulls = False
+
+    def __init__(
+        self, directory: Path, launcher: Path, *, hidden: Iterable[Path] = (), shown: Iterable[Path] = ()
+    ) -> None:
+        self.directory = directory.resolve()
+        self.launcher = launcher.resolve()
+        self.tails = TailReader()
+        self.boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        self.is_root = os.geteuid() == 0
+        self.userns = not self.is_root
+        self.groups: cgroups.Groups | None = None
+        own_home = Path(pwd.getpwuid(os.geteuid()).pw_dir) if _has_passwd() else Path("/root")
+        paths = {*(Path(p) for p in HIDDEN), own_home, *hidden, self.directory}
+        real = {p.resolve() for p in paths if p.is_dir()} - {Path("/")}
+        self.hidden = tuple(sorted(p for p in real if not any(o in p.parents for o in real)))
+        self.shown = tuple(p.resolve() for p in shown)
+        self.resolver = _resolver_file()
+        self.locks = threading.Lock()
+
+    @property
+    def owner(self) -> tuple[int, int]:
+        """User and group of the commands."""
+        return (os.geteuid(), os.getegid()) if self.userns else (NOBODY, NOBODY)
+
+    def describe(self) -> str:
+        memory = "are kept" if self.groups is not None else "cannot be kept"
+        return (
+            "Commands run as plain processes in namespaces of their own: container images are not used, commands are the host's programs, "
+            f"and the host's files are read-only; memory limits {memory}."
+        )
+
+    def probe(self) -> None:
+        """Run `true` behind the walls, with control groups and without, as root and else by a user namespace."""
+        if not os.access(self.launcher, os.X_OK):
+            raise StartFailed("NoLauncher", f"the launcher {self.launcher} is not there; build it with `make launcher`")
+        ways = [(False, cgroups.find()), (False, None)] if self.is_root else []
+        ways += [(True, cgroups.find()), (True, None)]
+        error: StartFailed | None = None
+        for self.userns, self.groups in ways:
+            try:
+                return self._try_out()
+            except StartFailed as failure:
+                error = failure
+        assert error is not None
+        raise error
+
+    def _try_out(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".trial-", dir=self.directory) as trial:
+            folder = Folder(Path(trial), _TRIAL, 1)
+            folder.make()
+            member = Member("trial", Command("", ("true",), memory_bytes=64 << 20, grace_s=0))
+            pod = LocalPod(_TRIAL, 1, "trial", (member,))
+            run = self.run(folder, pod, member)
+            stop = Signal()
+            try:
+                run.start()
+                if not run.wait(stop, START_SECONDS):
+                    run.kill()
+                    run.wait(stop, 5)
+                    raise StartFailed("SandboxFailed", "a trial did not end")
+                document = read_document(folder.control("trial") / "trial.json")
+                if document is None or document.get("ok") is not True:
+                    said = run.ending().message or str((document or {}).get("message"))
+                    raise StartFailed("SandboxFailed", said)
+            finally:
+                run.clean()
+                stop.close()
+
+    def pull(self, image: str) -> None:
+        """Images are not used."""
+
+    def run(self, folder: Folder, pod: LocalPod, member: Member) -> ProcessRun:
+        return ProcessRun(self, folder, pod, member)
+
+    def hand_over(self, folder: Folder) -> None:
+        if not self.userns and folder.volume.exists():
+            _change_owner(folder.volume, *self.owner)
+
+    def take_back(self, folder: Folder) -> None:
+        """The commands' user is this process' own, or this process is root."""
+
+    def release(self, folder: Folder) -> None:
+        """Nothing outlives the folder: a process' groups go with `ProcessRun.clean`."""
+
+    def sweep(self, is_ours: set[str]) -> None:
+        """Nothing to find."""
+
+    def close(self) -> None:
+        self.tails.close()
+
+
+_TRIAL: Any = "trial"
+
+
+class ProcessRun:
+    def __init__(self, runtime: ProcessRuntime, folder: Folder, pod: LocalPod, member: Member) -> None:
+        assert member.command is not None
+        self._runtime = runtime
+        self._folder = folder
+        self._pod = pod
+        self._name = member.name
+        self._command: Command = member.command
+        self._group_name = f"{folder.name}-{member.name}"
+
+    # ---- what is known of it
+
+    def state(self) -> RunState:
+        with self._locked():
+            process = self._process()
+            if process is None:
+                return RunState.ABSENT
+            return RunState.RUNNING if _is_alive(*process) else RunState.ENDED
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[int]:
+        """No sandbox of this command is on its way to its launcher: one that an earlier life started is waited for."""
+        fd = self._open_lock()
+        try:
+            deadline = time.monotonic() + START_SECONDS
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise StartFailed("SandboxFailed", "an earlier start of this command does not end") from None
+                    time.sleep(0.01)
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _open_lock(self) -> int:
+        return os.open(self._folder.state(self._name, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _process(self) -> tuple[int, int] | None:
+        """Process id and start time, once the sandbox has written them. Of a machine that was started anew since: none that lives."""
+        document = read_document(self._folder.state(self._name, "pid"))
+        if document is None:
+            return None
+        if document["boot"] != self._runtime.boot:
+            return (0, 0)
+        return (int(document["pid"]), int(document["start"]))
+
+    # ---- start
+
+    def start(self) -> None:
+        folder, name = self._folder, self._name
+        for stream in ("stdout", "stderr"):
+            with contextlib.suppress(FileExistsError):
+                os.mkfifo(folder.log(name, stream), 0o600)
+        try:
+            spec = self._spec()
+        except OSError as error:
+            raise StartFailed("SandboxFailed", f"{name}: {error}") from error
+        write_document(folder.state(name, "spec"), spec)
+        self._follow_tails()
+        with self._locked() as lock, open(folder.log(name, "setup"), "wb") as errors:
+            if self._process() is not None:
+                return
+            sandbox = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(SANDBOX), str(folder.state(name, "spec"))],
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+                cwd="/",
+                env={},
+                pass_fds=(lock,),
+                start_new_session=True,
+            )
+            try:
+                code = sandbox.wait(START_SECONDS)
+            except subprocess.TimeoutExpired:
+                sandbox.kill()
+                sandbox.wait()
+                code = -9
+        if code != 0 and self._process() is None:
+            raise StartFailed("SandboxFailed", f"{name}: {self._setup_errors() or f'the sandbox ended with {code}'}")
+
+    def _spec(self) -> dict[str, Any]:
+        runtime, folder, name, command = self._runtime, self._folder, self._name, self._command
+        control = folder.control(name)
+        control.mkdir(mode=0o700, exist_ok=True)
+        points: dict[str, dict[str, Any]] = {str(p): {"kind": "hidden"} for p in runtime.hidden}
+        points |= {"/proc": {"kind": "proc"}, "/dev": {"kind": "dev"}, "/run": {"kind": "tmpfs"}}
+        points |= {str(p): {"kind": "ro", "source": str(p)} for p in (*runtime.shown, *runtime.resolver)}
+        for path, directory in (("/tmp", "tmp"), ("/var/tmp", "var-tmp")):
+            scratch = folder.scratch(name) / directory
+            scratch.mkdir(parents=True, exist_ok=True)
+            scratch.chmod(0o1777)
+            points[path] = {"kind": "rw", "source": str(scratch)}
+        mounts = {m.path: str(folder.mount_source(m)) for m in self._pod.mounts}
+        points |= {path: {"kind": "rw", "source": source} for path, source in mounts.items()}
+        for path in (
+            "/tmp",
+            "/var/tmp",
+        ):  # nothing can be mounted below a bound directory without leaving a trace in it
+            if path not in mounts and any(_is_within(m, path) for m in mounts):
+                points[path] = {"kind": "tmpfs", "mode": "1777"}
+        workdir = command.workdir or DEFAULT_WORKDIR
+        is_hidden = any(_is_within(workdir, str(p)) for p in (*runtime.hidden, "/run"))
+        if (
+            workdir != "/"
+            and not any(_is_within(workdir, p) for p in (*mounts, "/tmp", "/var/tmp"))
+            and (is_hidden or not os.path.isdir(workdir))
+        ):
+            points[workdir.rstrip("/")] = {"kind": "scratch"}
+        points["/poiesis/launcher"] = {"kind": "ro", "source": str(runtime.launcher)}
+        points["/poiesis/control"] = {"kind": "rw", "source": str(control)}
+        groups: list[str] = []
+        if runtime.groups is not None:
+            group = runtime.groups.make(self._group_name, command.memory_bytes)
+            groups = [str(p) for p in group.members]
+            for part, shown in group.shown:
+                points[f"/poiesis/cgroup/{part}".rstrip("/")] = {"kind": "ro", "source": str(shown)}
+        if not runtime.userns:
+            os.chown(control, *runtime.owner)
+        environment = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": workdir, **command.env}
+        argv = arguments(
+            "/poiesis/launcher",
+            "/poiesis/control",
+            name,
+            command,
+            workdir,
+            cgroup_root="/poiesis/cgroup" if groups else None,
+        )
+        return {
+            "userns": runtime.userns,
+            "uid": runtime.owner[0],
+            "gid": runtime.owner[1],
+            "top": str(folder.top),
+            "points": points,
+            "cgroups": groups,
+            "streams": [str(folder.log(name, s)) for s in ("stdout", "stderr")],
+            "pid_file": str(folder.state(name, "pid")),
+            "boot": runtime.boot,
+            "argv": argv,
+            "env": environment,
+        }
+
+    def _follow_tails(self) -> None:
+        for stream in ("stdout", "stderr"):
+            self._runtime.tails.follow(self._folder.log(self._name, stream), self._command.tail_bytes)
+
+    # ---- while it runs
+
+    def wait(self, stop: Signal, seconds: float) -> bool:
+        self._follow_tails()
+        process = self._process()
+        if process is None:
+            return True
+        pid, start = process
+        try:
+            fd = os.pidfd_open(pid) if pid > 0 else -1
+        except ProcessLookupError:
+            return True
+        except OSError:  # no such call here
+            return self._poll(pid, start, stop, seconds)
+        if fd < 0:
+            return True
+        try:
+            if not _is_alive(pid, start):
+                _reap(pid)
+                return True
+            ended = stop.wait(seconds, fd)
+            if ended:
+                _reap(pid)
+            return ended
+        finally:
+            os.close(fd)
+
+    def _poll(self, pid: int, start: int, stop: Signal, seconds: float) -> bool:
+        deadline, was_set = time.monotonic() + seconds, stop.is_set
+        while _is_alive(pid, start):
+            if time.monotonic() >= deadline or stop.is_set != was_set:
+                return False
+            stop.wait(0.1)
+            if was_set:
+                time.sleep(0.05)
+        _reap(pid)
+        return True
+
+    def terminate(self) -> None:
+        self._signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: int) -> None:
+        process = self._process()
+        if process is None or process[0] <= 0:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            fd = os.pidfd_open(process[0])
+            try:
+                if _is_alive(*process):
+                    signal.pidfd_send_signal(fd, number)
+            finally:
+                os.close(fd)
+
+    def tails_of(self, stream: str) -> str:
+        return self._runtime.tails.text(self._folder.log(self._name, stream))
+
+    def tails(self) -> tuple[str, str]:
+        return self.tails_of("stdout"), self.tails_of("stderr")
+
+    # ---- the end
+
+    def ending(self) -> Ending:
+        groups = self._runtime.groups
+        killed = groups is not None and groups.group(self._group_name).kill_count() > 0
+        return Ending(oom_killed=killed, message=self._setup_errors())
+
+    def _setup_errors(self) -> str | None:
+        data = read_bounded(self._folder.log(self._name, "setup"), 64 * 1024)
+        return data.decode(errors="replace").strip()[:500] or None if data else None
+
+    def clean(self) -> None:
+        for stream in ("stdout", "stderr"):
+            self._runtime.tails.stop(self._folder.log(self._name, stream))
+            self._folder.log(self._name, stream).unlink(missing_ok=True)
+        remove_tree(self._folder.scratch(self._name))
+        if self._runtime.groups is not None:
+            self._runtime.groups.group(self._group_name).remove()
+
+
+def _is_within(path: str, directory: str) -> bool:
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def _change_owner(top: Path, uid: int, gid: int) -> None:
+    """Of everything below `top`; links themselves, not what they name."""
+    for directory, _, files, fd in os.fwalk(top, follow_symlinks=False):
+        os.fchown(fd, uid, gid)
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):
+                os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
+        del directory
+
+
+def _is_alive(pid: int, start: int) -> bool:
+    """Whether that very process is there and no zombie."""
+    if pid <= 0:
+        return False
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rsplit(b")", 1)[1].split()
+    except (OSError, IndexError):
+        return False
+    return fields[0] not in (b"Z", b"X") and int(fields[19]) == start
+
+
+def _reap(pid: int) -> None:
+    """It is our child unless an earlier life of this process started it."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _resolver_file() -> tuple[Path, ...]:
+    """What /etc/resolv.conf names below /run, which is hidden otherwise: without it no host is found."""
+    real = Path("/etc/resolv.conf").resolve()
+    return (real,) if real.is_file() and real.is_relative_to("/run") else ()
+
+
+def _has_passwd() -> bool:
+    try:
+        pwd.getpwuid(os.geteuid())
+    except KeyError:
+        return False
+    return True

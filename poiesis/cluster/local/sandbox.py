@@ -1,0 +1,342 @@
+"""The walls around one command of the process runtime: a program of its own, run as `python -I -S sandbox.py SPEC`.
+
+It makes namespaces for mounts, processes, IPC and host name (and for users, where the service is not root), builds a new root, gives up
+every privilege and becomes the launcher, which is process 1 there: when it ends, the kernel ends everything that it started.
+
+The new root is a small tmpfs. The host's directories are bound into it read-only; where a path of the task's own has to be, the
+directories above it are made anew on the tmpfs and their other entries are bound one by one, so that nothing on the host changes. What is
+not the command's business (homes, the service's own files, sockets of the host's services) is replaced by nothing.
+
+No process stays behind to wait: the launcher is made a child of whoever started this program (CLONE_PARENT), and its process id is
+on disk before it begins. It imports little, for it runs once for each command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import stat
+import sys
+from typing import Any
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID = (
+    0x20000,
+    0x4000000,
+    0x8000000,
+    0x10000000,
+    0x20000000,
+)
+CLONE_PARENT, SIGCHLD = 0x8000, 17
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
+    1,
+    2,
+    4,
+    8,
+    32,
+    4096,
+    16384,
+    1 << 18,
+)
+MNT_DETACH = 2
+AT_FDCWD, AT_RECURSIVE, SYS_MOUNT_SETATTR = -100, 0x8000, 442
+PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
+SYSTEM_CALLS = {  # machine: (clone, pivot_root), which the C library does not offer in the shape needed
+    "x86_64": (56, 155),
+    "aarch64": (220, 41),
+    "riscv64": (220, 41),
+    "ppc64le": (120, 203),
+}
+DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
+DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
+ROOT_BYTES = 64 << 20  # what a command may write outside of its own directories; held in memory
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class _MountAttributes(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("set", "clear", "propagation", "userns")]
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+    return result
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+    arguments = [None if a is None else os.fsencode(a) for a in (source, target, kind)]
+    _check(
+        _libc.mount(*arguments, ctypes.c_ulong(flags), None if data is None else os.fsencode(data)), f"mount {target}"
+    )
+
+
+def _restrict(target: str, flags: int) -> None:
+    """Add MS_RDONLY, MS_NOSUID, MS_NODEV (the bits of mount_setattr are the same) to a mount and all mounts below it."""
+    attributes = _MountAttributes(set=flags)
+    result = _libc.syscall(
+        SYS_MOUNT_SETATTR,
+        AT_FDCWD,
+        os.fsencode(target),
+        AT_RECURSIVE,
+        ctypes.byref(attributes),
+        ctypes.sizeof(attributes),
+    )
+    if result == 0:
+        return
+    if ctypes.get_errno() != errno.ENOSYS:
+        _check(result, f"mount_setattr {target}")
+    for path, present in _mounts_below(target):  # Linux before 5.12
+        _mount("none", path, None, MS_REMOUNT | MS_BIND | flags | present)
+
+
+def _mounts_below(target: str) -> list[tuple[str, int]]:
+    names = {"ro": MS_RDONLY, "nosuid": MS_NOSUID, "nodev": MS_NODEV, "noexec": MS_NOEXEC, "noatime": 1024}
+    found = []
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            fields = line.split()
+            path = os.fsdecode(fields[4].decode("unicode_escape").encode("latin-1"))
+            if path == target or path.startswith(target + "/"):
+                found.append((path, sum(names.get(o, 0) for o in fields[5].decode().split(","))))
+    return found
+
+
+def _bind(source: str, target: str, flags: int) -> None:
+    _mount(source, target, None, MS_BIND | MS_REC)
+    _restrict(target, flags)
+
+
+class Root:
+    """The new root at `top`, made of the host's and of `points`: path → {kind, source, mode}.
+
+    Kinds: `rw` and `ro` bind a source; `scratch` is a writable directory on the tmpfs, `hidden` an empty one; `tmpfs`, `proc` and `dev` are
+    themselves.
+    """
+
+    def __init__(self, top: str, points: dict[str, dict[str, Any]], owner: tuple[int, int]) -> None:
+        self._top, self._owner = top, owner
+        self._points = {_canonical(path): point for path, point in points.items()}
+
+    def build(self) -> None:
+        _mount("poiesis", self._top, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=755,size={ROOT_BYTES}")
+        self._own(self._top)
+        self._fill("/", visible=True)
+
+    def _own(self, new: str) -> None:
+        if os.geteuid() != self._owner[0]:
+            os.chown(new, *self._owner)
+
+    def _fill(self, directory: str, visible: bool) -> None:
+        """Everything that has to be in a directory which is on the tmpfs. `visible`: with what the host has there."""
+        prefix = directory.rstrip("/") + "/"
+        names = {p[len(prefix) :].split("/", 1)[0] for p in self._points if p.startswith(prefix)}
+        if visible:
+            with contextlib.suppress(OSError):  # not ours to read: stays empty
+                names.update(os.listdir(directory))
+        for name in sorted(names):
+            self._place(prefix + name, visible)
+
+    def _place(self, path: str, visible: bool) -> None:
+        new, point = self._top + path, self._points.get(path)
+        inner = [p for p in self._points if p.startswith(path + "/")]
+        if point is not None:
+            self._make_for(new, point)
+            self._put(new, point)
+            if point["kind"] not in ("rw", "ro"):
+                self._fill(path, visible=False)
+            return
+        mode = _mode(path) if visible else 0
+        if stat.S_ISDIR(mode):
+            os.mkdir(new, 0o755)
+            if all(_exists_alike(p, self._points[p]) for p in inner):
+                if self._bind_host(path, new):
+                    for p in sorted(inner):
+                        self._cover(p)
+            else:
+                os.chmod(new, stat.S_IMODE(mode) & 0o1777)
+                self._fill(path, visible=True)
+        elif mode == 0 or inner:
+            os.mkdir(new, 0o755)
+            self._own(new)
+            self._fill(path, visible=False)
+        elif stat.S_ISLNK(mode):
+            os.symlink(os.readlink(path), new)
+        else:
+            _touch(new)
+            self._bind_host(path, new)
+
+    def _bind_host(self, path: str, new: str) -> bool:
+        try:
+            _bind(path, new, MS_RDONLY | MS_NOSUID)
+        except OSError:  # such as a dead network file system: stays empty
+            return False
+        return True
+
+    def _cover(self, path: str) -> None:
+        """Mount over what the host has at a path."""
+        point = self._points[path]
+        if point["kind"] in ("hidden", "scratch"):
+            point = {"kind": "tmpfs", "mode": "1777" if point["kind"] == "scratch" else "755"}
+        self._put(self._top + path, point)
+
+    def _make_for(self, new: str, point: dict[str, Any]) -> None:
+        source = point.get("source")
+        if source is not None and not os.path.isdir(source):
+            _touch(new)
+            return
+        os.mkdir(new, 0o755)
+        if point["kind"] == "scratch":
+            self._own(new)
+
+    def _put(self, new: str, point: dict[str, Any]) -> None:
+        kind = point["kind"]
+        if kind == "rw":
+            _bind(point["source"], new, MS_NOSUID | MS_NODEV)
+        elif kind == "ro":
+            _bind(point["source"], new, MS_RDONLY | MS_NOSUID)
+        elif kind == "tmpfs":
+            _mount("tmpfs", new, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={point.get('mode', '755')}")
+        elif kind == "proc":
+            _mount("proc", new, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        elif kind == "dev":
+            self._devices(new)
+
+    def _devices(self, new: str) -> None:
+        _mount("dev", new, "tmpfs", MS_NOSUID, "mode=755,size=1m")
+        for name in DEVICES:
+            if os.path.exists(f"/dev/{name}"):
+                _touch(f"{new}/{name}")
+                _mount(f"/dev/{name}", f"{new}/{name}", None, MS_BIND)
+        for name, target in DEVICE_LINKS.items():
+            os.symlink(target, f"{new}/{name}")
+        os.mkdir(f"{new}/shm")
+        _mount("shm", f"{new}/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+        os.mkdir(f"{new}/pts")
+        try:
+            _mount("devpts", f"{new}/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
+            os.symlink("pts/ptmx", f"{new}/ptmx")
+        except OSError:  # terminals are a convenience
+            pass
+
+
+def _canonical(path: str) -> str:
+    """Where a path is once the host's links above it are followed; a link at its very end is replaced, not followed."""
+    parent, name = os.path.split(path)
+    return os.path.join(os.path.realpath(parent), name)
+
+
+def _mode(path: str) -> int:
+    try:
+        return os.lstat(path).st_mode
+    except OSError:
+        return 0
+
+
+def _exists_alike(path: str, point: dict[str, Any]) -> bool:
+    source = point.get("source")
+    wants_directory = source is None or os.path.isdir(source)
+    mode = _mode(path)
+    return os.path.realpath(path) == path and (stat.S_ISDIR(mode) if wants_directory else stat.S_ISREG(mode))
+
+
+def _touch(path: str) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w") as file:
+        file.write(text)
+
+
+def _new_user_namespace() -> None:
+    uid, gid = os.geteuid(), os.getegid()
+    _check(_libc.unshare(CLONE_NEWUSER), "unshare user namespace")
+    _write("/proc/self/setgroups", "deny")
+    _write("/proc/self/uid_map", f"{uid} {uid} 1")
+    _write("/proc/self/gid_map", f"{gid} {gid} 1")
+
+
+def _give_up_privileges(owner: tuple[int, int], userns: bool) -> None:
+    """No capability can come back: the bounding set is empty, and an exec adds nothing (no_new_privs)."""
+    for capability in range(64):
+        if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
+            break
+    if not userns:
+        os.setgroups([])
+        os.setresgid(owner[1], owner[1], owner[1])
+        os.setresuid(owner[0], owner[0], owner[0])
+    _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+
+
+def _enter(spec: dict[str, Any], pivot_root: int) -> None:
+    """Process 1 of the new namespaces. Does not return."""
+    for directory in spec["cgroups"]:
+        _write(os.path.join(directory, "cgroup.procs"), "0")
+    streams = [os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC) for path in spec["streams"]]
+    owner = (spec["uid"], spec["gid"])
+    os.umask(0)
+    _mount("none", "/", None, MS_REC | MS_PRIVATE)
+    Root(spec["top"], spec["points"], owner).build()
+    os.chdir(spec["top"])
+    _check(_libc.syscall(pivot_root, b".", b"."), "pivot_root")
+    _check(_libc.umount2(b".", MNT_DETACH), "umount of the host's root")
+    os.chdir("/")
+    os.umask(0o022)
+    _give_up_privileges(owner, spec["userns"])
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # the listing's own
+                os.set_inheritable(int(name), False)
+    errors = os.dup(2)
+    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    for fd, stream in zip((1, 2), streams, strict=True):
+        os.dup2(stream, fd)
+    try:
+        os.execve(spec["argv"][0], spec["argv"], spec["env"])
+    except OSError as error:
+        os.write(errors, f"{spec['argv'][0]}: {error}\n".encode())
+        os._exit(1)
+
+
+def _start_time(pid: int) -> int:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rsplit(b")", 1)[1].split()[19])
+
+
+def main(path: str) -> int:
+    with open(path, encoding="utf-8") as file:
+        spec = json.load(file)
+    calls = SYSTEM_CALLS.get(os.uname().machine)
+    if calls is None:
+        raise OSError(errno.ENOSYS, f"processor {os.uname().machine} is not known")
+    if spec["userns"]:
+        _new_user_namespace()
+    _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS), "unshare namespaces")
+    ready, go = os.pipe()
+    pid = _check(_libc.syscall(calls[0], CLONE_NEWPID | CLONE_PARENT | SIGCHLD, 0, 0, 0, 0), "clone")
+    if pid == 0:
+        os.close(go)
+        if os.read(ready, 1) != b"1":  # its number did not get on disk: nobody would know of it
+            os._exit(1)
+        try:
+            _enter(spec, calls[1])
+        except BaseException as error:
+            sys.stderr.write(f"{error}\n")
+            sys.stderr.flush()
+        os._exit(1)
+    temporary = spec["pid_file"] + ".tmp"
+    _write(temporary, json.dumps({"pid": pid, "start": _start_time(pid), "boot": spec["boot"]}))
+    os.rename(temporary, spec["pid_file"])
+    os.write(go, b"1")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1]))
+    except OSError as problem:
+        sys.exit(str(problem))

@@ -1,0 +1,123 @@
+"""Live ends of what commands print, in memory and bounded.
+
+A launcher prints to two FIFOs. It is told never to wait for its reader (`--log-stall 0`): with nobody reading, their 64 KiB fill up and
+the rest is left out, so that a restart of this process costs a command nothing and no output can fill a disk. One thread reads all of
+them, each a few times a second; of a command that prints faster, pieces are missing here. What counts is the launcher's record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import threading
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+PAUSE: Final = 0.05  # seconds between two looks at FIFOs that had something
+PIECE: Final = 64 * 1024
+
+
+class Tail:
+    """The last `limit` bytes of what was added."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._pieces: deque[bytes] = deque()
+        self._size = 0
+
+    def add(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._size += len(data)
+        while self._pieces and self._size - len(self._pieces[0]) >= self._limit:
+            self._size -= len(self._pieces.popleft())
+
+    def text(self) -> str:
+        data = b"".join(self._pieces)
+        cut = data[-self._limit :] if self._limit else b""
+        if len(cut) < len(data):  # begin with a whole character
+            while cut and cut[0] & 0xC0 == 0x80:
+                cut = cut[1:]
+        return cut.decode(errors="replace")
+
+
+class TailReader:
+    """Reads FIFOs until `stop` of each, in one thread which lives as long as there is one."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tails: dict[Path, Tail] = {}
+        self._files: dict[Path, int] = {}
+        self._selector = selectors.DefaultSelector()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._selector.register(self._wake, selectors.EVENT_READ)
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def follow(self, path: Path, limit: int) -> None:
+        with self._lock:
+            if path in self._files or self._closed:
+                return
+            try:
+                fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+            except OSError:
+                return
+            self._files[path] = fd
+            self._tails[path] = Tail(limit)
+            self._selector.register(fd, selectors.EVENT_READ, path)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._read, name="tails", daemon=True)
+                self._thread.start()
+
+    def text(self, path: Path) -> str:
+        with self._lock:
+            fd = self._files.get(path)
+            if fd is None:
+                return ""
+            self._take(fd, path)
+            return self._tails[path].text()
+
+    def stop(self, path: Path) -> None:
+        with self._lock:
+            fd = self._files.pop(path, None)
+            self._tails.pop(path, None)
+            if fd is not None:
+                with contextlib.suppress(KeyError):
+                    self._selector.unregister(fd)
+                os.close(fd)
+
+    def close(self) -> None:
+        for path in list(self._files):
+            self.stop(path)
+        with self._lock:
+            self._closed = True
+            os.eventfd_write(self._wake, 1)
+            thread = self._thread
+        if thread is not None:
+            thread.join(5)
+        self._selector.close()
+        os.close(self._wake)
+
+    def _read(self) -> None:
+        pause = threading.Event()
+        while not self._closed:
+            ready = self._selector.select()
+            with self._lock:
+                for key, _ in ready:
+                    if key.data is not None and self._files.get(key.data) == key.fd:
+                        self._take(key.fd, key.data)
+            pause.wait(PAUSE)
+
+    def _take(self, fd: int, path: Path) -> None:
+        try:
+            data = os.read(fd, PIECE)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if data:
+            self._tails[path].add(data)
+            return
+        with contextlib.suppress(KeyError):  # no writer any more: readable for ever, with nothing
+            self._selector.unregister(fd)

@@ -1,0 +1,342 @@
+"""Takes one pod through its containers, one after the other; one thread for each pod that runs.
+
+All that it has done is on disk before it goes on, so another process may take over at any point:
+
+    on disk                              the supervisor
+    record of the container              goes on to the next
+    no record, a filer                   runs it (again): filers may be repeated
+    no record, launcher lives            waits for its end
+    no record, launcher was never there  starts it
+    no record, launcher is gone          reads its record from the control directory; none: the command is lost, the pod too
+
+A command is never started twice: who starts it leaves a trace before it begins (`Run.state`), and the launcher leaves another one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+
+from poiesis.cluster.local.folder import Folder, read_bounded, read_document, write_document
+from poiesis.cluster.local.pod import LocalPod, Member
+from poiesis.cluster.local.runtime import Run, RunState, Runtime, Signal, StartFailed
+from poiesis.domain.errors import PoiesisError
+from poiesis.domain.observed import TIF, FilerReport, Record
+from poiesis.domain.records import MAX_RECORD_BYTES, MAX_REPORT_BYTES, format_report, parse_record
+from poiesis.ports import Clock
+
+log = logging.getLogger(__name__)
+
+Cancelled = Callable[[], bool]
+Stage = Callable[[Mapping[str, Any], Path, Cancelled], FilerReport]
+
+KILL_SLACK: Final = 5.0  # seconds; the launcher kills after the grace by itself, so this is for a launcher that hangs
+PULL_RETRY: Final = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class Filers:
+    """How TIF and TOF are done: `(document, volume, cancelled) -> report`. The third argument says whether to stop; may be ignored."""
+
+    stage_in: Stage
+    stage_out: Stage
+
+
+class Stopped(Exception):
+    """The pod is to end."""
+
+
+class Lost(Exception):
+    """A command was begun, and how it ended will never be known."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class Supervisor:
+    """`changed` is called when something can be observed anew, `ended` once at the end, also when this process closes (`detach`)."""
+
+    def __init__(
+        self,
+        folder: Folder,
+        pod: LocalPod,
+        *,
+        runtime: Runtime,
+        filers: Filers,
+        clock: Clock,
+        changed: Callable[[], None],
+        ended: Callable[[], None],
+    ) -> None:
+        self._folder = folder
+        self._pod = pod
+        self._runtime = runtime
+        self._filers = filers
+        self._clock = clock
+        self._changed = changed
+        self._ended = ended
+        self._stop = Signal()
+        self._deleting = False
+        self._detached = False
+        self._grace = max((m.command.grace_s for m in pod.members if m.command is not None), default=0.0)
+        self._run: Run | None = None
+        self._run_name: str | None = None
+        self.problem: tuple[str, str] | None = None  # why the containers of the executors do not start: reason, message
+        self.images_ready = not runtime.pulls
+        self._thread = threading.Thread(target=self._main, name=f"pod-{pod.part}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def delete(self) -> None:
+        """The pod is to end: what runs is told to."""
+        self._deleting = True
+        self._stop.set()
+
+    def detach(self) -> None:
+        """This process closes: commands go on, filers are asked to stop and are repeated by the next one."""
+        self._detached = True
+        self._stop.set()
+
+    def join(self, seconds: float) -> None:
+        self._thread.join(seconds)
+
+    def tails(self) -> dict[str, tuple[str, str]]:
+        run, name = self._run, self._run_name
+        return {} if run is None or name is None else {name: run.tails()}
+
+    # ---- the pod
+
+    def _main(self) -> None:
+        try:
+            self._go()
+        except Exception:
+            log.exception("supervisor_failed", extra={"task_id": self._pod.task_id, "pod": self._pod.name})
+            self._lose("LocalError", "an error of the service itself; its log has the trace")
+        finally:
+            if not self._detached:
+                self._safely(self._changed)
+            self._safely(self._ended)
+
+    def _go(self) -> None:
+        try:
+            if not self.images_ready:
+                threading.Thread(target=self._pull_images, name=f"pull-{self._pod.part}", daemon=True).start()
+            for member in self._pod.members:
+                if self._stop.is_set or self._folder.has_mark(self._pod.part, "lost"):
+                    break
+                if not self._folder.has_record(member.name):
+                    self._take_turn(member)
+        except Stopped:
+            pass
+        except Lost as error:
+            self._lose(error.reason, str(error))
+        if self._detached:
+            return
+        self._end_runs()
+        if self._deleting:
+            self._folder.forget_pod(self._pod.part)
+        else:
+            self._folder.mark(self._pod.part, "ended", at=_text(self._clock.now()))
+
+    def _lose(self, reason: str, message: str) -> None:
+        try:
+            self._folder.mark(self._pod.part, "lost", reason=reason, message=message, at=_text(self._clock.now()))
+        except OSError:
+            log.exception("mark_failed", extra={"task_id": self._pod.task_id, "pod": self._pod.name})
+
+    def _take_turn(self, member: Member) -> None:
+        failed = self._first_failed(member)
+        if failed is not None:
+            self._close(member, {"ok": False, "reason": "Skipped", "message": f"{failed} did not succeed"})
+        elif member.is_filer:
+            self._transfer(member)
+        else:
+            while not self.images_ready and not self._stop.is_set:
+                self._stop.wait(0.05)
+            if self._stop.is_set:
+                raise Stopped
+            self._execute(member)
+        self._safely(self._changed)
+
+    def _first_failed(self, member: Member) -> str | None:
+        """Whose failure keeps this one from running. After a failed TIF nothing runs, TOF included."""
+        names = [m.name for m in self._pod.members if m.name == TIF]
+        names += [] if member.always else member.waits_for
+        for name in names:
+            document = read_document(self._folder.state(name))
+            if name != member.name and document is not None and document.get("ok") is not True:
+                return name
+        return None
+
+    # ---- filers
+
+    def _transfer(self, member: Member) -> None:
+        folder = self._folder
+        document = read_document(folder.path / "documents" / f"{member.name}.json")
+        started = self._clock.now()
+        if document is None:
+            report = FilerReport(error=f"the document of {member.name} is gone", error_code="internal", retryable=True)
+        else:
+            stage = self._filers.stage_in if member.name == TIF else self._filers.stage_out
+            try:
+                if member.name != TIF:
+                    self._runtime.take_back(folder)
+                folder.volume.mkdir(exist_ok=True)
+                report = stage(document, folder.volume, lambda: self._stop.is_set)
+            except PoiesisError as error:
+                report = FilerReport(error=str(error), error_code=error.code, retryable=error.retryable)
+            except Exception as error:
+                if self._stop.is_set:
+                    raise Stopped from error
+                log.exception("filer_failed", extra={"task_id": self._pod.task_id, "filer": member.name})
+                report = FilerReport(error=f"{type(error).__name__}: {error}", error_code="internal")
+        if self._stop.is_set and report.error is not None:
+            raise Stopped
+        text = format_report(report)
+        write_document(folder.state(member.name, "report.json"), json.loads(text))
+        self._close(
+            member,
+            {
+                "ok": report.error is None,
+                "exit_code": 0 if report.error is None else 1,
+                "message": report.error,
+                "started": _text(started),
+                "ended": _text(self._clock.now()),
+            },
+        )
+
+    # ---- executors
+
+    def _pull_images(self) -> None:
+        """Until every image is there; the first one that is refused or fails shows as the containers' problem."""
+        while not self._stop.is_set:
+            try:
+                for image in self._pod.images:
+                    self._runtime.pull(image)
+                self.problem = None
+                self.images_ready = True
+                self._safely(self._changed)
+                return
+            except StartFailed as error:
+                self.problem = (error.reason, str(error))
+            except Exception as error:
+                self.problem = ("ErrImagePull", f"{type(error).__name__}: {error}")
+            self._safely(self._changed)
+            self._stop.wait(PULL_RETRY)
+
+    def _execute(self, member: Member) -> None:
+        run = self._runtime.run(self._folder, self._pod, member)
+        state = run.state()
+        if state is RunState.ABSENT:
+            if not any(m.command is not None and self._folder.has_record(m.name) for m in self._pod.members):
+                self._runtime.hand_over(self._folder)
+            try:
+                run.start()
+            except StartFailed as error:
+                run.clean()
+                raise Lost(error.reason, str(error)) from error
+        self._run, self._run_name = run, member.name
+        try:
+            if not self._follow(run):
+                raise Stopped
+            self._settle(member, run)
+        finally:
+            self._run = self._run_name = None
+
+    def _follow(self, run: Run) -> bool:
+        """Until it has ended (True) or this process closes (False)."""
+        kill_at: float | None = None
+        while True:
+            left = 3600.0 if kill_at is None else kill_at - time.monotonic()
+            if run.wait(self._stop, left):
+                return True
+            if self._detached and not self._deleting:
+                return False
+            if self._deleting and kill_at is None:
+                run.terminate()
+                kill_at = time.monotonic() + self._grace + KILL_SLACK
+            elif kill_at is not None and time.monotonic() >= kill_at:
+                run.kill()
+                kill_at = time.monotonic() + 1.0
+
+    def _settle(self, member: Member, run: Run) -> None:
+        """The record of a command that has ended, from where user code cannot reach it any more."""
+        assert member.command is not None
+        data = read_bounded(self._folder.control(member.name) / f"{member.name}.json", MAX_RECORD_BYTES)
+        record = parse_record(data, member.command.tail_bytes) if data is not None else None
+        if record is not None and record.name == member.name:
+            ending = run.ending() if not record.ok and not record.oom_killed else None
+            self._close(member, _document(record, oom_killed=ending is not None and ending.oom_killed))
+            run.clean()
+            return
+        ending = run.ending()
+        run.clean()
+        if ending.oom_killed:
+            message = "the memory limit was reached, and the system ended the whole container"
+            self._close(member, {"ok": False, "exit_code": 137, "oom_killed": True, "message": message})
+            return
+        began = (self._folder.control(member.name) / f"{member.name}.begun").exists()
+        message = ending.message or (
+            "nothing is known of how its command ended" if began else "its command was not begun"
+        )
+        raise Lost("ExecutorLost" if began else "ExecutorNotStarted", f"{member.name}: {message}")
+
+    def _end_runs(self) -> None:
+        """After a stop: what an earlier life of this process started has to end too."""
+        for member in self._pod.members:
+            if member.command is None or self._folder.has_record(member.name):
+                continue
+            run = self._runtime.run(self._folder, self._pod, member)
+            if run.state() is RunState.RUNNING:
+                self._follow(run)
+            if run.state() is not RunState.ABSENT:
+                run.clean()
+
+    def _close(self, member: Member, document: Mapping[str, Any]) -> None:
+        write_document(self._folder.state(member.name), {"exit_code": None, **document, "name": member.name})
+
+    def _safely(self, call: Callable[[], None]) -> None:
+        try:
+            call()
+        except Exception:
+            log.exception("callback_failed", extra={"task_id": self._pod.task_id})
+
+
+def read_record(folder: Folder, member: Member) -> Record | None:
+    """The record of a container that has ended, as the supervisor kept it."""
+    data = read_bounded(folder.state(member.name), MAX_RECORD_BYTES)
+    tail_bytes = member.command.tail_bytes if member.command is not None else 0
+    return parse_record(data, tail_bytes) if data is not None else None
+
+
+def read_report(folder: Folder, name: str) -> bytes | None:
+    return read_bounded(folder.state(name, "report.json"), MAX_REPORT_BYTES + 1024)
+
+
+def _document(record: Record, *, oom_killed: bool) -> dict[str, Any]:
+    return {
+        "ok": record.ok,
+        "exit_code": record.exit_code,
+        "reason": record.reason,
+        "message": record.message,
+        "oom_killed": record.oom_killed or oom_killed,
+        "started": record.started_at and _text(record.started_at),
+        "ended": record.ended_at and _text(record.ended_at),
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "cpu_seconds": record.cpu_seconds,
+        "stdout": record.stdout,
+        "stderr": record.stderr,
+        "truncated": record.truncated,
+    }
+
+
+def _text(moment: datetime) -> str:
+    return moment.isoformat()

@@ -1,0 +1,79 @@
+"""URLs as text: how they are shown, joined and split. No URL is ever logged or reported but through `shown`."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import quote, unquote, urlsplit
+
+from poiesis.domain.errors import UnsupportedUrl
+
+LITERAL: Final = frozenset({"s3", ""})  # names in these URLs are written as they are; elsewhere percent-encoded
+_SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_USERINFO: Final = re.compile(r"(?<=://)[^/?#]*@")
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
+MAX_SHOWN: Final = 500
+
+
+def scheme_of(url: str) -> str:
+    """Lower case; empty for a plain absolute path. Raises: UnsupportedUrl."""
+    if url.startswith("/"):
+        return ""
+    match = _SCHEME.match(url)
+    if not match:
+        raise UnsupportedUrl(f"{shown(url)} is no URL")
+    return match[1].lower()
+
+
+def shown(url: str) -> str:
+    """The URL for people: without user, password and query, which may hold a signature."""
+    text = _USERINFO.sub("", url)
+    if not text.startswith(("/", "s3:", "file:")):
+        head, mark, _ = text.partition("?")
+        text = head.partition("#")[0] + ("?…" if mark else "")
+    text = _CONTROL.sub("?", text)
+    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+
+
+def without_secrets(url: str) -> str:
+    """The URL for the output log: complete, but for user and password, and the query where it may hold a signature."""
+    text = _USERINFO.sub("", url)
+    return text if text.startswith(("/", "s3:", "file:")) else text.partition("?")[0].partition("#")[0]
+
+
+def join(url: str, name: str) -> str:
+    """`name` (relative, `/` between parts) below the directory `url`; a query stays at the end."""
+    scheme = scheme_of(url)
+    if scheme in LITERAL:
+        return url.rstrip("/") + "/" + name
+    text = quote(name, safe="/~!$&'()*+,;=:@", errors="surrogateescape")
+    if scheme == "file":
+        return url.rstrip("/") + "/" + text
+    parts = urlsplit(url)
+    return parts._replace(path=parts.path.rstrip("/") + "/" + text).geturl()
+
+
+def ends_with_slash(url: str) -> bool:
+    return (url if scheme_of(url) in LITERAL | {"file"} else urlsplit(url).path).endswith("/")
+
+
+def without_slash(url: str) -> str:
+    if scheme_of(url) in LITERAL | {"file"}:
+        return url.rstrip("/")
+    parts = urlsplit(url)
+    return parts._replace(path=parts.path.rstrip("/")).geturl()
+
+
+def without_suffix(url: str, suffix: str) -> str | None:
+    """The URL without the relative path `suffix` at its end, written plainly or percent-encoded; None: it does not end so."""
+    for written in (suffix, quote(suffix), quote(suffix, safe="/*?[]{},!")):
+        if url.endswith("/" + written):
+            return url[: -len(written)]
+    if unquote(url).endswith("/" + suffix):
+        return "/".join(url.split("/")[: -(suffix.count("/") + 1)]) + "/"
+    return None
+
+
+def is_safe_name(name: str) -> bool:
+    """Whether a name from a listing stays below the directory it is for."""
+    return bool(name) and "\0" not in name and not any(part in ("", ".", "..") for part in name.split("/"))

@@ -1,0 +1,115 @@
+"""Keeps user-given URLs from reaching what only this machine can reach: metadata services, the cluster, loopback.
+
+The check is on the address that the socket is about to connect to, after the name was resolved and with no second resolution in
+between, so a name that answers differently each time gains nothing; every redirect connects anew and is checked anew.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any, Final
+
+from poiesis.domain.errors import AccessDenied, ConfigurationError, StorageUnavailable
+
+_NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class Guard:
+    def __init__(self, allow: Iterable[str] = ()) -> None:
+        """`allow`: networks, addresses and host names that may be reached all the same. Raises: ConfigurationError."""
+        self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
+        self._names: set[str] = set()
+        for item in allow:
+            try:
+                self._networks.append(ipaddress.ip_network(item, strict=False))
+            except ValueError:
+                if "/" in item or not item.strip():
+                    raise ConfigurationError(f"filer: {item!r} is neither a network nor a host name") from None
+                self._names.add(item.lower().rstrip("."))
+
+    def check(self, host: str, address: str) -> None:
+        """Raises: AccessDenied when `address`, which `host` resolved to, is none of the public ones and not allowed."""
+        found = ipaddress.ip_address(address.partition("%")[0])
+        inner = _inside(found)
+        for candidate in (found, inner):
+            if any(candidate.version == n.version and candidate in n for n in self._networks):
+                return
+        if host.lower().rstrip(".") in self._names:
+            return
+        if not (found.is_global and inner.is_global) or inner.is_multicast or found.is_multicast:
+            where = host if host == address else f"{host} ({address})"
+            raise AccessDenied(
+                f"{where} is a private, loopback or link-local address, which this service does not connect to"
+            )
+
+    def connect(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None,
+        options: Sequence[tuple[int, int, int | bytes]] = (),
+    ) -> socket.socket:
+        """A connection to an address of `host` that passed `check`. Raises: AccessDenied, StorageUnavailable."""
+        name = host.strip("[]")
+        try:
+            found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            raise StorageUnavailable(f"the host {name} cannot be resolved: {error}") from error
+        last: Exception | None = None
+        for family, kind, protocol, _, address in found[:8]:
+            try:
+                self.check(name, str(address[0]))
+            except AccessDenied as error:
+                last = last if isinstance(last, AccessDenied) else error
+                continue
+            try:
+                return _open(family, kind, protocol, address, timeout, options)
+            except OSError as error:
+                last = error if not isinstance(last, OSError) else last
+        if isinstance(last, AccessDenied):
+            raise last
+        raise StorageUnavailable(f"{name}:{port} cannot be reached: {last or 'no address'}") from last
+
+    def check_name(self, host: str) -> None:
+        """For connections through a proxy, which resolves by itself: refuse what is private as far as we can see."""
+        name = host.strip("[]")
+        with suppress(OSError, UnicodeError):
+            for *_, address in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM):
+                self.check(name, str(address[0]))
+
+
+def _open(
+    family: int,
+    kind: int,
+    protocol: int,
+    address: Any,
+    timeout: float | None,
+    options: Sequence[tuple[int, int, int | bytes]],
+) -> socket.socket:
+    connection = socket.socket(family, kind, protocol)
+    try:
+        for level, name, value in options:
+            connection.setsockopt(level, name, value)
+        connection.settimeout(timeout)
+        connection.connect(address)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _inside(address: Address) -> Address:
+    """The IPv4 address that an IPv6 one stands for, else itself."""
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:
+            return address.ipv4_mapped
+        if address.sixtofour is not None:
+            return address.sixtofour
+        if address in _NAT64 or int(address) >> 32 == 0:
+            return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address

@@ -1,0 +1,408 @@
+"""http and https: inputs by GET, outputs by PUT where the site allows it.
+
+Every answer is held against what it promised: status, Content-Length, end of chunks, and on a resumption Content-Range and the validator
+(If-Range), so that a file is never glued together from two versions. A server that says neither length nor chunks cannot be held
+against anything; its files are refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import unquote, urljoin, urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import HTTPError, LocationParseError, LocationValueError, SSLError
+from urllib3.util import Timeout, Url, parse_url
+
+from poiesis import __version__
+from poiesis.domain.errors import (
+    AccessDenied,
+    FileTooLarge,
+    NotFound,
+    PoiesisError,
+    StagingFailed,
+    StorageUnavailable,
+    UnsupportedUrl,
+)
+from poiesis.filer.addresses import shown
+from poiesis.filer.guard import Guard
+from poiesis.filer.registry import Context
+from poiesis.filer.settings import FilerSettings
+from poiesis.filer.writing import Partial, partial
+from poiesis.ports.filer import RemoteFile, Sent
+
+REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+TRANSIENT: Final = frozenset({408, 421, 423, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524})
+LEAST_BYTES: Final = 1024  # in a stall_timeout; fewer is a drip, and counts as a stall
+_CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_PACKED: Final = (".gz", ".tgz", ".bgz", ".svgz", ".emz")
+_DRAIN: Final = 64 * 1024  # of an answer's body nobody wants, to keep its connection; more is cheaper to drop
+
+
+def guarded(guard: Guard) -> dict[str, Any]:
+    """Pool classes whose connections pass the guard."""
+
+    class Plain(HTTPConnection):
+        def _new_conn(self) -> Any:
+            return guard.connect(
+                self._dns_host, self.port or self.default_port, _seconds(self.timeout), self.socket_options or ()
+            )
+
+    class Secure(HTTPSConnection):
+        def _new_conn(self) -> Any:
+            return guard.connect(
+                self._dns_host, self.port or self.default_port, _seconds(self.timeout), self.socket_options or ()
+            )
+
+    class PlainPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = Plain
+
+    class SecurePool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = Secure
+
+    return {"http": PlainPool, "https": SecurePool}
+
+
+def _seconds(timeout: Any) -> float | None:
+    return timeout if isinstance(timeout, int | float) else None
+
+
+class Client:
+    """GET, HEAD and PUT with redirects, the guard, credentials and errors of this family; for other modules that speak HTTP too."""
+
+    def __init__(self, settings: FilerSettings) -> None:
+        self._settings = settings
+        self._guard = Guard(settings.allow_addresses)
+        self._timeout = Timeout(
+            connect=settings.connect_timeout.total_seconds(), read=settings.stall_timeout.total_seconds()
+        )
+        options: dict[str, Any] = {
+            "timeout": self._timeout,
+            "retries": False,
+            "maxsize": settings.parallel,
+            "ca_certs": settings.ca_file or os.environ.get("SSL_CERT_FILE"),
+            "blocksize": 1 << 17,
+        }
+        self._options = {k: v for k, v in options.items() if v is not None}
+        self._direct = urllib3.PoolManager(num_pools=64, **self._options)
+        self._direct.pool_classes_by_scheme = guarded(self._guard)
+        self._proxies: dict[str, urllib3.PoolManager] = {}
+        self._netrc = _netrc(settings.netrc_file)
+
+    def close(self) -> None:
+        for manager in (self._direct, *self._proxies.values()):
+            manager.clear()
+
+    def request(
+        self, method: str, url: str, headers: Mapping[str, str] | None = None, body: Any = None
+    ) -> urllib3.BaseHTTPResponse:
+        """An answer that is no redirect, its body unread. `body`: a callable that makes an iterable of chunks anew for each try.
+
+        Raises: AccessDenied, UnsupportedUrl, StagingFailed (too many redirects), StorageUnavailable.
+        """
+        start, current = self._parsed(url), url
+        origin = (start.scheme, start.host, start.port)
+        for _ in range(self._settings.max_redirects + 1):
+            parsed = self._parsed(current)
+            sent = {"accept-encoding": "identity", "user-agent": f"poiesis/{__version__}", **(headers or {})}
+            if (parsed.scheme, parsed.host, parsed.port) == origin:
+                credentials = unquote(start.auth) if start.auth else self._netrc.get(start.host or "")
+                if credentials and "authorization" not in sent:
+                    sent["authorization"] = "Basic " + base64.b64encode(credentials.encode()).decode()
+            else:
+                sent.pop("authorization", None)
+            answer = self._once(method, parsed, sent, body)
+            if answer.status not in REDIRECTS or "location" not in answer.headers:
+                return answer
+            release(answer)
+            following = urljoin(parsed._replace(auth=None).url, answer.headers["location"])
+            if urlsplit(following).scheme not in ("http", "https"):
+                raise AccessDenied(f"{shown(url)}: redirects to {shown(following)}, which is no http URL")
+            current = following
+        raise StagingFailed(f"{shown(url)}: more than {self._settings.max_redirects} redirects")
+
+    def _once(self, method: str, url: Url, headers: Mapping[str, str], body: Any) -> urllib3.BaseHTTPResponse:
+        target = url._replace(auth=None, fragment=None).url
+        manager = self._manager(url)
+        try:
+            return manager.urlopen(
+                method,
+                target,
+                headers=headers,
+                body=body() if body else None,
+                redirect=False,
+                preload_content=False,
+                decode_content=False,
+            )
+        except HTTPError as error:
+            raise translated(target, error) from error
+        except (OSError, UnicodeError, ValueError) as error:
+            raise translated(target, error) from error
+
+    def _manager(self, url: Url) -> urllib3.PoolManager:
+        proxy = self._settings.proxy or _proxy_of(str(url.scheme), str(url.host))
+        if not proxy:
+            return self._direct
+        self._guard.check_name(str(url.host))
+        if proxy not in self._proxies:
+            self._proxies[proxy] = urllib3.ProxyManager(proxy, **self._options)
+        return self._proxies[proxy]
+
+    def _parsed(self, url: str) -> Url:
+        try:
+            parsed = parse_url(url)
+        except (LocationParseError, LocationValueError, ValueError) as error:
+            raise UnsupportedUrl(f"{shown(url)}: is no URL: {error}") from error
+        if parsed.scheme not in ("http", "https") or not parsed.host:
+            raise UnsupportedUrl(f"{shown(url)}: is no http URL with a host")
+        return parsed
+
+
+def translated(url: str, error: Exception) -> PoiesisError:
+    """A vendor's error as one of ours."""
+    if isinstance(error, PoiesisError):
+        return error
+    text = shown(url)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, PoiesisError):
+            return cause
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return StagingFailed(f"{text}: the server's certificate is not trusted: {_brief(error)}")
+    if isinstance(error, LocationParseError | LocationValueError | UnicodeError):
+        return UnsupportedUrl(f"{text}: is no URL: {_brief(error)}")
+    return StorageUnavailable(f"{text}: {_brief(error)}")
+
+
+def refused(url: str, answer: urllib3.BaseHTTPResponse) -> PoiesisError:
+    """The error that a status stands for."""
+    status = answer.status
+    text = f"{shown(url)}: the server answered {status}"
+    if answer.reason:
+        text += f" {answer.reason[:60]}"
+    release(answer)
+    if status in (404, 410):
+        return NotFound(text)
+    if status in (401, 403, 407):
+        return AccessDenied(text)
+    if status in TRANSIENT:
+        return StorageUnavailable(text)
+    if status == 413:
+        return FileTooLarge(text)
+    return StagingFailed(text)
+
+
+def release(answer: urllib3.BaseHTTPResponse) -> None:
+    """Give the connection back where little is left to read, else close it."""
+    try:
+        left = answer.headers.get("content-length")
+        if left is not None and left.isdigit() and int(left) <= _DRAIN:
+            answer.drain_conn()
+            answer.release_conn()
+        else:
+            answer.close()
+    except (HTTPError, OSError):
+        answer.close()
+
+
+@dataclass
+class _Reached:
+    """How far a download is, over all its requests."""
+
+    offset: int = 0
+    validator: str | None = None
+    total: int | None = None
+
+
+class HttpFiler:
+    def __init__(self, context: Context) -> None:
+        self._settings = context.settings
+        self._control = context.control
+        self._client = Client(context.settings)
+
+    def close(self) -> None:
+        self._client.close()
+
+    def stat(self, url: str) -> RemoteFile | None:
+        """Asks nothing, unless the cache needs a version: signed URLs are often good for one GET and no HEAD."""
+        name = unquote(urlsplit(url).path.rsplit("/", 1)[-1])
+        if self._settings.cache_dir is None:
+            return RemoteFile(url, name, None)
+        answer = self._client.request("HEAD", url)
+        release(answer)
+        if answer.status in (404, 410):
+            raise NotFound(f"{shown(url)}: the server answered {answer.status}")
+        if answer.status != 200:
+            return RemoteFile(url, name, None)
+        length = answer.headers.get("content-length", "")
+        return RemoteFile(url, name, int(length) if length.isdigit() else None, _validator(answer))
+
+    def walk(self, url: str) -> Iterator[RemoteFile]:
+        raise UnsupportedUrl(f"{shown(url)}: http has no directories; give each file as an input of its own")
+
+    def fetch(self, file: RemoteFile, target: Path) -> Sent:
+        reached = _Reached()
+        with partial(target, sync=self._settings.sync, size_bytes=file.size_bytes) as part:
+            self._control.repeat(lambda: self._continue(file.url, part, reached), lambda: reached.offset)
+            size = part.size_bytes
+        return Sent(file.url, size)
+
+    def send(self, source: int, url: str) -> Sent:
+        size = os.fstat(source).st_size
+
+        def chunks() -> Iterator[bytes]:
+            offset = 0
+            while offset < size and (data := os.pread(source, min(1 << 18, size - offset), offset)):
+                offset += len(data)
+                yield data
+                self._control.moved(len(data))
+
+        headers = {"content-length": str(size), "content-type": "application/octet-stream"}
+        answer = self._client.request("PUT", url, headers, chunks)
+        if answer.status not in (200, 201, 204):
+            raise refused(url, answer)
+        release(answer)
+        return Sent(url, size)
+
+    def make_directory(self, url: str) -> None:
+        pass
+
+    def _continue(self, url: str, part: Partial, reached: _Reached) -> None:
+        """One request for what is missing."""
+        headers = {}
+        if reached.offset and reached.validator:
+            headers = {"range": f"bytes={reached.offset}-", "if-range": reached.validator}
+        answer = self._client.request("GET", url, headers)
+        try:
+            if answer.status == 206 and headers:
+                match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+                if not match or int(match[1]) != reached.offset or match[3] not in (str(reached.total), "*"):
+                    reached.validator = None  # begin anew
+                    raise StorageUnavailable(f"{shown(url)}: the server answered with another range than asked for")
+            elif answer.status == 200:
+                self._begin(url, answer, part, reached)
+            elif answer.status == 416 and headers:
+                reached.validator = None
+                raise StorageUnavailable(f"{shown(url)}: the server does not continue the file")
+            else:
+                raise refused(url, answer)
+            self._read(url, answer, part, reached)
+        except (HTTPError, OSError) as error:
+            raise translated(url, error) from error
+        finally:
+            answer.close() if not _is_spent(answer) else answer.release_conn()
+
+    def _begin(self, url: str, answer: urllib3.BaseHTTPResponse, part: Partial, reached: _Reached) -> None:
+        length = answer.headers.get("content-length", "")
+        if length.isdigit():
+            reached.total = int(length)
+        elif "chunked" in answer.headers.get("transfer-encoding", "").lower():
+            reached.total = None
+        else:
+            raise StagingFailed(
+                f"{shown(url)}: the server does not say how long the file is, so a broken transfer could not be told from a whole one"
+            )
+        most = self._settings.max_file_bytes
+        if most is not None and (reached.total or 0) > most:
+            raise FileTooLarge(f"{shown(url)}: {reached.total} bytes; at most {most}")
+        reached.offset = 0
+        reached.validator = _validator(answer)
+        os.ftruncate(part.descriptor, 0)
+
+    def _read(self, url: str, answer: urllib3.BaseHTTPResponse, part: Partial, reached: _Reached) -> None:
+        encoding = answer.headers.get("content-encoding", "").lower()
+        path = urlsplit(url).path.lower()
+        unpack = encoding in ("gzip", "x-gzip", "deflate") and not path.endswith(_PACKED)
+        if unpack:
+            reached.validator = None  # offsets of the packed form are of no use
+        elif encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
+            raise StagingFailed(f"{shown(url)}: the server sends content-encoding {encoding!r}, which nobody asked for")
+        unpacker = zlib.decompressobj(wbits=47) if unpack else None
+        stall = self._settings.stall_timeout.total_seconds()
+        most = self._settings.max_file_bytes
+        window, arrived, written = time.monotonic(), 0, reached.offset
+        while data := answer.read1(self._settings.buffer_bytes):
+            now = time.monotonic()
+            arrived += len(data)
+            if now - window > stall:
+                if arrived < LEAST_BYTES:
+                    raise StorageUnavailable(f"{shown(url)}: fewer than {LEAST_BYTES} bytes came in {stall:.0f} s")
+                window, arrived = now, 0
+            count = len(data)
+            for piece in _unpacked(unpacker, data) if unpacker else (data,):
+                part.write(piece, written)
+                written += len(piece)
+                if most is not None and written > most:
+                    raise FileTooLarge(f"{shown(url)}: more than {most} bytes")
+            reached.offset += count
+            self._control.moved(count)
+        if unpacker is not None and not unpacker.eof:
+            raise StorageUnavailable(f"{shown(url)}: the compressed answer ended early")
+        if reached.total is not None and reached.offset != reached.total:
+            raise StorageUnavailable(f"{shown(url)}: {reached.offset} bytes of {reached.total} came")
+
+
+def _unpacked(unpacker: Any, data: bytes) -> Iterator[bytes]:
+    """In pieces of bounded size, however well it was packed."""
+    try:
+        while data:
+            yield unpacker.decompress(data, 1 << 20)
+            data = unpacker.unconsumed_tail
+            if unpacker.eof:
+                return
+    except zlib.error as error:
+        raise StagingFailed(f"the compressed answer cannot be unpacked: {error}") from error
+
+
+def _validator(answer: urllib3.BaseHTTPResponse) -> str | None:
+    """What If-Range takes: a strong ETag, else the date of the last change."""
+    etag = answer.headers.get("etag")
+    if etag and etag.startswith('"'):
+        return etag
+    return answer.headers.get("last-modified")
+
+
+def _is_spent(answer: urllib3.BaseHTTPResponse) -> bool:
+    """Whether the body was read to its end, so that the connection is good for another request."""
+    return getattr(answer, "length_remaining", None) == 0
+
+
+def _brief(error: Exception) -> str:
+    text = str(error)
+    return (
+        re.sub(r"<[^>]*>|https?://\S+|HTTPS?ConnectionPool\([^)]*\):? ?", "", text)[:200].strip(" :")
+        or type(error).__name__
+    )
+
+
+def _proxy_of(scheme: str, host: str) -> str | None:
+    """What HTTPS_PROXY, HTTP_PROXY and NO_PROXY say. (The standard library's reader of them costs 20 ms of imports.)"""
+    for name in os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).split(","):
+        domain = name.strip().lstrip(".").partition(":")[0].lower()
+        if domain and (domain == "*" or host.lower() == domain or host.lower().endswith("." + domain)):
+            return None
+    name = f"{scheme}_proxy"
+    return os.environ.get(name) or (os.environ.get(name.upper()) if "REQUEST_METHOD" not in os.environ else None)
+
+
+def _netrc(path: str | None) -> dict[str, str]:
+    """`user:password` by host."""
+    if path is None:
+        return {}
+    import netrc
+
+    try:
+        found = netrc.netrc(path).hosts
+    except (OSError, netrc.NetrcParseError) as error:
+        raise StagingFailed(f"the netrc file cannot be read: {type(error).__name__}") from error
+    return {host: f"{login}:{password or ''}" for host, (login, _, password) in found.items()}

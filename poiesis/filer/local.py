@@ -1,0 +1,214 @@
+"""`file://` URLs and plain absolute paths: directories of this machine that the site allows.
+
+What counts is where a name really leads: a descriptor is opened first and its true path compared with the allowed roots, so that a symbolic
+link below a root, however new, leads nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote
+
+from poiesis.domain.errors import AccessDenied, NotFound, StagingFailed, UnsupportedUrl
+from poiesis.filer.addresses import join, scheme_of, shown
+from poiesis.filer.registry import Context
+from poiesis.filer.writing import PREFIX, Partial, local_errors, partial
+from poiesis.ports.filer import RemoteFile, Sent
+
+_LOOK: Final = os.O_PATH | os.O_CLOEXEC
+_CHUNK: Final = 64 * 1024 * 1024  # of one copy_file_range: between two looks at whether to stop
+
+
+class LocalFiler:
+    def __init__(self, context: Context) -> None:
+        self._control = context.control
+        self._sync = context.settings.sync
+        self._roots = [os.path.realpath(root) for root in context.settings.file_roots]
+
+    def close(self) -> None:
+        pass
+
+    def stat(self, url: str) -> RemoteFile | None:
+        try:
+            with self._found(url) as (_, state, __):
+                if stat.S_ISDIR(state.st_mode):
+                    return None
+                version = f"{state.st_dev}-{state.st_ino}-{state.st_mtime_ns}"
+                return RemoteFile(url, os.path.basename(_path(url)), state.st_size, version)
+        except NotFound:
+            return None
+
+    def walk(self, url: str) -> Iterator[RemoteFile]:
+        with self._found(url) as (_, state, path):
+            if not stat.S_ISDIR(state.st_mode):
+                raise NotFound(f"{shown(url)}: is no directory")
+        yield from self._walk(url, path, "", ())
+
+    def fetch(self, file: RemoteFile, target: Path) -> Sent:
+        with self._found(file.url) as (descriptor, state, _):
+            if not stat.S_ISREG(state.st_mode):
+                raise StagingFailed(f"{shown(file.url)}: is no regular file")
+            with local_errors(shown(file.url)):
+                source = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                with partial(target, sync=self._sync, size_bytes=state.st_size) as part:
+                    size = self._copy(source, part, shown(file.url))
+                    if state.st_mode & stat.S_IXUSR:
+                        part.executable()
+            finally:
+                os.close(source)
+        return Sent(file.url, size)
+
+    def send(self, source: int, url: str) -> Sent:
+        target = Path(_path(url))
+        with self._directory(url, target.parent) as folder:
+            mode = os.fstat(source).st_mode
+            with partial(target, sync=self._sync, size_bytes=os.fstat(source).st_size, directory=folder) as part:
+                size = self._copy(source, part, shown(url))
+                os.fchmod(part.descriptor, 0o755 if mode & stat.S_IXUSR else 0o644)
+        return Sent(url, size)
+
+    def make_directory(self, url: str) -> None:
+        with self._directory(url, Path(_path(url))):
+            pass
+
+    @contextmanager
+    def _found(self, url: str) -> Iterator[tuple[int, os.stat_result, str]]:
+        """An O_PATH descriptor, its state and true path. Raises: NotFound, AccessDenied."""
+        descriptor = -1
+        candidates = list(dict.fromkeys((_path(url), _path(url, decode=False))))  # unencoded URLs are common
+        for path in candidates:
+            if not self._may_be_allowed(path):
+                raise self._refusal(url)
+            try:
+                descriptor = os.open(path, _LOOK)
+                break
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except PermissionError as error:
+                raise AccessDenied(f"{shown(url)}: {error.strerror}") from error
+            except OSError as error:
+                raise StagingFailed(f"{shown(url)}: {error.strerror}") from error
+        if descriptor < 0:
+            raise NotFound(f"{shown(url)}: there is no such file")
+        try:
+            yield descriptor, os.fstat(descriptor), self._checked(url, descriptor)
+        finally:
+            os.close(descriptor)
+
+    def _walk(self, url: str, path: str, name: str, above: tuple[tuple[int, int], ...]) -> Iterator[RemoteFile]:
+        with local_errors(shown(url)):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self._checked(url, descriptor)
+            state = os.fstat(descriptor)
+            here = (state.st_dev, state.st_ino)
+            if here in above or len(above) > 200:
+                raise StagingFailed(f"{shown(url)}: {name!r} is a symbolic link to a directory that it is in")
+            with local_errors(shown(url)):
+                children = sorted(os.listdir(descriptor))
+            children = [c for c in children if not c.startswith(PREFIX)]
+            if not children:
+                yield RemoteFile(url, name, 0, is_directory=True)
+            for child in children:
+                inner = f"{name}/{child}" if name else child
+                with self._found(join(url, child)) as (_, found, true_path):
+                    is_directory = stat.S_ISDIR(found.st_mode)
+                if is_directory:
+                    yield from self._walk(join(url, child), true_path, inner, (*above, here))
+                else:
+                    yield RemoteFile(join(url, child), inner, found.st_size)
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def _directory(self, url: str, path: Path) -> Iterator[int]:
+        """A descriptor of the directory `path`, made if need be, one level at a time from what exists, each checked."""
+        if not self._may_be_allowed(str(path)):
+            raise self._refusal(url)
+        existing = path
+        while not existing.exists() and existing != existing.parent:
+            existing = existing.parent
+        with local_errors(shown(url)):
+            descriptor = os.open(existing, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                self._checked(url, descriptor)
+                for name in path.relative_to(existing).parts:
+                    with suppress(FileExistsError):
+                        os.mkdir(name, dir_fd=descriptor)
+                    child = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=descriptor)
+                    os.close(descriptor)
+                    descriptor = child
+                    self._checked(url, descriptor)
+                yield descriptor
+            finally:
+                os.close(descriptor)
+
+    def _checked(self, url: str, descriptor: int) -> str:
+        """The true path of an open descriptor. Raises: AccessDenied when it is below no allowed root."""
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        if not any(_is_below(path, root) for root in self._roots):
+            raise self._refusal(url)
+        return path
+
+    def _may_be_allowed(self, path: str) -> bool:
+        """By name: a first look that touches nothing, so that answers do not tell what else there is on this machine."""
+        return any(_is_below(os.path.normpath(path), root) for root in self._roots) or any(
+            _is_below(os.path.realpath(path), root) for root in self._roots
+        )
+
+    def _refusal(self, url: str) -> AccessDenied:
+        return AccessDenied(f"{shown(url)}: is not below a directory that this service may use")
+
+    def _copy(self, source: int, part: Partial, what: str) -> int:
+        """By the kernel where it can (reflinks on file systems that have them), else through memory."""
+        offset = 0
+        with local_errors(what):
+            while True:
+                try:
+                    count = os.copy_file_range(source, part.descriptor, _CHUNK, offset, offset)
+                except OSError:
+                    if offset:
+                        raise
+                    return self._copy_through_memory(source, part)
+                if count == 0:
+                    break
+                offset += count
+                self._control.moved(count)
+            if offset == 0:  # some file systems of the kernel answer 0 for files they make up
+                return self._copy_through_memory(source, part)
+        return offset
+
+    def _copy_through_memory(self, source: int, part: Partial) -> int:
+        offset = 0
+        while data := os.pread(source, 1 << 20, offset):
+            part.write(data, offset)
+            offset += len(data)
+            self._control.moved(len(data))
+        return offset
+
+
+def _path(url: str, *, decode: bool = True) -> str:
+    """The path of a `file://` URL or of a plain path. Raises: UnsupportedUrl."""
+    if scheme_of(url) == "":
+        path = url
+    else:
+        rest = url[len("file:") :]
+        if rest.startswith("//"):
+            host, slash, tail = rest[2:].partition("/")
+            if host not in ("", "localhost"):
+                raise UnsupportedUrl(f"{shown(url)}: a file URL names no host; write file:///path")
+            rest = slash + tail
+        path = unquote(rest, errors="surrogateescape") if decode else rest
+    if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
+        raise UnsupportedUrl(f"{shown(url)}: holds no absolute path without '..'")
+    return path.rstrip("/") or "/"
+
+
+def _is_below(path: str, root: str) -> bool:
+    return path == root or path.startswith(root.rstrip("/") + "/")

@@ -1,0 +1,145 @@
+"""Which schemes there are, what each can do, and where its filer lives. A module is imported when its first URL is met.
+
+A third party adds a scheme by an entry point in the group `poiesis.filers`, whose name is the scheme and whose object is a `Scheme`.
+Its factory gets the settings and the `Control` of the transfer.
+"""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from poiesis.domain.errors import ConfigurationError, StagingFailed, UnsupportedUrl
+from poiesis.filer.addresses import scheme_of, shown
+
+if TYPE_CHECKING:
+    from poiesis.filer.settings import FilerSettings
+    from poiesis.filer.transfer import Control, Pool
+    from poiesis.ports.filer import Filer
+
+GROUP: Final = "poiesis.filers"
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a filer is built from."""
+
+    settings: FilerSettings
+    control: Control
+    pool: Pool
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """`factory`: `module:callable`, or the callable; it takes a `Context`. `group`: schemes of the same one share a filer."""
+
+    name: str
+    factory: str | Callable[[Context], Filer]
+    reads: bool = True
+    writes: bool = True
+    group: str = ""
+    needs: Callable[[FilerSettings], bool] | None = None
+    """Whether a site's settings let it write; None: always."""
+
+
+BUILT_IN: Final[Mapping[str, Scheme]] = {
+    s.name: s
+    for s in (
+        Scheme("", "poiesis.filer.local:LocalFiler", group="file"),
+        Scheme("file", "poiesis.filer.local:LocalFiler", group="file"),
+        Scheme("s3", "poiesis.filer.s3:S3Filer"),
+        Scheme("http", "poiesis.filer.http:HttpFiler", group="http", needs=lambda s: s.http_put),
+        Scheme("https", "poiesis.filer.http:HttpFiler", group="http", needs=lambda s: s.http_put),
+    )
+}
+
+
+def scheme(name: str) -> Scheme | None:
+    """The scheme of that name, a third party's too."""
+    return BUILT_IN.get(name) or _third_parties().get(name)
+
+
+def readable(settings: FilerSettings) -> frozenset[str]:
+    """Names of schemes that inputs may have."""
+    return frozenset(s.name for s in _all() if s.reads and _usable(s, settings))
+
+
+def writable(settings: FilerSettings) -> frozenset[str]:
+    """Names of schemes that outputs may have."""
+    return frozenset(s.name for s in _all() if s.writes and _usable(s, settings) and (not s.needs or s.needs(settings)))
+
+
+def _usable(item: Scheme, settings: FilerSettings) -> bool:
+    return item.name != "" and (item.group != "file" or bool(settings.file_roots))
+
+
+def _all() -> list[Scheme]:
+    return [*BUILT_IN.values(), *_third_parties().values()]
+
+
+def _third_parties() -> dict[str, Scheme]:
+    from importlib.metadata import entry_points  # needed for foreign schemes alone, and slow
+
+    found = {}
+    for point in entry_points(group=GROUP):
+        if point.name not in BUILT_IN:
+            loaded = point.load()
+            if not isinstance(loaded, Scheme) or loaded.name != point.name:
+                raise ConfigurationError(f"entry point {point.name!r} of {GROUP} is no Scheme of that name")
+            found[point.name] = loaded
+    return found
+
+
+class Filers:
+    """The filers of one run, made when first needed, by URL."""
+
+    def __init__(self, context: Context, schemes: Mapping[str, Scheme] | None = None) -> None:
+        self._context = context
+        self._schemes = schemes
+        self._filers: dict[str, Filer] = {}
+        self._lock = threading.Lock()
+
+    def reader(self, url: str) -> Filer:
+        """Raises: UnsupportedUrl."""
+        found = self._find(url)
+        if not found.reads:
+            raise UnsupportedUrl(f"{shown(url)}: nothing can be read by {found.name!r}")
+        return self._filer(found)
+
+    def writer(self, url: str) -> Filer:
+        """Raises: UnsupportedUrl."""
+        found = self._find(url)
+        if not found.writes or (found.needs and not found.needs(self._context.settings)):
+            raise UnsupportedUrl(f"{shown(url)}: this service cannot write by {found.name!r}")
+        return self._filer(found)
+
+    def close(self) -> None:
+        for filer in self._filers.values():
+            filer.close()
+
+    def _find(self, url: str) -> Scheme:
+        name = scheme_of(url)
+        found = self._schemes.get(name) if self._schemes is not None else scheme(name)
+        if found is None:
+            raise UnsupportedUrl(f"{shown(url)}: unknown scheme {name!r}")
+        return found
+
+    def _filer(self, found: Scheme) -> Filer:
+        key = found.group or found.name
+        with self._lock:
+            if key not in self._filers:
+                self._filers[key] = self._build(found)
+            return self._filers[key]
+
+    def _build(self, found: Scheme) -> Filer:
+        factory = found.factory
+        if isinstance(factory, str):
+            module, _, name = factory.partition(":")
+            try:
+                factory = getattr(importlib.import_module(module), name)
+            except ImportError as error:
+                raise StagingFailed(f"{found.name}: a library is missing here: {error}") from error
+        return factory(self._context)

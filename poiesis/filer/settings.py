@@ -1,0 +1,156 @@
+"""What a site decides about transfers. Plain data of the standard library, so that it travels as JSON to a filer container.
+
+Secrets do not travel: `to_json` leaves them out, and the container finds them where a site mounts them (the standard AWS variables and
+files, `credentials_file` of an endpoint, a netrc file).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Final
+
+from poiesis.domain.errors import ConfigurationError
+
+MIB: Final = 1024 * 1024
+SECRET: Final = frozenset({"access_key", "secret_key", "session_token"})
+
+
+@dataclass(frozen=True)
+class S3Endpoint:
+    """One S3 service. Credentials are searched in this order: the ones given here (in-process use alone), `credentials_file` and
+    `profile`, then, unless `anonymous`, the standard AWS chain: variables, web identity (IRSA), profile files; without any: anonymous."""
+
+    name: str
+    """Alias: `s3://NAME/bucket/key` names this endpoint, as its host does."""
+    url: str = "https://s3.amazonaws.com"
+    region: str | None = None
+    """None: AWS_REGION, else us-east-1."""
+    buckets: tuple[str, ...] = ()
+    """Names or patterns (`genomes-*`) of buckets that `s3://bucket/key` finds here."""
+    virtual_style: bool = False
+    """Bucket in the host name; never for buckets with dots over https, whose certificate would not fit."""
+    anonymous: bool = False
+    profile: str | None = None
+    credentials_file: str | None = None
+    """In the form of ~/.aws/credentials."""
+    sse: str | None = None
+    """Server-side encryption of uploads: `AES256`, or `aws:kms`, or `aws:kms:KEY`."""
+    sse_key_file: str | None = None
+    """32 bytes, of SSE-C: for uploads and downloads (https alone)."""
+    ca_file: str | None = None
+    verify: bool = True
+    access_key: str | None = field(default=None, repr=False)
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class FilerSettings:
+    file_roots: tuple[str, ...] = ()
+    """Directories that `file://` URLs may name, after symbolic links are resolved; empty: none."""
+    s3: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    """Endpoints by alias: the fields of `S3Endpoint`. The first one is for buckets that no other claims. Empty: AWS, or what
+    AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL name."""
+
+    parallel: int = 16
+    """Connections at once, files and parts of files together."""
+    part_bytes: int = 16 * MIB
+    """Of a large file's parts; grows where a protocol allows too few of them."""
+    buffer_bytes: int = 1 * MIB
+    """Of each connection. Memory for data is `parallel` times this."""
+    connect_timeout: timedelta = timedelta(seconds=10)
+    stall_timeout: timedelta = timedelta(seconds=60)
+    """Without a byte, after which a transfer counts as broken. There is none for the whole: large files take long."""
+    attempts: int = 6
+    """At one file, part or listing, the first one counted; progress starts the count anew, at most `max_resumes` times."""
+    max_resumes: int = 1000
+    retry_delay: timedelta = timedelta(milliseconds=300)
+    """Before the second attempt, doubled with each further one up to `max_retry_delay`, with jitter."""
+    max_retry_delay: timedelta = timedelta(seconds=20)
+    sync: bool = True
+    """Whether a success means that the data is on the disk (fsync); False where a crash loses the volume too."""
+    max_files: int = 1_000_000
+    """Of one task and direction: a listing that never ends is an error instead."""
+    max_file_bytes: int | None = None
+
+    http_put: bool = False
+    """Whether outputs may be sent to http(s) URLs by PUT."""
+    allow_addresses: tuple[str, ...] = ()
+    """Networks (`10.1.0.0/16`) and host names that user-given URLs may reach although they are private, loopback or link-local."""
+    proxy: str | None = field(default=None, repr=False)
+    """For http and https URLs; None: HTTPS_PROXY and HTTP_PROXY, with NO_PROXY."""
+    ca_file: str | None = None
+    """Certificates to trust for https beside the usual ones."""
+    netrc_file: str | None = None
+    """User names and passwords by host, for http, ftp and sftp URLs that hold none."""
+    max_redirects: int = 10
+
+    ssh_key_file: str | None = None
+    known_hosts_file: str | None = None
+    """Keys of sftp hosts; None: a host whose key is unknown is refused."""
+    drs_hosts: tuple[str, ...] = ()
+    """Hosts that drs:// URLs may name; empty: every public one."""
+    drs_token_file: str | None = None
+
+    cache_dir: str | None = None
+    """Where inputs are kept for other tasks; None: nowhere."""
+    cache_bytes: int = 100 * 10**9
+    cache_min_bytes: int = 1 * MIB
+    """Smaller files are not worth an entry."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.parallel <= 256:
+            raise ConfigurationError("filer: parallel has to be between 1 and 256")
+        if self.part_bytes < 5 * MIB or self.buffer_bytes < 4096 or self.attempts < 1:
+            raise ConfigurationError("filer: part_bytes has to be at least 5 MiB, buffer_bytes 4096, attempts 1")
+        self.endpoints()
+
+    def endpoints(self) -> tuple[S3Endpoint, ...]:
+        """The endpoints of `s3`, checked. Raises: ConfigurationError."""
+        known = {f.name for f in dataclasses.fields(S3Endpoint)}
+        found = []
+        for name, options in self.s3.items():
+            wrong = ", ".join(sorted(set(options) - known))
+            if wrong:
+                raise ConfigurationError(f"filer: s3 endpoint {name!r} has unknown fields: {wrong}")
+            values = {**options, "name": name}
+            if isinstance(values.get("buckets"), str):
+                raise ConfigurationError(f"filer: buckets of s3 endpoint {name!r} has to be a list")
+            values["buckets"] = tuple(values.get("buckets", ()))
+            found.append(S3Endpoint(**values))
+        return tuple(found)
+
+    def to_json(self) -> str:
+        """All but the secrets."""
+        values: dict[str, Any] = {}
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if item.name == "s3":
+                value = {n: {k: v for k, v in o.items() if k not in SECRET} for n, o in value.items()}
+            elif item.name == "proxy" and value is not None and "@" in value:
+                value = None  # it holds a password
+            elif isinstance(value, timedelta):
+                value = value.total_seconds()
+            values[item.name] = value
+        return json.dumps(values)
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> FilerSettings:
+        """Raises: ConfigurationError."""
+        try:
+            values = json.loads(text)
+            known = {f.name: f for f in dataclasses.fields(cls)}
+            if not isinstance(values, dict) or set(values) - set(known):
+                raise ValueError("not an object of known fields")
+            for name, value in values.items():
+                if "timedelta" in str(known[name].type):
+                    values[name] = timedelta(seconds=value)
+                elif isinstance(value, list):
+                    values[name] = tuple(value)
+            return cls(**values)
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"the filer's settings cannot be read: {error}") from None

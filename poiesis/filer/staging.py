@@ -1,0 +1,479 @@
+"""TIF and TOF: what a task's inputs and outputs mean, and moving them. docs/data-plane.md has the rules by number.
+
+Both entry functions take a document of `poiesis.domain.staging`, and answer a report; what goes wrong with a task is in the report and
+never an exception. They run as a container's program or inside a process.
+"""
+
+from __future__ import annotations
+
+import itertools
+import posixpath
+import stat
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from poiesis.domain.errors import NotFound, PoiesisError, StagingFailed
+from poiesis.domain.observed import FilerReport, TransferredFile
+from poiesis.filer.addresses import (
+    ends_with_slash,
+    is_safe_name,
+    join,
+    shown,
+    without_secrets,
+    without_slash,
+    without_suffix,
+)
+from poiesis.filer.matching import expand_braces, has_braces, is_pattern
+from poiesis.filer.registry import Context, Filers, Scheme
+from poiesis.filer.settings import FilerSettings
+from poiesis.filer.transfer import Cancelled, Control, Job, Pool
+from poiesis.filer.volume import Volume
+from poiesis.filer.writing import partial
+from poiesis.ports.filer import Filer, RemoteFile, Sent
+
+MAX_FILES_TOLD: Final = 10_000  # more would not fit in a report
+MAX_NOTES: Final = 100
+MAX_ERRORS_TOLD: Final = 5
+
+Progress = Callable[[int, int], None]
+"""Called with files and bytes done, a few times a second at most."""
+
+
+class OutputMissing(StagingFailed):
+    code = "output_missing"
+
+
+class _Ledger:
+    """What happened so far; written by many threads, bounded."""
+
+    def __init__(self, control: Control) -> None:
+        self._lock = threading.Lock()
+        self._control = control
+        self._started = time.monotonic()
+        self.files: list[TransferredFile] = []
+        self.notes: list[str] = []
+        self.errors: list[PoiesisError] = []
+        self.error_count = 0
+        self.total_files = 0
+        self.total_bytes = 0
+
+    def moved(self, path: str, sent: Sent) -> None:
+        with self._lock:
+            self.total_files += 1
+            self.total_bytes += sent.size_bytes
+            if len(self.files) < MAX_FILES_TOLD:
+                self.files.append(TransferredFile(without_secrets(sent.url), path, sent.size_bytes, sent.checksum))
+        self._control.finished()
+
+    def note(self, text: str) -> None:
+        with self._lock:
+            if len(self.notes) < MAX_NOTES:
+                self.notes.append(text)
+
+    def failed(self, error: BaseException, path: str) -> None:
+        """Whatever it is: a bug ends the task as a plain fault does, not the filer."""
+        if not isinstance(error, PoiesisError):
+            error = StagingFailed(f"unexpected {type(error).__name__}: {error}")
+        if path not in str(error):
+            error = _with_path(error, path)
+        with self._lock:
+            self.error_count += 1
+            if len(self.errors) < MAX_FILES_TOLD:
+                self.errors.append(error)
+
+    def report(self) -> FilerReport:
+        # what the stop of the others caused says nothing; a fault that is for good decides over one that may pass
+        told = [e for e in self.errors if not isinstance(e, Cancelled)] or self.errors
+        told.sort(key=lambda e: e.retryable)
+        error = None
+        if told:
+            error = "; ".join(dict.fromkeys(str(e) for e in told[:MAX_ERRORS_TOLD]))
+            if len(told) > MAX_ERRORS_TOLD:
+                error += f"; and {len(told) - MAX_ERRORS_TOLD} more"
+        files = tuple(sorted(self.files, key=lambda f: f.path))
+        return FilerReport(
+            files=files,
+            omitted=self.total_files - len(files),
+            total_files=self.total_files,
+            total_bytes=self.total_bytes,
+            seconds=time.monotonic() - self._started,
+            notes=tuple(self.notes),
+            error=error,
+            error_code=told[0].code if told else None,
+            retryable=bool(told) and all(e.retryable for e in told),
+        )
+
+
+def _with_path(error: PoiesisError, path: str) -> PoiesisError:
+    """The same kind of error that says whose it is."""
+    copy = type(error).__new__(type(error))
+    copy.__dict__.update(error.__dict__)
+    copy.args = (f"{path}: {error}",)
+    copy.__cause__ = error.__cause__
+    return copy
+
+
+def stage_in(
+    document: Mapping[str, Any],
+    volume: Path,
+    settings: FilerSettings,
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
+    schemes: Mapping[str, Scheme] | None = None,
+) -> FilerReport:
+    """Bring the inputs of a `tif_document` onto the volume; stops at the first error. `schemes`: instead of the registered ones."""
+    return _run(document, volume, settings, cancelled, progress, schemes, _stage_in)
+
+
+def stage_out(
+    document: Mapping[str, Any],
+    volume: Path,
+    settings: FilerSettings,
+    *,
+    cancelled: Callable[[], bool] = lambda: False,
+    progress: Progress | None = None,
+    schemes: Mapping[str, Scheme] | None = None,
+) -> FilerReport:
+    """Send the outputs of a `tof_document`; every one is tried, whatever happens to the others."""
+    return _run(document, volume, settings, cancelled, progress, schemes, _stage_out)
+
+
+def _run(
+    document: Mapping[str, Any],
+    volume: Path,
+    settings: FilerSettings,
+    cancelled: Callable[[], bool],
+    progress: Progress | None,
+    schemes: Mapping[str, Scheme] | None,
+    direction: Callable[[Mapping[str, Any], Volume, Control, Pool, Filers, _Ledger], None],
+) -> FilerReport:
+    control = Control(settings, cancelled)
+    ledger = _Ledger(control)
+    pool = Pool(settings.parallel)
+    filers = Filers(Context(settings, control, pool), schemes)
+    told = _Telling(control, progress)
+    try:
+        tree = Volume(volume)
+        try:
+            direction(document, tree, control, pool, filers, ledger)
+        finally:
+            tree.close()
+            filers.close()
+    except Exception as error:
+        ledger.failed(error, "")
+    finally:
+        told.end()
+    return ledger.report()
+
+
+class _Telling:
+    """Calls `progress` from a thread of its own while there is something new."""
+
+    INTERVAL: Final = 1.0  # seconds
+
+    def __init__(self, control: Control, progress: Progress | None) -> None:
+        self._control, self._progress = control, progress
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+        if progress is not None:
+            self._thread = threading.Thread(target=self._tell, name="filer-progress", daemon=True)
+            self._thread.start()
+
+    def _tell(self) -> None:
+        assert self._progress is not None
+        before = (0, 0)
+        while not self._end.wait(self.INTERVAL):
+            now = (self._control.files_done, self._control.bytes_done)
+            if now != before:
+                self._progress(*now)
+                before = now
+
+    def end(self) -> None:
+        self._end.set()
+        if self._thread is not None:
+            self._thread.join()
+
+
+# in
+
+
+def _stage_in(
+    document: Mapping[str, Any], volume: Volume, control: Control, pool: Pool, filers: Filers, ledger: _Ledger
+) -> None:
+    for path in document.get("directories", ()):
+        _make_directory(volume, path, ledger)
+    for path in document.get("touched", ()):
+        volume.touch(path)
+    stage = _StageIn(volume, control, filers, ledger)
+    pool.run(stage.jobs(document.get("inputs", ())))
+
+
+def _make_directory(volume: Volume, path: str, ledger: _Ledger) -> None:
+    if not volume.make_directory(path):
+        ledger.note(f"{path}: is not writable for everybody, and that cannot be changed")
+
+
+class _StageIn:
+    def __init__(self, volume: Volume, control: Control, filers: Filers, ledger: _Ledger) -> None:
+        self._volume, self._control, self._filers, self._ledger = volume, control, filers, ledger
+        self._made: set[str] = set()
+        self._lock = threading.Lock()
+        self._count = 0
+
+    def jobs(self, inputs: Iterable[Mapping[str, Any]]) -> Iterator[Job]:
+        """One job for each file, drawn lazily; listing errors are recorded as those of files are."""
+        for item in inputs:
+            if self._control.is_stopped:
+                self._ledger.failed(Cancelled("stopped before the end"), str(item.get("path")))
+                return
+            path = str(item["path"])
+            try:
+                yield from self._input(item, path)
+            except Exception as error:
+                self._fail(error, path)
+
+    def _input(self, item: Mapping[str, Any], path: str) -> Iterator[Job]:
+        if item.get("content") is not None:
+            yield self._job(path, lambda: self._write(path, str(item["content"])))
+            return
+        url, kind = str(item["url"]), item.get("type")
+        filer = self._filers.reader(url)
+        as_directory = kind == "DIRECTORY" or (kind is None and (path.endswith("/") or ends_with_slash(url)))
+        if as_directory:
+            yield from self._directory(filer, url, path.rstrip("/"))
+            return
+
+        yield self._job(path, lambda: self._file_or_more(filer, url, path.rstrip("/"), kind))
+
+    def _job(self, path: str, call: Callable[[], None]) -> Job:
+        def run() -> None:
+            try:
+                self._control.check()
+                call()
+            except Exception as error:
+                self._fail(error, path)
+
+        return run
+
+    def _fail(self, error: Exception, path: str) -> None:
+        self._ledger.failed(error, path)
+        self._control.stop()
+
+    def _write(self, path: str, content: str) -> None:
+        self._parent(path)
+        data = content.encode(errors="surrogatepass")
+        with partial(self._volume.place(path), sync=self._control.settings.sync) as part:
+            part.write(data, 0)
+        self._control.moved(len(data))
+        self._ledger.moved(path, Sent("", len(data)))
+
+    def _file_or_more(self, filer: Filer, url: str, path: str, kind: str | None) -> None:
+        found = self._control.repeat(lambda: filer.stat(url))
+        if found is not None:
+            self._fetch(filer, found, path)
+            return
+        try:
+            jobs = list(self._directory(filer, url, path))
+        except NotFound as error:
+            raise NotFound(f"{shown(url)}: there is no such file or directory") from error
+        if kind is not None:
+            self._ledger.note(f"{path}: {shown(url)} is a directory, and was staged as one although its type is {kind}")
+        for job in jobs:
+            job()
+
+    def _directory(self, filer: Filer, url: str, path: str) -> Iterator[Job]:
+        any_found = False
+        for file in self._listed(filer, url):
+            if not any_found:
+                any_found = True
+                self._make(path)
+            if file.is_directory and not file.name:
+                continue
+            if not is_safe_name(file.name):
+                raise StagingFailed(
+                    f"{shown(url)}: lists the name {file.name!r}, which would leave the directory {path}"
+                )
+            target = f"{path}/{file.name}"
+            if file.is_directory:
+                self._make(target)
+            else:
+                yield self._job(target, lambda file=file, target=target: self._fetch(filer, file, target))  # type: ignore[misc]
+        if not any_found:
+            raise NotFound(f"{shown(url)}: there is no such directory, or it is empty")
+
+    def _listed(self, filer: Filer, url: str) -> Iterator[RemoteFile]:
+        """The listing, begun anew after a transient fault as long as nothing of it was used, resumed behind what was."""
+        done = 0
+
+        def advance() -> Iterator[RemoteFile]:
+            yield from itertools.islice(filer.walk(url), done, None)
+
+        source = advance()
+        while True:
+
+            def step() -> RemoteFile | None:
+                nonlocal source
+                try:
+                    return next(source, None)
+                except PoiesisError:
+                    source = advance()
+                    raise
+
+            file = self._control.repeat(step)
+            if file is None:
+                return
+            done += 1
+            with self._lock:
+                self._count += 1
+                if self._count > self._control.settings.max_files:
+                    raise StagingFailed(f"{shown(url)}: more than {self._control.settings.max_files} files in one task")
+            yield file
+
+    def _fetch(self, filer: Filer, file: RemoteFile, path: str) -> None:
+        most = self._control.settings.max_file_bytes
+        if most is not None and (file.size_bytes or 0) > most:
+            raise StagingFailed(f"{shown(file.url)}: {file.size_bytes} bytes; at most {most}")
+        self._parent(path)
+        target = self._volume.place(path)
+        sent = self._control.repeat(lambda: filer.fetch(file, target))
+        self._ledger.moved(path, sent)
+
+    def _parent(self, path: str) -> None:
+        self._make(posixpath.dirname(path))
+
+    def _make(self, path: str) -> None:
+        with self._lock:
+            if path not in self._made:
+                _make_directory(self._volume, path, self._ledger)
+                if len(self._made) < 100_000:
+                    self._made.add(path)
+
+
+# out
+
+
+def _stage_out(
+    document: Mapping[str, Any], volume: Volume, control: Control, pool: Pool, filers: Filers, ledger: _Ledger
+) -> None:
+    stage = _StageOut(document, volume, control, filers, ledger)
+    pool.run(stage.jobs(document.get("outputs", ())))
+
+
+class _StageOut:
+    def __init__(
+        self, document: Mapping[str, Any], volume: Volume, control: Control, filers: Filers, ledger: _Ledger
+    ) -> None:
+        self._volume, self._control, self._filers, self._ledger = volume, control, filers, ledger
+        self._optional = bool(document.get("optional"))
+        self._touched = frozenset(document.get("touched", ()))
+        self._count = 0
+
+    def jobs(self, outputs: Iterable[Mapping[str, Any]]) -> Iterator[Job]:
+        for item in outputs:
+            path = str(item["path"])
+            try:
+                yield from self._output(item, path)
+            except NotFound as error:
+                self._missing(path, error)
+            except Exception as error:
+                self._ledger.failed(error, path)
+
+    def _missing(self, path: str, error: Exception) -> None:
+        if self._optional:
+            self._ledger.note(f"optional output {path} was not made")
+        else:
+            self._ledger.failed(OutputMissing(f"output {error}"), path)
+
+    def _output(self, item: Mapping[str, Any], path: str) -> Iterator[Job]:
+        url, prefix, kind = str(item["url"]), item.get("path_prefix"), item.get("type")
+        filer = self._filers.writer(url)
+        if not any(c in path for c in "*?") and self._volume.exists(path):
+            yield from self._one(filer, path, url, kind)  # literally first, braces and brackets too
+            return
+        if not (is_pattern(path) or has_braces(path)):
+            self._volume.stat(path)  # raises, and says why
+            return
+        found = list(self._matches(path))
+        if not found:
+            raise NotFound(f"{path}: nothing matches")
+        base, cut = self._base(path, url, prefix)
+        for hit in found:
+            yield from self._one(filer, hit, join(base, hit[len(cut) :].lstrip("/")), None)
+
+    def _matches(self, path: str) -> Iterator[str]:
+        """Braces are literal unless nothing matches so."""
+        found = False
+        if is_pattern(path):
+            for hit in self._volume.match(path):
+                found = True
+                yield hit
+        if not found and has_braces(path):
+            seen: set[str] = set()
+            for pattern in expand_braces(path):
+                for hit in self._volume.match(pattern):
+                    if hit not in seen:
+                        seen.add(hit)
+                        yield hit
+
+    def _base(self, path: str, url: str, prefix: str | None) -> tuple[str, str]:
+        """The URL that stands for a beginning of the paths, and that beginning."""
+        if prefix:
+            return url, prefix
+        first = min(i for i in (path.find(c) for c in "*?[{") if i >= 0)
+        fixed = posixpath.dirname(path[:first])
+        base = without_suffix(url, path[len(fixed) :].lstrip("/"))
+        return (base if base is not None else url), fixed
+
+    def _one(self, filer: Filer, path: str, url: str, kind: str | None) -> Iterator[Job]:
+        """Jobs for the file or directory `path`. `kind` None: either is fine."""
+        is_directory = stat.S_ISDIR(self._volume.stat(path).st_mode)
+        clean = path.rstrip("/")
+        if is_directory:
+            if kind == "FILE" and not path.endswith("/"):
+                self._ledger.note(f"{path}: is a directory, and was sent as one although its type is FILE")
+            yield from self._directory(filer, clean, without_slash(url))
+            return
+        if clean in self._touched and not self._volume.was_written(clean):
+            raise NotFound(f"{path}: no executor wrote it")
+        if kind == "DIRECTORY":
+            self._ledger.note(f"{path}: is a file, and was sent as one although its type is DIRECTORY")
+        if ends_with_slash(url):
+            url = join(url, posixpath.basename(clean))
+        yield self._send(filer, clean, url)
+
+    def _directory(self, filer: Filer, path: str, url: str) -> Iterator[Job]:
+        for entry in self._volume.walk(path):
+            name = entry.path[len(path) :].lstrip("/")
+            target = join(url, name) if name else url
+            if entry.problem is not None:
+                self._ledger.note(f"not sent: {entry.problem}")
+            elif entry.is_directory:
+                yield self._job(entry.path, lambda t=target: self._control.repeat(lambda: filer.make_directory(t)))  # type: ignore[misc]
+            else:
+                yield self._send(filer, entry.path, target)
+
+    def _send(self, filer: Filer, path: str, url: str) -> Job:
+        self._count += 1
+        if self._count > self._control.settings.max_files:
+            raise StagingFailed(f"{path}: more than {self._control.settings.max_files} files in one task")
+
+        def send() -> None:
+            with self._volume.opened(path) as source:
+                sent = self._control.repeat(lambda: filer.send(source, url))
+            self._ledger.moved(path, sent)
+
+        return self._job(path, send)
+
+    def _job(self, path: str, call: Callable[[], object]) -> Job:
+        def run() -> None:
+            try:
+                self._control.check()
+                call()
+            except Exception as error:
+                self._ledger.failed(error, path)
+
+        return run

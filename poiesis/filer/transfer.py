@@ -1,0 +1,236 @@
+"""How transfers run: threads that help each other, retries with back-off, progress, a way to stop.
+
+One pool of `FilerSettings.parallel` threads does everything, so that connections and memory are bounded whatever a task asks for. Jobs
+(files) are taken from a lazy sequence. A job that splits into parts offers them to threads without work and does the rest by itself,
+so jobs within jobs never wait for a free thread.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final, Protocol, TypeVar
+
+from poiesis.domain.errors import PoiesisError, StorageUnavailable
+from poiesis.filer.settings import FilerSettings
+
+T = TypeVar("T")
+POLL: Final = 0.2  # seconds; how soon a wait notices that it is to stop
+
+
+class Cancelled(PoiesisError):
+    """The filer was asked to stop."""
+
+    code = "cancelled"
+    retryable = True
+
+
+class Exhausted(StorageUnavailable):
+    """All attempts are used up; nobody further out tries again."""
+
+
+class Control:
+    """What every part of a transfer is given: whether to stop, how to wait, whom to tell of progress."""
+
+    def __init__(
+        self,
+        settings: FilerSettings,
+        cancelled: Callable[[], bool] = lambda: False,
+        *,
+        sleep: Callable[[float], None] | None = None,
+    ) -> None:
+        self.settings = settings
+        self._cancelled = cancelled
+        self._stopped = threading.Event()
+        self._sleep = sleep or self._wait
+        self._lock = threading.Lock()
+        self.bytes_done = 0
+        self.files_done = 0
+
+    def stop(self) -> None:
+        """Let everything that runs end soon (another part of it has failed for good)."""
+        self._stopped.set()
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._stopped.is_set() or self._cancelled()
+
+    def check(self) -> None:
+        """Raises: Cancelled."""
+        if self._stopped.is_set() or self._cancelled():
+            raise Cancelled("stopped before the end")
+
+    def moved(self, count: int) -> None:
+        """`count` more bytes arrived somewhere; also the place where a transfer notices that it is to stop."""
+        with self._lock:
+            self.bytes_done += count
+        self.check()
+
+    def finished(self) -> None:
+        with self._lock:
+            self.files_done += 1
+
+    def _wait(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self.is_stopped:
+            self._stopped.wait(min(left, POLL))
+
+    def repeat(self, call: Callable[[], T], progress: Callable[[], int] | None = None) -> T:
+        """`call()`, again after transient faults (`PoiesisError.retryable`), with back-off and jitter.
+
+        `progress` gives a number that grows when a failed call got further than the one before; attempts then count from one again, at
+        most `max_resumes` times. Raises: what `call` raises for good, Exhausted, Cancelled.
+        """
+        settings = self.settings
+        attempt = resumes = 0
+        reached = progress() if progress else 0
+        while True:
+            self.check()
+            try:
+                return call()
+            except (Cancelled, Exhausted):
+                raise
+            except PoiesisError as error:
+                if not error.retryable:
+                    raise
+                if progress and progress() > reached and resumes < settings.max_resumes:
+                    reached, attempt = progress(), 0
+                    resumes += 1
+                attempt += 1
+                if attempt >= settings.attempts:
+                    raise Exhausted(f"{error} (after {settings.attempts} attempts)") from error
+            delay = min(
+                settings.retry_delay.total_seconds() * 2 ** (attempt - 1), settings.max_retry_delay.total_seconds()
+            )
+            self._sleep(delay * random.uniform(0.5, 1.0))
+
+
+class Job(Protocol):
+    def __call__(self) -> object: ...
+
+
+class _Parts:
+    """Calls of one job, shared by whoever has time."""
+
+    def __init__(self, calls: Iterable[Callable[[], object]]) -> None:
+        self._calls = iter(calls)
+        self._changed = threading.Condition()
+        self._running = 0
+        self.error: BaseException | None = None
+        self.is_empty = False
+
+    def run_one(self) -> bool:
+        """Run one more call; False when there is none left."""
+        with self._changed:
+            call = None if self.error else next(self._calls, None)
+            if call is None:
+                self.is_empty = True
+                return False
+            self._running += 1
+        try:
+            call()
+        except BaseException as error:
+            with self._changed:
+                self.error = self.error or error
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+        return True
+
+    def wait(self) -> None:
+        with self._changed:
+            while self._running:
+                self._changed.wait()
+
+
+class Pool:
+    """Threads for jobs and parts of jobs. Used by one `run` at a time."""
+
+    def __init__(self, threads: int) -> None:
+        self._threads = threads
+        self._lock = threading.Condition()
+        self._offers: deque[_Parts] = deque()
+        self._jobs: Iterator[Job] = iter(())
+        self._has_jobs = False
+        self._busy = 0
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        """Run all jobs; returns when the last one has ended. Jobs have to handle their own errors. `jobs` is drawn from lazily, by one
+        thread at a time; what it raises is raised here at the end."""
+        self._jobs, self._has_jobs = iter(jobs), True
+        draw = threading.Lock()
+        raised: list[BaseException] = []
+
+        def next_job() -> Job | None:
+            with draw:
+                if not self._has_jobs:
+                    return None
+                try:
+                    job = next(self._jobs, None)
+                except BaseException as error:
+                    raised.append(error)
+                    job = None
+                if job is None:
+                    with self._lock:
+                        self._has_jobs = False
+                        self._lock.notify_all()
+                return job
+
+        def work() -> None:
+            while True:
+                with self._lock:
+                    offer = self._offers[0] if self._offers else None
+                    if offer is None and not self._has_jobs:
+                        if self._busy == 0:
+                            self._lock.notify_all()
+                            return
+                        self._lock.wait()
+                        continue
+                    self._busy += offer is None
+                if offer is not None:
+                    if not offer.run_one():
+                        self._withdraw(offer)
+                    continue
+                try:
+                    job = next_job()
+                    if job is not None:
+                        job()
+                except BaseException as error:
+                    raised.append(error)
+                finally:
+                    with self._lock:
+                        self._busy -= 1
+                        self._lock.notify_all()
+
+        threads = [threading.Thread(target=work, name=f"filer-{i}", daemon=True) for i in range(self._threads)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if raised:
+            raise raised[0]
+
+    def together(self, calls: Iterable[Callable[[], object]]) -> None:
+        """From within a job: run `calls` (drawn lazily) here and on threads without other work. Raises the first error, when all that had
+        begun have ended."""
+        parts = _Parts(calls)
+        with self._lock:
+            self._offers.append(parts)
+            self._lock.notify_all()
+        try:
+            while parts.run_one():
+                pass
+        finally:
+            self._withdraw(parts)
+            parts.wait()
+        if parts.error is not None:
+            raise parts.error
+
+    def _withdraw(self, offer: _Parts) -> None:
+        with self._lock:
+            if offer in self._offers:
+                self._offers.remove(offer)

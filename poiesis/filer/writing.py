@@ -1,0 +1,110 @@
+"""Local files that appear whole under their name or not at all: written beside it, checked, synced, renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from poiesis.domain.errors import FileTooLarge, PoiesisError, StagingFailed, StorageUnavailable
+from poiesis.filer.volume import EXECUTABLE_MODE, FILE_MODE
+
+PREFIX: Final = ".poiesis-"  # of temporary names; never listed as a file of the user
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Partial:
+    """A file that is being written. Use its `descriptor` with `write`, or `pwrite` from many threads."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def write(self, data: bytes | memoryview, offset: int) -> None:
+        """All of `data` at `offset`. Raises: StagingFailed, StorageUnavailable."""
+        view = memoryview(data)
+        while view:
+            try:
+                count = os.pwrite(self.descriptor, view, offset)
+            except OSError as error:
+                raise translated("writing", error) from error
+            view, offset = view[count:], offset + count
+
+    @property
+    def size_bytes(self) -> int:
+        return os.fstat(self.descriptor).st_size
+
+    def executable(self) -> None:
+        os.fchmod(self.descriptor, EXECUTABLE_MODE)
+
+
+@contextmanager
+def partial(
+    target: Path, *, sync: bool, size_bytes: int | None = None, directory: int | None = None
+) -> Iterator[Partial]:
+    """A new file for `target`, renamed to it when the block ends well and removed when not.
+
+    `size_bytes` reserves the room first, so that a full disk is known before the transfer. `directory`: a descriptor of the directory
+    that is certainly `target`'s. Raises: StagingFailed for a full disk, a missing directory and the like.
+    """
+    name = f"{PREFIX}{secrets.token_hex(8)}"
+    folder = descriptor = -1
+    try:
+        with local_errors(str(target)):
+            folder = (
+                os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if directory is None else directory
+            )
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(name, flags, FILE_MODE, dir_fd=folder)
+            os.fchmod(descriptor, FILE_MODE)
+            _check_room(descriptor, size_bytes or 0)
+        yield Partial(descriptor)
+        with local_errors(str(target)):
+            if sync:
+                os.fsync(descriptor)
+            os.rename(name, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+            if sync:
+                os.fsync(folder)
+    except BaseException:
+        if descriptor >= 0:
+            with suppress(OSError):
+                os.unlink(name, dir_fd=folder)
+        raise
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+        if directory is None and folder >= 0:
+            os.close(folder)
+
+
+def _check_room(descriptor: int, size: int) -> None:
+    """A file that cannot fit fails before it is transferred. (Reserving the room is slow where the system has to emulate it.)"""
+    if size > 1 << 20:
+        free = os.fstatvfs(descriptor)
+        if free.f_blocks > 0 and free.f_bavail * free.f_frsize < size:
+            raise OSError(errno.ENOSPC, f"{size} bytes are needed, {free.f_bavail * free.f_frsize} are free")
+
+
+@contextmanager
+def local_errors(what: str) -> Iterator[None]:
+    """Translates the errors of local files; others pass."""
+    try:
+        yield
+    except PoiesisError:
+        raise
+    except OSError as error:
+        raise translated(what, error) from error
+
+
+def translated(what: str, error: OSError) -> PoiesisError:
+    reason = error.strerror or type(error).__name__
+    if error.errno in _FULL:
+        return StagingFailed(f"{what}: there is no room left on the disk ({reason})")
+    if error.errno == errno.EFBIG:
+        return FileTooLarge(f"{what}: {reason}")
+    if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
+        return StorageUnavailable(f"{what}: {reason}")
+    return StagingFailed(f"{what}: {reason}")

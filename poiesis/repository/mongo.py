@@ -1,0 +1,256 @@
+"""Tasks in MongoDB, one document each; compare-and-set by a filter on version and state.
+
+Only plain operations are used, no transactions and no change streams, so that servers that speak MongoDB's protocol
+serve as well. Writes are acknowledged by a majority and reads see what a majority has, so that nobody acts on a task
+whose last save a failover could undo.
+
+Nothing connects while the repository is built. With the first operation a thread begins to make the indexes that are
+missing; it may take long on a large collection that comes from an older release, and everything works without them,
+slower.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import bson
+import pymongo
+from bson.errors import BSONError
+from bson.raw_bson import RawBSONDocument
+from pymongo import ASCENDING, DESCENDING, IndexModel, MongoClient
+from pymongo.collection import Collection
+from pymongo.errors import DuplicateKeyError, PyMongoError
+
+from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
+from poiesis.domain.states import Stage, State, path
+from poiesis.domain.task import Task, TaskId, Version, View
+from poiesis.ports.repository import Page, TaskFilter
+from poiesis.repository.documents import (
+    Document,
+    after_prefix,
+    encode_within_bounds,
+    format_time,
+    from_document,
+    id_taken,
+    minimal_task,
+    same_request,
+    sources,
+    tag_token,
+)
+
+INDEXES: Final = (
+    # lists: newest first for one value of each filter; MongoDB merges the walks for several states
+    IndexModel([("state", ASCENDING), ("_id", DESCENDING)], name="state"),
+    IndexModel([("owner", ASCENDING), ("_id", DESCENDING)], name="owner"),
+    IndexModel([("owner", ASCENDING), ("state", ASCENDING), ("_id", DESCENDING)], name="owner_state"),
+    IndexModel([("tags", ASCENDING), ("_id", DESCENDING)], name="tags"),
+    IndexModel([("name", ASCENDING), ("_id", DESCENDING)], name="name"),
+    # sparse: done tasks have no `due_at`, so the index is as small as the work in flight
+    IndexModel([("due_at", ASCENDING)], name="due", sparse=True),
+)
+INDEX_TIMEOUT_S: Final = 6 * 3600  # the build of all indexes on a large collection
+PROJECTIONS: Final[Mapping[View, Mapping[str, int] | None]] = {
+    View.MINIMAL: {"_id": 1, "state": 1},
+    View.BASIC: {"bulk": 0},
+    View.FULL: None,
+}
+
+
+class MongoTaskRepository:
+    """A `TaskRepository` in one collection.
+
+    `timeout` bounds each call as a whole, `server_selection_timeout` the search for a primary within it.
+    `connect_timeout` is for making one connection and for each of the driver's own checks of the server; a failed check
+    cuts off every call under way, so when it is too short a server that is only busy counts as gone.
+    `retry_writes` False is for servers that know no retryable writes.
+    Raises: ConfigurationError for a URI that cannot be used.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        database: str,
+        collection: str = "tasks",
+        *,
+        timeout: timedelta = timedelta(seconds=5),
+        server_selection_timeout: timedelta = timedelta(seconds=3),
+        connect_timeout: timedelta = timedelta(seconds=5),
+        retry_writes: bool = True,
+        max_pool_size: int = 100,
+    ) -> None:
+        try:
+            self._client: MongoClient[Document] = MongoClient(
+                uri,
+                appname="poiesis",
+                connect=False,
+                timeoutMS=_milliseconds(timeout),
+                socketTimeoutMS=_milliseconds(timeout),
+                serverSelectionTimeoutMS=_milliseconds(server_selection_timeout),
+                connectTimeoutMS=_milliseconds(connect_timeout),
+                waitQueueTimeoutMS=_milliseconds(timeout),
+                maxPoolSize=max_pool_size,
+                retryWrites=retry_writes,
+                w="majority",
+                readConcernLevel="majority",
+                readPreference="primary",
+            )
+            self._tasks: Collection[Document] = self._client[database][collection]
+        except (PyMongoError, ValueError, TypeError) as error:
+            # not chained: messages about a malformed URI may quote parts of it, passwords among them
+            raise ConfigurationError(
+                f"the MongoDB URI or database name cannot be used ({type(error).__name__})"
+            ) from None
+        self._indexing: threading.Thread | None = None
+        self._indexed = threading.Event()
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+
+    def add(self, task: Task) -> None:
+        document = encode_within_bounds(task, lambda plain: _encode({**plain, "version": 1}))
+        with self._available():
+            try:
+                self._tasks.insert_one(document)
+            except DuplicateKeyError:
+                stored = self._tasks.find_one({"_id": task.id})
+                # None: added, done and forgotten since, so there is nothing to do
+                if stored is not None and not same_request(from_document(stored), task):
+                    raise id_taken(task.id) from None
+
+    def get(self, task_id: TaskId, view: View = View.FULL) -> Task:
+        with self._available():
+            found = self._tasks.find_one({"_id": task_id}, PROJECTIONS[view])
+        if found is None:
+            raise UnknownTask(task_id)
+        return _decode(found, view)
+
+    def save(self, task: Task, *, seen: Version) -> bool:
+        document = encode_within_bounds(task, lambda plain: _encode({**plain, "version": seen + 1}))
+        unmoved = {"_id": task.id, "version": int(seen), "state": {"$in": sources(task.state)}}
+        with self._available():
+            if self._tasks.replace_one(unmoved, document).matched_count:
+                return True
+            stored = self._tasks.find_one({"_id": task.id}, {"version": 1, "state": 1})
+        if stored is None:
+            raise UnknownTask(task.id)
+        if stored["version"] == seen:
+            path(State(stored["state"]), task.state)  # raises IllegalTransition
+        return False
+
+    def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
+        query = _query(where)
+        if after is not None:
+            query["_id"] = {"$lt": after}
+        with self._available():
+            found = list(self._tasks.find(query, PROJECTIONS[view]).sort("_id", DESCENDING).limit(limit + 1))
+        tasks = tuple(_decode(document, view) for document in found[:limit])
+        return Page(tasks, next_after=tasks[-1].id if len(found) > limit else None)
+
+    def due(self, now: datetime, *, limit: int) -> Sequence[tuple[TaskId, Stage]]:
+        query = {"due_at": {"$lte": format_time(now)}}
+        with self._available():
+            found = list(self._tasks.find(query, {"due_stage": 1}).sort("due_at", ASCENDING).limit(limit))
+        return [(TaskId(document["_id"]), Stage(document["due_stage"])) for document in found]
+
+    def postpone(self, task_id: TaskId, *, until: datetime) -> None:
+        moment = format_time(until)
+        with self._available():
+            self._tasks.update_one(
+                {"_id": task_id, "due_at": {"$lt": moment}}, {"$set": {"due_at": moment, "wake_at": moment}}
+            )
+
+    def count(self, where: TaskFilter) -> int:
+        with self._available():
+            return self._tasks.count_documents(_query(where))
+
+    def delete(self, task_id: TaskId) -> bool:
+        with self._available():
+            return self._tasks.delete_one({"_id": task_id, "stage": Stage.DONE.value}).deleted_count == 1
+
+    def ready(self) -> None:
+        """Asks for one task, so that a server that answers without letting us read is seen too."""
+        with self._available():
+            self._tasks.find_one({}, {"_id": 1})
+
+    def wait_for_indexes(self, timeout: timedelta) -> bool:
+        """Whether the indexes are there; waits for them at most `timeout`."""
+        with self._available():
+            return self._indexed.wait(timeout.total_seconds())
+
+    def close(self) -> None:
+        self._closed.set()
+        self._client.close()
+
+    @contextmanager
+    def _available(self) -> Iterator[None]:
+        if self._closed.is_set():
+            raise RepositoryUnavailable("the task store is closed")
+        self._begin_indexes()
+        try:
+            yield
+        except (PyMongoError, BSONError) as error:
+            raise RepositoryUnavailable(f"the task store does not answer: {_summary(error)}") from error
+
+    def _begin_indexes(self) -> None:
+        """Make missing indexes in a thread, unless it is done or under way; one that failed is begun again."""
+        if self._indexed.is_set():
+            return
+        with self._lock:
+            if self._indexing is None or not self._indexing.is_alive():
+                self._indexing = threading.Thread(target=self._make_indexes, name="mongo-indexes", daemon=True)
+                self._indexing.start()
+
+    def _make_indexes(self) -> None:
+        try:
+            self._client.admin.command("ping")  # within the usual timeout, where the build has a long one
+            with pymongo.timeout(INDEX_TIMEOUT_S):
+                # not all of them every time: some servers fail on an index that is there
+                present = self._tasks.index_information()
+                for index in INDEXES:
+                    if index.document["name"] not in present:
+                        self._tasks.create_indexes([index])
+        except PyMongoError:
+            self._closed.wait(
+                1.0
+            )  # seconds; the operation that meets the same fault reports it, a later one comes here again
+            return
+        self._indexed.set()
+
+
+def _encode(document: Document) -> tuple[RawBSONDocument, int]:
+    encoded = bson.encode(document)
+    return RawBSONDocument(encoded), len(encoded)
+
+
+def _decode(document: Document, view: View) -> Task:
+    if view is View.MINIMAL:
+        return minimal_task(document["_id"], document["state"])
+    return from_document(document)
+
+
+def _query(where: TaskFilter) -> dict[str, Any]:
+    query: dict[str, Any] = {}
+    if where.states:
+        query["state"] = {"$in": sorted(state.value for state in where.states)}
+    if where.owner is not None:
+        query["owner"] = where.owner
+    if where.tags:
+        query["tags"] = {"$all": [tag_token(key, value) for key, value in where.tags]}
+    if where.name_prefix:  # a range instead of a regular expression: nothing to escape
+        end = after_prefix(where.name_prefix)
+        query["name"] = {"$gte": where.name_prefix} if end is None else {"$gte": where.name_prefix, "$lt": end}
+    return query
+
+
+def _summary(error: Exception) -> str:
+    """The kind of the error and the beginning of its message, without user names and passwords of URLs."""
+    text = re.sub(r"//[^/\s@]*@", "//", str(error)).split(", Timeout:")[0]  # then comes a dump of the topology
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def _milliseconds(duration: timedelta) -> int:
+    return round(duration.total_seconds() * 1000)

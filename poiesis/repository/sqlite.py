@@ -1,0 +1,458 @@
+"""Tasks in one SQLite file, for a service on one machine: no server, several processes, many threads.
+
+A task is a narrow row of `tasks` (all that lists, resync and compare-and-set look at, clustered by id) and a row of
+`documents` (the rest, in two parts: `core`, and `bulk`, which the view BASIC does not read). A MINIMAL list never
+touches a document. `tags` has a row for each token of a tag (`documents.tag_token`), in the order of ids.
+
+Each call is one transaction on a connection from a small pool. Writers queue on a lock in the process, since SQLite
+itself lets them poll; between processes the busy timeout does it. Connections do not survive a fork: build the
+repository in the process that uses it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
+from poiesis.domain.states import Stage, State, path
+from poiesis.domain.task import Task, TaskId, Version, View
+from poiesis.ports.repository import Page, TaskFilter
+from poiesis.repository.documents import (
+    Document,
+    after_prefix,
+    encode_within_bounds,
+    format_time,
+    from_document,
+    id_taken,
+    minimal_task,
+    same_request,
+    sources,
+    tag_token,
+)
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        """CREATE TABLE tasks (
+            id TEXT NOT NULL PRIMARY KEY,
+            version INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            wake_at TEXT,
+            due_stage TEXT, -- NULL: done
+            owner TEXT,
+            name TEXT,
+            tags TEXT NOT NULL -- tokens, JSON: what stands in the table tags
+        ) WITHOUT ROWID""",
+        "CREATE TABLE documents (id TEXT NOT NULL PRIMARY KEY, core TEXT NOT NULL, bulk TEXT NOT NULL)",
+        "CREATE TABLE tags (token TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (token, id)) WITHOUT ROWID",
+        # an index of a table WITHOUT ROWID ends in its primary key: each of these is in the order of ids for one value
+        "CREATE INDEX tasks_by_state ON tasks (state)",
+        "CREATE INDEX tasks_by_owner ON tasks (owner)",
+        "CREATE INDEX tasks_by_owner_state ON tasks (owner, state)",
+        "CREATE INDEX tasks_by_name ON tasks (name)",
+        "CREATE INDEX tasks_due ON tasks (wake_at, id, due_stage) WHERE due_stage IS NOT NULL",
+    ),
+)
+"""Statements that take the file from version i to i + 1 (`PRAGMA user_version`), each step in one transaction."""
+
+FEW_NAMES: Final = 1_000  # so many tasks are sorted at once in a millisecond or two
+FEW_TAGGED: Final = 1_000  # more are not counted to tell which tag is rarer
+IDLE_CONNECTIONS: Final = 8
+WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
+
+
+class SqliteTaskRepository:
+    """A `TaskRepository` in the file `path`, made with its folder when it is not there, readable by its user alone.
+
+    `busy_timeout`: how long a call waits for other writers before it raises RepositoryUnavailable.
+    Raises: ConfigurationError when a newer release made the file; RepositoryUnavailable when it cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_timeout: timedelta = timedelta(seconds=5)) -> None:
+        self._path = Path(path).absolute()
+        self._busy_s = busy_timeout.total_seconds()
+        self._pool: list[sqlite3.Connection] = []
+        self._pool_lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._closed = False
+        with self._translated():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._migrate()
+
+    def add(self, task: Task) -> None:
+        head, core, bulk, tokens = encode_within_bounds(task, _encode)
+        with self._writing() as db:
+            added = db.execute(
+                "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags)"
+                " VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags) ON CONFLICT (id) DO NOTHING",
+                head,
+            )
+            if added.rowcount == 0:
+                if not same_request(self._read(db, task.id, View.FULL), task):
+                    raise id_taken(task.id)
+                return
+            db.execute("INSERT INTO documents (id, core, bulk) VALUES (?, ?, ?)", (task.id, core, bulk))
+            db.executemany("INSERT INTO tags (token, id) VALUES (?, ?)", [(token, task.id) for token in tokens])
+
+    def get(self, task_id: TaskId, view: View = View.FULL) -> Task:
+        with self._reading() as db:
+            return self._read(db, task_id, view)
+
+    def save(self, task: Task, *, seen: Version) -> bool:
+        head, core, bulk, tokens = encode_within_bounds(task, _encode)
+        allowed = sources(task.state)
+        with self._writing() as db:
+            row = db.execute("SELECT version, state, tags FROM tasks WHERE id = ?", (task.id,)).fetchone()
+            if row is None:
+                raise UnknownTask(task.id)
+            version, state, old_tags = row
+            saved = db.execute(
+                "UPDATE tasks SET version = version + 1, state = :state, wake_at = :wake_at, due_stage = :due_stage,"
+                " owner = :owner, name = :name, tags = :tags WHERE id = :_id AND version = :seen"
+                f" AND state IN ({_quoted(allowed)})",
+                {**head, "seen": int(seen)},
+            )
+            if saved.rowcount == 0:
+                if version == seen:
+                    path(State(state), task.state)  # raises IllegalTransition
+                return False
+            db.execute("UPDATE documents SET core = ?, bulk = ? WHERE id = ?", (core, bulk, task.id))
+            if old_tags != head["tags"]:
+                self._forget_tags(db, task.id, old_tags)
+                db.executemany("INSERT INTO tags (token, id) VALUES (?, ?)", [(token, task.id) for token in tokens])
+            return True
+
+    def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
+        with self._reading() as db:
+            where = _rarest_tag_first(db, where)
+            query, values = _list_query(where, limit + 1, after, view, few_names=_has_few_names(db, where.name_prefix))
+            rows = db.execute(query, values).fetchall()
+        more = len(rows) > limit
+        tasks = tuple(_decode(row) for row in rows[:limit])
+        return Page(tasks, next_after=tasks[-1].id if more else None)
+
+    def due(self, now: datetime, *, limit: int) -> Sequence[tuple[TaskId, Stage]]:
+        with self._reading() as db:
+            rows = db.execute(DUE_QUERY, (format_time(now), limit)).fetchall()
+        return [(TaskId(task_id), Stage(stage)) for task_id, stage in rows]
+
+    def postpone(self, task_id: TaskId, *, until: datetime) -> None:
+        moment = format_time(until)
+        with self._writing() as db:
+            db.execute(
+                "UPDATE tasks SET wake_at = ? WHERE id = ? AND due_stage IS NOT NULL AND wake_at < ?",
+                (moment, task_id, moment),
+            )
+
+    def count(self, where: TaskFilter) -> int:
+        with self._reading() as db:
+            query, values = _count_query(_rarest_tag_first(db, where))
+            return int(db.execute(query, values).fetchone()[0])
+
+    def delete(self, task_id: TaskId) -> bool:
+        with self._writing() as db:
+            row = db.execute(
+                "DELETE FROM tasks WHERE id = ? AND due_stage IS NULL RETURNING tags", (task_id,)
+            ).fetchone()
+            if row is None:
+                return False
+            db.execute("DELETE FROM documents WHERE id = ?", (task_id,))
+            self._forget_tags(db, task_id, row[0])
+            return True
+
+    def ready(self) -> None:
+        """Takes the write lock and lets it go: sees a read-only disk, a broken file, and one that was moved away."""
+        if not self._path.exists():  # open connections would go on writing into a file without a name
+            raise RepositoryUnavailable(f"the task store {self._path.name} is gone")
+        with self._writing() as db:
+            db.execute("SELECT 1 FROM tasks LIMIT 1").fetchone()
+
+    def close(self) -> None:
+        with self._pool_lock:
+            self._closed = True
+            idle, self._pool = self._pool, []
+        for db in idle:
+            db.close()
+
+    def _read(self, db: sqlite3.Connection, task_id: TaskId, view: View) -> Task:
+        row = db.execute(
+            f"SELECT {_columns(view)} FROM tasks{_join(view)} WHERE tasks.id = ?",
+            (task_id,),
+        ).fetchone()
+        if row is None:
+            raise UnknownTask(task_id)
+        return _decode(row)
+
+    @staticmethod
+    def _forget_tags(db: sqlite3.Connection, task_id: TaskId, tokens: str) -> None:
+        db.executemany("DELETE FROM tags WHERE token = ? AND id = ?", [(t, task_id) for t in json.loads(tokens)])
+
+    def _migrate(self) -> None:
+        with self._connection() as db:
+            while True:
+                db.execute("BEGIN IMMEDIATE")  # processes that start together take turns
+                try:
+                    version = db.execute("PRAGMA user_version").fetchone()[0]
+                    if version > len(MIGRATIONS):
+                        raise ConfigurationError(
+                            f"{self._path.name} was made by a newer release (version {version}, this one knows "
+                            f"{len(MIGRATIONS)}); start that release, or name another file"
+                        )
+                    for statement in MIGRATIONS[version] if version < len(MIGRATIONS) else ():
+                        db.execute(statement)
+                    if version < len(MIGRATIONS):
+                        db.execute(f"PRAGMA user_version = {version + 1}")
+                    db.execute("COMMIT")
+                except BaseException:
+                    db.execute("ROLLBACK")
+                    raise
+                if version >= len(MIGRATIONS):
+                    return
+
+    @contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        """One snapshot for all statements of the block."""
+        with self._translated(), self._connection() as db:
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                _roll_back(db)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """A transaction with the write lock from its beginning; committed at the end unless the block raises."""
+        with self._translated():
+            if not self._write_lock.acquire(timeout=self._busy_s):
+                raise RepositoryUnavailable(f"the task store {self._path.name} is busy")
+            try:
+                with self._connection() as db:
+                    db.execute("BEGIN IMMEDIATE")
+                    try:
+                        yield db
+                        db.execute("COMMIT")
+                    finally:
+                        _roll_back(db)
+            finally:
+                self._write_lock.release()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise RepositoryUnavailable(f"the task store {self._path.name} cannot be used: {error}") from error
+
+    @contextmanager
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        with self._pool_lock:
+            if self._closed:
+                raise RepositoryUnavailable("the task store is closed")
+            db = self._pool.pop() if self._pool else None
+        if db is None:
+            db = self._connect()
+        try:
+            yield db
+        except sqlite3.Error:
+            db.close()  # it may be what is broken
+            raise
+        except BaseException:
+            self._put_back(db)
+            raise
+        self._put_back(db)
+
+    def _put_back(self, db: sqlite3.Connection) -> None:
+        with self._pool_lock:
+            if not self._closed and len(self._pool) < IDLE_CONNECTIONS:
+                self._pool.append(db)
+                return
+        db.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        # a connection serves one thread at a time, not always the same; SQLite is built for that (sqlite3.threadsafety)
+        uri = self._path.as_uri() + "?mode=rw"
+        db = sqlite3.connect(uri, uri=True, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
+        try:
+            self._switch_to_wal(db)
+            # FULL syncs the log at each commit. NORMAL would be enough when a process is killed, but after a power
+            # failure it may lose the last commits, and with them tasks whose ids were answered.
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _switch_to_wal(self, db: sqlite3.Connection) -> None:
+        """SQLite does not wait for others here, whatever the busy timeout, so we do. No work on a file in WAL mode."""
+        deadline = time.monotonic() + self._busy_s
+        while True:
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.01)
+
+
+DUE_QUERY: Final = (
+    "SELECT id, due_stage FROM tasks INDEXED BY tasks_due"
+    " WHERE due_stage IS NOT NULL AND wake_at <= ? ORDER BY wake_at, id LIMIT ?"
+)
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    if db.in_transaction:
+        db.execute("ROLLBACK")
+
+
+def _encode(document: Document) -> tuple[tuple[Document, str, str, Sequence[str]], int]:
+    """Columns of `tasks`, both parts of the document, and the tags' tokens; with the size of the parts in bytes."""
+    bulk = _json(document.pop("bulk"))
+    tokens = document.pop("tags")
+    core = _json(document)
+    columns = ("_id", "state", "wake_at", "due_stage", "owner", "name")
+    head = {**{key: document[key] for key in columns}, "tags": _json(tokens)}
+    return (head, core, bulk, tokens), len(core.encode()) + len(bulk.encode())
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _columns(view: View) -> str:
+    if view is View.MINIMAL:
+        return "tasks.id, tasks.state"
+    return "tasks.version, tasks.wake_at, core" + (", bulk" if view is View.FULL else "")
+
+
+def _join(view: View) -> str:
+    return "" if view is View.MINIMAL else " CROSS JOIN documents ON documents.id = tasks.id"
+
+
+def _decode(row: tuple[Any, ...]) -> Task:
+    """A task from the columns of `_columns`; MINIMAL has two of them, BASIC three, FULL four."""
+    if len(row) == 2:
+        return minimal_task(*row)
+    version, wake_at, core, *bulk = row
+    document = {**json.loads(core), "version": version, "wake_at": wake_at}  # `postpone` writes the column alone
+    if bulk:
+        document["bulk"] = json.loads(bulk[0])
+    return from_document(document)
+
+
+def _quoted(words: Sequence[str]) -> str:
+    """Words of ours (states), never text of users."""
+    return ", ".join(f"'{word}'" for word in words)
+
+
+def _has_few_names(db: sqlite3.Connection, prefix: str) -> bool:
+    """Whether so few tasks have the prefix that sorting them is quicker than to look for them in the order of ids.
+
+    Where there are many, the first page of them is found soon in the order of ids.
+    """
+    if not prefix:
+        return False
+    condition, values = _name_condition(prefix)
+    counted = db.execute(
+        f"SELECT count(*) FROM (SELECT 1 FROM tasks INDEXED BY tasks_by_name WHERE {condition} LIMIT ?)",
+        (*values, FEW_NAMES + 1),
+    ).fetchone()[0]
+    return bool(counted <= FEW_NAMES)
+
+
+def _rarest_tag_first(db: sqlite3.Connection, where: TaskFilter) -> TaskFilter:
+    """The first tag is walked, the others are looked up for each task on the way."""
+    if len(where.tags) < 2:
+        return where
+    query = "SELECT count(*) FROM (SELECT 1 FROM tags WHERE token = ? LIMIT ?)"
+    counted = {tag: db.execute(query, (tag_token(*tag), FEW_TAGGED)).fetchone()[0] for tag in where.tags}
+    return replace(where, tags=tuple(sorted(where.tags, key=counted.__getitem__)))
+
+
+def _name_condition(prefix: str) -> tuple[str, list[str]]:
+    """A range instead of LIKE: nothing to escape, exact in case, and an index serves it."""
+    end = after_prefix(prefix)
+    return ("tasks.name >= ?", [prefix]) if end is None else ("tasks.name >= ? AND tasks.name < ?", [prefix, end])
+
+
+def _list_query(
+    where: TaskFilter, limit: int, after: TaskId | None, view: View, *, few_names: bool
+) -> tuple[str, list[object]]:
+    """The query of a page, and its values. Each branch walks one index that is in the order of ids, from `after` on.
+
+    Several states are as many walks, merged. The planner is told which index, because it knows nothing of how
+    many tasks there are behind each (that would need ANALYZE, again and again).
+    """
+    found, values = _walks(where, after, few_names=few_names)
+    found += " ORDER BY id DESC LIMIT ?"
+    values.append(limit)
+    if view is View.MINIMAL:
+        return found, values
+    # `found` reads narrow rows alone, and only the page's own documents are fetched
+    return (
+        f"SELECT {_columns(view)} FROM ({found}) AS found CROSS JOIN tasks ON tasks.id = found.id{_join(view)}"
+        " ORDER BY found.id DESC",
+        values,
+    )
+
+
+def _walks(where: TaskFilter, after: TaskId | None, *, few_names: bool) -> tuple[str, list[object]]:
+    key = "tagged.id" if where.tags else "tasks.id"  # of what is walked
+    conditions: list[str] = []
+    common: list[object] = []
+    if after is not None:
+        conditions.append(f"{key} < ?")
+        common.append(after)
+    if where.owner is not None:
+        conditions.append("tasks.owner = ?")
+        common.append(where.owner)
+    if where.name_prefix:
+        condition, bounds = _name_condition(where.name_prefix)
+        # the sign keeps the planner from walking names where ids have to be walked
+        conditions.append(condition if few_names else condition.replace("tasks.name", "+tasks.name"))
+        common.extend(bounds)
+    states = sorted(state.value for state in where.states)
+
+    if where.tags or few_names or not states:
+        source, first, first_values = _source(where, few_names=few_names)
+        if states:
+            conditions.append(f"tasks.state IN ({_quoted(states)})")
+        return _select(key, source, [*first, *conditions]), [*first_values, *common]
+    index = "tasks_by_state" if where.owner is None else "tasks_by_owner_state"
+    walk = _select(key, f"tasks INDEXED BY {index}", ["tasks.state = ?", *conditions])
+    return " UNION ALL ".join([walk] * len(states)), [value for state in states for value in (state, *common)]
+
+
+def _source(where: TaskFilter, *, few_names: bool) -> tuple[str, list[str], list[object]]:
+    """What to walk, with its conditions and values."""
+    if where.tags:
+        tokens: list[object] = [tag_token(key, value) for key, value in where.tags]
+        others = ["EXISTS (SELECT 1 FROM tags WHERE tags.token = ? AND tags.id = tagged.id)"] * (len(tokens) - 1)
+        return "tags AS tagged CROSS JOIN tasks ON tasks.id = tagged.id", ["tagged.token = ?", *others], tokens
+    if few_names:
+        return "tasks INDEXED BY tasks_by_name", [], []
+    if where.owner is not None:
+        return "tasks INDEXED BY tasks_by_owner", [], []
+    return "tasks", [], []
+
+
+def _select(key: str, source: str, conditions: list[str]) -> str:
+    narrowed = " WHERE " + " AND ".join(conditions) if conditions else ""
+    return f"SELECT {key} AS id, tasks.state AS state FROM {source}{narrowed}"
+
+
+def _count_query(where: TaskFilter) -> tuple[str, list[object]]:
+    found, values = _walks(where, None, few_names=bool(where.name_prefix))
+    return f"SELECT count(*) FROM ({found})", values

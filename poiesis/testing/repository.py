@@ -1,0 +1,130 @@
+"""A `TaskRepository` in memory: forgets everything with its process, otherwise the same contract."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from poiesis.domain.errors import PoiesisError, RepositoryUnavailable, UnknownTask
+from poiesis.domain.states import Stage, path
+from poiesis.domain.task import Task, TaskId, TaskSpec, Version, View
+from poiesis.ports.repository import Page, TaskFilter
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class MemoryTaskRepository:
+    """Tasks in a dict behind a lock.
+
+    `down`: set it to make every call raise RepositoryUnavailable until it is unset, as a store that went away.
+    """
+
+    def __init__(self) -> None:
+        self.down = False
+        self._tasks: dict[TaskId, Task] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def add(self, task: Task) -> None:
+        with self._available():
+            stored = self._tasks.get(task.id)
+            if stored is None:
+                self._tasks[task.id] = replace(task, version=Version(1))
+            elif (stored.spec, stored.created_at, stored.owner) != (task.spec, task.created_at, task.owner):
+                raise PoiesisError(f"the id {task.id!r} belongs to another task")
+
+    def get(self, task_id: TaskId, view: View = View.FULL) -> Task:
+        with self._available():
+            return _shown(self._known(task_id), view)
+
+    def save(self, task: Task, *, seen: Version) -> bool:
+        with self._available():
+            stored = self._known(task.id)
+            if stored.version != seen:
+                return False
+            path(stored.state, task.state)
+            self._tasks[task.id] = replace(task, version=Version(seen + 1))
+            return True
+
+    def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
+        with self._available():
+            found = sorted(
+                (t for t in self._tasks.values() if (after is None or t.id < after) and _matches(t, where)),
+                key=lambda task: task.id,
+                reverse=True,
+            )
+        tasks = tuple(_shown(task, view) for task in found[:limit])
+        return Page(tasks, next_after=tasks[-1].id if len(found) > limit else None)
+
+    def due(self, now: datetime, *, limit: int) -> Sequence[tuple[TaskId, Stage]]:
+        with self._available():
+            waiting = [
+                (task.wake_at, task.id, task.due_stage)
+                for task in self._tasks.values()
+                if task.stage is not Stage.DONE and task.wake_at is not None and task.wake_at <= now
+            ]
+        return [(task_id, stage) for _, task_id, stage in sorted(waiting)[:limit]]
+
+    def postpone(self, task_id: TaskId, *, until: datetime) -> None:
+        with self._available():
+            task = self._tasks.get(task_id)
+            if task and task.stage is not Stage.DONE and task.wake_at is not None and task.wake_at < until:
+                self._tasks[task_id] = replace(task, wake_at=until)
+
+    def count(self, where: TaskFilter) -> int:
+        with self._available():
+            return sum(_matches(task, where) for task in self._tasks.values())
+
+    def delete(self, task_id: TaskId) -> bool:
+        with self._available():
+            task = self._tasks.get(task_id)
+            if task is None or task.stage is not Stage.DONE:
+                return False
+            del self._tasks[task_id]
+            return True
+
+    def ready(self) -> None:
+        with self._available():
+            return
+
+    def close(self) -> None:
+        self._closed = True
+
+    def _known(self, task_id: TaskId) -> Task:
+        try:
+            return self._tasks[task_id]
+        except KeyError:
+            raise UnknownTask(task_id) from None
+
+    @contextmanager
+    def _available(self) -> Iterator[None]:
+        if self.down or self._closed:
+            raise RepositoryUnavailable("the task store is " + ("closed" if self._closed else "down"))
+        with self._lock:
+            yield
+
+
+def _matches(task: Task, where: TaskFilter) -> bool:
+    return (
+        (task.spec.name or "").startswith(where.name_prefix)
+        and (not where.states or task.state in where.states)
+        and (where.owner is None or task.owner == where.owner)
+        and all(key in task.spec.tags and (not value or task.spec.tags[key] == value) for key, value in where.tags)
+    )
+
+
+def _shown(task: Task, view: View) -> Task:
+    if view is View.FULL:
+        return task
+    if view is View.MINIMAL:  # placeholders, so that a test notices who relies on more than id and state
+        return Task(id=task.id, spec=TaskSpec(executors=()), created_at=_EPOCH, state=task.state)
+    return replace(
+        task,
+        spec=replace(task.spec, inputs=tuple(replace(item, content=None) for item in task.spec.inputs)),
+        log=replace(
+            task.log, logs=tuple(replace(item, stdout="", stderr="") for item in task.log.logs), system_logs=()
+        ),
+    )

@@ -1,0 +1,805 @@
+"""One suite for every `TaskRepository`: in memory, SQLite, MongoDB. Where a store can do less, its fixture says so.
+
+ 1. add: a new task is version 1; again changes nothing, also after the task moved on; another task cannot take its id
+ 2. get: views; an unknown id
+ 3. save: compare-and-set, unknown ids, one winner among many writers for each version
+ 4. states: only along the table; terminal states never change
+ 5. list: newest first, exact pages, nothing lost or repeated while tasks arrive
+ 6. filters: name prefix, states, tags, owner, all together, whatever characters they hold; count agrees
+ 7. due and postpone
+ 8. delete: only what is done
+ 9. contents: exact to the microsecond and the last bit, keys of any text
+10. bounds: what cannot be stored is refused, what grew too large is shortened
+11. durability: reopened, a task is as it was saved; two instances see each other's writes
+12. a store that is away: RepositoryUnavailable within the timeout; ready; close
+"""
+
+import itertools
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from poiesis.domain.errors import IllegalTransition, InvalidTask, PoiesisError, RepositoryUnavailable, UnknownTask
+from poiesis.domain.naming import new_task_id
+from poiesis.domain.states import TERMINAL, TRANSITIONS, Stage, State
+from poiesis.domain.states import path as path_of_states
+from poiesis.domain.task import (
+    Executor,
+    ExecutorLog,
+    Input,
+    Outcome,
+    OutputFileLog,
+    Resources,
+    Task,
+    TaskId,
+    TaskLog,
+    TaskSpec,
+    Version,
+    View,
+)
+from poiesis.ports import TaskFilter, TaskRepository
+from poiesis.repository.mongo import MongoTaskRepository
+from poiesis.repository.sqlite import SqliteTaskRepository
+from poiesis.testing.repository import MemoryTaskRepository
+from tests.unit.repository.strategies import tasks
+
+NOW = datetime(2026, 1, 31, 12, 0, 0, 123457, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+EVERYTHING = TaskFilter()
+NASTY = ["%", "_", "\\", ".*", "^a$", "a.b", "$set", "$", "'", '"', "a b", "{}", "=", "3:a"]
+NASTY += ["é", "e\u0301", "😀", "\x00", "\uffff"]
+
+
+@dataclass
+class Store:
+    """A kind of repository: `open` makes another instance on the same data, None where data die with the instance."""
+
+    repository: TaskRepository
+    open: Callable[[], TaskRepository] | None = None
+    bounded: bool = True
+    """Whether sizes and characters are limited."""
+
+
+@pytest.fixture(params=["memory", "sqlite", "mongo"])
+def store(request, tmp_path: Path):
+    opened: list[TaskRepository] = []
+
+    def opening(make: Callable[[], TaskRepository]) -> Callable[[], TaskRepository]:
+        def again() -> TaskRepository:
+            opened.append(make())
+            return opened[-1]
+
+        return again
+
+    if request.param == "memory":
+        made = Store(MemoryTaskRepository(), bounded=False)
+    elif request.param == "sqlite":
+        sqlite = opening(lambda: SqliteTaskRepository(tmp_path / "tasks.sqlite", busy_timeout=timedelta(seconds=60)))
+        made = Store(sqlite(), sqlite)
+    else:
+        url, _, name = request.getfixturevalue("mongo_url").rpartition("/")
+        minute = timedelta(seconds=60)
+        mongo = opening(lambda: MongoTaskRepository(url, name, timeout=minute, connect_timeout=minute))
+        made = Store(mongo(), mongo)
+    yield made
+    made.repository.close()
+    for repository in opened:
+        repository.close()
+
+
+@pytest.fixture
+def repository(store: Store) -> TaskRepository:
+    return store.repository
+
+
+_tick = itertools.count()
+
+
+def a_task(**changes) -> Task:
+    """A task newer than all before it; `name` and `tags` go to its spec."""
+    created_at = NOW + next(_tick) * timedelta(microseconds=1)
+    spec = TaskSpec(
+        executors=(Executor(image="alpine", command=("true",)),),
+        name=changes.pop("name", None),
+        tags=changes.pop("tags", {}),
+    )
+    defaults = {"id": new_task_id(created_at), "spec": spec, "created_at": created_at, "wake_at": NOW}
+    return Task(**{**defaults, **changes})
+
+
+def added(repository: TaskRepository, **changes) -> Task:
+    task = a_task(**changes)
+    repository.add(task)
+    return repository.get(task.id)
+
+
+def ids(found) -> list[TaskId]:
+    return [task.id for task in found]
+
+
+def all_pages(repository: TaskRepository, where: TaskFilter = EVERYTHING, limit: int = 3, view: View = View.MINIMAL):
+    pages, after = [], None
+    while True:
+        page = repository.list(where, limit=limit, after=after, view=view)
+        pages.append(page.tasks)
+        if page.next_after is None:
+            return pages
+        after = page.next_after
+
+
+def matching(repository: TaskRepository, **conditions) -> set[TaskId]:
+    where = TaskFilter(**conditions)
+    found = [task.id for page in all_pages(repository, where) for task in page]
+    assert found == sorted(found, reverse=True)
+    assert repository.count(where) == len(found) == len(set(found))
+    return set(found)
+
+
+def full_task(**changes) -> Task:
+    task = a_task(**changes)
+    spec = replace(
+        task.spec,
+        inputs=(Input(path="/data/a", content="secret content"), Input(path="/data/b", url="s3://bucket/b")),
+        resources=Resources(cpu_cores=1.5, backend_parameters={"a.b$c": "1"}),
+    )
+    log = TaskLog(
+        logs=(ExecutorLog(0, NOW, NOW + SECOND, stdout="the stdout", stderr="the stderr"),),
+        outputs=(OutputFileLog("s3://bucket/o", "/data/o", 2**63 - 1),),
+        metadata={"node.name": "n1"},
+        start_time=NOW,
+        end_time=NOW + SECOND,
+        system_logs=("the system log",),
+    )
+    return replace(task, spec=spec, log=log, outcome=Outcome(State.COMPLETE), nonce="n", owner="ada")
+
+
+# 1. add
+
+
+def test_a_new_task_is_stored_as_version_1(repository):
+    task = a_task(version=Version(7))
+    repository.add(task)
+    assert repository.get(task.id) == replace(task, version=Version(1))
+
+
+def test_adding_a_task_again_changes_nothing(repository):
+    task = full_task()
+    repository.add(task)
+    repository.add(task)
+    assert repository.get(task.id) == replace(task, version=Version(1))
+    assert repository.count(EVERYTHING) == 1
+
+
+def test_adding_a_task_again_after_it_moved_on_changes_nothing(repository):
+    task = a_task(tags={"a": "b"})
+    repository.add(task)
+    assert repository.save(replace(task, state=State.RUNNING, nonce="other"), seen=Version(1))
+    moved = repository.get(task.id)
+    repository.add(task)
+    assert repository.get(task.id) == moved
+
+
+@pytest.mark.parametrize("change", [{"owner": "eve"}, {"created_at": NOW - SECOND}, {"spec": TaskSpec(executors=())}])
+def test_another_task_cannot_take_an_id(repository, change):
+    task = added(repository, owner="ada")
+    with pytest.raises(PoiesisError, match=task.id) as caught:
+        repository.add(replace(task, **change))
+    assert not caught.value.retryable
+    assert repository.get(task.id) == task
+
+
+def test_of_many_threads_that_add_the_same_task_none_fails(repository):
+    task = a_task()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(repository.add, [task] * 8))
+    assert repository.count(EVERYTHING) == 1
+
+
+# 2. get
+
+
+@pytest.mark.parametrize("view", View)
+def test_an_unknown_task_is_said_to_be_unknown(repository, view):
+    added(repository)
+    with pytest.raises(UnknownTask):
+        repository.get(TaskId("0" * 26), view)
+
+
+def test_full_shows_everything(repository):
+    task = full_task()
+    repository.add(task)
+    assert repository.get(task.id, View.FULL) == replace(task, version=Version(1))
+    assert repository.list(EVERYTHING, limit=9, after=None, view=View.FULL).tasks == (
+        replace(task, version=Version(1)),
+    )
+
+
+def test_basic_leaves_out_contents_tails_and_system_logs_alone(repository):
+    task = full_task()
+    repository.add(task)
+    expected = replace(
+        task,
+        version=Version(1),
+        spec=replace(task.spec, inputs=tuple(replace(item, content=None) for item in task.spec.inputs)),
+        log=replace(
+            task.log, logs=tuple(replace(item, stdout="", stderr="") for item in task.log.logs), system_logs=()
+        ),
+    )
+    assert repository.get(task.id, View.BASIC) == expected
+    assert repository.list(EVERYTHING, limit=9, after=None, view=View.BASIC).tasks == (expected,)
+
+
+def test_minimal_has_id_and_state(repository):
+    task = full_task(state=State.RUNNING)
+    repository.add(task)
+    (listed,) = repository.list(EVERYTHING, limit=9, after=None, view=View.MINIMAL).tasks
+    for shown in (repository.get(task.id, View.MINIMAL), listed):
+        assert (shown.id, shown.state) == (task.id, State.RUNNING)
+        assert isinstance(shown, Task)
+
+
+@pytest.mark.parametrize("view", View)
+def test_every_view_of_a_list_is_in_the_same_order(repository, view):
+    expected = [added(repository).id for _ in range(5)][::-1]
+    assert [task.id for page in all_pages(repository, limit=2, view=view) for task in page] == expected
+
+
+# 3. save
+
+
+def test_a_save_replaces_the_task_and_counts_the_version(repository):
+    task = added(repository, name="old", owner="ada", tags={"k": "old", "same": "1"})
+    changed = replace(
+        full_task(name="new", tags={"k": "new", "same": "1"}), id=task.id, state=State.RUNNING, owner="bob"
+    )
+    assert repository.save(replace(changed, version=Version(99)), seen=task.version) is True
+    assert repository.get(task.id) == replace(changed, version=Version(2))
+    for stale in ({"name_prefix": "old"}, {"owner": "ada"}, {"tags": (("k", "old"),)}, {"states": {State.QUEUED}}):
+        assert matching(repository, **stale) == set()
+    for fresh in ({"name_prefix": "new"}, {"owner": "bob"}, {"tags": (("k", "new"),)}, {"states": {State.RUNNING}}):
+        assert matching(repository, **fresh) == {task.id}
+
+
+def test_a_save_from_an_old_version_is_refused(repository):
+    task = added(repository)
+    assert repository.save(replace(task, nonce="first"), seen=task.version)
+    assert repository.save(replace(task, nonce="second"), seen=task.version) is False
+    assert repository.save(replace(task, nonce="third"), seen=Version(9)) is False
+    assert repository.get(task.id) == replace(task, nonce="first", version=Version(2))
+
+
+def test_an_unknown_task_cannot_be_saved(repository):
+    task = a_task()
+    with pytest.raises(UnknownTask):
+        repository.save(task, seen=Version(0))
+    with pytest.raises(UnknownTask):
+        repository.get(task.id)
+
+
+def test_each_version_has_exactly_one_winner_among_many_writers(store):
+    repositories = [store.repository, *([store.open()] if store.open else [])]
+    writers, rounds = 8, 12
+    task = added(store.repository)
+    barrier = threading.Barrier(writers)
+
+    def write(writer: int) -> list[int]:
+        repository = repositories[writer % len(repositories)]
+        won = []
+        for version in range(1, rounds + 1):
+            barrier.wait()
+            if repository.save(replace(task, nonce=f"{writer}"), seen=Version(version)):
+                won.append(version)
+                assert repository.get(task.id).nonce == f"{writer}"
+            barrier.wait()
+        return won
+
+    with ThreadPoolExecutor(writers) as pool:
+        wins = Counter(version for won in pool.map(write, range(writers)) for version in won)
+    assert wins == dict.fromkeys(range(1, rounds + 1), 1)
+    assert store.repository.get(task.id).version == rounds + 1
+
+
+def test_no_increment_is_lost_when_writers_read_again_after_a_lost_race(repository):
+    task = added(repository, attempt=1)
+
+    def increment() -> None:
+        while True:
+            seen = repository.get(task.id)
+            if repository.save(replace(seen, attempt=seen.attempt + 1), seen=seen.version):
+                return
+
+    with ThreadPoolExecutor(6) as pool:
+        for done in [pool.submit(increment) for _ in range(24)]:
+            done.result()
+    assert repository.get(task.id).attempt == 25
+
+
+# 4. states
+
+
+@pytest.mark.parametrize("seen", sorted({*TRANSITIONS, *TERMINAL}))
+def test_states_move_along_the_table_alone(repository, seen):
+    for to in State:
+        task = added(repository, state=seen)
+        try:
+            path_of_states(seen, to)
+        except IllegalTransition:
+            with pytest.raises(IllegalTransition):
+                repository.save(replace(task, state=to, nonce="changed"), seen=task.version)
+            assert repository.get(task.id) == task
+        else:
+            assert repository.save(replace(task, state=to, nonce="changed"), seen=task.version)
+            assert repository.get(task.id).state is to
+
+
+@pytest.mark.parametrize("end", sorted(TERMINAL))
+def test_a_terminal_task_may_be_saved_in_its_state_and_in_no_other(repository, end):
+    task = added(repository, state=end, stage=Stage.CLEAN)
+    assert repository.save(replace(task, stage=Stage.DONE), seen=task.version)
+    for other in set(State) - {end}:
+        with pytest.raises(IllegalTransition):
+            repository.save(replace(task, state=other), seen=Version(2))
+    assert repository.get(task.id) == replace(task, stage=Stage.DONE, version=Version(2))
+
+
+def test_a_lost_race_is_told_before_an_illegal_move(repository):
+    task = added(repository, state=State.RUNNING)
+    assert repository.save(replace(task, state=State.COMPLETE), seen=task.version)
+    assert repository.save(replace(task, state=State.CANCELING), seen=task.version) is False
+
+
+def test_of_two_ends_that_race_one_stays(repository):
+    for _ in range(5):
+        task = added(repository, state=State.RUNNING)
+        ends = [State.COMPLETE, State.EXECUTOR_ERROR, State.SYSTEM_ERROR, State.CANCELING]
+        barrier = threading.Barrier(len(ends))
+
+        def end(state: State, task: Task = task, barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait()
+            return repository.save(replace(task, state=state), seen=task.version)
+
+        with ThreadPoolExecutor(len(ends)) as pool:
+            won = list(pool.map(end, ends))
+        assert sum(won) == 1
+        assert repository.get(task.id).state is ends[won.index(True)]
+
+
+# 5. list
+
+
+def test_an_empty_store_has_one_empty_page(repository):
+    page = repository.list(EVERYTHING, limit=5, after=None, view=View.FULL)
+    assert (page.tasks, page.next_after) == ((), None)
+
+
+@pytest.mark.parametrize(("total", "limit", "sizes"), [(7, 3, [3, 3, 1]), (6, 3, [3, 3]), (3, 3, [3]), (2, 1, [1, 1])])
+def test_pages_are_exact_and_newest_first(repository, total, limit, sizes):
+    tasks = [a_task() for _ in range(total)]
+    for task in random.Random(5).sample(tasks, total):
+        repository.add(task)
+    pages = all_pages(repository, limit=limit)
+    assert [len(page) for page in pages] == sizes
+    assert [task.id for page in pages for task in page] == ids(reversed(tasks))
+
+
+def test_a_page_goes_on_after_an_id_that_is_no_task(repository):
+    older, newer = added(repository), added(repository)
+    between = TaskId(older.id + "0")
+    assert ids(repository.list(EVERYTHING, limit=9, after=between, view=View.MINIMAL).tasks) == [older.id]
+    assert ids(repository.list(EVERYTHING, limit=9, after=newer.id, view=View.MINIMAL).tasks) == [older.id]
+    assert ids(repository.list(EVERYTHING, limit=9, after=TaskId("~"), view=View.MINIMAL).tasks) == [newer.id, older.id]
+
+
+def test_nothing_is_lost_or_repeated_while_tasks_arrive_and_change(repository):
+    before = [added(repository) for _ in range(9)]
+    found: list[TaskId] = []
+    after = None
+    for _ in range(20):
+        page = repository.list(EVERYTHING, limit=2, after=after, view=View.MINIMAL)
+        found += ids(page.tasks)
+        after = page.next_after
+        added(repository)
+        task = before[len(found) % len(before)]
+        assert repository.save(replace(task, state=State.RUNNING), seen=repository.get(task.id).version)
+        if after is None:
+            break
+    assert found == ids(reversed(before))
+
+
+# 6. filters
+
+
+def test_a_name_prefix_is_taken_literally(repository):
+    named = {name: added(repository, name=name + "x").id for name in NASTY}
+    added(repository)
+    added(repository, name="")
+    for prefix, task_id in named.items():
+        expected = {named[name] for name in NASTY if (name + "x").startswith(prefix)}
+        assert task_id in expected
+        assert matching(repository, name_prefix=prefix) == expected, prefix
+    assert len(matching(repository, name_prefix="")) == len(NASTY) + 2
+
+
+@pytest.mark.parametrize(
+    ("prefix", "expected"),
+    [
+        ("ab", {"ab", "abc", "ab%", "ab_"}),
+        ("AB", {"AB"}),
+        ("ab_", {"ab_"}),
+        ("ab%", {"ab%"}),
+        ("b", {"b"}),
+        ("abcd", set()),
+        ("\ud7ff", {"\ud7ff1"}),
+        ("\U0010ffff", {"\U0010ffff1"}),
+        ("a\U0010ffff", {"a\U0010ffff"}),
+    ],
+)
+def test_a_name_prefix_is_anchored_and_exact_in_case(repository, prefix, expected):
+    names = ["ab", "abc", "ab%", "ab_", "AB", "b", "xab", "\ud7ff1", "\ue0001", "\U0010ffff1", "a\U0010ffff"]
+    named = {name: added(repository, name=name).id for name in names}
+    assert matching(repository, name_prefix=prefix) == {named[name] for name in expected}
+
+
+def test_states_narrow_a_list_to_any_of_them(repository):
+    tasks = {state: {added(repository, state=state).id for _ in range(2)} for state in State}
+    for state in State:
+        assert matching(repository, states=frozenset({state})) == tasks[state]
+    some = frozenset({State.RUNNING, State.COMPLETE, State.CANCELED})
+    assert matching(repository, states=some) == set().union(*(tasks[state] for state in some))
+    assert matching(repository, states=frozenset(State)) == set().union(*tasks.values())
+
+
+def test_tags_match_by_key_and_value_and_an_empty_value_matches_any(repository):
+    one = added(repository, tags={"project": "x", "run": "1"}).id
+    two = added(repository, tags={"project": "x", "run": "2"}).id
+    empty = added(repository, tags={"project": ""}).id
+    swapped = added(repository, tags={"x": "project", "1": "run"}).id
+    added(repository)
+    assert matching(repository, tags=(("project", "x"),)) == {one, two}
+    assert matching(repository, tags=(("project", ""),)) == {one, two, empty}
+    assert matching(repository, tags=(("project", "x"), ("run", "1"))) == {one}
+    assert matching(repository, tags=(("run", "2"), ("project", ""))) == {two}
+    assert matching(repository, tags=(("project", "1"), ("run", "x"))) == set()
+    assert matching(repository, tags=(("project", "x"), ("project", "x"))) == {one, two}
+    assert matching(repository, tags=(("run", "1"), ("run", "2"))) == set()
+    assert matching(repository, tags=(("x", "project"),)) == {swapped}
+    assert matching(repository, tags=(("proj", ""),)) == set()
+    assert matching(repository, tags=(("project", "X"),)) == set()
+
+
+def test_tags_may_hold_any_text(repository):
+    long = ["k" * 5000, "k" * 5000 + "l", "k" * 128, "k" * 129]
+    texts = [*NASTY, "a", "a=b", "a.b.c", *long]
+    tagged = {key: added(repository, tags={key: texts[-i]}).id for i, key in enumerate(texts)}
+    for i, key in enumerate(texts):
+        assert matching(repository, tags=((key, ""),)) == {tagged[key]}, key
+        assert matching(repository, tags=((key, texts[-i]),)) == {tagged[key]}, key
+        assert matching(repository, tags=((key, texts[-i] + "!"),)) == set(), key
+
+
+def test_an_owner_sees_only_what_is_the_owners(repository):
+    ada, bob = added(repository, owner="ada").id, added(repository, owner="bob").id
+    nobody = added(repository).id
+    assert matching(repository, owner="ada") == {ada}
+    assert matching(repository, owner="ad") == set()
+    assert matching(repository, owner="") == set()
+    assert matching(repository) == {ada, bob, nobody}
+
+
+def test_all_conditions_hold_at_once(repository):
+    dice = random.Random(11)
+    tasks = [
+        added(
+            repository,
+            name=dice.choice(["run-1", "run-2", "other", None]),
+            state=dice.choice([State.QUEUED, State.RUNNING, State.COMPLETE]),
+            owner=dice.choice(["ada", "bob", None]),
+            tags=dice.choice([{}, {"p": "x"}, {"p": "y", "q": ""}, {"p": "x", "q": "1"}]),
+        )
+        for _ in range(40)
+    ]
+    for prefix, states, tags, owner in itertools.product(
+        ["", "run-", "run-1"],
+        [frozenset(), frozenset({State.RUNNING}), frozenset({State.QUEUED, State.COMPLETE})],
+        [(), (("p", "x"),), (("p", ""), ("q", ""))],
+        [None, "ada"],
+    ):
+        where = TaskFilter(prefix, states, tags, owner)
+        expected = [
+            task.id
+            for task in reversed(tasks)
+            if (task.spec.name or "").startswith(prefix)
+            and (not states or task.state in states)
+            and all(k in task.spec.tags and v in ("", task.spec.tags[k]) for k, v in tags)
+            and owner in (None, task.owner)
+        ]
+        found = [task.id for page in all_pages(repository, where, limit=7) for task in page]
+        assert found == expected, where
+        assert repository.count(where) == len(expected)
+
+
+# 7. due and postpone
+
+
+def test_due_tasks_come_longest_overdue_first(repository):
+    late = [added(repository, wake_at=NOW - i * SECOND).id for i in (2, 5, 1, 4, 3)]
+    added(repository, wake_at=NOW + timedelta(microseconds=1))
+    added(repository, wake_at=None)
+    in_order = [late[1], late[3], late[4], late[0], late[2]]
+    assert [task_id for task_id, _ in repository.due(NOW, limit=10)] == in_order
+    assert [task_id for task_id, _ in repository.due(NOW, limit=2)] == in_order[:2]
+    assert [task_id for task_id, _ in repository.due(NOW - 5 * SECOND, limit=10)] == in_order[:1]
+    assert repository.due(NOW - 6 * SECOND, limit=10) == []
+
+
+def test_due_tells_the_stage_to_act_on(repository):
+    for stage in Stage:
+        added(repository, stage=stage, wake_at=NOW)
+    assert Counter(stage for _, stage in repository.due(NOW, limit=20)) == Counter(set(Stage) - {Stage.DONE})
+
+
+def test_a_cancel_request_is_due_at_the_finish(repository):
+    task = added(repository, stage=Stage.RUN, cancel_requested_at=NOW)
+    assert repository.due(NOW, limit=5) == [(task.id, Stage.FINISH)]
+
+
+def test_a_task_that_becomes_done_is_not_due(repository):
+    task = added(repository, state=State.COMPLETE, stage=Stage.CLEAN)
+    assert repository.save(replace(task, stage=Stage.DONE), seen=task.version)
+    assert repository.due(NOW, limit=5) == []
+    assert repository.get(task.id).wake_at == NOW
+
+
+def test_postponing_moves_the_wake_up_and_nothing_else(repository):
+    task = added(repository, wake_at=NOW)
+    until = NOW + timedelta(microseconds=1)
+    repository.postpone(task.id, until=until)
+    assert repository.get(task.id) == replace(task, wake_at=until)
+    assert repository.due(NOW, limit=5) == []
+    assert repository.due(until, limit=5) == [(task.id, Stage.PREPARE)]
+    assert repository.save(replace(task, nonce="n"), seen=task.version), "no new version"
+
+
+def test_postponing_never_brings_a_wake_up_forward(repository):
+    task = added(repository, wake_at=NOW)
+    repository.postpone(task.id, until=NOW - SECOND)
+    assert repository.get(task.id) == task
+
+
+@pytest.mark.parametrize("task", [{"stage": Stage.DONE, "state": State.COMPLETE}, {"wake_at": None}])
+def test_what_waits_for_no_wake_up_is_not_postponed(repository, task):
+    stored = added(repository, **task)
+    repository.postpone(stored.id, until=NOW + SECOND)
+    assert repository.get(stored.id) == stored
+
+
+def test_postponing_an_unknown_task_does_nothing(repository):
+    repository.postpone(TaskId("0" * 26), until=NOW)
+    assert repository.count(EVERYTHING) == 0
+
+
+# 8. delete
+
+
+def test_only_a_done_task_can_be_deleted(repository):
+    for stage in set(Stage) - {Stage.DONE}:
+        task = added(repository, state=State.COMPLETE, stage=stage)
+        assert repository.delete(task.id) is False
+        assert repository.get(task.id) == task
+
+
+def test_a_deleted_task_leaves_nothing(repository):
+    kept = added(repository, tags={"k": "v"}, name="n", owner="ada")
+    gone = added(repository, tags={"k": "v"}, name="n", owner="ada", state=State.COMPLETE, stage=Stage.DONE)
+    assert repository.delete(gone.id) is True
+    assert repository.delete(gone.id) is False
+    with pytest.raises(UnknownTask):
+        repository.get(gone.id)
+    for where in ({}, {"tags": (("k", "v"),)}, {"name_prefix": "n"}, {"owner": "ada"}):
+        assert matching(repository, **where) == {kept.id}
+
+
+def test_an_unknown_task_cannot_be_deleted(repository):
+    assert repository.delete(TaskId("0" * 26)) is False
+
+
+# 9. contents
+
+
+def test_a_task_comes_back_exactly(store):
+    """Whatever text, time and number it holds; each example is one task in the same store."""
+    numbers = itertools.count()
+
+    @settings(max_examples=60, suppress_health_check=list(HealthCheck))
+    @given(tasks(ids=st.builds(lambda: f"id-{next(numbers)}")))
+    def check(task: Task) -> None:
+        store.repository.add(task)
+        assert store.repository.get(task.id) == replace(task, version=Version(1))
+        assert store.repository.save(task, seen=Version(1))
+        assert store.repository.get(task.id) == replace(task, version=Version(2))
+
+    check()
+
+
+# 10. bounds
+
+
+def test_a_log_that_grew_too_large_is_shortened_so_that_the_task_can_end(store):
+    if not store.bounded:
+        pytest.skip("this store takes any size")
+    task = added(store.repository, state=State.RUNNING)
+    log = TaskLog(
+        logs=tuple(ExecutorLog(0, stdout="ü" * 400_000 + "end", stderr="x" * 800_000 + "end") for _ in range(20)),
+        outputs=tuple(OutputFileLog(f"s3://bucket/{i}", f"/data/{i}", i) for i in range(300_000)),
+        system_logs=tuple(f"line {i} " + "y" * 1000 for i in range(10_000)),
+    )
+    assert store.repository.save(replace(task, state=State.COMPLETE, log=log), seen=task.version)
+    stored = store.repository.get(task.id)
+    assert stored.state is State.COMPLETE
+    assert all(e.stdout.endswith("end") and e.stderr.endswith("end") for e in stored.log.logs)
+    assert len(stored.log.logs) == 20
+    assert 0 < len(stored.log.outputs) < 300_000
+    assert stored.log.outputs == log.outputs[: len(stored.log.outputs)]
+    assert f"{300_000 - len(stored.log.outputs)} output files" in stored.log.system_logs[-1]
+    assert stored.log.system_logs[-2] == log.system_logs[-1]
+    assert store.repository.save(replace(stored, stage=Stage.DONE), seen=stored.version), "and it can be saved again"
+
+
+def test_a_request_that_is_too_large_is_refused(store):
+    if not store.bounded:
+        pytest.skip("this store takes any size")
+    task = a_task()
+    large = replace(task, spec=replace(task.spec, inputs=(Input("/a", content="x" * 16_000_000),)))
+    with pytest.raises(InvalidTask, match="too large"):
+        store.repository.add(large)
+    assert store.repository.count(EVERYTHING) == 0
+
+
+@pytest.mark.parametrize("changes", [{"name": "\ud800"}, {"tags": {"\udfff": ""}}, {"nonce": "\ud800"}])
+def test_text_that_is_no_unicode_is_refused(store, changes):
+    if not store.bounded:
+        pytest.skip("this store takes any text")
+    with pytest.raises(InvalidTask, match="surrogate"):
+        store.repository.add(a_task(**changes))
+    assert store.repository.count(EVERYTHING) == 0
+
+
+# 11. durability
+
+
+def reopened(store: Store) -> TaskRepository:
+    if store.open is None:
+        pytest.skip("this store forgets everything with its instance")
+    store.repository.close()
+    return store.open()
+
+
+def test_a_reopened_store_has_every_task_as_saved(store):
+    first = full_task(tags={"k": "v"})
+    store.repository.add(first)
+    second = added(store.repository)
+    assert store.repository.save(replace(second, state=State.COMPLETE, stage=Stage.DONE), seen=second.version)
+    store.repository.postpone(first.id, until=NOW + SECOND)
+    repository = reopened(store)
+    assert repository.get(first.id) == replace(first, wake_at=NOW + SECOND, version=Version(1))
+    assert repository.get(second.id).stage is Stage.DONE
+    assert matching(repository, tags=(("k", "v"),)) == {first.id}
+
+
+def test_two_instances_see_each_others_writes_at_once(store):
+    if store.open is None:
+        pytest.skip("this store belongs to one instance")
+    one, other = store.repository, store.open()
+    task = added(one)
+    for version in range(1, 10):
+        writer, reader = (one, other) if version % 2 else (other, one)
+        assert reader.get(task.id).version == version
+        assert writer.save(replace(task, nonce=str(version)), seen=Version(version))
+        assert reader.save(task, seen=Version(version)) is False
+
+
+# 12. away
+
+
+def every_call(repository: TaskRepository) -> dict[str, Callable[[], object]]:
+    task = a_task()
+    return {
+        "add": lambda: repository.add(task),
+        "get": lambda: repository.get(task.id),
+        "save": lambda: repository.save(task, seen=Version(1)),
+        "list": lambda: repository.list(EVERYTHING, limit=1, after=None, view=View.MINIMAL),
+        "due": lambda: repository.due(NOW, limit=1),
+        "postpone": lambda: repository.postpone(task.id, until=NOW),
+        "count": lambda: repository.count(EVERYTHING),
+        "delete": lambda: repository.delete(task.id),
+        "ready": lambda: repository.ready(),
+    }
+
+
+CALLS = tuple(every_call(MemoryTaskRepository()))
+
+
+def test_a_store_that_answers_is_ready(repository):
+    repository.ready()
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_closed_store_is_unavailable(repository, call):
+    repository.close()
+    repository.close()
+    with pytest.raises(RepositoryUnavailable):
+        every_call(repository)[call]()
+
+
+def unreachable_mongo(tmp_path: Path, port: int) -> TaskRepository:
+    return MongoTaskRepository(
+        f"mongodb://user:hunter2@127.0.0.1:{port}",
+        "poiesis",
+        timeout=timedelta(seconds=0.4),
+        server_selection_timeout=timedelta(seconds=0.3),
+        connect_timeout=timedelta(seconds=0.3),
+    )
+
+
+def memory_that_is_down(tmp_path: Path, port: int) -> TaskRepository:
+    repository = MemoryTaskRepository()
+    repository.down = True
+    return repository
+
+
+def sqlite_that_is_gone(tmp_path: Path, port: int) -> TaskRepository:
+    repository = SqliteTaskRepository(tmp_path / "tasks.sqlite", busy_timeout=timedelta(seconds=0.3))
+    repository.close()
+    again = SqliteTaskRepository(tmp_path / "tasks.sqlite", busy_timeout=timedelta(seconds=0.3))
+    for db in again._pool:
+        db.close()
+    again._pool.clear()
+    for file in tmp_path.glob("tasks.sqlite*"):
+        file.unlink()
+    return again
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("away", [memory_that_is_down, sqlite_that_is_gone, unreachable_mongo])
+def test_a_store_that_is_away_is_unavailable_within_the_timeout(away, call, tmp_path, free_port):
+    begun = time.monotonic()
+    repository = away(tmp_path, free_port)
+    assert time.monotonic() - begun < 2, "nothing waits for a store at the start"
+    begun = time.monotonic()
+    with pytest.raises(RepositoryUnavailable) as caught:
+        every_call(repository)[call]()
+    assert time.monotonic() - begun < 3
+    assert caught.value.retryable
+    assert "hunter2" not in str(caught.value)
+    repository.close()
+
+
+def test_a_server_that_accepts_and_never_answers_is_unavailable_within_the_timeout(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        repository = unreachable_mongo(tmp_path, mute.getsockname()[1])
+        begun = time.monotonic()
+        with pytest.raises(RepositoryUnavailable):
+            repository.ready()
+        assert time.monotonic() - begun < 3
+        repository.close()
+
+
+def test_memory_comes_back_with_everything():
+    repository = MemoryTaskRepository()
+    task = added(repository)
+    repository.down = True
+    with pytest.raises(RepositoryUnavailable):
+        repository.get(task.id)
+    repository.down = False
+    assert repository.get(task.id) == task

@@ -1,0 +1,78 @@
+"""The launcher, built where it is not yet, and a laboratory for each runtime that this machine has."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poiesis.cluster.local.choice import choose_runtime
+from poiesis.domain.errors import ConfigurationError
+from tests.integration.cluster.harness import IMAGE, Lab, laboratory
+
+SOURCES = Path(__file__).parents[3] / "launcher"
+
+
+@pytest.fixture(scope="session")
+def launcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    given = os.environ.get("POIESIS_LAUNCHER")
+    if given:
+        return Path(given)
+    if not (shutil.which("musl-gcc") or shutil.which("cc")) or not shutil.which("make"):
+        pytest.skip("no C compiler or no make: the launcher cannot be built")
+    build = tmp_path_factory.mktemp("launcher")
+    made = subprocess.run(["make", "-C", str(SOURCES), f"BUILD={build}"], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    return build / "launcher"
+
+
+@pytest.fixture(scope="session")
+def why_not(launcher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str | None]:
+    """Why a runtime cannot be used here; None: it can."""
+    known: dict[str, str | None] = {}
+
+    def find(runtime: str) -> str | None:
+        if runtime not in known:
+            try:
+                choose_runtime(runtime, tmp_path_factory.mktemp("probe"), launcher).close()
+                known[runtime] = None
+                if runtime != "process":
+                    command = [runtime, "image", "inspect", IMAGE]
+                    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+                        known[runtime] = f"{runtime} has no image {IMAGE} (POIESIS_TEST_CONTAINER_IMAGE names another)"
+            except ConfigurationError as error:
+                known[runtime] = str(error)
+        return known[runtime]
+
+    return find
+
+
+@pytest.fixture
+def make_lab(tmp_path: Path, launcher: Path, why_not: Callable[[str], str | None]) -> Iterator[Callable[..., Lab]]:
+    """A laboratory on `tmp_path/service`, with the options of LocalCluster."""
+    with ExitStack() as stack:
+
+        def make(runtime: str = "process", **options: Any) -> Lab:
+            reason = why_not(runtime)
+            if reason is not None:
+                pytest.skip(reason)
+            return stack.enter_context(laboratory(tmp_path / "service", launcher, runtime, **options))
+
+        yield make
+
+
+@pytest.fixture(params=["process", "docker", "podman"])
+def lab(request: pytest.FixtureRequest, make_lab: Callable[..., Lab]) -> Lab:
+    """Of each runtime that can be used here."""
+    return make_lab(request.param)
+
+
+@pytest.fixture
+def process_lab(make_lab: Callable[..., Lab]) -> Lab:
+    return make_lab("process")

@@ -1,0 +1,186 @@
+"""What a command gets and what is told of it: the same in plain processes and in containers."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from poiesis.domain.observed import Phase
+from poiesis.domain.task import Executor, Input, Output, Resources
+from tests.integration.cluster.harness import IMAGE, POLICY, Lab, container, eventually, record, sh
+
+
+def test_executors_run_in_order_over_one_volume(lab: Lab, tmp_path: Path) -> None:
+    seen = lab.run(
+        sh("cat /data/in.txt > /data/one; date +%s%N > /data/first"),
+        sh("cat /data/one /dev/stdin", stdin="/data/in.txt", stdout="/data/two"),
+        sh("tr a-z A-Z < /data/two", stdout="/results/out.txt", stderr="/results/err.txt"),
+        inputs=(Input("/data/in.txt", content="words\n"),),
+        outputs=(Output("/results/out.txt", f"file://{tmp_path}/out"),),
+    )
+    assert [c.name for c in seen.pods[0].containers] == ["tif", "executor-0", "executor-1", "executor-2", "tof"]
+    assert all(c.phase is Phase.ENDED and c.record is not None and c.record.ok for c in seen.pods[0].containers)
+    assert (tmp_path / "out").read_text() == "WORDS\nWORDS\n"
+    first, second = record(seen, "executor-0"), record(seen, "executor-1")
+    assert first.ended_at is not None and second.started_at is not None
+    assert first.ended_at <= second.started_at
+    assert seen.reports["tof"].files[0].path == "/results/out.txt"
+    assert seen.volumes == (f"poiesis-{lab.id}-1-volume",) and seen.documents == (f"poiesis-{lab.id}-1-filer",)
+    assert seen.pods[0].lost is None and seen.pods[0].scheduled and seen.pods[0].node
+
+
+def test_arguments_and_variables_arrive_byte_for_byte(lab: Lab) -> None:
+    odd = "a  b\t'c' \"d\" $HOME `id` \\ é 💥 \n last"
+    seen = lab.run(
+        Executor(IMAGE, ("printf", "%s|", odd, "", "$(X)", "--flag=-x"), env={}),
+        sh('printf "%s|" "$ODD" "$EMPTY" "$(pwd)"', env={"ODD": odd, "EMPTY": ""}, workdir="/made/for it"),
+    )
+    assert record(seen).stdout == f"{odd}||$(X)|--flag=-x|"
+    assert record(seen, "executor-1").stdout == f"{odd}||/made/for it|"
+
+
+def test_streams_are_kept_apart_and_written_to_files(lab: Lab) -> None:
+    seen = lab.run(
+        sh("echo out; echo err >&2", stdout="/logs/out", stderr="/logs/err"),
+        sh("cat /logs/out; cat /logs/err >&2"),
+    )
+    for name in ("executor-0", "executor-1"):
+        assert (record(seen, name).stdout, record(seen, name).stderr) == ("out\n", "err\n")
+
+
+def test_a_failure_ends_the_task_but_outputs_are_sent(lab: Lab, tmp_path: Path) -> None:
+    seen = lab.run(
+        sh("echo partial > /data/out; exit 7"),
+        sh("echo never"),
+        outputs=(Output("/data/out", f"file://{tmp_path}/out"),),
+    )
+    assert record(seen).exit_code == 7 and not record(seen).ok
+    skipped = record(seen, "executor-1")
+    assert (skipped.exit_code, skipped.reason, skipped.stdout) == (None, "Skipped", "")
+    assert record(seen, "tof").ok and (tmp_path / "out").read_text() == "partial\n"
+
+
+def test_an_ignored_error_lets_the_next_one_run(lab: Lab) -> None:
+    seen = lab.run(sh("exit 3", ignore_error=True), sh("echo went on"))
+    assert record(seen).exit_code == 3 and record(seen).ok
+    assert record(seen, "executor-1").stdout == "went on\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [(("no-such-program",), 127), (("/etc/passwd",), 126), (("sh", "-c", "kill -9 $$"), 137)],
+    ids=["not found", "not executable", "killed"],
+)
+def test_exit_codes_are_the_shells(lab: Lab, command: tuple[str, ...], code: int) -> None:
+    ended = record(lab.run(Executor(IMAGE, command)))
+    assert ended.exit_code == code and not ended.ok
+    assert code == 137 or ended.stderr
+
+
+def test_a_command_over_its_time_is_ended(lab: Lab) -> None:
+    lab.policy = dataclasses.replace(POLICY, default_time_limit=timedelta(seconds=1))
+    ended = record(lab.run(sh("sleep 600")))
+    assert ended.reason == "TimeLimit" and not ended.ok
+
+
+def test_a_cancelled_command_that_ignores_sigterm_is_killed_with_its_children(lab: Lab) -> None:
+    mark = f"sleep {600 + time.time_ns() % 10**9}"
+    task = lab.launch(lab.task(sh(f"trap '' TERM; {mark} & {mark} & echo ready; wait; wait; {mark}")))
+    eventually(lambda: "ready" in lab.live(task), "output")
+    lab.cluster.delete_pods(task)
+    assert all(p.deleting for p in lab.cluster.observe(task).pods)
+    eventually(lambda: not lab.cluster.observe(task).pods, "the end of the pod")
+    from tests.integration.cluster.harness import processes_with
+
+    eventually(lambda: not processes_with(mark.replace(" ", "\0")), "the end of the processes")
+
+
+def test_a_command_over_its_memory_is_told_so(lab: Lab) -> None:
+    if "cannot be kept" in lab.cluster.describe():
+        pytest.skip("memory limits cannot be kept here")
+    seen = lab.run(sh("dd if=/dev/zero of=/dev/null bs=400M count=1"), resources=Resources(ram_gb=0.1))
+    ended = record(seen)
+    assert ended.oom_killed and ended.exit_code == 137 and not ended.ok
+
+
+def test_usage_is_measured(lab: Lab) -> None:
+    ended = record(lab.run(sh("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done")))
+    assert ended.cpu_seconds is not None and ended.cpu_seconds > 0
+    assert ended.peak_memory_bytes is not None and ended.peak_memory_bytes > 10_000
+
+
+def test_single_files_are_mounted_beside_what_is_there(lab: Lab, tmp_path: Path) -> None:
+    seen = lab.run(
+        sh("cat /in.txt /etc/x.conf; ls /etc | grep -c . ; test -e /etc/passwd; echo done > /etc/out.conf"),
+        inputs=(Input("/in.txt", content="one\n"), Input("/etc/x.conf", content="two\n")),
+        outputs=(Output("/etc/out.conf", f"file://{tmp_path}/out"),),
+    )
+    assert record(seen).exit_code == 0, record(seen).stderr
+    assert record(seen).stdout.startswith("one\ntwo\n")
+    assert (tmp_path / "out").read_text() == "done\n"
+    assert not Path("/in.txt").exists() and not Path("/etc/x.conf").exists()
+
+
+def test_the_live_end_of_output_can_be_read(lab: Lab) -> None:
+    task = lab.launch(lab.task(sh("echo begun; echo said >&2; sleep 600")))
+    eventually(lambda: lab.cluster.observe(task, tails=True).tails.get("executor-0") == ("begun\n", "said\n"), "tails")
+    seen = lab.cluster.observe(task)
+    assert container(seen).phase is Phase.RUNNING and container(seen).record is None and not seen.tails
+
+
+def test_endless_output_is_bounded(lab: Lab) -> None:
+    task = lab.launch(lab.task(sh("yes 0123456789abcdef | head -c 500000000; echo end")))
+    largest = 0
+    while not lab.cluster.observe(task).pods[0].ended:
+        largest = max(largest, sum(p.lstat().st_size for p in lab.directory.rglob("*") if p.is_file()))
+        time.sleep(0.02)
+    ended = record(lab.ended(task))
+    assert ended.exit_code == 0 and ended.stdout.endswith("end\n")
+    assert len(ended.stdout) <= POLICY.tail_bytes and ended.truncated
+    assert largest < 4 << 20
+
+
+def test_the_staged_layout_has_a_pod_for_each_stage(lab: Lab, tmp_path: Path) -> None:
+    lab.policy = dataclasses.replace(POLICY, layout="staged")
+    task = lab.task(
+        sh("cat /data/in > /data/out"),
+        inputs=(Input("/data/in", content="x"),),
+        outputs=(Output("/data/out", f"file://{tmp_path}/out"),),
+    )
+    for part in ("tif", "executors", "tof"):
+        lab.launch(task, part)
+        lab.ended(task)
+    seen = lab.cluster.observe(task)
+    assert [p.part for p in seen.pods] == ["executors", "tif", "tof"]
+    assert [p.name for p in seen.pods] == [f"poiesis-{lab.id}-1-{part}" for part in ("executors", "tif", "tof")]
+    assert (tmp_path / "out").read_text() == "x"
+
+
+def test_whatever_a_command_leaves_is_removed(lab: Lab) -> None:
+    task = lab.task(
+        sh(
+            "mkdir -p /work/a/b /work/shut; touch /work/shut/x; ln -s /etc /work/a/link; mkfifo /work/fifo;"
+            " d=/work; for i in $(seq 60); do d=$d/0123456789; mkdir $d; done; chmod 000 /work/shut /work/a"
+        ),
+        volumes=("/work",),
+    )
+    assert record(lab.ended(lab.launch(task))).exit_code == 0
+    lab.remove(task)
+    assert list((lab.directory / "tasks").iterdir()) == []
+    assert list(lab.cluster.task_ids()) == []
+    assert Path("/etc/passwd").exists()
+
+
+def test_every_change_wakes_the_task(lab: Lab) -> None:
+    task = lab.launch(lab.task(sh("true"), sh("true")))
+    lab.ended(task)
+    eventually(lambda: len(lab.woken) >= 3, "wake-ups")  # admitted, each record, the end
+    assert set(lab.woken) == {task.id}
+    before = len(lab.woken)
+    lab.remove(task)
+    eventually(lambda: len(lab.woken) > before, "a wake-up by the removal")
+    assert before < 20

@@ -1,0 +1,213 @@
+"""http against a real server that breaks every promise it can."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import random
+from pathlib import Path
+
+import pytest
+
+from tests.integration.filer.servers import Fault, HttpServer, Request
+from tests.unit.filer.tasks import bring, given, leftovers, quick, send, wanted
+
+BODY = random.Random(1).randbytes(40_000)
+
+
+def fetch(volume: Path, url: str, **changes: object):
+    report = bring(volume, given("/data/x", url), settings=quick(**changes))
+    path = volume / "root/data/x"
+    assert leftovers(volume) == []
+    assert path.exists() == (report.error is None)
+    return report, path.read_bytes() if path.exists() else None
+
+
+def test_a_file_comes(volume: Path, web: HttpServer) -> None:
+    web.files["/a b"] = BODY
+    report, got = fetch(volume, f"{web.url}/a%20b?sig=1")
+    assert got == BODY
+    assert report.files[0].url == f"{web.url}/a%20b"
+
+
+def test_an_empty_file_comes(volume: Path, web: HttpServer) -> None:
+    web.files["/e"] = b""
+    assert fetch(volume, f"{web.url}/e")[1] == b""
+
+
+@pytest.mark.parametrize(
+    "status, code", [(404, "not_found"), (410, "not_found"), (403, "access_denied"), (401, "access_denied")]
+)
+def test_statuses_that_are_final(volume: Path, web: HttpServer, status: int, code: str) -> None:
+    web.faults = lambda _: Fault(status=status)
+    report, _ = fetch(volume, f"{web.url}/x?secret=1")
+    assert (report.error_code, report.retryable) == (code, False)
+    assert len(web.requests) == 1
+    assert "secret" not in str(report.error)
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 429, 408])
+def test_statuses_that_pass(volume: Path, web: HttpServer, status: int) -> None:
+    web.files["/x"] = BODY
+    web.faults = lambda _: Fault(status=status) if len(web.requests) < 3 else None
+    assert fetch(volume, f"{web.url}/x")[1] == BODY
+
+
+def test_attempts_end(volume: Path, web: HttpServer) -> None:
+    web.faults = lambda _: Fault(status=503)
+    report, _ = fetch(volume, f"{web.url}/x")
+    assert (report.error_code, report.retryable) == ("storage_unavailable", True)
+    assert len(web.requests) == 3
+
+
+@pytest.mark.parametrize("reset", [False, True])
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_connection_dropped_after_any_byte_is_resumed(
+    volume: Path, web: HttpServer, reset: bool, chunked: bool
+) -> None:
+    body = BODY[:3000]
+    for cut in [0, 1, 2, 999, 1000, 1001, 2999]:
+        web.files[f"/{cut}"] = body
+        web.requests.clear()
+        web.faults = lambda r, cut=cut: Fault(cut=cut, reset=reset, chunked=chunked) if len(web.requests) == 1 else None
+        assert fetch(volume, f"{web.url}/{cut}")[1] == body
+        (volume / "root/data/x").unlink()
+        if cut and not reset and not chunked:
+            assert web.requests[1].headers["range"] == f"bytes={cut}-"
+
+
+def test_a_file_that_changes_meanwhile_is_fetched_anew(volume: Path, web: HttpServer) -> None:
+    web.files["/x"] = BODY
+
+    def fault(_: Request) -> Fault | None:
+        if len(web.requests) == 1:
+            return Fault(cut=1000)
+        web.files["/x"] = BODY[::-1]
+        return None
+
+    web.faults = fault
+    assert fetch(volume, f"{web.url}/x")[1] == BODY[::-1]
+
+
+@pytest.mark.parametrize("fault", [Fault(wrong_range=True), Fault(no_range=True)])
+def test_a_server_that_answers_another_range_gets_no_trust(volume: Path, web: HttpServer, fault: Fault) -> None:
+    web.files["/x"] = BODY
+    web.faults = lambda _: Fault(cut=1000) if len(web.requests) == 1 else fault if len(web.requests) == 2 else None
+    assert fetch(volume, f"{web.url}/x")[1] == BODY
+
+
+def test_many_drops_are_borne_as_long_as_there_is_progress(volume: Path, web: HttpServer) -> None:
+    web.files["/x"] = BODY
+    web.faults = lambda _: Fault(cut=1000)
+    assert fetch(volume, f"{web.url}/x")[1] == BODY
+    assert len(web.requests) >= 40
+
+
+def test_a_length_that_is_too_long_never_ends_as_a_file(volume: Path, web: HttpServer) -> None:
+    web.files["/x"] = BODY
+    web.faults = lambda _: Fault(length=len(BODY) + 1, no_range=True)
+    report, got = fetch(volume, f"{web.url}/x")
+    assert got is None
+    assert report.retryable
+
+
+def test_a_server_without_length_is_refused(volume: Path, web: HttpServer) -> None:
+    web.files["/x"] = BODY
+    web.faults = lambda _: Fault(no_length=True)
+    report, _ = fetch(volume, f"{web.url}/x")
+    assert "how long" in str(report.error)
+
+
+def test_a_drip_counts_as_a_stall(volume: Path, web: HttpServer) -> None:
+    from datetime import timedelta
+
+    web.files["/x"] = BODY
+    web.faults = lambda _: Fault(drip=0.05, no_range=True, headers={"etag": "W/weak"})
+    report, _ = fetch(volume, f"{web.url}/x", stall_timeout=timedelta(milliseconds=300), max_resumes=1)
+    assert report.retryable
+    assert "fewer than" in str(report.error)
+
+
+def test_chunks_and_compressed_transfer(volume: Path, web: HttpServer) -> None:
+    web.files["/x"] = BODY
+    web.faults = lambda _: Fault(chunked=True)
+    assert fetch(volume, f"{web.url}/x")[1] == BODY
+    web.faults = lambda _: Fault(body=gzip.compress(BODY), headers={"content-encoding": "gzip"})
+    assert fetch(volume, f"{web.url}/x")[1] == BODY
+    packed = gzip.compress(BODY)  # what is packed by its name stays packed
+    web.faults = lambda _: Fault(body=packed, headers={"content-encoding": "gzip"})
+    assert fetch(volume, f"{web.url}/x.gz")[1] == packed
+
+
+def test_a_compressed_transfer_cut_short_is_no_file(volume: Path, web: HttpServer) -> None:
+    web.faults = lambda _: Fault(body=gzip.compress(BODY)[:-9], headers={"content-encoding": "gzip"})
+    assert fetch(volume, f"{web.url}/x")[0].retryable
+
+
+def test_redirects_are_followed_a_few_times(volume: Path, web: HttpServer) -> None:
+    web.files["/end"] = BODY
+    web.faults = lambda r: (
+        Fault(redirect="/b") if r.path == "/a" else Fault(redirect="/end") if r.path == "/b" else None
+    )
+    assert fetch(volume, f"{web.url}/a")[1] == BODY
+    (volume / "root/data/x").unlink()
+    web.faults = lambda r: Fault(redirect=r.path + "x")
+    report, _ = fetch(volume, f"{web.url}/loop")
+    assert "redirects" in str(report.error)
+    assert not report.retryable
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["http://169.254.169.254/latest/meta-data", "http://[::1]/", "http://10.0.0.1/", "file:///etc/passwd", "ftp://x/y"],
+)
+def test_a_redirect_to_what_is_private_is_refused(volume: Path, web: HttpServer, target: str) -> None:
+    web.faults = lambda _: Fault(redirect=target)
+    report, _ = fetch(volume, f"{web.url}/x")
+    assert report.error_code == "access_denied"
+    assert len(web.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "localhost", "[::1]", "0.0.0.0", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1"]
+)
+def test_loopback_is_refused_unless_allowed(volume: Path, web: HttpServer, host: str) -> None:
+    web.files["/x"] = BODY
+    port = web.url.rpartition(":")[2]
+    report, _ = fetch(volume, f"http://{host}:{port}/x", allow_addresses=())
+    assert report.error_code == "access_denied"
+    assert web.requests == []
+
+
+def test_credentials_go_to_their_host_alone(volume: Path, web: HttpServer) -> None:
+    web.files["/x"] = BODY
+    url = web.url.replace("http://", "http://me:p%40ss@")
+    assert fetch(volume, f"{url}/x")[1] == BODY
+    assert base64.b64decode(web.requests[0].headers["authorization"].split()[1]) == b"me:p@ss"
+    web.requests.clear()
+    web.faults = lambda r: Fault(redirect=web.url.replace("127.0.0.1", "localhost") + "/x") if r.path == "/r" else None
+    report, got = fetch(volume, f"{url}/r", allow_addresses=("127.0.0.0/8", "::1"))
+    assert got == BODY
+    assert "authorization" not in web.requests[-1].headers
+    assert "ss@" not in str(report)
+
+
+def test_put_where_the_site_allows_it(volume: Path, web: HttpServer) -> None:
+    (volume / "root/data").mkdir(parents=True)
+    (volume / "root/data/x").write_bytes(BODY)
+    refused = send(volume, wanted("/data/x", f"{web.url}/up"), settings=quick())
+    assert refused.error_code == "unsupported_url"
+    web.faults = lambda r: (
+        Fault(status=503) if len(web.requests) == 1 else Fault(redirect="/up2") if r.path.startswith("/up?") else None
+    )
+    report = send(volume, wanted("/data/x", f"{web.url}/up?sig=1"), settings=quick(http_put=True))
+    assert report.error is None
+    assert web.files == {"/up2": BODY}
+
+
+def test_a_file_larger_than_allowed_is_refused(volume: Path, web: HttpServer) -> None:
+    web.files["/x"] = BODY
+    for fault in (None, Fault(chunked=True)):
+        web.faults = lambda _, fault=fault: fault
+        report, _ = fetch(volume, f"{web.url}/x", max_file_bytes=1000)
+        assert report.error_code == "file_too_large"

@@ -1,0 +1,123 @@
+"""Each server of `tests.servers` really answers, gives every test its own room, and is gone when it is stopped."""
+
+import ftplib
+import io
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from pymongo import MongoClient
+
+from tests.servers import FtpServer, S3Server
+from tests.servers.process import HOST, ServerFailed, running
+
+
+def test_redis_keeps_a_value(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        client.set("key", "value")
+        assert client.get("key") == "value"
+
+
+def test_redis_is_empty_for_the_next_test(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        assert client.dbsize() == 0
+
+
+def test_mongo_lets_one_of_two_conditional_updates_win(mongo_url: str) -> None:
+    client: MongoClient[dict[str, Any]] = MongoClient(mongo_url)
+    with client:
+        tasks = client.get_default_database()["tasks"]
+        tasks.insert_one({"_id": "a", "version": 1})
+        changed = [
+            tasks.update_one({"_id": "a", "version": 1}, {"$set": {"version": 2}}).modified_count for _ in range(2)
+        ]
+        assert changed == [1, 0]
+
+
+def test_mongo_database_is_empty_for_the_next_test(mongo_url: str) -> None:
+    client: MongoClient[dict[str, Any]] = MongoClient(mongo_url)
+    with client:
+        assert client.get_default_database().list_collection_names() == []
+
+
+def test_s3_gives_back_an_object(s3: S3Server) -> None:
+    client = s3.client()
+    client.put_object(s3.bucket, "folder/name", io.BytesIO(b"content"), 7)
+    with client.get_object(s3.bucket, "folder/name") as answer:
+        assert answer.read() == b"content"
+
+
+def test_s3_gives_back_a_multipart_object(s3: S3Server) -> None:
+    client, size = s3.client(), 11 << 20
+    client.put_object(s3.bucket, "large", io.BytesIO(bytes(size)), -1, part_size=5 << 20)
+    assert client.stat_object(s3.bucket, "large").size == size
+
+
+def test_s3_has_room_for_many_buckets(s3: S3Server) -> None:
+    client = s3.client()
+    names = [f"{s3.bucket}-{number}" for number in range(12)]
+    for name in names:
+        client.make_bucket(name)
+        client.put_object(name, "object", io.BytesIO(b"1"), 1)
+    for name in names:
+        client.remove_object(name, "object")
+        client.remove_bucket(name)
+
+
+def test_s3_bucket_is_empty_for_the_next_test(s3: S3Server) -> None:
+    assert list(s3.client().list_objects(s3.bucket, recursive=True)) == []
+
+
+def test_ftp_shows_its_root_to_anonymous_users(ftp: FtpServer) -> None:
+    (ftp.root / "name").write_bytes(b"content")
+    received = io.BytesIO()
+    with ftplib.FTP() as client:
+        client.connect(ftp.host, ftp.port, timeout=5)
+        client.login()
+        client.retrbinary("RETR name", received.write)
+    assert received.getvalue() == b"content"
+
+
+def test_ftp_takes_a_file_from_its_user(ftp: FtpServer) -> None:
+    with ftplib.FTP() as client:
+        client.connect(ftp.host, ftp.port, timeout=5)
+        client.login(ftp.user, ftp.password)
+        client.storbinary("STOR name", io.BytesIO(b"content"))
+    assert (ftp.root / "name").read_bytes() == b"content"
+
+
+def test_a_free_port_can_be_bound(free_port: int) -> None:
+    with socket.create_server((HOST, free_port)) as server:
+        assert server.getsockname() == (HOST, free_port)
+
+
+def _connect(ports: list[int]) -> int:
+    socket.create_connection((HOST, ports[0]), timeout=1).close()
+    return ports[0]
+
+
+def test_a_server_is_gone_with_its_folder_when_its_block_ends() -> None:
+    folders: list[Path] = []
+
+    def command(folder: Path, ports: list[int]) -> list[str]:
+        folders.append(folder)
+        return [sys.executable, "-m", "http.server", "--bind", HOST, str(ports[0])]
+
+    with running("http", 1, command, _connect) as port:
+        assert folders[-1].is_dir()
+    assert not folders[-1].exists()
+    with pytest.raises(ConnectionRefusedError):
+        _connect([port])
+
+
+def test_a_server_that_ends_at_once_says_why() -> None:
+    with (
+        pytest.raises(ServerFailed, match="no such thing"),
+        running(
+            "broken", 1, lambda _folder, _ports: [sys.executable, "-c", "raise SystemExit('no such thing')"], _connect
+        ),
+    ):
+        pass

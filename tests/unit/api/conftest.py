@@ -1,0 +1,12 @@
+"""A site with the default settings."""
+
+from __future__ import annotations
+
+import pytest
+
+from .service import Site
+
+
+@pytest.fixture
+def site() -> Site:
+    return Site()

@@ -1,0 +1,78 @@
+"""The one table from exceptions to answers."""
+
+from __future__ import annotations
+
+import logging
+from datetime import timedelta
+
+import pytest
+from starlette.exceptions import HTTPException
+
+from poiesis.api import errors
+from poiesis.domain.errors import (
+    ClusterRefused,
+    ClusterUnavailable,
+    Forbidden,
+    IllegalTransition,
+    InvalidRequest,
+    InvalidTask,
+    Problem,
+    QuotaExceeded,
+    RepositoryUnavailable,
+    StagingFailed,
+    TooManyTasks,
+    UnknownTask,
+)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "code"),
+    [
+        (InvalidTask([Problem("$.x", "wrong")]), 400, "invalid_task"),
+        (errors.NotJson("no"), 400, "not_json"),
+        (InvalidRequest("view", "no"), 400, "invalid_request"),
+        (errors.NotAuthenticated("no", "Basic"), 401, "unauthenticated"),
+        (Forbidden("no"), 403, "forbidden"),
+        (UnknownTask("x"), 404, "unknown_task"),
+        (errors.BodyTooLarge(10), 413, "body_too_large"),
+        (TooManyTasks("no"), 429, "too_many_tasks"),
+        (RepositoryUnavailable("away"), 503, "repository_unavailable"),
+        (ClusterUnavailable("away"), 503, "cluster_unavailable"),
+        (QuotaExceeded("full"), 503, "quota_exceeded"),
+        (IllegalTransition("bug"), 500, "internal"),
+        (ClusterRefused("bug"), 500, "internal"),
+        (StagingFailed("bug"), 500, "internal"),
+        (ZeroDivisionError("bug"), 500, "internal"),
+        (HTTPException(404), 404, "not_found"),
+        (HTTPException(405, headers={"Allow": "GET"}), 405, "method_not_allowed"),
+        (HTTPException(418, "short and stout"), 418, "i_m_a_teapot"),
+    ],
+)
+def test_each_error_has_its_status_and_code(error: Exception, status: int, code: str) -> None:
+    told = errors.answer(error)
+    assert (told.status, told.document["status"], told.document["error"]) == (status, status, code)
+    assert "bug" not in told.document["message"]
+
+
+def test_headers_say_what_to_do() -> None:
+    assert errors.answer(TooManyTasks("no")).headers == {"Retry-After": "5"}
+    assert errors.answer(QuotaExceeded("full", timedelta(seconds=0.2))).headers == {"Retry-After": "1"}
+    assert errors.answer(QuotaExceeded("full", timedelta(seconds=7.5))).headers == {"Retry-After": "8"}
+    assert errors.answer(errors.NotAuthenticated("no", "Basic")).headers == {"WWW-Authenticate": "Basic"}
+    assert errors.answer(HTTPException(405, headers={"Allow": "GET"})).headers == {"Allow": "GET"}
+
+
+def test_problems_and_messages_are_bounded() -> None:
+    told = errors.answer(InvalidTask([Problem(f"$.x[{i}]", "wrong" * 10) for i in range(50_000)]))
+    assert len(told.document["problems"]) == errors.MAX_PROBLEMS
+    assert len(told.document["message"]) == errors.MAX_MESSAGE
+
+
+def test_only_bugs_are_logged_with_a_trace(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG):
+        for error in (UnknownTask("x"), HTTPException(404), RepositoryUnavailable("away"), ValueError("bug")):
+            errors.response(error)
+    assert [(r.levelname, r.getMessage(), bool(r.exc_info)) for r in caplog.records] == [
+        ("WARNING", "unavailable", False),
+        ("ERROR", "request_failed", True),
+    ]

@@ -1,0 +1,412 @@
+"""What inputs and outputs mean, on local files: the semantics table of docs/data-plane.md by its numbers."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    path = tmp_path / "volume"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    path = tmp_path / "store"
+    path.mkdir()
+    return path
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def make(volume: Path, **files: str) -> Path:
+    root = volume / "root"
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return root
+
+
+# in
+
+
+def test_content_is_written_as_it_is(volume: Path) -> None:  # I1
+    report = bring(volume, given("/data/a.txt", content="héllo\n"), settings=quick())
+    assert report.error is None
+    assert (volume / "root/data/a.txt").read_text() == "héllo\n"
+    assert report.total_files == 1
+    assert report.files[0].path == "/data/a.txt"
+
+
+def test_content_wins_over_a_url(volume: Path) -> None:  # I2
+    report = bring(volume, given("/data/a", url="file:///nowhere", content=""), settings=quick())
+    assert report.error is None
+    assert (volume / "root/data/a").read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    "form", ["file://{}/a%20b.txt", "file://{}/a b.txt", "{}/a b.txt", "file://localhost{}/a b.txt"]
+)
+def test_a_file_comes_by_url_or_plain_path(volume: Path, store: Path, form: str) -> None:  # I3
+    (store / "a b.txt").write_text("x")
+    url = form.format(store)
+    report = bring(volume, given("/data/sub/b.txt", url), settings=quick(file_roots=(str(store),)))
+    assert report.error is None
+    assert (volume / "root/data/sub/b.txt").read_text() == "x"
+
+
+def test_modes_let_every_user_work_whatever_the_umask(volume: Path, store: Path) -> None:  # I4
+    (store / "tool").write_text("#!")
+    (store / "tool").chmod(0o700)
+    before = os.umask(0o077)
+    try:
+        report = bring(
+            volume,
+            given("/data/in/a", content="x"),
+            given("/data/tool", f"file://{store}/tool"),
+            settings=quick(file_roots=(str(store),)),
+            directories=("/work/out",),
+        )
+    finally:
+        os.umask(before)
+    assert report.error is None
+    root = volume / "root"
+    assert [mode(root / p) for p in ("data", "data/in", "work", "work/out")] == [0o777] * 4
+    assert mode(root / "data/in/a") == 0o666
+    assert mode(root / "data/tool") == 0o777
+
+
+def test_a_volumes_set_group_id_bit_is_kept(volume: Path) -> None:
+    root = volume / "root"
+    root.mkdir()
+    root.chmod(0o2775)
+    assert bring(volume, settings=quick(), directories=("/data/x",)).error is None
+    assert mode(root / "data") & 0o2777 == 0o2777
+    assert mode(root / "data/x") & 0o2777 == 0o2777
+
+
+@pytest.mark.parametrize("type_, slash", [("DIRECTORY", ""), (None, "/")])
+def test_a_directory_comes_with_its_empty_directories(
+    volume: Path, store: Path, type_: str | None, slash: str
+) -> None:  # I5
+    (store / "d/e/f").mkdir(parents=True)
+    (store / "d/.hidden").write_text("h")
+    (store / "d/e/x").write_text("x")
+    report = bring(
+        volume, given("/data/d" + slash, f"file://{store}/d", type=type_), settings=quick(file_roots=(str(store),))
+    )
+    assert report.error is None
+    assert tree(volume / "root/data/d") == {".hidden": b"h", "e/f": None, "e/x": b"x"}
+
+
+@pytest.mark.parametrize("type_", [None, "FILE"])
+def test_a_directory_that_was_not_said_to_be_one_comes_all_the_same(
+    volume: Path, store: Path, type_: str | None
+) -> None:  # I6
+    (store / "d").mkdir()
+    (store / "d/x").write_text("x")
+    report = bring(volume, given("/data/d", f"file://{store}/d", type=type_), settings=quick(file_roots=(str(store),)))
+    assert report.error is None
+    assert tree(volume / "root/data") == {"d/x": b"x"}
+    assert bool(report.notes) == (type_ is not None)
+
+
+def test_a_missing_input_names_url_and_path(volume: Path, store: Path) -> None:  # I7
+    report = bring(volume, given("/data/a", f"file://{store}/none"), settings=quick(file_roots=(str(store),)))
+    assert report.error_code == "not_found"
+    assert not report.retryable
+    assert report.error is not None
+    assert "/data/a" in report.error
+    assert f"file://{store}/none" in report.error
+    assert leftovers(volume) == []
+
+
+def test_an_unknown_scheme_is_an_error_without_its_password(volume: Path) -> None:
+    report = bring(volume, given("/data/a", "gopher://me:secret@host/x?token=y"), settings=quick())
+    assert report.error_code == "unsupported_url"
+    assert report.error is not None
+    assert "secret" not in report.error
+    assert "token=y" not in report.error
+
+
+@pytest.mark.parametrize(
+    "url", ["/etc/passwd", "file:///etc/passwd", "file://{}/../x", "file://{}/%2e%2e/x", "file://h/x"]
+)
+def test_files_outside_the_allowed_roots_are_refused(volume: Path, store: Path, url: str) -> None:
+    report = bring(volume, given("/data/a", url.format(store)), settings=quick(file_roots=(str(store),)))
+    assert report.error_code in ("access_denied", "unsupported_url")
+    assert tree(volume / "root/data") == {}
+
+
+def test_a_link_out_of_an_allowed_root_is_refused(volume: Path, store: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s")
+    (store / "d").mkdir()
+    (store / "d/l").symlink_to(tmp_path / "secret")
+    settings = quick(file_roots=(str(store),))
+    for item in (given("/data/a", f"file://{store}/d/l"), given("/data/d", f"file://{store}/d", type="DIRECTORY")):
+        report = bring(volume, item, settings=settings)
+        assert report.error_code == "access_denied"
+    (store / "inside").symlink_to(store / "d")
+    (store / "d/l").unlink()
+    (store / "d/x").write_text("x")
+    assert bring(volume, given("/data/d", f"file://{store}/inside", type="DIRECTORY"), settings=settings).error is None
+
+
+def test_the_first_error_stops_what_follows(volume: Path, store: Path) -> None:
+    inputs = [given(f"/data/{i}", f"file://{store}/none") for i in range(100)]
+    report = bring(volume, *inputs, given("/data/last", content="x"), settings=quick(file_roots=(str(store),)))
+    assert report.error_code == "not_found"
+    assert report.error is not None
+    assert report.error.count("no such file") <= 4
+    assert not (volume / "root/data/last").exists()
+
+
+def test_a_stop_is_said_and_may_be_tried_again(volume: Path) -> None:
+    report = bring(volume, given("/data/a", content="x"), settings=quick(), cancelled=lambda: True)
+    assert (report.error_code, report.retryable) == ("cancelled", True)
+
+
+def test_touched_files_are_empty_and_directories_made(volume: Path) -> None:
+    assert bring(volume, settings=quick(), touched=("/etc/out",), directories=("/d",)).error is None
+    assert tree(volume / "root") == {"etc/out": b"", "d": None}
+    assert mode(volume / "root/etc/out") == 0o666
+
+
+# out
+
+
+def test_a_file_goes_where_its_url_says(volume: Path, store: Path) -> None:  # O1
+    make(volume, **{"data/out.txt": "result"})
+    report = send(
+        volume, wanted("/data/out.txt", f"file://{store}/a/b/out.txt", "FILE"), settings=quick(file_roots=(str(store),))
+    )
+    assert report.error is None
+    assert tree(store) == {"a/b/out.txt": b"result"}
+    assert [(f.url, f.path, f.size_bytes) for f in report.files] == [
+        (f"file://{store}/a/b/out.txt", "/data/out.txt", 6)
+    ]
+
+
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_directory_goes_with_all_its_files_told_one_by_one(volume: Path, store: Path, slash: str) -> None:  # O2
+    root = make(volume, **{"data/d/a": "1", "data/d/e/.b": "22", "data/d/ü ?#%": "3"})
+    (root / "data/d/empty").mkdir()
+    report = send(
+        volume,
+        wanted("/data/d" + slash, f"file://{store}/x" + slash, "DIRECTORY"),
+        settings=quick(file_roots=(str(store),)),
+    )
+    assert report.error is None
+    assert tree(store / "x") == {"a": b"1", "e/.b": b"22", "empty": None, "ü ?#%": b"3"}
+    assert [f.path for f in report.files] == ["/data/d/a", "/data/d/e/.b", "/data/d/ü ?#%"]
+
+
+def test_a_file_that_is_a_directory_goes_as_one_with_a_note(volume: Path, store: Path) -> None:  # O3
+    make(volume, **{"work/d/a": "1"})
+    report = send(volume, wanted("/work/d", f"file://{store}/d", "FILE"), settings=quick(file_roots=(str(store),)))
+    assert report.error is None
+    assert tree(store) == {"d/a": b"1"}
+    assert "directory" in report.notes[0]
+
+
+def test_a_directory_that_is_a_file_goes_as_one_with_a_note(volume: Path, store: Path) -> None:  # O4
+    make(volume, **{"work/d": "1"})
+    report = send(
+        volume, wanted("/work/d", f"file://{store}/d/", "DIRECTORY"), settings=quick(file_roots=(str(store),))
+    )
+    assert report.error is None
+    assert tree(store) == {"d/d": b"1"}
+    assert "is a file" in report.notes[0]
+
+
+def test_a_missing_output_is_named_and_the_others_go(volume: Path, store: Path) -> None:  # O5
+    make(volume, **{"data/a": "1", "data/b": "2"})
+    outputs = [wanted(f"/data/{n}", f"file://{store}/{n}") for n in ("a", "none", "b", "other")]
+    report = send(volume, *outputs, settings=quick(file_roots=(str(store),)))
+    assert (report.error_code, report.retryable) == ("output_missing", False)
+    assert report.error is not None
+    assert "/data/none" in report.error
+    assert "/data/other" in report.error
+    assert tree(store) == {"a": b"1", "b": b"2"}
+    assert report.total_files == 2
+
+
+def test_a_missing_optional_output_is_a_note(volume: Path, store: Path) -> None:  # O6
+    make(volume, **{"data/a": "1"})
+    outputs = [wanted("/data/none", f"file://{store}/n"), wanted("/data/*.x", f"file://{store}/", prefix="/data")]
+    report = send(volume, *outputs, settings=quick(file_roots=(str(store),)), optional=True)
+    assert report.error is None
+    assert len(report.notes) == 2
+
+
+@pytest.mark.parametrize("act, is_there", [("nothing", False), ("touch", True), ("truncate", True), ("write", True)])
+def test_a_touched_output_counts_once_somebody_opened_it(
+    volume: Path, store: Path, act: str, is_there: bool
+) -> None:  # O7
+    settings = quick(file_roots=(str(store),))
+    assert bring(volume, settings=settings, touched=("/etc/out",)).error is None
+    path = volume / "root/etc/out"
+    if act == "touch":
+        path.touch()
+    elif act == "truncate":
+        path.open("w").close()
+    elif act == "write":
+        path.write_text("x")
+    report = send(volume, wanted("/etc/out", f"file://{store}/out"), settings=settings, touched=("/etc/out",))
+    assert (report.error is None) == is_there
+    assert report.error_code == (None if is_there else "output_missing")
+
+
+@pytest.mark.parametrize(
+    "pattern, prefix, expected",
+    [
+        ("/work/*.txt", "/work", ["a.txt", "b.txt"]),
+        ("/work/*.txt", "/work/", ["a.txt", "b.txt"]),
+        ("/work/*.txt", "/", ["work/a.txt", "work/b.txt"]),
+        ("/work/?.txt", "/work", ["a.txt", "b.txt"]),
+        ("/work/[!b].txt", "/work", ["a.txt"]),
+        ("/work/[[:alpha:]].txt", "/work", ["a.txt", "b.txt"]),
+        ("/work/*/*.txt", "/work", ["sub/c.txt"]),
+        ("/work/.*.txt", "/work", [".h.txt"]),
+        ("/work/*/", "/work", ["sub/c.txt", "sub/e"]),
+        ("/work/s*", "/work/s", ["ub/c.txt", "ub/e"]),
+        ("/work/*.{txt,log}", "/work", ["a.txt", "b.txt", "x.log"]),
+        ("/work/lit[1].txt", None, ["lit[1].txt"]),
+    ],
+)
+def test_wildcards(volume: Path, store: Path, pattern: str, prefix: str | None, expected: list[str]) -> None:  # O8
+    root = make(
+        volume,
+        **{f"work/{n}": n for n in ("a.txt", "b.txt", ".h.txt", "x.log", "sub/c.txt", "lit[1].txt")},
+    )
+    (root / "work/sub/e").mkdir()
+    if not pattern.startswith("/work/lit"):
+        (root / "work/lit[1].txt").unlink()
+    url = f"file://{store}/o" if prefix else f"file://{store}/o/lit[1].txt"
+    report = send(volume, wanted(pattern, url, "FILE", prefix), settings=quick(file_roots=(str(store),)))
+    assert report.error is None
+    assert sorted(tree(store / "o")) == expected
+
+
+@pytest.mark.parametrize("url_end", ["/w/*.{{x,y}}", "/w/%2A.%7Bx,y%7D", "/w/", "/w"])
+def test_braces_without_prefix_are_a_glob_below_the_urls_directory(
+    volume: Path, store: Path, url_end: str
+) -> None:  # O9
+    make(volume, **{"work/a.x": "1", "work/b.y": "2", "work/c.z": "3"})
+    url = f"file://{store}" + url_end.replace("{{", "{").replace("}}", "}")
+    path = "/work/*.{x,y}" if "*" in url_end or "2A" in url_end else "/work/[ab].{x,y}"
+    report = send(volume, wanted(path, url, "FILE"), settings=quick(file_roots=(str(store),)))
+    assert report.error is None
+    assert tree(store) == {"w/a.x": b"1", "w/b.y": b"2"}
+
+
+def test_literal_braces_and_brackets_come_first(volume: Path, store: Path) -> None:  # O10
+    make(volume, **{"work/{a,b}[1].txt": "literal", "work/a1.txt": "1"})
+    report = send(
+        volume, wanted("/work/{a,b}[1].txt", f"file://{store}/x", "FILE"), settings=quick(file_roots=(str(store),))
+    )
+    assert report.error is None
+    assert tree(store) == {"x": b"literal"}
+
+
+def test_nothing_matched_is_missing(volume: Path, store: Path) -> None:
+    make(volume, **{"work/a": "1"})
+    report = send(
+        volume, wanted("/work/*.x", f"file://{store}", "FILE", "/work"), settings=quick(file_roots=(str(store),))
+    )
+    assert report.error_code == "output_missing"
+
+
+def test_links_are_followed_inside_the_volume_as_the_executor_saw_them(volume: Path, store: Path) -> None:  # O11
+    root = make(volume, **{"data/real": "r", "work/x": "x"})
+    (root / "work/abs").symlink_to("/data/real")
+    (root / "work/rel").symlink_to("../data/real")
+    (root / "work/up").symlink_to("../../../../data/real")
+    (root / "work/dir").symlink_to("/data")
+    report = send(volume, wanted("/work", f"file://{store}/w", "DIRECTORY"), settings=quick(file_roots=(str(store),)))
+    assert report.error is None
+    assert tree(store / "w") == {"abs": b"r", "rel": b"r", "up": b"r", "dir/real": b"r", "x": b"x"}
+
+
+@pytest.mark.parametrize("target", ["/etc/passwd", "../../../../../../etc/passwd", "/proc/self/environ", "loop"])
+def test_a_link_out_of_the_volume_is_refused(volume: Path, store: Path, target: str) -> None:  # O12
+    root = make(volume, **{"work/x": "x"})
+    (root / "work/loop").symlink_to(target)
+    settings = quick(file_roots=(str(store),))
+    alone = send(volume, wanted("/work/loop", f"file://{store}/a"), settings=settings)
+    assert alone.error_code in ("output_missing", "staging_failed")
+    assert alone.error is not None
+    assert "link" in alone.error
+    report = send(volume, wanted("/work", f"file://{store}/w", "DIRECTORY"), settings=settings)
+    assert report.error is None
+    assert "/work/loop" in report.notes[0]
+    assert tree(store) == {"w/x": b"x"}
+
+
+def test_a_link_to_a_directory_above_it_ends(volume: Path, store: Path) -> None:
+    root = make(volume, **{"work/x": "x"})
+    (root / "work/again").symlink_to(".")
+    report = send(volume, wanted("/work", f"file://{store}/w", "DIRECTORY"), settings=quick(file_roots=(str(store),)))
+    assert report.error is None
+    assert tree(store) == {"w/x": b"x"}
+    assert "again" in report.notes[0]
+
+
+def test_a_fifo_is_never_opened(volume: Path, store: Path) -> None:  # O13
+    root = make(volume, **{"work/x": "x"})
+    os.mkfifo(root / "work/fifo")
+    settings = quick(file_roots=(str(store),))
+    alone = send(volume, wanted("/work/fifo", f"file://{store}/a"), settings=settings)
+    assert alone.error is not None
+    assert "FIFO" in alone.error
+    report = send(volume, wanted("/work", f"file://{store}/w", "DIRECTORY"), settings=settings)
+    assert report.error is None
+    assert tree(store) == {"w/x": b"x"}
+    assert "FIFO" in report.notes[0]
+
+
+def test_an_upload_outside_the_roots_is_refused(volume: Path, store: Path, tmp_path: Path) -> None:
+    make(volume, **{"work/x": "x"})
+    (store / "l").symlink_to(tmp_path)
+    for url in (f"file://{tmp_path}/y", f"file://{store}/l/y", f"file://{store}/%2e%2e/y"):
+        report = send(volume, wanted("/work/x", url), settings=quick(file_roots=(str(store),)))
+        assert report.error_code in ("access_denied", "unsupported_url")
+    assert not (tmp_path / "y").exists()
+
+
+def test_an_output_over_an_existing_file_replaces_it_whole(volume: Path, store: Path) -> None:
+    (store / "out").write_text("a much longer old content")
+    make(volume, **{"work/x": "x"})
+    assert (
+        send(volume, wanted("/work/x", f"file://{store}/out"), settings=quick(file_roots=(str(store),))).error is None
+    )
+    assert tree(store) == {"out": b"x"}
+
+
+def test_one_path_may_go_to_several_urls_and_an_input_back(volume: Path, store: Path) -> None:  # O14
+    settings = quick(file_roots=(str(store),))
+    assert bring(volume, given("/data/a", content="x"), settings=settings).error is None
+    report = send(volume, wanted("/data/a", f"{store}/1"), wanted("/data/a", f"{store}/2"), settings=settings)
+    assert report.error is None
+    assert tree(store) == {"1": b"x", "2": b"x"}
+
+
+def test_a_listing_without_an_end_is_an_error(volume: Path, store: Path) -> None:
+    make(volume, **{f"work/{i}": "" for i in range(20)})
+    report = send(
+        volume, wanted("/work", f"{store}/w", "DIRECTORY"), settings=quick(file_roots=(str(store),), max_files=10)
+    )
+    assert report.error_code == "staging_failed"
+    assert report.error is not None
+    assert "more than 10 files" in report.error

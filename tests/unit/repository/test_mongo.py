@@ -1,0 +1,162 @@
+"""What the contract suite does not see of the MongoDB adapter: its settings, its indexes, its messages."""
+
+import time
+import traceback
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from pymongo import MongoClient, monitoring
+from pymongo.errors import PyMongoError
+
+from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
+from poiesis.domain.states import State
+from poiesis.domain.task import Input, Task, TaskId, TaskSpec, Version, View
+from poiesis.ports import TaskFilter
+from poiesis.repository import mongo
+from poiesis.repository.mongo import INDEXES, MongoTaskRepository, _query
+
+NOW = datetime(2026, 1, 31, 12, 0, 0, 1, tzinfo=UTC)
+WAIT = timedelta(seconds=30)
+
+
+@pytest.fixture
+def repository(mongo_url):
+    url, _, name = mongo_url.rpartition("/")
+    made = MongoTaskRepository(url, name, retry_writes=False, timeout=WAIT, connect_timeout=WAIT)
+    yield made
+    made.close()
+
+
+def a_task(task_id: str = "one") -> Task:
+    spec = TaskSpec(executors=(), inputs=(Input("/a", content="content"),))
+    return Task(id=TaskId(task_id), spec=spec, created_at=NOW, wake_at=NOW)
+
+
+@pytest.mark.parametrize(
+    ("uri", "database"),
+    [
+        ("mongodb://user:hunter2@host:hunter2", "poiesis"),
+        ("mongodb://user:hunter2@", "poiesis"),
+        ("mongodb://user:hunt/er2@host", "poiesis"),
+        ("http://user:hunter2@host", "poiesis"),
+        ("mongodb://host", ""),
+        ("mongodb://host", "a b"),
+    ],
+)
+def test_a_uri_that_cannot_be_used_is_refused_without_showing_it(uri, database):
+    with pytest.raises(ConfigurationError) as caught:
+        MongoTaskRepository(uri, database)
+    shown = "".join(traceback.format_exception(caught.value))
+    assert "hunter2" not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    assert "pymongo.errors" not in shown
+
+
+def test_what_matters_for_durability_and_time_is_set():
+    made = MongoTaskRepository(
+        "mongodb://host/?w=1&timeoutMS=99999&retryWrites=true&readConcernLevel=local",
+        "poiesis",
+        timeout=timedelta(seconds=7),
+        retry_writes=False,
+    )
+    options = made._client.options
+    assert made._tasks.write_concern.document == {"w": "majority"}
+    assert made._tasks.read_concern.level == "majority"
+    assert options.timeout == 7
+    assert options.server_selection_timeout == 3
+    assert options.pool_options.connect_timeout == 5
+    assert options.pool_options.socket_timeout == 7
+    assert not options.retry_writes
+    made.close()
+
+
+def test_the_indexes_are_made_once_whoever_begins(repository, mongo_url):
+    repository.ready()
+    assert repository.wait_for_indexes(WAIT)
+    names = {index.document["name"] for index in INDEXES}
+    with MongoClient[dict[str, Any]](mongo_url) as client:
+        assert set(client.get_default_database()["tasks"].index_information()) == {"_id_", *names}
+    url, _, name = mongo_url.rpartition("/")
+    again = MongoTaskRepository(url, name, retry_writes=False, timeout=WAIT, connect_timeout=WAIT)
+    assert again.wait_for_indexes(WAIT)
+    again.close()
+
+
+def test_indexes_are_begun_again_when_the_server_comes_back(free_port, mongo_url, monkeypatch):
+    made = MongoTaskRepository(f"mongodb://127.0.0.1:{free_port}", "x", timeout=timedelta(seconds=0.2))
+    with pytest.raises(RepositoryUnavailable):
+        made.ready()
+    url, _, name = mongo_url.rpartition("/")
+    made._client.close()
+    made._client = MongoClient(url)
+    made._tasks = made._client[name]["tasks"]
+    deadline = time.monotonic() + 20
+    while not made.wait_for_indexes(timedelta(seconds=0.1)):
+        made.ready()
+        assert time.monotonic() < deadline
+    made.close()
+
+
+class Commands(monitoring.CommandListener):
+    def __init__(self):
+        self.seen: list[dict[str, Any]] = []
+
+    def started(self, event):
+        self.seen.append(event.command)
+
+    def succeeded(self, event):
+        pass
+
+    def failed(self, event):
+        pass
+
+
+def test_a_save_is_one_round_trip_and_views_are_projected_in_the_store(mongo_url):
+    url, _, name = mongo_url.rpartition("/")
+    commands = Commands()
+    made = MongoTaskRepository(url, name, retry_writes=False, timeout=WAIT, connect_timeout=WAIT)
+    made.add(a_task())
+    assert made.wait_for_indexes(WAIT)
+    made._client.close()
+    made._client = MongoClient(url, event_listeners=[commands], retryWrites=False)
+    made._tasks = made._client[name]["tasks"]
+
+    assert made.save(a_task(), seen=Version(1))
+    (update,) = commands.seen
+    assert update["updates"][0]["q"] == {"_id": "one", "version": 1, "state": {"$in": ["QUEUED"]}}
+    commands.seen.clear()
+    made.list(TaskFilter(), limit=256, after=TaskId("x"), view=View.MINIMAL)
+    made.list(TaskFilter(), limit=256, after=None, view=View.BASIC)
+    minimal, basic = commands.seen
+    assert minimal["filter"] == {"_id": {"$lt": "x"}}
+    assert minimal["projection"] == {"_id": 1, "state": 1}
+    assert dict(minimal["sort"]) == {"_id": -1}
+    assert minimal["limit"] == 257
+    assert basic["projection"] == {"bulk": 0}
+    made.close()
+
+
+def test_filters_are_equalities_and_ranges():
+    where = TaskFilter("a.*", frozenset({State.RUNNING}), (("k", "v"), ("l", "")), "ada")
+    assert _query(where) == {
+        "name": {"$gte": "a.*", "$lt": "a.+"},
+        "state": {"$in": ["RUNNING"]},
+        "tags": {"$all": ["1:k=v", "1:l"]},
+        "owner": "ada",
+    }
+    assert _query(TaskFilter()) == {}
+
+
+def test_a_message_tells_the_fault_and_no_credentials():
+    error = PyMongoError("mongodb://user:hunter2@host:1 failed, Timeout: 3s, Topology Description: <...>")
+    assert mongo._summary(error) == "PyMongoError: mongodb://host:1 failed"
+
+
+def test_the_cause_of_an_unavailable_store_is_chained(free_port):
+    made = MongoTaskRepository(f"mongodb://127.0.0.1:{free_port}", "x", timeout=timedelta(seconds=0.2))
+    with pytest.raises(RepositoryUnavailable, match=str(free_port)) as caught:
+        made.ready()
+    assert isinstance(caught.value.__cause__, PyMongoError)
+    made.close()

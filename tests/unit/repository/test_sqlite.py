@@ -1,0 +1,289 @@
+import itertools
+import os
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
+from poiesis.domain.states import Stage, State
+from poiesis.domain.task import Executor, Task, TaskId, TaskSpec, Version, View
+from poiesis.ports import TaskFilter
+from poiesis.repository import sqlite
+from poiesis.repository.sqlite import DUE_QUERY, MIGRATIONS, SqliteTaskRepository, _count_query, _list_query
+
+NOW = datetime(2026, 1, 31, 12, 0, 0, 1, tzinfo=UTC)
+SPEC = TaskSpec(executors=(Executor("alpine", ("true",)),))
+STATES = frozenset({State.RUNNING, State.COMPLETE})
+SHORT = timedelta(seconds=0.2)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "deep" / "tasks.sqlite"
+
+
+@pytest.fixture
+def repository(file):
+    made = SqliteTaskRepository(file)
+    yield made
+    made.close()
+
+
+def a_task(task_id: str, **changes) -> Task:
+    return Task(id=TaskId(task_id), spec=SPEC, created_at=NOW, wake_at=NOW, **changes)
+
+
+def plan(file, query: str, values) -> list[str]:
+    with closing(sqlite3.connect(file)) as db:
+        return [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {query}", values)]
+
+
+# queries
+
+
+@pytest.mark.parametrize("view", View)
+@pytest.mark.parametrize("after", [None, TaskId("x")])
+@pytest.mark.parametrize(
+    ("where", "few_names", "index"),
+    [
+        (TaskFilter(), False, "PRIMARY KEY"),
+        (TaskFilter(owner="ada"), False, "tasks_by_owner"),
+        (TaskFilter(states=frozenset({State.RUNNING})), False, "tasks_by_state"),
+        (TaskFilter(states=STATES), False, "tasks_by_state"),
+        (TaskFilter(states=STATES, owner="ada"), False, "tasks_by_owner_state"),
+        (TaskFilter(tags=(("k", "v"),)), False, "PRIMARY KEY (token=?"),
+        (TaskFilter(tags=(("k", "v"), ("l", "")), owner="ada", states=STATES), False, "PRIMARY KEY (token=?"),
+        (TaskFilter("many"), False, "PRIMARY KEY"),
+        (TaskFilter("many", STATES), False, "tasks_by_state"),
+    ],
+)
+def test_a_list_walks_an_index_in_the_order_of_ids(repository, file, where, few_names, index, after, view):
+    found, values = _list_query(where, 257, after, View.MINIMAL, few_names=few_names)
+    steps = plan(file, found, values)
+    assert not [step for step in steps if "TEMP B-TREE" in step], "sorted instead of walked"
+    unnarrowed = where in (TaskFilter(), TaskFilter("many"))
+    assert any(index in step for step in steps) or (unnarrowed and after is None and steps == ["SCAN tasks"])
+    assert not [s for s in steps if s.startswith("SCAN") and not (unnarrowed and after is None)], steps
+    assert not [step for step in steps if "documents" in step], "MINIMAL never touches a document"
+    whole = plan(file, *_list_query(where, 257, after, view, few_names=few_names))
+    reads_documents = [step for step in whole if "documents" in step]
+    assert bool(reads_documents) == (view is not View.MINIMAL)
+    assert all("SEARCH documents USING INDEX" in step for step in reads_documents)
+
+
+def test_a_rare_name_is_found_by_its_index(repository, file):
+    steps = plan(file, *_list_query(TaskFilter("rare"), 257, None, View.MINIMAL, few_names=True))
+    assert "SEARCH tasks USING INDEX tasks_by_name (name>? AND name<?)" in steps
+
+
+def test_many_names_are_walked_in_the_order_of_ids(repository, monkeypatch):
+    monkeypatch.setattr(sqlite, "FEW_NAMES", 2)
+    for i in range(5):
+        repository.add(replace(a_task(str(i)), spec=replace(SPEC, name="many")))
+    page = repository.list(TaskFilter("ma"), limit=3, after=None, view=View.BASIC)
+    assert ([task.id for task in page.tasks], page.next_after) == (["4", "3", "2"], "2")
+
+
+def test_the_rarest_of_many_tags_is_walked(repository):
+    for i in range(5):
+        spec = replace(SPEC, tags={"many": "x", **({"rare": "y"} if i == 2 else {})})
+        repository.add(replace(a_task(str(i)), spec=spec))
+    with repository._reading() as db:
+        ordered = sqlite._rarest_tag_first(db, TaskFilter(tags=(("many", "x"), ("rare", ""), ("none", ""))))
+    assert ordered.tags == (("none", ""), ("rare", ""), ("many", "x"))
+
+
+def test_due_walks_its_index_in_order(repository, file):
+    steps = plan(file, DUE_QUERY, ("2026", 10))
+    assert steps == ["SEARCH tasks USING COVERING INDEX tasks_due (wake_at<?)"]
+
+
+@pytest.mark.parametrize(
+    "where", [TaskFilter(owner="a"), TaskFilter(states=STATES), TaskFilter("n"), TaskFilter(tags=(("k", ""),))]
+)
+def test_a_narrowed_count_uses_an_index(repository, file, where):
+    steps = plan(file, *_count_query(where))
+    assert any("SEARCH" in step for step in steps)
+    assert not [step for step in steps if step.startswith("SCAN tasks")]
+
+
+# durability
+
+ADD_FOREVER = """
+import itertools, sys, threading
+from datetime import UTC, datetime
+from poiesis.domain.naming import new_task_id
+from poiesis.domain.task import *
+from poiesis.repository.sqlite import SqliteTaskRepository
+repository = SqliteTaskRepository(sys.argv[1])
+def add():
+    for i in itertools.count():
+        now = datetime.now(UTC)
+        task = Task(id=new_task_id(now), spec=TaskSpec(executors=(), tags={"k": "v"}), created_at=now)
+        repository.add(task)
+        assert repository.save(task, seen=1)
+        sys.stdout.write(task.id + "\\n")
+        sys.stdout.flush()
+for _ in range(3):
+    threading.Thread(target=add).start()
+"""
+
+
+@pytest.mark.parametrize("wanted", [1, 20, 90])
+def test_a_killed_process_loses_nothing_that_it_told(file, wanted):
+    with subprocess.Popen([sys.executable, "-c", ADD_FOREVER, str(file)], stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        told = [line.strip() for line in itertools.islice(child.stdout, wanted)]
+        child.send_signal(signal.SIGKILL)
+        told += [line.strip() for line in child.stdout if line.endswith("\n")]
+    assert len(told) >= wanted
+    with closing(SqliteTaskRepository(file)) as repository:
+        for task_id in told:
+            assert repository.get(TaskId(task_id)).version == 2
+        tagged = TaskFilter(tags=(("k", "v"),))
+        assert repository.count(TaskFilter()) == repository.count(tagged) >= len(told)
+    with closing(sqlite3.connect(file)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+
+
+def test_commits_are_synced(repository):
+    with repository._connection() as db:
+        assert db.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+RACE = """
+import sys
+from dataclasses import replace
+from poiesis.repository.sqlite import SqliteTaskRepository
+repository = SqliteTaskRepository(sys.argv[1])
+sys.stdin.readline()
+done = 0
+while done < 30:
+    seen = repository.get("one")
+    done += repository.save(replace(seen, attempt=seen.attempt + 1), seen=seen.version)
+repository.close()
+"""
+
+
+def test_processes_that_race_lose_no_increment(repository, file):
+    repository.add(a_task("one", attempt=0))
+    racers = [
+        subprocess.Popen([sys.executable, "-c", RACE, str(file)], stdin=subprocess.PIPE, text=True) for _ in range(3)
+    ]
+    for racer in racers:
+        racer.communicate("go\n", timeout=60)
+        assert racer.returncode == 0
+    assert repository.get(TaskId("one")).attempt == 90
+
+
+# the file
+
+
+def test_many_that_open_a_new_file_at_once_all_can(file):
+    def opened(_: int) -> None:
+        SqliteTaskRepository(file).close()
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(opened, range(16)))
+    with closing(sqlite3.connect(file)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+
+
+def test_the_file_is_for_its_user_alone(repository, file):
+    repository.add(a_task("one"))
+    for made in file.parent.iterdir():
+        assert stat.S_IMODE(made.stat().st_mode) == 0o600, made.name
+
+
+def test_a_file_of_a_newer_release_is_refused_untouched(file):
+    SqliteTaskRepository(file).close()
+    with closing(sqlite3.connect(file)) as db:
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    with pytest.raises(ConfigurationError, match="newer release"):
+        SqliteTaskRepository(file)
+    with closing(sqlite3.connect(file)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 1,)
+
+
+def test_an_older_file_is_migrated_and_a_failed_step_leaves_it_as_it_was(file, monkeypatch):
+    with closing(SqliteTaskRepository(file)) as repository:
+        repository.add(a_task("one"))
+    monkeypatch.setattr(sqlite, "MIGRATIONS", (*MIGRATIONS, ("ALTER TABLE tasks ADD COLUMN extra TEXT", "nonsense")))
+    with pytest.raises(RepositoryUnavailable, match="nonsense"):
+        SqliteTaskRepository(file)
+    monkeypatch.setattr(sqlite, "MIGRATIONS", (*MIGRATIONS, ("ALTER TABLE tasks ADD COLUMN extra TEXT",)))
+    with closing(SqliteTaskRepository(file)) as repository:
+        assert repository.get(TaskId("one")).version == 1
+    with closing(sqlite3.connect(file)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 1,)
+
+
+@pytest.mark.parametrize("content", [b"this is no database, whatever its name says" * 100])
+def test_a_file_that_is_no_database_is_refused(file, content):
+    file.parent.mkdir()
+    file.write_bytes(content)
+    with pytest.raises(RepositoryUnavailable, match=r"tasks\.sqlite"):
+        SqliteTaskRepository(file)
+    assert file.read_bytes() == content
+
+
+def test_a_folder_that_cannot_be_made_is_unavailable(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RepositoryUnavailable):
+        SqliteTaskRepository(tmp_path / "file" / "tasks.sqlite")
+
+
+def test_a_file_that_was_moved_away_is_not_ready(repository, file):
+    repository.ready()
+    file.rename(file.with_suffix(".old"))
+    with pytest.raises(RepositoryUnavailable, match="gone"):
+        repository.ready()
+
+
+def test_another_process_that_holds_the_write_lock_is_waited_for_and_not_for_ever(file):
+    with closing(SqliteTaskRepository(file, busy_timeout=SHORT)) as repository, closing(sqlite3.connect(file)) as db:
+        repository.add(a_task("one"))
+        db.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RepositoryUnavailable, match="locked"):
+            repository.save(a_task("one"), seen=Version(1))
+        assert repository.get(TaskId("one")).version == 1, "readers do not wait for a writer"
+        db.rollback()
+        assert repository.save(a_task("one"), seen=Version(1))
+
+
+def test_a_failure_within_a_call_undoes_all_of_it(repository, file, monkeypatch):
+    repository.add(a_task("one", state=State.COMPLETE, stage=Stage.DONE))
+    monkeypatch.setattr(repository, "_forget_tags", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        repository.delete(TaskId("one"))
+    assert repository.get(TaskId("one")).version == 1
+
+
+def test_connections_are_bounded_and_closed(file):
+    repository = SqliteTaskRepository(file)
+    barrier = threading.Barrier(20)
+
+    def read(_: int) -> None:
+        with repository._reading():
+            barrier.wait()
+
+    with ThreadPoolExecutor(20) as pool:
+        list(pool.map(read, range(20)))
+    assert len(repository._pool) == sqlite.IDLE_CONNECTIONS
+    repository.close()
+    held = [
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.exists(f"/proc/self/fd/{fd}")
+    ]
+    assert not [name for name in held if name.startswith(str(file))]
