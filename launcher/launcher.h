@@ -21,6 +21,7 @@
 #define MAX_TAIL (4u << 20)
 #define MAX_MESSAGE 512              /* so that a record without tails always fits a termination message */
 #define TERMINATION_LOG_MAX 4096     /* Kubernetes keeps no more of a container's termination message */
+#define POKE_BODY_MAX (128u << 10)   /* a longer record is not sent along: it is in the log */
 
 enum exit_status {                   /* the launcher's own; a command's are passed on */
     EXIT_USAGE = 2,
@@ -120,6 +121,7 @@ struct record {
 
 void record_say(struct record *r, const char *reason, const char *format, ...) __attribute__((format(printf, 3, 4)));
 int record_write(const struct record *r, int fd, bool with_tails);      /* 0 or errno */
+size_t record_size(const struct record *r);                             /* bytes that record_write writes with tails */
 void record_line(const struct record *r, struct stream *log, const char *marker, int64_t stall_ms);
 void record_termination_log(const struct record *r, const char *path);
 
@@ -142,7 +144,7 @@ bool termination_asked(void);        /* eats the pending signals */
 void run_command(const struct options *o, struct record *r, struct stream *out, struct stream *err);
 
 /* ---- poke.c */
-pid_t poke_begin(const char *target);
+pid_t poke_begin(const char *target, const struct record *closing);   /* closing: NULL, or what the request carries */
 void poke_finish(pid_t pid);
 bool poke_valid(const char *target);
 

@@ -71,7 +71,7 @@ int main(int argc, char **argv) {
     }
     record_termination_log(&r, options.termination_log);
     if (options.poke != NULL)
-        poke_finish(poke_begin(options.poke));
+        poke_finish(poke_begin(options.poke, &r));
     log_restore();
     return status;
 }

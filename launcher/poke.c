@@ -1,4 +1,4 @@
-/* A wake-up: one small POST that may get lost. It runs in a process of its own which an alarm ends, so that neither name
+/* A wake-up: one small POST that may get lost, with the closing record where that is not too long. It runs in a process of its own which an alarm ends, so that neither name
  * resolution nor a silent peer can hold the launcher up. */
 #include <errno.h>
 #include <netdb.h>
@@ -61,18 +61,23 @@ static void set_alarm(int ms) {
     setitimer(ITIMER_REAL, &timer, NULL);
 }
 
-static void send_request(const struct target *t) {
+static void send_request(const struct target *t, const struct record *r) {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV}, *found, *a;
-    char request[2600];
+    char request[2700];
+    size_t body = r == NULL ? 0 : record_size(r);
+    if (body > POKE_BODY_MAX)
+        body = 0;
     int n = snprintf(request, sizeof request,
-                     "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Length: 0\r\nConnection: close\r\n\r\n", t->path, t->authority);
+                     "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %lu\r\n"
+                     "Connection: close\r\n\r\n", t->path, t->authority, (unsigned long)body);
     if (getaddrinfo(t->host, t->port, &hints, &found) != 0)
         return;
     for (a = found; a != NULL; a = a->ai_next) {
         int fd = socket(a->ai_family, a->ai_socktype | SOCK_CLOEXEC, a->ai_protocol);
         if (fd < 0)
             continue;
-        if (connect(fd, a->ai_addr, a->ai_addrlen) == 0 && write_all(fd, request, (size_t)n) == 0) {
+        if (connect(fd, a->ai_addr, a->ai_addrlen) == 0 && write_all(fd, request, (size_t)n) == 0 &&
+            (body == 0 || record_write(r, fd, true) == 0)) {
             struct pollfd p = {.fd = fd, .events = POLLIN};
             set_alarm(ANSWER_MS);
             (void)poll(&p, 1, ANSWER_MS);
@@ -83,7 +88,7 @@ static void send_request(const struct target *t) {
 }
 
 /* 0: none under way. */
-pid_t poke_begin(const char *text) {
+pid_t poke_begin(const char *text, const struct record *r) {
     struct target t = {0};
     if (!parse(text, &t))
         return 0;
@@ -93,7 +98,7 @@ pid_t poke_begin(const char *text) {
         set_alarm(SEND_MS);
         for (int fd = 0; fd < 64; fd++)          /* hold neither the container's log nor a lock */
             close(fd);
-        send_request(&t);
+        send_request(&t, r);
         _exit(0);
     }
     return pid < 0 ? 0 : pid;

@@ -407,7 +407,7 @@ void run_command(const struct options *o, struct record *r, struct stream *out, 
         if (o->time_limit_ms > 0)
             x.limit_at = now_ms() + o->time_limit_ms;
         if (o->poke_start)
-            x.poke = poke_begin(o->poke);
+            x.poke = poke_begin(o->poke, NULL);
         follow(&x);
         poke_finish(x.poke);
         r->signal = WIFSIGNALED(x.status) ? WTERMSIG(x.status) : 0;

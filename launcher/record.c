@@ -210,6 +210,12 @@ int record_write(const struct record *r, int fd, bool with_tails) {
     return s.error;
 }
 
+size_t record_size(const struct record *r) {
+    struct sink s = {.fd = -1};
+    put_record(&s, r, SIZE_MAX);
+    return s.count + 1;                          /* with the line's end of record_write */
+}
+
 void record_line(const struct record *r, struct stream *log, const char *marker, int64_t stall_ms) {
     struct sink s = {.fd = -1, .log = log, .stall_ms = stall_ms};
     if (log->log_last != '\n')

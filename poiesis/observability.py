@@ -21,10 +21,15 @@ from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
 from poiesis.domain.errors import Unavailable
 
-_STANDARD: Final = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {"message", "asctime", "taskName"}
+_STANDARD: Final = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {
+    "message",
+    "asctime",
+    "taskName",
+}
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]+@")
 MAX_CONNECTIONS: Final = 256
 REQUEST_TIMEOUT_S: Final = 5
+MAX_POKE_BYTES: Final = 256 * 1024  # the launcher sends at most half of it
 
 TASKS_CREATED = Counter("poiesis_tasks_created_total", "Tasks accepted by this process.")
 TASKS_ENDED = Counter("poiesis_tasks_ended_total", "Tasks that this process saw to their end.", ["state"])
@@ -84,8 +89,8 @@ def configure_logging(level: str, form: str) -> None:
 class HealthServer:
     """A small HTTP server: `GET /healthz`, `GET /readyz`, `GET /metrics`, and for TExAM `POST /poke/<task id>/<nonce>`.
 
-    A poke carries no content and can do nothing but wake its own task's reconcile; more of them than `pokes_per_second` are dropped.
-    Connections are bounded in number and time.
+    A poke wakes its own task's reconcile, and may carry its container's closing record (docs/adr/0004); it can do nothing else. More of
+    them than `pokes_per_second` are dropped. Connections are bounded in number, time and content.
     """
 
     def __init__(
@@ -93,8 +98,8 @@ class HealthServer:
         address: str,
         ready: Callable[[], None],
         *,
-        poke: Callable[[str, str], None] | None = None,
-        pokes_per_second: int = 500,
+        poke: Callable[[str, str, bytes], None] | None = None,
+        pokes_per_second: int = 1000,
     ) -> None:
         host, _, port = address.rpartition(":")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -123,7 +128,7 @@ class _Server(ThreadingHTTPServer):
         address: tuple[str, int],
         family: socket.AddressFamily,
         ready: Callable[[], None],
-        poke: Callable[[str, str], None] | None,
+        poke: Callable[[str, str, bytes], None] | None,
         pokes_per_second: int,
     ) -> None:
         self.address_family = family
@@ -148,12 +153,12 @@ class _Server(ThreadingHTTPServer):
     def handle_error(self, request: Any, client_address: Any) -> None:
         logging.getLogger(__name__).debug("connection_failed", exc_info=True)
 
-    def take_poke(self, task_id: str, nonce: str) -> bool:
+    def take_poke(self, task_id: str, nonce: str, body: bytes) -> bool:
         if self.poke is None or not self._rate.take():
             POKES.labels("dropped").inc()
             return False
         POKES.labels("taken").inc()
-        self.poke(task_id, nonce)
+        self.poke(task_id, nonce, body)
         return True
 
 
@@ -197,10 +202,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         match = self._POKE.fullmatch(self.path)
+        size = self.headers.get("Content-Length", "0")
         if match is None:
             self._answer(404, b"not found\n")
+        elif not size.isdecimal() or int(size) > MAX_POKE_BYTES:
+            self._answer(413, b"too large\n")
         else:
-            self._answer(202 if self.server.take_poke(match[1], match[2]) else 429, b"")
+            body = self.rfile.read(int(size))
+            self._answer(202 if self.server.take_poke(match[1], match[2], body) else 429, b"")
 
     def _answer(self, status: int, body: bytes, kind: str = "text/plain; charset=utf-8") -> None:
         self.send_response(status)

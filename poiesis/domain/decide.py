@@ -335,7 +335,7 @@ def _waiting_containers(task: Task, pod: Pod, now: datetime, policy: Policy) -> 
     message = f"{worst.reason} of {worst.name}: {worst.message or 'no more is said'}"
     is_image = worst.reason in _IMAGE_REASONS or worst.reason in _FINAL_REASONS
     refused = worst.reason in _FINAL_REASONS or (is_image and _REFUSED_IMAGE.search(worst.message or "") is not None)
-    since = task.waiting_since or now
+    since = _waiting_since(task, message, now)
     if refused or now - since > policy.image_deadline:
         reason = "ImagePullFailed" if is_image else "ContainerNotCreated"
         return _end(task, now, Outcome(State.SYSTEM_ERROR, reason, message))

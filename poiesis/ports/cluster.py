@@ -6,10 +6,10 @@ gone already is success. No call waits for a container.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol, runtime_checkable
 
-from poiesis.domain.observed import Observed
+from poiesis.domain.observed import Observed, Record
 from poiesis.domain.plan import Plan, PodPlan
 from poiesis.domain.task import Task, TaskId
 
@@ -61,4 +61,13 @@ class ClusterEvents(Protocol):
 
     def task_ids(self) -> Iterable[TaskId]:
         """The ids of all tasks that own something in the cluster now: what the sweep compares with the store."""
+        ...
+
+
+@runtime_checkable
+class HearsRecords(Protocol):
+    """Optional ability: take closing records from the containers themselves, before the cluster can show them."""
+
+    def hear(self, task: Task, records: Sequence[Record]) -> None:
+        """What containers of the task's present pod sent along with a poke; `observe` shows it from now on. Bounded, may be forgotten."""
         ...

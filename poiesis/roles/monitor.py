@@ -30,7 +30,7 @@ def main(environ: Mapping[str, str]) -> int:
     with Bootstrap.from_environ(environ) as parts:
         monitor = parts.monitor()
         health = HealthServer(
-            parts.settings.listen, parts.ready, poke=lambda task_id, nonce: monitor.poke(TaskId(task_id), nonce)
+            parts.settings.listen, parts.ready, poke=lambda task_id, nonce, body: monitor.poke(TaskId(task_id), nonce, body)
         )
         monitor.listen()
         health.start()

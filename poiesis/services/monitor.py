@@ -18,7 +18,9 @@ from typing import Final
 
 from poiesis.domain.errors import PoiesisError, QueueUnavailable, Unavailable, UnknownTask
 from poiesis.domain.naming import new_task_id
+from poiesis.domain.observed import Record
 from poiesis.domain.policy import Policy
+from poiesis.domain.records import MAX_RECORD_BYTES, parse_record
 from poiesis.domain.states import Stage
 from poiesis.domain.task import Executor, Task, TaskId, TaskSpec, View
 from poiesis.ports import Clock, Cluster, ClusterEvents, Queue, TaskFilter, TaskRepository
@@ -36,6 +38,8 @@ SWEEP_EVERY: Final = timedelta(minutes=5)
 MAX_FAILURES: Final = 8
 FIRST_BACK_OFF_S: Final = 0.2
 MAX_KEYS: Final = 100_000
+MAX_HEARD: Final = 500
+MAX_HEARD_OF_ONE: Final = 300
 
 
 class WorkQueue:
@@ -158,6 +162,10 @@ class Monitor:
         self._resync = resync
         self._retention = retention
         self._work = WorkQueue(self._reconcile, threads)
+        self._heard: dict[
+            tuple[TaskId, str], list[Record]
+        ] = {}  # records that came with pokes, until reconcile takes them
+        self._heard_lock = threading.Lock()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
@@ -173,8 +181,15 @@ class Monitor:
             self._threads.append(thread)
         self._events.follow(self._work.wake)
 
-    def poke(self, task_id: TaskId, nonce: str) -> None:
-        """A container says that something ended. It may lie; all it can do is to wake its own task's reconcile."""
+    def poke(self, task_id: TaskId, nonce: str, body: bytes = b"") -> None:
+        """A container says that it ended, and how if `body` is its record. It may lie, about its own task alone."""
+        record = parse_record(body, MAX_RECORD_BYTES) if body else None
+        if record is not None:
+            with self._heard_lock:
+                records = self._heard.setdefault((task_id, nonce), [])
+                if len(self._heard) > MAX_HEARD or len(records) >= MAX_HEARD_OF_ONE:
+                    self._heard.clear()  # they are in the containers' logs too
+                records.append(record)
         self._work.wake(task_id, nonce)
 
     def close(self) -> None:
@@ -251,7 +266,9 @@ class Monitor:
 
     def _reconcile(self, task_id: TaskId, hint: str | None) -> None:
         try:
-            reconciled = self._orchestrator.reconcile(task_id, MONITORED, poked=hint)
+            with self._heard_lock:
+                heard = self._heard.pop((task_id, hint), ()) if hint is not None else ()
+            reconciled = self._orchestrator.reconcile(task_id, MONITORED, poked=hint, heard=heard)
         except UnknownTask:
             return
         except PoiesisError:

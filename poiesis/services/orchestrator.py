@@ -11,7 +11,7 @@ taken by whoever meets them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -29,10 +29,11 @@ from poiesis.domain.decide import (
     plan_of,
 )
 from poiesis.domain.errors import ClusterRefused, PoiesisError, Unavailable, UnknownTask
+from poiesis.domain.observed import Record
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import Outcome, Task, TaskId, Version
-from poiesis.ports import Clock, Cluster, TaskRepository
+from poiesis.ports import Clock, Cluster, HearsRecords, TaskRepository
 
 log = logging.getLogger(__name__)
 
@@ -60,11 +61,17 @@ class Orchestrator:
         self._policy = policy
 
     def reconcile(
-        self, task_id: TaskId, acts_for: Iterable[Stage], *, poked: str | None = None, tails: bool = False
+        self,
+        task_id: TaskId,
+        acts_for: Iterable[Stage],
+        *,
+        poked: str | None = None,
+        heard: Sequence[Record] = (),
+        tails: bool = False,
     ) -> Reconciled:
         """Move the task as far as it goes now.
 
-        `poked`: the nonce that came with a poke; a wrong one is ignored. `tails`: read running executors' output too.
+        `poked`: the nonce that came with a poke, and `heard` the records that it brought; a wrong one is ignored. `tails`: read running executors' output too.
         Raises: UnknownTask, RepositoryUnavailable. The cluster being away is no error: the task waits and resync comes back.
         """
         mine = frozenset(acts_for)
@@ -72,7 +79,7 @@ class Orchestrator:
         for _ in range(MAX_STEPS):
             stage = desired.due_stage
             try:
-                decision = self._decide(stored, desired, poked=poked, tails=tails)
+                decision = self._decide(stored, desired, poked=poked, heard=heard, tails=tails)
             except Unavailable as error:
                 log.warning("observe_failed", extra={"task_id": task_id, "stage": stage.value, "error": str(error)})
                 return Reconciled(stored, None)
@@ -127,13 +134,15 @@ class Orchestrator:
         )
         self._repository.save(ended, seen=task.version)
 
-    def _decide(self, stored: Task, task: Task, *, poked: str | None, tails: bool) -> Decision:
+    def _decide(self, stored: Task, task: Task, *, poked: str | None, heard: Sequence[Record], tails: bool) -> Decision:
         """Raises: Unavailable when the cluster had to be observed and could not."""
         observed = None
         just_ended = task.due_stage is Stage.CLEAN and task is not stored  # everything is still there; no need to look
         if needs_observation(task) and not just_ended:
             was_poked = poked is not None and poked == task.nonce
-            observed = self._cluster.observe(task, poked=was_poked, tails=tails)
+            if was_poked and heard and isinstance(self._cluster, HearsRecords):
+                self._cluster.hear(task, heard)
+            observed = self._cluster.observe(task, poked=was_poked and not heard, tails=tails)
         return decide(task, observed, self._clock.now(), self._policy)
 
     def _apply(self, task: Task, decision: Decision) -> Decision:

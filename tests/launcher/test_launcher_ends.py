@@ -1,5 +1,6 @@
 """Ends that somebody brings about: signals, the time limit, processes left behind, pokes, and a root with nothing in it."""
 
+import json
 import os
 import shutil
 import signal
@@ -222,6 +223,7 @@ class Listener:
         self.port = self.socket.getsockname()[1]
         self.requests: list[bytes] = []
         self.seen_before_answer: list[bool] = []
+        self.bodies: list[bytes] = []
         self.check: Path | None = None
         self.thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -236,7 +238,12 @@ class Listener:
                 got = b""
                 while b"\r\n\r\n" not in got and (piece := connection.recv(4096)):
                     got += piece
-                self.requests.append(got)
+                head, _, body = got.partition(b"\r\n\r\n")
+                length = next(int(x[16:]) for x in head.split(b"\r\n") if x.startswith(b"Content-Length: "))
+                while len(body) < length and (piece := connection.recv(65536)):
+                    body += piece
+                self.bodies.append(body)
+                self.requests.append(head + b"\r\n\r\n")
                 if self.check is not None:
                     self.seen_before_answer.append(self.check.exists())
                 connection.sendall(b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n")
@@ -274,8 +281,25 @@ def test_one_poke_after_the_record(launcher: "Launcher", control: Path, listener
     assert done.code == 3 and server.seen_before_answer == [True]
     lines = server.requests[0].decode().split("\r\n")
     assert lines[0] == "POST /wake/t1?n=x HTTP/1.1"
-    assert {f"Host: {address}", "Content-Length: 0", "Connection: close"} <= set(lines)
+    assert {f"Host: {address}", f"Content-Length: {len(server.bodies[0])}", "Connection: close"} <= set(lines)
     assert lines[-2:] == ["", ""]
+
+
+def test_the_poke_brings_the_record(launcher: "Launcher", control: Path, listener: tuple[Listener, str]) -> None:
+    server, address = listener
+    launcher.sh("echo out; echo err >&2; exit 3", "--name", "a", "--control", control, "--poke", f"{address}/x")
+    launcher.until(lambda: server.bodies, "the poke has come")
+    assert json.loads(server.bodies[0]) == json.loads((control / "a.json").read_bytes()) | {
+        "stdout": "out\n",
+        "stderr": "err\n",
+    }
+
+
+def test_a_long_record_is_not_sent_along(launcher: "Launcher", listener: tuple[Listener, str]) -> None:
+    server, address = listener
+    launcher.sh("head -c 200000 /dev/zero", "--tail-bytes", "200000", "--poke", f"{address}/x")
+    launcher.until(lambda: server.bodies, "the poke has come")
+    assert server.bodies == [b""]
 
 
 def test_the_poke_comes_after_the_records_line_is_out(

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -36,7 +36,7 @@ from poiesis.cluster.kubernetes.watch import Watch
 from poiesis.domain.decide import plan_of
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, ConfigurationError
 from poiesis.domain.naming import object_name
-from poiesis.domain.observed import FilerReport, Observed, Pod
+from poiesis.domain.observed import FilerReport, Observed, Pod, Record
 from poiesis.domain.plan import Plan, PodPlan
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import Stage
@@ -66,15 +66,14 @@ class KubernetesCluster:
         client: Client | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        binaries = _read_launchers(settings)
-        self.settings = settings = _completed(settings, binaries)
+        self.settings = settings = _completed(settings)
         self._policy = policy
         self._filer_settings_json = filer_settings_json
         self.client = client or Client(settings)
         self._monotonic = monotonic
         self._core = f"/api/v1/namespaces/{settings.namespace}"
         self._records = Records(self.client, settings.namespace, policy.tail_bytes, settings.record_cache_bytes)
-        self._binaries = binaries
+        self._binaries = {} if settings.delivery == "init" else _read_launchers(settings)
         self._launcher: dict[str, Any] | None = None
         self._launcher_seen: float | None = None
         self._owner: dict[str, Any] | None = None
@@ -199,6 +198,10 @@ class KubernetesCluster:
             self._volume_uids[name] = uid
             while len(self._volume_uids) > MAX_UIDS:
                 self._volume_uids.popitem(last=False)
+
+    def hear(self, task: Task, records: Sequence[Record]) -> None:
+        if task.part is not None:
+            self._records.hear(object_name(task.id, task.attempt, task.part), records)
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -352,20 +355,18 @@ def _reports(found: Mapping[str, FilerReport | None]) -> dict[str, FilerReport]:
     return {name: report for name, report in found.items() if report is not None}
 
 
-def _read_launchers(settings: KubernetesSettings) -> dict[str, bytes]:
+def _completed(settings: KubernetesSettings) -> KubernetesSettings:
+    """With the launchers that came with this package where none are named, and the architecture of most tasks."""
     if settings.delivery == "init":
-        return {}
-    built = {path.name.removeprefix(LAUNCHER_PREFIX): path for path in BUILT_LAUNCHERS.glob(f"{LAUNCHER_PREFIX}*")}
-    paths = {architecture: Path(path) for architecture, path in settings.launchers.items()} or built
+        return settings
+    built = sorted(BUILT_LAUNCHERS.glob(f"{LAUNCHER_PREFIX}*"))
+    found = dict(settings.launchers) or {path.name.removeprefix(LAUNCHER_PREFIX): str(path) for path in built}
+    default = settings.architecture or ("amd64" if "amd64" in found or not found else min(found))
+    return replace(settings, launchers=found, architecture=default)
+
+
+def _read_launchers(settings: KubernetesSettings) -> dict[str, bytes]:
     try:
-        return {architecture: path.read_bytes() for architecture, path in paths.items()}
+        return {architecture: Path(path).read_bytes() for architecture, path in settings.launchers.items()}
     except OSError as error:
         raise ConfigurationError(f"the launcher cannot be read: {error}") from error
-
-
-def _completed(settings: KubernetesSettings, binaries: Mapping[str, bytes]) -> KubernetesSettings:
-    """With the architectures that there is a launcher for."""
-    if settings.delivery == "init" or not binaries:
-        return settings
-    default = settings.architecture or ("amd64" if "amd64" in binaries else min(binaries))
-    return replace(settings, launchers={a: settings.launchers.get(a, a) for a in binaries}, architecture=default)

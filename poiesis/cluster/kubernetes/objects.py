@@ -62,12 +62,13 @@ def documents(task: Task, plan: Plan, settings_json: str) -> dict[str, bytes]:
 
     Raises: ClusterRefused above MAX_DOCUMENTS_BYTES.
     """
-    wanted = {SETTINGS_KEY: settings_json.encode()}
+    wanted: dict[str, bytes] = {}
     names = {name for pod in plan.pods for name in pod.names}
     if TIF in names:
         wanted["tif.json"] = _json(tif_document(task, plan))
     if TOF in names:
         wanted["tof.json"] = _json(tof_document(task, plan))
+    wanted[SETTINGS_KEY] = settings_json.encode()
     if sum(map(len, wanted.values())) > MAX_DOCUMENTS_BYTES:
         raise ClusterRefused("inputs and outputs of the task are too long to be handed to its filers")
     files: dict[str, bytes] = {}

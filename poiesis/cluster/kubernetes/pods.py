@@ -194,13 +194,11 @@ class _Builder:
         return options + self._poke(planned, is_init)
 
     def _poke(self, planned: ContainerPlan, is_init: bool) -> list[str]:
-        """The last container ends last: its poke finds all records. An init container's end starts others, nobody has to know."""
+        """Every container's poke brings its record; the last one finds all of them there (docs/adr/0004)."""
         settings = self._settings
-        if settings.poke_address is None or is_init:
+        if settings.poke_address is None:
             return []
         begins = settings.poke_start and planned.executor is not None
-        if planned.name != self._last and not begins:
-            return []
         path = settings.poke_path.format(task_id=self._task.id, nonce=self._task.nonce)
         return ["--poke", settings.poke_address + path, *(["--poke-start"] if begins else [])]
 

@@ -39,6 +39,7 @@ MANY_BYTES: Final = 1024 * 1024
 ESCAPED: Final = 6  # bytes that one byte of output takes in JSON at worst
 LOG_PATIENCE_S: Final = 120.0  # how long an ended container's log is asked for that cannot be read just now
 TAIL_LINES: Final = 400
+MAX_HEARD: Final = 500
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,13 @@ class Records:
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[str, str], Said] = OrderedDict()
         self._known_bytes = 0
+        self._heard: OrderedDict[tuple[str, str], Said] = OrderedDict()  # by pod's name and container
 
     def of(self, pod: PodView, *, poked: bool) -> dict[str, Said]:
         """By container, for those that are known to have ended."""
         said: dict[str, Said] = {}
         for view in pod.containers:
-            found = self._recall(pod, view.name) or self._from_message(pod, view)
+            found = self._recall(pod, view.name) or self._from_poke(pod, view) or self._from_message(pod, view)
             if found is not None:
                 said[view.name] = found
         missing = [v for v in pod.containers if v.name not in said and v.name != COPY_LAUNCHER]
@@ -86,6 +88,15 @@ class Records:
         if poked and pod.scheduled:
             return said | self._from_logs_early(pod, missing)
         return said
+
+    def hear(self, pod_name: str, records: Iterable[Record]) -> None:
+        """Records that came with a poke, before the pod's status or log can be read. They are as trustworthy as the log: user code can
+        write both."""
+        with self._lock:
+            for record in records:
+                self._heard[pod_name, record.name] = self._said(record)
+            while len(self._heard) > MAX_HEARD:
+                self._heard.popitem(last=False)
 
     def tails(self, pod: PodView, said: Iterable[str]) -> dict[str, tuple[str, str]]:
         """The live end of the executor whose turn it is: the first one that has not ended. Both streams are one in a log."""
@@ -110,6 +121,11 @@ class Records:
                 self._known_bytes -= self._known.pop(key).cost_bytes
 
     # ── where records come from ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def _from_poke(self, pod: PodView, view: ContainerView) -> Said | None:
+        with self._lock:
+            said = self._heard.pop((pod.name, view.name), None)
+        return None if said is None else self._remember(pod, view.name, said)
 
     def _from_message(self, pod: PodView, view: ContainerView) -> Said | None:
         said = self._parsed_message(view)
