@@ -24,6 +24,7 @@ from a2wsgi import WSGIMiddleware
 from connexion import AsyncApp
 from connexion.apps.asynchronous import AsyncApi
 from connexion.exceptions import ProblemException
+from connexion.lifecycle import ConnexionRequest, ConnexionResponse
 from connexion.middleware import MiddlewarePosition
 from connexion.middleware.exceptions import ExceptionMiddleware
 from connexion.middleware.lifespan import LifespanMiddleware
@@ -41,6 +42,7 @@ import poiesis
 from poiesis.api import errors
 from poiesis.api.auth import Authenticator
 from poiesis.api.handlers import Handlers, Request
+from poiesis.api.methods import Methods
 from poiesis.api.middleware import BASE_PATHS, Authentication, Front
 from poiesis.api.pages import create_pages
 from poiesis.api.validation import VALIDATORS
@@ -52,6 +54,7 @@ from poiesis.services.tasks import TaskService
 THREADS: Final = 16
 """Service calls of one process at once: they wait for the store, and more of them only queue there."""
 PAGE_THREADS: Final = 4
+_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True)
@@ -124,8 +127,17 @@ def create_app(
     specification = load_specification()
     for base_path in BASE_PATHS:
         app.add_api(specification, base_path=base_path)
+    methods = Methods(specification, BASE_PATHS)
+
+    async def failed(request: ConnexionRequest, error: Exception) -> ConnexionResponse:
+        if (
+            isinstance(error, HTTPException) and error.status_code == 405
+        ):  # its router names the methods of one path alone
+            error.headers = {"Allow": methods.allowed(request.scope["path"])}
+        return errors.handle(error)
+
     for kind in (Exception, HTTPException, ProblemException):  # Connexion has handlers of its own for the latter two
-        app.add_error_handler(kind, errors.handle)
+        app.add_error_handler(kind, failed)
     return app
 
 
@@ -149,7 +161,7 @@ class _Operation:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         document = await self._handler(Request(scope))
-        body = json.dumps(document, separators=(",", ":")).encode()
+        body = _encode(document).encode()
         await Response(body, media_type="application/json")(scope, receive, send)
 
 

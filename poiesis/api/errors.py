@@ -23,7 +23,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 from connexion.exceptions import ProblemException
-from connexion.lifecycle import ConnexionRequest, ConnexionResponse
+from connexion.lifecycle import ConnexionResponse
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
@@ -122,8 +122,8 @@ def response(error: Exception) -> Response:
     return Response(told.body, told.status, dict(told.headers), "application/json")
 
 
-async def handle(request: ConnexionRequest, error: Exception) -> ConnexionResponse:
-    """Connexion's error handler for everything."""
+def handle(error: Exception) -> ConnexionResponse:
+    """The same in Connexion's words, for its error handlers."""
     _log(error)
     told = answer(error)
     return ConnexionResponse(

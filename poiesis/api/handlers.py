@@ -1,7 +1,8 @@
 """The five operations of TES: parse, one service call, render. The names are the spec's operation ids.
 
 Whatever an operation needs has been read and checked before: the query and the body by `validation`, the user by `middleware`.
-Services block on their store, so each call runs in a bounded pool of threads.
+Services block on their store, so each call of one runs in a bounded pool of threads; what only computes stays in the event loop, where it
+does not compete with it (docs/adr/0002).
 """
 
 from __future__ import annotations
@@ -82,10 +83,8 @@ class Handlers:
         return self._info
 
     async def CreateTask(self, request: Request) -> Document:
-        def create() -> Document:
-            return views.created(self._tasks.create(load_task(request.document), owner=request.owner))
-
-        return await self._in_thread(create)
+        spec = load_task(request.document)
+        return views.created(await self._in_thread(self._tasks.create, spec, owner=request.owner))
 
     async def GetTask(self, request: Request) -> Document:
         view = request.query.view
@@ -97,14 +96,13 @@ class Handlers:
         where = TaskFilter(query.name_prefix, self._views.stored_states(query.state), query.tags, request.sees)
         after = read_token(query.page_token, where)
 
-        def page() -> Document:
-            found = self._tasks.list(where, limit=query.page_size, after=after, view=query.view, owner=where.owner)
-            document: Document = {"tasks": [self._views.task(task, query.view) for task in found.tasks]}
-            if found.next_after is not None:
-                document["next_page_token"] = page_token(where, found.next_after)
-            return document
-
-        return await self._in_thread(page)
+        page = await self._in_thread(
+            self._tasks.list, where, limit=query.page_size, after=after, view=query.view, owner=where.owner
+        )
+        document: Document = {"tasks": [self._views.task(task, query.view) for task in page.tasks]}
+        if page.next_after is not None:
+            document["next_page_token"] = page_token(where, page.next_after)
+        return document
 
     async def CancelTask(self, request: Request) -> Document:
         await self._in_thread(self._tasks.cancel, request.task_id, owner=request.sees)

@@ -11,6 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from poiesis import __version__
 from poiesis.api.errors import plain
+from poiesis.api.views import sentence
 from poiesis.config import ApiSettings, ServiceSettings
 
 SAMPLE: Final = {
@@ -29,7 +30,7 @@ def create_pages(
         return flask.render_template(
             "start.html",
             service=service,
-            describe=describe,
+            about=f"{sentence(service.description)} {describe}".strip(),
             version=__version__,
             credentials=_credentials(api),
             sample=json.dumps(SAMPLE),

@@ -80,7 +80,7 @@ def service_info(service: ServiceSettings, policy: Policy, describe: str) -> Doc
         "id": service.id,
         "name": service.name,
         "type": {"group": "org.ga4gh", "artifact": "tes", "version": TES_VERSION},
-        "description": " ".join(part for part in (_sentence(service.description), describe) if part),
+        "description": " ".join(part for part in (sentence(service.description), describe) if part),
         "organization": {"name": service.organization_name, "url": service.organization_url},
         **_given(
             contactUrl=service.contact_url,
@@ -210,6 +210,7 @@ def _given(**values: Any) -> Document:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """With a full stop, where it has no end of its own."""
     text = text.strip()
     return text if not text or text[-1] in ".!?" else text + "."

@@ -148,9 +148,7 @@ class TestPyTes:
         client.cancel_task(task_id)
 
     @pytest.mark.parametrize("credentials", [{}, {"user": "ada", "password": "wrong"}, {"token": "wrong"}])
-    def test_is_refused_at_once_without_right_credentials(
-        self, guarded: Served, credentials: dict[str, str]
-    ) -> None:
+    def test_is_refused_at_once_without_right_credentials(self, guarded: Served, credentials: dict[str, str]) -> None:
         with pytest.raises(requests.HTTPError, match="401"):
             tes.HTTPClient(guarded.url, **credentials).create_task(TASK)
 
@@ -217,14 +215,14 @@ def _exchange(served: Served, *parts: bytes, pause_s: float = 0.0) -> bytes:
 
 class TestHttp:
     def test_a_body_too_large_is_refused_before_it_is_sent(self, served: Served) -> None:
-        head = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99999999\r\n\r\n"
+        head = (
+            b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99999999\r\n\r\n"
+        )
         assert _exchange(served, head + b"{").startswith(b"HTTP/1.1 413")
 
     def test_a_chunked_body_too_large_is_refused_on_the_way(self, served: Served) -> None:
         chunk = b"%x\r\n" % (1 << 20) + b" " * (1 << 20) + b"\r\n"
-        head = (
-            b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-        )
+        head = b"POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
         assert _exchange(served, head, *[chunk] * 12).startswith(b"HTTP/1.1 413")
 
     def test_a_connection_serves_many_requests(self, served: Served) -> None:
@@ -266,7 +264,9 @@ class TestHttp:
         answers: list[int] = []
         with served.server:
             url = f"{served.url}/v1/tasks"
-            thread = threading.Thread(target=lambda: answers.append(requests.post(url, json=HELLO, timeout=10).status_code))
+            thread = threading.Thread(
+                target=lambda: answers.append(requests.post(url, json=HELLO, timeout=10).status_code)
+            )
             thread.start()
             assert begun.wait(10)
         thread.join(10)

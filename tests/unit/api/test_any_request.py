@@ -13,8 +13,12 @@ from hypothesis import strategies as st
 from .service import BASE, Site, assert_error
 from .test_create_task import FULL
 
-KEYS = sorted({*FULL, *FULL["inputs"][0], *FULL["outputs"][1], *FULL["resources"], *FULL["executors"][0], "id", "x", ""})
-TEXTS = st.one_of(st.text(max_size=8), st.sampled_from(["/data/x", "s3://b/k", "FILE", "file:///srv/data/x", "/", "\ud800"]))
+KEYS = sorted(
+    {*FULL, *FULL["inputs"][0], *FULL["outputs"][1], *FULL["resources"], *FULL["executors"][0], "id", "x", ""}
+)
+TEXTS = st.one_of(
+    st.text(max_size=8), st.sampled_from(["/data/x", "s3://b/k", "FILE", "file:///srv/data/x", "/", "\ud800"])
+)
 VALUES: st.SearchStrategy[Any] = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
     lambda below: st.lists(below, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | TEXTS, below, max_size=4),

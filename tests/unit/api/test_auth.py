@@ -29,7 +29,11 @@ def _basic(name: str, password: str) -> dict[str, str]:
 ADA_PASSWORD = hash_secret("correct horse: battery", "basic")
 USERS: list[dict[str, Any]] = [
     {"name": "ada", "password_hash": ADA_PASSWORD, "token_hash": hash_secret("ada-token", "bearer")},
-    {"name": "bob", "token_hash": hash_secret("bob-token", "bearer"), "api_key_hash": hash_secret("bob-key", "api_key")},
+    {
+        "name": "bob",
+        "token_hash": hash_secret("bob-token", "bearer"),
+        "api_key_hash": hash_secret("bob-key", "api_key"),
+    },
     {"name": "root", "admin": True, "token_hash": hash_secret("root-token", "bearer")},
 ]
 ADA, BOB, ROOT = ({"Authorization": f"Bearer {name}-token"} for name in ("ada", "bob", "root"))
@@ -200,10 +204,16 @@ class TestTheFile:
     def test_a_verified_password_is_hashed_once_in_a_while(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from poiesis.api import auth
 
-        now, hashed = [0.0], []
+        now = [0.0]
+        hashed: list[str] = []
         who = self._authenticator(file, now)
         original = auth._scrypt
-        monkeypatch.setattr(auth, "_scrypt", lambda *args: hashed.append(1) or original(*args))
+
+        def counted(password: str, salt: bytes) -> bytes:
+            hashed.append(password)
+            return original(password, salt)
+
+        monkeypatch.setattr(auth, "_scrypt", counted)
         for at in (0, 1, 299, 301):
             now[0] = at
             assert self._ask(who, _basic("ada", "correct horse: battery")) == User("ada")

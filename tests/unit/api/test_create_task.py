@@ -116,7 +116,8 @@ class TestTolerance:
         assert task.state is State.QUEUED
 
     @pytest.mark.parametrize(
-        ("sent", "kept", "shown"), [("1.0", 1.0, 1), ("0.5", 0.5, 1), ("2.25", 2.25, 3), ("0", None, None), ("3", 3.0, 3)]
+        ("sent", "kept", "shown"),
+        [("1.0", 1.0, 1), ("0.5", 0.5, 1), ("2.25", 2.25, 3), ("0", None, None), ("3", 3.0, 3)],
     )
     def test_cores_may_be_fractions(self, site: Site, sent: str, kept: float | None, shown: int | None) -> None:
         document = json.dumps(HELLO)[:-1] + ', "resources": {"cpu_cores": %s}}' % sent  # noqa: UP031
@@ -163,7 +164,7 @@ def _with(path: str, value: Any) -> dict[str, Any]:
     return document
 
 
-SHAPE = [
+SHAPE: list[tuple[Any, str, str]] = [
     (_without("executors"), "$.executors", "is missing"),
     (_without("executors.0.image"), "$.executors[0].image", "is missing"),
     (_without("executors.0.command"), "$.executors[0].command", "is missing"),
@@ -194,7 +195,7 @@ SHAPE = [
     (None, "$", "has to be an object, not null"),
 ]
 
-RULES = [
+RULES: list[tuple[Any, str, str]] = [
     (_with("executors", []), "$.executors", "at least one"),
     (_with("executors.0.command", []), "$.executors[0].command", "program"),
     (_with("executors.0.image", ""), "$.executors[0].image", "image"),

@@ -123,7 +123,9 @@ class TestARunningTask:
         task_id = site.create(DOCUMENT)
         logs = (ExecutorLog(0, AT, AT, "one", ""), ExecutorLog(None, AT, None, "so far", "warning"))
         site.change(task_id, state=State.INITIALIZING)
-        site.change(task_id, state=State.RUNNING, stage=Stage.RUN, log=replace(LOG, logs=logs, end_time=None, metadata={}))
+        site.change(
+            task_id, state=State.RUNNING, stage=Stage.RUN, log=replace(LOG, logs=logs, end_time=None, metadata={})
+        )
         return task_id
 
     def test_has_log_entries_of_ended_executors_alone(self, site: Site, running: str) -> None:
@@ -175,7 +177,15 @@ class TestStates:
 class TestAnUnknownTask:
     @pytest.mark.parametrize(
         "task_id",
-        ["x", "0p4qrl296007tvttajbu2hepqs", "0p4qrl296007tvttajbu2hepqs:cancel", "%00", "%F0%9F%98%80", "..%2e", "a" * 5000],
+        [
+            "x",
+            "0p4qrl296007tvttajbu2hepqs",
+            "0p4qrl296007tvttajbu2hepqs:cancel",
+            "%00",
+            "%F0%9F%98%80",
+            "..%2e",
+            "a" * 5000,
+        ],
     )
     def test_is_404(self, site: Site, task_id: str) -> None:
         assert_error(site.get(f"/tasks/{task_id}?view=FULL"), 404, "unknown_task")

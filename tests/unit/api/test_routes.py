@@ -34,14 +34,25 @@ class TestElsewhere:
         assert_error(site.client.get(path), 404, "not_found")
         assert_error(site.client.post(path, json={}), 404, "not_found")
 
+    @pytest.mark.parametrize("base", ["/ga4gh/tes/v1", "/v1"])
     @pytest.mark.parametrize(
-        ("method", "path"),
-        [("PUT", "/tasks"), ("DELETE", "/tasks/x"), ("POST", "/tasks/x"), ("POST", "/service-info"), ("PATCH", "/tasks")],
+        ("method", "path", "allowed"),
+        [
+            ("PUT", "/tasks", "GET, POST, HEAD"),
+            ("OPTIONS", "/tasks", "GET, POST, HEAD"),
+            ("PATCH", "/tasks", "GET, POST, HEAD"),
+            ("DELETE", "/tasks/x", "GET, HEAD"),
+            ("POST", "/tasks/x", "GET, HEAD"),
+            ("PUT", "/tasks/x:cancel", "POST"),
+            ("POST", "/service-info", "GET, HEAD"),
+        ],
     )
-    def test_another_method_is_405_with_those_allowed(self, site: Site, method: str, path: str) -> None:
-        response = site.client.request(method, BASE + path)
+    def test_another_method_is_405_with_those_allowed(
+        self, site: Site, base: str, method: str, path: str, allowed: str
+    ) -> None:
+        response = site.client.request(method, base + path)
         assert_error(response, 405, "method_not_allowed")
-        assert response.headers["allow"]
+        assert response.headers["allow"] == allowed
 
 
 class TestBothBasePaths:
@@ -119,7 +130,9 @@ class TestTheStartPage:
     @pytest.mark.parametrize(
         ("auth", "words"), [("bearer", "Authorization: Bearer"), ("api_key", "X-API-Key"), ("basic", "-u ")]
     )
-    def test_says_how_to_send_credentials(self, auth: str, words: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def test_says_how_to_send_credentials(
+        self, auth: str, words: str, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
         file = tmp_path_factory.mktemp("auth") / "users.json"
         file.write_text("[]")
         assert words in Site(api=ApiSettings(auth=(auth,), credentials_file=str(file))).client.get("/").text

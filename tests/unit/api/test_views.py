@@ -67,6 +67,8 @@ def test_every_stored_state_is_found_by_the_state_it_is_shown_as() -> None:
 
 
 def test_storage_is_made_from_the_usable_schemes() -> None:
-    policy = Policy(url_schemes_in=frozenset({"ftp"}), url_schemes_out=frozenset({"s3", "file"}), file_roots=("/a", "/b"))
+    policy = Policy(
+        url_schemes_in=frozenset({"ftp"}), url_schemes_out=frozenset({"s3", "file"}), file_roots=("/a", "/b")
+    )
     assert usable_storage(policy) == ["ftp://", "s3://", "file:///a", "file:///b"]
     assert usable_storage(Policy(url_schemes_in=frozenset(), url_schemes_out=frozenset())) == []

@@ -1,0 +1,241 @@
+"""POST to COMPLETE against a bare pod's create to Succeeded, side by side on one cluster, and bursts of tasks against bursts of pods.
+
+    KUBECONFIG=… python -m bench tasks --url http://HOST:PORT --namespace NS [--s3 http://… --bucket B] [--rounds 7] [--burst 30,100]
+
+Rounds alternate pod, task, task with S3, so that a busy machine slows all alike; medians and their ratios are printed. Ends are learnt by watch for
+pods and by polling every 10 ms for tasks. Kubernetes API calls are counted from the API server's own metric, less those of the same time
+without tasks, where `--count-calls` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import json
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+from kubernetes import client, config, watch
+
+IMAGE = "localhost/busybox:1"
+TERMINAL = {"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED", "PREEMPTED"}
+DEADLINE_S = 600
+
+
+class Tes:
+    """A client that keeps one connection for each thread."""
+
+    def __init__(self, url: str) -> None:
+        self._netloc = urlsplit(url).netloc
+        self._local = threading.local()
+
+    def call(self, method: str, path: str, body: Any = None) -> Any:
+        for attempt in (1, 2):
+            connection = getattr(self._local, "connection", None)
+            if connection is None:
+                connection = self._local.connection = http.client.HTTPConnection(self._netloc, timeout=30)
+            try:
+                data = None if body is None else json.dumps(body)
+                connection.request(method, "/ga4gh/tes/v1" + path, data, {"Content-Type": "application/json"})
+                answer = connection.getresponse()
+                document = json.loads(answer.read())
+            except (OSError, http.client.HTTPException):
+                self._local.connection = None
+                if attempt == 2:
+                    raise
+                continue
+            if answer.status != 200:
+                raise RuntimeError(f"{method} {path}: {answer.status} {document}")
+            return document
+
+    def run(self, task: dict[str, Any]) -> float:
+        """Seconds from POST to COMPLETE."""
+        begin = time.monotonic()
+        task_id = self.call("POST", "/tasks", task)["id"]
+        while True:
+            state = self.call("GET", f"/tasks/{task_id}")["state"]
+            if state in TERMINAL:
+                break
+            if time.monotonic() - begin > DEADLINE_S:
+                raise RuntimeError(f"task {task_id} is still {state} after {DEADLINE_S} s")
+            time.sleep(0.01)
+        seconds = time.monotonic() - begin
+        if state != "COMPLETE":
+            raise RuntimeError(json.dumps(self.call("GET", f"/tasks/{task_id}?view=FULL")["logs"], indent=1))
+        return seconds
+
+    def burst(self, tasks: list[dict[str, Any]]) -> float:
+        """Seconds from the first POST until all are COMPLETE; posted by 8 threads, watched by listing."""
+        begin = time.monotonic()
+        tag = f"burst-{begin}"
+        with ThreadPoolExecutor(8) as pool:
+            ids = set(pool.map(lambda t: self.call("POST", "/tasks", {**t, "tags": {"burst": tag}})["id"], tasks))
+        done = 0
+        while done < len(ids):
+            if time.monotonic() - begin > DEADLINE_S:
+                raise RuntimeError(f"{len(ids) - done} of {len(ids)} tasks have not ended after {DEADLINE_S} s")
+            time.sleep(0.05)
+            query = f"/tasks?page_size=2047&tag_key=burst&tag_value={tag}"
+            states = [t["state"] for t in self.call("GET", query)["tasks"]]
+            bad = [s for s in states if s in TERMINAL and s != "COMPLETE"]
+            if bad:
+                raise RuntimeError(f"tasks ended as {bad}")
+            done = states.count("COMPLETE")
+        return time.monotonic() - begin
+
+
+class Pods:
+    """Bare pods that run `true`, in a namespace of their own label."""
+
+    def __init__(self, namespace: str) -> None:
+        self._core = client.CoreV1Api()
+        self._namespace = namespace
+        self._count = 0
+
+    def burst(self, count: int) -> float:
+        """Seconds from the first create until all are Succeeded, by watch."""
+        self._count += 1
+        label = f"bench-{os.getpid()}-{self._count}"
+        version = self._core.list_namespaced_pod(self._namespace, label_selector=f"bench={label}").metadata.resource_version
+        left = {f"{label}-{i}" for i in range(count)}
+        begin = time.monotonic()
+        with ThreadPoolExecutor(8) as pool:
+            made = pool.map(lambda name: self._create(name, label), sorted(left))
+            stream = watch.Watch()
+            events = stream.stream(
+                self._core.list_namespaced_pod,
+                self._namespace,
+                label_selector=f"bench={label}",
+                resource_version=version,
+                timeout_seconds=DEADLINE_S,
+            )
+            for event in events:
+                if event["object"].status.phase == "Succeeded":
+                    left.discard(event["object"].metadata.name)
+                if not left:
+                    break
+            seconds = time.monotonic() - begin
+            stream.stop()
+            list(made)
+        self._core.delete_collection_namespaced_pod(
+            self._namespace, label_selector=f"bench={label}", grace_period_seconds=0
+        )
+        self._gone(label)
+        if left:
+            raise RuntimeError(f"{len(left)} bare pods have not ended")
+        return seconds
+
+    def _create(self, name: str, label: str) -> None:
+        container = {"name": "main", "image": IMAGE, "command": ["true"]}
+        spec = {
+            "restartPolicy": "Never",
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "containers": [container],
+        }
+        self._core.create_namespaced_pod(
+            self._namespace, {"metadata": {"name": name, "labels": {"bench": label}}, "spec": spec}
+        )
+
+    def _gone(self, label: str) -> None:
+        self.wait_empty(f"bench={label}")
+
+    def wait_empty(self, selector: str) -> None:
+        deadline = time.monotonic() + 120
+        while self._core.list_namespaced_pod(self._namespace, label_selector=selector).items:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"pods of {selector} do not go away")
+            time.sleep(0.1)
+
+
+def _calls() -> float:
+    """Requests that the API server has answered for Python clients' verbs, watches excluded."""
+    text = client.ApiClient().call_api(
+        "/metrics", "GET", response_type="str", auth_settings=["BearerToken"], _return_http_data_only=True
+    )
+    return sum(
+        float(line.rsplit(" ", 1)[1])
+        for line in text.splitlines()
+        if line.startswith("apiserver_request_total") and 'verb="WATCH"' not in line
+    )
+
+
+def _median(name: str, values: list[float], base: float | None) -> float:
+    middle = statistics.median(values)
+    ratio = "" if base is None else f"   {middle / base:5.2f} x bare pod"
+    print(f"{name:34} median {middle:6.2f} s   min {min(values):6.2f}   max {max(values):6.2f}{ratio}", flush=True)
+    return middle
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m bench tasks", description=__doc__.split("\n")[0])
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--namespace", required=True, help="for the bare pods; the tasks' own is best")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--burst", default="", help="such as 30,100")
+    parser.add_argument("--burst-rounds", type=int, default=1)
+    parser.add_argument("--s3", help="S3 endpoint as seen from here; access by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    parser.add_argument("--bucket", default="bench")
+    arguments = parser.parse_args(argv)
+    config.load_config()
+    tes, pods = Tes(arguments.url), Pods(arguments.namespace)
+    nothing = {"name": "bench", "executors": [{"image": IMAGE, "command": ["true"]}]}
+    kinds: dict[str, Callable[[], float]] = {
+        "bare pod, create to Succeeded": lambda: pods.burst(1),
+        "task without files": lambda: tes.run(nothing),
+    }
+    if arguments.s3:
+        copy = _s3_task(arguments.s3, arguments.bucket)
+        kinds["task with 1 MB from and to S3"] = lambda: tes.run(copy)
+    measured: dict[str, list[float]] = {name: [] for name in kinds}
+    for round_ in range(-1, arguments.rounds):  # one to warm up
+        for name, measure in kinds.items():
+            seconds = measure()
+            if round_ >= 0:
+                measured[name].append(seconds)
+    base = None
+    for name, values in measured.items():
+        middle = _median(name, values, base)
+        base = base or middle
+    for count in [int(n) for n in arguments.burst.split(",") if n]:
+        bare, tasks = [], []
+        for _ in range(arguments.burst_rounds):
+            bare.append(pods.burst(count))
+            tasks.append(tes.burst([nothing] * count))
+            pods.wait_empty("poiesis/task-id")
+        middle = _median(f"{count} bare pods at once", bare, None)
+        _median(f"{count} tasks at once", tasks, middle)
+    return 0
+
+
+def _s3_task(endpoint: str, bucket: str) -> dict[str, Any]:
+    from minio import Minio
+
+    parts = urlsplit(endpoint)
+    store = Minio(
+        parts.netloc,
+        os.environ["AWS_ACCESS_KEY_ID"],
+        os.environ["AWS_SECRET_ACCESS_KEY"],
+        secure=parts.scheme == "https",
+    )
+    if not store.bucket_exists(bucket):
+        store.make_bucket(bucket)
+    store.put_object(bucket, "in", io.BytesIO(os.urandom(10**6)), 10**6)
+    return {
+        "name": "bench-s3",
+        "inputs": [{"url": f"s3://{bucket}/in", "path": "/data/in"}],
+        "outputs": [{"url": f"s3://{bucket}/out", "path": "/data/out"}],
+        "executors": [{"image": IMAGE, "command": ["cp", "/data/in", "/data/out"]}],
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
