@@ -2,9 +2,8 @@
 
     KUBECONFIG=… python -m bench tasks --url http://HOST:PORT --namespace NS [--s3 http://… --bucket B] [--rounds 7] [--burst 30,100]
 
-Rounds alternate pod, task, task with S3, so that a busy machine slows all alike; medians and their ratios are printed. Ends are learnt by watch for
-pods and by polling every 10 ms for tasks. Kubernetes API calls are counted from the API server's own metric, less those of the same time
-without tasks, where `--count-calls` is given.
+Rounds alternate pod, task, task with S3, so that a busy machine slows all alike; medians and their ratios are printed. Ends are learnt by
+watch for pods and by polling every 10 ms for tasks.
 """
 
 from __future__ import annotations
@@ -104,7 +103,9 @@ class Pods:
         """Seconds from the first create until all are Succeeded, by watch."""
         self._count += 1
         label = f"bench-{os.getpid()}-{self._count}"
-        version = self._core.list_namespaced_pod(self._namespace, label_selector=f"bench={label}").metadata.resource_version
+        version = self._core.list_namespaced_pod(
+            self._namespace, label_selector=f"bench={label}"
+        ).metadata.resource_version
         left = {f"{label}-{i}" for i in range(count)}
         begin = time.monotonic()
         with ThreadPoolExecutor(8) as pool:
@@ -156,18 +157,6 @@ class Pods:
             time.sleep(0.1)
 
 
-def _calls() -> float:
-    """Requests that the API server has answered for Python clients' verbs, watches excluded."""
-    text = client.ApiClient().call_api(
-        "/metrics", "GET", response_type="str", auth_settings=["BearerToken"], _return_http_data_only=True
-    )
-    return sum(
-        float(line.rsplit(" ", 1)[1])
-        for line in text.splitlines()
-        if line.startswith("apiserver_request_total") and 'verb="WATCH"' not in line
-    )
-
-
 def _median(name: str, values: list[float], base: float | None) -> float:
     middle = statistics.median(values)
     ratio = "" if base is None else f"   {middle / base:5.2f} x bare pod"
@@ -182,7 +171,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--burst", default="", help="such as 30,100")
     parser.add_argument("--burst-rounds", type=int, default=1)
-    parser.add_argument("--s3", help="S3 endpoint as seen from here; access by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+    parser.add_argument(
+        "--s3", help="S3 endpoint as seen from here; access by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    )
     parser.add_argument("--bucket", default="bench")
     arguments = parser.parse_args(argv)
     config.load_config()

@@ -24,8 +24,8 @@ HEAD = """\
 <!-- Made by docs/make_configuration.py from the docstrings of the settings; change them there. -->
 
 Every setting is an environment variable, read once at start. Levels are separated by `__`. Text is taken as it is; switches are `true` or
-`false`; times are `90s`, `15m`, `2h`, `1d` or seconds; lists are comma-separated or JSON; objects are JSON. `NAME_FILE` names a file to read the
-value from (for secrets). A variable that begins with `POIESIS_` and is no setting stops the start with the nearest name.
+`false`; times are `90s`, `15m`, `2h`, `1d` or seconds; lists are comma-separated or JSON; objects are JSON. `NAME_FILE` names a file to
+read the value from (for secrets). A variable that begins with `POIESIS_` and is no setting stops the start with the nearest name.
 """
 
 

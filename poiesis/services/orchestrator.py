@@ -71,7 +71,8 @@ class Orchestrator:
     ) -> Reconciled:
         """Move the task as far as it goes now.
 
-        `poked`: the nonce that came with a poke, and `heard` the records that it brought; a wrong one is ignored. `tails`: read running executors' output too.
+        `poked`: the nonce that came with a poke, and `heard` the records that it brought; a wrong one is ignored.
+        `tails`: read running executors' output too.
         Raises: UnknownTask, RepositoryUnavailable. The cluster being away is no error: the task waits and resync comes back.
         """
         mine = frozenset(acts_for)

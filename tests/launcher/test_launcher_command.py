@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Launcher
+    from tests.launcher.conftest import Launcher
 
 SANITIZED = bool(os.environ.get("POIESIS_LAUNCHER_SANITIZED"))
 KEYS = [

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from conftest import Launcher, Result
+    from tests.launcher.conftest import Launcher, Result
 
 
 def opts(control: Path, name: str, *waits: str, timeout: float = 15) -> list[Any]:
