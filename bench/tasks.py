@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -72,23 +73,22 @@ class Tes:
         return seconds
 
     def burst(self, tasks: list[dict[str, Any]]) -> float:
-        """Seconds from the first POST until all are COMPLETE; posted by 8 threads, watched by listing."""
-        begin = time.monotonic()
-        tag = f"burst-{begin}"
+        """Seconds from the first POST to the end_time of the last one; posted by 8 threads. The store is asked rarely, not to measure that."""
+        tag = f"burst-{time.monotonic()}"
+        begin, deadline = time.time(), time.monotonic() + DEADLINE_S
         with ThreadPoolExecutor(8) as pool:
-            ids = set(pool.map(lambda t: self.call("POST", "/tasks", {**t, "tags": {"burst": tag}})["id"], tasks))
-        done = 0
-        while done < len(ids):
-            if time.monotonic() - begin > DEADLINE_S:
-                raise RuntimeError(f"{len(ids) - done} of {len(ids)} tasks have not ended after {DEADLINE_S} s")
-            time.sleep(0.05)
-            query = f"/tasks?page_size=2047&tag_key=burst&tag_value={tag}"
-            states = [t["state"] for t in self.call("GET", query)["tasks"]]
-            bad = [s for s in states if s in TERMINAL and s != "COMPLETE"]
-            if bad:
-                raise RuntimeError(f"tasks ended as {bad}")
-            done = states.count("COMPLETE")
-        return time.monotonic() - begin
+            ids = list(pool.map(lambda t: self.call("POST", "/tasks", {**t, "tags": {"burst": tag}})["id"], tasks))
+        last = begin
+        for task_id in ids:
+            while (found := self.call("GET", f"/tasks/{task_id}"))["state"] not in TERMINAL:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f"task {task_id} has not ended after {DEADLINE_S} s")
+                time.sleep(0.5)
+            if found["state"] != "COMPLETE":
+                raise RuntimeError(f"task {task_id} ended as {found['state']}")
+            end = self.call("GET", f"/tasks/{task_id}?view=BASIC")["logs"][0]["end_time"]
+            last = max(last, datetime.fromisoformat(end).timestamp())
+        return last - begin
 
 
 class Pods:

@@ -179,7 +179,7 @@ def _stage_in(task: Task, observed: Observed | None, now: datetime, policy: Poli
 
 
 def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, the_plan: Plan) -> Decision:
-    pod_plan = the_plan.pod(task.part or "") or the_plan.executor_pods[0]
+    pod_plan = next((p for p in the_plan.executor_pods if p.part == task.part), the_plan.executor_pods[0])
     task, pod = _follow(task, observed, pod_plan, now, policy)
     if pod is None or observed is None:
         return Decision(task, again=task.outcome is not None)

@@ -33,8 +33,10 @@ def output_file(path: str = "/out/out.txt", url: str = "s3://bucket/out.txt", **
     return Output(path=path, url=url, **fields)
 
 
-def spec(executors: int = 1, **fields: Any) -> TaskSpec:
-    return TaskSpec(**{"executors": tuple(executor() for _ in range(executors)), **fields})
+def spec(executors: int | tuple[Executor, ...] = 1, **fields: Any) -> TaskSpec:
+    """`executors`: they, or how many ordinary ones."""
+    some = (executor(),) * executors if isinstance(executors, int) else executors
+    return TaskSpec(executors=some, **fields)
 
 
 def with_parameters(**parameters: str) -> Resources:

@@ -95,6 +95,16 @@ def test_a_finished_pod_that_nobody_saw_running_walks_the_table():
     assert task.log.start_time is not None and task.log.end_time is not None
 
 
+@pytest.mark.parametrize("lost", [False, True], ids=["still shown running", "lost meanwhile"])
+def test_records_of_all_containers_are_the_end_whatever_the_cluster_shows(lost):
+    world = running(FILES)
+    for name in ("tif", "executor-0", "tof"):
+        world.cluster.set(ID, "task", name, record=world.cluster.record(name))
+    if lost:
+        world.cluster.lose(ID, "task", "NodeLost")
+    assert (world.settle().state, world.task.attempt) == (State.COMPLETE, 1)
+
+
 def test_a_scheduled_pod_is_initializing_and_a_started_one_running():
     world = World(FILES)
     assert world.launch().state is State.QUEUED

@@ -1,0 +1,78 @@
+"""The Queue port: publishes or says promptly that it cannot, from any thread, and forgets nothing that it took."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from poiesis.domain.errors import QueueUnavailable
+from poiesis.domain.states import Stage
+from poiesis.domain.task import TaskId
+from poiesis.ports import Queue
+from poiesis.queue.app import make_app
+from poiesis.queue.publisher import CeleryQueue
+from poiesis.testing.queue import RecordingQueue
+
+PROMPTLY_S = 15.0  # of a broker that is not there
+
+
+@pytest.fixture(params=["recording", "memory", "redis"])
+def queue(request) -> Iterator[Queue]:
+    made: Queue
+    if request.param == "recording":
+        made = RecordingQueue()
+    elif request.param == "memory":
+        made = CeleryQueue(make_app("memory://"))
+    else:
+        made = CeleryQueue(make_app(request.getfixturevalue("redis_url")))
+    yield made
+    made.close()
+
+
+@pytest.fixture(params=["recording", "redis"])
+def away(request, free_port) -> Iterator[Queue]:
+    made: Queue
+    if request.param == "recording":
+        made = RecordingQueue()
+        made.down = True
+    else:
+        made = CeleryQueue(make_app(f"redis://127.0.0.1:{free_port}/0"))
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("stage", Stage)
+def test_a_chain_from_any_stage_is_taken(queue, stage):
+    queue.publish(TaskId("a"), stage)
+
+
+def test_a_queue_that_answers_is_ready(queue):
+    queue.ready()
+
+
+def test_many_threads_publish_at_once(queue):
+    errors: list[BaseException] = []
+
+    def publish() -> None:
+        try:
+            for i in range(10):
+                queue.publish(TaskId(str(i)), Stage.PREPARE)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=publish) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert errors == []
+
+
+def test_a_broker_that_is_away_is_told_promptly(away):
+    began = time.monotonic()
+    with pytest.raises(QueueUnavailable):
+        away.publish(TaskId("a"), Stage.PREPARE)
+    with pytest.raises(QueueUnavailable):
+        away.ready()
+    assert time.monotonic() - began < PROMPTLY_S

@@ -1,0 +1,274 @@
+"""One call of `reconcile`: who acts, what is saved, what a lost race or a cluster that fails comes to."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, QuotaExceeded, RepositoryUnavailable, UnknownTask
+from poiesis.domain.plan import plan
+from poiesis.domain.states import Role, Stage, State
+from poiesis.domain.task import Outcome, Resources, Task, TaskId, Version
+from poiesis.services.orchestrator import stages_of
+from poiesis.testing.cluster import Call, MemoryCluster
+from poiesis.testing.repository import MemoryTaskRepository
+from tests.unit.domain.samples import FILES, GPUS, ID, SMALL, World, spec
+
+
+class RacedRepository(MemoryTaskRepository):
+    """Somebody else writes right before the next save."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rival: Task | None = None
+        self.saves = 0
+
+    def save(self, task: Task, *, seen: Version) -> bool:
+        if self.rival is not None:
+            rival, self.rival = self.rival, None
+            assert super().save(rival, seen=rival.version)
+        self.saves += 1
+        return super().save(task, seen=seen)
+
+
+def calls(world: World) -> list[str]:
+    return [call.method if call.part is None else f"{call.method} {call.part}" for call in world.cluster.calls]
+
+
+def test_each_role_does_its_own_part_and_says_who_is_next():
+    world = World(FILES)
+    assert world.link(Role.TORC).due is Stage.STAGE_IN
+    assert world.link(Role.TIF).due is Stage.LAUNCH
+    assert world.link(Role.TEXAM).due is None
+    assert calls(world) == ["create_volume", "create_documents", "launch task"]
+    world.cluster.run(ID, "task")
+    assert world.monitor().due is Stage.CLEAN
+    assert world.task.state is State.COMPLETE
+    assert world.link(Role.TORC).due is None
+
+
+@pytest.mark.parametrize("role", [Role.TIF, Role.TEXAM, Role.TOF])
+def test_a_role_that_is_not_due_changes_nothing(role):
+    world = World(FILES)
+    assert world.link(role).due is Stage.PREPARE
+    assert (world.task.version, calls(world)) == (1, [])
+
+
+def test_a_link_that_comes_again_changes_nothing():
+    world = World(FILES)
+    for role in (Role.TORC, Role.TIF, Role.TEXAM):
+        world.link(role)
+    version = world.task.version
+    for role in (Role.TORC, Role.TIF, Role.TEXAM, Role.TOF):
+        world.link(role)
+    assert world.cluster.created == {(ID, 1, "task"): 1}
+    assert world.task.version <= version + 1  # the time of the next look
+
+
+def test_a_small_task_is_saved_few_times():
+    repository = RacedRepository()
+    world = World(SMALL, repository=repository)
+    world.launch()
+    assert repository.saves == 2  # with its stage after preparing, and launched
+    world.cluster.run(ID, "task")
+    world.link(Role.TORC)
+    assert repository.saves == 3  # its end; that its objects are being deleted needs no save of its own
+    world.to_the_end()
+    assert repository.saves == 4
+
+
+def test_a_lost_race_reads_again_and_decides_again():
+    repository = RacedRepository()
+    world = World(FILES, repository=repository)
+    repository.rival = replace(world.task, wake_at=world.now)
+    assert world.link(Role.TORC).due is Stage.STAGE_IN
+    assert world.task.version == 3
+
+
+@pytest.mark.parametrize("task_spec", [SMALL, FILES, GPUS], ids=["small", "files", "gpus"])
+def test_a_cancel_that_comes_while_a_pod_is_made_removes_the_pod(task_spec):
+    repository = RacedRepository()
+    world = World(task_spec, repository=repository)
+    while world.task.stage not in (Stage.LAUNCH, Stage.STAGE_IN):
+        world.link(Role.TORC)
+    repository.rival = replace(world.task, cancel_requested_at=world.now)
+    for role in (Role.TIF, Role.TEXAM):
+        world.link(role)
+    assert world.cluster.is_empty(ID)
+    assert world.to_the_end().state is State.CANCELED
+
+
+def test_an_undo_that_fails_is_found_by_the_clean_up():
+    repository = RacedRepository()
+    world = World(SMALL, repository=repository)
+    world.link(Role.TORC)
+    repository.rival = replace(world.task, cancel_requested_at=world.now)
+    world.cluster.fail("delete_all", ClusterUnavailable("away"))
+    world.link(Role.TEXAM)
+    assert world.cluster.pods(ID)
+    assert world.to_the_end().state is State.CANCELED
+    assert world.cluster.is_empty(ID)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("method", ["create_volume", "create_documents", "launch"])
+@pytest.mark.parametrize("error", [ClusterUnavailable("away"), QuotaExceeded("no room")], ids=["away", "quota"])
+def test_an_effect_that_fails_for_now_is_waited_for_and_repeated(method, error, after):
+    world = World(FILES)
+    world.cluster.fail(method, error, after=after)
+    for role in (Role.TORC, Role.TIF, Role.TEXAM):
+        world.link(role)
+        if world.task.waiting is not None:
+            break
+    task = world.task
+    assert task.waiting is not None and str(error) in task.waiting
+    assert task.state is State.QUEUED
+    assert any(str(error) in line for line in task.log.system_logs)
+    assert task.wake_at is not None
+    task = world.wait(task.wake_at - world.now)
+    assert (task.part, task.waiting) == ("task", None)
+    assert world.cluster.created == {(ID, 1, "task"): 1}
+
+
+def test_an_effect_that_is_refused_ends_the_task():
+    world = World(FILES)
+    world.cluster.fail("launch", ClusterRefused("spec.containers: invalid"))
+    task = world.to_the_end()
+    assert (task.state, task.log.metadata["failure_reason"]) == (State.SYSTEM_ERROR, "ClusterRefused")
+    assert "spec.containers" in task.log.metadata["failure_message"]
+    assert world.cluster.is_empty(ID)
+
+
+def test_a_clean_up_that_fails_goes_on_until_it_succeeds():
+    world = World(FILES)
+    world.launch()
+    world.cluster.run(ID, "task")
+    world.monitor()
+    world.cluster.fail("delete_all", ClusterUnavailable("away"), times=3)
+    world.link(Role.TORC)
+    assert world.task.state is State.COMPLETE
+    assert not world.cluster.is_empty(ID)
+    world.to_the_end()
+    assert world.cluster.is_empty(ID)
+
+
+def test_the_end_is_saved_before_what_it_came_from_is_deleted():
+    world = World(FILES)
+    world.launch()
+    world.cluster.run(ID, "task")
+
+    class Dead(BaseException):
+        pass
+
+    world.cluster.fail("delete_all", Dead(), after=True)
+    with pytest.raises(Dead):
+        world.link(Role.TORC)  # from the pod's end to its deletion in one call
+    assert world.task.state is State.COMPLETE
+    assert world.to_the_end().stage is Stage.DONE
+
+
+def test_a_cluster_that_cannot_be_seen_changes_nothing():
+    world = World(SMALL)
+    world.launch()
+    before = world.task
+    world.cluster.down = True
+    assert world.monitor().due is None
+    assert world.task == before
+
+
+def test_only_the_right_nonce_makes_the_cluster_look_early():
+    looked: list[bool] = []
+
+    class Looking(MemoryCluster):
+        def observe(self, task, *, poked=False, tails=False):
+            looked.append(poked)
+            return super().observe(task, poked=poked, tails=tails)
+
+    world = World(SMALL)
+    world = World(SMALL, cluster=Looking(world.clock))
+    world.launch()
+    looked.clear()
+    for nonce in ("nonce", "wrong", None):
+        world.monitor(poked=nonce)
+    assert looked == [True, False, False]
+
+
+def test_a_task_nobody_stored_is_unknown():
+    with pytest.raises(UnknownTask):
+        World().orchestrator.reconcile(TaskId("x"), stages_of(Role.TORC))
+
+
+def test_a_store_that_is_away_is_told():
+    world = World()
+    world.repository.down = True
+    with pytest.raises(RepositoryUnavailable):
+        world.link(Role.TORC)
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.STAGE_IN, Stage.LAUNCH, Stage.RUN, Stage.STAGE_OUT])
+def test_a_bug_ends_the_task_and_cleans_up(stage):
+    world = World(FILES)
+    world.change(stage=stage)
+    world.orchestrator.give_up(ID, ZeroDivisionError("secret detail"))
+    task = world.to_the_end()
+    assert (task.state, task.log.metadata["failure_reason"]) == (State.SYSTEM_ERROR, "InternalError")
+    assert "ZeroDivisionError" in task.log.metadata["failure_message"]
+    assert not any("secret" in line for line in task.log.system_logs)
+
+
+def test_a_bug_while_a_retry_is_prepared_ends_the_task_too():
+    world = World(FILES)
+    world.change(stage=Stage.FINISH, outcome=Outcome(State.SYSTEM_ERROR, "Evicted", "", retry=True))
+    world.orchestrator.give_up(ID, ZeroDivisionError())
+    assert world.to_the_end().state is State.SYSTEM_ERROR
+
+
+def test_a_bug_met_by_a_finished_or_unknown_task_changes_nothing():
+    world = World(FILES)
+    world.change(stage=Stage.CLEAN, state=State.SYSTEM_ERROR)
+    before = world.task
+    world.orchestrator.give_up(ID, ZeroDivisionError())
+    world.orchestrator.give_up(TaskId("x"), ZeroDivisionError())
+    assert world.task == before
+
+
+def test_a_task_that_cannot_be_planned_is_given_up_and_cleaned_up():
+    world = World(spec(resources=Resources(backend_parameters={"gpu": "many"})))
+    with pytest.raises(ValueError, match="whole number"):
+        world.link(Role.TORC)
+    world.orchestrator.give_up(ID, ValueError())
+    assert world.to_the_end().stage is Stage.DONE
+
+
+def test_a_poke_sees_the_end_of_a_pod_in_one_call():
+    world = World(FILES)
+    world.launch()
+    world.cluster.run(ID, "task")
+    world.cluster.calls.clear()
+    assert world.monitor(poked="nonce").due is Stage.CLEAN
+    assert world.cluster.calls == [Call("observe", ID, 1)]
+
+
+def test_a_link_that_slept_through_a_pods_life_removes_what_it_made_again():
+    """Known: a process that stands still between reading a task and launching may start a pod once more; it does not stay."""
+    world = World(SMALL)
+    world.link(Role.TORC)
+    old = world.task
+    world.link(Role.TEXAM)
+    world.cluster.run(ID, "task")
+    world.to_the_end()
+    made = plan(old.spec, world.policy)
+    world.cluster.launch(old, made, made.pods[0])
+    world.link(Role.TORC)
+    assert world.cluster.is_empty(ID)
+
+
+def test_retries_wait_even_when_events_come():
+    world = World(SMALL)
+    world.launch()
+    world.cluster.lose(ID, "task", "Evicted")
+    world.settle()
+    for _ in range(3):
+        assert world.settle().stage is Stage.PREPARE
+    world.clock.advance(world.policy.retry_delay + timedelta(seconds=1))
+    assert world.settle().stage is Stage.RUN

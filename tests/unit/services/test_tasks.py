@@ -1,0 +1,202 @@
+"""Create, get, list, cancel."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from poiesis.domain.errors import InvalidTask, RepositoryUnavailable, UnknownTask
+from poiesis.domain.naming import is_task_id
+from poiesis.domain.states import Stage, State
+from poiesis.domain.task import Task, TaskId, Version, View
+from poiesis.ports import TaskFilter
+from poiesis.services.tasks import FIRST_LOOK, MAX_RACES, TAIL_EVERY, TaskService
+from poiesis.testing.clock import ManualClock
+from poiesis.testing.queue import RecordingQueue
+from poiesis.testing.repository import MemoryTaskRepository
+from tests.unit.domain.samples import FILES, POLICY, SMALL, spec, with_parameters
+
+
+class Counter(MemoryTaskRepository):
+    """Loses the next `races` saves."""
+
+    races = 0
+
+    def save(self, task: Task, *, seen: Version) -> bool:
+        if self.races:
+            self.races -= 1
+            return False
+        return super().save(task, seen=seen)
+
+
+class Desk:
+    def __init__(self) -> None:
+        self.clock = ManualClock()
+        self.repository = Counter()
+        self.queue = RecordingQueue()
+        self.service = TaskService(self.repository, self.queue, self.clock, POLICY)
+
+    def task(self, task_id: str) -> Task:
+        return self.repository.get(TaskId(task_id))
+
+    def put(self, task_id: str, **fields) -> Task:
+        task = self.task(task_id)
+        assert self.repository.save(replace(task, **fields), seen=task.version)
+        return self.task(task_id)
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+def test_a_created_task_is_stored_published_and_looked_at_again(desk):
+    task_id = desk.service.create(FILES, owner="me", notes=["said"])
+    task = desk.task(task_id)
+    assert is_task_id(task_id)
+    assert (task.state, task.stage, task.owner, task.spec) == (State.QUEUED, Stage.PREPARE, "me", FILES)
+    assert task.wake_at == desk.clock.now() + FIRST_LOOK
+    assert task.log.system_logs == ("said",)
+    assert len(task.nonce) == 16
+    assert desk.queue.published == [(task_id, Stage.PREPARE)]
+
+
+def test_every_task_has_a_nonce_of_its_own(desk):
+    assert desk.task(desk.service.create(SMALL)).nonce != desk.task(desk.service.create(SMALL)).nonce
+
+
+def test_a_task_is_taken_while_the_queue_is_down(desk):
+    desk.queue.down = True
+    task_id = desk.service.create(SMALL)
+    assert [t for t, _ in desk.repository.due(desk.clock.advance(FIRST_LOOK), limit=1)] == [task_id]
+
+
+def test_a_broken_task_is_neither_stored_nor_published(desk):
+    with pytest.raises(InvalidTask):
+        desk.service.create(spec(volumes=("x",)))
+    assert desk.queue.published == []
+    assert desk.repository.count(TaskFilter()) == 0
+
+
+def test_a_task_that_could_not_be_stored_is_not_published(desk):
+    desk.repository.down = True
+    with pytest.raises(RepositoryUnavailable):
+        desk.service.create(SMALL)
+    assert desk.queue.published == []
+
+
+def test_what_was_dropped_is_said_in_the_system_log(desk):
+    task = desk.task(desk.service.create(spec(resources=with_parameters(colour="red")), notes=["said"]))
+    assert task.log.system_logs[0] == "said" and "colour" in task.log.system_logs[1]
+
+
+@pytest.mark.parametrize("view", View)
+def test_a_task_of_another_owner_is_unknown(desk, view):
+    task_id = desk.service.create(SMALL, owner="me")
+    assert desk.service.get(task_id, view, owner="me").id == task_id
+    assert desk.service.get(task_id, view).id == task_id
+    with pytest.raises(UnknownTask):
+        desk.service.get(task_id, view, owner="you")
+    with pytest.raises(UnknownTask):
+        desk.service.cancel(task_id, owner="you")
+    assert desk.task(task_id).cancel_requested_at is None
+
+
+def test_a_list_shows_an_owner_their_own(desk):
+    mine = desk.service.create(SMALL, owner="me")
+    desk.service.create(SMALL, owner="you")
+    where = TaskFilter(owner="you")
+    page = desk.service.list(where, limit=5, after=None, view=View.MINIMAL, owner="me")
+    assert [task.id for task in page.tasks] == [mine]
+    assert len(desk.service.list(TaskFilter(), limit=5, after=None, view=View.MINIMAL).tasks) == 2
+
+
+@pytest.mark.parametrize("task_id", ["", "x", "../x", "0" * 25, "A" * 26, "x" * 10_000])
+def test_what_is_no_id_is_unknown_without_asking_the_store(desk, task_id):
+    desk.repository.down = True
+    with pytest.raises(UnknownTask) as caught:
+        desk.service.get(task_id, View.FULL)
+    assert len(str(caught.value)) < 200
+
+
+@pytest.mark.parametrize(
+    ("state", "after"),
+    [
+        (State.QUEUED, State.QUEUED),
+        (State.INITIALIZING, State.CANCELING),
+        (State.RUNNING, State.CANCELING),
+    ],
+)
+def test_a_cancel_is_a_request_that_repeating_does_not_change(desk, state, after):
+    task_id = desk.service.create(SMALL)
+    desk.put(task_id, state=state)
+    desk.service.cancel(task_id)
+    task = desk.task(task_id)
+    assert (task.state, task.due_stage, task.cancel_requested_at) == (after, Stage.FINISH, desk.clock.now())
+    desk.clock.advance(timedelta(seconds=1))
+    desk.service.cancel(task_id)
+    assert desk.task(task_id) == task
+    assert desk.queue.published[1:] == [(task_id, Stage.FINISH)]
+
+
+def test_a_cancel_of_a_finished_task_changes_nothing(desk):
+    task_id = desk.service.create(SMALL)
+    task = desk.put(task_id, state=State.SYSTEM_ERROR, stage=Stage.CLEAN)
+    desk.service.cancel(task_id)
+    assert desk.task(task_id) == task
+    assert len(desk.queue.published) == 1
+
+
+def test_a_cancel_of_an_unknown_task_is_told(desk):
+    with pytest.raises(UnknownTask):
+        desk.service.cancel("0" * 26)
+
+
+def test_a_cancel_is_taken_while_the_queue_is_down(desk):
+    task_id = desk.service.create(SMALL)
+    desk.queue.down = True
+    desk.service.cancel(task_id)
+    assert desk.task(task_id).wake_at is not None
+    assert desk.repository.due(desk.clock.advance(FIRST_LOOK), limit=1) == [(task_id, Stage.FINISH)]
+
+
+def test_a_cancel_wins_its_races_or_says_that_it_did_not(desk):
+    task_id = desk.service.create(SMALL)
+    desk.repository.races = MAX_RACES - 1
+    desk.service.cancel(task_id)
+    assert desk.task(task_id).cancel_requested_at is not None
+    other = desk.service.create(SMALL)
+    desk.repository.races = MAX_RACES
+    with pytest.raises(RepositoryUnavailable):
+        desk.service.cancel(other)
+
+
+def test_reading_a_running_task_asks_for_its_live_output_now_and_then(desk):
+    task_id = desk.service.create(SMALL)
+    desk.put(task_id, state=State.RUNNING, stage=Stage.RUN)
+    desk.queue.published.clear()
+    for _ in range(5):
+        desk.service.get(task_id, View.FULL)
+    assert desk.queue.published == [(task_id, Stage.RUN)]
+    desk.clock.advance(TAIL_EVERY)
+    desk.service.get(task_id, View.FULL)
+    assert len(desk.queue.published) == 2
+
+
+def test_reading_anything_else_asks_for_nothing(desk):
+    task_id = desk.service.create(SMALL)
+    desk.queue.published.clear()
+    desk.service.get(task_id, View.FULL)
+    desk.put(task_id, state=State.RUNNING, stage=Stage.RUN)
+    desk.service.get(task_id, View.MINIMAL)
+    desk.service.get(task_id, View.BASIC)
+    assert desk.queue.published == []
+
+
+def test_what_is_remembered_about_readers_is_bounded(desk, monkeypatch):
+    monkeypatch.setattr("poiesis.services.tasks._MAX_TAILS_REMEMBERED", 3)
+    for _ in range(10):
+        task_id = desk.service.create(SMALL)
+        desk.put(task_id, state=State.RUNNING, stage=Stage.RUN)
+        desk.service.get(task_id, View.FULL)
+    assert len(desk.service._tails_asked) <= 3

@@ -1,0 +1,130 @@
+"""Settings from variables."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from poiesis.config import PREFIX, ApiSettings, Settings, read
+from poiesis.domain.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Inner:
+    number: int = 1
+    deep: ApiSettings = field(default_factory=ApiSettings)
+
+
+@dataclass(frozen=True)
+class Everything:
+    text: str = "x"
+    number: int = 1
+    ratio: float | None = 0.5
+    flag: bool = False
+    time: timedelta = timedelta(seconds=1)
+    optional_time: timedelta | None = None
+    words: tuple[str, ...] = ()
+    numbers: frozenset[int] = frozenset()
+    table: Mapping[str, str] = field(default_factory=dict)
+    inner: Inner = field(default_factory=Inner)
+    secret: str = field(default="", repr=False)
+
+
+def read_one(**values: str) -> Everything:
+    return read(Everything, {PREFIX + name: value for name, value in values.items()})
+
+
+def test_nothing_set_is_the_default():
+    assert read(Settings, {}) == Settings()
+    assert read(Settings, {"PATH": "/bin"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("TEXT", " as it is ", " as it is "),
+        ("NUMBER", "7", 7),
+        ("RATIO", "0.25", 0.25),
+        ("RATIO", "none", None),
+        ("RATIO", "", None),
+        ("FLAG", "TRUE", True),
+        ("FLAG", "no", False),
+        ("TIME", "15m", timedelta(minutes=15)),
+        ("TIME", "0", timedelta(0)),
+        ("OPTIONAL_TIME", "1d", timedelta(days=1)),
+        ("OPTIONAL_TIME", "none", None),
+        ("WORDS", "a, b,,c", ("a", "b", "c")),
+        ("WORDS", '["a,b", "c"]', ("a,b", "c")),
+        ("WORDS", "", ()),
+        ("NUMBERS", "1,2", frozenset({1, 2})),
+        ("NUMBERS", "[1, 2]", frozenset({1, 2})),
+        ("TABLE", '{"a": "b"}', {"a": "b"}),
+    ],
+)
+def test_text_becomes_what_the_field_is(name, text, value):
+    assert getattr(read_one(**{name: text}), name.lower()) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("NUMBER", "many"), ("NUMBER", "1.5"), ("RATIO", "half"), ("FLAG", "maybe"), ("TIME", "soon"),
+        ("TIME", "9" * 17 + "d"), ("NUMBERS", "1,x"), ("WORDS", "[1"), ("TABLE", "[]"), ("TABLE", "x"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_told_by_its_name(name, text):
+    with pytest.raises(ConfigurationError, match=PREFIX + name):
+        read_one(**{name: text})
+
+
+@given(st.sampled_from(["NUMBER", "RATIO", "FLAG", "TIME", "OPTIONAL_TIME", "WORDS", "NUMBERS", "TABLE"]), st.text())
+def test_any_text_is_read_or_refused_by_name(name, text):
+    try:
+        read_one(**{name: text})
+    except ConfigurationError as error:
+        assert PREFIX + name in str(error)
+
+
+def test_two_underscores_go_one_level_down():
+    settings = read(Everything, {"POIESIS_INNER__NUMBER": "2", "POIESIS_INNER__DEEP__PORT": "3"})
+    assert (settings.number, settings.inner.number, settings.inner.deep.port) == (1, 2, 3)
+    assert read(Settings, {"POIESIS_POLICY__LIMITS__MAX_INPUTS": "5"}).policy.limits.max_inputs == 5
+
+
+def test_a_name_nobody_knows_is_refused_with_the_nearest():
+    with pytest.raises(ConfigurationError, match=r"POIESIS_POLICY__MAX_ATTEMPT .*POIESIS_POLICY__MAX_ATTEMPTS\?"):
+        read(Settings, {"POIESIS_POLICY__MAX_ATTEMPT": "5"})
+    with pytest.raises(ConfigurationError, match=r"POIESIS_ZZZZZZZZZZZZ is no setting$"):
+        read(Settings, {"POIESIS_ZZZZZZZZZZZZ": "5"})
+
+
+def test_names_of_others_are_theirs():
+    assert read(Settings, {"POIESIS_KUBERNETES__X": "5"}, others=("POIESIS_KUBERNETES__",)) == Settings()
+
+
+def test_a_secret_comes_from_a_file_and_shows_nowhere(tmp_path):
+    (tmp_path / "uri").write_text("mongodb://user:hush@host\n")
+    settings = read(Settings, {"POIESIS_MONGO_URI_FILE": str(tmp_path / "uri"), "POIESIS_REDIS_URI": "redis://:hush@h"})
+    assert settings.mongo_uri == "mongodb://user:hush@host"
+    assert "hush" not in repr(settings)
+    assert "hush" not in repr(read_one(SECRET="hush"))
+
+
+def test_a_variable_wins_over_its_file(tmp_path):
+    (tmp_path / "mode").write_text("server")
+    assert read(Everything, {"POIESIS_TEXT": "a", "POIESIS_TEXT_FILE": str(tmp_path / "mode")}).text == "a"
+
+
+def test_a_file_that_cannot_be_read_is_told_without_its_content(tmp_path):
+    (tmp_path / "binary").write_bytes(b"hush\xff")
+    for path in (tmp_path / "missing", tmp_path, tmp_path / "binary"):
+        with pytest.raises(ConfigurationError, match="POIESIS_TEXT_FILE cannot be read") as caught:
+            read(Everything, {"POIESIS_TEXT_FILE": str(path)})
+        assert "hush" not in str(caught.value)
+
+
+def test_a_setting_whose_name_ends_in_file_is_itself():
+    assert read(Settings, {"POIESIS_API__CREDENTIALS_FILE": "/x"}).api.credentials_file == "/x"
