@@ -11,7 +11,7 @@ import platform
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
@@ -41,6 +41,7 @@ log = logging.getLogger(__name__)
 KUBERNETES_PREFIX: Final = f"{PREFIX}KUBERNETES__"
 FILER_PREFIX: Final = f"{PREFIX}FILER__"
 CLIENT_VARIABLES: Final = (f"{PREFIX}URL", f"{PREFIX}TOKEN", f"{PREFIX}TEST_")
+SETTLE: Final = timedelta(seconds=0.3)  # where pokes tell the end, a pod's other events may wait for each other
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # Kubernetes' names of what `uname -m` says
 ADAPTER_PREFIXES: Final = (KUBERNETES_PREFIX, FILER_PREFIX, *CLIENT_VARIABLES)
 
@@ -198,6 +199,7 @@ class Bootstrap:
             threads=self.settings.monitor_threads,
             resync=self.settings.resync,
             retention=self.settings.retention,
+            settle=SETTLE if self._kubernetes is not None and self._kubernetes.poke_address else timedelta(0),
         )
 
     def election(self, on_start: Callable[[], None], on_stop: Callable[[], None]) -> Election:

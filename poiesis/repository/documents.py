@@ -79,6 +79,7 @@ def to_document(task: Task) -> Document:
         "waiting": task.waiting,
         "waiting_since": _from_time(task.waiting_since),
         "memory_scale": task.memory_scale,
+        "launching_at": _from_time(task.launching_at),
         "outcome": _from_outcome(task.outcome),
         "name": task.spec.name,
         "tags": tag_tokens(task.spec.tags),
@@ -119,6 +120,7 @@ def from_document(document: Document) -> Task:
         waiting=document["waiting"],
         waiting_since=_to_time(document["waiting_since"]),
         memory_scale=document["memory_scale"],
+        launching_at=_to_time(document["launching_at"]),
         outcome=None if outcome is None else Outcome(**{**outcome, "state": State(outcome["state"])}),
         log=_to_log(document["log"], bulk),
     )

@@ -11,7 +11,7 @@ import heapq
 import logging
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -38,8 +38,9 @@ SWEEP_EVERY: Final = timedelta(minutes=5)
 MAX_FAILURES: Final = 8
 FIRST_BACK_OFF_S: Final = 0.2
 MAX_KEYS: Final = 100_000
-MAX_HEARD: Final = 500
-MAX_HEARD_OF_ONE: Final = 300
+MAX_HEARD_BYTES: Final = 32 * 1024 * 1024  # of records that came with pokes and wait for reconcile
+REPUBLISH_LATER: Final = timedelta(minutes=5)  # the longest time between two publications of the same link
+MAX_PUBLISHED: Final = 100_000
 
 
 class WorkQueue:
@@ -47,11 +48,15 @@ class WorkQueue:
 
     `wake` merges: a task that waits already waits once; one being handled is handled again afterwards. The newest hint that is not None
     wins. A handler that raises is repeated with back-off, at most MAX_FAILURES times; then resync is what is left. At most MAX_KEYS tasks
-    wait; more are dropped (resync finds them).
+    wait; more are dropped (resync finds them). A wake-up without a hint waits for `settle`, in which others join it: a pod's events come in
+    flocks, and each would cost a look at the store.
     """
 
-    def __init__(self, handle: Callable[[TaskId, str | None], None], threads: int) -> None:
+    def __init__(
+        self, handle: Callable[[TaskId, str | None], None], threads: int, *, settle: timedelta = timedelta(0)
+    ) -> None:
         self._handle = handle
+        self._settle_s = settle.total_seconds()
         self._lock = threading.Condition()
         self._ready: deque[TaskId] = deque()
         self._hints: dict[TaskId, str | None] = {}  # waiting tasks
@@ -59,6 +64,7 @@ class WorkQueue:
         self._failures: dict[TaskId, int] = {}
         self._later: list[tuple[float, TaskId]] = []  # a heap of those backing off: due on the monotonic clock
         self._backing_off: set[TaskId] = set()
+        self._settling: set[TaskId] = set()  # in the heap too, unless a hint brought them forward
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"reconcile-{i}", daemon=True) for i in range(threads)
@@ -72,11 +78,17 @@ class WorkQueue:
         with self._lock:
             if self._closed or (task_id not in self._hints and len(self._hints) >= MAX_KEYS):
                 return
-            waits = task_id in self._hints
+            waits = task_id in self._hints and task_id not in self._settling
             self._hints[task_id] = hint or self._hints.get(task_id)
-            if not waits and task_id not in self._busy:
+            if waits or task_id in self._busy:
+                return
+            if hint is not None or not self._settle_s:
+                self._settling.discard(task_id)
                 self._ready.append(task_id)
-                self._lock.notify()
+            elif task_id not in self._settling:
+                self._settling.add(task_id)
+                heapq.heappush(self._later, (time.monotonic() + self._settle_s, task_id))
+            self._lock.notify()
 
     def close(self, timeout: timedelta = timedelta(seconds=10)) -> None:
         with self._lock:
@@ -132,9 +144,11 @@ class WorkQueue:
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             _, task_id = heapq.heappop(self._later)
-            self._backing_off.discard(task_id)
-            self._ready.append(task_id)
-            self._lock.notify()
+            if task_id in self._backing_off or task_id in self._settling:
+                self._backing_off.discard(task_id)
+                self._settling.discard(task_id)
+                self._ready.append(task_id)
+                self._lock.notify()
 
 
 class Monitor:
@@ -151,6 +165,7 @@ class Monitor:
         threads: int,
         resync: timedelta,
         retention: timedelta | None = None,
+        settle: timedelta = timedelta(0),
     ) -> None:
         self._orchestrator = orchestrator
         self._repository = repository
@@ -161,10 +176,13 @@ class Monitor:
         self._policy = policy
         self._resync = resync
         self._retention = retention
-        self._work = WorkQueue(self._reconcile, threads)
-        self._heard: dict[
-            tuple[TaskId, str], list[Record]
-        ] = {}  # records that came with pokes, until reconcile takes them
+        self._work = WorkQueue(self._reconcile, threads, settle=settle)
+        # records that came with pokes, with their size, until reconcile takes them
+        self._heard: dict[tuple[TaskId, str], list[tuple[int, Record]]] = {}
+        self._heard_bytes = 0
+        self._published: OrderedDict[tuple[TaskId, Stage], int] = (
+            OrderedDict()
+        )  # how often resync published it without a change
         self._heard_lock = threading.Lock()
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -186,10 +204,11 @@ class Monitor:
         record = parse_record(body, MAX_RECORD_BYTES) if body else None
         if record is not None:
             with self._heard_lock:
-                records = self._heard.setdefault((task_id, nonce), [])
-                if len(self._heard) > MAX_HEARD or len(records) >= MAX_HEARD_OF_ONE:
+                self._heard_bytes += len(body)
+                if self._heard_bytes > MAX_HEARD_BYTES:
                     self._heard.clear()  # they are in the containers' logs too
-                records.append(record)
+                    self._heard_bytes = len(body)
+                self._heard.setdefault((task_id, nonce), []).append((len(body), record))
         self._work.wake(task_id, nonce)
 
     def close(self) -> None:
@@ -204,19 +223,29 @@ class Monitor:
         due = self._repository.due(now, limit=RESYNC_BATCH)
         queue_is_away = False
         for task_id, stage in due:
+            pause = REPUBLISH
             if stage in MONITORED:
                 self._work.wake(task_id)
             elif queue_is_away:  # one try in a round: each may take seconds
                 continue
             else:
+                pause = self._until_republished(task_id, stage)
                 try:
                     self._queue.publish(task_id, stage)
                 except QueueUnavailable as error:
                     log.warning("publish_failed", extra={"task_id": task_id, "error": str(error)})
                     queue_is_away = True
                     continue
-            self._repository.postpone(task_id, until=now + REPUBLISH)
+            self._repository.postpone(task_id, until=now + pause)
         return len(due)
+
+    def _until_republished(self, task_id: TaskId, stage: Stage) -> timedelta:
+        """Doubles each time: while a role is down its queue must not fill with the same links over and over."""
+        count = self._published.pop((task_id, stage), 0)
+        self._published[task_id, stage] = min(count + 1, 10)
+        if len(self._published) > MAX_PUBLISHED:
+            self._published.popitem(last=False)
+        return min(REPUBLISH * (1 << count), REPUBLISH_LATER)
 
     def resume(self) -> int:
         """After a start with an empty queue: publish all that is not done, whenever it is due."""
@@ -231,6 +260,7 @@ class Monitor:
     def sweep(self) -> int:
         """Remove what belongs to a task that is done or that the store has never heard of; answers how many tasks it found."""
         found = 0
+        knows_tasks = self._repository.count(TaskFilter()) > 0  # else this may be the wrong database
         for task_id in list(self._events.task_ids()):
             try:
                 task = self._repository.get(task_id, View.BASIC)
@@ -239,7 +269,8 @@ class Monitor:
                     self._queue.publish(task_id, Stage.DONE)
             except UnknownTask:
                 found += 1
-                self._remove_unknown(task_id)
+                if knows_tasks:
+                    self._remove_unknown(task_id)
         if found:
             log.warning("sweep_found", extra={"tasks": found})
         return found
@@ -266,8 +297,7 @@ class Monitor:
 
     def _reconcile(self, task_id: TaskId, hint: str | None) -> None:
         try:
-            with self._heard_lock:
-                heard = self._heard.pop((task_id, hint), ()) if hint is not None else ()
+            heard = self._take_heard(task_id, hint) if hint is not None else ()
             reconciled = self._orchestrator.reconcile(task_id, MONITORED, poked=hint, heard=heard)
         except UnknownTask:
             return
@@ -279,6 +309,12 @@ class Monitor:
             return
         if reconciled.due is not None and self._is_ours_to_publish(reconciled.task):
             self._queue.publish(task_id, reconciled.due)
+
+    def _take_heard(self, task_id: TaskId, nonce: str) -> tuple[Record, ...]:
+        with self._heard_lock:
+            taken = self._heard.pop((task_id, nonce), [])
+            self._heard_bytes = max(0, self._heard_bytes - sum(size for size, _ in taken))
+        return tuple(record for _, record in taken)
 
     def _is_ours_to_publish(self, task: Task) -> bool:
         """Whether the links that were published with the task cannot be under way any more: it has been launched once."""

@@ -4,6 +4,10 @@ Any process may call it at any time, however often. What keeps that safe: object
 attempt, so doing a thing twice is doing it once; the task is saved by compare-and-set, so of two who decided the same only one
 goes on, and the other reads again and decides again.
 
+Creating a pod is the one thing that must not be repeated late: after the pod has run and gone, its name is free again. So a launch is
+claimed first (`Task.launching_at`, by compare-and-set), and made at once or not at all; another process may claim it anew only when a call that
+began in time must long be over.
+
 A role applies effects of its own stages alone (`acts_for`): its service account can do no more. Steps without effects are
 taken by whoever meets them.
 """
@@ -11,8 +15,10 @@ taken by whoever meets them.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Final
 
 from poiesis.domain.decide import (
@@ -37,6 +43,10 @@ from poiesis.ports import Clock, Cluster, HearsRecords, TaskRepository
 
 log = logging.getLogger(__name__)
 
+CLAIM: Final = timedelta(
+    seconds=90
+)  # longer than a call to the cluster lasts with all its retries, begun within CLAIM_FRESH
+CLAIM_FRESH: Final = timedelta(seconds=5)
 MAX_STEPS: Final = 50  # of one call; a task needs fewer than one for each stage and executor pod
 _DELETIONS: Final = (Stage.FINISH, Stage.CLEAN, Stage.DONE)
 
@@ -91,12 +101,24 @@ class Orchestrator:
                 desired = stored
                 continue
             if decision.effects:
+                if any(isinstance(effect, Launch) for effect in decision.effects):
+                    if self._is_claimed(stored):
+                        return Reconciled(stored, None)
+                    begin = time.monotonic()
+                    claimed = replace(desired, launching_at=self._clock.now())
+                    stored, lost = self._save(claimed, stored)
+                    if lost or time.monotonic() - begin > CLAIM_FRESH.total_seconds():
+                        desired = stored
+                        continue
+                    desired = stored
                 if stage in _DELETIONS:  # what is known has to be safe before what it came from goes
                     stored, lost = self._settle(stored, desired, mine)
                     if lost:
                         desired = stored
                         continue
                 decision = self._apply(desired, decision)
+                if decision.task.launching_at is not None or desired.launching_at is not None:
+                    decision = replace(decision, task=replace(decision.task, launching_at=None))
                 before = stored
                 stored, lost = self._save(decision.task, stored)
                 if lost:
@@ -113,6 +135,10 @@ class Orchestrator:
                 desired = stored
         log.error("reconcile_did_not_settle", extra={"task_id": task_id, "stage": desired.stage.value})
         return Reconciled(stored, None)
+
+    def _is_claimed(self, task: Task) -> bool:
+        """Whether another process is just launching: it saves when it has, and if it died, resync comes back after the claim has run out."""
+        return task.launching_at is not None and self._clock.now() - task.launching_at < CLAIM
 
     def give_up(self, task_id: TaskId, error: BaseException) -> None:
         """A bug met while reconciling: end the task as SYSTEM_ERROR instead of meeting it for ever."""
@@ -137,12 +163,12 @@ class Orchestrator:
 
     def _decide(self, stored: Task, task: Task, *, poked: str | None, heard: Sequence[Record], tails: bool) -> Decision:
         """Raises: Unavailable when the cluster had to be observed and could not."""
+        was_poked = poked is not None and poked == task.nonce
+        if was_poked and heard and isinstance(self._cluster, HearsRecords):
+            self._cluster.hear(task, heard)
         observed = None
         just_ended = task.due_stage is Stage.CLEAN and task is not stored  # everything is still there; no need to look
         if needs_observation(task) and not just_ended:
-            was_poked = poked is not None and poked == task.nonce
-            if was_poked and heard and isinstance(self._cluster, HearsRecords):
-                self._cluster.hear(task, heard)
             observed = self._cluster.observe(task, poked=was_poked and not heard, tails=tails)
         return decide(task, observed, self._clock.now(), self._policy)
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from poiesis.domain.decide import plan_of
 from poiesis.domain.errors import QueueUnavailable, RepositoryUnavailable, UnknownTask
 from poiesis.domain.naming import is_task_id, new_task_id
 from poiesis.domain.policy import Policy
@@ -26,6 +27,14 @@ FIRST_LOOK: Final = timedelta(seconds=10)  # resync publishes a task again that 
 MAX_RACES: Final = 20
 TAIL_EVERY: Final = timedelta(seconds=2)  # how often a reader makes the live tail of one task be read anew
 _MAX_TAILS_REMEMBERED: Final = 10_000
+
+
+def _first_stage(task: Task, policy: Policy) -> Stage:
+    """The first stage that has something to do for the task: links that would only pass it on are not sent."""
+    the_plan = plan_of(task, policy)
+    if the_plan.volume_bytes is not None:
+        return Stage.PREPARE
+    return Stage.STAGE_IN if the_plan.has_filers else Stage.LAUNCH
 
 
 class TaskService:
@@ -55,7 +64,7 @@ class TaskService:
             log=TaskLog(system_logs=(*notes, *dropped)),
         )
         self._repository.add(task)
-        self._publish(task_id, Stage.PREPARE)
+        self._publish(task_id, _first_stage(task, self._policy))
         return task_id
 
     def get(self, task_id: str, view: View, *, owner: str | None = None) -> Task:

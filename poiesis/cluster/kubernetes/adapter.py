@@ -8,6 +8,7 @@ Without a watch (`follow` was not called, or it is down) `observe` lists by the 
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 import time
 from collections import OrderedDict
@@ -46,6 +47,9 @@ log = logging.getLogger(__name__)
 
 BUILT_LAUNCHERS: Final = Path(poiesis.__file__).parent / "bin"  # by `make launcher`
 LAUNCHER_PREFIX: Final = "launcher-"
+POKE_RESOLVED_S: Final = 30.0  # how long the poke address's numbers are believed
+BINDING_PAUSE_S: Final = 0.02  # before the second look at a volume; doubles
+BINDS_LATE_S: Final = 60.0  # how long volumes that were not bound in time are not waited for
 LAUNCHER_SEEN_S: Final = 600.0  # how long the launcher's ConfigMap is believed to be still there
 MAX_UIDS: Final = 10_000
 _ENDING: Final = (Stage.FINISH, Stage.CLEAN, Stage.DONE)
@@ -78,6 +82,8 @@ class KubernetesCluster:
         self._launcher_seen: float | None = None
         self._owner: dict[str, Any] | None = None
         self._lock = threading.Lock()
+        self._binds_late_until = 0.0  # on the monotonic clock
+        self._poke_resolved: tuple[str | None, float] = (None, 0.0)  # and until when, on the monotonic clock
         self._volume_uids: OrderedDict[str, str] = OrderedDict()
         self._wake: Callable[[TaskId], None] | None = None
         self._cache = Cache(self._changed)
@@ -100,6 +106,8 @@ class KubernetesCluster:
             self._create("secrets", secret)
 
     def launch(self, task: Task, plan: Plan, pod: PodPlan) -> None:
+        if plan.volume_bytes is not None and pod == plan.pods[0]:
+            self._await_binding(task)
         files: dict[str, int] = {}
         if plan.has_filers:
             contents = objects.secret_contents(objects.documents(task, plan, self._filer_settings_json))
@@ -108,13 +116,57 @@ class KubernetesCluster:
             task,
             plan,
             pod,
-            self.settings,
+            replace(self.settings, poke_address=self._resolved_poke_address()),
             self._policy,
             launcher_name=self._ensure_launcher(),
             document_files=files,
             owned_by=self._instance_owner(),
         )
         self._create(PODS, document)
+
+    def _resolved_poke_address(self) -> str | None:
+        """With the Service's address instead of its name: a container then needs no name service to poke, nor time for it."""
+        address = self.settings.poke_address
+        if address is None or self._monotonic() < self._poke_resolved[1]:
+            return self._poke_resolved[0] if address is not None else None
+        host, _, port = address.rpartition(":")
+        try:
+            found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+            number = str(found[4][0])
+            address = f"[{number}]:{port}" if found[0] is socket.AF_INET6 else f"{number}:{port}"
+        except (OSError, ValueError) as error:
+            log.info("poke_address_unresolved", extra={"address": address, "error": str(error)})
+        self._poke_resolved = (address, self._monotonic() + POKE_RESOLVED_S)
+        return address
+
+    def _await_binding(self, task: Task) -> None:
+        """Give the provisioner a moment: a pod that the scheduler meets before its volume is bound sits in its back-off for a second and
+        more. Classes that bind only once there is a pod are noticed, and not waited for again for a while."""
+        deadline = self._monotonic() + self.settings.volume_wait.total_seconds()
+        if deadline < self._binds_late_until:
+            return
+        pause = BINDING_PAUSE_S
+        while True:
+            if self._is_bound(task):
+                return
+            if self._monotonic() + pause > deadline:
+                self._binds_late_until = self._monotonic() + BINDS_LATE_S
+                return
+            time.sleep(pause)
+            pause *= 2
+
+    def _is_bound(self, task: Task) -> bool:
+        """As the watch shows it, at no cost, or else by a look. True also where nothing can be seen: creating the pod will tell."""
+        name = objects.volume_name(task.id, task.attempt)
+        shown = next((v for v in self._cache.volumes(task.id) if v.name == name), None) if self._is_followed() else None
+        if shown is not None:
+            return shown.bound
+        try:
+            found = self.client.get(f"{self._core}/{VOLUMES}/{name}")
+        except ApiError:
+            return True
+        view = project_volume(found)
+        return view is None or view.bound
 
     def _create(self, kind: str, document: dict[str, Any]) -> dict[str, Any]:
         """The object as it is now. One that stands there already is taken for ours when its labels say so."""
@@ -200,8 +252,8 @@ class KubernetesCluster:
                 self._volume_uids.popitem(last=False)
 
     def hear(self, task: Task, records: Sequence[Record]) -> None:
-        if task.part is not None:
-            self._records.hear(object_name(task.id, task.attempt, task.part), records)
+        part = task.part or plan_of(task, self._policy).executor_pods[0].part  # its launch may not be saved yet
+        self._records.hear(object_name(task.id, task.attempt, part), records)
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 

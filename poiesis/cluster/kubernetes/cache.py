@@ -66,6 +66,7 @@ class VolumeView:
     task_id: TaskId
     attempt: int
     deleting: bool
+    bound: bool
 
 
 View = PodView | VolumeView
@@ -120,6 +121,7 @@ def project_volume(document: Mapping[str, Any]) -> VolumeView | None:
         task_id=task_id,
         attempt=labels.attempt_of(metadata),
         deleting="deletionTimestamp" in metadata,
+        bound=(document.get("status") or {}).get("phase") == "Bound",
     )
 
 

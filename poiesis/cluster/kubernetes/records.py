@@ -185,15 +185,14 @@ class Records:
             return said
         for view in wanted:
             record = find_record(text, view.name, self._limit(view.name))
-            if record is None:
-                record = find_record(_unglued(text), view.name, self._limit(view.name))
             if record is not None:
                 said[view.name] = self._remember(pod, view.name, self._said(record))
         return said
 
     def _said(self, record: Record) -> Said:
         if record.name not in (TIF, TOF):
-            return Said(record, cost_bytes=512 + len(record.stdout) + len(record.stderr))
+            out, err = record.stdout[-self._tail_bytes :], record.stderr[-self._tail_bytes :]
+            return Said(replace(record, stdout=out, stderr=err), cost_bytes=512 + len(out) + len(err))
         lines = record.stdout.strip().splitlines() or [""]
         report = parse_report(lines[-1])
         size = 2048 + 4 * len(lines[-1])  # a report's objects take a few times their text
@@ -248,10 +247,3 @@ class Records:
                 _, dropped = self._known.popitem(last=False)
                 self._known_bytes -= dropped.cost_bytes
         return said
-
-
-def _unglued(text: str) -> str:
-    """The log with its last record on a line of its own, where unfinished output of the other stream stands before it."""
-    line_start = text.rstrip("\n").rfind("\n") + 1
-    start = text.find(RECORD_MARKER, line_start)
-    return text if start < 0 else text[:start] + "\n" + text[start:]

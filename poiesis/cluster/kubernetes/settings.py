@@ -96,6 +96,9 @@ class KubernetesSettings:
     storage_class: str | None = None
     """None: the cluster's default."""
     access_mode: str = "ReadWriteOnce"
+    volume_wait: timedelta = timedelta(seconds=1)
+    """How long a pod's creation waits for its volume to be bound: the scheduler punishes a pod that comes earlier by a second and more.
+    Zero for classes that bind with the first pod (they are noticed too)."""
     control_size: str = "64Mi"
     """Limit of the small shared directory by whose files containers take turns."""
 

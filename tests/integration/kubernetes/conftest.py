@@ -36,7 +36,7 @@ FILER = (
     "root=/poiesis/volume/root\n"
     "umask 0\n"
     'case "$1" in\n'
-    "in) mkdir -p $root/data $root/etc/app; cp /poiesis/task/tif.json $root/data/in.txt; echo staged > $root/etc/app/conf;\n"
+    "in) mkdir -p $root/data $root/etc/app; cat /poiesis/task/tif.json > $root/data/in.txt; echo staged > $root/etc/app/conf;\n"
     f"    echo '{json.dumps({'files': [], 'total_files': 1})}';;\n"
     "out) cat $root/data/out.txt >&2;\n"
     f"    echo '{json.dumps({'files': [TOF_FILE], 'total_files': 1})}';;\n"
@@ -136,9 +136,15 @@ class Driver:
             pod = observed.pod(task.part or "task", task.attempt)
             if pod is not None and condition(pod):
                 return observed
-            assert time.monotonic() < deadline, observed
+            assert time.monotonic() < deadline, self.difference(task)
             self.changed.wait(1)
             self.changed.clear()
+
+    def difference(self, task: Task) -> str:
+        """What we believe, and what the cluster says."""
+        status = self.cluster.client.get(f"/api/v1/namespaces/{self.cluster.settings.namespace}/pods")["items"]
+        mine = [p["status"] for p in status if task.id in p["metadata"]["name"]]
+        return f"{self.cluster.observe(task)}\n{json.dumps(mine, indent=1)}"
 
     def run(self, spec: TaskSpec | Sequence[Executor], seconds: float = 60) -> Pod:
         """The task's pod once all of it has ended."""

@@ -16,17 +16,21 @@ from tests.unit.domain.samples import FILES, GPUS, ID, SMALL, World, spec
 
 
 class RacedRepository(MemoryTaskRepository):
-    """Somebody else writes right before the next save."""
+    """Somebody else writes right before the next save, or before a later one (`after` saves more): cancels, which keeps what was saved."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rival: Task | None = None
+        self.after = 0
         self.saves = 0
 
     def save(self, task: Task, *, seen: Version) -> bool:
-        if self.rival is not None:
+        if self.rival is not None and self.after == 0:
             rival, self.rival = self.rival, None
-            assert super().save(rival, seen=rival.version)
+            stored = self.get(task.id)
+            rival = replace(stored, cancel_requested_at=rival.cancel_requested_at, wake_at=rival.wake_at)
+            assert super().save(rival, seen=stored.version)
+        self.after = max(0, self.after - 1)
         self.saves += 1
         return super().save(task, seen=seen)
 
@@ -69,12 +73,34 @@ def test_a_small_task_is_saved_few_times():
     repository = RacedRepository()
     world = World(SMALL, repository=repository)
     world.launch()
-    assert repository.saves == 2  # with its stage after preparing, and launched
+    assert repository.saves == 3  # with its stage after preparing, claimed, and launched
     world.cluster.run(ID, "task")
     world.link(Role.TORC)
-    assert repository.saves == 3  # its end; that its objects are being deleted needs no save of its own
+    assert repository.saves == 4  # its end; that its objects are being deleted needs no save of its own
     world.to_the_end()
-    assert repository.saves == 4
+    assert repository.saves == 5
+
+
+def test_a_launch_is_claimed_and_made_once_while_the_claim_holds():
+    world = World(SMALL)
+    world.link(Role.TORC)
+    task = replace(world.task, stage=Stage.LAUNCH, launching_at=world.now)
+    assert world.repository.save(task, seen=world.task.version)
+    assert world.link(Role.TEXAM).due is None
+    assert world.cluster.created == {}
+    world.clock.advance(timedelta(seconds=91))  # whoever claimed it is dead
+    world.link(Role.TEXAM)
+    assert world.cluster.created == {(ID, 1, "task"): 1}
+    assert world.task.launching_at is None
+
+
+def test_a_process_that_stood_still_before_its_claim_was_saved_does_not_launch(monkeypatch):
+    world = World(SMALL)
+    times = iter([0.0, 60.0])
+    monkeypatch.setattr("poiesis.services.orchestrator.time.monotonic", lambda: next(times))
+    world.link(Role.TEXAM)
+    assert world.cluster.created == {}
+    assert world.task.launching_at is not None
 
 
 def test_a_lost_race_reads_again_and_decides_again():
@@ -85,17 +111,20 @@ def test_a_lost_race_reads_again_and_decides_again():
     assert world.task.version == 3
 
 
+@pytest.mark.parametrize("saves", [0, 1])
 @pytest.mark.parametrize("task_spec", [SMALL, FILES, GPUS], ids=["small", "files", "gpus"])
-def test_a_cancel_that_comes_while_a_pod_is_made_removes_the_pod(task_spec):
+def test_a_cancel_that_comes_while_a_pod_is_made_leaves_no_pod(task_spec, saves):
     repository = RacedRepository()
     world = World(task_spec, repository=repository)
     while world.task.stage not in (Stage.LAUNCH, Stage.STAGE_IN):
         world.link(Role.TORC)
     repository.rival = replace(world.task, cancel_requested_at=world.now)
+    repository.after = saves
     for role in (Role.TIF, Role.TEXAM):
         world.link(role)
+    assert world.cluster.pods(ID) == () or repository.rival is not None
+    assert world.to_the_end().state in (State.CANCELED, State.COMPLETE)
     assert world.cluster.is_empty(ID)
-    assert world.to_the_end().state is State.CANCELED
 
 
 def test_an_undo_that_fails_is_found_by_the_clean_up():
@@ -103,6 +132,7 @@ def test_an_undo_that_fails_is_found_by_the_clean_up():
     world = World(SMALL, repository=repository)
     world.link(Role.TORC)
     repository.rival = replace(world.task, cancel_requested_at=world.now)
+    repository.after = 1  # the claim is saved; the cancel comes while the pod is made
     world.cluster.fail("delete_all", ClusterUnavailable("away"))
     world.link(Role.TEXAM)
     assert world.cluster.pods(ID)

@@ -1,0 +1,272 @@
+"""Which calls are made for what, "none" included."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poiesis.cluster.kubernetes.adapter import KubernetesCluster
+from poiesis.cluster.kubernetes.cache import PODS, VOLUMES, project_pod, project_volume
+from poiesis.cluster.kubernetes.client import Client
+from poiesis.cluster.kubernetes.settings import KubernetesSettings
+from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, ConfigurationError
+from poiesis.domain.plan import plan
+from poiesis.domain.policy import Policy
+from poiesis.domain.states import Stage
+from poiesis.domain.task import Executor, FileType, Input, Task, TaskSpec
+from tests.unit.cluster.kubernetes.conftest import TASK_ID, Answer, ApiServer, Request, make_task, pod_json
+
+TRUE = Executor("busybox", ("true",))
+PLAIN = TaskSpec((TRUE,))
+FILES = TaskSpec((TRUE,), inputs=(Input(path="/data/a", url="s3://b/a", type=FileType.FILE),))
+CORE = "/api/v1/namespaces/tasks"
+
+
+class Store:
+    """Objects by path, as an API server keeps them; `deny` answers some requests otherwise."""
+
+    def __init__(self, server: ApiServer) -> None:
+        self.objects: dict[str, dict[str, Any]] = {}
+        self.deny: Callable[[Request], Answer | None] = lambda _: None
+        self.server = server
+        server.answer = self.answer
+
+    def answer(self, request: Request) -> Answer:
+        denied = self.deny(request)
+        if denied is not None:
+            return denied
+        path = request.path
+        if request.method == "POST":
+            path = f"{path}/{request.body['metadata']['name']}"
+            if path in self.objects:
+                return Answer(status=409, body={"reason": "AlreadyExists"})
+            self.objects[path] = {
+                **request.body,
+                "metadata": {**request.body["metadata"], "uid": f"uid-{len(self.objects)}"},
+            }
+            if path.startswith(f"{CORE}/{VOLUMES}/"):
+                self.objects[path]["status"] = {"phase": "Bound"}
+        if request.method == "DELETE":
+            return Answer(body={}) if self.objects.pop(path, None) else Answer(status=404, body={"reason": "NotFound"})
+        if path in self.objects:
+            return Answer(body=self.objects[path])
+        if path.rsplit("/", 1)[1] in (PODS, VOLUMES):
+            items = [o for p, o in self.objects.items() if p.startswith(f"{path}/")]
+            return Answer(body={"items": items, "metadata": {"resourceVersion": "1"}})
+        return Answer(status=404, body={"reason": "NotFound"})
+
+    def calls(self) -> list[str]:
+        made = [f"{r.method} {r.path.removeprefix(CORE + '/')}".replace(TASK_ID, "ID") for r in self.server.requests]
+        self.server.requests.clear()
+        return made
+
+
+@pytest.fixture
+def store(server: ApiServer) -> Store:
+    return Store(server)
+
+
+@pytest.fixture
+def make(client: Client, tmp_path: Path) -> Iterator[Callable[..., KubernetesCluster]]:
+    binary = tmp_path / "launcher"
+    binary.write_bytes(b"launcher")
+
+    def made(**changes: Any) -> KubernetesCluster:
+        settings = KubernetesSettings(namespace="tasks", launchers={"amd64": str(binary)})
+        return KubernetesCluster(replace(settings, **changes), Policy(), client=client)
+
+    yield made
+
+
+@pytest.fixture
+def cluster(make: Callable[..., KubernetesCluster], store: Store) -> KubernetesCluster:
+    made = make()
+    made._ensure_launcher()
+    store.calls()
+    return made
+
+
+def begin(cluster: KubernetesCluster, task: Task) -> None:
+    the_plan = plan(task.spec, Policy())
+    cluster.create_volume(task, the_plan)
+    cluster.create_documents(task, the_plan)
+    for pod in the_plan.pods:
+        cluster.launch(task, the_plan, pod)
+
+
+def followed(cluster: KubernetesCluster) -> None:
+    """As if a watch were open; what it tells is put into the cache by hand."""
+    cluster._is_followed = lambda: True  # type: ignore[method-assign]
+
+
+def test_a_task_without_files_is_one_call_to_begin_and_one_to_end(cluster: KubernetesCluster, store: Store) -> None:
+    task = make_task(PLAIN)
+    begin(cluster, task)
+    assert store.calls() == ["POST pods"]
+    cluster.delete_all(task)
+    assert store.calls() == ["DELETE pods/poiesis-ID-1-task"]
+
+
+def test_a_task_with_files(cluster: KubernetesCluster, store: Store) -> None:
+    task = make_task(FILES)
+    begin(cluster, task)
+    made = [c for c in store.calls() if not c.startswith("GET")]
+    assert made == ["POST persistentvolumeclaims", "POST secrets", "POST pods"]
+    secret = store.objects[f"{CORE}/secrets/poiesis-{TASK_ID}-1-filer"]
+    volume = store.objects[f"{CORE}/persistentvolumeclaims/poiesis-{TASK_ID}-1-volume"]
+    assert secret["metadata"]["ownerReferences"][0]["uid"] == volume["metadata"]["uid"]
+    cluster.delete_all(task)
+    assert store.calls() == ["DELETE pods/poiesis-ID-1-task", "DELETE persistentvolumeclaims/poiesis-ID-1-volume"]
+
+
+def test_all_that_is_done_twice_is_done_once(cluster: KubernetesCluster, store: Store) -> None:
+    task = make_task(FILES)
+    begin(cluster, task)
+    before = dict(store.objects)
+    begin(cluster, task)
+    assert store.objects == before
+    cluster.delete_all(task)
+    cluster.delete_all(task)
+
+
+def test_an_object_of_another_attempt_or_service_is_not_ours(cluster: KubernetesCluster, store: Store) -> None:
+    task = make_task(PLAIN)
+    store.objects[f"{CORE}/pods/poiesis-{TASK_ID}-1-task"] = pod_json(attempt=2)
+    with pytest.raises(ClusterRefused, match="not this task's"):
+        begin(cluster, task)
+
+
+def test_a_secret_that_may_not_be_read_is_taken_for_ours(cluster: KubernetesCluster, store: Store) -> None:
+    task = make_task(FILES)
+    begin(cluster, task)
+    store.deny = lambda r: Answer(status=403, body={}) if r.method == "GET" and "/secrets/" in r.path else None
+    begin(cluster, task)
+
+
+def test_the_launcher_is_made_once_and_checked_when_it_stands_there(
+    make: Callable[..., KubernetesCluster], store: Store
+) -> None:
+    make()._ensure_launcher()
+    assert store.calls() == ["POST configmaps"]
+    again = make()
+    name = again._ensure_launcher()
+    assert store.calls() == ["POST configmaps", f"GET configmaps/{name}"]
+    again._ensure_launcher()
+    assert store.calls() == []
+    store.objects[f"{CORE}/configmaps/{name}"]["binaryData"] = {"launcher-amd64": "ZXZpbA=="}
+    with pytest.raises(ClusterRefused, match="not the launcher"):
+        make()._ensure_launcher()
+
+
+def test_the_owner_of_all_is_looked_up_once(make: Callable[..., KubernetesCluster], store: Store) -> None:
+    store.objects[f"{CORE}/configmaps/anchor"] = {"metadata": {"uid": "anchor-uid"}}
+    cluster = make(owner="anchor")
+    begin(cluster, make_task(FILES))
+    owners = {p: o["metadata"].get("ownerReferences", [{}])[0].get("uid") for p, o in store.objects.items()}
+    assert {p.split("/")[5]: uid for p, uid in owners.items() if not p.endswith("/anchor") and "secrets" not in p} == {
+        "persistentvolumeclaims": "anchor-uid",
+        "pods": "anchor-uid",
+        "configmaps": "anchor-uid",
+    }
+    assert store.calls().count("GET configmaps/anchor") == 1
+
+
+def test_following_a_pod_costs_no_call_while_the_watch_shows_it(cluster: KubernetesCluster, store: Store) -> None:
+    followed(cluster)
+    view = project_pod(pod_json(version=5))
+    assert view is not None
+    cluster._cache.put(PODS, 5, view)
+    observed = cluster.observe(make_task(PLAIN))
+    assert observed.pods[0].node == "node1" and store.calls() == []
+
+
+def test_absence_is_looked_up_unless_it_was_seen_to_go(cluster: KubernetesCluster, store: Store) -> None:
+    followed(cluster)
+    task = make_task(PLAIN)
+    begin(cluster, task)
+    store.calls()
+    assert cluster.observe(task).pods and store.calls() == ["GET pods"]  # launched, and the watch has not said so yet
+    view = project_pod(pod_json(version=5))
+    assert view is not None
+    cluster._cache.put(PODS, 5, view)
+    cluster._cache.delete(PODS, 6, view)
+    assert cluster.observe(task).pods == () and store.calls() == []
+    assert cluster.observe(replace(task, stage=Stage.CLEAN)).is_empty and store.calls() == []
+
+
+def test_a_volume_still_there_is_no_clean_end(cluster: KubernetesCluster, store: Store) -> None:
+    followed(cluster)
+    task = make_task(FILES, stage=Stage.CLEAN)
+    pod = project_pod(pod_json(version=5))
+    volume = project_volume(pod_json(f"poiesis-{TASK_ID}-1-volume", version=5, part="volume"))
+    assert pod is not None and volume is not None
+    cluster._cache.delete(PODS, 6, pod)
+    cluster._cache.put(VOLUMES, 5, volume)
+    assert cluster.observe(task).volumes == (f"poiesis-{TASK_ID}-1-volume",)
+    cluster._cache.delete(VOLUMES, 7, volume)
+    assert cluster.observe(task).is_empty and store.calls() == []
+
+
+def test_without_a_watch_a_pod_is_found_by_one_list(cluster: KubernetesCluster, store: Store) -> None:
+    store.objects[f"{CORE}/pods/a"] = pod_json()
+    assert len(cluster.observe(make_task(PLAIN)).pods) == 1
+    assert store.calls() == ["GET pods"]
+    assert store.server.requests == []
+    cluster.observe(make_task(PLAIN, stage=Stage.CLEAN))
+    assert store.calls() == ["GET pods", "GET persistentvolumeclaims"]
+
+
+def test_earlier_attempts_are_removed_too(cluster: KubernetesCluster, store: Store) -> None:
+    for attempt in (1, 2):
+        name = f"poiesis-{TASK_ID}-{attempt}-task"
+        store.objects[f"{CORE}/pods/{name}"] = pod_json(name, attempt=attempt)
+    cluster.delete_all(make_task(PLAIN, attempt=2))
+    assert not store.objects or all("configmaps" in p for p in store.objects)
+
+
+def test_what_is_already_gone_is_not_deleted_again(cluster: KubernetesCluster, store: Store) -> None:
+    followed(cluster)
+    view = project_pod(pod_json(version=5))
+    assert view is not None
+    cluster._cache.put(PODS, 5, view)
+    cluster._cache.delete(PODS, 6, view)
+    cluster.delete_all(make_task(PLAIN))
+    assert store.calls() == []
+
+
+def test_the_documents_of_a_volume_that_is_gone_are_refused(cluster: KubernetesCluster, store: Store) -> None:
+    with pytest.raises(ClusterRefused):
+        cluster.create_documents(make_task(FILES), plan(FILES, Policy()))
+    assert store.calls() == ["GET persistentvolumeclaims/poiesis-ID-1-volume"]
+
+
+def test_all_ids_are_found_without_a_watch(cluster: KubernetesCluster, store: Store) -> None:
+    store.objects[f"{CORE}/pods/a"] = pod_json("a", task_id="one")
+    store.objects[f"{CORE}/persistentvolumeclaims/b"] = pod_json("b", task_id="two")
+    assert set(cluster.task_ids()) == {"one", "two"}
+
+
+def test_an_api_server_that_is_away_is_unavailable(cluster: KubernetesCluster, store: Store) -> None:
+    store.deny = lambda _: Answer(status=503)
+    task = make_task(PLAIN)
+    calls: list[Callable[[], Any]] = [
+        cluster.ready,
+        lambda: begin(cluster, task),
+        lambda: cluster.observe(task),
+        lambda: cluster.delete_all(task),
+        lambda: list(cluster.task_ids()),
+    ]
+    for call in calls:
+        with pytest.raises(ClusterUnavailable):
+            call()
+
+
+def test_a_launcher_that_is_not_there_is_a_mistake_of_the_settings(client: Client) -> None:
+    settings = KubernetesSettings(launchers={"amd64": "/nowhere"})
+    with pytest.raises(ConfigurationError, match="launcher"):
+        KubernetesCluster(settings, Policy(), client=client)
+    KubernetesCluster(replace(settings, delivery="init"), Policy(), client=client)

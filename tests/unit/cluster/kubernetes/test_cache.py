@@ -1,0 +1,72 @@
+"""Projections, and the bounds of what is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from poiesis.cluster.kubernetes import cache as module
+from poiesis.cluster.kubernetes.cache import PODS, VOLUMES, Cache, PodView, VolumeView, project_pod, project_volume
+from poiesis.domain.task import TaskId
+from tests.unit.cluster.kubernetes.conftest import TASK_ID, pod_json
+
+
+def view_of(**more: Any) -> PodView:
+    found = project_pod(pod_json(**more))
+    assert found is not None
+    return found
+
+
+def test_what_is_no_tasks_is_not_kept() -> None:
+    assert project_pod({"metadata": {"name": "a"}}) is None and project_volume({}) is None
+
+
+def test_the_full_id_wins_over_its_label() -> None:
+    assert view_of(metadata={"annotations": {"poiesis/task-id": "Odd Id"}}).task_id == "Odd Id"
+
+
+def test_a_volume() -> None:
+    document = pod_json("v", part="volume")
+    document["metadata"]["deletionTimestamp"] = "2026-01-02T03:04:05Z"
+    assert project_volume(document) == VolumeView("v", "uid-v", TASK_ID, 1, deleting=True, bound=False)
+    document["status"]["phase"] = "Bound"
+    found = project_volume(document)
+    assert found is not None and found.bound
+
+
+def test_messages_are_kept_within_their_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_MESSAGES_BYTES", 5000)
+    kept = Cache(lambda _: None)
+    ended = {"executor-0": {"terminated": {"exitCode": 0, "message": "x" * 2000}}}
+    for i in range(4):
+        kept.put(PODS, i + 1, view_of(name=f"p{i}", task_id=f"t{i}", containers=ended))
+    said = [kept.pods(TaskId(f"t{i}"))[0].containers[0].said for i in range(4)]
+    assert [s is not None for s in said] == [True, True, False, False]
+    kept.delete(PODS, 10, view_of(name="p0", task_id="t0"))
+    kept.put(PODS, 11, view_of(name="p4", task_id="t4", containers=ended))
+    assert kept.pods(TaskId("t4"))[0].containers[0].said is not None
+
+
+def test_names_of_what_is_gone_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_GONE", 2)
+    kept = Cache(lambda _: None)
+    for i in range(3):
+        kept.delete(PODS, i + 1, view_of(name=f"p{i}"))
+    assert [kept.is_gone(PODS, f"p{i}") for i in range(3)] == [False, True, True]
+    assert not kept.is_gone(VOLUMES, "p2")
+
+
+def test_an_object_made_anew_under_a_gone_name_is_there_again() -> None:
+    kept = Cache(lambda _: None)
+    kept.delete(PODS, 5, view_of(name="p"))
+    kept.put(PODS, 6, view_of(name="p"))
+    assert not kept.is_gone(PODS, "p") and kept.pods(TASK_ID)
+
+
+def test_a_task_without_objects_is_forgotten() -> None:
+    kept = Cache(lambda _: None)
+    kept.put(PODS, 1, view_of(name="p"))
+    assert kept.task_ids() == [TASK_ID]
+    kept.delete(PODS, 2, view_of(name="p"))
+    assert kept.task_ids() == []

@@ -1,0 +1,95 @@
+"""Repetitions, time-outs and what is counted, against a scripted server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from poiesis.cluster.kubernetes.client import Client
+from poiesis.cluster.kubernetes.errors import ApiError
+from tests.unit.cluster.kubernetes.conftest import Answer, ApiServer, Request
+
+PODS = "/api/v1/namespaces/tasks/pods"
+
+
+def in_turn(*answers: Answer | None) -> Callable[[Request], Answer | None]:
+    left = list(answers)
+    return lambda _: left.pop(0) if len(left) > 1 else left[0]
+
+
+def test_faults_that_pass_are_tried_again_with_back_off(server: ApiServer, client: Client, slept: list[float]) -> None:
+    server.answer = in_turn(Answer(status=500), None, Answer(status=503, body="busy"), Answer(body={"ok": 1}))
+    assert client.get(PODS) == {"ok": 1}
+    assert slept == pytest.approx([0.2, 0.4, 0.8]) and len(server.requests) == 4
+
+
+def test_repetitions_end(server: ApiServer, client: Client) -> None:
+    server.answer = in_turn(Answer(status=500, body={"message": "no"}))
+    with pytest.raises(ApiError, match="no"):
+        client.create(PODS, {})
+    assert len(server.requests) == 4
+
+
+def test_what_the_server_asks_for_is_waited(server: ApiServer, client: Client, slept: list[float]) -> None:
+    server.answer = in_turn(Answer(status=429, headers={"Retry-After": "3"}), Answer(body={}))
+    client.get(PODS)
+    assert slept == [3.0]
+
+
+def test_a_server_that_asks_for_long_is_left_alone(server: ApiServer, client: Client, slept: list[float]) -> None:
+    server.answer = in_turn(Answer(status=429, headers={"Retry-After": "60"}))
+    with pytest.raises(ApiError) as caught:
+        client.get(PODS)
+    assert caught.value.retry_after == 60 and not slept
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 409, 410, 422])
+def test_refusals_are_not_repeated(server: ApiServer, client: Client, status: int) -> None:
+    server.answer = in_turn(Answer(status=status, body={"reason": "R", "message": "M"}))
+    with pytest.raises(ApiError) as caught:
+        client.create(PODS, {})
+    assert (caught.value.status, caught.value.reason, len(server.requests)) == (status, "R", 1)
+
+
+def test_deleting_what_is_gone_is_success(server: ApiServer, client: Client) -> None:
+    server.answer = in_turn(Answer(body={}), Answer(status=404, body={}))
+    assert client.delete(f"{PODS}/a", {"propagationPolicy": "Background"}) is True
+    assert client.delete(f"{PODS}/a", {}) is False
+    assert server.requests[0].body == {
+        "apiVersion": "v1",
+        "kind": "DeleteOptions",
+        "propagationPolicy": "Background",
+    }
+
+
+def test_of_a_long_text_the_end_is_kept(server: ApiServer, client: Client) -> None:
+    server.answer = in_turn(Answer(lines=[b"x" * 300_000, "é".encode() * 100_000, b"end"]))
+    assert client.text(f"{PODS}/a/log", {}, 7) == "ééend"
+
+
+def test_an_answer_that_is_no_json_is_tried_again(server: ApiServer, client: Client) -> None:
+    server.answer = in_turn(Answer(body="<html>"), Answer(body="[]"), Answer(body={"a": 1}))
+    assert client.get(PODS) == {"a": 1}
+
+
+def test_calls_are_counted_as_rbac_names_them(server: ApiServer, client: Client) -> None:
+    server.answer = in_turn(Answer(body={}))
+    client.get(PODS)
+    client.get(f"{PODS}/a")
+    client.create(PODS, {})
+    client.delete(f"{PODS}/a", {})
+    client.replace("/apis/coordination.k8s.io/v1/namespaces/tasks/leases/l", {})
+    client.text(f"{PODS}/a/log", {}, 10)
+    client.create("/api/v1/namespaces", {})
+    client.get("/version")
+    assert client.calls == {
+        "list pods": 1,
+        "get pods": 1,
+        "create pods": 1,
+        "delete pods": 1,
+        "update leases": 1,
+        "get pods/log": 1,
+        "create namespaces": 1,
+        "list version": 1,
+    }

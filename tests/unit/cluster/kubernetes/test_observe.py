@@ -1,0 +1,150 @@
+"""Pods in every state that the kubelet and the controllers give them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from poiesis.cluster.kubernetes.cache import project_pod
+from poiesis.cluster.kubernetes.observe import pod_of
+from poiesis.domain.observed import Phase, Pod, Record
+from poiesis.domain.states import Stage
+from poiesis.domain.task import Executor, Task, TaskSpec
+from tests.unit.cluster.kubernetes.conftest import make_task, pod_json
+
+TASK = make_task(TaskSpec((Executor("i", ("c",)),)))
+RUNNING = {"running": {"startedAt": "2026-01-02T03:04:06Z"}}
+DONE = {"terminated": {"exitCode": 0, "reason": "Completed"}}
+
+
+def observed(task: Task = TASK, records: dict[str, Record] | None = None, **more: Any) -> Pod:
+    view = project_pod(pod_json(**more))
+    assert view is not None
+    return pod_of(view, task, records or {})
+
+
+def condition(kind: str, status: str, reason: str, message: str = "words") -> dict[str, Any]:
+    return {"conditions": [{"type": kind, "status": status, "reason": reason, "message": message}]}
+
+
+def test_a_pod_without_a_node_says_why() -> None:
+    pod = observed(node=None, status=condition("PodScheduled", "False", "Unschedulable", "0/1 nodes"))
+    assert (pod.waiting, pod.scheduled, pod.node, pod.ended, pod.lost) == (
+        "Unschedulable: 0/1 nodes",
+        False,
+        None,
+        False,
+        None,
+    )
+
+
+def test_a_scheduled_pod_waits_for_nothing() -> None:
+    pod = observed(status=condition("PodScheduled", "True", ""))
+    assert (pod.scheduled, pod.node, pod.waiting) == (True, "node1", None)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "ErrImagePull",
+        "ImagePullBackOff",
+        "InvalidImageName",
+        "CreateContainerConfigError",
+        "CreateContainerError",
+        "RunContainerError",
+    ],
+)
+def test_why_a_container_waits(reason: str) -> None:
+    pod = observed(containers={"executor-0": {"waiting": {"reason": reason, "message": "no"}}})
+    assert (pod.containers[0].phase, pod.containers[0].reason, pod.containers[0].message) == (
+        Phase.WAITING,
+        reason,
+        "no",
+    )
+
+
+def test_a_pod_has_ended_when_its_containers_have() -> None:
+    assert not observed(containers={"a": DONE, "b": RUNNING}, phase="Running").ended
+    assert observed(containers={"a": DONE, "b": DONE}, phase="Running").ended
+    assert observed(containers={"a": {"waiting": {"reason": "PodInitializing"}}}, phase="Failed").ended
+
+
+def test_a_record_says_that_a_container_has_ended_before_its_status_does() -> None:
+    record = Record(name="executor-0", ok=False, exit_code=3)
+    pod = observed(records={"executor-0": record}, containers={"executor-0": RUNNING})
+    assert pod.ended and pod.containers[0].exit_code == 3 and pod.containers[0].record is record
+
+
+def test_an_out_of_memory_kill_without_a_record() -> None:
+    killed = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "startedAt": "2026-01-02T03:04:06Z"}}
+    container = observed(containers={"executor-0": killed}).containers[0]
+    assert (container.exit_code, container.reason, container.record) == (137, "OOMKilled", None)
+
+
+def test_the_runtimes_own_message_is_kept_and_half_a_record_is_not() -> None:
+    said = {"terminated": {"exitCode": 128, "reason": "StartError", "message": "exec: no such file"}}
+    assert observed(containers={"executor-0": said}).containers[0].message == "exec: no such file"
+    said = {"terminated": {"exitCode": 0, "reason": "Completed", "message": '{"v":1,"na'}}
+    assert observed(containers={"executor-0": said}).containers[0].message is None
+
+
+@pytest.mark.parametrize(
+    ("status", "lost"),
+    [
+        (condition("DisruptionTarget", "True", "PreemptionByScheduler"), "Preempted"),
+        (condition("DisruptionTarget", "True", "EvictionByEvictionAPI"), "Evicted"),
+        (condition("DisruptionTarget", "True", "DeletionByTaintManager"), "NodeLost"),
+        (condition("DisruptionTarget", "True", "DeletionByPodGC"), "NodeLost"),
+        ({**condition("DisruptionTarget", "True", "TerminationByKubelet"), "reason": "Evicted"}, "Evicted"),
+        ({**condition("DisruptionTarget", "True", "TerminationByKubelet"), "reason": "Terminated"}, "NodeShutdown"),
+        (condition("DisruptionTarget", "True", "SomethingNew"), "Evicted"),
+        (condition("DisruptionTarget", "False", "PreemptionByScheduler"), None),
+        ({"phase": "Unknown"}, "NodeLost"),
+        ({"phase": "Failed", "reason": "Evicted", "message": "low on memory"}, "Evicted"),
+        ({"phase": "Failed", "reason": "NodeShutdown"}, "NodeShutdown"),
+        ({"phase": "Failed", "reason": "OutOfcpu"}, "OutOfcpu"),
+        ({"phase": "Failed", "reason": "DeadlineExceeded"}, "DeadlineExceeded"),
+        ({"phase": "Failed"}, "PodFailed"),
+        ({"phase": "Running"}, None),
+    ],
+)
+def test_what_took_a_pod_away(status: dict[str, Any], lost: str | None) -> None:
+    assert observed(status=status).lost == lost
+
+
+def test_a_container_that_failed_is_no_loss() -> None:
+    failed = {"terminated": {"exitCode": 1, "reason": "Error"}}
+    assert observed(containers={"executor-0": failed}, phase="Failed").lost is None
+
+
+def test_a_container_whose_end_nobody_knows() -> None:
+    unknown = {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}}
+    assert observed(containers={"executor-0": unknown}, phase="Failed").lost == "ContainerStatusUnknown"
+
+
+def test_a_deletion_is_a_loss_unless_it_is_ours() -> None:
+    deleted = {"deletionTimestamp": "2026-01-02T03:05:05Z"}
+    assert observed(metadata=deleted).lost == "PodDeleted"
+    assert observed(metadata=deleted, attempt=2).lost is None  # of another attempt
+    for stage in (Stage.FINISH, Stage.CLEAN, Stage.DONE):
+        pod = observed(replace(TASK, stage=stage), metadata=deleted)
+        assert pod.lost is None and pod.deleting
+    assert observed(replace(TASK, cancel_requested_at=TASK.created_at), metadata=deleted).lost is None
+
+
+def test_init_containers_come_first() -> None:
+    document = pod_json(containers={"executor-0": {"waiting": {"reason": "PodInitializing"}}})
+    document["spec"]["initContainers"] = [{"name": "launcher"}, {"name": "tif"}]
+    document["status"]["initContainerStatuses"] = [
+        {"name": "launcher", "state": DONE},
+        {"name": "tif", "state": RUNNING},
+    ]
+    view = project_pod(document)
+    assert view is not None
+    assert [c.name for c in pod_of(view, TASK, {}).containers] == ["tif", "executor-0"]
+    document["status"]["initContainerStatuses"][0]["state"] = {"waiting": {"reason": "ErrImagePull", "message": "no"}}
+    view = project_pod(document)
+    assert view is not None
+    assert [c.name for c in pod_of(view, TASK, {}).containers] == ["launcher", "tif", "executor-0"]

@@ -1,0 +1,287 @@
+"""Whole pods as JSON, and every limit. POIESIS_WRITE_GOLDEN=1 writes the files anew: read the difference before you keep it."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poiesis.cluster.kubernetes import pods
+from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement, Resources
+from poiesis.domain.errors import ClusterRefused
+from poiesis.domain.plan import plan
+from poiesis.domain.policy import Policy
+from poiesis.domain.task import Executor, FileType, Input, Output, TaskSpec
+from poiesis.domain.task import Resources as Asked
+from tests.unit.cluster.kubernetes.conftest import make_task
+
+GOLDEN = Path(__file__).parent / "golden"
+SITE = KubernetesSettings(
+    namespace="tasks",
+    instance="lab",
+    image="registry/poiesis:1",
+    pull_policy="IfNotPresent",
+    pull_secrets=("registry",),
+    architecture="amd64",
+    filer_env={"AWS_REGION": "eu", "NO_PROXY": "$x"},
+    filer_env_secrets=("s3",),
+    filer_file_secrets={"netrc": "/secrets/netrc"},
+    preemptible=Placement(node_selector={"spot": "true"}, tolerations=({"key": "spot", "operator": "Exists"},)),
+    gpu=Placement(tolerations=({"key": "gpu", "operator": "Exists"},)),
+    gpu_type_label="gpu-type",
+    node_classes={"large": Placement(node_selector={"class": "large"})},
+    service_classes={"guaranteed": Placement(cpu_limit=True, priority_class="high", labels={"cost": "high"})},
+    priority_classes=frozenset({"urgent"}),
+    labels={"team": "bio"},
+    annotations={"cluster-autoscaler.kubernetes.io/safe-to-evict": "false"},
+    extra_pod_spec={"hostAliases": [{"ip": "10.0.0.1", "hostnames": ["s3"]}], "restartPolicy": "Always"},
+    poke_address="texam:8081",
+)
+PLAIN = KubernetesSettings(namespace="tasks")
+TRUE = Executor("busybox", ("true",))
+IN = Input(path="/data/in.txt", url="s3://b/in.txt", type=FileType.FILE)
+OUT = Output(path="/data/out.txt", url="s3://b/out.txt", type=FileType.FILE)
+
+CASES: dict[str, tuple[TaskSpec, KubernetesSettings, Policy]] = {
+    "plain": (TaskSpec((TRUE,)), PLAIN, Policy()),
+    "files": (
+        TaskSpec(
+            (
+                Executor(
+                    "tool:1",
+                    ("run", "$(X)", "$$"),
+                    workdir="/work",
+                    stdin="/data/in.txt",
+                    stdout="/data/out.txt",
+                    stderr="/data/err.txt",
+                    env={"A": "$(B)"},
+                    ignore_error=True,
+                ),
+                Executor("tool:2", ("check",)),
+            ),
+            inputs=(IN,),
+            outputs=(OUT,),
+            resources=Asked(cpu_cores=1.5, ram_gb=2, disk_gb=5, preemptible=True, zones=("a", "b")),
+            volumes=("/scratch",),
+        ),
+        SITE,
+        Policy(),
+    ),
+    "staged-gpu": (
+        TaskSpec(
+            (TRUE, TRUE),
+            inputs=(IN,),
+            outputs=(OUT,),
+            resources=Asked(
+                cpu_cores=4,
+                ram_gb=8,
+                backend_parameters={
+                    "gpu": "2",
+                    "gpu_type": "a100",
+                    "shm_gb": "1",
+                    "node_class": "large",
+                    "service_class": "guaranteed",
+                    "priority_class": "urgent",
+                    "queue": "batch",
+                    "time_limit": "2h",
+                },
+            ),
+        ),
+        SITE,
+        Policy(),
+    ),
+    "file-mount": (
+        TaskSpec((TRUE,), inputs=(replace(IN, path="/etc/tool.conf"),)),
+        replace(PLAIN, poke_address="texam:8081", poke_start=True),
+        Policy(),
+    ),
+    "restricted-init": (
+        TaskSpec((TRUE,), volumes=("/data/deep", "/data")),
+        replace(
+            PLAIN, pod_security="restricted", run_as_user=1000, run_as_group=1000, delivery="init", fs_group=None,
+            read_only_root=True, service_account="tasks", default_cpu_cores=0.1, default_ram_gb=0.5, cpu_limit=True,
+        ),
+        Policy(),
+    ),
+}  # fmt: skip
+
+
+def build(
+    spec: TaskSpec, settings: KubernetesSettings = PLAIN, policy: Policy | None = None, **changes: Any
+) -> list[dict[str, Any]]:
+    policy = policy or Policy()
+    task = make_task(spec, **changes)
+    the_plan = plan(spec, policy)
+    launcher = None if settings.delivery == "init" else "poiesis-launcher-abc"
+    return [
+        pods.pod(
+            task, the_plan, p, settings, policy, launcher_name=launcher, document_files={"tif.json": 0, "filer.json": 0}
+        )
+        for p in the_plan.pods
+    ]
+
+
+def container(made: dict[str, Any], name: str = "executor-0") -> dict[str, Any]:
+    found: dict[str, Any] = next(c for c in made["spec"]["containers"] if c["name"] == name)
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_whole_pods_are_as_written_down(name: str) -> None:
+    spec, settings, policy = CASES[name]
+    path = GOLDEN / f"{name}.json"
+    made = build(spec, settings, policy)
+    if os.environ.get("POIESIS_WRITE_GOLDEN"):
+        path.write_text(json.dumps(made, indent=2) + "\n")
+    assert made == json.loads(path.read_text())
+
+
+def test_the_same_task_gives_the_same_pod() -> None:
+    spec, settings, policy = CASES["files"]
+    assert build(spec, settings, policy) == build(spec, settings, policy)
+
+
+@pytest.mark.parametrize("text", ["$(X)", "$$", "$$(X)", "$é", "$", "a$b", "no dollar"])
+def test_what_kubernetes_would_expand_is_escaped(text: str) -> None:
+    escaped = pods.escape(text)
+    assert escaped.replace("$$", "\0").count("$") == 0  # every $ is one of a pair, which Kubernetes makes one
+    assert escaped.replace("$$", "$") == text
+
+
+def test_the_request_is_made_once_and_limits_by_each() -> None:
+    made = build(TaskSpec((TRUE, TRUE, TRUE), resources=Asked(cpu_cores=2, ram_gb=4)))[0]
+    resources = [c["resources"] for c in made["spec"]["containers"]]
+    assert resources[0] == {"requests": {"cpu": "2000m", "memory": "4000000000"}, "limits": {"memory": "4000000000"}}
+    assert resources[1] == resources[2] == {"requests": {"cpu": "0", "memory": "0"}, "limits": {"memory": "4000000000"}}
+
+
+def test_a_task_that_asks_for_nothing_reserves_nothing() -> None:
+    assert "resources" not in container(build(TaskSpec((TRUE,)))[0])
+
+
+def test_memory_grows_with_retries_after_out_of_memory() -> None:
+    made = build(TaskSpec((TRUE,), resources=Asked(ram_gb=1)), memory_scale=4)[0]
+    assert container(made)["resources"]["limits"] == {"memory": "4000000000"}
+
+
+def test_only_filers_see_secrets_and_documents() -> None:
+    spec, settings, policy = CASES["files"]
+    made = build(spec, settings, policy)[0]
+    for each in made["spec"]["containers"]:
+        is_filer = each["name"] in ("tif", "tof")
+        mounted = {m["name"] for m in each["volumeMounts"]}
+        assert ({"documents", "secret-0"} <= mounted) is is_filer
+        assert ("envFrom" in each) is is_filer
+        assert any(m["name"] == "volume" and "subPath" not in m for m in each["volumeMounts"]) is is_filer
+
+
+def test_every_container_pokes_with_id_and_nonce() -> None:
+    spec, settings, policy = CASES["files"]
+    made = build(spec, settings, policy)[0]
+    assert all("--poke" in c["args"] and "--poke-start" not in c["args"] for c in made["spec"]["containers"])
+    arguments = container(made, "tof")["args"]
+    assert arguments[arguments.index("--poke") + 1] == "texam:8081/poke/0pgfkqhb3o9ek1qmlgpsrchc2k/n0nce"
+
+
+def test_directories_are_made_by_the_first_executor_only_where_no_tif_does() -> None:
+    made = build(TaskSpec((TRUE, TRUE), volumes=("/data/deep", "/data")))[0]
+    first, second = (c["args"] for c in made["spec"]["containers"])
+    assert [a for a, o in zip(first[1:], first, strict=False) if o == "--mkdir"] == ["/data", "/data/deep"]
+    assert "--mkdir" not in second
+    with_tif = build(TaskSpec((TRUE,), volumes=("/data",), inputs=(IN,)))[0]
+    assert "--mkdir" not in container(with_tif)["args"]
+
+
+def test_shared_memory_is_for_executors_alone() -> None:
+    spec, settings, policy = CASES["staged-gpu"]
+    with_shm = [any(v["name"] == "shm" for v in p["spec"]["volumes"]) for p in build(spec, settings, policy)]
+    assert with_shm == [False, True, True, False]
+
+
+def test_gpus_are_asked_for_by_executors_alone() -> None:
+    spec, settings, policy = CASES["staged-gpu"]
+    asked = [
+        ["nvidia.com/gpu" in json.dumps(c) for c in p["spec"]["containers"]] for p in build(spec, settings, policy)
+    ]
+    assert asked == [[False], [True], [True], [False]]
+
+
+def test_every_pod_of_a_task_stays_where_its_volume_can_follow() -> None:
+    spec, settings, policy = CASES["staged-gpu"]
+    assert all(p["spec"]["nodeSelector"]["class"] == "large" for p in build(spec, settings, policy))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "words"),
+    [
+        ({"node_class": "small"}, "node_class 'small'"),
+        ({"service_class": "none"}, "service_class"),
+        ({"priority_class": "system"}, "priority class"),
+        ({"architecture": "s390x"}, "no launcher for architecture 's390x'"),
+        ({"shm_gb": "100"}, "this site allows 10"),
+    ],
+)
+def test_what_the_site_does_not_have_is_refused(parameters: dict[str, str], words: str) -> None:
+    settings = replace(SITE, launchers={"amd64": "x"}, max_shm_gb=10)
+    with pytest.raises(ClusterRefused, match=words):
+        build(TaskSpec((TRUE,), resources=Asked(backend_parameters=parameters)), settings)
+
+
+def test_a_kind_of_gpu_needs_the_sites_label() -> None:
+    asked = Asked(backend_parameters={"gpu": "1", "gpu_type": "a100"})
+    with pytest.raises(ClusterRefused, match="gpu_type"):
+        build(TaskSpec((TRUE,), resources=asked))
+
+
+def test_an_argument_longer_than_linux_takes_is_refused() -> None:
+    fits = Executor("i", ("x" * pods.MAX_STRING_BYTES,))
+    build(TaskSpec((fits,)))
+    with pytest.raises(ClusterRefused, match="too long for Linux"):
+        build(TaskSpec((replace(fits, command=("x" * (pods.MAX_STRING_BYTES + 1),)),)))
+    with pytest.raises(ClusterRefused, match="too long for Linux"):
+        build(TaskSpec((replace(TRUE, env={"A": "é" * (pods.MAX_STRING_BYTES // 2)}),)))
+
+
+def test_arguments_longer_in_all_than_linux_takes_are_refused() -> None:
+    many = Executor("i", ("x" * 100_000,) * 11)
+    with pytest.raises(ClusterRefused, match="in all"):
+        build(TaskSpec((many,)))
+
+
+def test_a_pod_larger_than_etcd_takes_is_refused() -> None:
+    one = Executor("i", ("x" * 100_000,) * 8)
+    with pytest.raises(ClusterRefused, match="too long for one pod"):
+        build(TaskSpec((one, one)))
+
+
+def test_documents_in_several_secrets_appear_in_one_directory() -> None:
+    spec = TaskSpec((TRUE,), inputs=(IN,))
+    task, the_plan = make_task(spec), plan(spec, Policy())
+    files = {"tif.json.0": 0, "tif.json.1": 1, "filer.json": 1}
+    made = pods.pod(task, the_plan, the_plan.pods[0], PLAIN, Policy(), launcher_name="l", document_files=files)
+    sources = next(v for v in made["spec"]["volumes"] if v["name"] == "documents")["projected"]["sources"]
+    assert [s["secret"]["name"] for s in sources] == [f"poiesis-{task.id}-1-filer", f"poiesis-{task.id}-1-filer-1"]
+
+
+def test_the_last_resort_is_later_than_everything_else() -> None:
+    policy = Policy(max_time_limit=timedelta(hours=1))
+    made = build(TaskSpec((TRUE, TRUE)), PLAIN, policy)[0]
+    assert made["spec"]["activeDeadlineSeconds"] >= 2 * 3600 + policy.stage_in_deadline.total_seconds()
+    assert "activeDeadlineSeconds" not in build(TaskSpec((TRUE,)))[0]["spec"]
+
+
+def test_filers_may_be_limited() -> None:
+    settings = replace(PLAIN, filer_resources=Resources(cpu_request="10m", cpu_limit="1", memory_limit="1Gi"))
+    made = build(TaskSpec((TRUE,), inputs=(IN,)), settings)[0]
+    assert container(made, "tif")["resources"] == {"requests": {"cpu": "10m"}, "limits": {"cpu": "1", "memory": "1Gi"}}
+
+
+def test_an_id_unfit_for_a_label_stands_in_an_annotation() -> None:
+    made = build(TaskSpec((TRUE,)), id="Task_With.Odd/Id")[0]
+    assert made["metadata"]["annotations"] == {"poiesis/task-id": "Task_With.Odd/Id"}
+    assert made["metadata"]["labels"]["poiesis/task-id"].startswith("task-with-odd-id-")

@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from poiesis.cluster.local.folder import (
+    Folder,
+    all_folders,
+    folders_of,
+    read_bounded,
+    read_document,
+    remove_broken,
+    remove_tree,
+    write_document,
+)
+from poiesis.domain.plan import Mount
+from poiesis.domain.task import TaskId
+
+
+def folder(tasks: Path, task_id: str = "a", attempt: int = 1) -> Folder:
+    made = Folder(tasks, TaskId(task_id), attempt)
+    made.make()
+    return made
+
+
+def test_documents_are_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    assert read_document(path) is None
+    write_document(path, {"a": "ä"})
+    write_document(path, {"a": "b"})
+    assert read_document(path) == {"a": "b"} and os.listdir(tmp_path) == ["x.json"]
+    path.write_text("{")
+    assert read_document(path) is None
+
+
+def test_what_users_may_have_left_is_read_with_distrust(tmp_path: Path) -> None:
+    (tmp_path / "large").write_bytes(b"x" * 11)
+    (tmp_path / "link").symlink_to(tmp_path / "large")
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "directory").mkdir()
+    for name in ("large", "link", "fifo", "directory", "absent", "large/below"):
+        assert read_bounded(tmp_path / name, 10) is None, name
+    assert read_bounded(tmp_path / "large", 11) == b"x" * 11
+
+
+def test_an_error_is_not_absence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x").touch()
+
+    def no_descriptor(*_: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "open", no_descriptor)
+    with pytest.raises(OSError, match="Too many"):
+        read_bounded(tmp_path / "x", 10)
+
+
+def test_tasks_whose_names_begin_alike_are_kept_apart(tmp_path: Path) -> None:
+    for task_id, attempt in (("a", 1), ("a", 2), ("a-1", 2), ("a-1-2", 1)):
+        folder(tmp_path, task_id, attempt)
+    assert [f.name for f in folders_of(tmp_path, TaskId("a"), 2)] == ["poiesis-a-1", "poiesis-a-2"]
+    assert [f.name for f in folders_of(tmp_path, TaskId("a-1"), 2)] == ["poiesis-a-1-2"]
+    assert {(f.task_id, f.attempt) for f in all_folders(tmp_path)} == {("a", 1), ("a", 2), ("a-1", 2), ("a-1-2", 1)}
+
+
+def test_any_id_has_a_folder_of_its_own(tmp_path: Path) -> None:
+    found = folder(tmp_path, "../../Etc/passwd \n")
+    assert found.path.parent == tmp_path
+    assert [f.task_id for f in all_folders(tmp_path)] == ["../../Etc/passwd \n"]
+
+
+def test_halves_of_folders_are_removed_at_the_start(tmp_path: Path) -> None:
+    folder(tmp_path)
+    (tmp_path / "poiesis-half-1" / "volume").mkdir(parents=True)
+    (tmp_path / "somebody-elses").mkdir()
+    remove_broken(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == ["poiesis-a-1", "somebody-elses"]
+
+
+def test_mounts_stay_inside_of_the_volume(tmp_path: Path) -> None:
+    found = folder(tmp_path)
+    (found.volume / "root").mkdir(parents=True)
+    assert found.mount_source(Mount("/data/x", "root/data/x")).is_dir()
+    assert found.mount_source(Mount("/in.txt", "root/in.txt", is_file=True)).is_file()
+    (found.volume / "root" / "link").symlink_to("/etc")
+    for path in ("root/link", "root/link/x", "root/../../task.json", "../state"):
+        with pytest.raises(OSError, match="leads out"):
+            found.mount_source(Mount("/x", path))
+
+
+def test_anything_can_be_removed(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    deep = top
+    for _ in range(30):
+        deep = deep / "d"
+    deep.mkdir(parents=True)
+    (top / "link").symlink_to(tmp_path / "kept")
+    (tmp_path / "kept").write_text("kept")
+    os.mkfifo(top / "fifo")
+    (top / "d").chmod(0)
+    assert remove_tree(top) and not top.exists() and (tmp_path / "kept").read_text() == "kept"
+    assert remove_tree(top)
+
+
+def test_a_folder_remembers_that_it_is_to_go_until_the_last(tmp_path: Path) -> None:
+    found = folder(tmp_path)
+    found.mark_removing()
+    assert Folder(tmp_path, TaskId("a"), 1).is_removing
+    assert found.remove() and not found.exists and found.remove()

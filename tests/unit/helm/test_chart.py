@@ -1,0 +1,694 @@
+"""The chart by what it must never give up: security contexts, rights, doors in the network, names of settings."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import pytest
+import yaml
+
+import poiesis
+from poiesis.bootstrap import ADAPTER_PREFIXES, FILER_PREFIX, KUBERNETES_PREFIX
+from poiesis.cluster.kubernetes import labels
+from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement
+from poiesis.config import Settings, read
+from poiesis.domain.task import TaskId
+from poiesis.filer.settings import FilerSettings
+from tests.unit.helm.conftest import CASES, CHART, NAMESPACE, RELEASE, Json, Rendered, Run
+
+ROLES: Final = ("torc", "tif", "texam", "tof", "monitor")
+OURS: Final = ("api", *ROLES, "flower")
+
+# Role → resource → verbs. A right that is not here is a right too much.
+RIGHTS: Final[dict[str, dict[str, set[str]]]] = {
+    "torc": {
+        "persistentvolumeclaims": {"create", "get", "list", "delete"},
+        "pods": {"list", "delete"},
+        "pods/log": {"get"},
+        "configmaps": {"get"},
+    },
+    "tif": {
+        "persistentvolumeclaims": {"get", "list", "delete"},
+        "pods": {"create", "get", "list", "delete"},
+        "pods/log": {"get"},
+        "configmaps": {"create", "get"},
+        "secrets": {"create"},
+    },
+    "texam": {
+        "persistentvolumeclaims": {"list", "delete"},
+        "pods": {"create", "get", "list", "delete"},
+        "pods/log": {"get"},
+        "configmaps": {"create", "get"},
+    },
+    "tof": {
+        "persistentvolumeclaims": {"list", "delete"},
+        "pods": {"create", "get", "list", "delete"},
+        "pods/log": {"get"},
+        "configmaps": {"create", "get"},
+    },
+    "monitor": {
+        "persistentvolumeclaims": {"list", "watch", "delete"},
+        "pods": {"create", "get", "list", "watch", "delete"},
+        "pods/log": {"get"},
+        "configmaps": {"create", "get"},
+        "leases": {"get", "update"},
+    },
+}
+
+
+def containers(template: Json) -> Iterator[Json]:
+    yield from template["spec"].get("initContainers", [])
+    yield from template["spec"]["containers"]
+
+
+def strings(value: Any) -> Iterator[str]:
+    """Every text in a document, keys too."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield str(key)
+            yield from strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from strings(inner)
+    elif isinstance(value, str):
+        yield value
+
+
+def matches(selector: Json, found: dict[str, str]) -> bool:
+    """A label selector as Kubernetes reads it."""
+    if any(found.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
+        return False
+    return all(_holds(rule, found) for rule in selector.get("matchExpressions") or [])
+
+
+def _holds(rule: Json, found: dict[str, str]) -> bool:
+    key, operator = rule["key"], rule["operator"]
+    if operator in ("In", "NotIn"):
+        return (found.get(key) in rule["values"]) is (operator == "In")
+    assert operator in ("Exists", "DoesNotExist")
+    return (key in found) is (operator == "Exists")
+
+
+# ── the whole ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_there_are_values_files_for_every_case():
+    assert set(CASES) >= {"external", "bundled", "everything", "openshift", "restricted"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_helm_lint_finds_nothing(helm: Run, case: str):
+    done = helm("lint", "--strict", str(CHART), "-f", str(CHART / "ci" / f"{case}-values.yaml"))
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_chart_installs_this_version():
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    assert chart["appVersion"] == poiesis.__version__
+
+
+def test_every_component_has_a_folder():
+    folders = {p.name for p in (CHART / "templates").iterdir() if p.is_dir()}
+    assert folders >= {*OURS, "mongodb", "redis"}
+
+
+def test_no_object_comes_twice_and_all_say_where_they_are(chart: Rendered):
+    keys = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in chart.objects]
+    assert len(keys) == len(set(keys))
+    tasks = (chart.given.get("tasks") or {}).get("namespace", NAMESPACE)
+    assert {namespace for _, namespace, _ in keys} <= {NAMESPACE, tasks}
+    assert all(len(name) <= 63 for _, _, name in keys)
+
+
+def test_every_object_has_the_recommended_labels(chart: Rendered):
+    for item in chart.objects:
+        found = item["metadata"]["labels"]
+        assert found["app.kubernetes.io/instance"] == RELEASE
+        assert found["app.kubernetes.io/component"]
+        assert found["app.kubernetes.io/managed-by"] == "Helm"
+
+
+def test_nothing_is_asked_of_the_cluster_as_a_whole(chart: Rendered):
+    assert not chart.of("ClusterRole", "ClusterRoleBinding", "Namespace", "CustomResourceDefinition")
+
+
+def test_a_long_release_name_gives_names_that_kubernetes_takes(helm: Run):
+    name = "a-very-long-release-name-that-somebody-may-well-choose"[:53]
+    values = str(CHART / "ci" / "bundled-values.yaml")
+    done = helm("template", name, str(CHART), "--kube-version", "1.31.0", "-f", values)
+    assert done.returncode == 0, done.stderr
+    assert all(len(o["metadata"]["name"]) <= 63 for o in yaml.safe_load_all(done.stdout) if o)
+
+
+# ── values ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("replica=3", "replica"),
+        ("api.replica=3", "replica"),
+        ("tasks.networkPolicy.internett=true", "internett"),
+        ("tasks.preemptible.node_selector.a=b", "node_selector"),
+        ("filer.s3[0].name=a,filer.s3[0].secretKey=b", "secretKey"),
+        ("filer.s3[0].name=a,filer.s3[0].url=https://user:word@example.org", "url"),
+        ("tasks.podSecurity=privileged", "podSecurity"),
+        ("settings.HOME=x", "HOME"),
+        ("torc.threads=none", "threads"),
+        ("tasks.keep=soon", "keep"),
+    ],
+)
+def test_values_that_the_schema_does_not_know_are_refused(template: Run, wrong: str, said: str):
+    done = template("-f", str(CHART / "ci" / "external-values.yaml"), "--set", wrong)
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
+def test_every_object_of_the_schema_is_closed_or_meant_to_be_open():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    open_ones = {"object", "settings", "nodeClasses", "serviceClasses", "fileSecrets", "strings", "requests", "limits"}
+
+    def check(node: Any, name: str) -> None:
+        if not isinstance(node, dict):
+            return
+        if node.get("type") == "object" and "properties" in node:
+            assert node.get("additionalProperties") is False, name
+        elif node.get("type") == "object":
+            assert name in {*open_ones, "global", "items"}, name
+        for key in ("properties", "$defs"):
+            for inner, value in node.get(key, {}).items():
+                check(value, inner)
+        check(node.get("items"), "items")
+
+    check(schema, "")
+
+
+def test_the_schema_and_the_values_have_the_same_names():
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    pod_keys = set(values["pods"])
+
+    def resolve(node: Json) -> Json:
+        found: Json = schema["$defs"][node["$ref"].rpartition("/")[2]] if "$ref" in node else node
+        return found
+
+    def check(node: Json, value: Any, at: str) -> None:
+        node = resolve(node)
+        if "properties" not in node:
+            return
+        known, present = set(node["properties"]), set(value or {})
+        assert present <= known, at
+        optional = pod_keys if pod_keys <= known and at != ".pods" else set()
+        missing = known - present - optional - {"global", "minAvailable", "claims"}
+        if at.rpartition(".")[2] not in {"preemptible", "onDemand", "placement", "resources", "requests", "limits"}:
+            assert not missing, f"{at}: values.yaml does not show {missing}"
+        for key in present:
+            check(node["properties"][key], value[key], f"{at}.{key}")
+
+    check(schema, values, "")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ((), "Poiesis needs MongoDB"),
+        (("--set", "mongodb.bundled=true"), "Poiesis needs Redis"),
+        (("--set", "mongodb.bundled=true,redis.bundled=true,redis.uri=redis://a"), "redis.bundled is for trying"),
+        (("--set", "mongodb.bundled=true,redis.bundled=true,api.auth.methods={basic}"), "api.auth.existingSecret"),
+        (
+            ("--set", "mongodb.bundled=true,redis.bundled=true,settings.POIESIS_MONGO_URI=mongodb://a:b@c"),
+            "do not belong into a ConfigMap",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_sentence(template: Run, options: tuple[str, ...], said: str):
+    done = template(*options)
+    assert done.returncode != 0
+    assert said in done.stderr
+
+
+# ── pods ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_container_meets_pod_security_restricted(chart: Rendered):
+    for component, template in chart.pods():
+        pod = template["spec"]
+        context = pod["securityContext"]
+        assert context["runAsNonRoot"] is True, component
+        assert context["seccompProfile"] == {"type": "RuntimeDefault"}, component
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod), component
+        assert all("hostPath" not in volume for volume in pod.get("volumes", [])), component
+        for container in containers(template):
+            own = container["securityContext"]
+            assert own["allowPrivilegeEscalation"] is False, component
+            assert own["capabilities"] == {"drop": ["ALL"]}, component
+            assert own["readOnlyRootFilesystem"] is True, component
+            assert not own.get("privileged"), component
+
+
+def test_users_are_numbers_except_where_the_platform_chooses_them(chart: Rendered):
+    for component, template in chart.pods():
+        context = template["spec"]["securityContext"]
+        if chart.given.get("openshift"):
+            assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(context), component
+        else:
+            assert context["runAsUser"] > 0, component
+
+
+def test_every_container_of_ours_reserves_memory_and_is_limited_in_it(chart: Rendered):
+    for component, template in chart.pods():
+        for container in containers(template):
+            assert container["resources"]["requests"]["memory"], component
+            assert container["resources"]["limits"]["memory"], component
+
+
+def test_a_token_is_mounted_only_where_there_are_rights(chart: Rendered):
+    for component, template in chart.pods():
+        pod = template["spec"]
+        assert pod["automountServiceAccountToken"] is (component in ROLES), component
+        assert ("serviceAccountName" in pod) is (component in ROLES), component
+    assert all(account["automountServiceAccountToken"] is False for account in chart.of("ServiceAccount"))
+
+
+def test_no_pod_gets_service_links_which_would_look_like_settings(chart: Rendered):
+    assert all(template["spec"]["enableServiceLinks"] is False for _, template in chart.pods())
+
+
+def test_every_role_has_the_three_probes(chart: Rendered):
+    for component, template in chart.pods():
+        if component == "test":
+            continue
+        for container in containers(template):
+            ports = {port["name"] for port in container["ports"]}
+            for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+                check = container[probe].get("httpGet") or container[probe]["tcpSocket"]
+                assert check["port"] in ports, (component, probe)
+
+
+def test_each_role_runs_its_own_command(chart: Rendered):
+    found = {component: [c.get("args") for c in containers(template)] for component, template in chart.pods()}
+    for component in OURS:
+        if component in found:
+            assert found[component] == [[component]]
+
+
+def test_mounts_have_volumes(chart: Rendered):
+    for component, template in chart.pods():
+        volumes = {volume["name"] for volume in template["spec"].get("volumes", [])}
+        for container in containers(template):
+            mounts = [mount["name"] for mount in container.get("volumeMounts", [])]
+            assert set(mounts) <= volumes, component
+
+
+def test_changed_settings_start_pods_anew(render: Callable[[str], Rendered], template: Run):
+    values = str(CHART / "ci" / "external-values.yaml")
+    done = template("-f", values, "--set", "logLevel=DEBUG")
+    changed = {o["metadata"]["name"]: o for o in yaml.safe_load_all(done.stdout) if o and o["kind"] == "Deployment"}
+    for item in render("external").of("Deployment"):
+        before = item["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+        assert (
+            changed[item["metadata"]["name"]]["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+            != before
+        )
+
+
+def test_own_values_of_a_component_win_over_those_of_all_pods(render: Callable[[str], Rendered]):
+    pods = dict(render("everything").pods())
+    assert pods["texam"]["spec"].get("tolerations") is None
+    assert pods["torc"]["spec"]["tolerations"][0]["key"] == "pool"
+    assert all(pod["spec"]["priorityClassName"] == "services" for pod in pods.values())
+    assert all(pod["spec"]["imagePullSecrets"] == [{"name": "registry"}] for pod in pods.values())
+
+
+# ── selectors, services, budgets ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_selector_matches_its_own_pods_alone(chart: Rendered):
+    found = dict(chart.pods())
+    for item in chart.of("Deployment", "StatefulSet", "PodDisruptionBudget", "Service"):
+        selector = item["spec"]["selector"]
+        selector = selector if "matchLabels" in selector else {"matchLabels": selector}
+        component = item["metadata"]["labels"]["app.kubernetes.io/component"]
+        assert [c for c, t in found.items() if matches(selector, t["metadata"]["labels"])] == [component]
+
+
+def test_no_selector_of_ours_matches_the_pods_of_tasks(chart: Rendered):
+    task = task_labels(chart)
+    for item in chart.of("Deployment", "StatefulSet", "PodDisruptionBudget", "Service"):
+        selector = item["spec"]["selector"]
+        assert not matches(selector if "matchLabels" in selector else {"matchLabels": selector}, task)
+
+
+def test_every_service_leads_to_a_port_that_exists(chart: Rendered):
+    found = dict(chart.pods())
+    services = chart.of("Service")
+    assert services
+    for service in services:
+        template = found[service["metadata"]["labels"]["app.kubernetes.io/component"]]
+        ports = {port["name"] for container in containers(template) for port in container.get("ports", [])}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
+
+
+def test_what_leads_in_from_outside_leads_to_the_api(render: Callable[[str], Rendered]):
+    service = render("everything").named("Service", "-api")["metadata"]["name"]
+    ingress = render("everything").of("Ingress")[0]["spec"]
+    assert ingress["rules"][0]["http"]["paths"][0]["backend"]["service"] == {"name": service, "port": {"name": "http"}}
+    assert ingress["tls"]
+    route = render("openshift").of("Route")[0]["spec"]
+    assert route["to"] == {"kind": "Service", "name": render("openshift").named("Service", "-api")["metadata"]["name"]}
+    assert route["port"] == {"targetPort": "http"}
+
+
+def test_an_autoscaler_and_a_number_of_replicas_exclude_each_other(chart: Rendered):
+    scaled = {o["spec"]["scaleTargetRef"]["name"] for o in chart.of("HorizontalPodAutoscaler")}
+    for item in chart.of("Deployment"):
+        assert ("replicas" not in item["spec"]) is (item["metadata"]["name"] in scaled)
+
+
+# ── rights ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_each_role_may_do_what_the_table_says_and_no_more(chart: Rendered):
+    if chart.given.get("rbac", {}).get("create") is False:
+        assert not chart.of("Role", "RoleBinding")
+        return
+    found: dict[str, dict[str, set[str]]] = {}
+    for role in chart.of("Role"):
+        rights = found.setdefault(role["metadata"]["labels"]["app.kubernetes.io/component"], {})
+        for rule in role["rules"]:
+            assert rule["apiGroups"] in ([""], ["coordination.k8s.io"])
+            for resource in rule["resources"]:
+                rights[resource] = set(rule["verbs"])
+    assert found == RIGHTS
+
+
+def test_rights_on_single_objects_name_objects_that_the_chart_makes(chart: Rendered):
+    made = {(o["kind"].lower() + "s", o["metadata"]["namespace"], o["metadata"]["name"]) for o in chart.objects}
+    for role in chart.of("Role"):
+        for rule in role["rules"]:
+            for name in rule.get("resourceNames", []):
+                assert (rule["resources"][0], role["metadata"]["namespace"], name) in made
+
+
+def test_rights_are_bound_where_tasks_run_to_the_account_that_the_pods_use(chart: Rendered):
+    pods = dict(chart.pods())
+    namespace = chart.variables()["POIESIS_KUBERNETES__NAMESPACE"]
+    roles = {o["metadata"]["name"]: o for o in chart.of("Role")}
+    for binding in chart.of("RoleBinding"):
+        component = binding["metadata"]["labels"]["app.kubernetes.io/component"]
+        role = roles[binding["roleRef"]["name"]]
+        assert binding["metadata"]["namespace"] == role["metadata"]["namespace"] == namespace
+        account = {
+            "kind": "ServiceAccount",
+            "name": pods[component]["spec"]["serviceAccountName"],
+            "namespace": NAMESPACE,
+        }
+        assert binding["subjects"] == [account]
+
+
+def test_the_lease_is_the_one_that_the_monitor_looks_for(chart: Rendered):
+    from poiesis.cluster.kubernetes.leader import Election
+
+    class Unused:
+        def close(self) -> None: ...
+
+    settings = kubernetes_settings(chart)
+    election = Election(settings, lambda: None, lambda: None, client=Unused())  # type: ignore[arg-type]
+    lease = chart.of("Lease")[0]["metadata"]
+    assert (lease["name"], lease["namespace"]) == (election.name, settings.namespace)
+
+
+# ── settings and secrets ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def environment(chart: Rendered, component: str) -> dict[str, str]:
+    """The variables of a container of ours, as the process sees them; those of files give the file's path."""
+    found = dict(chart.variables())
+    template = dict(chart.pods())[component]
+    for variable in template["spec"]["containers"][0].get("env", []):
+        found[variable["name"]] = variable["value"]
+    return {name: value for name, value in found.items() if name.startswith("POIESIS_")}
+
+
+def kubernetes_settings(chart: Rendered) -> KubernetesSettings:
+    return read(KubernetesSettings, environment(chart, "torc"), KUBERNETES_PREFIX)
+
+
+def test_every_variable_of_every_role_is_a_setting(chart: Rendered, tmp_path):
+    components = [c for c, _ in chart.pods() if c in OURS]
+    assert set(components) >= {"api", *ROLES}
+    for component in components:
+        found = environment(chart, component)
+        for name in [n for n in found if n.endswith(("_URI_FILE",))]:
+            (tmp_path / name).write_text(f"scheme://{name}")
+            found[name] = str(tmp_path / name)
+        settings = read(Settings, found, others=ADAPTER_PREFIXES)
+        assert settings.mongo_uri == "scheme://POIESIS_MONGO_URI_FILE"
+        assert settings.redis_uri == "scheme://POIESIS_REDIS_URI_FILE"
+        read(KubernetesSettings, found, KUBERNETES_PREFIX)
+        read(FilerSettings, found, FILER_PREFIX)
+
+
+def test_listeners_and_ports_agree(chart: Rendered):
+    settings = read(
+        Settings,
+        {k: v for k, v in environment(chart, "api").items() if not k.endswith("_FILE")},
+        others=ADAPTER_PREFIXES,
+    )
+    for component, template in chart.pods():
+        ports = [port["containerPort"] for port in template["spec"]["containers"][0].get("ports", [])]
+        if component in ROLES:
+            assert ports == [int(settings.listen.rpartition(":")[2])]
+        elif component == "api":
+            assert ports == [settings.api.port]
+
+
+def test_tasks_are_configured_as_the_values_say(render: Callable[[str], Rendered]):
+    chart = render("everything")
+    found = kubernetes_settings(chart)
+    assert found.namespace == "tes-tasks"
+    assert found.instance == f"{NAMESPACE}.{RELEASE}"
+    assert found.image.startswith("registry.example.org/poiesis@sha256:")
+    assert found.delivery == "init"
+    assert found.pull_secrets == ("registry", "users-registry")
+    assert (found.default_cpu_cores, found.default_ram_gb, found.cpu_limit) == (0.5, 2.0, True)
+    assert found.preemptible == Placement(
+        node_selector={"spot": "true"},
+        tolerations=({"key": "spot", "operator": "Exists"},),
+        labels={"kind": "spot"},
+        annotations={"example.org/a": "b"},
+        priority_class="low",
+        runtime_class="gvisor",
+        cpu_limit=False,
+    )
+    assert found.node_classes["highmem"] == Placement(
+        node_selector={"pool": "highmem"}, tolerations=({"key": "highmem", "operator": "Exists"},)
+    )
+    assert found.service_classes["urgent"] == Placement(priority_class="high", cpu_limit=True)
+    assert found.gpu.runtime_class == "amd"
+    assert found.filer_env_secrets == ("s3-credentials",)
+    assert found.filer_run_as_user == 0
+    assert found.filer_resources.cpu_request == "100m"
+    assert found.extra_pod_spec["schedulerName"] == "other"
+    assert found.priority_classes == {"low", "high"}
+
+
+def test_the_first_s3_endpoint_stays_the_first(render: Callable[[str], Rendered]):
+    found = read(FilerSettings, environment(render("everything"), "tif"), FILER_PREFIX).endpoints()
+    assert [endpoint.name for endpoint in found] == ["zebra", "attic"]
+    assert found[0].buckets == ("results", "genomes-*")
+    assert found[0].virtual_style
+    assert found[1].anonymous
+
+
+def test_a_group_that_the_cluster_chooses_is_not_set(render: Callable[[str], Rendered]):
+    assert kubernetes_settings(render("openshift")).fs_group is None
+    assert kubernetes_settings(render("restricted")).fs_group is None
+    assert kubernetes_settings(render("external")).fs_group == 65532
+
+
+def test_the_defaults_of_the_chart_are_those_of_the_settings(render: Callable[[str], Rendered]):
+    """A value that the chart sets without need would hide a better default."""
+    ours, default = kubernetes_settings(render("external")), KubernetesSettings()
+    of_the_release = {"namespace", "instance", "image", "filer_pull_policy", "owner", "poke_address"}
+    different = {f.name for f in dataclasses.fields(ours) if getattr(ours, f.name) != getattr(default, f.name)}
+    assert different <= of_the_release
+    filer = read(FilerSettings, environment(render("external"), "tif"), FILER_PREFIX)
+    assert filer == FilerSettings()
+    variables = {k: v for k, v in environment(render("external"), "api").items() if not k.endswith("_FILE")}
+    settings = read(Settings, variables, others=ADAPTER_PREFIXES)
+    assert settings.policy == Settings().policy
+    assert settings.service == Settings().service
+    assert dataclasses.replace(settings.api, host=Settings().api.host) == Settings().api
+
+
+def test_connection_strings_are_in_secrets_alone(chart: Rendered):
+    secret = [s for o in chart.of("Secret") for s in strings(o.get("stringData", {})) if len(s) > 12]
+    secret += [base64.b64decode(s).decode() for o in chart.of("Secret") for s in strings(o.get("data", {}))]
+    for server in ("mongodb", "redis"):
+        if (chart.given.get(server) or {}).get("uri"):
+            assert chart.given[server]["uri"] in secret
+    for item in chart.objects:
+        if item["kind"] == "Secret":
+            continue
+        for text in strings(item):
+            assert not any(word in text for word in secret), (item["kind"], item["metadata"]["name"])
+            assert not re.search(r"://[^/\s]*:[^/\s]+@", text), (item["kind"], item["metadata"]["name"])
+
+
+def test_existing_secrets_are_used_and_none_made_beside_them(chart: Rendered):
+    made = {o["metadata"]["name"] for o in chart.of("Secret")}
+    for component, template in chart.pods():
+        if component not in OURS:
+            continue
+        volume = next(v for v in template["spec"]["volumes"] if v["name"] == "connections")
+        sources = [source["secret"] for source in volume["projected"]["sources"]]
+        for server, source in zip(("mongodb", "redis"), sources, strict=True):
+            given = chart.given[server].get("existingSecret")
+            assert source["name"] == given if given else source["name"] in made
+    wanted = sum(not chart.given[server].get("existingSecret") for server in ("mongodb", "redis"))
+    assert len(made) == wanted
+
+
+def test_credentials_of_users_reach_the_api_alone(render: Callable[[str], Rendered]):
+    for component, template in render("everything").pods():
+        mounted = [
+            v for v in template["spec"].get("volumes", []) if v.get("secret", {}).get("secretName") == "tes-users"
+        ]
+        assert bool(mounted) is (component == "api")
+    found = environment(render("everything"), "api")
+    settings = read(Settings, {k: v for k, v in found.items() if not k.endswith("_URI_FILE")}, others=ADAPTER_PREFIXES)
+    assert settings.api.auth == ("basic", "bearer")
+    assert settings.api.credentials_file == "/run/secrets/poiesis-credentials/credentials.json"
+
+
+def test_storage_credentials_reach_no_pod_of_the_chart(render: Callable[[str], Rendered]):
+    for component, template in render("everything").pods():
+        assert "s3-credentials" not in set(strings(template)), component
+
+
+# ── network ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def task_labels(chart: Rendered) -> dict[str, str]:
+    """As the pods of tasks carry them."""
+    return labels.of_task(kubernetes_settings(chart), TaskId("0000000000000000000000000a"), 1, "task")
+
+
+def peer_matches(peer: Json, namespace: str, own_namespace: str, found: dict[str, str]) -> bool:
+    if "ipBlock" in peer:
+        return False
+    if "namespaceSelector" in peer:
+        if not matches(peer["namespaceSelector"], {"kubernetes.io/metadata.name": namespace}):
+            return False
+    elif namespace != own_namespace:
+        return False
+    return matches(peer.get("podSelector", {}), found)
+
+
+def reachable(chart: Rendered, component: str) -> bool:
+    """Whether the pods of tasks may open a connection to the component, by the policies on both sides (pods, not addresses)."""
+    target = dict(chart.pods())[component]["metadata"]["labels"]
+    task, task_namespace = task_labels(chart), kubernetes_settings(chart).namespace
+    out = chart.named("NetworkPolicy", "-tasks")["spec"]["egress"]
+    leaves = any(
+        peer_matches(peer, NAMESPACE, task_namespace, target) for rule in out for peer in rule.get("to", []) if rule
+    )
+    policy = [p for p in chart.of("NetworkPolicy") if p["metadata"]["name"].endswith(f"-{component}")]
+    enters = not policy or any(
+        peer_matches(peer, task_namespace, NAMESPACE, task)
+        for rule in policy[0]["spec"]["ingress"] or []
+        for peer in rule.get("from", [])
+    )
+    return leaves and enters
+
+
+def test_task_pods_are_selected_by_their_policy(chart: Rendered):
+    policy = chart.named("NetworkPolicy", "-tasks")
+    assert policy["metadata"]["namespace"] == kubernetes_settings(chart).namespace
+    assert matches(policy["spec"]["podSelector"], task_labels(chart))
+    assert all(not matches(policy["spec"]["podSelector"], t["metadata"]["labels"]) for _, t in chart.pods())
+    assert policy["spec"]["policyTypes"] == ["Ingress", "Egress"]
+    assert policy["spec"]["ingress"] == []
+
+
+def test_task_pods_reach_the_monitor_and_nothing_else_of_the_release(chart: Rendered):
+    pokes = chart.variables().get("POIESIS_KUBERNETES__POKE_ADDRESS")
+    for component, _ in chart.pods():
+        assert reachable(chart, component) is (component == "monitor" and pokes is not None), component
+    if pokes:
+        host, _, port = pokes.rpartition(":")
+        service = chart.named("Service", "-monitor")
+        assert host == f"{service['metadata']['name']}.{NAMESPACE}.svc.cluster.local."
+        assert int(port) == service["spec"]["ports"][0]["port"]
+
+
+def test_task_pods_may_ask_for_names(chart: Rendered):
+    first = chart.named("NetworkPolicy", "-tasks")["spec"]["egress"][0]
+    assert {(p["protocol"], p["port"]) for p in first["ports"]} == {("UDP", 53), ("TCP", 53)}
+
+
+def test_the_internet_is_what_lies_outside_private_networks(render: Callable[[str], Rendered]):
+    def blocks(case: str) -> dict[str, list[str]]:
+        rules = render(case).named("NetworkPolicy", "-tasks")["spec"]["egress"]
+        return {p["ipBlock"]["cidr"]: p["ipBlock"]["except"] for r in rules for p in r.get("to", []) if "ipBlock" in p}
+
+    assert set(blocks("external")) == {"0.0.0.0/0", "::/0"}
+    assert set(blocks("external")["0.0.0.0/0"]) >= {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"}
+    assert blocks("restricted") == {}
+
+
+def test_every_address_that_may_be_reached_is_a_block_with_exceptions(chart: Rendered):
+    for rule in chart.named("NetworkPolicy", "-tasks")["spec"]["egress"]:
+        assert rule.get("to") or {port["port"] for port in rule["ports"]} == {53}
+
+
+def test_bundled_servers_let_in_the_roles_and_let_nothing_out(render: Callable[[str], Rendered]):
+    chart = render("bundled")
+    for server in ("mongodb", "redis"):
+        spec = chart.named("NetworkPolicy", f"-{server}")["spec"]
+        assert spec["egress"] == []
+        assert spec["policyTypes"] == ["Ingress", "Egress"]
+        peers = [peer for rule in spec["ingress"] for peer in rule["from"]]
+        for component, template in chart.pods():
+            entered = any(peer_matches(p, NAMESPACE, NAMESPACE, template["metadata"]["labels"]) for p in peers)
+            assert entered is (component in OURS), (server, component)
+
+
+def test_nothing_but_its_door_is_open_in_a_role(render: Callable[[str], Rendered]):
+    for component in ("torc", "tif", "texam", "tof"):
+        assert render("external").named("NetworkPolicy", f"-{component}")["spec"]["ingress"] == []
+    opened = render("everything").named("NetworkPolicy", "-torc")["spec"]["ingress"]
+    assert [rule["ports"] for rule in opened] == [[{"protocol": "TCP", "port": "health"}]]
+
+
+# ── the rest ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_uninstalling_takes_the_bundled_volume_unless_it_is_to_be_kept(template: Run):
+    values = str(CHART / "ci" / "bundled-values.yaml")
+
+    def claim(*options: str) -> Json:
+        found = [o for o in yaml.safe_load_all(template("-f", values, *options).stdout) if o]
+        assert not any("volumeClaimTemplates" in o.get("spec", {}) for o in found)  # Helm would leave those
+        claims: list[Json] = [o for o in found if o["kind"] == "PersistentVolumeClaim"]
+        return claims[0]["metadata"].get("annotations", {})
+
+    assert claim() == {}
+    assert claim("--set", "mongodb.persistence.keep=true") == {"helm.sh/resource-policy": "keep"}
+
+
+def test_the_image_is_built_from_the_python_that_the_package_needs():
+    build = tomllib.loads((CHART.parents[1] / "pyproject.toml").read_text())
+    assert build["build-system"]["requires"]
+    dockerfile = (CHART.parents[1] / "docker" / "Dockerfile").read_text()
+    assert "USER 65532:65532" in dockerfile
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    assert values["pods"]["podSecurityContext"]["runAsUser"] == 65532
+    assert "--require-hashes" in dockerfile
