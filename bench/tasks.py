@@ -73,7 +73,7 @@ class Tes:
         return seconds
 
     def burst(self, tasks: list[dict[str, Any]]) -> float:
-        """Seconds from the first POST to the end_time of the last one; posted by 8 threads. The store is asked rarely, not to measure that."""
+        """Seconds from the first POST to the end_time of the last one; posted by 8 threads, asked for rarely."""
         tag = f"burst-{time.monotonic()}"
         begin, deadline = time.time(), time.monotonic() + DEADLINE_S
         with ThreadPoolExecutor(8) as pool:

@@ -320,7 +320,9 @@ def _waiting_containers(task: Task, pod: Pod, now: datetime, policy: Policy) -> 
     stuck = [c for c in pod.containers if c.phase is Phase.WAITING and c.reason not in _ORDINARY_REASONS]
     if not stuck:
         slow = [c for c in pod.containers if c.phase is Phase.WAITING]
-        if not slow:
+        tif = pod.container(TIF)
+        stages_in = tif is not None and tif.phase is Phase.RUNNING and len(slow) < len(pod.containers)
+        if not slow or stages_in:  # as an init container TIF holds the others back, and has a deadline of its own
             return replace(task, waiting=None, waiting_since=None) if task.waiting_since is not None else task
         if task.waiting is not None or task.waiting_since is None:  # from now on it only starts
             task = replace(task, waiting=None, waiting_since=now)

@@ -5,8 +5,8 @@ attempt, so doing a thing twice is doing it once; the task is saved by compare-a
 goes on, and the other reads again and decides again.
 
 Creating a pod is the one thing that must not be repeated late: after the pod has run and gone, its name is free again. So a launch is
-claimed first (`Task.launching_at`, by compare-and-set), and made at once or not at all; another process may claim it anew only when a call that
-began in time must long be over.
+claimed first (`Task.launching_at`, by compare-and-set), and made at once or not at all; another process may claim it anew only when a
+call that began in time must long be over.
 
 A role applies effects of its own stages alone (`acts_for`): its service account can do no more. Steps without effects are
 taken by whoever meets them.
@@ -137,7 +137,7 @@ class Orchestrator:
         return Reconciled(stored, None)
 
     def _is_claimed(self, task: Task) -> bool:
-        """Whether another process is just launching: it saves when it has, and if it died, resync comes back after the claim has run out."""
+        """Whether another process is just launching: it saves when it has; if it died, resync comes back when the claim has run out."""
         return task.launching_at is not None and self._clock.now() - task.launching_at < CLAIM
 
     def give_up(self, task_id: TaskId, error: BaseException) -> None:

@@ -35,17 +35,9 @@ class Group:
                             return int(line.split()[1])
         return 0
 
-    def remove(self) -> None:
-        """Once its processes are gone; the kernel may need a moment to see that."""
-        for directory in self.members:
-            for _ in range(50):
-                try:
-                    directory.rmdir()
-                    break
-                except FileNotFoundError:
-                    break
-                except OSError:
-                    time.sleep(0.01)
+    def remove(self) -> bool:
+        """Once its processes are gone; they count as there until somebody has reaped them. False: not yet."""
+        return all([_remove(directory) for directory in self.members])
 
 
 @dataclass(frozen=True)
@@ -80,6 +72,19 @@ class Groups:
                 with contextlib.suppress(OSError):
                     (self.memory / name / "memory.memsw.limit_in_bytes").write_text(str(memory_bytes))
         return group
+
+
+def _remove(directory: Path) -> bool:
+    for _ in range(50):
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            time.sleep(0.01)
+        else:
+            return True
+    return False
 
 
 def find() -> Groups | None:

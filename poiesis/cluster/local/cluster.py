@@ -13,6 +13,7 @@ import logging
 import os
 import platform
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
@@ -26,10 +27,11 @@ from poiesis.cluster.local.folder import (
     all_folders,
     folders_of,
     read_document,
+    remove_broken,
     write_document,
 )
 from poiesis.cluster.local.pod import LocalPod, Member, make_pod, read_pod
-from poiesis.cluster.local.runtime import Runtime
+from poiesis.cluster.local.runtime import Runtime, StartFailed
 from poiesis.cluster.local.supervisor import Filers, Supervisor, read_record, read_report
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, ConfigurationError
 from poiesis.domain.naming import object_name
@@ -45,6 +47,8 @@ log = logging.getLogger(__name__)
 
 Key = tuple[TaskId, int, str]  # task, attempt, part
 REMOVERS: Final = 2  # folders removed at once
+REMOVE_TRIES: Final = 20
+REMOVE_PAUSE: Final = 0.5  # seconds
 CLOSE_SECONDS: Final = 10.0
 
 
@@ -139,6 +143,10 @@ class LocalCluster:
             self._enqueue(local)
 
     def observe(self, task: Task, *, poked: bool = False, tails: bool = False) -> Observed:
+        with self._translated():
+            return self._observe(task, tails)
+
+    def _observe(self, task: Task, tails: bool) -> Observed:
         pods: list[Pod] = []
         volumes: list[str] = []
         documents: list[str] = []
@@ -146,7 +154,7 @@ class LocalCluster:
         live: dict[str, tuple[str, str]] = {}
         for folder in folders_of(self._tasks, task.id, task.attempt):
             pods += [p for p in (self._observe_pod(folder, part) for part in folder.parts()) if p is not None]
-            if folder.is_removing or folder.volume.exists():  # until the last file is gone
+            if folder.is_removing or folder.volume.exists() or not folder.parts():  # until the last file is gone
                 volumes.append(object_name(task.id, folder.attempt, "volume"))
             if any(p.suffix == ".json" for p in _entries(folder.path / "documents")):
                 documents.append(object_name(task.id, folder.attempt, "filer"))
@@ -165,7 +173,9 @@ class LocalCluster:
 
     def delete_all(self, task: Task) -> None:
         for folder in folders_of(self._tasks, task.id, task.attempt):
-            with self._translated():
+            with self._lock, self._translated():
+                if folder.name in self._removing or not folder.exists:  # a mark made now would outlive the rest
+                    continue
                 folder.mark_removing()
             self._delete_pods(folder)
             self._remove_when_free(folder)
@@ -199,12 +209,14 @@ class LocalCluster:
             self._wakes.append(wake)
 
     def task_ids(self) -> Iterable[TaskId]:
-        return list(dict.fromkeys(folder.task_id for folder in all_folders(self._tasks)))
+        with self._translated():
+            return list(dict.fromkeys(folder.task_id for folder in all_folders(self._tasks)))
 
     # ---- running
 
     def _resume(self) -> None:
         """Take up what an earlier process left: runs first, then what waits in the order of its launch, and removals."""
+        remove_broken(self._tasks)
         found: list[tuple[str, bool, LocalPod]] = []
         for folder in all_folders(self._tasks):
             for part in folder.parts():
@@ -215,8 +227,11 @@ class LocalCluster:
                     log.exception("pod_unreadable", extra={"task_id": folder.task_id, "part": part})
                     folder.mark(part, "lost", reason="LocalError", message="what was kept of the pod cannot be read")
                     continue
-                if not folder.has_mark(part, "ended") or folder.has_mark(part, "deleting"):
-                    found.append((str((document or {}).get("created_at")), folder.has_mark(part, "admitted"), pod))
+                admitted = folder.has_mark(part, "admitted")
+                if folder.has_mark(part, "deleting") and (folder.has_mark(part, "ended") or not admitted):
+                    folder.forget_pod(part)
+                elif not folder.has_mark(part, "ended"):
+                    found.append((str((document or {}).get("created_at")), admitted, pod))
         with self._lock:
             for _, admitted, pod in sorted(found, key=lambda f: (not f[1], f[0])):
                 self._enqueue(pod, adopt=admitted)
@@ -225,10 +240,6 @@ class LocalCluster:
             if folder.is_removing:
                 self._delete_pods(folder)
                 self._remove_when_free(folder)
-            else:
-                for part in folder.parts():
-                    if folder.has_mark(part, "deleting"):
-                        self._delete_pods(folder)
 
     def _enqueue(self, pod: LocalPod, *, adopt: bool = False) -> None:
         """Under the lock."""
@@ -302,17 +313,28 @@ class LocalCluster:
             self._removers.submit(self._remove, folder)
 
     def _remove(self, folder: Folder) -> None:
+        """Tries for a while; then whoever wants it gone asks again."""
         try:
-            self._runtime.release(folder)
-            self._runtime.take_back(folder)
-            if not folder.remove():
-                log.warning("remove_failed", extra={"task_id": folder.task_id, "folder": str(folder.path)})
-        except Exception:
-            log.exception("remove_failed", extra={"task_id": folder.task_id, "folder": str(folder.path)})
+            for _ in range(REMOVE_TRIES):
+                if self._closed or self._try_to_remove(folder):
+                    break
+                time.sleep(REMOVE_PAUSE)
         finally:
             with self._lock:
                 self._removing.discard(folder.name)
         self._wake(folder.task_id)
+
+    def _try_to_remove(self, folder: Folder) -> bool:
+        words = "files are left"
+        try:
+            self._runtime.release(folder)
+            self._runtime.take_back(folder)
+            if folder.remove():
+                return True
+        except (OSError, StartFailed) as error:
+            words = str(error)
+        log.warning("remove_failed", extra={"task_id": folder.task_id, "folder": str(folder.path), "error": words})
+        return False
 
     def _wake(self, task_id: TaskId) -> None:
         for wake in list(self._wakes) if not self._closed else ():
@@ -406,7 +428,7 @@ class LocalCluster:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (FileNotFoundError, FileExistsError, OSError) as error:
+        except OSError as error:
             raise ClusterUnavailable(f"the folder {self._tasks} cannot be used: {error.strerror or error}") from error
 
 

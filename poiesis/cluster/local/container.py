@@ -13,8 +13,10 @@ import json
 import logging
 import os
 import re
+import shutil
 import stat
 import subprocess
+import tempfile
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -41,7 +43,8 @@ INSPECT_EVERY: Final = 2.0
 LABEL: Final = "org.poiesis.directory"
 _REFUSED: Final = re.compile(
     r"invalid reference|manifest unknown|manifest for .* not found|name unknown|unauthorized|access denied|"
-    r"access to the resource is denied|authentication required|repository does not exist|short-name|not resolve to a fully-qualified|no such image",
+    r"access to the resource is denied|authentication required|repository does not exist|short-name|"
+    r"not resolve to a fully-qualified|no such image",
     re.IGNORECASE,
 )
 _LOG_OPTIONS: Final = {
@@ -78,8 +81,23 @@ class ContainerRuntime:
         answer = self.call("ps", "--quiet", "--filter", f"label={LABEL}=none", seconds=PROBE_SECONDS)
         if answer.returncode != 0:
             raise StartFailed("NoEngine", said(answer.stderr) or "it does not answer")
+        if self.engine == "podman":
+            self._try_out()
         version = self.call("--version", seconds=PROBE_SECONDS).stdout.decode(errors="replace").strip()
         self._version = version[:100] or self.engine
+
+    def _try_out(self) -> None:
+        """Podman answers whether or not it can run anything; it can run a directory, so no image is needed to find out."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".trial-", dir=self.directory) as trial:
+            for name in ("dev", "etc", "proc", "run", "sys", "tmp"):
+                os.mkdir(os.path.join(trial, name))
+            shutil.copy(self.launcher, os.path.join(trial, "launcher"))
+            answer = self.call(
+                "run", "--rm", "--network=none", "--rootfs", trial, "/launcher", "--version", seconds=CALL_SECONDS
+            )
+        if answer.returncode != 0:
+            raise StartFailed("NoEngine", f"it cannot run a container: {said(answer.stderr)}")
 
     def call(self, *arguments: str, seconds: float = CALL_SECONDS) -> subprocess.CompletedProcess[bytes]:
         """Run the engine's client. A deadline that passes or a client that is gone is an exit code of 125, in words."""

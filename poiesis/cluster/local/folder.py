@@ -36,6 +36,7 @@ from poiesis.domain.task import TaskId
 
 MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024  # of our own documents; a task's are bounded when it is created
 _NAME: Final = re.compile(r"poiesis-[a-z0-9][a-z0-9-]*-\d+")
+_NOTHING_TO_READ: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EISDIR})
 _PARTS: Final = ("documents", "pods", "state", "control", "log", "scratch", "top")
 
 
@@ -59,11 +60,16 @@ def sync_directory(path: Path) -> None:
 
 
 def read_bounded(path: Path, limit: int) -> bytes | None:
-    """The content of a regular file of at most `limit` bytes that is no link; None for anything else."""
+    """The content of a regular file of at most `limit` bytes that is no link; None for anything else, or nothing.
+
+    Raises: OSError when it cannot be known (too many open files, a broken disk): that is not absence.
+    """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NOTHING_TO_READ:
+            return None
+        raise
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return None
@@ -71,14 +77,12 @@ def read_bounded(path: Path, limit: int) -> bytes | None:
         while len(data) <= limit and (piece := os.read(fd, min(1 << 20, limit + 1 - len(data)))):
             data += piece
         return data if len(data) <= limit else None
-    except OSError:
-        return None
     finally:
         os.close(fd)
 
 
 def read_document(path: Path) -> dict[str, Any] | None:
-    """A document of our own; None when there is none."""
+    """A document of our own; None when there is none. Raises: OSError, as `read_bounded`."""
     data = read_bounded(path, MAX_DOCUMENT_BYTES)
     if data is None:
         return None
@@ -192,7 +196,7 @@ class Folder:
     def remove(self) -> bool:
         """Everything, whatever modes and depths user code has left; True when nothing is left. `removing` goes last."""
         with contextlib.suppress(FileNotFoundError):
-            for entry in sorted(os.scandir(self.path), key=lambda e: (e.name == "task.json", e.name == "removing")):
+            for entry in sorted(os.scandir(self.path), key=lambda e: (e.name == "removing", e.name == "task.json")):
                 if not remove_tree(Path(entry.path)):
                     return False
             self.path.rmdir()
@@ -225,14 +229,17 @@ def folders_of(tasks: Path, task_id: TaskId, attempt: int) -> Iterator[Folder]:
 
 
 def all_folders(tasks: Path) -> Iterator[Folder]:
-    """Every attempt on disk; what is no attempt (its making or removal was cut short before or after it was one) is removed."""
+    """Every attempt on disk."""
     for entry in sorted(tasks.iterdir()) if tasks.is_dir() else ():
-        if not _NAME.fullmatch(entry.name):
-            continue
-        document = read_document(entry / "task.json")
-        if document is None:
+        document = read_document(entry / "task.json") if _NAME.fullmatch(entry.name) else None
+        if document is not None:
+            folder = Folder(tasks, TaskId(str(document["task_id"])), int(document["attempt"]))
+            if folder.path == entry:
+                yield folder
+
+
+def remove_broken(tasks: Path) -> None:
+    """What is no attempt, for its making or its removal was cut short. Only while nobody makes one."""
+    for entry in list(tasks.iterdir()):
+        if entry.name.startswith(".") or (_NAME.fullmatch(entry.name) and read_document(entry / "task.json") is None):
             remove_tree(entry)
-            continue
-        folder = Folder(tasks, TaskId(str(document["task_id"])), int(document["attempt"]))
-        if folder.path == entry:
-            yield folder

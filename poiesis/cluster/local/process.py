@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import marshal
 import os
 import pwd
+import secrets
 import signal
 import subprocess
 import sys
@@ -26,11 +28,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from poiesis.cluster.local import cgroups
-from poiesis.cluster.local.folder import Folder, read_bounded, read_document, remove_tree, write_document
+from poiesis.cluster.local.folder import Folder, read_bounded, read_document, remove_tree
 from poiesis.cluster.local.launcher import arguments
 from poiesis.cluster.local.pod import Command, LocalPod, Member
 from poiesis.cluster.local.runtime import Ending, RunState, Signal, StartFailed
 from poiesis.cluster.local.streams import TailReader
+from poiesis.domain.task import TaskId
 
 SANDBOX: Final = Path(__file__).with_name("sandbox.py")
 START_SECONDS: Final = 60.0  # for the walls to stand, on a machine that is very busy
@@ -101,10 +104,13 @@ class ProcessRuntime:
     def _try_out(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".trial-", dir=self.directory) as trial:
-            folder = Folder(Path(trial), _TRIAL, 1)
+            name = TaskId(
+                f"trial-{secrets.token_hex(8)}"
+            )  # control groups have one space of names for the whole machine
+            folder = Folder(Path(trial), name, 1)
             folder.make()
             member = Member("trial", Command("", ("true",), memory_bytes=64 << 20, grace_s=0))
-            pod = LocalPod(_TRIAL, 1, "trial", (member,))
+            pod = LocalPod(name, 1, "trial", (member,))
             run = self.run(folder, pod, member)
             stop = Signal()
             try:
@@ -135,16 +141,17 @@ class ProcessRuntime:
         """The commands' user is this process' own, or this process is root."""
 
     def release(self, folder: Folder) -> None:
-        """Nothing outlives the folder: a process' groups go with `ProcessRun.clean`."""
+        """Groups of commands whose end was recorded just before this process was killed."""
+        if self.groups is not None:
+            for control in (folder.path / "control").glob("*"):  # made before the group is
+                if not self.groups.group(_group_name(folder, control.name)).remove():
+                    raise StartFailed("ControlGroup", f"the control group of {control.name} is still in use")
 
     def sweep(self, is_ours: set[str]) -> None:
         """Nothing to find."""
 
     def close(self) -> None:
         self.tails.close()
-
-
-_TRIAL: Any = "trial"
 
 
 class ProcessRun:
@@ -155,7 +162,7 @@ class ProcessRun:
         self._pod = pod
         self._name = member.name
         self._command: Command = member.command
-        self._group_name = f"{folder.name}-{member.name}"
+        self._group_name = _group_name(folder, member.name)
 
     # ---- what is known of it
 
@@ -207,7 +214,7 @@ class ProcessRun:
             spec = self._spec()
         except OSError as error:
             raise StartFailed("SandboxFailed", f"{name}: {error}") from error
-        write_document(folder.state(name, "spec"), spec)
+        folder.state(name, "spec").write_bytes(marshal.dumps(spec))
         self._follow_tails()
         with self._locked() as lock, open(folder.log(name, "setup"), "wb") as errors:
             if self._process() is not None:
@@ -245,11 +252,9 @@ class ProcessRun:
             points[path] = {"kind": "rw", "source": str(scratch)}
         mounts = {m.path: str(folder.mount_source(m)) for m in self._pod.mounts}
         points |= {path: {"kind": "rw", "source": source} for path, source in mounts.items()}
-        for path in (
-            "/tmp",
-            "/var/tmp",
-        ):  # nothing can be mounted below a bound directory without leaving a trace in it
-            if path not in mounts and any(_is_within(m, path) for m in mounts):
+        for path in ("/tmp", "/var/tmp"):  # mounting below a bound directory would leave a trace in it
+            below = [p for p, point in points.items() if p.startswith(path + "/") and point["kind"] != "hidden"]
+            if path not in mounts and below:
                 points[path] = {"kind": "tmpfs", "mode": "1777"}
         workdir = command.workdir or DEFAULT_WORKDIR
         is_hidden = any(_is_within(workdir, str(p)) for p in (*runtime.hidden, "/run"))
@@ -376,6 +381,10 @@ class ProcessRun:
         remove_tree(self._folder.scratch(self._name))
         if self._runtime.groups is not None:
             self._runtime.groups.group(self._group_name).remove()
+
+
+def _group_name(folder: Folder, name: str) -> str:
+    return f"{folder.name}-{name}"
 
 
 def _is_within(path: str, directory: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -43,12 +44,15 @@ class Signal:
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._lock = threading.Lock()
         self._set = False
+        self._closed = False
 
     def set(self) -> None:
-        if not self._set:
+        with self._lock:
+            if not self._set and not self._closed:
+                os.eventfd_write(self._fd, 1)
             self._set = True
-            os.eventfd_write(self._fd, 1)
 
     @property
     def is_set(self) -> bool:
@@ -64,7 +68,10 @@ class Signal:
         return any(found == fd for found, _ in poll.poll(max(0.0, seconds) * 1000))
 
     def close(self) -> None:
-        os.close(self._fd)
+        """By the one who waits, when it will not wait any more. Counts as set; `set` may still come."""
+        with self._lock:
+            self._closed = self._set = True
+            os.close(self._fd)
 
 
 class Run(Protocol):

@@ -8,19 +8,22 @@ directories above it are made anew on the tmpfs and their other entries are boun
 not the command's business (homes, the service's own files, sockets of the host's services) is replaced by nothing.
 
 No process stays behind to wait: the launcher is made a child of whoever started this program (CLONE_PARENT), and its process id is
-on disk before it begins. It imports little, for it runs once for each command.
+on disk before it begins. It imports little and reads its orders by `marshal`, for it runs once for each command.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
-import json
+import marshal
 import os
 import stat
 import sys
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
 
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID = (
     0x20000,
@@ -119,7 +122,10 @@ class Root:
 
     def __init__(self, top: str, points: dict[str, dict[str, Any]], owner: tuple[int, int]) -> None:
         self._top, self._owner = top, owner
-        self._points = {_canonical(path): point for path, point in points.items()}
+        points = {_canonical(path): point for path, point in points.items()}
+        self._points = {  # what lies below another point is hidden by that one already
+            path: point for path, point in points.items() if point["kind"] != "hidden" or not _within_any(path, points)
+        }
 
     def build(self) -> None:
         _mount("poiesis", self._top, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=755,size={ROOT_BYTES}")
@@ -135,8 +141,7 @@ class Root:
         prefix = directory.rstrip("/") + "/"
         names = {p[len(prefix) :].split("/", 1)[0] for p in self._points if p.startswith(prefix)}
         if visible:
-            with contextlib.suppress(OSError):  # not ours to read: stays empty
-                names.update(os.listdir(directory))
+            names.update(_listed(directory))
         for name in sorted(names):
             self._place(prefix + name, visible)
 
@@ -152,7 +157,7 @@ class Root:
         mode = _mode(path) if visible else 0
         if stat.S_ISDIR(mode):
             os.mkdir(new, 0o755)
-            if all(_exists_alike(p, self._points[p]) for p in inner):
+            if all(_exists_alike(p, self._points[p]) and not _within_any(p, inner) for p in inner):
                 if self._bind_host(path, new):
                     for p in sorted(inner):
                         self._cover(p)
@@ -161,7 +166,6 @@ class Root:
                 self._fill(path, visible=True)
         elif mode == 0 or inner:
             os.mkdir(new, 0o755)
-            self._own(new)
             self._fill(path, visible=False)
         elif stat.S_ISLNK(mode):
             os.symlink(os.readlink(path), new)
@@ -229,6 +233,24 @@ def _canonical(path: str) -> str:
     return os.path.join(os.path.realpath(parent), name)
 
 
+def _within_any(path: str, others: Iterable[str]) -> bool:
+    return any(path.startswith(other + "/") for other in others)
+
+
+def _listed(directory: str) -> list[str]:
+    try:
+        return os.listdir(directory)
+    except OSError:  # not ours to read: stays empty
+        return []
+
+
+def _close_on_exec(fd: int) -> None:
+    try:
+        os.set_inheritable(fd, False)
+    except OSError:  # it was the listing's own
+        return
+
+
 def _mode(path: str) -> int:
     try:
         return os.lstat(path).st_mode
@@ -289,8 +311,7 @@ def _enter(spec: dict[str, Any], pivot_root: int) -> None:
     _give_up_privileges(owner, spec["userns"])
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2:
-            with contextlib.suppress(OSError):  # the listing's own
-                os.set_inheritable(int(name), False)
+            _close_on_exec(int(name))
     errors = os.dup(2)
     os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
     for fd, stream in zip((1, 2), streams, strict=True):
@@ -308,8 +329,8 @@ def _start_time(pid: int) -> int:
 
 
 def main(path: str) -> int:
-    with open(path, encoding="utf-8") as file:
-        spec = json.load(file)
+    with open(path, "rb") as file:
+        spec: dict[str, Any] = marshal.load(file)
     calls = SYSTEM_CALLS.get(os.uname().machine)
     if calls is None:
         raise OSError(errno.ENOSYS, f"processor {os.uname().machine} is not known")
@@ -329,7 +350,7 @@ def main(path: str) -> int:
             sys.stderr.flush()
         os._exit(1)
     temporary = spec["pid_file"] + ".tmp"
-    _write(temporary, json.dumps({"pid": pid, "start": _start_time(pid), "boot": spec["boot"]}))
+    _write(temporary, f'{{"pid": {pid}, "start": {_start_time(pid)}, "boot": "{spec["boot"]}"}}')
     os.rename(temporary, spec["pid_file"])
     os.write(go, b"1")
     return 0

@@ -105,19 +105,20 @@ class TailReader:
             ready = self._selector.select()
             with self._lock:
                 for key, _ in ready:
-                    if key.data is not None and self._files.get(key.data) == key.fd:
-                        self._take(key.fd, key.data)
+                    if key.data is None or self._files.get(key.data) != key.fd:
+                        continue
+                    if not self._take(key.fd, key.data):  # no writer any more: readable for ever, with nothing
+                        self._selector.unregister(key.fd)
             pause.wait(PAUSE)
 
-    def _take(self, fd: int, path: Path) -> None:
+    def _take(self, fd: int, path: Path) -> bool:
+        """False when nobody has it open for writing."""
         try:
             data = os.read(fd, PIECE)
         except BlockingIOError:
-            return
+            return True
         except OSError:
-            data = b""
+            return False
         if data:
             self._tails[path].add(data)
-            return
-        with contextlib.suppress(KeyError):  # no writer any more: readable for ever, with nothing
-            self._selector.unregister(fd)
+        return bool(data)

@@ -39,6 +39,7 @@ Stage = Callable[[Mapping[str, Any], Path, Cancelled], FilerReport]
 
 KILL_SLACK: Final = 5.0  # seconds; the launcher kills after the grace by itself, so this is for a launcher that hangs
 PULL_RETRY: Final = 5.0  # seconds
+RETRY: Final = 2.0
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Supervisor:
         self._run: Run | None = None
         self._run_name: str | None = None
         self.problem: tuple[str, str] | None = None  # why the containers of the executors do not start: reason, message
+        self._pulling = False
         self.images_ready = not runtime.pulls
         self._thread = threading.Thread(target=self._main, name=f"pod-{pod.part}", daemon=True)
 
@@ -115,19 +117,37 @@ class Supervisor:
     # ---- the pod
 
     def _main(self) -> None:
+        """All steps may be repeated, so what is expected to pass (a full disk, an engine that is away) is tried again until it does."""
+        while not self._attempt():
+            if self._detached:
+                break
+            self._stop.wait(RETRY)
+        if not self._detached:
+            self._safely(self._changed)
+        self._safely(self._ended)
+        self._stop.close()
+
+    def _attempt(self) -> bool:
+        """False: to be tried again."""
         try:
             self._go()
+        except (OSError, StartFailed) as error:
+            log.warning("pod_stalled", extra={"task_id": self._pod.task_id, "pod": self._pod.name, "error": str(error)})
+            return False
         except Exception:
             log.exception("supervisor_failed", extra={"task_id": self._pod.task_id, "pod": self._pod.name})
-            self._lose("LocalError", "an error of the service itself; its log has the trace")
-        finally:
-            if not self._detached:
-                self._safely(self._changed)
-            self._safely(self._ended)
+            try:
+                self._lose("LocalError", "an error of the service itself; its log has the trace")
+            except OSError:
+                return False
+        return True
 
     def _go(self) -> None:
+        if self._folder.has_mark(self._pod.part, "deleting"):  # asked for in an earlier life
+            self.delete()
         try:
-            if not self.images_ready:
+            if not self.images_ready and not self._pulling:
+                self._pulling = True
                 threading.Thread(target=self._pull_images, name=f"pull-{self._pod.part}", daemon=True).start()
             for member in self._pod.members:
                 if self._stop.is_set or self._folder.has_mark(self._pod.part, "lost"):
@@ -147,10 +167,7 @@ class Supervisor:
             self._folder.mark(self._pod.part, "ended", at=_text(self._clock.now()))
 
     def _lose(self, reason: str, message: str) -> None:
-        try:
-            self._folder.mark(self._pod.part, "lost", reason=reason, message=message, at=_text(self._clock.now()))
-        except OSError:
-            log.exception("mark_failed", extra={"task_id": self._pod.task_id, "pod": self._pod.name})
+        self._folder.mark(self._pod.part, "lost", reason=reason, message=message, at=_text(self._clock.now()))
 
     def _take_turn(self, member: Member) -> None:
         failed = self._first_failed(member)
@@ -244,6 +261,7 @@ class Supervisor:
                 run.clean()
                 raise Lost(error.reason, str(error)) from error
         self._run, self._run_name = run, member.name
+        self._safely(self._changed)  # the wake-up at the admission may have come before the launch was saved
         try:
             if not self._follow(run):
                 raise Stopped

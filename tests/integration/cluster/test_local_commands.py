@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import pytest
 
 from poiesis.domain.observed import Phase
 from poiesis.domain.task import Executor, Input, Output, Resources
-from tests.integration.cluster.harness import IMAGE, POLICY, Lab, container, eventually, record, sh
+from tests.integration.cluster.harness import IMAGE, POLICY, Lab, container, eventually, processes_with, record, sh
 
 
 def test_executors_run_in_order_over_one_volume(lab: Lab, tmp_path: Path) -> None:
@@ -94,8 +96,6 @@ def test_a_cancelled_command_that_ignores_sigterm_is_killed_with_its_children(la
     lab.cluster.delete_pods(task)
     assert all(p.deleting for p in lab.cluster.observe(task).pods)
     eventually(lambda: not lab.cluster.observe(task).pods, "the end of the pod")
-    from tests.integration.cluster.harness import processes_with
-
     eventually(lambda: not processes_with(mark.replace(" ", "\0")), "the end of the processes")
 
 
@@ -184,3 +184,29 @@ def test_every_change_wakes_the_task(lab: Lab) -> None:
     lab.remove(task)
     eventually(lambda: len(lab.woken) > before, "a wake-up by the removal")
     assert before < 20
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_an_image_that_cannot_be_had_is_told_while_the_task_waits(make_lab: Callable[..., Lab], engine: str) -> None:
+    lab = make_lab(engine)
+    task = lab.launch(lab.task(sh("true"), Executor("localhost:1/no/such:image", ("true",))))
+
+    def reasons() -> set[str | None]:
+        return {c.reason for p in lab.cluster.observe(task).pods for c in p.containers if c.phase is Phase.WAITING}
+
+    eventually(lambda: reasons() & {"ErrImagePull", "ImageRefused"}, "the reason")
+    assert "localhost:1/no/such:image" in (container(lab.cluster.observe(task)).message or "")
+    lab.cluster.delete_pods(task)
+    eventually(lambda: not lab.cluster.observe(task).pods, "the end")
+
+
+@pytest.mark.parametrize("engine", ["docker", "podman"])
+def test_no_container_is_left(make_lab: Callable[..., Lab], engine: str) -> None:
+    lab = make_lab(engine)
+    task = lab.launch(lab.task(sh("true"), sh("exit 1"), sh("true")))
+    lab.ended(task)
+    lab.remove(task)
+    listed = subprocess.run(
+        [engine, "ps", "--all", "--format", "{{.Names}}"], capture_output=True, text=True, check=True
+    )
+    assert f"poiesis-{task.id}" not in listed.stdout

@@ -22,7 +22,7 @@ from poiesis.domain.decide import (
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, QuotaExceeded
 from poiesis.domain.observed import Container, FilerReport, Observed, Phase, Pod, TransferredFile
 from poiesis.domain.states import Role, Stage, State
-from poiesis.domain.task import Outcome, TaskSpec
+from poiesis.domain.task import Input, Outcome, TaskSpec
 from poiesis.testing.clock import START
 from tests.unit.domain.samples import (
     FILES,
@@ -730,3 +730,14 @@ def test_deciding_again_about_what_was_saved_changes_nothing_more(task, observed
     once = decide(task, observed, START, POLICY).task
     if (once.due_stage, once.part, once.attempt) == (task.due_stage, task.part, task.attempt):
         assert decide(once, observed, START, POLICY).task == once
+
+
+def test_a_tif_that_runs_before_the_others_start_is_not_taken_for_a_pod_that_does_not_start():
+    world = World(spec(inputs=(Input("/in.txt", url="s3://bucket/in"),)))
+    world.launch()
+    world.cluster.schedule(ID, "task")
+    world.cluster.set(ID, "task", "tif", phase=Phase.RUNNING)
+    world.clock.advance(POLICY.start_deadline * 3)
+    world.monitor()
+    assert world.task.outcome is None
+    assert world.task.attempt == 1

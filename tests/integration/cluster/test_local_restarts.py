@@ -1,0 +1,203 @@
+"""The service is killed at every point: what runs goes on, nothing runs twice, nothing is forgotten."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from poiesis.domain.errors import ConfigurationError
+from poiesis.domain.observed import Phase
+from poiesis.domain.task import Task
+from tests.integration.cluster import victim
+from tests.integration.cluster.harness import Lab, container, eventually, processes_with, record, sh
+
+
+class Victim:
+    """The process of victim.py, killed as often as asked; `volume` is what its task sees as /work."""
+
+    def __init__(self, directory: Path, launcher: Path, runtime: str) -> None:
+        self.arguments = [str(directory), str(launcher), runtime]
+        self.hold = directory.parent / "hold"
+        self.task: Task = victim.counted_task(f"v{os.urandom(6).hex()}", self.hold.with_name("count"))
+        self.folder = directory / "tasks" / f"poiesis-{self.task.id}-1"
+        self.volume = self.folder / "volume" / "root" / "work"
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, victim.__file__, *self.arguments, self.task.id, str(self.hold)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.process.stdout is not None
+        assert self.process.stdout.readline() == "launched\n"
+
+    def kill(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+            self.process.communicate()
+
+    def filers(self) -> list[str]:
+        log = Path(f"{self.hold}.log")
+        return log.read_text().split() if log.exists() else []
+
+    def go(self, index: int) -> None:
+        (self.volume / f"go-{index}").touch()
+
+    def counted(self) -> str:
+        path = self.volume / "count"
+        return path.read_text() if path.exists() else ""
+
+    def has_record(self, name: str) -> bool:
+        return (self.folder / "state" / f"{name}.json").exists()
+
+    def finish(self, make_lab: Callable[..., Lab]) -> Lab:
+        """A new service takes over; everything ends well."""
+        lab = make_lab(self.arguments[2], filers=victim.holding(self.hold))
+        self.hold.unlink(missing_ok=True)
+        eventually(self.counted, "the first command")
+        self.go(0)
+        self.go(1)
+        seen = lab.ended(self.task)
+        assert seen.pods[0].lost is None
+        assert all(c.record is not None and c.record.ok for c in seen.pods[0].containers)
+        assert self.hold.with_name("count").read_text() == "0\n1\n"
+        return lab
+
+    def leaves_nothing(self, lab: Lab) -> None:
+        lab.remove(self.task)
+        assert not self.folder.exists()
+        assert not processes_with(self.task.id)
+        assert not [d for d, _, _ in os.walk("/sys/fs/cgroup") if self.task.id in d]
+        assert self.task.id not in Path("/proc/mounts").read_text()
+
+
+@pytest.fixture(params=["process", "docker", "podman"])
+def service(
+    request: pytest.FixtureRequest, tmp_path: Path, launcher: Path, why_not: Callable[[str], str | None]
+) -> Iterator[Victim]:
+    reason = why_not(request.param)
+    if reason is not None:
+        pytest.skip(reason)
+    found = Victim(tmp_path / "service", launcher, request.param)
+    try:
+        yield found
+    finally:
+        found.kill()
+
+
+def test_killed_while_inputs_come(service: Victim, make_lab: Callable[..., Lab]) -> None:
+    service.hold.touch()
+    service.start()
+    eventually(service.filers, "the filer")
+    service.kill()
+    service.finish(make_lab)
+    assert service.filers() == ["tif", "tif", "tof"]
+
+
+def test_killed_while_a_command_runs(service: Victim, make_lab: Callable[..., Lab]) -> None:
+    service.start()
+    eventually(service.counted, "the first command")
+    for _ in range(3):
+        service.kill()
+        service.start()
+    service.kill()
+    lab = service.finish(make_lab)
+    assert service.filers() == ["tif", "tof"]
+    assert record(lab.cluster.observe(service.task)).stdout == "up\n"
+
+
+def test_a_command_that_ends_while_there_is_no_service(service: Victim, make_lab: Callable[..., Lab]) -> None:
+    service.start()
+    eventually(service.counted, "the first command")
+    service.kill()
+    service.go(0)
+    eventually((service.folder / "control/executor-0/executor-0.json").exists, "the record")
+    service.finish(make_lab)
+
+
+def test_killed_while_outputs_go(service: Victim, make_lab: Callable[..., Lab]) -> None:
+    service.start()
+    eventually(service.counted, "the first command")
+    service.hold.touch()
+    service.go(0)
+    service.go(1)
+    eventually(lambda: "tof" in service.filers(), "the filer")
+    service.kill()
+    service.finish(make_lab)
+    assert service.filers() == ["tif", "tof", "tof"]
+
+
+@pytest.mark.parametrize("after_ms", [0, 5, 15, 30, 45, 60, 80, 120, 200, 350])
+def test_killed_at_any_moment(service: Victim, make_lab: Callable[..., Lab], after_ms: int) -> None:
+    if service.arguments[2] != "process" and after_ms % 20:
+        pytest.skip("fewer moments with an engine: each takes seconds")
+    service.start()
+    time.sleep(after_ms / 1000)  # no condition: any moment will do
+    service.kill()
+    service.leaves_nothing(service.finish(make_lab))
+
+
+def test_a_command_whose_launcher_is_gone_is_lost_and_not_repeated(
+    process_lab: Lab, tmp_path: Path, launcher: Path
+) -> None:
+    task = process_lab.launch(process_lab.task(sh("echo x >> /work/count; sleep 600"), volumes=("/work",)))
+    count = process_lab.directory / f"tasks/poiesis-{task.id}-1/volume/root/work/count"
+    eventually(count.exists, "the command")
+    process = int(
+        (process_lab.directory / f"tasks/poiesis-{task.id}-1/state/executor-0.pid")
+        .read_text()
+        .split(": ")[1]
+        .split(",")[0]
+    )
+    process_lab.cluster.close()
+    os.kill(process, signal.SIGKILL)
+    process_lab.cluster = process_lab.open()
+    seen = process_lab.ended(task)
+    assert seen.pods[0].lost == "ExecutorLost" and "executor-0" in (seen.pods[0].message or "")
+    assert container(seen).phase is Phase.ENDED and container(seen).record is None
+    process_lab.reopen()
+    assert process_lab.ended(task).pods[0].lost == "ExecutorLost"
+    process_lab.cluster.delete_pods(task)
+    eventually(lambda: not process_lab.cluster.observe(task).pods, "the end")
+    process_lab.launch(task)  # a link that comes late
+    assert process_lab.ended(task).pods[0].lost == "ExecutorLost"
+    assert count.read_text() == "x\n"
+
+
+def test_a_deletion_that_was_asked_for_goes_on_after_a_restart(process_lab: Lab) -> None:
+    task = process_lab.launch(
+        process_lab.task(sh("trap '' TERM; echo up; while :; do sleep 0.1; done"), volumes=("/work",))
+    )
+    eventually(lambda: "up" in process_lab.live(task), "output")
+    process_lab.cluster.delete_all(task)
+    process_lab.reopen()
+    eventually(lambda: process_lab.cluster.observe(task).is_empty, "the removal")
+    assert list((process_lab.directory / "tasks").iterdir()) == []
+
+
+def test_two_services_cannot_share_a_folder(process_lab: Lab) -> None:
+    with pytest.raises(ConfigurationError, match="in use"):
+        process_lab.open()
+
+
+def test_launching_again_changes_nothing(process_lab: Lab) -> None:
+    task = process_lab.task(sh("echo x >> /work/count"), volumes=("/work",))
+    for _ in range(5):
+        process_lab.launch(task)
+    seen = process_lab.ended(task)
+    process_lab.launch(task)
+    process_lab.reopen()
+    assert process_lab.ended(task) == seen
+    count = process_lab.directory / f"tasks/poiesis-{task.id}-1/volume/root/work/count"
+    assert count.read_text() == "x\n"
+    with contextlib.suppress(FileNotFoundError):
+        assert not list((process_lab.directory / f"tasks/poiesis-{task.id}-1/scratch").iterdir())

@@ -1,0 +1,283 @@
+"""Plain processes: what a command cannot see, change or escape from; and how many of them fit."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poiesis.cluster.local import Filers
+from poiesis.domain.observed import FilerReport
+from poiesis.domain.task import Input, Output, Resources, Task
+from tests.integration.cluster.harness import (
+    Lab,
+    eventually,
+    processes_with,
+    record,
+    sh,
+    stage_out,
+)
+
+
+def said(lab: Lab, script: str, **more: Any) -> str:
+    seen = lab.run(sh(script, **more))
+    assert record(seen).exit_code is not None, record(seen)
+    return record(seen).stdout
+
+
+def is_scheduled(lab: Lab, task: Task) -> bool:
+    return lab.cluster.observe(task).pods[0].scheduled
+
+
+def has_text(path: Path, text: str) -> bool:
+    return path.exists() and path.read_text() == text
+
+
+def test_the_host_cannot_be_written(process_lab: Lab) -> None:
+    script = """
+    for d in /etc /usr /usr/bin /var /opt /sys/fs/cgroup /proc/sys/kernel /dev /poiesis; do
+        touch $d/poiesis-was-here 2>/dev/null && echo "wrote $d"; done
+    echo 1 2>/dev/null > /proc/sys/kernel/sysrq && echo sysrq
+    mount -o remount,rw / 2>/dev/null && echo remounted; umount /etc 2>/dev/null && echo unmounted
+    grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status
+    """
+    lines = dict(line.split(":\t") for line in said(process_lab, script).splitlines())
+    assert set(lines) == {"CapEff", "CapBnd", "NoNewPrivs"}
+    assert int(lines["CapEff"], 16) == 0 and int(lines["CapBnd"], 16) == 0 and lines["NoNewPrivs"] == "1"
+    assert not Path("/etc/poiesis-was-here").exists()
+
+
+def test_what_is_written_beside_the_task_is_gone_with_it(process_lab: Lab) -> None:
+    name = f"mine-{os.getpid()}"
+    assert said(process_lab, f"for d in / /tmp /var/tmp /dev/shm; do touch $d/{name} && echo $d; done").split() == [
+        "/",
+        "/tmp",
+        "/var/tmp",
+        "/dev/shm",
+    ]
+    assert not any(Path(d, name).exists() for d in ("/", "/tmp", "/var/tmp", "/dev/shm"))
+
+
+def test_the_service_cannot_be_seen(process_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POIESIS_SECRET", "hunter2")
+    script = f"""
+    ls -A {process_lab.directory} /root /home 2>/dev/null; env | sort; ls -d /proc/[0-9]*; cat /proc/*/environ
+    ls -A /run; ls -l /proc/self/fd /proc/1/fd | grep -c {process_lab.directory}
+    """
+    text = said(process_lab, script, env={"MINE": "1"})
+    assert "hunter2" not in text and "tasks" not in text and "cluster.lock" not in text
+    variables = dict(re.findall(r"^([A-Z_]+)=(.*)$", text, re.M))
+    assert set(variables) - {"OLDPWD", "PWD", "SHLVL", "_", "LC_CTYPE"} == {"MINE", "PATH", "HOME", "LANG"}
+    assert variables["HOME"] == "/tmp"
+    assert all(int(n) < 50 for n in re.findall(r"/proc/(\d+)", text)), "processes of the host show"
+
+
+def test_directories_can_be_hidden_and_parts_of_them_shown(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "tool").write_text("tool")
+    lab = make_lab("process", hidden=(Path("/usr/share"),), shown=(tools, Path("/usr/share/doc")))
+    text = said(
+        lab,
+        f"cat {tools}/tool; echo; ls /usr/share; ls /usr/share/doc | head -1; echo x > {tools}/tool && echo written",
+    )
+    assert text.split()[:2] == ["tool", "doc"] and len(text.split()) == 3
+
+
+def test_paths_of_the_task_may_be_anywhere(process_lab: Lab) -> None:
+    seen = process_lab.run(
+        sh("cat /usr/share/mine/in /root/x/in /var/tmp/y/in /tmp/z/in; ls /usr/bin/env; pwd", workdir="/opt/new/dir"),
+        inputs=tuple(
+            Input(p, content=p + "\n")
+            for p in ("/usr/share/mine/in", "/root/x/in", "/var/tmp/y/in", "/tmp/z/in", "/bin/mine", "/data/a/b/c")
+        ),
+    )
+    assert record(seen).stdout.split() == [
+        "/usr/share/mine/in",
+        "/root/x/in",
+        "/var/tmp/y/in",
+        "/tmp/z/in",
+        "/usr/bin/env",
+        "/opt/new/dir",
+    ], record(seen).stderr
+
+
+def test_a_command_cannot_outlive_its_launcher(process_lab: Lab) -> None:
+    mark = f"6{os.urandom(3).hex()}".translate(str.maketrans("abcdef", "123456"))
+    seen = process_lab.run(sh(f"(setsid sh -c 'trap \"\" TERM HUP; sleep {mark}' > /dev/null 2>&1 &); echo done"))
+    assert record(seen).stdout == "done\n"
+    eventually(lambda: not processes_with(f"sleep\0{mark}"), "the end of what it left")
+
+
+def test_links_in_the_volume_lead_nowhere(process_lab: Lab, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("untouched")
+
+    def planted(document: Mapping[str, Any], volume: Path, cancelled: Callable[[], bool]) -> FilerReport:
+        (volume / "root" / "data").mkdir(parents=True, exist_ok=True)
+        (volume / "root" / "etc").mkdir()
+        (volume / "root" / "etc" / "x.conf").symlink_to(secret)
+        return FilerReport()
+
+    process_lab.cluster.close()
+    process_lab.filers = Filers(planted, stage_out)
+    process_lab.cluster = process_lab.open()
+    task = process_lab.task(sh("echo broken > /etc/x.conf"), inputs=(Input("/etc/x.conf", content=""),))
+    seen = process_lab.ended(process_lab.launch(task))
+    assert seen.pods[0].lost == "SandboxFailed" and "leads out" in (seen.pods[0].message or "")
+    assert secret.read_text() == "untouched"
+
+
+def test_a_lie_in_the_control_directory_is_not_believed_while_the_command_runs(process_lab: Lab) -> None:
+    lie = '{"name":"executor-0","ok":true,"exit_code":0}'
+    task = process_lab.launch(
+        process_lab.task(
+            sh(
+                f"echo '{lie}' > /poiesis/control/executor-0.json; echo told; while [ ! -e /work/go ]; do sleep 0.05; done; exit 4"
+            ),
+            volumes=("/work",),
+        )
+    )
+    eventually(lambda: "told" in process_lab.live(task), "output")
+    assert not process_lab.cluster.observe(task).pods[0].ended
+    (process_lab.directory / f"tasks/poiesis-{task.id}-1/volume/root/work/go").touch()
+    assert record(process_lab.ended(task)).exit_code == 4
+
+
+def test_tasks_wait_for_room_in_their_order(make_lab: Callable[..., Lab]) -> None:
+    lab = make_lab("process", max_parallel=1)
+    held = sh("while [ ! -e /work/go ]; do sleep 0.05; done")
+    tasks = [lab.launch(lab.task(held, id=f"{lab.id}-{n}x", volumes=("/work",))) for n in range(3)]
+    pods = [lab.cluster.observe(t).pods[0] for t in tasks]
+    assert [p.scheduled for p in pods] == [True, False, False]
+    assert pods[0].waiting is None and "room" in (pods[1].waiting or "")
+    lab.reopen()
+    lab.cluster.delete_pods(tasks[1])
+    assert not lab.cluster.observe(tasks[1]).pods
+    for task in (tasks[0], tasks[2]):
+        eventually(partial(is_scheduled, lab, task), "room")
+        (lab.directory / f"tasks/poiesis-{task.id}-1/volume/root/work/go").touch()
+        assert record(lab.ended(task)).ok
+
+
+def test_a_task_larger_than_the_machine_runs_alone(process_lab: Lab) -> None:
+    seen = process_lab.run(sh("true"), resources=Resources(cpu_cores=10_000, ram_gb=1.0))
+    assert record(seen).ok
+
+
+def test_fifty_tasks_at_once(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
+    lab = make_lab("process", max_parallel=50)
+    before = threading.active_count()
+    tasks = [
+        lab.task(
+            sh("cat /data/in > /data/out; while [ ! -e /data/go ]; do sleep 0.2; done"),
+            id=f"{lab.id}-{n}x",
+            inputs=(Input("/data/in", content=str(n)),),
+        )
+        for n in range(50)
+    ]
+    for task in tasks:
+        lab.launch(task)
+    root = lab.directory / "tasks"
+    for n, task in enumerate(tasks):
+        out = root / f"poiesis-{task.id}-1/volume/root/data/out"
+        eventually(partial(has_text, out, str(n)), "output")
+    assert threading.active_count() - before <= 50 + 5
+    launchers = processes_with("/poiesis/launcher\0--name")
+    resident = [int(re.findall(r"VmRSS:\s+(\d+)", Path(f"/proc/{p}/status").read_text())[0]) for p in launchers]
+    assert len(launchers) >= 50 and sum(resident) / len(resident) < 2048  # KiB each
+    for task in tasks:
+        (root / f"poiesis-{task.id}-1/volume/root/data/go").touch()
+    for task in tasks:
+        assert record(lab.ended(task)).ok
+        lab.cluster.delete_all(task)
+    eventually(lambda: not list(root.iterdir()), "the removal")
+    eventually(lambda: threading.active_count() - before <= 5, "the end of threads")
+
+
+def test_a_filer_is_asked_to_stop(make_lab: Callable[..., Lab]) -> None:
+    begun, stopped = threading.Event(), threading.Event()
+
+    def endless(document: Mapping[str, Any], volume: Path, cancelled: Callable[[], bool]) -> FilerReport:
+        begun.set()
+        while not cancelled():
+            stopped.wait(0.01)
+        stopped.set()
+        return FilerReport(error="stopped", retryable=True)
+
+    lab = make_lab("process", filers=Filers(endless, stage_out))
+    task = lab.launch(lab.task(sh("true"), inputs=(Input("/data/in", content=""),)))
+    assert begun.wait(30)
+    lab.cluster.delete_pods(task)
+    eventually(lambda: not lab.cluster.observe(task).pods, "the end")
+    assert stopped.is_set()
+
+
+def test_a_failed_filer_is_reported_and_nothing_runs(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
+    def failing(document: Mapping[str, Any], volume: Path, cancelled: Callable[[], bool]) -> FilerReport:
+        raise ZeroDivisionError("a bug")
+
+    lab = make_lab("process", filers=Filers(failing, stage_out))
+    seen = lab.run(
+        sh("true"), inputs=(Input("/data/in", content=""),), outputs=(Output("/data/in", f"file://{tmp_path}/out"),)
+    )
+    assert seen.reports["tif"].error == "ZeroDivisionError: a bug" and not record(seen, "tif").ok
+    assert [record(seen, n).reason for n in ("executor-0", "tof")] == ["Skipped", "Skipped"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_privileges_it_works_the_same(launcher: Path, tmp_path: Path) -> None:
+    """The tests above run as whoever runs them; as root, this one shows the way of other users: a user namespace."""
+    if os.geteuid() != 0:
+        pytest.skip("all tests run without privileges already")
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        home = Path(name)
+        home.chmod(0o777)
+        package = Path(sys.modules["poiesis"].__file__ or "").parent
+        program = textwrap.dedent(
+            """
+            import os, sys
+            os.setgroups([]); os.setgid(65534); os.setuid(65534)
+            sys.dont_write_bytecode = True
+            from pathlib import Path
+            from tests.integration.cluster.harness import *
+            with laboratory(Path(sys.argv[1]) / "service", Path(sys.argv[1]) / "launcher", "process") as lab:
+                task = lab.task(sh("id -u; touch /etc/no 2>/dev/null; grep CapBnd /proc/self/status; mkdir /w/a; chmod 0 /w/a;"
+                                   " ls -d /proc/[0-9]*; ls -A /root " + sys.argv[1]), volumes=("/w",))
+                print(record(lab.ended(lab.launch(task))).stdout)
+                lab.remove(task)
+            """
+        )
+        shutil.copy(launcher, home / "launcher")
+        (home / "launcher").chmod(0o755)
+        python = shutil.which("python3", path="/usr/local/bin:/usr/bin:/bin")
+        if (
+            python is None
+            or subprocess.run([python, "-c", "import sys; assert sys.version_info >= (3, 11)"]).returncode
+        ):
+            python = sys.executable
+        done = subprocess.run(
+            [python, "-c", program, str(home)],
+            cwd="/",
+            env={"PYTHONPATH": str(package.parent), "PATH": os.environ["PATH"]},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if "Permission denied" in done.stderr and "sandbox" in done.stderr:
+            pytest.skip("the interpreter or the package cannot be read by others")
+        assert done.returncode == 0, done.stderr
+        lines = done.stdout.split()
+        assert lines[0] == "65534" and lines[2] == "0000000000000000"
+        assert not list((home / "service").glob("tasks/*"))
