@@ -38,6 +38,8 @@ SPREAD_S: Final = 6.0  # within which tasks are posted and the kill comes
 PARTS: Final = ("api", "torc", "tif", "texam", "tof", "monitor", "redis", "mongodb")
 MACHINE: Final = ("kubelet", "kube-apiserver")
 
+STARTED: Final[list[subprocess.Popen[bytes]]] = []
+
 COUNTER: Final = """
 import collections, http.server, json
 counts = collections.Counter()
@@ -83,6 +85,8 @@ def counter(poiesis: Installation) -> Iterator[Door]:
     door = Door(poiesis.cluster, poiesis.namespace, "s3-counter", 8000)
     yield door
     door.close()
+    for process in STARTED:
+        process.returncode = 0  # nobody waits for it
     for kind in ("pod", "service"):
         poiesis.kubectl("delete", kind, "s3-counter", "--wait=false", check=False)
 
@@ -229,19 +233,20 @@ def _kill(poiesis: Installation, target: str, machine: dict[str, Path]) -> None:
     run = machine[target]
     os.kill(int((run / f"{target}.pid").read_text()), signal.SIGKILL)
     time.sleep(1)  # a dead process is not started again at once anywhere
-    log = (run.parent / "log" / f"{target}.log").open("ab")
     command = shlex.split((run / f"{target}.cmd").read_text())
     environment = {**os.environ, "PATH": f"{run.parent / 'bin'}:{os.environ['PATH']}"}
-    process = subprocess.Popen(
-        command,
-        stdout=log,
-        stderr=log,
-        stdin=subprocess.DEVNULL,
-        start_new_session=True,
-        cwd=run.parent,
-        env=environment,
-    )
+    with (run.parent / "log" / f"{target}.log").open("ab") as log:
+        process = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=run.parent,
+            env=environment,
+        )
     (run / f"{target}.pid").write_text(f"{process.pid}\n")
+    STARTED.append(process)  # it stays when the tests have ended, as the one before would have
 
 
 def _pause(until_s: float) -> None:

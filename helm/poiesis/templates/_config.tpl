@@ -43,10 +43,7 @@
 {{- $_ := set $c (print $k "FILER_PULL_POLICY") ($v.filer.imagePullPolicy | default $v.image.pullPolicy) -}}
 {{- $_ := set $c (print $k "PULL_SECRETS") (concat $v.imagePullSecrets $v.tasks.imagePullSecrets | uniq) -}}
 {{- $_ := set $c (print $k "DELIVERY") $v.tasks.launcher.delivery -}}
-{{- $launchers := dict -}}
-{{- range $v.tasks.launcher.architectures -}}{{- $_ := set $launchers . (printf "/usr/local/lib/poiesis/launcher-%s" .) -}}{{- end -}}
-{{- $_ := set $c (print $k "LAUNCHERS") $launchers -}}
-{{- $_ := set $c (print $k "ARCHITECTURE") (first $v.tasks.launcher.architectures) -}}
+{{- $_ := set $c (print $k "ARCHITECTURE") $v.tasks.launcher.architecture -}}
 {{- $_ := set $c (print $k "POD_SECURITY") $v.tasks.podSecurity -}}
 {{- $_ := set $c (print $k "RUN_AS_USER") $v.tasks.runAsUser -}}
 {{- $_ := set $c (print $k "RUN_AS_GROUP") $v.tasks.runAsGroup -}}

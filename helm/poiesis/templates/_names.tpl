@@ -23,7 +23,8 @@
 {{/* Owns every object that tasks have: when it goes, Kubernetes collects them. */}}
 {{- define "poiesis.owner.name" -}}{{ include "poiesis.fullname" . }}-tasks{{- end -}}
 
-{{- define "poiesis.lease.name" -}}{{ include "poiesis.fullname" . }}-monitor{{- end -}}
+{{/* As the monitor names it: made from the instance. */}}
+{{- define "poiesis.lease.name" -}}{{ include "poiesis.tasks.instance" . }}-monitor{{- end -}}
 
 {{- define "poiesis.serviceAccount.name" -}}
 {{- $given := (index .root.Values .component).serviceAccount -}}

@@ -41,7 +41,7 @@ RIGHTS: Final[dict[str, dict[str, set[str]]]] = {
         "secrets": {"create"},
     },
     "texam": {
-        "persistentvolumeclaims": {"list", "delete"},
+        "persistentvolumeclaims": {"get", "list", "delete"},
         "pods": {"create", "get", "list", "delete"},
         "pods/log": {"get"},
         "configmaps": {"create", "get"},

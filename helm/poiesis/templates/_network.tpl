@@ -1,0 +1,66 @@
+{{/* Who may reach a component. All take (dict "root" $ "component" "torc"). */}}
+
+{{/* The pods of this release that use its servers. */}}
+{{- define "poiesis.peers.roles" -}}
+- podSelector:
+    matchLabels:
+      app.kubernetes.io/name: {{ include "poiesis.name" . }}
+      app.kubernetes.io/instance: {{ .Release.Name }}
+    matchExpressions:
+      - {key: app.kubernetes.io/component, operator: In, values: [api, torc, tif, texam, tof, monitor, flower]}
+{{- end -}}
+
+{{- define "poiesis.peers.tasks" -}}
+- namespaceSelector:
+    matchLabels:
+      kubernetes.io/metadata.name: {{ include "poiesis.tasks.namespace" . }}
+  podSelector:
+    matchLabels:
+      {{- include "poiesis.tasks.selector" . | nindent 6 }}
+{{- end -}}
+
+{{/* Every pod but those of tasks, and what comes from outside the cluster. */}}
+{{- define "poiesis.peers.anybodyElse" -}}
+- namespaceSelector: {}
+  podSelector:
+    matchExpressions:
+      - {key: poiesis/task-id, operator: DoesNotExist}
+- ipBlock: {cidr: 0.0.0.0/0}
+- ipBlock: {cidr: "::/0"}
+{{- end -}}
+
+{{/* Takes "ingress": the rules; none: nothing may come in. */}}
+{{- define "poiesis.networkPolicy" -}}
+{{- if .root.Values.networkPolicy.enabled -}}
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata:
+  name: {{ include "poiesis.component.name" . }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "poiesis.labels" . | nindent 4 }}
+spec:
+  podSelector:
+    matchLabels:
+      {{- include "poiesis.selector" . | nindent 6 }}
+  policyTypes: [Ingress{{ if .noEgress }}, Egress{{ end }}]
+  {{- $metricsFrom := ternary .root.Values.networkPolicy.metricsFrom list (has .component (list "torc" "tif" "texam" "tof" "monitor")) }}
+  {{- if or .ingress $metricsFrom }}
+  ingress:
+    {{- with .ingress }}
+    {{- . | nindent 4 }}
+    {{- end }}
+    {{- with $metricsFrom }}
+    - from:
+        {{- toYaml . | nindent 8 }}
+      ports:
+        - {protocol: TCP, port: health}
+    {{- end }}
+  {{- else }}
+  ingress: []
+  {{- end }}
+  {{- if .noEgress }}
+  egress: []
+  {{- end }}
+{{- end -}}
+{{- end -}}

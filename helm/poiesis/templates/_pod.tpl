@@ -1,0 +1,218 @@
+{{/* Pods of the chart. All take (dict "root" $ "component" "torc"). */}}
+
+{{/* A component's own pod values over the defaults of `pods`, as JSON. */}}
+{{- define "poiesis.pod.values" -}}
+{{- $own := index .root.Values .component -}}
+{{- $found := dict -}}
+{{- range $key, $value := .root.Values.pods -}}
+{{- $_ := set $found $key (ternary (index $own $key) $value (hasKey $own $key)) -}}
+{{- end -}}
+{{- toJson $found -}}
+{{- end -}}
+
+{{- define "poiesis.pod.metadata" -}}
+{{- $pod := fromJson (include "poiesis.pod.values" .) -}}
+labels:
+  {{- include "poiesis.labels" . | nindent 2 }}
+  {{- with $pod.podLabels }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+annotations:
+  {{- /* pods begin anew when what they read at their start has changed */}}
+  checksum/config: {{ include "poiesis.config" .root | sha256sum }}
+  checksum/secrets: {{ list (pick .root.Values.mongodb "uri" "existingSecret" "existingSecretKey" "bundled" "auth") (pick .root.Values.redis "uri" "existingSecret" "existingSecretKey" "bundled" "auth") | toJson | sha256sum }}
+  {{- with $pod.podAnnotations }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{- define "poiesis.pod.securityContext" -}}
+{{- $context := .context -}}
+{{- if .root.Values.openshift -}}{{- $context = omit $context "runAsUser" "runAsGroup" "fsGroup" -}}{{- end -}}
+{{- toYaml $context -}}
+{{- end -}}
+
+{{/* The fields of a pod's spec that are the same for every component. */}}
+{{- define "poiesis.pod.common" -}}
+{{- $pod := fromJson (include "poiesis.pod.values" .) -}}
+enableServiceLinks: false
+{{- with .root.Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+terminationGracePeriodSeconds: {{ int $pod.terminationGracePeriodSeconds }}
+{{- with $pod.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with $pod.runtimeClassName }}
+runtimeClassName: {{ . }}
+{{- end }}
+{{- with $pod.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $pod.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $pod.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $pod.topologySpreadConstraints }}
+topologySpreadConstraints:
+  {{- range . }}
+  - {{- toYaml . | nindent 4 }}
+    {{- if not .labelSelector }}
+    labelSelector:
+      matchLabels:
+        {{- include "poiesis.selector" (dict "root" $.root "component" $.component) | nindent 8 }}
+    {{- end }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* Image, variables and mounts of a role's container. */}}
+{{- define "poiesis.container.common" -}}
+{{- $pod := fromJson (include "poiesis.pod.values" .) -}}
+image: {{ include "poiesis.image" .root | quote }}
+imagePullPolicy: {{ .root.Values.image.pullPolicy }}
+securityContext:
+  {{- include "poiesis.pod.securityContext" (dict "root" .root "context" $pod.containerSecurityContext) | nindent 2 }}
+envFrom:
+  - configMapRef:
+      name: {{ include "poiesis.config.name" .root }}
+  {{- if and (eq .component "flower") .root.Values.flower.existingSecret }}
+  - secretRef:
+      name: {{ .root.Values.flower.existingSecret }}
+  {{- end }}
+env:
+  - name: POIESIS_MONGO_URI_FILE
+    value: /run/secrets/poiesis/mongo-uri
+  - name: POIESIS_REDIS_URI_FILE
+    value: /run/secrets/poiesis/redis-uri
+  {{- with .env }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  {{- with $pod.extraEnv }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+resources:
+  {{- toYaml (index .root.Values .component).resources | nindent 2 }}
+volumeMounts:
+  - name: connections
+    mountPath: /run/secrets/poiesis
+    readOnly: true
+  - name: tmp
+    mountPath: /tmp
+  {{- with .mounts }}
+  {{- . | nindent 2 }}
+  {{- end }}
+  {{- with $pod.extraVolumeMounts }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
+{{- end -}}
+
+{{/* Connection strings come as files: variables are shown by too many tools and inherited by every child. */}}
+{{- define "poiesis.pod.volumes" -}}
+{{- $pod := fromJson (include "poiesis.pod.values" .) -}}
+- name: connections
+  projected:
+    defaultMode: 0440
+    sources:
+      - secret:
+          name: {{ include "poiesis.mongodb.secret" .root }}
+          items:
+            - key: {{ include "poiesis.mongodb.key" .root }}
+              path: mongo-uri
+      - secret:
+          name: {{ include "poiesis.redis.secret" .root }}
+          items:
+            - key: {{ include "poiesis.redis.key" .root }}
+              path: redis-uri
+- name: tmp
+  emptyDir:
+    sizeLimit: 256Mi
+{{- with .volumes }}
+{{ . }}
+{{- end }}
+{{- with $pod.extraVolumes }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{/* A role with a health server: TOrc, TIF, TExAM, TOF, the monitor. Each talks to Kubernetes, as its own service account. */}}
+{{- define "poiesis.role.deployment" -}}
+{{- include "poiesis.validate" .root -}}
+{{- $own := index .root.Values .component -}}
+{{- $pod := fromJson (include "poiesis.pod.values" .) -}}
+apiVersion: apps/v1
+kind: Deployment
+metadata:
+  name: {{ include "poiesis.component.name" . }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "poiesis.labels" . | nindent 4 }}
+spec:
+  replicas: {{ int $own.replicas }}
+  selector:
+    matchLabels:
+      {{- include "poiesis.selector" . | nindent 6 }}
+  template:
+    metadata:
+      {{- include "poiesis.pod.metadata" . | nindent 6 }}
+    spec:
+      {{- include "poiesis.pod.common" . | nindent 6 }}
+      serviceAccountName: {{ include "poiesis.serviceAccount.name" . }}
+      automountServiceAccountToken: true
+      securityContext:
+        {{- include "poiesis.pod.securityContext" (dict "root" .root "context" $pod.podSecurityContext) | nindent 8 }}
+      containers:
+        - name: {{ .component }}
+          args: [{{ .component }}]
+          {{- $threads := printf "- name: %s\n  value: %q" (ternary "POIESIS_MONITOR_THREADS" "POIESIS_ROLE_THREADS" (eq .component "monitor")) (toString $own.threads) }}
+          {{- include "poiesis.container.common" (merge (dict "env" $threads) .) | nindent 10 }}
+          ports:
+            - name: health
+              containerPort: {{ .root.Values.ports.health }}
+          startupProbe:
+            httpGet: {path: /healthz, port: health}
+            periodSeconds: 2
+            failureThreshold: 60
+          livenessProbe:
+            httpGet: {path: /healthz, port: health}
+            periodSeconds: 10
+            timeoutSeconds: 5
+            failureThreshold: 6
+          readinessProbe:
+            httpGet: {path: /readyz, port: health}
+            periodSeconds: 5
+            timeoutSeconds: 5
+            failureThreshold: 3
+      volumes:
+        {{- include "poiesis.pod.volumes" . | nindent 8 }}
+{{- end -}}
+
+{{- define "poiesis.pdb" -}}
+{{- $pdb := (index .root.Values .component).podDisruptionBudget -}}
+{{- if $pdb.enabled -}}
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  name: {{ include "poiesis.component.name" . }}
+  namespace: {{ .root.Release.Namespace }}
+  labels:
+    {{- include "poiesis.labels" . | nindent 4 }}
+spec:
+  {{- if hasKey $pdb "minAvailable" }}
+  minAvailable: {{ $pdb.minAvailable }}
+  {{- else }}
+  maxUnavailable: {{ $pdb.maxUnavailable }}
+  {{- end }}
+  selector:
+    matchLabels:
+      {{- include "poiesis.selector" . | nindent 6 }}
+{{- end -}}
+{{- end -}}
