@@ -6,6 +6,7 @@ SIGTERM and SIGINT end it in order: what was begun is removed, and the report sa
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 import sys
@@ -90,8 +91,13 @@ def _parse(arguments: list[str]) -> dict[str, str] | None:
 
 
 def _read(path: str) -> bytes:
-    with open(path, "rb") as file:
-        text = file.read(MAX_DOCUMENT_BYTES + 1)
+    """The file; where it came in pieces because it is large, `PATH.0`, `PATH.1`, … one after the other."""
+    text, pieces = b"", [Path(path)]
+    if not pieces[0].exists() and Path(f"{path}.0").exists():
+        pieces = list(itertools.takewhile(Path.exists, (Path(f"{path}.{i}") for i in itertools.count())))
+    for piece in pieces:
+        with piece.open("rb") as file:
+            text += file.read(MAX_DOCUMENT_BYTES + 1 - len(text))
     if len(text) > MAX_DOCUMENT_BYTES:
         raise ValueError(f"{path} is longer than {MAX_DOCUMENT_BYTES} bytes")
     return text

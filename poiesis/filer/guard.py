@@ -41,7 +41,7 @@ class Guard:
                 return
         if host.lower().rstrip(".") in self._names:
             return
-        if not (found.is_global and inner.is_global) or inner.is_multicast or found.is_multicast:
+        if not all(_is_public(a) for a in (found, inner)):
             where = host if host == address else f"{host} ({address})"
             raise AccessDenied(
                 f"{where} is a private, loopback or link-local address, which this service does not connect to"
@@ -101,6 +101,11 @@ def _open(
         connection.close()
         raise
     return connection
+
+
+def _is_public(address: Address) -> bool:
+    site_local = isinstance(address, ipaddress.IPv6Address) and address.is_site_local
+    return address.is_global and not address.is_multicast and not site_local
 
 
 def _inside(address: Address) -> Address:

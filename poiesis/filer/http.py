@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import os
 import re
+import threading
 import time
 import zlib
 from collections.abc import Iterator, Mapping
@@ -35,8 +36,10 @@ from poiesis.domain.errors import (
 )
 from poiesis.filer.addresses import shown
 from poiesis.filer.guard import Guard
+from poiesis.filer.network import logins, proxy_of, tls_context
 from poiesis.filer.registry import Context
 from poiesis.filer.settings import FilerSettings
+from poiesis.filer.transfer import Changed
 from poiesis.filer.writing import Partial, partial
 from poiesis.ports.filer import RemoteFile, Sent
 
@@ -89,17 +92,15 @@ class Client:
             "timeout": self._timeout,
             "retries": False,
             "maxsize": settings.parallel,
-            "ca_certs": settings.ca_file or os.environ.get("SSL_CERT_FILE"),
             "blocksize": 1 << 17,
         }
-        self._options = {k: v for k, v in options.items() if v is not None}
-        self._direct = urllib3.PoolManager(num_pools=64, **self._options)
-        self._direct.pool_classes_by_scheme = guarded(self._guard)
-        self._proxies: dict[str, urllib3.PoolManager] = {}
-        self._netrc = _netrc(settings.netrc_file)
+        self._options = options
+        self._managers: dict[tuple[str, str], urllib3.PoolManager] = {}
+        self._lock = threading.Lock()
+        self._netrc = logins(settings.netrc_file)
 
     def close(self) -> None:
-        for manager in (self._direct, *self._proxies.values()):
+        for manager in self._managers.values():
             manager.clear()
 
     def request(
@@ -115,7 +116,8 @@ class Client:
             parsed = self._parsed(current)
             sent = {"accept-encoding": "identity", "user-agent": f"poiesis/{__version__}", **(headers or {})}
             if (parsed.scheme, parsed.host, parsed.port) == origin:
-                credentials = unquote(start.auth) if start.auth else self._netrc.get(start.host or "")
+                login = self._netrc.get(start.host or "")
+                credentials = unquote(start.auth) if start.auth else ":".join(login) if login else None
                 if credentials and "authorization" not in sent:
                     sent["authorization"] = "Basic " + base64.b64encode(credentials.encode()).decode()
             else:
@@ -149,13 +151,23 @@ class Client:
             raise translated(target, error) from error
 
     def _manager(self, url: Url) -> urllib3.PoolManager:
-        proxy = self._settings.proxy or _proxy_of(str(url.scheme), str(url.host))
-        if not proxy:
-            return self._direct
-        self._guard.check_name(str(url.host))
-        if proxy not in self._proxies:
-            self._proxies[proxy] = urllib3.ProxyManager(proxy, **self._options)
-        return self._proxies[proxy]
+        proxy = self._settings.proxy or proxy_of(str(url.scheme), str(url.host)) or ""
+        if proxy:
+            self._guard.check_name(str(url.host))
+        with self._lock:
+            if (proxy, str(url.scheme)) not in self._managers:
+                self._managers[proxy, str(url.scheme)] = self._made(proxy, str(url.scheme))
+            return self._managers[proxy, str(url.scheme)]
+
+    def _made(self, proxy: str, scheme: str) -> urllib3.PoolManager:
+        options = dict(self._options)
+        if scheme == "https":
+            options["ssl_context"] = tls_context(self._settings.ca_file)  # reading all certificates takes its time
+        if proxy:
+            return urllib3.ProxyManager(proxy, **options)
+        manager = urllib3.PoolManager(num_pools=64, **options)
+        manager.pool_classes_by_scheme = guarded(self._guard)
+        return manager
 
     def _parsed(self, url: str) -> Url:
         try:
@@ -222,12 +234,18 @@ class _Reached:
     offset: int = 0
     validator: str | None = None
     total: int | None = None
+    stop: int | None = None
+    """Where another request takes over; None: at the end."""
+    expected: str | None = None
+    """The validator that a look before gave."""
+    is_range: bool = False
+    """One of several requests for parts of a file, which cannot begin anew by itself."""
 
 
 class HttpFiler:
     def __init__(self, context: Context) -> None:
         self._settings = context.settings
-        self._control = context.control
+        self._control, self._pool = context.control, context.pool
         self._client = Client(context.settings)
 
     def close(self) -> None:
@@ -251,11 +269,35 @@ class HttpFiler:
         raise UnsupportedUrl(f"{shown(url)}: http has no directories; give each file as an input of its own")
 
     def fetch(self, file: RemoteFile, target: Path) -> Sent:
-        reached = _Reached()
-        with partial(target, sync=self._settings.sync, size_bytes=file.size_bytes) as part:
-            self._control.repeat(lambda: self._continue(file.url, part, reached), lambda: reached.offset)
+        return self._fetch(file, target, {})
+
+    def fetch_with(self, url: str, target: Path, headers: Mapping[str, str]) -> Sent:
+        """With headers that another service gave for it."""
+        return self._fetch(RemoteFile(url, "", None), target, headers)
+
+    def _fetch(self, file: RemoteFile, target: Path, headers: Mapping[str, str]) -> Sent:
+        reached = _Reached(expected=file.version)
+        with partial(target, sync=self._control.sync, size_bytes=file.size_bytes) as part:
+            self._control.repeat(
+                lambda: self._continue(file.url, part, reached, headers), lambda: reached.offset, final=(Changed,)
+            )
+            if reached.stop is not None and reached.total is not None:
+                self._fetch_rest(file.url, part, reached, headers)
             size = part.size_bytes
         return Sent(file.url, size)
+
+    def _fetch_rest(self, url: str, part: Partial, begun: _Reached, headers: Mapping[str, str]) -> None:
+        """What follows the first part of a large file, in ranges beside each other."""
+        total, step = begun.total or 0, self._settings.part_bytes
+
+        def ranged(start: int) -> None:
+            stop = min(start + step, total)
+            reached = _Reached(offset=start, validator=begun.validator, total=total, stop=stop, is_range=True)
+            self._control.repeat(
+                lambda: self._continue(url, part, reached, headers), lambda: reached.offset, final=(Changed,)
+            )
+
+        self._pool.together(lambda start=start: ranged(start) for start in range(begun.offset, total, step))  # type: ignore[misc]
 
     def send(self, source: int, url: str) -> Sent:
         size = os.fstat(source).st_size
@@ -277,21 +319,25 @@ class HttpFiler:
     def make_directory(self, url: str) -> None:
         pass
 
-    def _continue(self, url: str, part: Partial, reached: _Reached) -> None:
+    def _continue(self, url: str, part: Partial, reached: _Reached, more: Mapping[str, str]) -> None:
         """One request for what is missing."""
         headers = {}
         if reached.offset and reached.validator:
-            headers = {"range": f"bytes={reached.offset}-", "if-range": reached.validator}
-        answer = self._client.request("GET", url, headers)
+            last = reached.stop - 1 if reached.stop is not None else ""
+            headers = {"range": f"bytes={reached.offset}-{last}", "if-range": reached.validator}
+        answer = self._client.request("GET", url, {**more, **headers})
         try:
             if answer.status == 206 and headers:
                 match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
                 if not match or int(match[1]) != reached.offset or match[3] not in (str(reached.total), "*"):
-                    reached.validator = None  # begin anew
+                    if not reached.is_range:
+                        reached.validator = None  # begin anew
                     raise StorageUnavailable(f"{shown(url)}: the server answered with another range than asked for")
+            elif answer.status == 200 and reached.is_range:
+                raise Changed(f"{shown(url)}: the file has changed meanwhile")
             elif answer.status == 200:
                 self._begin(url, answer, part, reached)
-            elif answer.status == 416 and headers:
+            elif answer.status == 416 and headers and not reached.is_range:
                 reached.validator = None
                 raise StorageUnavailable(f"{shown(url)}: the server does not continue the file")
             else:
@@ -316,8 +362,18 @@ class HttpFiler:
         if most is not None and (reached.total or 0) > most:
             raise FileTooLarge(f"{shown(url)}: {reached.total} bytes; at most {most}")
         reached.offset = 0
+        reached.stop = None
         reached.validator = _validator(answer)
+        if reached.expected is not None and reached.validator != reached.expected:
+            raise Changed(f"{shown(url)}: the file has changed meanwhile")
         os.ftruncate(part.descriptor, 0)
+        if (
+            (reached.total or 0) > 2 * self._settings.part_bytes
+            and (reached.validator or "").startswith('"')
+            and answer.headers.get("accept-ranges", "").lower() == "bytes"
+            and not answer.headers.get("content-encoding")
+        ):
+            reached.stop = self._settings.part_bytes
 
     def _read(self, url: str, answer: urllib3.BaseHTTPResponse, part: Partial, reached: _Reached) -> None:
         encoding = answer.headers.get("content-encoding", "").lower()
@@ -338,6 +394,8 @@ class HttpFiler:
                 if arrived < LEAST_BYTES:
                     raise StorageUnavailable(f"{shown(url)}: fewer than {LEAST_BYTES} bytes came in {stall:.0f} s")
                 window, arrived = now, 0
+            if reached.stop is not None:
+                data = data[: reached.stop - reached.offset]
             count = len(data)
             for piece in _unpacked(unpacker, data) if unpacker else (data,):
                 part.write(piece, written)
@@ -346,8 +404,12 @@ class HttpFiler:
                     raise FileTooLarge(f"{shown(url)}: more than {most} bytes")
             reached.offset += count
             self._control.moved(count)
+            if reached.offset == reached.stop:
+                return
         if unpacker is not None and not unpacker.eof:
             raise StorageUnavailable(f"{shown(url)}: the compressed answer ended early")
+        if reached.stop is not None:
+            raise StorageUnavailable(f"{shown(url)}: the connection ended early")
         if reached.total is not None and reached.offset != reached.total:
             raise StorageUnavailable(f"{shown(url)}: {reached.offset} bytes of {reached.total} came")
 
@@ -383,26 +445,3 @@ def _brief(error: Exception) -> str:
         re.sub(r"<[^>]*>|https?://\S+|HTTPS?ConnectionPool\([^)]*\):? ?", "", text)[:200].strip(" :")
         or type(error).__name__
     )
-
-
-def _proxy_of(scheme: str, host: str) -> str | None:
-    """What HTTPS_PROXY, HTTP_PROXY and NO_PROXY say. (The standard library's reader of them costs 20 ms of imports.)"""
-    for name in os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).split(","):
-        domain = name.strip().lstrip(".").partition(":")[0].lower()
-        if domain and (domain == "*" or host.lower() == domain or host.lower().endswith("." + domain)):
-            return None
-    name = f"{scheme}_proxy"
-    return os.environ.get(name) or (os.environ.get(name.upper()) if "REQUEST_METHOD" not in os.environ else None)
-
-
-def _netrc(path: str | None) -> dict[str, str]:
-    """`user:password` by host."""
-    if path is None:
-        return {}
-    import netrc
-
-    try:
-        found = netrc.netrc(path).hosts
-    except (OSError, netrc.NetrcParseError) as error:
-        raise StagingFailed(f"the netrc file cannot be read: {type(error).__name__}") from error
-    return {host: f"{login}:{password or ''}" for host, (login, _, password) in found.items()}

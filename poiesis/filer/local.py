@@ -27,7 +27,6 @@ _CHUNK: Final = 64 * 1024 * 1024  # of one copy_file_range: between two looks at
 class LocalFiler:
     def __init__(self, context: Context) -> None:
         self._control = context.control
-        self._sync = context.settings.sync
         self._roots = [os.path.realpath(root) for root in context.settings.file_roots]
 
     def close(self) -> None:
@@ -52,11 +51,12 @@ class LocalFiler:
     def fetch(self, file: RemoteFile, target: Path) -> Sent:
         with self._found(file.url) as (descriptor, state, _):
             if not stat.S_ISREG(state.st_mode):
-                raise StagingFailed(f"{shown(file.url)}: is no regular file")
+                kind = NotFound if stat.S_ISDIR(state.st_mode) else StagingFailed
+                raise kind(f"{shown(file.url)}: is no regular file")
             with local_errors(shown(file.url)):
                 source = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                with partial(target, sync=self._sync, size_bytes=state.st_size) as part:
+                with partial(target, sync=self._control.sync, size_bytes=state.st_size) as part:
                     size = self._copy(source, part, shown(file.url))
                     if state.st_mode & stat.S_IXUSR:
                         part.executable()
@@ -68,7 +68,9 @@ class LocalFiler:
         target = Path(_path(url))
         with self._directory(url, target.parent) as folder:
             mode = os.fstat(source).st_mode
-            with partial(target, sync=self._sync, size_bytes=os.fstat(source).st_size, directory=folder) as part:
+            with partial(
+                target, sync=self._control.sync, size_bytes=os.fstat(source).st_size, directory=folder
+            ) as part:
                 size = self._copy(source, part, shown(url))
                 os.fchmod(part.descriptor, 0o755 if mode & stat.S_IXUSR else 0o644)
         return Sent(url, size)

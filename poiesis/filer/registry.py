@@ -7,9 +7,10 @@ Its factory gets the settings and the `Control` of the transfer.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from poiesis.domain.errors import ConfigurationError, StagingFailed, UnsupportedUrl
@@ -30,6 +31,8 @@ class Context:
     settings: FilerSettings
     control: Control
     pool: Pool
+    reader: Callable[[str], Filer] | None = None
+    """The filer that reads another URL, for schemes that only point to one."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Scheme:
     group: str = ""
     needs: Callable[[FilerSettings], bool] | None = None
     """Whether a site's settings let it write; None: always."""
+    library: str | None = None
+    """Of an optional extra: without it the scheme is not offered."""
 
 
 BUILT_IN: Final[Mapping[str, Scheme]] = {
@@ -53,6 +58,10 @@ BUILT_IN: Final[Mapping[str, Scheme]] = {
         Scheme("s3", "poiesis.filer.s3:S3Filer"),
         Scheme("http", "poiesis.filer.http:HttpFiler", group="http", needs=lambda s: s.http_put),
         Scheme("https", "poiesis.filer.http:HttpFiler", group="http", needs=lambda s: s.http_put),
+        Scheme("ftp", "poiesis.filer.ftp:FtpFiler", group="ftp"),
+        Scheme("ftps", "poiesis.filer.ftp:FtpFiler", group="ftp"),
+        Scheme("sftp", "poiesis.filer.sftp:SftpFiler", library="paramiko"),
+        Scheme("drs", "poiesis.filer.drs:DrsFiler", writes=False),
     )
 }
 
@@ -73,6 +82,8 @@ def writable(settings: FilerSettings) -> frozenset[str]:
 
 
 def _usable(item: Scheme, settings: FilerSettings) -> bool:
+    if item.library is not None and importlib.util.find_spec(item.library) is None:
+        return False
     return item.name != "" and (item.group != "file" or bool(settings.file_roots))
 
 
@@ -97,7 +108,7 @@ class Filers:
     """The filers of one run, made when first needed, by URL."""
 
     def __init__(self, context: Context, schemes: Mapping[str, Scheme] | None = None) -> None:
-        self._context = context
+        self._context = replace(context, reader=self.reader)
         self._schemes = schemes
         self._filers: dict[str, Filer] = {}
         self._lock = threading.Lock()

@@ -13,14 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from poiesis.domain.errors import NotFound, PoiesisError, StagingFailed
+from poiesis.domain.errors import NotFound, PoiesisError, StagingFailed, UnsupportedUrl
 from poiesis.domain.observed import FilerReport, TransferredFile
 from poiesis.filer.addresses import (
     ends_with_slash,
     is_safe_name,
     join,
+    scheme_of,
     shown,
     without_secrets,
     without_slash,
@@ -29,10 +30,13 @@ from poiesis.filer.addresses import (
 from poiesis.filer.matching import expand_braces, has_braces, is_pattern
 from poiesis.filer.registry import Context, Filers, Scheme
 from poiesis.filer.settings import FilerSettings
-from poiesis.filer.transfer import Cancelled, Control, Job, Pool
+from poiesis.filer.transfer import Cancelled, Changed, Control, Job, Pool
 from poiesis.filer.volume import Volume
 from poiesis.filer.writing import partial
 from poiesis.ports.filer import Filer, RemoteFile, Sent
+
+if TYPE_CHECKING:
+    from poiesis.filer.cache import Cache
 
 MAX_FILES_TOLD: Final = 10_000  # more would not fit in a report
 MAX_NOTES: Final = 100
@@ -208,8 +212,11 @@ def _stage_in(
         _make_directory(volume, path, ledger)
     for path in document.get("touched", ()):
         volume.touch(path)
+    control.sync = False  # all of them at once, at the end
     stage = _StageIn(volume, control, filers, ledger)
     pool.run(stage.jobs(document.get("inputs", ())))
+    if control.settings.sync and not ledger.errors:
+        volume.sync()
 
 
 def _make_directory(volume: Volume, path: str, ledger: _Ledger) -> None:
@@ -220,6 +227,11 @@ def _make_directory(volume: Volume, path: str, ledger: _Ledger) -> None:
 class _StageIn:
     def __init__(self, volume: Volume, control: Control, filers: Filers, ledger: _Ledger) -> None:
         self._volume, self._control, self._filers, self._ledger = volume, control, filers, ledger
+        self._cache: Cache | None = None
+        if control.settings.cache_dir is not None:
+            from poiesis.filer.cache import Cache
+
+            self._cache = Cache(control.settings, control, ledger.note)
         self._made: set[str] = set()
         self._lock = threading.Lock()
         self._count = 0
@@ -272,14 +284,16 @@ class _StageIn:
         self._ledger.moved(path, Sent("", len(data)))
 
     def _file_or_more(self, filer: Filer, url: str, path: str, kind: str | None) -> None:
-        found = self._control.repeat(lambda: filer.stat(url))
-        if found is not None:
-            self._fetch(filer, found, path)
+        """The file, without asking for it first; if there is none, the directory of that name."""
+        try:
+            self._fetch(filer, RemoteFile(url, posixpath.basename(path), None), path)
             return
+        except NotFound as error:
+            missing = error
         try:
             jobs = list(self._directory(filer, url, path))
-        except NotFound as error:
-            raise NotFound(f"{shown(url)}: there is no such file or directory") from error
+        except (NotFound, UnsupportedUrl):
+            raise missing from None
         if kind is not None:
             self._ledger.note(f"{path}: {shown(url)} is a directory, and was staged as one although its type is {kind}")
         for job in jobs:
@@ -339,8 +353,29 @@ class _StageIn:
             raise StagingFailed(f"{shown(file.url)}: {file.size_bytes} bytes; at most {most}")
         self._parent(path)
         target = self._volume.place(path)
-        sent = self._control.repeat(lambda: filer.fetch(file, target))
+        sent = self._cached(filer, file, target) if self._cache else self._fetched(filer, file, target)
         self._ledger.moved(path, sent)
+
+    def _fetched(self, filer: Filer, file: RemoteFile, target: Path) -> Sent:
+        return self._control.repeat(lambda: filer.fetch(file, target))
+
+    def _cached(self, filer: Filer, file: RemoteFile, target: Path) -> Sent:
+        """From the cache, by what version the store has now; asking it proves the right to read, too."""
+        if self._cache is None or scheme_of(file.url) in ("", "file"):
+            return self._fetched(filer, file, target)
+        found: RemoteFile | None = file
+        if file.version is None:
+            found = self._control.repeat(lambda: filer.stat(file.url))
+            if found is None:
+                raise NotFound(f"{shown(file.url)}: there is no such file")
+
+        def fetch(file: RemoteFile, target: Path) -> Sent:
+            return self._control.repeat(lambda: filer.fetch(file, target), final=(Changed,))
+
+        try:
+            return self._cache.fetch(found or file, target, fetch)
+        except Changed:
+            return self._fetched(filer, RemoteFile(file.url, file.name, None), target)
 
     def _parent(self, path: str) -> None:
         self._make(posixpath.dirname(path))

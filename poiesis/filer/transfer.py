@@ -32,6 +32,10 @@ class Exhausted(StorageUnavailable):
     """All attempts are used up; nobody further out tries again."""
 
 
+class Changed(StorageUnavailable):
+    """What is fetched is another version than when its transfer began: begin anew."""
+
+
 class Control:
     """What every part of a transfer is given: whether to stop, how to wait, whom to tell of progress."""
 
@@ -47,6 +51,8 @@ class Control:
         self._stopped = threading.Event()
         self._sleep = sleep or self._wait
         self._lock = threading.Lock()
+        self.sync = settings.sync
+        """Whether each file is to be on the disk before it gets its name; False where somebody sees to all of them later."""
         self.bytes_done = 0
         self.files_done = 0
 
@@ -78,8 +84,14 @@ class Control:
         while (left := end - time.monotonic()) > 0 and not self.is_stopped:
             self._stopped.wait(min(left, POLL))
 
-    def repeat(self, call: Callable[[], T], progress: Callable[[], int] | None = None) -> T:
-        """`call()`, again after transient faults (`PoiesisError.retryable`), with back-off and jitter.
+    def repeat(
+        self,
+        call: Callable[[], T],
+        progress: Callable[[], int] | None = None,
+        *,
+        final: tuple[type[PoiesisError], ...] = (),
+    ) -> T:
+        """`call()`, again after transient faults (`PoiesisError.retryable`, but not `final`), with back-off and jitter.
 
         `progress` gives a number that grows when a failed call got further than the one before; attempts then count from one again, at
         most `max_resumes` times. Raises: what `call` raises for good, Exhausted, Cancelled.
@@ -91,10 +103,8 @@ class Control:
             self.check()
             try:
                 return call()
-            except (Cancelled, Exhausted):
-                raise
             except PoiesisError as error:
-                if not error.retryable:
+                if not error.retryable or isinstance(error, (Cancelled, Exhausted, *final)):
                     raise
                 if progress and progress() > reached and resumes < settings.max_resumes:
                     reached, attempt = progress(), 0

@@ -69,7 +69,7 @@ class Volume:
 
     def make_directory(self, path: str) -> bool:
         """Make `path` and what is above it, all writable for everybody; set-group-ID and sticky bits stay. False: one that was there
-        already belongs to somebody else and is not writable for everybody. Raises: StagingFailed."""
+        already belongs to somebody else and is writable neither for everybody nor for a group of ours (a pod's fsGroup). Raises: StagingFailed."""
         open_to_all = True
         current = os.dup(self._root)
         try:
@@ -83,7 +83,8 @@ class Volume:
                 child = os.open(name, _LIST, dir_fd=current)
                 os.close(current)
                 current = child
-                open_to_all = _open_to_all(current, os.fstat(current).st_mode) or made
+                status = os.fstat(current)
+                open_to_all = _open_to_all(current, status.st_mode) or made or _open_to_our_group(status)
             return open_to_all
         except OSError as error:
             raise StagingFailed(f"{path}: the directory cannot be made: {error.strerror}") from error
@@ -104,6 +105,20 @@ class Volume:
         try:
             os.fchmod(descriptor, FILE_MODE)
             os.utime(descriptor, ns=(0, 0))
+        finally:
+            os.close(descriptor)
+
+    def sync(self) -> None:
+        """Returns when all that was written is on the disk. Raises: StagingFailed. One call for the file system, since one for each of
+        many files would wait for its journal every time."""
+        import ctypes  # the standard library has no syncfs
+
+        descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            library = ctypes.CDLL(None, use_errno=True)
+            if library.syncfs(descriptor) != 0:
+                problem = os.strerror(ctypes.get_errno())
+                raise StagingFailed(f"the task's volume cannot be written to the disk: {problem}")
         finally:
             os.close(descriptor)
 
@@ -272,6 +287,11 @@ class Volume:
 
 def _names(path: str) -> list[str]:
     return [name for name in path.split("/") if name not in ("", ".")]
+
+
+def _open_to_our_group(status: os.stat_result) -> bool:
+    """Whether the group may write and we are of it: in a pod all containers are, whatever their user."""
+    return bool(status.st_mode & 0o020) and status.st_gid in (os.getegid(), *os.getgroups())
 
 
 def _open_to_all(descriptor: int, mode: int) -> bool:

@@ -16,6 +16,7 @@ from celery import Task as CeleryTask
 from poiesis.domain.errors import PoiesisError, QueueUnavailable, UnknownTask
 from poiesis.domain.states import Role
 from poiesis.domain.task import TaskId
+from poiesis.observability import LINK_FAILURES, LINK_SECONDS
 from poiesis.ports import Queue
 from poiesis.queue.app import LINK_OF, LINKS, role_of
 from poiesis.services.orchestrator import Orchestrator, stages_of
@@ -49,13 +50,16 @@ def _run(
 ) -> None:
     began = time.monotonic()
     due = None
+    failures = LINK_FAILURES.labels(name)
     try:
         due = orchestrator.reconcile(task_id, stages_of(role), tails=True).due
     except UnknownTask:
         log.warning("link_of_unknown_task", extra={"link": name, "task_id": task_id})
     except PoiesisError as error:  # resync publishes again
+        failures.inc()
         log.warning("link_failed", extra={"link": name, "task_id": task_id, "error": str(error)})
     except Exception as error:
+        failures.inc()
         log.exception("link_bug", extra={"link": name, "task_id": task_id})
         orchestrator.give_up(task_id, error)
     following = None if due is None else LINK_OF[due]
@@ -65,7 +69,9 @@ def _run(
             queue.publish(task_id, due)
         except QueueUnavailable as error:  # resync publishes
             log.warning("publish_failed", extra={"link": name, "task_id": task_id, "error": str(error)})
-    extra = {"link": name, "task_id": task_id, "due": due and due.value, "seconds": round(time.monotonic() - began, 4)}
+    seconds = time.monotonic() - began
+    LINK_SECONDS.labels(name).observe(seconds)
+    extra = {"link": name, "task_id": task_id, "due": due and due.value, "seconds": round(seconds, 4)}
     log.info("link_done", extra=extra)
 
 

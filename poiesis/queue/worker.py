@@ -6,9 +6,15 @@ import threading
 from collections.abc import Iterable
 
 from celery import Celery
+from celery.signals import setup_logging
 
 from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.states import Role
+
+
+@setup_logging.connect
+def _keep_logging(**_: object) -> None:
+    """Celery sets up logging by itself unless somebody answers this signal: ours is set up already."""
 
 
 def run_worker(app: Celery, roles: Iterable[Role], *, threads: int, name: str) -> int:
@@ -20,7 +26,6 @@ def run_worker(app: Celery, roles: Iterable[Role], *, threads: int, name: str) -
         hostname=f"{name}@%h",
         without_gossip=True,
         without_mingle=True,
-        loglevel="WARNING",
         quiet=True,
     )
     worker.start()

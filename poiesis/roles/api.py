@@ -1,4 +1,5 @@
-"""The API role. With several workers each makes its own application, from the environment."""
+"""The API role. With several workers each makes its own application, from the environment, and there are no metrics: a scrape would
+meet one of them at a time."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from poiesis.bootstrap import Bootstrap
+from poiesis.observability import HealthServer
 
 
 def main(environ: Mapping[str, str]) -> int:
@@ -15,7 +17,15 @@ def main(environ: Mapping[str, str]) -> int:
 
     with Bootstrap.from_environ(environ) as parts:
         settings = parts.settings.api
-        serve("poiesis.roles.api:make_app" if settings.workers > 1 else create_app(parts.api_services()), settings)
+        if settings.workers > 1:
+            serve("poiesis.roles.api:make_app", settings)
+            return 0
+        health = HealthServer(parts.settings.listen, parts.api_ready)
+        health.start()
+        try:
+            serve(create_app(parts.api_services()), settings)
+        finally:
+            health.close()
     return 0
 
 

@@ -30,7 +30,9 @@ def main(environ: Mapping[str, str]) -> int:
     with Bootstrap.from_environ(environ) as parts:
         monitor = parts.monitor()
         health = HealthServer(
-            parts.settings.listen, parts.ready, poke=lambda task_id, nonce, body: monitor.poke(TaskId(task_id), nonce, body)
+            parts.settings.listen,
+            parts.ready,
+            poke=lambda task_id, nonce, body: monitor.poke(TaskId(task_id), nonce, body),
         )
         monitor.listen()
         health.start()

@@ -23,6 +23,7 @@ from poiesis.domain.policy import Policy
 from poiesis.domain.records import MAX_RECORD_BYTES, parse_record
 from poiesis.domain.states import Stage
 from poiesis.domain.task import Executor, Task, TaskId, TaskSpec, View
+from poiesis.observability import SWEPT
 from poiesis.ports import Clock, Cluster, ClusterEvents, Queue, TaskFilter, TaskRepository
 from poiesis.services.orchestrator import Orchestrator
 
@@ -271,6 +272,7 @@ class Monitor:
                 found += 1
                 if knows_tasks:
                     self._remove_unknown(task_id)
+        SWEPT.inc(found)
         if found:
             log.warning("sweep_found", extra={"tasks": found})
         return found

@@ -18,7 +18,7 @@ import logging
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Final
 
 from poiesis.domain.decide import (
@@ -39,6 +39,7 @@ from poiesis.domain.observed import Record
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import Outcome, Task, TaskId, Version
+from poiesis.observability import TASKS_ENDED
 from poiesis.ports import Clock, Cluster, HearsRecords, TaskRepository
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,18 @@ class Reconciled:
 
 
 class Orchestrator:
-    def __init__(self, repository: TaskRepository, cluster: Cluster, clock: Clock, policy: Policy) -> None:
+    """`alone_since`: from when on nobody but this process works on the store, so that older claims are dead; None: there are others."""
+
+    def __init__(
+        self,
+        repository: TaskRepository,
+        cluster: Cluster,
+        clock: Clock,
+        policy: Policy,
+        *,
+        alone_since: datetime | None = None,
+    ) -> None:
+        self._alone_since = alone_since
         self._repository = repository
         self._cluster = cluster
         self._clock = clock
@@ -138,7 +150,9 @@ class Orchestrator:
 
     def _is_claimed(self, task: Task) -> bool:
         """Whether another process is just launching: it saves when it has; if it died, resync comes back when the claim has run out."""
-        return task.launching_at is not None and self._clock.now() - task.launching_at < CLAIM
+        if task.launching_at is None or (self._alone_since is not None and task.launching_at < self._alone_since):
+            return False
+        return self._clock.now() - task.launching_at < CLAIM
 
     def give_up(self, task_id: TaskId, error: BaseException) -> None:
         """A bug met while reconciling: end the task as SYSTEM_ERROR instead of meeting it for ever."""
@@ -221,6 +235,8 @@ class Orchestrator:
             return stored, False
         if not self._repository.save(desired, seen=stored.version):
             return self._repository.get(stored.id), True
+        if desired.state.is_terminal and not stored.state.is_terminal:
+            TASKS_ENDED.labels(desired.state.value).inc()
         extra = {
             "task_id": desired.id,
             "state": desired.state.value,

@@ -19,6 +19,7 @@ from poiesis.domain.policy import Policy
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Task, TaskId, TaskLog, TaskSpec, View
 from poiesis.domain.validate import check
+from poiesis.observability import TASKS_CREATED
 from poiesis.ports import Clock, Page, Queue, TaskFilter, TaskRepository
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ class TaskService:
             log=TaskLog(system_logs=(*notes, *dropped)),
         )
         self._repository.add(task)
+        TASKS_CREATED.inc()
         self._publish(task_id, _first_stage(task, self._policy))
         return task_id
 

@@ -1,7 +1,8 @@
 """What tests of tasks share: posting many of them at once, servers for their inputs, and a record of every pod that a task ever had.
 
-A test says by `@posted` which task it is about. All tasks of a module's selected tests are posted when its first test begins, so that they run
-side by side and a test only waits for its own; the fixture `task` is that task's id. Tests that act on a running task post it themselves.
+A test says by `@posted` which task it is about. All tasks of a module's selected tests are posted when its first test begins, so
+that they run side by side and a test only waits for its own; the fixture `task` is that task's id. What a test needs of the cluster
+besides, it does itself.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ import subprocess
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 import pytest
+import urllib3
 from minio.error import S3Error
 
-from tests.e2e.conftest import PART, S3_PORT, Failed, Installation, Json, until
+from tests.e2e.conftest import PART, S3_PORT, Door, Failed, Installation, Json, until
 
 BUSYBOX: Final = os.environ.get("POIESIS_TEST_EXECUTOR_IMAGE", "localhost/busybox:1")
 NOSHELL: Final = os.environ.get("POIESIS_TEST_NOSHELL_IMAGE", "localhost/noshell:1")
@@ -31,13 +33,14 @@ ENDS_S: Final = 240.0  # for a task among all others of its module on a small, b
 WEB_PORT: Final = 8080
 
 WEB_SERVER: Final = r"""
-import http.server, threading, time, collections
-asked = collections.Counter()
+import collections, http.server, threading, time
+asked, lock = collections.Counter(), threading.Lock()
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_GET(self):
         kind, _, rest = self.path.strip("/").partition("/")
-        asked[self.path] += 1
+        with lock:
+            asked[self.path] += self.command == "GET"
         if kind == "text":
             return self.say(200, rest.encode())
         if kind == "status":
@@ -46,6 +49,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.say(503, b"not yet\n")
         if kind == "later":
             return self.say(200, b"at last\n")
+        if kind == "count":                                 # how often this was asked for, this time included
+            return self.say(200, b"%d\n" % asked[self.path])
+        if kind == "counted":
+            return self.say(200, b"%d\n" % asked["/count/" + rest])
         if kind == "secret":
             given = self.headers.get("Authorization", "")
             return self.say(200 if given.startswith("Basic ") else 401, b"shown\n")
@@ -164,7 +171,6 @@ class Site:
     tasks_in: str
     web: str
     run: str = field(default_factory=lambda: secrets.token_hex(3))
-    canceled: set[str] = field(default_factory=set)
 
     def url(self, key: str) -> str:
         return self.service.s3.url(f"{self.run}/{key}")
@@ -242,6 +248,19 @@ class Site:
         pod: Json = self.until(look, timeout_s, f"no such pod of {task_id}")
         return pod
 
+    def counted(self, name: str) -> int:
+        """How often `self.web/count/NAME` was asked for."""
+        door = Door(self.service.cluster, self.service.namespace, "s3-web", WEB_PORT)
+        try:
+            return int(urllib3.request("GET", f"{door.url}/counted/{name}", timeout=10).data)
+        finally:
+            door.close()
+
+    def away(self, yes: bool) -> None:
+        """Whether the Service of the bucket `cut-off` leads nowhere."""
+        patch = {"spec": {"selector": {PART: "nobody" if yes else "s3"}}}
+        self.service.kubectl("patch", "service", "s3-away", "--type=merge", "-p", json.dumps(patch))
+
     def story(self) -> str:
         return self.service.story()
 
@@ -260,6 +279,7 @@ def codes(task: Json) -> list[int]:
 
 
 def one_log(task: Json) -> Json:
+    """The task's only log, whatever happened to it."""
     (log,) = task["logs"]
     found: Json = log
     return found
@@ -298,13 +318,14 @@ def service_of(name: str, part: str, port: int) -> Json:
 
 
 @contextmanager
-def site_of(service: Installation, tasks_in: str | None = None) -> Iterator[Site]:
-    items = web_objects(service.image)
-    service.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
-    service.kubectl("rollout", "status", "deployment/s3-web", "--timeout=120s", timeout_s=130)
+def site_of(service: Installation, tasks_in: str | None = None, *, web: bool = True) -> Iterator[Site]:
+    """`web`: with the HTTP server and the Service that can be cut off."""
+    if web:
+        items = web_objects(service.image)
+        service.kubectl("apply", "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": items}))
+        service.kubectl("rollout", "status", "deployment/s3-web", "--timeout=120s", timeout_s=130)
     where = tasks_in or service.namespace
-    with ExitStack() as stack:
-        pods = stack.enter_context(Pods(service, where).followed())
+    with Pods(service, where).followed() as pods:
         yield Site(service, pods, where, f"http://s3-web.{service.namespace}.svc:{WEB_PORT}")
 
 

@@ -65,7 +65,12 @@ def counter(poiesis: Installation) -> Iterator[Door]:
         "name": "main",
         "image": poiesis.image,
         "command": ["python", "-c", COUNTER],
-        "readinessProbe": {"httpGet": {"path": "/counts", "port": 8000}, "periodSeconds": 1},
+        "readinessProbe": {
+            "httpGet": {"path": "/counts", "port": 8000},
+            "periodSeconds": 1,
+            "timeoutSeconds": 10,
+            "failureThreshold": 1000,  # a busy machine is no reason to send nobody there
+        },
     }
     pod = {
         "apiVersion": "v1",

@@ -326,7 +326,9 @@ def _executor_security(settings: KubernetesSettings) -> Json:
 
 def _filer_security(settings: KubernetesSettings) -> Json:
     user = settings.filer_run_as_user
-    made: Json = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "runAsUser": user}
+    made: Json = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True}
+    if user is not None:
+        made["runAsUser"] = user
     if user != 0:
         made |= {"runAsNonRoot": True, "capabilities": {"drop": ["ALL"]}}
     return made

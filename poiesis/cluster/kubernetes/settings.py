@@ -76,8 +76,8 @@ class KubernetesSettings:
     """Name of a Secret → directory in filer containers alone where its keys appear as files."""
     filer_resources: Resources = Resources(memory_request="64Mi", memory_limit="1Gi")
     """No CPU is reserved: filers work while the executors' share lies idle."""
-    filer_run_as_user: int = 65532
-    """0 lets TOF read files that an executor's root kept to itself."""
+    filer_run_as_user: int | None = 65532
+    """None: not set, for clusters that choose one themselves (OpenShift). 0 lets TOF read files that an executor's root kept to itself."""
 
     pod_security: PodSecurity = "baseline"
     """Pod Security Standard that task pods meet. `baseline` runs images that need root; `restricted` demands another user, drops every

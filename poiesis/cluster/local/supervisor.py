@@ -40,6 +40,7 @@ Stage = Callable[[Mapping[str, Any], Path, Cancelled], FilerReport]
 KILL_SLACK: Final = 5.0  # seconds; the launcher kills after the grace by itself, so this is for a launcher that hangs
 PULL_RETRY: Final = 5.0  # seconds
 RETRY: Final = 2.0
+LOOK: Final = 2.0  # how often a command that runs is looked at, should its end or a stop have been missed
 
 
 @dataclass(frozen=True)
@@ -273,7 +274,8 @@ class Supervisor:
         """Until it has ended (True) or this process closes (False)."""
         kill_at: float | None = None
         while True:
-            left = 3600.0 if kill_at is None else kill_at - time.monotonic()
+            # a stop that came before the wait is not seen by it, so there is none then, and no long one ever
+            left = (0.0 if self._stop.is_set else LOOK) if kill_at is None else kill_at - time.monotonic()
             if run.wait(self._stop, left):
                 return True
             if self._detached and not self._deleting:

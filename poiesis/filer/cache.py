@@ -1,0 +1,192 @@
+"""Inputs kept for other tasks: a thousand tasks with one reference genome fetch it once.
+
+An entry is a file named by URL and version (ETag and the like), so it never changes, and whoever wants it has asked the store for the
+version with rights of its own first. One fetches, under a lock of the entry, and others wait; a lock goes with its process, so a crash
+leaves nothing but a temporary file, which the next eviction removes. What comes out is a reflink where the file system has them, else a
+copy: tasks may write to their inputs, so hard links would let one task change another's. The cache is a help and never a fault:
+whatever goes wrong with it, the file is fetched as if there were none.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from poiesis.domain.errors import PoiesisError
+from poiesis.filer.settings import FilerSettings
+from poiesis.filer.transfer import POLL, Control
+from poiesis.filer.writing import partial
+from poiesis.ports.filer import RemoteFile, Sent
+
+WAIT_S: Final = 3600.0  # for another task's fetch; after that this one fetches by itself
+SLOT_DIGITS: Final = 3  # of a key, in hexadecimal: 4,096 lock files
+LOW_WATER: Final = 0.9  # an eviction goes on until this share is left
+EVICTION: Final = "all"  # no hexadecimal number
+_CLONE: Final = 0x40049409  # FICLONE
+_CHUNK: Final = 64 * 1024 * 1024
+
+
+class Cache:
+    def __init__(self, settings: FilerSettings, control: Control, note: Callable[[str], None]) -> None:
+        self._settings, self._control, self._note = settings, control, note
+        root = Path(str(settings.cache_dir))
+        self._entries, self._locks, self._partial = root / "entries", root / "locks", root / "partial"
+
+    def fetch(self, file: RemoteFile, target: Path, fetch: Callable[[RemoteFile, Path], Sent]) -> Sent:
+        """As `fetch(file, target)`, from the cache if it can be. Raises: what `fetch` raises."""
+        size = file.size_bytes
+        if (
+            file.version is None
+            or size is None
+            or not self._settings.cache_min_bytes <= size <= self._settings.cache_bytes
+        ):
+            return fetch(file, target)
+        key = hashlib.sha256(f"{file.url}\0{file.version}\0{size}".encode(errors="surrogateescape")).hexdigest()
+        entry = self._entries / key[:2] / key
+        try:
+            for folder in (entry.parent, self._locks, self._partial):
+                folder.mkdir(parents=True, exist_ok=True)
+            if self._placed(entry, target, size):
+                return Sent(file.url, size)
+            with self._locked(key) as held:
+                if held and not self._placed(entry, target, size):
+                    self._fill(file, key, entry, fetch)
+                if held and self._placed(entry, target, size):
+                    self._evict(size)
+                    return Sent(file.url, size)
+        except OSError as error:
+            self._note(f"the input cache was of no use: {error.strerror}")
+        except _Failed as failed:
+            raise failed.error from failed
+        return fetch(file, target)
+
+    def _fill(self, file: RemoteFile, key: str, entry: Path, fetch: Callable[[RemoteFile, Path], Sent]) -> None:
+        self._evict(file.size_bytes or 0, before=True)
+        room = (
+            self._partial / f"{key}.{secrets.token_hex(4)}"
+        )  # a directory, since fetching makes temporary names of its own
+        arriving = room / "file"
+        try:
+            room.mkdir()
+            try:
+                fetch(file, arriving)
+            except PoiesisError as error:
+                raise _Failed(error) from error
+            with arriving.open("rb") as written:
+                os.fsync(written.fileno())
+            executable = os.stat(arriving).st_mode & 0o111
+            os.chmod(arriving, 0o555 if executable else 0o444)
+            os.rename(arriving, entry)
+        finally:
+            shutil.rmtree(room, ignore_errors=True)
+
+    def _placed(self, entry: Path, target: Path, size: int) -> bool:
+        """Whether the entry was there, and is at `target` now."""
+        try:
+            source = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            state = os.fstat(source)
+            if state.st_size != size:  # somebody has damaged it
+                with suppress(OSError):
+                    os.unlink(entry)
+                return False
+            with suppress(OSError):
+                os.utime(entry)  # used now: evicted late
+            with partial(target, sync=self._control.sync, size_bytes=size) as part:
+                try:
+                    fcntl.ioctl(part.descriptor, _CLONE, source)
+                except OSError:
+                    self._copy(source, part.descriptor)
+                if os.fstat(part.descriptor).st_size != size:
+                    raise OSError(5, "an entry was shorter than it had been")
+                if state.st_mode & 0o111:
+                    part.executable()
+            return True
+        finally:
+            os.close(source)
+
+    def _copy(self, source: int, target: int) -> None:
+        offset = 0
+        while True:
+            try:
+                count = os.copy_file_range(source, target, _CHUNK, offset, offset)
+            except OSError:
+                if offset:
+                    raise
+                count = 0
+            if count == 0:
+                break
+            offset += count
+            self._control.moved(count)
+        while data := os.pread(source, 1 << 20, offset):  # where the kernel cannot
+            view = memoryview(data)
+            while view:
+                count = os.pwrite(target, view, offset)
+                view, offset = view[count:], offset + count
+            self._control.moved(len(data))
+
+    @contextmanager
+    def _locked(self, key: str, *, wait: bool = True) -> Iterator[bool]:
+        """The lock of a name; False when it could not be had in time. Names share files, since none can be removed safely."""
+        descriptor = os.open(self._locks / key[:SLOT_DIGITS], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            deadline = time.monotonic() + (WAIT_S if wait else 0)
+            held = False
+            while not held:
+                self._control.check()
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held = True
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        break
+                    time.sleep(POLL)
+            yield held
+        finally:
+            os.close(descriptor)
+
+    def _evict(self, size: int, *, before: bool = False) -> None:
+        """Remove what was not used for longest, when there is too much; one process at a time, the others have no need to."""
+        with self._locked(EVICTION, wait=before) as held:
+            if not held:
+                return
+            self._remove_stale()
+            found = []
+            for path in self._entries.glob("*/*"):
+                with suppress(OSError):
+                    state = path.stat()
+                    found.append((state.st_mtime, state.st_size, path))
+            total = sum(s for _, s, _ in found) + (size if before else 0)
+            if total <= self._settings.cache_bytes:
+                return
+            for _, each, path in sorted(found):
+                with suppress(OSError):
+                    path.unlink()
+                    total -= each
+                if total <= self._settings.cache_bytes * LOW_WATER:
+                    return
+
+    def _remove_stale(self) -> None:
+        """What a crash left: a directory whose entry nobody has locked."""
+        for path in self._partial.iterdir():
+            with self._locked(path.name, wait=False) as held:
+                if held:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+class _Failed(Exception):
+    """The fetch itself failed: no fault of the cache."""
+
+    def __init__(self, error: PoiesisError) -> None:
+        super().__init__(str(error))
+        self.error = error

@@ -1,0 +1,209 @@
+"""drs://HOST/ID: GA4GH Data Repository Service 1.x, inputs alone. Resolved to a URL that another filer reads.
+
+Compact identifiers (`drs://prefix:accession`) are not resolved, since that asks a third party. What comes is held against the size and the
+checksum that the service tells. The bearer token goes to hosts that the site has listed, and to nobody else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote, unquote, urlsplit
+
+from poiesis.domain.errors import (
+    AccessDenied,
+    ConfigurationError,
+    NotFound,
+    StagingFailed,
+    StorageUnavailable,
+    UnsupportedUrl,
+)
+from poiesis.filer.addresses import is_safe_name, scheme_of, shown
+from poiesis.filer.http import Client, HttpFiler, refused
+from poiesis.filer.registry import Context
+from poiesis.ports.filer import RemoteFile, Sent
+
+MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024  # of the description of a bundle with all its files
+PREFERRED: Final = ("https", "s3", "http", "ftp", "ftps")  # never file: it would name files of ours
+_SUMS: Final = {"sha-256": "sha256", "sha256": "sha256", "sha-512": "sha512", "sha512": "sha512", "md5": "md5"}
+
+
+class DrsFiler:
+    def __init__(self, context: Context) -> None:
+        self._context, self._control = context, context.control
+        self._client = Client(context.settings)
+        self._http = HttpFiler(context)
+        self._bases: dict[str, str] = {}
+        for item in context.settings.drs_hosts:
+            base = item if "://" in item else f"https://{item}"
+            self._bases[urlsplit(base).netloc.lower()] = base.rstrip("/")
+        self._token: str | None = None
+        if context.settings.drs_token_file is not None:
+            try:
+                self._token = Path(context.settings.drs_token_file).read_text().strip()
+            except OSError as error:
+                raise ConfigurationError(f"filer: the DRS token cannot be read: {error.strerror}") from error
+
+    def close(self) -> None:
+        self._client.close()
+        self._http.close()
+
+    def stat(self, url: str) -> RemoteFile | None:
+        found = self._object(url)
+        if found.get("contents"):
+            return None
+        sums = _sums(found)
+        version = next(iter(sums.values()), None) or found.get("version") or found.get("updated_time")
+        return RemoteFile(url, str(found.get("name") or ""), _size(found), str(version) if version else None)
+
+    def walk(self, url: str) -> Iterator[RemoteFile]:
+        found = self._object(url, expand=True)
+        contents = found.get("contents")
+        if not isinstance(contents, list) or not contents:
+            raise NotFound(f"{shown(url)}: is no bundle")
+        yield from self._contents(url, contents, "", 0)
+
+    def fetch(self, file: RemoteFile, target: Path) -> Sent:
+        found = self._object(file.url)
+        if found.get("contents"):
+            raise NotFound(f"{shown(file.url)}: is a bundle")
+        address, headers = self._address(file.url, found)
+        # below a name of its own until it is checked
+        arrived = target.with_name(f"{target.name}.drs")
+        try:
+            if scheme_of(address) in ("http", "https"):
+                sent = self._http.fetch_with(address, arrived, headers)
+            elif self._context.reader is None:
+                raise UnsupportedUrl(f"{shown(file.url)}: nobody can read {shown(address)}")
+            else:
+                sent = self._context.reader(address).fetch(RemoteFile(address, file.name, None), arrived)
+            checksum = self._verified(file.url, found, arrived, sent.size_bytes)
+            arrived.rename(target)
+        finally:
+            with suppress(OSError):
+                arrived.unlink(missing_ok=True)
+        return Sent(file.url, sent.size_bytes, checksum)
+
+    def send(self, source: int, url: str) -> Sent:
+        raise UnsupportedUrl(f"{shown(url)}: drs is for reading")
+
+    def make_directory(self, url: str) -> None:
+        raise UnsupportedUrl(f"{shown(url)}: drs is for reading")
+
+    def _contents(self, url: str, contents: list[Any], name: str, depth: int) -> Iterator[RemoteFile]:
+        if depth > 50:
+            raise StagingFailed(f"{shown(url)}: bundles within more than 50 bundles")
+        for item in contents:
+            child = str(item.get("name") or "") if isinstance(item, dict) else ""
+            if not is_safe_name(child) or "/" in child:
+                raise StagingFailed(f"{shown(url)}: the bundle has a file of name {child!r}, which is none")
+            inner = f"{name}/{child}" if name else child
+            if isinstance(item.get("contents"), list) and item["contents"]:
+                yield from self._contents(url, item["contents"], inner, depth + 1)
+            elif item.get("id"):
+                host = urlsplit(url).netloc
+                yield RemoteFile(f"drs://{host}/{quote(str(item['id']), safe='')}", inner, None)
+            else:
+                raise StagingFailed(f"{shown(url)}: {inner!r} of the bundle has no id")
+
+    def _object(self, url: str, *, expand: bool = False) -> dict[str, Any]:
+        base, identifier, headers = self._service(url)
+        return self._get(url, f"{base}/objects/{identifier}{'?expand=true' if expand else ''}", headers)
+
+    def _service(self, url: str) -> tuple[str, str, dict[str, str]]:
+        """The API of the host, the percent-encoded id, and headers."""
+        try:
+            parts = urlsplit(url)
+            host, identifier = parts.hostname, unquote(parts.path.strip("/"))
+            _ = parts.port
+        except ValueError:
+            raise UnsupportedUrl(
+                f"{shown(url)}: compact identifiers are not resolved here; write drs://HOST/ID"
+            ) from None
+        if not host or not identifier:
+            raise UnsupportedUrl(f"{shown(url)}: write drs://HOST/ID")
+        base = self._bases.get(parts.netloc.lower())
+        if base is None and self._bases:
+            raise AccessDenied(f"{shown(url)}: {host} is none of the DRS hosts of this service")
+        token = {"authorization": f"Bearer {self._token}"} if base and self._token else {}
+        return f"{base or 'https://' + parts.netloc}/ga4gh/drs/v1", quote(identifier, safe=""), token
+
+    def _address(self, url: str, found: dict[str, Any]) -> tuple[str, dict[str, str]]:
+        """Where the bytes are, by the method we like best, and the headers to ask with."""
+        methods = [m for m in found.get("access_methods") or () if isinstance(m, dict)]
+        for method in sorted(methods, key=_preference):
+            access = method.get("access_url")
+            if not isinstance(access, dict) and method.get("access_id"):
+                base, identifier, headers = self._service(url)
+                access_id = quote(str(method["access_id"]), safe="")
+                access = self._get(url, f"{base}/objects/{identifier}/access/{access_id}", headers)
+            if not isinstance(access, dict) or not isinstance(access.get("url"), str):
+                continue
+            if scheme_of(access["url"]) not in PREFERRED:
+                continue
+            headers = {}
+            for line in access.get("headers") or ():
+                name, _, value = str(line).partition(":")
+                if "\r" not in line and "\n" not in line:
+                    headers[name.strip().lower()] = value.strip()
+            return access["url"], headers
+        kinds = ", ".join(sorted({str(m.get("type")) for m in methods})) or "none"
+        raise UnsupportedUrl(f"{shown(url)}: has no way to its bytes that is known here (it offers: {kinds})")
+
+    def _get(self, url: str, address: str, headers: dict[str, str]) -> dict[str, Any]:
+        answer = self._client.request("GET", address, {**headers, "accept": "application/json"})
+        if answer.status == 202:
+            answer.close()
+            raise StorageUnavailable(f"{shown(url)}: is not ready yet")
+        if answer.status != 200:
+            raise refused(url, answer)
+        try:
+            text = answer.read(MAX_ANSWER_BYTES + 1)
+            found = json.loads(text)
+        except (ValueError, OSError) as error:
+            raise StorageUnavailable(f"{shown(url)}: the service's answer is no JSON") from error
+        finally:
+            answer.close()
+        if not isinstance(found, dict) or len(text) > MAX_ANSWER_BYTES:
+            raise StagingFailed(f"{shown(url)}: the service's answer describes no object")
+        return found
+
+    def _verified(self, url: str, found: dict[str, Any], path: Path, size: int) -> str | None:
+        expected = _size(found)
+        if expected is not None and size != expected:
+            raise StorageUnavailable(f"{shown(url)}: {size} bytes came, the service says {expected}")
+        for name, value in _sums(found).items():
+            digest = hashlib.new(name, usedforsecurity=False)
+            with path.open("rb") as file:
+                while data := file.read(1 << 20):
+                    digest.update(data)
+                    self._control.check()
+            if digest.hexdigest() != value.lower():
+                raise StorageUnavailable(
+                    f"{shown(url)}: what came does not have the checksum that the service tells ({name})"
+                )
+            return f"{name}:{value.lower()}"
+        return None
+
+
+def _preference(method: dict[str, Any]) -> int:
+    kind = str(method.get("type"))
+    return PREFERRED.index(kind) if kind in PREFERRED else len(PREFERRED)
+
+
+def _size(found: dict[str, Any]) -> int | None:
+    size = found.get("size")
+    return size if isinstance(size, int) and not isinstance(size, bool) and size >= 0 else None
+
+
+def _sums(found: dict[str, Any]) -> dict[str, str]:
+    """Checksums by hashlib's names, the strongest first, as far as they are known here."""
+    told = {}
+    for item in found.get("checksums") or ():
+        if isinstance(item, dict) and (name := _SUMS.get(str(item.get("type")).lower())):
+            told[name] = str(item.get("checksum"))
+    return {name: told[name] for name in ("sha256", "sha512", "md5") if name in told}

@@ -1,0 +1,314 @@
+"""A thin HTTP/1.1 path for object data: a request costs a fifth of the usual client's CPU, which decides how many small files go a second.
+
+Connections are urllib3's, so TLS, certificates and tunnels through proxies are its affair. What is ours is framing: a head is read into the
+connection's own buffer, a body is handed out in views of it, files are sent by `sendfile` where nothing has to be encrypted. Measured
+for 10 KB objects: 74 µs a request, against 313 with http.client, 445 with urllib3's pools, 686 with the S3 SDK (docs/data-plane.md).
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+MAX_HEAD_BYTES: Final = 64 * 1024
+MAX_LINE_BYTES: Final = 1024
+_SEND_BYTES: Final = 1 << 20  # between two looks at the clock and at whether to stop
+_END: Final = b"\r\n\r\n"
+
+
+class WireError(Exception):
+    """The connection broke, or what came over it is no HTTP. The request may be repeated."""
+
+
+class _Dropped(WireError):
+    """The server closed the connection before a byte of an answer."""
+
+
+class Connectable(Protocol):
+    """What of urllib3's connections is used."""
+
+    sock: socket.socket | None
+
+    def connect(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A part of an open file, as a body."""
+
+    descriptor: int
+    offset: int
+    size_bytes: int
+
+
+class Answer:
+    """Status and headers (lower-case names), and a body that can be read once."""
+
+    def __init__(self, line: _Line, status: int, headers: dict[str, str], has_body: bool) -> None:
+        self._line = line
+        self.status = status
+        self.headers = headers
+        self._chunked = has_body and "chunked" in headers.get("transfer-encoding", "").lower()
+        length = headers.get("content-length", "")
+        self.size_bytes: int | None = int(length) if length.isdigit() and not self._chunked else None
+        """Of the body, where the server said so."""
+        if not has_body:
+            self.size_bytes = 0
+        self.is_spent = self.size_bytes == 0
+        self._until_close = not self._chunked and self.size_bytes is None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether the connection is good for another request."""
+        return self.is_spent and not self._until_close and "close" not in self.headers.get("connection", "").lower()
+
+    def chunks(self) -> Iterator[memoryview]:
+        """The body; each view is good until the next one. Raises: WireError when it ends early."""
+        if self.is_spent:
+            return
+        if self._chunked:
+            yield from self._line.chunked()
+        elif self._until_close:
+            yield from self._line.rest()
+        else:
+            yield from self._line.exactly(self.size_bytes or 0)
+        self.is_spent = True
+
+    def read(self, limit: int = 1 << 20) -> bytes:
+        """The body, of which at most `limit` bytes are kept."""
+        kept = bytearray()
+        for view in self.chunks():
+            kept += view[: max(0, limit - len(kept))]
+        return bytes(kept)
+
+
+class _Line:
+    """One connection with its buffer."""
+
+    def __init__(self, connection: Connectable, buffer_bytes: int, stall_s: float) -> None:
+        self._connection = connection
+        connection.connect()
+        if connection.sock is None:
+            raise WireError("there is no connection")
+        self._socket = connection.sock
+        self._socket.settimeout(stall_s)
+        self._stall_s = stall_s
+        self._buffer = bytearray(max(buffer_bytes, MAX_HEAD_BYTES))
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0  # of what was read and not used
+        self.is_used = False
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._connection.close()
+
+    def send(self, head: bytes, body: bytes | Slice, moved: Callable[[int], None]) -> None:
+        if isinstance(body, bytes):
+            self._socket.sendall(head + body)
+            return
+        self._socket.sendall(head)
+        offset, end = body.offset, body.offset + body.size_bytes
+        plain = not isinstance(self._socket, ssl.SSLSocket)
+        while offset < end:
+            count = min(_SEND_BYTES, end - offset)
+            sent = (
+                self._sendfile(body.descriptor, offset, count) if plain else self._copy(body.descriptor, offset, count)
+            )
+            if sent == 0:
+                raise WireError("the file became shorter while it was sent")
+            offset += sent
+            moved(sent)
+
+    def _sendfile(self, descriptor: int, offset: int, count: int) -> int:
+        while True:
+            try:
+                return os.sendfile(self._socket.fileno(), descriptor, offset, count)
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self._socket, select.POLLOUT)
+                if not poll.poll(self._stall_s * 1000):
+                    raise TimeoutError(f"nothing could be sent for {self._stall_s:.0f} s") from None
+
+    def _copy(self, descriptor: int, offset: int, count: int) -> int:
+        data = os.pread(descriptor, min(count, 1 << 18), offset)
+        self._socket.sendall(data)
+        return len(data)
+
+    def answer(self, method: str) -> Answer:
+        """The head of the final answer; provisional ones are passed over."""
+        while True:
+            status, headers = self._head()
+            if status >= 200:
+                return Answer(self, status, headers, method != "HEAD" and status not in (204, 304))
+
+    def _head(self) -> tuple[int, dict[str, str]]:
+        at = self._buffer.find(_END, self._start, self._end)
+        while at < 0:
+            if self._end - self._start >= MAX_HEAD_BYTES or not self._fill():
+                if self._end == self._start:
+                    raise _Dropped("the server closed the connection without an answer")
+                raise WireError("the server's answer has no proper head")
+            at = self._buffer.find(_END, self._start, self._end)
+        text = str(self._view[self._start : at], "latin-1")
+        self._start = at + len(_END)
+        first, *lines = text.split("\r\n")
+        version, _, rest = first.partition(" ")
+        if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+            raise WireError("the server's answer is no HTTP/1.1")
+        headers: dict[str, str] = {}
+        for line in lines:
+            name, _, value = line.partition(":")
+            headers[name.lower()] = value.strip()
+        if version == "HTTP/1.0":
+            headers.setdefault("connection", "close")
+        return int(rest[:3]), headers
+
+    def exactly(self, count: int) -> Iterator[memoryview]:
+        while count:
+            if self._start == self._end and not self._fill():
+                raise WireError(f"the connection ended {count} bytes before the end")
+            size = min(count, self._end - self._start)
+            view = self._view[self._start : self._start + size]
+            self._start += size
+            count -= size
+            yield view
+
+    def rest(self) -> Iterator[memoryview]:
+        while self._start < self._end or self._fill():
+            view = self._view[self._start : self._end]
+            self._start = self._end
+            yield view
+
+    def chunked(self) -> Iterator[memoryview]:
+        while True:
+            text = self._text_line().partition(b";")[0].strip()
+            try:
+                size = int(text, 16)
+            except ValueError:
+                raise WireError("the server's answer has a chunk without a size") from None
+            if size < 0:
+                raise WireError("the server's answer has a chunk without a size")
+            if size == 0:
+                while self._text_line():
+                    pass  # trailers
+                return
+            yield from self.exactly(size)
+            if self._text_line():
+                raise WireError("the server's answer has a chunk longer than it says")
+
+    def _text_line(self) -> bytes:
+        while (at := self._buffer.find(b"\r\n", self._start, self._end)) < 0:
+            if self._end - self._start > MAX_LINE_BYTES or not self._fill():
+                raise WireError("the connection ended in the middle of an answer")
+        line = bytes(self._view[self._start : at])
+        self._start = at + 2
+        return line
+
+    def _fill(self) -> bool:
+        """Read more behind what is there; False at the end of the connection."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._end == len(self._buffer):
+            kept = bytes(self._view[self._start : self._end])
+            self._view[: len(kept)] = kept
+            self._start, self._end = 0, len(kept)
+            if self._end == len(self._buffer):
+                return False
+        count = self._socket.recv_into(self._view[self._end :])
+        self._end += count
+        return count > 0
+
+
+class Wire:
+    """Connections to one origin, kept open between requests."""
+
+    def __init__(self, connect: Callable[[], Connectable], *, buffer_bytes: int, stall_s: float, keep: int) -> None:
+        """`connect` makes a connection that is not open yet."""
+        self._connect = connect
+        self._buffer_bytes = buffer_bytes
+        self._stall_s = stall_s
+        self._keep = keep
+        self._idle: list[_Line] = []
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        with self._lock:
+            lines, self._idle = self._idle, []
+        for line in lines:
+            line.close()
+
+    @contextmanager
+    def request(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | Slice = b"",
+        moved: Callable[[int], None] = lambda _: None,
+    ) -> Iterator[Answer]:
+        """One request with its answer, whose body is unread. `body` is sent again when a kept connection turns out to be closed.
+
+        Raises: WireError, OSError, and what `moved` raises.
+        """
+        size = len(body) if isinstance(body, bytes) else body.size_bytes
+        lines = [f"{method} {target} HTTP/1.1", *(f"{n}: {v}" for n, v in headers.items())]
+        if size or method in ("PUT", "POST"):
+            lines.append(f"content-length: {size}")
+        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        line, answer = self._exchange(method, head, body, moved)
+        try:
+            yield answer
+            if not answer.is_spent and answer.size_bytes is not None and answer.size_bytes <= MAX_HEAD_BYTES:
+                answer.read(0)
+        except BaseException:
+            line.close()
+            raise
+        if answer.keeps:
+            self._give_back(line)
+        else:
+            line.close()
+
+    def _exchange(
+        self, method: str, head: bytes, body: bytes | Slice, moved: Callable[[int], None]
+    ) -> tuple[_Line, Answer]:
+        while True:
+            line = self._take()
+            try:
+                try:
+                    line.send(head, body, moved)
+                except (BrokenPipeError, ConnectionResetError):
+                    if line.is_used:
+                        raise
+                    return line, line.answer(method)  # often an early refusal
+                return line, line.answer(method)
+            except (_Dropped, BrokenPipeError, ConnectionResetError):
+                line.close()
+                if not line.is_used:
+                    raise
+                # a kept connection that the server had closed: the next kept one, in the end a new one
+            except BaseException:
+                line.close()
+                raise
+
+    def _take(self) -> _Line:
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+        return _Line(self._connect(), self._buffer_bytes, self._stall_s)
+
+    def _give_back(self, line: _Line) -> None:
+        line.is_used = True
+        with self._lock:
+            if len(self._idle) < self._keep:
+                self._idle.append(line)
+                return
+        line.close()

@@ -1,0 +1,134 @@
+"""What a user's command can see and reach, and where secrets of the service must never appear."""
+
+from __future__ import annotations
+
+import base64
+from typing import Final
+
+from tests.e2e.conftest import S3_PASSWORD, S3_SECRET, Json
+from tests.e2e.site import TASK_LABEL, Site, one_log, posted, shell, why
+
+URL_PASSWORD: Final = "not-for-anybodys-eyes"
+LOOK: Final = r"""
+for f in /proc/self/environ /proc/1/environ; do tr '\0' '\n' < $f > /seen/env-$(echo $f | tr / -); done
+cat /proc/self/mounts > /seen/mounts
+cat /proc/self/status > /seen/status
+find / -xdev -name token -o -xdev -name '*.kubeconfig' > /seen/tokens 2>/dev/null
+ls -laR /var/run/secrets /run/secrets > /seen/secrets 2>/dev/null
+ls -laR /poiesis > /seen/poiesis 2>/dev/null
+cat /poiesis/control/* > /seen/control 2>/dev/null
+for i in /proc/[0-9]*; do tr '\0' ' ' < $i/cmdline; echo; done > /seen/processes
+true
+"""
+
+
+def _looks_around(site: Site) -> Json:
+    host = site.web.removeprefix("http://")
+    return {
+        "inputs": [
+            {"url": f"http://user:{URL_PASSWORD}@{host}/secret/file", "path": "/data/in"},
+            {"url": site.put("looked/in", b"x"), "path": "/data/s3"},
+        ],
+        "executors": [shell(LOOK, env={"MINE": "1"})],
+        "volumes": ["/seen"],
+        "outputs": [{"path": "/seen", "url": site.url("looked/seen"), "type": "DIRECTORY"}],
+    }
+
+
+@posted(_looks_around)
+def test_a_command_sees_no_token_no_credential_and_nothing_of_the_service(site: Site, task: str):
+    site.complete(task)
+    seen = {name: (site.got(f"looked/seen/{name}") or b"").decode() for name in site.keys("looked/seen/")}
+    environment = {line.split("=")[0] for name in seen if name.startswith("env-") for line in seen[name].splitlines()}
+    assert "MINE" in environment
+    foreign = [n for n in environment if n.startswith(("AWS", "POIESIS", "KUBERNETES", "MONGO", "REDIS", "TES_"))]
+    assert foreign == [], "not even the names of services"
+    assert not [n for n in environment if "SERVICE_HOST" in n or "_PORT" in n]
+    assert seen["tokens"] == ""
+    assert "serviceaccount" not in seen["mounts"] + seen["secrets"]
+    targets = [line.split()[1] for line in seen["mounts"].splitlines()]
+    assert [t for t in targets if t.startswith("/poiesis")] == ["/poiesis/bin", "/poiesis/control"]
+    status = dict(line.split(":", 1) for line in seen["status"].splitlines() if ":" in line)
+    assert (status["Seccomp"].strip(), status["NoNewPrivs"].strip()) == ("2", "1")
+    assert "poiesis.filer" not in seen["processes"]
+    for name, text in seen.items():
+        assert S3_PASSWORD not in text, name
+        assert URL_PASSWORD not in text, name
+
+
+@posted(
+    lambda site: {
+        "inputs": [
+            {"url": f"http://user:{URL_PASSWORD}@{site.web.removeprefix('http://')}/status/403", "path": "/data/in"}
+        ],
+        "executors": [shell("true")],
+        "outputs": [{"path": "/data/out", "url": site.url("never")}],
+    }
+)
+def test_an_error_names_the_url_without_its_password(site: Site, task: str):
+    found = site.wait(task, ("SYSTEM_ERROR",))
+    assert "403" in why(found)
+    assert URL_PASSWORD not in str(found["logs"])
+
+
+@posted(lambda site: {"executors": [shell("true")], "resources": {"disk_gb": 0.1}})
+def test_every_pod_of_every_task_is_confined(site: Site, task: str):
+    """Also of all tasks that other tests have posted before this one."""
+    site.complete(task)
+    site.until(lambda: site.pods.of(task), 30, "the pod was not seen")
+    for pod in site.pods.all():
+        spec, name = pod["spec"], pod["metadata"]["name"]
+        assert spec["automountServiceAccountToken"] is False, name
+        assert spec["enableServiceLinks"] is False, name
+        assert spec["restartPolicy"] == "Never", name
+        assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC", "shareProcessNamespace")), name
+        assert not [v for v in spec["volumes"] if "hostPath" in v], name
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            security = container["securityContext"]
+            assert security["allowPrivilegeEscalation"] is False, name
+            assert not security.get("privileged"), name
+            mounts = {m["name"] for m in container["volumeMounts"]}
+            assert not [m for m in container["volumeMounts"] if "serviceaccount" in m["mountPath"]], name
+            if container["name"] in ("tif", "tof"):
+                assert container["envFrom"] == [{"secretRef": {"name": S3_SECRET}}], name
+                assert security["runAsNonRoot"] is True, name
+                assert security["readOnlyRootFilesystem"] is True, name
+                assert security["capabilities"] == {"drop": ["ALL"]}, name
+            else:
+                assert "envFrom" not in container, name
+                assert not [e for e in container.get("env", []) if "valueFrom" in e], name
+                assert not {"documents"} & mounts, name
+
+
+def test_secrets_stand_in_no_log_and_no_document(site: Site, tasks_posted: object):
+    """Passwords of S3, store and broker, and the one in a task's URL."""
+    service = site.service
+    secrets = {URL_PASSWORD, S3_PASSWORD}
+    for secret in service.get("secrets", "-l", f"app.kubernetes.io/instance={service.release}"):
+        if TASK_LABEL in secret["metadata"].get("labels", {}):
+            continue
+        for value in secret.get("data", {}).values():
+            text = base64.b64decode(value).decode()
+            if "@" in text:  # a connection string: its password
+                secrets.add(text.split("@")[0].rsplit(":", 1)[-1])
+            elif "://" not in text and len(text) >= 8:
+                secrets.add(text)
+    assert len(secrets) >= 3, "at least the broker's is there"
+    shown = service.kubectl("get", "events", "-o", "json")
+    shown += service.kubectl("get", "pods,persistentvolumeclaims,configmaps,deployments", "-o", "json")
+    for component in ("api", "torc", "tif", "texam", "tof", "monitor"):
+        selector = f"app.kubernetes.io/instance={service.release},app.kubernetes.io/component={component}"
+        said = service.kubectl("logs", "-l", selector, "--tail=-1", "--all-containers")
+        assert said or component == "api"
+        shown += said
+    token = None
+    while True:
+        query = f"&page_token={token}" if token else ""
+        status, page = service.call("GET", f"/tasks?view=FULL{query}")
+        assert status == 200
+        shown += "".join(str(one_log(t)) for t in page["tasks"])
+        token = page.get("next_page_token")
+        if not token:
+            break
+    assert [s for s in secrets if s in shown] == []

@@ -1,0 +1,173 @@
+"""A second site: the staged layout, in a namespace of its own for tasks which enforces Pod Security `restricted`, with executors as a user
+without rights, without pokes, and with a short patience for nodes."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+
+import pytest
+
+from tests.e2e.conftest import OURS, S3_PASSWORD, S3_PORT, S3_SECRET, S3_USER, Cluster, Installation, installation
+from tests.e2e.site import (
+    NOSHELL,
+    Site,
+    assert_nothing_left,
+    codes,
+    content,
+    failure,
+    one_log,
+    post_all,
+    posted,
+    shell,
+    site_of,
+)
+
+USER = 1234
+
+
+def _tasks_namespace(cluster: Cluster, name: str) -> None:
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    cluster.kubectl(
+        *("create", "-f", "-"),
+        stdin=json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
+    )
+    keys = {"AWS_ACCESS_KEY_ID": S3_USER, "AWS_SECRET_ACCESS_KEY": S3_PASSWORD}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": S3_SECRET, "labels": OURS}, "stringData": keys}
+    cluster.kubectl("-n", name, "create", "-f", "-", stdin=json.dumps(secret))
+
+
+@pytest.fixture(scope="module")
+def strict(cluster: Cluster, image: str) -> Iterator[Installation]:
+    where = f"poiesis-e2e-{secrets.token_hex(3)}-tasks"
+    _tasks_namespace(cluster, where)
+    storage = {"namespaceSelector": {}, "podSelector": {"matchLabels": OURS}}
+    values = {
+        "tasks": {
+            "namespace": where,
+            "podSecurity": "restricted",
+            "runAsUser": USER,
+            "poke": {"enabled": False},
+            "networkPolicy": {"extraEgress": [{"to": [storage], "ports": [{"protocol": "TCP", "port": S3_PORT}]}]},
+        },
+        "settings": {
+            "POIESIS_POLICY__LAYOUT": "staged",
+            "POIESIS_POLICY__SCHEDULE_DEADLINE": "5s",
+            "POIESIS_POLICY__RECHECK": "2s",
+        },
+    }
+    try:
+        with installation(cluster, image, **values) as made:
+            yield made
+        left = cluster.kubectl(
+            "-n", where, "get", "all,persistentvolumeclaims,secrets,roles,rolebindings", "-o", "name"
+        )
+        assert left.split() == [f"secret/{S3_SECRET}"], "the release leaves nothing in the namespace of tasks"
+    finally:
+        cluster.kubectl("delete", "namespace", where, "--wait=false", check=False)
+
+
+@pytest.fixture(scope="module")
+def site(strict: Installation) -> Iterator[Site]:
+    with site_of(strict, tasks_in=strict.values["tasks"]["namespace"], web=False) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def tasks_posted(request: pytest.FixtureRequest, site: Site) -> Iterator[Mapping[str, str]]:
+    yield post_all(site, [i for i in request.session.items if getattr(i, "module", None) is request.module])
+    assert_nothing_left(site)
+
+
+def parts(site: Site, task: str) -> list[str]:
+    """Of the task's pods, in the order in which they were made."""
+    pods = sorted(site.pods.of(task).values(), key=lambda p: str(p["metadata"]["creationTimestamp"]))
+    return [p["metadata"]["labels"]["poiesis/part"] for p in pods]
+
+
+@posted(
+    lambda site: {
+        "inputs": [content("/data/in.txt", "in\n"), {"url": site.put("in", b"by s3\n"), "path": "/data/s3.txt"}],
+        "executors": [
+            shell("cat /data/in.txt /data/s3.txt > /work/out; id -u", workdir="/work", stdout="/work/user"),
+            shell("echo more >> /work/out; echo x >> /data/in.txt; mkdir /work/dir; echo d > /work/dir/f"),
+        ],
+        "outputs": [
+            {"path": "/work/out", "url": site.url("staged/out")},
+            {"path": "/work/user", "url": site.url("staged/user")},
+            {"path": "/work/dir", "url": site.url("staged/dir"), "type": "DIRECTORY"},
+        ],
+    }
+)
+def test_staging_and_commands_are_pods_of_their_own_over_one_volume(site: Site, task: str):
+    found = site.complete(task)
+    assert codes(found) == [0, 0]
+    assert site.got("staged/out") == b"in\nby s3\nmore\n"
+    assert site.got("staged/user") == f"{USER}\n".encode()
+    assert site.got("staged/dir/f") == b"d\n"
+    assert parts(site, task) == ["tif", "executors", "tof"]
+    site.assert_gone(task)
+
+
+@posted(
+    lambda site: {
+        "executors": [shell("echo half > half; exit 3", workdir="/work")],
+        "outputs": [{"path": "/work/half", "url": site.url("half")}],
+    }
+)
+def test_outputs_are_stored_after_an_error_too(site: Site, task: str):
+    found = site.wait(task, ("EXECUTOR_ERROR",))
+    assert (codes(found), failure(found), site.got("half")) == ([3], "ExecutorFailed", b"half\n")
+    assert parts(site, task) == ["executors", "tof"]
+
+
+@posted(
+    lambda site: {
+        "executors": [shell("id -u; touch here; ls", workdir="/made/for/it"), {"image": NOSHELL, "command": ["true"]}]
+    }
+)
+def test_a_user_without_rights_can_write_to_its_workdir(site: Site, task: str):
+    found = site.complete(task)
+    assert one_log(found)["logs"][0]["stdout"] == f"{USER}\nhere\n"
+    assert parts(site, task) == ["executors"]
+
+
+@posted(lambda site: {"inputs": [{"url": site.url("nothing"), "path": "/data/in"}], "executors": [shell("true")]})
+def test_no_pod_of_executors_is_made_when_staging_in_fails(site: Site, task: str):
+    found = site.wait(task, ("SYSTEM_ERROR",))
+    assert (codes(found), failure(found)) == ([], "NotFound")
+    assert parts(site, task) == ["tif"]
+
+
+@posted(lambda site: {"resources": {"cpu_cores": 4000}, "executors": [shell("true")]})
+def test_a_task_that_no_node_takes_ends_after_the_sites_patience(site: Site, task: str):
+    found = site.wait(task, ("SYSTEM_ERROR",))
+    assert failure(found) == "Unschedulable"
+    assert "cpu" in one_log(found)["metadata"]["failure_message"]
+
+
+@posted(
+    lambda site: {
+        "inputs": [content("/data/in", "x")],
+        "executors": [shell("sleep 600")],
+        "outputs": [{"path": "/data/in", "url": site.url("never")}],
+    }
+)
+def test_canceled_while_the_executors_pod_runs_it_is_gone(site: Site, task: str):
+    site.wait(task, ("RUNNING",))
+    site.cancel(task)
+    site.wait(task, ("CANCELED",), 30)
+    site.assert_gone(task)
+    assert site.got("never") is None
+    assert "tof" not in parts(site, task)
+
+
+def test_every_pod_meets_pod_security_restricted(site: Site, tasks_posted: Mapping[str, str]):
+    site.until(lambda: len(site.pods.all()) >= len(tasks_posted), 120, "not all pods were seen")
+    for pod in site.pods.all():
+        for container in pod["spec"]["containers"]:
+            security = container["securityContext"]
+            assert (security["runAsNonRoot"], security["capabilities"]) == (True, {"drop": ["ALL"]})
+            is_ours = container["name"] in ("tif", "tof")
+            assert is_ours or security["runAsUser"] == USER

@@ -1,0 +1,88 @@
+"""Addresses that user-given URLs may reach, as a table of attempts."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from poiesis.domain.errors import AccessDenied, ConfigurationError, StorageUnavailable
+from poiesis.filer.guard import Guard
+
+PRIVATE = [
+    "127.0.0.1",
+    "127.9.9.9",
+    "0.0.0.0",
+    "10.0.0.1",
+    "172.16.0.1",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "192.0.0.1",
+    "198.18.0.1",
+    "224.0.0.1",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::1",
+    "::",
+    "fe80::1",
+    "fc00::1",
+    "fd00:ec2::254",
+    "ff02::1",
+    "::ffff:127.0.0.1",
+    "::ffff:10.0.0.1",
+    "::ffff:169.254.169.254",
+    "::127.0.0.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe",
+    "2002:7f00:1::",
+    "2002:a9fe:a9fe::",
+    "2001:db8::1",
+    "fec0::1",
+]
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_private_addresses_are_refused(address: str) -> None:
+    with pytest.raises(AccessDenied, match="does not connect"):
+        Guard().check("example.org", address)
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"])
+def test_public_addresses_are_fine(address: str) -> None:
+    Guard().check("example.org", address)
+
+
+def test_what_a_site_allows_is_fine() -> None:
+    guard = Guard(["10.1.0.0/16", "minio.local", "::1"])
+    guard.check("x", "10.1.2.3")
+    guard.check("x", "::ffff:10.1.2.3")
+    guard.check("MINIO.local.", "127.0.0.1")
+    guard.check("x", "::1")
+    with pytest.raises(AccessDenied):
+        guard.check("x", "10.2.0.1")
+    with pytest.raises(ConfigurationError):
+        Guard(["10.0.0.0/99"])
+
+
+def test_a_name_that_resolves_to_loopback_is_refused_at_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also a name with several addresses, of which only the public ones may be used, and one that changes its mind."""
+    asked = []
+
+    def resolve(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(AccessDenied):
+        Guard().connect("rebind.example.org", 80, 1)
+    assert asked == ["rebind.example.org"]  # one resolution: what is checked is what is connected to
+
+
+def test_a_name_without_an_address_may_have_one_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror(-3, "Temporary failure in name resolution")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    with pytest.raises(StorageUnavailable):
+        Guard().connect("example.org", 80, 1)

@@ -1,0 +1,165 @@
+"""Threads that help each other, retries that end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from poiesis.domain.errors import NotFound, StorageUnavailable
+from poiesis.filer.transfer import Cancelled, Changed, Control, Exhausted, Job, Pool
+from tests.unit.filer.tasks import quick
+
+
+def control(waits: list[float], **changes: object) -> Control:
+    return Control(quick(**changes), sleep=waits.append)
+
+
+def failing(times: int, error: Exception, done: list[int]):
+    def call() -> str:
+        done.append(1)
+        if len(done) <= times:
+            raise error
+        return "ok"
+
+    return call
+
+
+def test_a_passing_fault_is_tried_again_with_growing_waits() -> None:
+    waits: list[float] = []
+    made = control(waits, attempts=6, retry_delay=timedelta(seconds=1), max_retry_delay=timedelta(seconds=4))
+    assert made.repeat(failing(5, StorageUnavailable("x"), [])) == "ok"
+    for wait, top in zip(waits, [1, 2, 4, 4, 4], strict=True):
+        assert top / 2 <= wait <= top
+
+
+def test_attempts_are_counted() -> None:
+    done: list[int] = []
+    with pytest.raises(Exhausted, match="after 3 attempts"):
+        control([]).repeat(failing(9, StorageUnavailable("x"), done))
+    assert len(done) == 3
+
+
+def test_a_fault_for_good_is_not_tried_again() -> None:
+    for error in (NotFound("x"), Exhausted("x"), Cancelled("x")):
+        done: list[int] = []
+        with pytest.raises(type(error)):
+            control([]).repeat(failing(9, error, done))
+        assert len(done) == 1
+    with pytest.raises(Changed):
+        control([]).repeat(failing(9, Changed("x"), []), final=(Changed,))
+
+
+def test_progress_starts_the_count_anew_but_not_for_ever() -> None:
+    reached = 0
+    done = 0
+
+    def call() -> None:
+        nonlocal reached, done
+        done += 1
+        reached += 1
+        raise StorageUnavailable("x")
+
+    with pytest.raises(Exhausted):
+        control([], max_resumes=10).repeat(call, lambda: reached)
+    assert 10 < done < 20
+
+
+def test_a_stop_ends_waiting() -> None:
+    stopped = threading.Event()
+    made = Control(quick(retry_delay=timedelta(seconds=60), max_retry_delay=timedelta(seconds=60)), stopped.is_set)
+    threading.Timer(0.1, stopped.set).start()
+    before = time.monotonic()
+    with pytest.raises(Cancelled):
+        made.repeat(failing(9, StorageUnavailable("x"), []))
+    assert time.monotonic() - before < 10
+
+
+def test_every_job_runs_once_and_no_more_than_the_threads_at_a_time() -> None:
+    pool, lock = Pool(4), threading.Lock()
+    ran: list[int] = []
+    now = most = 0
+
+    def job(i: int) -> Job:
+        def run() -> None:
+            nonlocal now, most
+            with lock:
+                now += 1
+                most = max(most, now)
+            time.sleep(0.001)
+            with lock:
+                now -= 1
+                ran.append(i)
+
+        return run
+
+    pool.run(job(i) for i in range(200))
+    assert sorted(ran) == list(range(200))
+    assert 1 < most <= 4
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+def test_parts_of_jobs_within_jobs_end_whatever_the_threads(threads: int) -> None:
+    pool, lock = Pool(threads), threading.Lock()
+    done: list[tuple[int, int]] = []
+
+    def part(i: int, k: int) -> None:
+        with lock:
+            done.append((i, k))
+
+    def job(i: int) -> Job:
+        return lambda: pool.together(lambda i=i, k=k: part(i, k) for k in range(10))  # type: ignore[misc]
+
+    pool.run([job(i) for i in range(10)])
+    assert sorted(done) == [(i, k) for i in range(10) for k in range(10)]
+
+
+def test_idle_threads_take_parts_of_the_only_job() -> None:
+    pool = Pool(4)
+    names: set[str] = set()
+    met = threading.Barrier(4, timeout=10)
+
+    def part() -> None:
+        met.wait()
+        names.add(threading.current_thread().name)
+
+    pool.run([lambda: pool.together([part] * 4)])
+    assert len(names) == 4
+
+
+def test_the_first_error_of_parts_is_raised_when_all_have_ended() -> None:
+    pool, ended = Pool(3), []
+
+    def slow() -> None:
+        time.sleep(0.05)
+        ended.append(1)
+
+    def bad() -> None:
+        raise NotFound("part")
+
+    seen: list[str] = []
+
+    def job() -> None:
+        try:
+            pool.together([slow, bad, *[slow] * 50])
+        except NotFound as error:
+            seen.append(str(error))
+
+    pool.run([job])
+    assert seen == ["part"]
+    assert len(ended) < 50
+
+
+def test_an_error_of_the_sequence_of_jobs_is_raised_at_the_end() -> None:
+    ran: list[int] = []
+
+    def jobs() -> Iterator[Job]:
+        yield lambda: ran.append(1)
+        raise NotFound("listing")
+
+    with pytest.raises(NotFound, match="listing"):
+        Pool(2).run(jobs())
+    assert ran == [1]

@@ -1,0 +1,193 @@
+"""The thin HTTP path: framing, whatever pieces the bytes come in, and connections that end anywhere."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poiesis.filer.wire import Slice, Wire, WireError
+
+HEAD = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "x"\r\n\r\n'
+WHOLE = HEAD + b"hello"
+
+
+class Served:
+    """One end of a connection whose other end answers each request with the next script: pieces of bytes, then an end if `close`."""
+
+    def __init__(self, scripts: Iterable[Iterable[bytes]], *, close: bool = True) -> None:
+        self.sock: socket.socket | None = None
+        self.requests: list[bytes] = []
+        self._scripts, self._close = scripts, close
+        self._thread: threading.Thread | None = None
+
+    def connect(self) -> None:
+        self.sock, other = socket.socketpair()
+        self._thread = threading.Thread(target=self._serve, args=(other,), daemon=True)
+        self._thread.start()
+
+    def _serve(self, other: socket.socket) -> None:
+        with other:
+            for script in self._scripts:
+                if not self._read(other):
+                    return
+                for piece in script:
+                    try:
+                        other.sendall(piece)
+                    except OSError:
+                        return
+            if not self._close:
+                self._read(other)
+
+    def _read(self, other: socket.socket) -> bool:
+        data = b""
+        while b"\r\n\r\n" not in data:
+            try:
+                more = other.recv(65536)
+            except OSError:
+                return False
+            if not more:
+                return False
+            data += more
+        head, _, body = data.partition(b"\r\n\r\n")
+        length = next((int(h.split(b":")[1]) for h in head.split(b"\r\n") if h.startswith(b"content-length")), 0)
+        while len(body) < length:
+            more = other.recv(65536)
+            if not more:
+                return False
+            body += more
+        self.requests.append(head + b"\r\n\r\n" + body)
+        return True
+
+    def close(self) -> None:
+        if self.sock is not None:
+            self.sock.close()
+        if self._thread is not None:
+            self._thread.join(5)
+
+
+@contextmanager
+def wired(*served: Served, buffer_bytes: int = 4096) -> Iterator[Wire]:
+    left = iter(served)
+    wire = Wire(lambda: next(left), buffer_bytes=buffer_bytes, stall_s=2, keep=4)
+    try:
+        yield wire
+    finally:
+        wire.close()
+        for each in served:
+            each.close()
+
+
+def ask(wire: Wire, method: str = "GET", body: bytes | Slice = b"") -> tuple[int, bytes]:
+    with wire.request(method, "/x", {"host": "h"}, body) as answer:
+        return answer.status, answer.read()
+
+
+def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
+    at = sorted({c % (len(data) + 1) for c in cuts})
+    return [data[a:b] for a, b in zip([0, *at], [*at, len(data)], strict=True) if a != b]
+
+
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3;ext=1\r\nhel\r\n2\r\nlo\r\n0\r\nTrailer: 1\r\n\r\n"
+UNTIL_CLOSE = b"HTTP/1.0 200 OK\r\n\r\nhello"
+PROVISIONAL = b"HTTP/1.1 100 Continue\r\n\r\n" + WHOLE
+
+
+@settings(max_examples=60)
+@given(data=st.sampled_from([WHOLE, CHUNKED, UNTIL_CLOSE, PROVISIONAL]), cuts=st.lists(st.integers(0, 200), max_size=8))
+def test_an_answer_is_the_same_in_any_pieces(data: bytes, cuts: list[int]) -> None:
+    with wired(Served([pieces(data, cuts)])) as wire:
+        assert ask(wire) == (200, b"hello")
+
+
+@pytest.mark.parametrize("data", [WHOLE, CHUNKED, PROVISIONAL])
+def test_an_answer_that_ends_at_any_byte_is_an_error(data: bytes) -> None:
+    for cut in range(len(data)):
+        with wired(Served([[data[:cut]]])) as wire, pytest.raises((WireError, OSError)):
+            ask(wire)
+
+
+def test_a_connection_serves_many_requests_with_bodies_of_any_size() -> None:
+    bodies = [os.urandom(n) for n in (0, 1, 5000, 70_000, 3, 200_000)]
+    scripts = [[b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(b) + b] for b in bodies]
+    served = Served(scripts)
+    with wired(served) as wire:
+        assert [ask(wire)[1] for _ in bodies] == bodies
+    assert len(served.requests) == len(bodies)
+
+
+def test_a_kept_connection_that_was_closed_is_replaced() -> None:
+    with wired(Served([[WHOLE]]), Served([[WHOLE]])) as wire:
+        assert [ask(wire), ask(wire)] == [(200, b"hello")] * 2
+
+
+def test_a_new_connection_that_is_closed_is_an_error_at_once() -> None:
+    with wired(Served([[]]), Served([[WHOLE]])) as wire, pytest.raises(WireError):
+        ask(wire)
+
+
+def test_an_answer_left_unread_ends_its_connection() -> None:
+    large = b"HTTP/1.1 200 OK\r\ncontent-length: 900000\r\n\r\n" + bytes(900000)
+    with wired(Served([[large]]), Served([[WHOLE]])) as wire:
+        with wire.request("GET", "/x", {}) as answer:
+            assert answer.size_bytes == 900000
+        assert ask(wire) == (200, b"hello")
+
+
+def test_head_and_empty_answers_have_no_body() -> None:
+    script = [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"], [b"HTTP/1.1 204 No\r\n\r\n"], [WHOLE]
+    with wired(Served(script)) as wire:
+        assert ask(wire, "HEAD") == (200, b"")
+        assert ask(wire, "DELETE") == (204, b"")
+        assert ask(wire) == (200, b"hello")
+
+
+@pytest.mark.parametrize(
+    "bad", [b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"x" * 70_000, CHUNKED.replace(b"3;ext=1", b"zz")]
+)
+def test_what_is_no_http_is_an_error(bad: bytes) -> None:
+    with wired(Served([[bad]])) as wire, pytest.raises(WireError):
+        ask(wire)
+
+
+def test_a_part_of_a_file_is_a_body(tmp_path: Path) -> None:
+    data = os.urandom(3_000_000)
+    (tmp_path / "f").write_bytes(data)
+    descriptor = os.open(tmp_path / "f", os.O_RDONLY)
+    moved: list[int] = []
+    served = Served([[WHOLE]])
+    try:
+        with (
+            wired(served) as wire,
+            wire.request("PUT", "/x", {}, Slice(descriptor, 1000, 2_000_000), moved.append) as answer,
+        ):
+            assert answer.status == 200
+    finally:
+        os.close(descriptor)
+    assert served.requests[0].partition(b"\r\n\r\n")[2] == data[1000:2_001_000]
+    assert sum(moved) == 2_000_000
+
+
+def test_a_file_that_became_shorter_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x" * 100)
+    descriptor = os.open(tmp_path / "f", os.O_RDONLY)
+    try:
+        with wired(Served([[WHOLE]])) as wire, pytest.raises(WireError, match="shorter"):
+            ask(wire, "PUT", Slice(descriptor, 0, 200))
+    finally:
+        os.close(descriptor)
+
+
+def test_a_silent_server_is_an_error_after_a_while() -> None:
+    silent = Served([[]], close=False)
+    wire = Wire(lambda: silent, buffer_bytes=4096, stall_s=0.1, keep=1)
+    with pytest.raises(TimeoutError):
+        ask(wire)
+    silent.close()
