@@ -61,6 +61,7 @@ _FINAL_REASONS: Final = frozenset({"InvalidImageName", "ErrImageNeverPull", "Ima
 _CLUSTER_REASONS: Final = frozenset({"QuotaExceeded", "ClusterUnavailable"})
 _OF_CONTAINER: Final = re.compile(r"\w+ of (tif|tof|executor-\d+)")
 _UNAVAILABLE: Final = frozenset({"StdinUnavailable", "StdoutUnavailable", "StderrUnavailable", "WorkdirUnavailable"})
+_START_FAILURES: Final = frozenset({"StartError", "ContainerCannotRun"})  # of a container that has ended
 _ORDINARY_REASONS: Final = frozenset({None, "ContainerCreating", "PodInitializing"})
 
 
@@ -296,6 +297,9 @@ def _follow(
         return _lost(task, pod.lost, message, now, policy, began=_began(task, pod)), None
     if pod.ended:
         return _shown(task, pod, now), pod
+    never_started = next((c for c in pod.containers if c.record is None and c.reason in _START_FAILURES), None)
+    if never_started is not None:  # the others would wait for it until their last deadline; nothing of the user's has run
+        return _lost(task, "ContainerNotStarted", _how_it_ended(never_started), now, policy, began=False), None
     task = _shown(task, pod, now, tails=observed.tails)
     task = _look_again(task, now, now + policy.recheck)
     if not pod.scheduled:
@@ -546,8 +550,8 @@ def _outcome_without_record(
         limit = f"; the limit is {task.ram_gb:g} GB" if task.ram_gb is not None else ""
         entry = ExecutorLog(137, container.started_at, container.ended_at, stderr="Killed: out of memory\n")
         return entry, _out_of_memory(task, f"{who} used more memory than it may{limit}; ask for more ram_gb", policy)
-    if container is not None and container.reason in {"StartError", "ContainerCannotRun", "RunContainerError"}:
-        return None, Outcome(State.SYSTEM_ERROR, "ContainerNotStarted", f"{who}: {_how_it_ended(container)}")
+    if container is not None and container.reason in _START_FAILURES:
+        return None, _fault(task, "ContainerNotStarted", _how_it_ended(container), policy, began=False)
     return None, _fault(task, "ContainerLost", f"{who}: {_how_it_ended(container)}", policy, began=True)
 
 

@@ -1,8 +1,8 @@
 """S3: any number of endpoints, each with credentials of its own.
 
-The minio SDK knows credentials, URLs, regions, signatures, listings and multipart uploads. Object data takes the thin path of
-`poiesis.filer.wire` instead of the SDK's request, signed by the SDK: it costs a fifth of the CPU, and large objects come and go in parallel
-ranges straight between socket and file.
+The minio SDK knows credentials (web identity, profiles), addresses, server-side encryption and multipart uploads. What is asked for once a
+file takes the thin path of `poiesis.filer.wire`: objects and pages of listings. It costs a fifth of the SDK's CPU, and large objects come
+and go in parallel ranges straight between socket and file.
 """
 
 from __future__ import annotations
@@ -19,16 +19,10 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote_plus, urlsplit
+from xml.etree import ElementTree
 
 import urllib3
-from minio import Minio
-from minio.credentials.providers import AWSConfigProvider, EnvAWSProvider, IamAwsProvider, Provider, StaticProvider
-from minio.datatypes import Part
-from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
-from minio.signer import sign_v4_s3
-from minio.sse import SseCustomerKey
-from minio.time import to_amz_date, utcnow
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 
@@ -46,6 +40,21 @@ from poiesis.domain.errors import (
 from poiesis.filer.addresses import shown
 from poiesis.filer.network import proxy_of, tls_context
 from poiesis.filer.registry import Context
+from poiesis.filer.s3_signature import EMPTY_SHA256, Signer
+from poiesis.filer.sdk import (
+    AWSConfigProvider,
+    EnvAWSProvider,
+    IamAwsProvider,
+    InvalidResponseError,
+    Minio,
+    MinioException,
+    Part,
+    Provider,
+    S3Error,
+    ServerError,
+    SseCustomerKey,
+    StaticProvider,
+)
 from poiesis.filer.settings import MIB, FilerSettings, S3Endpoint
 from poiesis.filer.transfer import Changed
 from poiesis.filer.wire import Answer, Connectable, Slice, Wire, WireError
@@ -55,7 +64,7 @@ from poiesis.ports.filer import RemoteFile, Sent
 T = TypeVar("T")
 MAX_PARTS: Final = 10_000
 UNSIGNED: Final = "UNSIGNED-PAYLOAD"  # over TLS, which guards the content already
-_EMPTY_SHA256: Final = hashlib.sha256().hexdigest()
+MAX_PAGE_BYTES: Final = 16 * MIB  # a thousand keys of 1 KiB, percent-encoded, with their tags
 _AT_ONCE: Final = 1 * MIB  # a body up to this is sent with its head, in one piece
 _CODE: Final = re.compile(rb"<Code>([^<]{1,100})</Code>")
 _MESSAGE: Final = re.compile(rb"<Message>([^<]{1,500})</Message>")
@@ -164,6 +173,8 @@ class _Site:
         self.manager = manager
         self.read_headers, self.write_headers = _sse(endpoint)
         self._wires: dict[str, Wire] = {}
+        self._addresses: dict[str, tuple[str, str]] = {}
+        self._signer = Signer(region)
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -181,41 +192,37 @@ class _Site:
         headers: Mapping[str, str] | None = None,
         query: Mapping[str, str] | None = None,
         body: bytes | Slice = b"",
-        sha256: str = _EMPTY_SHA256,
+        sha256: str = EMPTY_SHA256,
         moved: Callable[[int], None] = lambda _: None,
     ) -> Iterator[Answer]:
         """One signed request over the thin path. Raises: what `Wire.request` and the SDK's providers raise."""
-        url = self.client._base_url.build(
-            method=method,
-            region=self.region,
-            bucket_name=bucket,
-            object_name=key,
-            query_params=dict(query) if query else None,
-        )
-        sent: dict[str, Any] = {"host": url.netloc, **(headers or {})}
+        netloc, prefix = self._address(bucket)
+        path = prefix + quote(key, safe="/~")
+        asked = "&".join(f"{quote(k, safe='~')}={quote(v, safe='~')}" for k, v in sorted((query or {}).items()))
+        sent = {"host": netloc}
+        for name, value in (headers or {}).items():
+            sent[name.lower()] = value
         provider = self.client._provider
         if provider is not None:
             credentials = provider.retrieve()
-            now = utcnow()
-            sent["x-amz-date"] = to_amz_date(now)
             sent["x-amz-content-sha256"] = sha256
             if credentials.session_token:
                 sent["x-amz-security-token"] = credentials.session_token
-            sent = sign_v4_s3(
-                method=method,
-                url=url,
-                region=self.region,
-                headers=sent,
-                credentials=credentials,
-                content_sha256=sha256,
-                date=now,
-            )
+            self._signer.sign(method, path, asked, sent, sha256, credentials.access_key, credentials.secret_key)
         sent["user-agent"] = f"poiesis/{__version__}"
-        target = url.path + (f"?{url.query}" if url.query else "")
+        target = f"{path}?{asked}" if asked else path
         if self._proxy and not self.is_secure:
-            target = f"http://{url.netloc}{target}"
-        with self._wire(url.netloc).request(method, target, sent, body, moved) as answer:
+            target = f"http://{netloc}{target}"
+        with self._wire(netloc).request(method, target, sent, body, moved) as answer:
             yield answer
+
+    def _address(self, bucket: str) -> tuple[str, str]:
+        """Host and beginning of the path, as the SDK makes them: by its rules for AWS, virtual style and dots."""
+        found = self._addresses.get(bucket)
+        if found is None:
+            url = self.client._base_url.build(method="GET", region=self.region, bucket_name=bucket)
+            found = self._addresses[bucket] = (url.netloc, url.path.rstrip("/") + "/")
+        return found
 
     def _wire(self, netloc: str) -> Wire:
         with self._lock:
@@ -278,21 +285,44 @@ class S3Filer:
         prefix = key.rstrip("/") + "/" if key.strip("/") else ""
         base = url[: len(url) - len(key)]
         base = base if base.endswith("/") else base + "/"
-        last = ""
-        for _ in range(3):  # a bucket found elsewhere: once more from there
-            try:
-                place = self._place(url)
-                for found in _listed(place, prefix, last):
-                    last = str(found.object_name)
-                    name = last[len(prefix) :]
-                    if not name or name.endswith("/"):
-                        yield RemoteFile(base + last, name.rstrip("/"), 0, is_directory=True)
-                    else:
-                        yield RemoteFile(base + last, name, found.size, found.etag)
+        token = ""
+        while True:
+            found, token = self._at(url, lambda place, token=token: self._page(place, prefix, token))  # type: ignore[misc]
+            for key, size, etag in found:
+                name = key[len(prefix) :]
+                if not name or name.endswith("/"):
+                    yield RemoteFile(base + key, name.rstrip("/"), 0, is_directory=True)
+                else:
+                    yield RemoteFile(base + key, name, size, etag)
+            if not token:
                 return
-            except _Elsewhere as elsewhere:
-                self._moved_to(url, elsewhere.region)
-        raise StagingFailed(f"{shown(url)}: its region cannot be found")
+
+    def _page(self, place: _Place, prefix: str, token: str) -> tuple[list[tuple[str, int, str | None]], str]:
+        """One page of a listing, of at most a thousand: key, size, ETag; and what the next page is asked for with. Read here, since
+        the SDK takes longer over an entry than over a whole request."""
+        query = {"list-type": "2", "prefix": prefix, "encoding-type": "url", "max-keys": "1000"}
+        if token:
+            query["continuation-token"] = token
+        bucket = _Place(place.url, place.site, place.bucket, "")
+        with self._asked(bucket, "GET", query=query) as answer:
+            text = answer.read(MAX_PAGE_BYTES)
+        try:
+            page = ElementTree.fromstring(text)
+            space = page.tag.partition("}")[0] + "}" if page.tag.startswith("{") else ""
+            encoded = page.findtext(f"{space}EncodingType") == "url"
+            entries = []
+            for item in page.iterfind(f"{space}Contents"):
+                key = item.findtext(f"{space}Key") or ""
+                etag = (item.findtext(f"{space}ETag") or "").strip('"')
+                size = int(item.findtext(f"{space}Size") or "")
+                entries.append((unquote_plus(key) if encoded else key, size, etag or None))
+            following = page.findtext(f"{space}NextContinuationToken") or ""
+            more = page.findtext(f"{space}IsTruncated") == "true"
+        except (ElementTree.ParseError, ValueError) as error:
+            raise StorageUnavailable(f"{shown(place.url)}: the listing cannot be read") from error
+        if more and (not following or following == token):
+            raise StagingFailed(f"{shown(place.url)}: the listing has no proper end")
+        return entries, following if more else ""
 
     def fetch(self, file: RemoteFile, target: Path) -> Sent:
         return self._at(file.url, lambda place: self._fetch(place, file, target))
@@ -626,11 +656,6 @@ class _Check:
         if self._crc32 and base64.b64encode(self._crc.to_bytes(4, "big")).decode() != self._crc32:
             raise StorageUnavailable(f"{shown(url)}: what came does not have the checksum that the store keeps (crc32)")
         return f"sha256:{self._digest.hexdigest()}" if self._sha256 else None
-
-
-def _listed(place: _Place, prefix: str, after: str) -> Iterator[Any]:
-    with _sdk_errors(place.url):
-        yield from place.site.client.list_objects(place.bucket, prefix, recursive=True, start_after=after or None)
 
 
 @contextmanager

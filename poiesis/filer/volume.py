@@ -69,7 +69,9 @@ class Volume:
 
     def make_directory(self, path: str) -> bool:
         """Make `path` and what is above it, all writable for everybody; set-group-ID and sticky bits stay. False: one that was there
-        already belongs to somebody else and is writable neither for everybody nor for a group of ours (a pod's fsGroup). Raises: StagingFailed."""
+        already belongs to somebody else and is writable neither for everybody nor for a group of ours (a pod's fsGroup).
+
+        Raises: StagingFailed."""
         open_to_all = True
         current = os.dup(self._root)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import secrets
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from poiesis.domain.errors import FileTooLarge, PoiesisError, StagingFailed, Sto
 from poiesis.filer.volume import EXECUTABLE_MODE, FILE_MODE
 
 PREFIX: Final = ".poiesis-"  # of temporary names; never listed as a file of the user
+_RUN: Final = secrets.token_hex(8)
+_COUNT: Final = itertools.count()
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -50,7 +53,7 @@ def partial(
     `size_bytes` reserves the room first, so that a full disk is known before the transfer. `directory`: a descriptor of the directory
     that is certainly `target`'s. Raises: StagingFailed for a full disk, a missing directory and the like.
     """
-    name = f"{PREFIX}{secrets.token_hex(8)}"
+    name = f"{PREFIX}{_RUN}{next(_COUNT):x}"
     folder = descriptor = -1
     try:
         with local_errors(str(target)):

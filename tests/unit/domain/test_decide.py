@@ -187,7 +187,7 @@ def test_a_container_killed_for_memory_with_its_launcher_is_an_executor_error_wi
 
 
 def test_a_container_that_the_runtime_cannot_start_is_a_system_error_without_a_log_entry():
-    world = World(SMALL)
+    world = World(SMALL, replace(POLICY, max_attempts=1))
     world.launch()
     world.cluster.end(ID, "task", "executor-0", reason="StartError", exit_code=128, message="bad mount")
     task = world.to_the_end()
@@ -741,3 +741,15 @@ def test_a_tif_that_runs_before_the_others_start_is_not_taken_for_a_pod_that_doe
     world.monitor()
     assert world.task.outcome is None
     assert world.task.attempt == 1
+
+
+def test_a_container_that_could_not_be_started_ends_the_attempt_although_others_wait_for_it():
+    world = World(FILES)
+    world.launch()
+    world.cluster.start(ID, "task")
+    failed = {"phase": Phase.ENDED, "reason": "StartError", "message": "shim: context canceled", "exit_code": 128}
+    world.cluster.set(ID, "task", "executor-0", **failed)
+    world.monitor()
+    assert world.task.outcome is not None
+    assert (world.task.outcome.reason, world.task.outcome.retry) == ("ContainerNotStarted", True)
+    assert "context canceled" in (world.task.outcome.message or "")
