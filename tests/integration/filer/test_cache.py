@@ -1,0 +1,170 @@
+"""The input cache: fetched once, right for all, bounded, whole after crashes."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poiesis.domain.records import parse_report
+from tests.integration.filer.servers import Fault, HttpServer
+from tests.unit.filer.tasks import bring, given, leftovers, quick, tree
+
+BODY = random.Random(3).randbytes(3_000_000)
+
+
+def cached(tmp_path: Path, **changes: Any):
+    return quick(cache_dir=str(tmp_path / "cache"), cache_min_bytes=1000, **changes)
+
+
+def gets(web: HttpServer) -> int:
+    return sum(r.method == "GET" for r in web.requests)
+
+
+def entries(tmp_path: Path) -> list[Path]:
+    return sorted(p for p in (tmp_path / "cache/entries").rglob("*") if p.is_file())
+
+
+def test_the_second_task_fetches_nothing(tmp_path: Path, web: HttpServer) -> None:
+    web.files["/x"] = BODY
+    for i in range(2):
+        volume = tmp_path / f"v{i}"
+        volume.mkdir()
+        assert bring(volume, given("/data/x", f"{web.url}/x"), settings=cached(tmp_path)).error is None
+        assert (volume / "root/data/x").read_bytes() == BODY
+        assert (volume / "root/data/x").stat().st_mode & 0o777 == 0o666
+    assert gets(web) == 1
+
+
+def test_a_task_that_changes_its_input_changes_nobody_elses(tmp_path: Path, web: HttpServer) -> None:
+    web.files["/x"] = BODY
+    for i in range(2):
+        volume = tmp_path / f"v{i}"
+        volume.mkdir()
+        assert bring(volume, given("/data/x", f"{web.url}/x"), settings=cached(tmp_path)).error is None
+        assert (volume / "root/data/x").read_bytes() == BODY
+        with (volume / "root/data/x").open("r+b") as file:
+            file.write(b"changed")
+
+
+def test_a_new_version_is_fetched(tmp_path: Path, web: HttpServer, volume: Path) -> None:
+    for body in (BODY, BODY[::-1]):
+        web.files["/x"] = body
+        assert bring(volume, given("/data/x", f"{web.url}/x"), settings=cached(tmp_path)).error is None
+        assert (volume / "root/data/x").read_bytes() == body
+
+
+def test_a_version_that_changes_between_look_and_fetch_is_not_kept_under_the_old_name(
+    tmp_path: Path, web: HttpServer, volume: Path
+) -> None:
+    web.files["/x"] = BODY
+
+    def change(request: Any) -> None:
+        if request.method == "GET":
+            web.files["/x"] = BODY[::-1]
+
+    web.faults = change
+    assert bring(volume, given("/data/x", f"{web.url}/x"), settings=cached(tmp_path)).error is None
+    assert (volume / "root/data/x").read_bytes() == BODY[::-1]
+    assert entries(tmp_path) == []
+
+
+def test_who_may_not_read_gets_nothing_from_the_cache(tmp_path: Path, web: HttpServer, volume: Path) -> None:
+    web.files["/x"] = BODY
+    assert bring(volume, given("/data/x", f"{web.url}/x"), settings=cached(tmp_path)).error is None
+    (volume / "root/data/x").unlink()
+    web.faults = lambda _: Fault(status=403)
+    report = bring(volume, given("/data/x", f"{web.url}/x"), settings=cached(tmp_path))
+    assert report.error_code == "access_denied"
+    assert tree(volume / "root/data") == {}
+
+
+def test_the_size_is_bounded_and_the_longest_unused_goes_first(tmp_path: Path, web: HttpServer, volume: Path) -> None:
+    settings = cached(tmp_path, cache_bytes=10_000_000)
+    for i in range(6):
+        web.files[f"/{i}"] = BODY
+        web.etags[f"/{i}"] = f'"{i}"'
+        assert bring(volume, given(f"/data/{i}", f"{web.url}/{i}"), settings=settings).error is None
+        time.sleep(0.02)
+        if i:  # the first one stays in use
+            assert bring(volume, given(f"/data/{i}-0", f"{web.url}/0"), settings=settings).error is None
+    assert sum(p.stat().st_size for p in entries(tmp_path)) <= 10_000_000
+    assert sum(r.method == "GET" and r.path == "/0" for r in web.requests) == 1
+
+
+def test_a_damaged_entry_is_fetched_again(tmp_path: Path, web: HttpServer, volume: Path) -> None:
+    web.files["/x"] = BODY
+    assert bring(volume, given("/data/x", f"{web.url}/x"), settings=cached(tmp_path)).error is None
+    (entry,) = entries(tmp_path)
+    entry.chmod(0o644)
+    os.truncate(entry, 100)
+    assert bring(volume, given("/data/x", f"{web.url}/x"), settings=cached(tmp_path)).error is None
+    assert (volume / "root/data/x").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("broken", ["a file", "nowhere"])
+def test_a_cache_that_cannot_be_used_is_no_fault(tmp_path: Path, web: HttpServer, volume: Path, broken: str) -> None:
+    web.files["/x"] = BODY
+    place = tmp_path / "cache" if broken == "a file" else Path("/proc/none")
+    if broken == "a file":
+        place.write_text("x")
+    settings = quick(cache_dir=str(place), cache_min_bytes=1)
+    report = bring(volume, given("/data/x", f"{web.url}/x"), settings=settings)
+    assert report.error is None
+    assert (volume / "root/data/x").read_bytes() == BODY
+    assert "cache" in report.notes[0]
+
+
+def process(tmp_path: Path, web: HttpServer, i: int) -> subprocess.Popen[str]:
+    (tmp_path / f"v{i}").mkdir()
+    (tmp_path / "settings.json").write_text(cached(tmp_path).to_json())
+    document = {"inputs": [given("/data/x", f"{web.url}/x")]}
+    (tmp_path / "document.json").write_text(json.dumps(document))
+    command = [sys.executable, "-m", "poiesis.filer", "in", "--document", str(tmp_path / "document.json")]
+    command += ["--volume", str(tmp_path / f"v{i}"), "--settings", str(tmp_path / "settings.json")]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+
+def test_eight_processes_at_once_fetch_once(tmp_path: Path, web: HttpServer) -> None:
+    web.files["/x"] = BODY * 5
+    running = [process(tmp_path, web, i) for i in range(8)]
+    for i, each in enumerate(running):
+        out, _ = each.communicate(timeout=60)
+        report = parse_report(out.splitlines()[-1])
+        assert report is not None
+        assert report.error is None
+        assert (tmp_path / f"v{i}/root/data/x").read_bytes() == BODY * 5
+    assert gets(web) == 1
+
+
+def test_a_fetch_that_was_killed_leaves_nothing_that_counts(tmp_path: Path, web: HttpServer) -> None:
+    web.files["/x"] = BODY
+    web.faults = lambda r: Fault(drip=0.01) if r.method == "GET" else None
+    killed = process(tmp_path, web, 0)
+    end = time.monotonic() + 20
+    while gets(web) == 0 and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(0.2)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate(timeout=10)
+    assert list((tmp_path / "cache/partial").iterdir()) != []
+    assert entries(tmp_path) == []
+    web.faults = lambda _: None
+    out, _ = process(tmp_path, web, 1).communicate(timeout=30)
+    report = parse_report(out.splitlines()[-1])
+    assert report is not None
+    assert report.error is None
+    web.files["/y"] = BODY[1:]
+    volume = tmp_path / "v2"
+    volume.mkdir()
+    assert bring(volume, given("/data/y", f"{web.url}/y"), settings=cached(tmp_path)).error is None
+    assert list((tmp_path / "cache/partial").iterdir()) == []
+    assert leftovers(tmp_path / "cache") == []

@@ -1,0 +1,108 @@
+"""drs, resolved by a service that a real HTTP server plays."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.filer.servers import HttpServer
+from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted
+
+BODY = b"bases" * 1000
+API = "/ga4gh/drs/v1/objects"
+
+
+def offer(web: HttpServer, id: str, **more: Any) -> str:
+    web.files[f"{API}/{id}"] = json.dumps({"id": id, "self_uri": "x", "created_time": "2020", **more}).encode()
+    return f"drs://{web.url.removeprefix('http://')}/{id}"
+
+
+def settings(web: HttpServer, **changes: Any):
+    return quick(drs_hosts=(web.url,), **changes)
+
+
+def sums(body: bytes) -> list[dict[str, str]]:
+    return [
+        {"type": "md5", "checksum": hashlib.md5(body).hexdigest()},
+        {"type": "sha-256", "checksum": hashlib.sha256(body).hexdigest()},
+    ]
+
+
+def test_an_object_comes_by_its_url_with_the_headers_it_needs(volume: Path, web: HttpServer) -> None:
+    web.files["/bytes"] = BODY
+    method = {"type": "https", "access_url": {"url": f"{web.url}/bytes", "headers": ["Authorization: Basic Zm9v"]}}
+    url = offer(web, "one", size=len(BODY), checksums=sums(BODY), access_methods=[{"type": "gs"}, method])
+    report = bring(volume, given("/data/x", url), settings=settings(web))
+    assert report.error is None
+    assert (volume / "root/data/x").read_bytes() == BODY
+    assert report.files[0].checksum == f"sha256:{hashlib.sha256(BODY).hexdigest()}"
+    assert web.requests[-1].headers["authorization"] == "Basic Zm9v"
+
+
+def test_an_access_id_is_asked_for_with_the_token(volume: Path, web: HttpServer, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("secret-token\n")
+    web.files["/bytes"] = BODY
+    url = offer(web, "two", access_methods=[{"type": "https", "access_id": "a b"}])
+    web.files[f"{API}/two/access/a b"] = json.dumps({"url": f"{web.url}/bytes"}).encode()
+    report = bring(volume, given("/data/x", url), settings=settings(web, drs_token_file=str(tmp_path / "token")))
+    assert report.error is None
+    assert web.requests[0].headers["authorization"] == "Bearer secret-token"
+    assert "authorization" not in web.requests[-1].headers  # the bytes' host is another matter
+    assert "secret-token" not in str(report)
+
+
+@pytest.mark.parametrize("wrong", [{"size": 1}, {"checksums": [{"type": "md5", "checksum": "0" * 32}]}])
+def test_what_is_not_as_told_is_no_file(volume: Path, web: HttpServer, wrong: dict[str, Any]) -> None:
+    web.files["/bytes"] = BODY
+    method = {"type": "https", "access_url": {"url": f"{web.url}/bytes"}}
+    url = offer(web, "bad", access_methods=[method], **wrong)
+    report = bring(volume, given("/data/x", url), settings=settings(web))
+    assert report.error is not None
+    assert tree(volume / "root/data") == {}
+    assert leftovers(volume) == []
+
+
+def test_a_bundle_is_a_directory(volume: Path, web: HttpServer) -> None:
+    for name in ("a", "b"):
+        web.files[f"/bytes-{name}"] = name.encode()
+        offer(web, name, access_methods=[{"type": "https", "access_url": {"url": f"{web.url}/bytes-{name}"}}])
+    contents = [{"name": "a.txt", "id": "a"}, {"name": "sub", "contents": [{"name": "b.txt", "id": "b"}]}]
+    url = offer(web, "bundle", contents=contents)
+    assert bring(volume, given("/data/x", url), settings=settings(web)).error is None
+    assert tree(volume / "root/data/x") == {"a.txt": b"a", "sub/b.txt": b"b"}
+    evil = offer(web, "evil", contents=[{"name": "../../etc/passwd", "id": "a"}])
+    assert "name" in str(bring(volume, given("/data/y", evil), settings=settings(web)).error)
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        {"type": "file", "access_url": {"url": "file:///etc/passwd"}},
+        {"type": "https", "access_url": {"url": "/etc/passwd"}},
+    ],
+)
+def test_an_object_never_names_files_of_ours(volume: Path, web: HttpServer, method: dict[str, Any]) -> None:
+    url = offer(web, "x", access_methods=[method])
+    report = bring(volume, given("/data/x", url), settings=settings(web, file_roots=("/etc",)))
+    assert report.error_code == "unsupported_url"
+
+
+def test_bytes_at_a_private_address_are_refused(volume: Path, web: HttpServer) -> None:
+    url = offer(web, "x", access_methods=[{"type": "https", "access_url": {"url": "http://169.254.169.254/latest"}}])
+    assert bring(volume, given("/data/x", url), settings=settings(web)).error_code == "access_denied"
+
+
+def test_refusals(volume: Path, web: HttpServer) -> None:
+    host = web.url.removeprefix("http://")
+    for url, code in (
+        (f"drs://{host}/none", "not_found"),
+        ("drs://example.org/x", "access_denied"),
+        ("drs://dg.4503:x", "unsupported_url"),
+    ):
+        assert bring(volume, given("/data/x", url), settings=settings(web)).error_code == code
+    (volume / "root/data/x").write_text("x")
+    assert send(volume, wanted("/data/x", f"drs://{host}/x"), settings=settings(web)).error_code == "unsupported_url"

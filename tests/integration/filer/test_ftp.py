@@ -1,0 +1,215 @@
+"""ftp against a real server, and ftps against one with TLS."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from tests.servers import FtpServer
+from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted
+
+BODY = random.Random(2).randbytes(300_000)
+
+
+def test_a_file_goes_and_comes(volume: Path, ftp: FtpServer) -> None:
+    (volume / "root/data").mkdir(parents=True)
+    (volume / "root/data/x").write_bytes(BODY)
+    report = send(volume, wanted("/data/x", f"{ftp.user_url}/new/dir/x%20y"), settings=quick())
+    assert report.error is None
+    assert tree(ftp.root) == {"new/dir/x y": BODY}
+    assert "testtest" not in str(report)
+    assert bring(volume, given("/data/y", f"{ftp.url}/new/dir/x%20y"), settings=quick()).error is None
+    assert (volume / "root/data/y").read_bytes() == BODY
+
+
+def test_an_upload_replaces_what_was_there(volume: Path, ftp: FtpServer) -> None:
+    (ftp.root / "x").write_text("a longer text from before")
+    (volume / "root/data").mkdir(parents=True)
+    (volume / "root/data/x").write_text("new")
+    assert send(volume, wanted("/data/x", f"{ftp.user_url}/x"), settings=quick()).error is None
+    assert tree(ftp.root) == {"x": b"new"}
+
+
+def test_a_directory_goes_and_comes(volume: Path, ftp: FtpServer) -> None:
+    root = volume / "root/work"
+    (root / "e/f").mkdir(parents=True)
+    for name in ("a", ".b", "e/c ü"):
+        (root / name).write_text(name)
+    assert send(volume, wanted("/work", f"{ftp.user_url}/up", "DIRECTORY"), settings=quick()).error is None
+    report = bring(volume, given("/back", f"{ftp.url}/up", type=None), settings=quick())
+    assert report.error is None
+    assert tree(volume / "root/back") == tree(root)
+
+
+def test_what_is_not_there_and_what_is_not_allowed(volume: Path, ftp: FtpServer) -> None:
+    for url, code in (
+        (f"{ftp.url}/none", "not_found"),
+        (ftp.url.replace("ftp://", "ftp://no:body@") + "/x", "access_denied"),
+    ):
+        patient = quick(stall_timeout=timedelta(seconds=10))  # the server takes its time to refuse a login
+        assert bring(volume, given("/data/x", url), settings=patient).error_code == code
+    (volume / "root/data/x").write_text("x")
+    report = send(volume, wanted("/data/x", f"{ftp.url}/x"), settings=quick())
+    assert report.error_code in ("access_denied", "staging_failed", "not_found")
+    assert leftovers(ftp.root) == []
+    refused = bring(volume, given("/data/x", f"{ftp.url}/x"), settings=quick(allow_addresses=()))
+    assert refused.error_code == "access_denied"
+
+
+def test_a_line_break_in_a_path_is_refused(volume: Path, ftp: FtpServer) -> None:
+    report = bring(volume, given("/data/x", f"{ftp.url}/x%0d%0aDELE%20y"), settings=quick())
+    assert report.error_code == "unsupported_url"
+
+
+def test_a_drop_at_any_byte_is_resumed(volume: Path, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyftpdlib.handlers import DTPHandler
+
+    (ftp.root / "x").write_bytes(BODY)
+    for cut in (0, 1, 1000, 65_536, len(BODY) - 1):
+        cuts = [cut]
+        original = DTPHandler.send
+
+        def cutting(self: DTPHandler, data: bytes, cuts: list[int] = cuts, original=original) -> int:
+            if cuts:
+                limit = cuts[0] - self.tot_bytes_sent
+                if len(data) >= limit:
+                    cuts.pop()
+                    if limit > 0:
+                        original(self, data[:limit])
+                    self.close()
+                    return 0
+            return original(self, data)
+
+        monkeypatch.setattr(DTPHandler, "send", cutting)
+        monkeypatch.setattr(DTPHandler, "use_sendfile", lambda _: False)
+        settings = quick(stall_timeout=timedelta(milliseconds=300))  # this server says nothing after a drop
+        report = bring(volume, given(f"/data/{cut}", f"{ftp.url}/x"), settings=settings)
+        monkeypatch.setattr(DTPHandler, "send", original)
+        assert report.error is None
+        assert (volume / f"root/data/{cut}").read_bytes() == BODY
+
+
+@dataclass(frozen=True)
+class Secure:
+    port: int
+    root: Path
+    certificate: Path
+
+
+def serve_securely(control: socket.socket, context: ssl.SSLContext, root: Path) -> None:
+    """One client of an FTP server that insists on TLS for commands and data. Only what the filer sends."""
+    with ExitStack() as open_ones:
+        open_ones.enter_context(control)
+        control.sendall(b"220 ready\r\n")
+        _serve(control, context, root, open_ones)
+
+
+def _serve(control: socket.socket, context: ssl.SSLContext, root: Path, open_ones: ExitStack) -> None:
+    line, secure, protected, old = b"", False, False, ""
+    passive: socket.socket | None = None
+
+    def say(text: str) -> None:
+        control.sendall(text.encode() + b"\r\n")
+
+    while True:
+        while b"\r\n" not in line:
+            more = control.recv(4096)
+            if not more:
+                return
+            line += more
+        told, _, line = line.partition(b"\r\n")
+        command, _, value = told.decode().partition(" ")
+        path = root / value.lstrip("/")
+        if command == "AUTH":
+            say("234 go ahead")
+            control = open_ones.enter_context(context.wrap_socket(control, server_side=True))
+            secure = True
+        elif not secure:
+            say("530 TLS first")
+        elif command in ("USER", "PASS"):
+            say("331 and?" if command == "USER" else "230 in" if value == "testtest" else "530 no")
+        elif command in ("PBSZ", "TYPE", "NOOP"):
+            say("200 ok")
+        elif command == "PROT":
+            protected = value == "P"
+            say("200 ok")
+        elif command == "SIZE":
+            say(f"213 {path.stat().st_size}" if path.is_file() else "550 no such file")
+        elif command == "PASV":
+            passive = socket.create_server(("127.0.0.1", 0))
+            high, low = divmod(passive.getsockname()[1], 256)
+            say(f"227 Passive (10,0,0,1,{high},{low})")  # of the address nobody may take notice
+        elif command in ("RETR", "STOR") and passive is not None and protected:
+            say("150 here it comes")
+            with passive, context.wrap_socket(passive.accept()[0], server_side=True) as data:
+                if command == "RETR":
+                    data.sendall(path.read_bytes())
+                else:
+                    path.write_bytes(b"".join(iter(lambda: data.recv(65536), b"")))
+                    data.unwrap()
+            say("226 done")
+        elif command == "RNFR":
+            old = value
+            say("350 to?")
+        elif command == "RNTO":
+            (root / old).rename(path)
+            say("250 done")
+        elif command == "DELE":
+            path.unlink()
+            say("250 done")
+        else:
+            say("502 unknown")
+
+
+@pytest.fixture
+def ftps(tmp_path: Path) -> Iterator[Secure]:
+    key = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    key += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", "key.pem", "-out", "cert.pem"]
+    subprocess.run(key, cwd=tmp_path, check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    root = tmp_path / "ftps-root"
+    root.mkdir()
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(0.1)
+    stop = threading.Event()
+
+    def client(control: socket.socket) -> None:
+        control.settimeout(10)
+        with suppress(OSError):
+            serve_securely(control, context, root)
+
+    def serve() -> None:
+        while not stop.is_set():
+            with suppress(TimeoutError):
+                threading.Thread(target=client, args=(listener.accept()[0],), daemon=True).start()
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield Secure(listener.getsockname()[1], root, tmp_path / "cert.pem")
+    stop.set()
+    thread.join(5)
+    listener.close()
+
+
+def test_ftps_goes_and_comes_with_a_trusted_certificate_alone(volume: Path, ftps: Secure) -> None:
+    (volume / "root/data").mkdir(parents=True)
+    (volume / "root/data/x").write_bytes(os.urandom(100_000))
+    url = f"ftps://test:testtest@127.0.0.1:{ftps.port}/x"
+    untrusted = send(volume, wanted("/data/x", url), settings=quick())
+    assert "certificate" in str(untrusted.error)
+    settings = quick(ca_file=str(ftps.certificate))
+    assert send(volume, wanted("/data/x", url), settings=settings).error is None
+    assert bring(volume, given("/data/y", url), settings=settings).error is None
+    assert (volume / "root/data/y").read_bytes() == (volume / "root/data/x").read_bytes()
