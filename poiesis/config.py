@@ -46,6 +46,10 @@ class ApiSettings:
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the API; `*` for all."""
 
+    def __post_init__(self) -> None:
+        _require(0 <= self.port <= 65535, f"port {self.port} is none: give a number from 0 to 65535")
+        _require(self.workers >= 1, f"{self.workers} API workers are too few: give at least 1")
+
 
 @dataclass(frozen=True)
 class ServiceSettings:
@@ -92,6 +96,16 @@ class Settings:
     api: ApiSettings = field(default_factory=ApiSettings)
     service: ServiceSettings = field(default_factory=ServiceSettings)
     policy: Policy = field(default_factory=Policy)
+
+    def __post_init__(self) -> None:
+        for name in ("max_parallel", "role_threads", "monitor_threads"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"{PREFIX}{name.upper()} is {value}: give at least 1")
+
+
+def _require(is_right: bool, message: str) -> None:
+    if not is_right:
+        raise ConfigurationError(message)
 
 
 def read(cls: type[T], environ: Mapping[str, str], prefix: str = PREFIX, *, others: tuple[str, ...] = ()) -> T:

@@ -19,14 +19,14 @@ from typing import Any, Final
 
 from prometheus_client import Counter, Gauge, Histogram, generate_latest
 
-from poiesis.domain.errors import Unavailable
+from poiesis.domain.errors import ConfigurationError, Unavailable
 
 _STANDARD: Final = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {
     "message",
     "asctime",
     "taskName",
 }
-_CREDENTIALS: Final = re.compile(r"(?<=://)[^/@\s]+@")
+_CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s\"]+@")
 MAX_CONNECTIONS: Final = 256
 REQUEST_TIMEOUT_S: Final = 5
 MAX_POKE_BYTES: Final = 256 * 1024  # the launcher sends at most half of it
@@ -54,19 +54,25 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "event": record.getMessage(),
             "logger": record.name,
-            **_fields(record),
         }
+        for name, value in _fields(record).items():
+            document.setdefault(name, value)
         if record.exc_info:
             document["trace"] = self.formatException(record.exc_info)
-        return without_credentials(json.dumps(document, default=str))
+        try:
+            text = json.dumps(document, default=str)
+        except Exception:  # keys that are no text, circles, a __str__ that fails
+            text = json.dumps({name: _told(value) for name, value in document.items()})
+        return without_credentials(text)
 
 
 class TextFormatter(logging.Formatter):
     """For people at a terminal: time, event, fields."""
 
     def format(self, record: logging.LogRecord) -> str:
-        fields = " ".join(f"{k}={v}" for k, v in _fields(record).items())
+        fields = " ".join(f"{k}={_told(v)}" for k, v in _fields(record).items())
         line = f"{datetime.fromtimestamp(record.created):%H:%M:%S} {record.levelname:7} {record.getMessage()} {fields}".rstrip()
+        line = line.replace("\r", "\\r").replace("\n", "\\n")  # what a user named may not look like a line of ours
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return without_credentials(line)
@@ -76,7 +82,19 @@ def _fields(record: logging.LogRecord) -> Mapping[str, Any]:
     return {k: v for k, v in record.__dict__.items() if k not in _STANDARD and not k.startswith("_")}
 
 
+def _told(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:
+        return f"<{type(value).__name__}>"
+
+
 def configure_logging(level: str, form: str) -> None:
+    """Raises: ConfigurationError."""
+    if level.upper() not in logging.getLevelNamesMapping():
+        raise ConfigurationError(f"{level!r} is no log level; give DEBUG, INFO, WARNING or ERROR")
+    if form not in ("json", "text"):
+        raise ConfigurationError(f"{form!r} is no log format; give json or text")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(TextFormatter() if form == "text" else JsonFormatter())
     root = logging.getLogger()
@@ -91,6 +109,8 @@ class HealthServer:
 
     A poke wakes its own task's reconcile, and may carry its container's closing record (docs/adr/0004); it can do nothing else. More of
     them than `pokes_per_second` are dropped. Connections are bounded in number, time and content.
+
+    Raises: ConfigurationError when the address cannot be listened on.
     """
 
     def __init__(
@@ -103,7 +123,10 @@ class HealthServer:
     ) -> None:
         host, _, port = address.rpartition(":")
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self._server = _Server((host.strip("[]") or "0.0.0.0", int(port)), family, ready, poke, pokes_per_second)
+        try:
+            self._server = _Server((host.strip("[]") or "0.0.0.0", int(port)), family, ready, poke, pokes_per_second)
+        except (OSError, OverflowError, ValueError) as error:
+            raise ConfigurationError(f"{address} cannot be listened on: {error}; give HOST:PORT") from None
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="health", daemon=True)
 
     @property

@@ -7,11 +7,12 @@ import json
 import os
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlencode, urlsplit
 
 import urllib3
 
 from poiesis.domain.errors import (
+    ConfigurationError,
     Forbidden,
     InvalidTask,
     PoiesisError,
@@ -26,19 +27,25 @@ TERMINAL: Final = frozenset({"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANC
 
 
 class TesClient:
-    """`url` with or without the API's path, which is found out on the first request.
+    """`url` with or without the API's path, which is found out on the first request; raises ConfigurationError when it is none.
 
     Credentials: `user:password@` in the URL, or POIESIS_TOKEN / TES_TOKEN (bearer). All methods raise the family of domain.errors.
     """
 
     def __init__(self, url: str, environ: Mapping[str, str] = os.environ) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable:
+            raise ConfigurationError(f"{url!r} is no address of a server; give one such as http://127.0.0.1:8000")
         self._base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         self._prefix: str | None = None
         self._headers = {"Accept": "application/json"}
         token = environ.get("POIESIS_TOKEN") or environ.get("TES_TOKEN")
         if parts.username is not None:
-            pair = f"{parts.username}:{parts.password or ''}".encode()
+            pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
             self._headers["Authorization"] = "Basic " + base64.b64encode(pair).decode()
         elif token:
             self._headers["Authorization"] = f"Bearer {token}"
@@ -51,7 +58,10 @@ class TesClient:
         return self._call("GET", "/service-info")
 
     def create(self, task: Any) -> str:
-        return str(self._call("POST", "/tasks", body=task)["id"])
+        answer = self._call("POST", "/tasks", body=task)
+        if not isinstance(answer.get("id"), str):
+            raise PoiesisError(f"{self._base} did not say which id the task has")
+        return str(answer["id"])
 
     def get(self, task_id: str, view: str = "FULL") -> dict[str, Any]:
         return self._call("GET", f"/tasks/{quote(task_id, safe='')}", {"view": view})
@@ -67,7 +77,9 @@ class TesClient:
             self._prefix = self._find_prefix()
         status, document = self._request(method, self._prefix + path, query, body)
         if status < 300:
-            return document if isinstance(document, dict) else {}
+            if not isinstance(document, dict):
+                raise PoiesisError(f"{self._base} answered something that is no TES document")
+            return document
         said = document if isinstance(document, dict) else {}
         message = str(said.get("message") or said.get("detail") or said.get("title") or f"the server answered {status}")
         if status == 400:
@@ -89,8 +101,8 @@ class TesClient:
             if self._base.endswith(prefix) and prefix:
                 return ""
         for prefix in PREFIXES:
-            status, _ = self._request("GET", f"{prefix}/service-info", None, None)
-            if status != 404:
+            status, document = self._request("GET", f"{prefix}/service-info", None, None)
+            if status != 404 and (status >= 300 or isinstance(document, dict)):
                 return prefix
         raise Unavailable(f"{self._base} is no TES server: nothing answers at {', '.join(p or '/' for p in PREFIXES)}")
 

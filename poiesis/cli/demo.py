@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import tempfile
 import time
 from dataclasses import replace
@@ -20,10 +21,12 @@ from poiesis.observability import configure_logging
 
 EXAMPLES: Final = Path(__file__).resolve().parents[2] / "examples"
 TIMEOUT_S: Final = 100
+CANCEL_S: Final = 20  # the grace of a command and some more
 IMAGE_DEADLINE: Final = timedelta(seconds=10)  # a demo is not worth waiting for a registry that is away
 
 
 def run(arguments: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to end in good order, as after Ctrl-C
     if not EXAMPLES.is_dir():
         raise ConfigurationError("the demo needs the examples of a source checkout")
     with tempfile.TemporaryDirectory(prefix="poiesis-demo-") as folder:
@@ -56,22 +59,33 @@ def _serve_and_run(arguments: argparse.Namespace, folder: Path, runtime: str | N
         return _run_task(TesClient(service.url, {}), out)
 
 
+def _cancel(client: TesClient, task_id: str) -> None:
+    begin = time.monotonic()
+    client.cancel(task_id)
+    while client.get(task_id, "MINIMAL")["state"] not in TERMINAL and time.monotonic() - begin < CANCEL_S:
+        time.sleep(0.05)
+
+
 def _run_task(client: TesClient, out: Path) -> int:
     text = Template((EXAMPLES / "fastq.json").read_text()).safe_substitute(DIR=EXAMPLES, OUT=out)
     print(f"Posting examples/fastq.json: {EXAMPLES / 'reads.fastq'} through two executors to {out / 'report.txt'}")
     begin = time.monotonic()
     task_id = client.create(json.loads(text))
     state = ""
-    while state not in TERMINAL:
-        if time.monotonic() - begin > TIMEOUT_S:
-            print(f"The task did not end within {TIMEOUT_S} s.")
-            break
-        seen = str(client.get(task_id, "MINIMAL")["state"])
-        if seen != state:
-            state = seen
-            print(f"{time.monotonic() - begin:6.2f} s  {task_id}  {state}", flush=True)
-        else:
-            time.sleep(0.02)
+    try:
+        while state not in TERMINAL:
+            if time.monotonic() - begin > TIMEOUT_S:
+                print(f"The task did not end within {TIMEOUT_S} s.")
+                break
+            seen = str(client.get(task_id, "MINIMAL")["state"])
+            if seen != state:
+                state = seen
+                print(f"{time.monotonic() - begin:6.2f} s  {task_id}  {state}", flush=True)
+            else:
+                time.sleep(0.02)
+    finally:  # a service that stops leaves running commands running
+        if state not in TERMINAL:
+            _cancel(client, task_id)
     print()
     task = client.get(task_id)
     told = (task.get("logs") or [{}])[0].get("metadata") or {}

@@ -37,7 +37,9 @@ def make_parser() -> argparse.ArgumentParser:
 
     up = commands.add_parser("up", help="the whole service on this machine, in one process tree")
     _embedded_options(up)
-    up.add_argument("--port", type=int, default=8000, help="port to listen on; 0: any free one (default: %(default)s)")
+    up.add_argument(
+        "--port", type=_port, default=8000, help="port to listen on; 0: any free one (default: %(default)s)"
+    )
 
     demo = commands.add_parser("demo", help="start the service, run a real task, show its result, stop")
     _embedded_options(demo)
@@ -77,6 +79,12 @@ def make_parser() -> argparse.ArgumentParser:
     for action in (create, get, list_, wait, logs, cancel):
         _client_options(action)
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port: give a number from 0 to 65535")
+    return int(text)
 
 
 def _embedded_options(parser: argparse.ArgumentParser) -> None:
@@ -131,7 +139,10 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.command == "hash-secret":
         from poiesis.api.auth import hash_secret
 
-        print(hash_secret(sys.stdin.read().rstrip("\n"), arguments.kind))
+        secret = sys.stdin.read().rstrip("\n")
+        if not secret:
+            raise ConfigurationError("give the secret on standard input; it is empty")
+        print(hash_secret(secret, arguments.kind))
         return 0
     if arguments.command == "up":
         from poiesis.cli import up

@@ -9,7 +9,7 @@ import time
 from typing import Any, Final
 
 from poiesis.cli.client import TERMINAL, TesClient
-from poiesis.domain.errors import InvalidTask, Problem, Unavailable
+from poiesis.domain.errors import ConfigurationError, InvalidTask, Problem, Unavailable
 
 POLL_FROM_S: Final = 0.1
 POLL_TO_S: Final = 5.0
@@ -31,7 +31,7 @@ def _create(client: TesClient, arguments: argparse.Namespace) -> int:
             with open(arguments.file, encoding="utf-8") as file:
                 document = json.load(file)
     except OSError as error:
-        raise InvalidTask([Problem(arguments.file, error.strerror or str(error))]) from error
+        raise ConfigurationError(f"{arguments.file}: {error.strerror or error}") from error
     except ValueError as error:
         raise InvalidTask([Problem(arguments.file, f"is no JSON: {error}")]) from error
     task_id = client.create(document)

@@ -35,11 +35,17 @@ class Embedded:
             self._closing.enter_context(_lock(Path(settings.directory)))
             self.parts = self._closing.enter_context(Bootstrap(settings, filer))
             self.description = self.parts.describe()
-            self._server = BackgroundServer(create_app(self.parts.api_services()), settings.api)
+            app = create_app(self.parts.api_services())
+            try:
+                self._server = BackgroundServer(app, settings.api)
+            except OSError as error:
+                raise ConfigurationError(
+                    f"port {settings.api.port} of {settings.api.host} cannot be used: {error.strerror}; choose another with --port"
+                ) from None
         except OSError as error:
             self._closing.close()
             raise ConfigurationError(
-                f"port {settings.api.port} of {settings.api.host} cannot be used: {error.strerror}; choose another with --port"
+                f"{settings.directory} cannot be used: {error}; choose another with --dir"
             ) from None
         except BaseException:
             self._closing.close()

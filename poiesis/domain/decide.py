@@ -298,7 +298,9 @@ def _follow(
     if pod.ended:
         return _shown(task, pod, now), pod
     never_started = next((c for c in pod.containers if c.record is None and c.reason in _START_FAILURES), None)
-    if never_started is not None:  # the others would wait for it until their last deadline; nothing of the user's has run
+    if (
+        never_started is not None
+    ):  # the others would wait for it until their last deadline; nothing of the user's has run
         return _lost(task, "ContainerNotStarted", _how_it_ended(never_started), now, policy, began=False), None
     task = _shown(task, pod, now, tails=observed.tails)
     task = _look_again(task, now, now + policy.recheck)

@@ -40,6 +40,7 @@ from poiesis.ports.filer import RemoteFile, Sent
 
 IMPLICIT_PORT: Final = 990
 MAX_DEPTH: Final = 100
+CONNECTIONS: Final = 4  # at once; many servers count them for each client
 _DENIED: Final = re.compile(r"denied|permission|not allowed|forbidden", re.IGNORECASE)
 _UNKNOWN: Final = ("500", "501", "502", "504")  # of a command that the server does not have
 _TIMES: Final = re.compile(r"213 +(\d{14}(?:\.\d+)?)")
@@ -101,6 +102,7 @@ class FtpFiler:
         self._idle: dict[_Where, list[_Plain]] = {}
         self._made: set[tuple[_Where, str]] = set()
         self._lock = threading.Lock()
+        self._turns = threading.BoundedSemaphore(CONNECTIONS)
 
     def close(self) -> None:
         for sessions in self._idle.values():
@@ -261,8 +263,9 @@ class FtpFiler:
             raise UnsupportedUrl(f"{shown(url)}: holds a line break")
         session: _Plain | None = None
         try:
-            session = self._kept(where) or self._login(where)
-            yield session, path
+            with self._turns:
+                session = self._kept(where) or self._login(where)
+                yield session, path
         except PoiesisError:
             if session is not None:
                 session.close()

@@ -46,6 +46,7 @@ from poiesis.ports.filer import RemoteFile, Sent
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 TRANSIENT: Final = frozenset({408, 421, 423, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524})
 LEAST_BYTES: Final = 1024  # in a stall_timeout; fewer is a drip, and counts as a stall
+CONNECTIONS: Final = 8  # at once, of all servers: they are other people's
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _PACKED: Final = (".gz", ".tgz", ".bgz", ".svgz", ".emz")
 _DRAIN: Final = 64 * 1024  # of an answer's body nobody wants, to keep its connection; more is cheaper to drop
@@ -247,6 +248,7 @@ class HttpFiler:
         self._settings = context.settings
         self._control, self._pool = context.control, context.pool
         self._client = Client(context.settings)
+        self._turns = threading.BoundedSemaphore(CONNECTIONS)
 
     def close(self) -> None:
         self._client.close()
@@ -310,7 +312,8 @@ class HttpFiler:
                 self._control.moved(len(data))
 
         headers = {"content-length": str(size), "content-type": "application/octet-stream"}
-        answer = self._client.request("PUT", url, headers, chunks)
+        with self._turns:
+            answer = self._client.request("PUT", url, headers, chunks)
         if answer.status not in (200, 201, 204):
             raise refused(url, answer)
         release(answer)
@@ -325,6 +328,12 @@ class HttpFiler:
         if reached.offset and reached.validator:
             last = reached.stop - 1 if reached.stop is not None else ""
             headers = {"range": f"bytes={reached.offset}-{last}", "if-range": reached.validator}
+        with self._turns:
+            self._continue_now(url, part, reached, more, headers)
+
+    def _continue_now(
+        self, url: str, part: Partial, reached: _Reached, more: Mapping[str, str], headers: Mapping[str, str]
+    ) -> None:
         answer = self._client.request("GET", url, {**more, **headers})
         try:
             if answer.status == 206 and headers:

@@ -56,11 +56,11 @@ class FilerSettings:
     """Endpoints by alias: the fields of `S3Endpoint`. The first one is for buckets that no other claims. Empty: AWS, or what
     AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL name."""
 
-    parallel: int = 16
-    """Connections at once, files and parts of files together."""
+    parallel: int = 64
+    """Connections at once, files and parts of files together. Servers of http, ftp and sftp get a few of them at most."""
     part_bytes: int = 16 * MIB
     """Of a large file's parts; grows where a protocol allows too few of them."""
-    buffer_bytes: int = 1 * MIB
+    buffer_bytes: int = MIB // 4
     """Of each connection. Memory for data is `parallel` times this."""
     connect_timeout: timedelta = timedelta(seconds=10)
     stall_timeout: timedelta = timedelta(seconds=60)

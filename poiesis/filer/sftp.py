@@ -37,6 +37,7 @@ from poiesis.ports.filer import RemoteFile, Sent
 CHUNK: Final = 256 * 1024
 IN_FLIGHT: Final = 64  # requests of 32 KiB asked for ahead: 2 MiB a connection
 MAX_DEPTH: Final = 100
+CONNECTIONS: Final = 4  # at once; many servers count them for each client
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class SftpFiler:
             raise ConfigurationError(f"filer: the known hosts file cannot be read: {error.strerror}") from error
         self._idle: dict[_Where, list[_Session]] = {}
         self._lock = threading.Lock()
+        self._turns = threading.BoundedSemaphore(CONNECTIONS)
 
     def close(self) -> None:
         for sessions in self._idle.values():
@@ -192,8 +194,9 @@ class SftpFiler:
         path = path[2:] if path.startswith("~/") else path  # the login's own directory
         session: _Session | None = None
         try:
-            session = self._kept(where) or self._login(where)
-            yield session, path
+            with self._turns:
+                session = self._kept(where) or self._login(where)
+                yield session, path
         except PoiesisError:
             if session is not None:
                 session.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 
 from poiesis.config import Settings, read
@@ -21,4 +22,4 @@ def main(environ: Mapping[str, str]) -> int:
     own = {k: v for k, v in environ.items() if not k.startswith("POIESIS_")}
     own["CELERY_BROKER_URL"] = settings.redis_uri  # not on the command line, where others on the node could read it
     port = settings.listen.rpartition(":")[2]
-    os.execvpe("celery", ["celery", "flower", f"--port={own.get('FLOWER_PORT', port)}"], own)
+    os.execve(sys.executable, [sys.executable, "-m", "celery", "flower", f"--port={own.get('FLOWER_PORT', port)}"], own)

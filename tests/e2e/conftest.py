@@ -392,7 +392,12 @@ def values_for(image: str, namespace: str) -> Json:
                 # the same server through a Service that a test may cut off
                 {"name": "away", "url": f"http://s3-away.{namespace}.svc:{S3_PORT}", "buckets": ["cut-off"]},
                 # and by nobody who is known to it
-                {"name": "nobody", "url": f"http://s3.{namespace}.svc:{S3_PORT}", "buckets": ["denied"], "anonymous": True},
+                {
+                    "name": "nobody",
+                    "url": f"http://s3.{namespace}.svc:{S3_PORT}",
+                    "buckets": ["denied"],
+                    "anonymous": True,
+                },
             ],
             "allowAddresses": [f"s3-web.{namespace}.svc"],
         },

@@ -1,4 +1,5 @@
-"""What workflow engines send, through to the end of the task: py-tes as it is, the others in the shapes that they post."""
+"""What workflow engines send, through to the end of the task: py-tes as it is, the others in the shapes that they post, but for fewer
+cores, so that small clusters run them side by side."""
 
 from __future__ import annotations
 
@@ -47,7 +48,7 @@ def test_py_tes_creates_waits_reads_lists_and_cancels(site: Site):
             name="by py-tes",
             inputs=[tes.Input(content="in\n", path="/data/in")],
             outputs=[tes.Output(url=site.url("pytes/out"), path="/data/out", type="FILE")],
-            resources=tes.Resources(cpu_cores=1, ram_gb=0.1, disk_gb=0.1),
+            resources=tes.Resources(ram_gb=0.1, disk_gb=0.1),
             executors=[
                 tes.Executor(image=BUSYBOX, command=["sh", "-c", "cat /data/in | tee /data/out; echo e >&2"]),
             ],
@@ -82,7 +83,7 @@ def nextflow(site: Site, prefix: str, run: str) -> Json:
     base = site.url(prefix)
     return {
         "name": "nf-task",
-        "resources": {"cpu_cores": 1, "ram_gb": 0.244140625, "disk_gb": 0.5, "preemptible": False},
+        "resources": {"cpu_cores": 0.1, "ram_gb": 0.244140625, "disk_gb": 0.5, "preemptible": False},
         "inputs": [
             {"url": site.put(f"{prefix}/.command.sh", run.encode()), "path": "/work/.command.sh", "type": "FILE"},
             {"url": site.put(f"{prefix}/in.txt", b"reads\n"), "path": "/work/in.txt", "type": "FILE"},
@@ -134,7 +135,7 @@ def snakemake(site: Site) -> Json:
             {"path": "/tmp/results.txt", "url": site.url("smk/results.txt"), "type": "FILE"},
             {"path": "/tmp/log.txt", "url": site.url("smk/log.txt"), "type": "FILE"},
         ],
-        "resources": {"cpu_cores": 1, "ram_gb": 0.2, "disk_gb": 0.1},
+        "resources": {"cpu_cores": 0.1, "ram_gb": 0.2, "disk_gb": 0.1},
         "executors": [
             {
                 "image": BUSYBOX,
@@ -157,7 +158,7 @@ def cwl_tes(site: Site) -> Json:
         "name": "step1",
         "description": "cwl",
         "tags": {"CWLDocumentId": "file:///workflow.cwl"},
-        "resources": {"cpu_cores": 1, "ram_gb": 0.26843545600000003, "disk_gb": 2.0004882812499997},
+        "resources": {"cpu_cores": 0.1, "ram_gb": 0.26843545600000003, "disk_gb": 2.0004882812499997},
         "inputs": [
             {"content": "line b\nline a\n", "path": "/var/lib/cwl/stg1/in.txt", "type": "FILE", "name": "x"},
         ],
@@ -255,7 +256,7 @@ def cromwell(site: Site) -> Json:
         "tags": {"workflow": "1", "parent": None},
         "volumes": None,
         "resources": {
-            **{"cpu_cores": 1, "ram_gb": 0.1, "disk_gb": 10.0, "preemptible": True},
+            **{"cpu_cores": 0.1, "ram_gb": 0.1, "disk_gb": 10.0, "preemptible": True},
             **{"backend_parameters": {"a": None, "unknown": "x"}, "backend_parameters_strict": False},
         },
         "inputs": [

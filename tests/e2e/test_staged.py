@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from tests.e2e.conftest import OURS, S3_PASSWORD, S3_PORT, S3_SECRET, S3_USER, Cluster, Installation, installation
+from tests.e2e.conftest import OURS, S3_PASSWORD, S3_PORT, S3_SECRET, S3_USER, Cluster, Installation, Json, installation
 from tests.e2e.site import (
     NOSHELL,
     Site,
@@ -43,7 +43,7 @@ def strict(cluster: Cluster, image: str) -> Iterator[Installation]:
     where = f"poiesis-e2e-{secrets.token_hex(3)}-tasks"
     _tasks_namespace(cluster, where)
     storage = {"namespaceSelector": {}, "podSelector": {"matchLabels": OURS}}
-    values = {
+    values: Json = {
         "tasks": {
             "namespace": where,
             "podSecurity": "restricted",
@@ -124,7 +124,11 @@ def test_outputs_are_stored_after_an_error_too(site: Site, task: str):
 
 @posted(
     lambda site: {
-        "executors": [shell("id -u; touch here; ls", workdir="/made/for/it"), {"image": NOSHELL, "command": ["true"]}]
+        "volumes": ["/made"],
+        "executors": [
+            shell("id -u; touch here; ls", workdir="/made/for/it"),
+            {"image": NOSHELL, "command": ["true"], "workdir": "/made/for/it"},
+        ],
     }
 )
 def test_a_user_without_rights_can_write_to_its_workdir(site: Site, task: str):

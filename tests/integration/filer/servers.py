@@ -44,6 +44,8 @@ class HttpServer:
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
         self.etags: dict[str, str] = {}
+        self.post = b""
+        self.put_status = 201
         self.requests: list[Request] = []
         self.faults: Callable[[Request], Fault | None] = lambda _: None
         outer = self
@@ -60,6 +62,14 @@ class HttpServer:
 
             do_HEAD = do_GET
 
+            def do_POST(self) -> None:
+                outer._noted(self)
+                self.rfile.read(int(self.headers.get("content-length", "0")))
+                self.send_response(200)
+                self.send_header("content-length", str(len(outer.post)))
+                self.end_headers()
+                self.wfile.write(outer.post)
+
             def do_PUT(self) -> None:
                 request = outer._noted(self)
                 if self.headers.get("transfer-encoding", "") == "chunked":
@@ -70,6 +80,9 @@ class HttpServer:
                     self.rfile.readline()
                 else:
                     body = self.rfile.read(int(self.headers["content-length"]))
+                    if len(body) < int(self.headers["content-length"]):
+                        self.close_connection = True  # the client went away
+                        return
                 fault = outer.faults(request)
                 if fault and fault.redirect:
                     self.send_response(307)
@@ -77,8 +90,8 @@ class HttpServer:
                 elif fault and fault.status:
                     self.send_response(fault.status)
                 else:
-                    outer.files[self.path.partition("?")[0]] = body
-                    self.send_response(201)
+                    outer.files[unquote(self.path.partition("?")[0])] = body
+                    self.send_response(outer.put_status)
                 self.send_header("content-length", "0")
                 self.end_headers()
 
@@ -119,6 +132,8 @@ class HttpServer:
             return
         if fault.status is not None or body is None:
             handler.send_response(fault.status or 404)
+            for name, value in fault.headers.items():
+                handler.send_header(name, value)
             handler.send_header("content-length", "0")
             handler.end_headers()
             return

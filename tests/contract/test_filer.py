@@ -1,0 +1,184 @@
+"""One suite for every scheme, each against a real server. What a scheme cannot do is said by its `Place`.
+
+1. a file of any size goes and comes as it was, its size in the report
+2. an upload replaces what was there, and leaves nothing beside it
+3. a directory goes and comes with hidden files, odd names and, where the scheme has them, empty directories
+4. what is not there is `not_found`, naming URL and path, and leaves no file
+5. nobody's password is in a report
+6. a stop ends it as `cancelled`, with nothing half-made on either side
+7. files go and come in parallel, each once
+8. a directory is found without being called one, where the scheme can list
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from poiesis.filer.settings import FilerSettings
+from tests.integration.filer.servers import http_server
+from tests.integration.filer.sftp_server import sftp_server
+from tests.servers import FtpServer, S3Server
+from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somewhere of one scheme. `url` has no slash at its end; `names` are what is there now, without directories."""
+
+    url: str
+    settings: FilerSettings
+    names: Callable[[], set[str]]
+    lists: bool = True
+    keeps_empty_directories: bool = True
+    secret: str = "testtest"
+
+
+@pytest.fixture(params=["file", "s3", "ftp", "sftp", "http"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+    def below(root: Path) -> Callable[[], set[str]]:
+        return lambda: {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
+
+    with ExitStack() as stack:
+        if request.param == "file":
+            root = tmp_path / "store"
+            root.mkdir()
+            yield Place(f"file://{root}/up", quick(file_roots=(str(root),)), below(root))
+        elif request.param == "s3":
+            s3: S3Server = request.getfixturevalue("s3")
+            keys = {"access_key": s3.access_key, "secret_key": s3.secret_key}
+            settings = quick(s3={"main": {"url": s3.endpoint, "region": s3.region, **keys}})
+
+            def names() -> set[str]:
+                found = s3.client().list_objects(s3.bucket, recursive=True)
+                return {str(o.object_name) for o in found if not str(o.object_name).endswith("/")}
+
+            yield Place(f"s3://{s3.bucket}/up", settings, names)
+        elif request.param == "ftp":
+            ftp: FtpServer = request.getfixturevalue("ftp")
+            yield Place(f"{ftp.user_url}/up", quick(), below(ftp.root))
+        elif request.param == "sftp":
+            sftp = stack.enter_context(sftp_server(tmp_path))
+            settings = quick(known_hosts_file=str(sftp.known_hosts))
+            yield Place(f"{sftp.url}/up", settings, below(sftp.root), secret="word@")
+        else:
+            web = stack.enter_context(http_server())
+            url = web.url.replace("http://", "http://me:testtest@") + "/up"
+            yield Place(url, quick(http_put=True), lambda: {n.lstrip("/") for n in web.files}, False, False)
+
+
+@pytest.fixture
+def volume(tmp_path: Path) -> Path:
+    path = tmp_path / "volume"
+    (path / "root/data").mkdir(parents=True)
+    return path
+
+
+@pytest.mark.parametrize("size", [0, 1, 70_000, 3_000_000])
+def test_1_a_file_of_any_size_goes_and_comes(volume: Path, place: Place, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    (volume / "root/data/x").write_bytes(data)
+    report = send(volume, wanted("/data/x", f"{place.url}/a/x", "FILE"), settings=place.settings)
+    assert report.error is None
+    assert [(f.path, f.size_bytes) for f in report.files] == [("/data/x", size)]
+    assert bring(volume, given("/data/y", f"{place.url}/a/x"), settings=place.settings).error is None
+    assert (volume / "root/data/y").read_bytes() == data
+    assert place.names() == {"up/a/x"}
+
+
+def test_2_an_upload_replaces_what_was_there(volume: Path, place: Place) -> None:
+    for text in ("a long text that was there before", "new"):
+        (volume / "root/data/x").write_text(text)
+        assert send(volume, wanted("/data/x", f"{place.url}/x"), settings=place.settings).error is None
+    assert bring(volume, given("/data/y", f"{place.url}/x"), settings=place.settings).error is None
+    assert (volume / "root/data/y").read_text() == "new"
+    assert place.names() == {"up/x"}
+
+
+def test_3_a_directory_goes_and_comes(volume: Path, place: Place) -> None:
+    root = volume / "root/data/d"
+    (root / "e/f").mkdir(parents=True)
+    if place.keeps_empty_directories:
+        (root / "empty").mkdir()
+    names = ("a", ".hidden", "e/b c", "e/f/ü%41+&=", "e/f/#?x;y", "e/f/日本", "e/f/'\"")
+    for name in names:
+        (root / name).write_text(name)
+    report = send(volume, wanted("/data/d", f"{place.url}/d", "DIRECTORY"), settings=place.settings)
+    assert report.error is None
+    assert {f.path for f in report.files} == {f"/data/d/{n}" for n in names}
+    if not place.lists:
+        told = {f.path: f.url for f in report.files}
+        inputs = [given(f"/data/back/{n}", told[f"/data/d/{n}"]) for n in names]
+        assert bring(volume, *inputs, settings=place.settings).error is None
+    else:
+        back = bring(volume, given("/data/back", f"{place.url}/d", type="DIRECTORY"), settings=place.settings)
+        assert back.error is None
+    assert tree(volume / "root/data/back") == tree(root)
+
+
+def test_4_what_is_not_there_is_said(volume: Path, place: Place) -> None:
+    report = bring(volume, given("/data/x", f"{place.url}/none"), settings=place.settings)
+    assert (report.error_code, report.retryable) == ("not_found", False)
+    assert "/data/x" in str(report.error)
+    assert "/up/none" in str(report.error)
+    assert tree(volume / "root/data") == {}
+
+
+def test_5_no_password_is_told(volume: Path, place: Place) -> None:
+    (volume / "root/data/x").write_text("x")
+    for report in (
+        send(volume, wanted("/data/x", f"{place.url}/x"), settings=place.settings),
+        bring(volume, given("/data/y", f"{place.url}/x"), given("/data/z", f"{place.url}/no"), settings=place.settings),
+    ):
+        assert place.secret not in str(report)
+
+
+@pytest.mark.parametrize("after", [3, 6, 9])
+def test_6_a_stop_leaves_nothing_half_made(volume: Path, place: Place, after: int) -> None:
+    data = bytes(3_000_000)
+    (volume / "root/data/x").write_bytes(data)
+    calls = iter(range(10**9))
+    report = send(
+        volume, wanted("/data/x", f"{place.url}/x"), settings=place.settings, cancelled=lambda: next(calls) > after
+    )
+    assert report.error_code in (None, "cancelled")
+    assert place.names() in (set(), {"up/x"}) if report.error else place.names() == {"up/x"}
+    if place.names():
+        assert bring(volume, given("/data/z", f"{place.url}/x"), settings=place.settings).error is None
+        assert (volume / "root/data/z").read_bytes() == data
+    assert send(volume, wanted("/data/x", f"{place.url}/x"), settings=place.settings).error is None
+    calls = iter(range(10**9))
+    report = bring(
+        volume, given("/data/y", f"{place.url}/x"), settings=place.settings, cancelled=lambda: next(calls) > after
+    )
+    assert report.error_code in (None, "cancelled")
+    assert (volume / "root/data/y").exists() == (report.error is None)
+    assert leftovers(volume) == []
+
+
+def test_7_files_go_and_come_in_parallel_each_once(volume: Path, place: Place) -> None:
+    names = [f"{i:02}" for i in range(30)]
+    for name in names:
+        (volume / "root/data" / name).write_text(name)
+    report = send(volume, *[wanted(f"/data/{n}", f"{place.url}/{n}") for n in names], settings=place.settings)
+    assert (report.error, report.total_files) == (None, 30)
+    report = bring(volume, *[given(f"/back/{n}", f"{place.url}/{n}") for n in names], settings=place.settings)
+    assert (report.error, report.total_files, report.total_bytes) == (None, 30, 60)
+    assert tree(volume / "root/back") == {n: n.encode() for n in names}
+
+
+def test_8_a_directory_is_found_without_being_called_one(volume: Path, place: Place) -> None:
+    (volume / "root/data/d").mkdir()
+    (volume / "root/data/d/x").write_text("x")
+    assert send(volume, wanted("/data/d", f"{place.url}/d"), settings=place.settings).error is None
+    report = bring(volume, given("/back", f"{place.url}/d"), settings=place.settings)
+    if place.lists:
+        assert report.error is None
+        assert tree(volume / "root/back") == {"x": b"x"}
+    else:
+        assert report.error_code == "not_found"

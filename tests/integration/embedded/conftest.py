@@ -1,0 +1,73 @@
+"""The embedded service: one that the tests of a worker share, and as many of their own as tests ask for."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from poiesis.bootstrap import ARCHITECTURES, shipped_launchers
+from poiesis.cluster.local.choice import choose_runtime
+from poiesis.domain.errors import ConfigurationError
+from tests.integration.embedded.service import Service
+
+GRACE = "1s"  # between SIGTERM and SIGKILL of a command, so that tests of cancelling are short
+
+
+@pytest.fixture(scope="session")
+def can_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skips where no process can be walled in."""
+    launcher = shipped_launchers().get(ARCHITECTURES.get(platform.machine(), platform.machine()))
+    if launcher is None:
+        pytest.skip("there is no launcher: `make launcher` builds it")
+    try:
+        choose_runtime("process", tmp_path_factory.mktemp("trial"), launcher).close()
+    except ConfigurationError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def common(can_run: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The shared service; tests want `service`."""
+    root = tmp_path_factory.mktemp("embedded")
+    files = root / "files"
+    files.mkdir()
+    with Service(root / "service", allow=[files], POIESIS_POLICY__GRACE=GRACE) as service:
+        yield service
+
+
+@pytest.fixture
+def service(common: Service) -> Iterator[Service]:
+    """After the test nothing of its tasks is left, and the service has not complained."""
+    seen = len(common.complaints())
+    yield common
+    common.assert_nothing_is_left()
+    assert common.complaints()[seen:] == []
+
+
+@pytest.fixture
+def files(common: Service, request: pytest.FixtureRequest) -> Iterator[Path]:
+    """An empty directory of this test alone that file:// URLs may name."""
+    folder = common.allow[0] / f"test-{abs(hash(request.node.nodeid)):x}"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def make_service(can_run: None, tmp_path: Path) -> Iterator[Callable[..., Service]]:
+    """A service of the test's own, not started yet, on `tmp_path/service`, which may use files below `tmp_path/files`."""
+    with ExitStack() as stack:
+
+        def make(name: str = "service", **variables: str) -> Service:
+            files = tmp_path / "files"
+            files.mkdir(exist_ok=True)
+            service = Service(tmp_path / name, allow=[files], **{"POIESIS_POLICY__GRACE": GRACE, **variables})
+            stack.callback(service.close)
+            return service
+
+        yield make

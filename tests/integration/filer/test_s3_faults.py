@@ -1,0 +1,228 @@
+"""S3 downloads from a server that breaks off at any byte, changes its mind, or refuses; uploads that fail in the middle."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poiesis.filer.settings import MIB
+from tests.integration.filer.servers import Fault, HttpServer, Request
+from tests.integration.filer.test_s3 import keys, put, settings_of
+from tests.servers import S3Server
+from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted
+
+SMALL = random.Random(4).randbytes(700)
+LARGE = random.Random(5).randbytes(23 * MIB + 17)
+
+
+def anonymous(web: HttpServer, **changes: Any):
+    return quick(s3={"fake": {"url": web.url, "anonymous": True}}, part_bytes=5 * MIB, **changes)
+
+
+def fetch(volume: Path, web: HttpServer, **changes: Any):
+    report = bring(volume, given("/data/x", "s3://bucket/key"), settings=anonymous(web, **changes))
+    path = volume / "root/data/x"
+    assert leftovers(volume) == []
+    got = path.read_bytes() if path.exists() else None
+    assert (got is None) == (report.error is not None)
+    path.unlink(missing_ok=True)
+    return report, got
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_small_object_cut_at_every_byte_comes_whole(volume: Path, web: HttpServer, reset: bool) -> None:
+    web.files["/bucket/key"] = SMALL
+    for cut in range(0, len(SMALL), 7):
+        web.requests.clear()
+        web.faults = lambda _, cut=cut: Fault(cut=cut, reset=reset) if len(web.requests) == 1 else None
+        assert fetch(volume, web)[1] == SMALL
+
+
+def test_an_object_always_cut_is_no_file(volume: Path, web: HttpServer) -> None:
+    web.files["/bucket/key"] = SMALL
+    web.faults = lambda _: Fault(cut=10)
+    report, got = fetch(volume, web)
+    assert got is None
+    assert (report.error_code, report.retryable) == ("storage_unavailable", True)
+
+
+def test_parts_of_a_large_object_cut_anywhere_are_resumed(volume: Path, web: HttpServer) -> None:
+    web.files["/bucket/key"] = LARGE
+    chance = random.Random(6)
+    web.faults = lambda _: Fault(cut=chance.randrange(0, 5 * MIB)) if chance.random() < 0.5 else None
+    assert fetch(volume, web, attempts=8)[1] == LARGE
+    assert len({r.headers["range"] for r in web.requests}) >= 5
+
+
+def test_a_large_object_that_changes_meanwhile_is_never_glued(volume: Path, web: HttpServer) -> None:
+    other = LARGE[::-1]
+    web.files["/bucket/key"] = LARGE
+
+    def change(_: Request) -> Fault | None:
+        if len(web.requests) == 3:
+            web.files["/bucket/key"] = other
+        return None
+
+    web.faults = change
+    assert fetch(volume, web)[1] == other
+
+
+def test_an_object_that_changes_for_ever_is_an_error(volume: Path, web: HttpServer) -> None:
+    def change(_: Request) -> Fault | None:
+        web.files["/bucket/key"] = LARGE[len(web.requests) :]
+        return None
+
+    web.files["/bucket/key"] = LARGE
+    web.faults = change
+    report, got = fetch(volume, web)
+    assert got is None
+    assert "changed" in str(report.error)
+
+
+@pytest.mark.parametrize("fault", [Fault(no_range=True), Fault(chunked=True)])
+def test_a_server_without_ranges_or_length(volume: Path, web: HttpServer, fault: Fault) -> None:
+    web.files["/bucket/key"] = LARGE
+    web.faults = lambda _: fault
+    report, got = fetch(volume, web)
+    assert got == LARGE or report.error is not None
+
+
+@pytest.mark.parametrize(
+    "status, code", [(403, "access_denied"), (404, "not_found"), (503, "storage_unavailable"), (400, "staging_failed")]
+)
+def test_statuses_without_a_body(volume: Path, web: HttpServer, status: int, code: str) -> None:
+    web.faults = lambda _: Fault(status=status)
+    report, _ = fetch(volume, web)
+    assert report.error_code == code
+
+
+def test_slow_down_passes(volume: Path, web: HttpServer) -> None:
+    web.files["/bucket/key"] = SMALL
+    web.faults = lambda _: Fault(status=503) if len(web.requests) < 3 else None
+    assert fetch(volume, web)[1] == SMALL
+
+
+def test_a_large_object_goes_and_comes_in_parts_within_memory(volume: Path, s3: S3Server) -> None:
+    (volume / "root/data").mkdir(parents=True)
+    (volume / "root/data/x").write_bytes(LARGE)
+    settings = replace(settings_of(s3), part_bytes=5 * MIB)
+    url = f"s3://{s3.bucket}/large"
+    assert send(volume, wanted("/data/x", url), settings=settings).error is None
+    assert str(s3.client().stat_object(s3.bucket, "large").etag).endswith("-5")
+    assert bring(volume, given("/data/y", url), settings=settings).error is None
+    assert (volume / "root/data/y").read_bytes() == LARGE
+
+
+def test_an_upload_that_is_stopped_leaves_nothing(volume: Path, s3: S3Server) -> None:
+    (volume / "root/data").mkdir(parents=True)
+    (volume / "root/data/x").write_bytes(LARGE)
+    settings = replace(settings_of(s3), part_bytes=5 * MIB, parallel=1)
+    calls = iter(range(10**9))
+    report = send(
+        volume, wanted("/data/x", f"s3://{s3.bucket}/large"), settings=settings, cancelled=lambda: next(calls) > 15
+    )
+    assert report.error_code == "cancelled"
+    assert keys(s3) == {}
+
+
+def test_the_listing_has_pages_markers_and_odd_names(volume: Path, s3: S3Server) -> None:
+    names = [f"p/{i:04}" for i in range(1005)] + ["p/ü +%25&<>\"'", "p/日本/語", "p/sub/"]
+    for name in names:
+        put(s3, name, b"" if name.endswith("/") else name.encode())
+    report = bring(volume, given("/d", f"s3://{s3.bucket}/p/"), settings=settings_of(s3))
+    assert report.error is None
+    expected: dict[str, bytes | None] = {n[2:]: n.encode() for n in names if not n.endswith("/")}
+    assert tree(volume / "root/d") == {**expected, "sub": None}
+
+
+@pytest.mark.parametrize("name", ["../../../etc/evil", "/abs", "a/../../b", "./a", "a//b"])
+def test_a_name_in_a_listing_that_leaves_the_directory_is_refused(volume: Path, web: HttpServer, name: str) -> None:
+    listing = f"<R><Contents><Key>p/{name}</Key><Size>1</Size><ETag>x</ETag></Contents></R>"
+    web.faults = lambda r: Fault(body=listing.encode()) if "list-type" in r.path else None
+    web.files[f"/bucket/p/{name}"] = b"x"
+    report = bring(volume, given("/data/d", "s3://bucket/p/"), settings=anonymous(web))
+    assert report.error_code == "staging_failed"
+    assert "would leave" in str(report.error)
+    assert not (volume.parent / "etc").exists()
+
+
+def test_credentials_of_variables_profiles_and_web_identity(
+    volume: Path, s3: S3Server, web: HttpServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    put(s3, "k", b"here")
+    bare = {"url": s3.endpoint, "region": s3.region}
+
+    def comes(**endpoint: Any) -> bool:
+        report = bring(volume, given("/data/x", f"s3://{s3.bucket}/k"), settings=quick(s3={"m": {**bare, **endpoint}}))
+        return report.error is None
+
+    for name in [n for n in os.environ if n.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not comes()
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3.secret_key)
+    assert comes()
+    assert not comes(anonymous=True)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    login = f"aws_access_key_id = {s3.access_key}\naws_secret_access_key = {s3.secret_key}\n"
+    (tmp_path / "mine").write_text(f"[lab]\n{login}")
+    assert comes(credentials_file=str(tmp_path / "mine"), profile="lab")
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws/credentials").write_text(f"[default]\n{login}")
+    assert comes()
+    (tmp_path / ".aws/credentials").unlink()
+    (tmp_path / "token").write_text("a web identity")
+    monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(tmp_path / "token"))
+    monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/r")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_STS", web.url)
+    answer = (
+        '<AssumeRoleWithWebIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleWithWebIdentityResult>'
+        f"<Credentials><AccessKeyId>{s3.access_key}</AccessKeyId><SecretAccessKey>{s3.secret_key}</SecretAccessKey>"
+        "<SessionToken>passing</SessionToken><Expiration>2099-01-01T00:00:00Z</Expiration></Credentials>"
+        "</AssumeRoleWithWebIdentityResult></AssumeRoleWithWebIdentityResponse>"
+    )
+    web.post = answer.encode()
+    report = bring(volume, given("/data/x", f"s3://{s3.bucket}/k"), settings=quick(s3={"m": bare}))
+    assert any(r.method == "POST" for r in web.requests)
+    assert "passing" not in str(report)
+
+
+def test_server_side_encryption_is_asked_for(volume: Path, web: HttpServer, tmp_path: Path) -> None:
+    web.put_status = 200
+    (tmp_path / "key").write_bytes(b"k" * 32)
+    (volume / "root/data").mkdir(parents=True)
+    (volume / "root/data/x").write_bytes(SMALL)
+    for options, header in (
+        ({"sse": "AES256"}, ("x-amz-server-side-encryption", "AES256")),
+        ({"sse": "aws:kms:mine"}, ("x-amz-server-side-encryption-aws-kms-key-id", "mine")),
+        ({"sse_key_file": str(tmp_path / "key")}, ("x-amz-server-side-encryption-customer-algorithm", "AES256")),
+    ):
+        settings = quick(s3={"fake": {"url": web.url, "anonymous": True, **options}})
+        assert send(volume, wanted("/data/x", "s3://bucket/up"), settings=settings).error is None
+        assert web.requests[-1].headers[header[0]] == header[1]
+
+
+def test_a_bucket_in_another_region_is_found(volume: Path, web: HttpServer) -> None:
+    web.files["/bucket/key"] = SMALL
+    web.faults = lambda _: (
+        Fault(status=301, headers={"x-amz-bucket-region": "eu-west-3"}) if len(web.requests) == 1 else None
+    )
+    assert fetch(volume, web)[1] == SMALL
+
+
+def test_virtual_style_names_the_bucket_in_the_host(volume: Path, web: HttpServer) -> None:
+    web.files["/key"] = SMALL
+    url = web.url.replace("127.0.0.1", "localhost")
+    settings = quick(s3={"fake": {"url": url, "anonymous": True, "virtual_style": True}})
+    report = bring(volume, given("/data/x", "s3://bucket/key"), settings=settings)
+    # bucket.localhost resolves to loopback where the resolver knows RFC 6761
+    assert report.error is None or "resolve" in str(report.error) or report.error_code == "storage_unavailable"
+    if report.error is None:
+        assert web.requests[0].headers["host"].startswith("bucket.localhost:")

@@ -1,0 +1,119 @@
+"""The client of any TES server."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+
+from poiesis.cli.client import TesClient
+from poiesis.domain.errors import (
+    ConfigurationError,
+    Forbidden,
+    InvalidTask,
+    PoiesisError,
+    Unauthenticated,
+    Unavailable,
+    UnknownTask,
+)
+from tests.unit.cli.conftest import Answer, TesServer
+
+
+@pytest.mark.parametrize("prefix", ["/ga4gh/tes/v1", "/v1", ""])
+def test_the_apis_path_is_found_once(server: TesServer, prefix: str) -> None:
+    server.serve({"GET /tasks/x": (200, {"id": "x"})}, prefix)
+    client = TesClient(server.url, {})
+    for _ in range(2):
+        assert client.get("x") == {"id": "x"}
+    paths = [a.path.partition("?")[0] for a in server.asked]
+    assert paths[-2:] == [f"{prefix}/tasks/x"] * 2
+    assert paths.count(f"{prefix}/service-info") == 1
+
+
+@pytest.mark.parametrize("suffix", ["/ga4gh/tes/v1", "/ga4gh/tes/v1/", "/v1"])
+def test_a_path_that_is_given_is_used_without_asking(server: TesServer, suffix: str) -> None:
+    server.serve({"GET /tasks/x": (200, {"id": "x"})}, suffix.rstrip("/"))
+    assert TesClient(server.url + suffix, {}).get("x") == {"id": "x"}
+    assert len(server.asked) == 1
+
+
+def test_a_path_before_the_apis_stays(server: TesServer) -> None:
+    server.serve({"GET /tasks/x": (200, {"id": "x"})}, "/site/ga4gh/tes/v1")
+    assert TesClient(f"{server.url}/site", {}).get("x") == {"id": "x"}
+
+
+def test_ids_are_quoted(server: TesServer) -> None:
+    server.serve({"GET /tasks/a%2F..%2Fb%3Fc": (200, {"id": "y"})})
+    assert TesClient(server.url, {}).get("a/../b?c") == {"id": "y"}
+
+
+@pytest.mark.parametrize(
+    ("user", "environ", "header"),
+    [
+        ("", {}, None),
+        ("", {"TES_TOKEN": "t"}, "Bearer t"),
+        ("", {"TES_TOKEN": "t", "POIESIS_TOKEN": "p"}, "Bearer p"),
+        ("ada:secret@", {"POIESIS_TOKEN": "p"}, "Basic " + base64.b64encode(b"ada:secret").decode()),
+        ("ada@", {}, "Basic " + base64.b64encode(b"ada:").decode()),
+        ("a%40b:s%2Fx@", {}, "Basic " + base64.b64encode(b"a@b:s/x").decode()),
+    ],
+)
+def test_credentials_are_sent(server: TesServer, user: str, environ: dict[str, str], header: str | None) -> None:
+    server.serve({})
+    TesClient(server.url.replace("//", f"//{user}"), environ).service_info()
+    assert [a.headers.get("Authorization") for a in server.asked] == [header] * len(server.asked)
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "text"),
+    [
+        (
+            (400, {"message": "m", "problems": [{"path": "$.x", "message": "is wrong"}]}),
+            InvalidTask,
+            r"\$\.x: is wrong",
+        ),
+        ((400, {"detail": "no good"}), InvalidTask, "no good"),
+        ((400, b"<html>"), InvalidTask, "answered 400"),
+        ((401, {}), Unauthenticated, "POIESIS_TOKEN"),
+        ((403, {"title": "not yours"}), Forbidden, "not yours"),
+        ((404, {}), UnknownTask, "x"),
+        ((429, {}), Unavailable, "429"),
+        ((503, {"message": "later"}), Unavailable, "later"),
+        ((500, b""), PoiesisError, "answered 500"),
+        ((200, b"<html>"), PoiesisError, "no TES document"),
+        ((200, []), PoiesisError, "no TES document"),
+    ],
+)
+def test_an_answer_that_is_no_success_is_an_error_of_ours(
+    server: TesServer, answer: Answer, error: type[PoiesisError], text: str
+) -> None:
+    server.serve({"GET /tasks/x": answer})
+    with pytest.raises(error, match=text):
+        TesClient(server.url, {}).get("x")
+
+
+def test_a_creation_without_an_id_is_no_success(server: TesServer) -> None:
+    server.serve({"POST /tasks": (200, {})})
+    with pytest.raises(PoiesisError, match="which id"):
+        TesClient(server.url, {}).create({})
+
+
+@pytest.mark.parametrize("answer", [(200, b"<html>"), (404, b"<html>"), (200, [])])
+def test_what_is_no_tes_server_is_told_so(server: TesServer, answer: Answer) -> None:
+    server.answer = lambda asked: answer
+    with pytest.raises(Unavailable, match="no TES server"):
+        TesClient(server.url, {}).service_info()
+
+
+def test_nobody_there_is_told_without_the_password() -> None:
+    with pytest.raises(Unavailable, match="does not answer") as told:
+        TesClient("http://ada:secret@127.0.0.1:1", {}).service_info()
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["", "http://", "ftp://h", "http://[::1", "http://h:port", "http://h:99999", "http:///x", "file:///x"]
+)
+def test_an_address_that_is_none_is_told_so(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="no address"):
+        TesClient(url, {})

@@ -1,0 +1,164 @@
+"""The command line itself: what is wrong with it, exit codes, `info`, and what `up` refuses before anything is started."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from poiesis.cli import main as cli
+from poiesis.cli.up import _lock, embedded_settings
+from poiesis.domain.errors import ConfigurationError
+from poiesis.domain.states import Role
+from tests.unit.cli.conftest import Done, TesServer
+
+Poiesis = Callable[..., Done]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(
+            [],
+            ["task"],
+            ["fly"],
+            ["task", "create"],
+            ["task", "get", "x", "--view", "SOME"],
+            ["up", "--runtime", "magic"],
+        ),
+        *(["up", "--port", p] for p in ("70000", "-1", "http", "", "8 0")),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2_and_how_to_do_it(poiesis: Poiesis, arguments: list[str]) -> None:
+    done = poiesis(*arguments)
+    assert done.code == 2 and done.out == "" and done.err.startswith("usage: poiesis")
+
+
+def test_every_role_is_a_command() -> None:
+    assert set(cli.ROLES) == {"api", "monitor", "flower"} | {role.value for role in Role}
+    for role in cli.ROLES:
+        assert cli.make_parser().parse_args([role]).command == role
+
+
+def test_an_interruption_ends_with_130(poiesis: Poiesis, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(arguments: argparse.Namespace) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_run", interrupted)
+    assert poiesis("task", "list").code == 130
+
+
+@pytest.mark.parametrize("role", ["api", "torc", "monitor"])
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"POIESIS_LOG_LEVEL": "LOUD"}, "LOUD"),
+        ({"POIESIS_LOG_FORMAT": "xml"}, "xml"),
+        ({"POIESIS_LOG_LEVL": "INFO"}, "did you mean POIESIS_LOG_LEVEL"),
+        ({"POIESIS_KUBERNETES__NAMESPCE": "x"}, "did you mean POIESIS_KUBERNETES__NAMESPACE"),
+        ({"POIESIS_API__PORT": "70000"}, "70000"),
+        ({"POIESIS_ROLE_THREADS": "0"}, "POIESIS_ROLE_THREADS"),
+    ],
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
+)
+def test_a_role_with_a_wrong_setting_ends_with_2(
+    poiesis: Poiesis, role: str, variables: dict[str, str], words: str
+) -> None:
+    done = poiesis(role, **variables)
+    assert done.code == 2 and words in done.err and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "variables", "words"),
+    [
+        ((), {"POIESIS_POLICY__GRACE": "soon"}, ("POIESIS_POLICY__GRACE", "90s")),
+        ((), {"POIESIS_API__WORKERS": "two"}, ("POIESIS_API__WORKERS",)),
+        ((), {"POIESIS_FILER__PARALLEL": "0"}, ("parallel",)),
+        ((), {"POIESIS_FILER__S3": "[]"}, ("POIESIS_FILER__S3", "JSON object")),
+        ((), {"POIESIS_MONGO_URI_FILE": "/nonexistent"}, ("POIESIS_MONGO_URI_FILE",)),
+        ((), {"POIESIS_MAX_PARALLEL": "0"}, ("POIESIS_MAX_PARALLEL", "at least 1")),
+        (("--allow-dir", "/nonexistent"), {}, ("--allow-dir", "/nonexistent")),
+        (("--dir", "/proc/poiesis"), {}, ("/proc/poiesis", "--dir")),
+    ],
+    ids=lambda v: next(iter(v), "") if isinstance(v, dict) else "",
+)
+def test_up_with_a_wrong_setting_ends_with_2(
+    poiesis: Poiesis, tmp_path: Path, arguments: tuple[str, ...], variables: dict[str, str], words: tuple[str, ...]
+) -> None:
+    done = poiesis("up", "--port", "0", "--dir", str(tmp_path), *arguments, **variables)
+    assert done.code == 2 and done.out == "" and done.err.startswith("poiesis: ") and done.err.count("\n") == 1
+    assert all(word in done.err for word in words)
+
+
+def test_a_folder_has_one_holder(tmp_path: Path) -> None:
+    folder = tmp_path / "new"
+    with _lock(folder):
+        assert folder.stat().st_mode & 0o077 == 0
+        with pytest.raises(ConfigurationError, match="in use by another"):
+            _lock(folder)
+    _lock(folder).close()
+
+
+def test_the_command_line_wins_over_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("POIESIS_DIRECTORY", "/elsewhere")
+    monkeypatch.setenv("POIESIS_RUNTIME", "docker")
+    monkeypatch.setenv("POIESIS_FILER__FILE_ROOTS", "/srv")
+    monkeypatch.setenv("POIESIS_POLICY__LAYOUT", "staged")
+    given = cli.make_parser().parse_args(
+        ["up", "--dir", str(tmp_path), "--runtime", "process", "--allow-dir", str(tmp_path)]
+    )
+    settings, filer = embedded_settings(given, port=0)
+    assert (settings.directory, settings.runtime) == (str(tmp_path), "process")
+    assert filer.file_roots == ("/srv", str(tmp_path))
+    assert settings.policy.layout == "single" and not settings.policy.retry_started
+    given = cli.make_parser().parse_args(["up"])
+    settings, _ = embedded_settings(given, port=given.port)
+    assert (settings.directory, settings.runtime, settings.api.port) == ("/elsewhere", "docker", 8000)
+
+
+def test_info_shows_what_differs_and_no_secret(poiesis: Poiesis, server: TesServer) -> None:
+    info = {
+        "name": "N",
+        "version": "1",
+        "type": {"group": "g", "artifact": "tes", "version": "1.1.0"},
+        "storage": ["s3://"],
+    }
+    server.serve({"GET /service-info": (200, info)})
+    secret = {"POIESIS_MONGO_URI": "mongodb://u:secret@h", "POIESIS_REDIS_URI": "redis://:secret@h"}
+    done = poiesis("info", "--url", server.url, POIESIS_POLICY__MAX_ATTEMPTS="5", **secret)
+    assert done.code == 0 and "g:tes:1.1.0" in done.out and "POIESIS_POLICY__MAX_ATTEMPTS=5" in done.out
+    assert "secret" not in done.out + done.err
+    done = poiesis("info", "--json", "--url", server.url, **secret)
+    told = json.loads(done.out)
+    assert told["service"] == info and told["settings"]["POIESIS_POLICY__MAX_ATTEMPTS"] == 3
+    assert "secret" not in done.out
+
+
+def test_info_of_a_server_that_is_away_shows_the_settings_all_the_same(poiesis: Poiesis) -> None:
+    done = poiesis("info", "--url", "http://ada:secret@127.0.0.1:1", POIESIS_ROLE_THREADS="9")
+    assert done.code == 1 and "POIESIS_ROLE_THREADS=9" in done.out and "does not answer" in done.err
+    assert "secret" not in done.out + done.err
+
+
+def test_a_secret_is_hashed_and_an_empty_one_refused(poiesis: Poiesis) -> None:
+    for kind in ("basic", "bearer", "api_key"):
+        done = poiesis("hash-secret", kind, stdin="secret\n")
+        assert done.code == 0 and len(done.out) > 40 and "secret" not in done.out
+        assert poiesis("hash-secret", kind, stdin="\n").code == 2
+
+
+def test_a_taken_port_of_health_is_told_in_a_sentence(poiesis: Poiesis, tmp_path: Path) -> None:
+    from poiesis.observability import HealthServer
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        pytest.raises(ConfigurationError, match="cannot be listened on"),
+    ):
+        HealthServer(f"127.0.0.1:{taken.getsockname()[1]}", lambda: None)
+    for address in ("nonsense", "127.0.0.1:99999", "127.0.0.1:"):
+        with pytest.raises(ConfigurationError, match="HOST:PORT"):
+            HealthServer(address, lambda: None)

@@ -1,0 +1,149 @@
+"""The composition root: what it builds, in which mode, and that it closes what it opened."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from poiesis import bootstrap
+from poiesis.bootstrap import Bootstrap, SystemClock, shipped_launchers
+from poiesis.cluster.kubernetes.settings import KubernetesSettings
+from poiesis.config import Settings
+from poiesis.domain.errors import ConfigurationError
+from poiesis.filer.settings import FilerSettings
+
+
+@pytest.fixture
+def embedded(tmp_path: Path) -> Bootstrap:
+    return Bootstrap(Settings(directory=str(tmp_path)), FilerSettings(file_roots=(str(tmp_path),)))
+
+
+def test_the_policy_knows_what_the_adapters_can_do(embedded: Bootstrap, tmp_path: Path) -> None:
+    policy = embedded.policy
+    assert policy.file_roots == (str(tmp_path),)
+    assert {"file", "s3", "http", "https"} <= policy.url_schemes_in and {"file", "s3"} <= policy.url_schemes_out
+    assert policy.backend_parameters == {"time_limit", "optional_outputs"}
+    without = Bootstrap(Settings(directory=str(tmp_path)), FilerSettings())
+    assert "file" not in without.policy.url_schemes_in | without.policy.url_schemes_out
+
+
+def test_the_embedded_mode_has_a_file_and_no_broker(embedded: Bootstrap, tmp_path: Path) -> None:
+    with embedded:
+        assert embedded.is_embedded
+        embedded.repository.ready()
+        assert (tmp_path / "tasks.sqlite").exists()
+        assert embedded.celery.conf.broker_url.startswith("memory:")
+        embedded.api_ready()
+        with pytest.raises(ConfigurationError, match="elects nobody"):
+            embedded.election(lambda: None, lambda: None)
+
+
+def test_claims_of_an_earlier_life_are_dead_in_the_embedded_mode_alone(
+    embedded: Bootstrap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr(bootstrap, "Orchestrator", lambda *_, **options: seen.append(options.get("alone_since")))
+    server = Bootstrap(Settings(), FilerSettings(), KubernetesSettings())
+    for parts in (embedded, server):
+        parts.__dict__.update(repository=None, cluster=None)
+        assert parts.orchestrator is None
+    assert seen[0] is not None and seen[1] is None
+
+
+def test_parts_are_made_once_and_closed_last_first(embedded: Bootstrap, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+
+    class Part:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def close(self) -> None:
+            closed.append(self.name)
+
+    for name in ("first", "second", "third"):
+        embedded._opened(Part(name))
+    with embedded:
+        assert embedded.repository is embedded.repository and embedded.queue is embedded.queue
+    assert closed == ["third", "second", "first"]
+    embedded.close()
+    assert len(closed) == 3
+
+
+def test_a_part_that_fails_to_close_keeps_no_other_open(embedded: Bootstrap) -> None:
+    closed: list[int] = []
+
+    class Part:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def close(self) -> None:
+            closed.append(self.number)
+            if self.number == 1:
+                raise RuntimeError("stuck")
+
+    for number in range(3):
+        embedded._opened(Part(number))
+    with pytest.raises(RuntimeError, match="stuck"):
+        embedded.close()
+    assert closed == [2, 1, 0]
+
+
+def test_a_machine_without_a_launcher_is_told_how_to_get_one(
+    embedded: Bootstrap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bootstrap, "shipped_launchers", dict)
+    with pytest.raises(ConfigurationError, match="make launcher"), embedded:
+        _ = embedded.cluster
+    assert all(name in ("amd64", "arm64") for name in shipped_launchers())
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"POIESIS_KUBERNETES__X": "1"}, "POIESIS_KUBERNETES__X"),
+        ({"POIESIS_FILER__X": "1"}, "POIESIS_FILER__X"),
+        ({"POIESIS_X": "1"}, "POIESIS_X"),
+        ({"POIESIS_FILER__PARALLEL": "9999"}, "parallel"),
+    ],
+)
+def test_a_role_reads_every_adapters_settings(variables: dict[str, str], words: str) -> None:
+    with pytest.raises(ConfigurationError, match=words):
+        Bootstrap.from_environ(variables)
+
+
+def test_variables_of_the_client_are_no_settings_of_a_role() -> None:
+    client = {"POIESIS_URL": "http://h", "POIESIS_TOKEN": "t", "POIESIS_TEST_IMAGE": "i"}
+    parts = Bootstrap.from_environ({**client, "POIESIS_KUBERNETES__NAMESPACE": "tasks", "POIESIS_MAX_PARALLEL": "3"})
+    assert not parts.is_embedded and parts.settings.max_parallel == 3
+    assert parts.describe() == "Tasks run as pods on Kubernetes."
+
+
+def test_secrets_do_not_show() -> None:
+    parts = Bootstrap(Settings(mongo_uri="mongodb://u:secret@h", redis_uri="redis://:secret@h"), FilerSettings())
+    assert "secret" not in repr(parts.settings) + repr(replace(parts.settings, log_level="DEBUG"))
+
+
+def test_the_clock_is_aware() -> None:
+    offset: Callable[[], Any] = SystemClock().now().utcoffset
+    assert offset() is not None and offset().total_seconds() == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "absent"),
+    [
+        ("poiesis.cli.main", ("celery", "kubernetes", "pymongo", "minio", "connexion", "flask")),
+        ("poiesis.cli.task", ("celery", "kubernetes", "pymongo", "minio", "connexion", "flask")),
+        ("poiesis.bootstrap", ("celery", "kubernetes", "pymongo", "connexion", "flask", "sqlite3")),
+        ("poiesis.roles", ("celery", "kubernetes", "pymongo", "minio", "connexion", "flask")),
+    ],
+)
+def test_nobody_pays_for_what_it_does_not_use(module: str, absent: tuple[str, ...]) -> None:
+    program = f"import sys, {module}; print(*sorted(set(sys.modules) & set({absent!r})))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
