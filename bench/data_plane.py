@@ -29,7 +29,7 @@ from typing import Any
 from tests.servers.process import running
 
 BLOCK = 4 << 20
-CASES = {
+CASES: dict[str, Any] = {
     "one": lambda scale: [("0/one.bin", int(4e9 * scale))],
     "small": lambda scale: [(f"{i // 1000}/{i % 1000:04}.bin", 10_000) for i in range(int(10_000 * scale))],
     "mix": lambda scale: (

@@ -60,7 +60,7 @@ class FilerSettings:
     """Connections at once, files and parts of files together. Servers of http, ftp and sftp get a few of them at most."""
     part_bytes: int = 16 * MIB
     """Of a large file's parts; grows where a protocol allows too few of them."""
-    buffer_bytes: int = MIB // 4
+    buffer_bytes: int = MIB // 2
     """Of each connection. Memory for data is `parallel` times this."""
     connect_timeout: timedelta = timedelta(seconds=10)
     stall_timeout: timedelta = timedelta(seconds=60)

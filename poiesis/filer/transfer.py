@@ -18,6 +18,7 @@ from poiesis.domain.errors import PoiesisError, StorageUnavailable
 from poiesis.filer.settings import FilerSettings
 
 T = TypeVar("T")
+PARTS_AT_ONCE: Final = 8  # of one file: more make servers read back and forth, and no network faster
 POLL: Final = 0.2  # seconds; how soon a wait notices that it is to stop
 
 
@@ -125,12 +126,18 @@ class Job(Protocol):
 class _Parts:
     """Calls of one job, shared by whoever has time."""
 
-    def __init__(self, calls: Iterable[Callable[[], object]]) -> None:
+    def __init__(self, calls: Iterable[Callable[[], object]], most: int) -> None:
         self._calls = iter(calls)
+        self._most = most
         self._changed = threading.Condition()
         self._running = 0
         self.error: BaseException | None = None
         self.is_empty = False
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another thread is of use; a few too many do no harm."""
+        return self._running < self._most
 
     def run_one(self) -> bool:
         """Run one more call; False when there is none left."""
@@ -193,7 +200,7 @@ class Pool:
         def work() -> None:
             while True:
                 with self._lock:
-                    offer = self._offers[0] if self._offers else None
+                    offer = next((o for o in self._offers if o.has_room), None)
                     if offer is None and not self._has_jobs:
                         if self._busy == 0:
                             self._lock.notify_all()
@@ -224,10 +231,12 @@ class Pool:
         if raised:
             raise raised[0]
 
-    def together(self, calls: Iterable[Callable[[], object]]) -> None:
-        """From within a job: run `calls` (drawn lazily) here and on threads without other work. Raises the first error, when all that had
-        begun have ended."""
-        parts = _Parts(calls)
+    def together(self, calls: Iterable[Callable[[], object]], most: int = PARTS_AT_ONCE) -> None:
+        """From within a job: run `calls` (drawn lazily) here and on threads without other work, about `most` at a time.
+
+        Raises the first error, when all that had begun have ended.
+        """
+        parts = _Parts(calls, most)
         with self._lock:
             self._offers.append(parts)
             self._lock.notify_all()

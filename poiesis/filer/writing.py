@@ -55,24 +55,27 @@ def partial(
     """
     name = f"{PREFIX}{_RUN}{next(_COUNT):x}"
     folder = descriptor = -1
+    is_named = False
     try:
         with local_errors(str(target)):
             folder = (
                 os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if directory is None else directory
             )
-            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            descriptor = os.open(name, flags, FILE_MODE, dir_fd=folder)
+            descriptor, is_named = _open(name, folder)
             os.fchmod(descriptor, FILE_MODE)
             _check_room(descriptor, size_bytes or 0)
         yield Partial(descriptor)
         with local_errors(str(target)):
             if sync:
                 os.fsync(descriptor)
+            if not is_named:
+                os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=folder)
+                is_named = True
             os.rename(name, target.name, src_dir_fd=folder, dst_dir_fd=folder)
             if sync:
                 os.fsync(folder)
     except BaseException:
-        if descriptor >= 0:
+        if is_named:
             with suppress(OSError):
                 os.unlink(name, dir_fd=folder)
         raise
@@ -81,6 +84,17 @@ def partial(
             os.close(descriptor)
         if directory is None and folder >= 0:
             os.close(folder)
+
+
+def _open(name: str, folder: int) -> tuple[int, bool]:
+    """A new file in `folder`: without a name where the system can, so that nothing stays of one whose writer is killed; else as `name`."""
+    flags = os.O_RDWR | os.O_CLOEXEC
+    try:
+        return os.open(".", flags | os.O_TMPFILE, FILE_MODE, dir_fd=folder), False
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
+            raise
+    return os.open(name, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, FILE_MODE, dir_fd=folder), True
 
 
 def _check_room(descriptor: int, size: int) -> None:

@@ -61,7 +61,7 @@ def eventually(look: Callable[[], T | None], what: str, deadline_s: float = DEAD
 def environment(**more: str) -> dict[str, str]:
     """This process' variables without those that would change a service or a client."""
     own = {k: v for k, v in os.environ.items() if not k.startswith(("POIESIS_", "TES_", "COV_CORE", "COVERAGE"))}
-    return {**own, "PYTHONUNBUFFERED": "1", **more}
+    return {**own, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1", **more}
 
 
 def command(*arguments: str) -> list[str]:
@@ -135,10 +135,15 @@ class Service:
         return self._process is not None and self._process.poll() is None
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """The exit code."""
+        """The exit code. A service that does not end tells where its threads are."""
         assert self._process is not None
         self._process.send_signal(number)
-        return self._process.wait(DEADLINE_S)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return self._process.wait(DEADLINE_S)
+        written = self.log.stat().st_size
+        self._process.send_signal(signal.SIGABRT)
+        self._process.wait(DEADLINE_S)
+        raise AssertionError(f"the service did not stop: {self.log.read_bytes()[written:].decode(errors='replace')}")
 
     def kill(self) -> None:
         """The service alone: what it started goes on."""
@@ -163,14 +168,13 @@ class Service:
 
     def close(self) -> None:
         """Nothing of it stays, however the test went."""
-        if self.is_running:
-            try:
+        try:
+            if self.is_running:
                 self.stop()
-            except subprocess.TimeoutExpired:
-                self.kill()
-        for pid in processes_of(self.folder):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        finally:
+            for pid in processes_of(self.folder):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def __enter__(self) -> Service:
         return self if self.is_running else self.start()

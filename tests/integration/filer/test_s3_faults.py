@@ -39,7 +39,7 @@ def test_a_small_object_cut_at_every_byte_comes_whole(volume: Path, web: HttpSer
     web.files["/bucket/key"] = SMALL
     for cut in range(0, len(SMALL), 7):
         web.requests.clear()
-        web.faults = lambda _, cut=cut: Fault(cut=cut, reset=reset) if len(web.requests) == 1 else None
+        web.faults = lambda _, cut=cut: Fault(cut=cut, reset=reset) if len(web.requests) == 1 else None  # type: ignore[misc]
         assert fetch(volume, web)[1] == SMALL
 
 

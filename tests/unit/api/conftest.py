@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .service import Site
+from tests.unit.api.service import Site
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from typing import Any
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from .service import BASE, Site, assert_error
-from .test_create_task import FULL
+from tests.unit.api.service import BASE, Site, assert_error
+from tests.unit.api.test_create_task import FULL
 
 KEYS = sorted(
     {*FULL, *FULL["inputs"][0], *FULL["outputs"][1], *FULL["resources"], *FULL["executors"][0], "id", "x", ""}

@@ -16,8 +16,7 @@ from poiesis.api.errors import NotAuthenticated
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.task import TaskId
-
-from .service import HELLO, Site, assert_error
+from tests.unit.api.service import HELLO, Site, assert_error
 
 ALL = ("basic", "bearer", "api_key")
 

@@ -6,8 +6,7 @@ import pytest
 
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import TaskId
-
-from .service import BASE, Site, assert_error
+from tests.unit.api.service import BASE, Site, assert_error
 
 
 class TestCancel:

@@ -15,8 +15,7 @@ from poiesis.domain.errors import TooManyTasks
 from poiesis.domain.policy import Limits, Policy
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import FileType, Resources, TaskId
-
-from .service import BASE, HELLO, Site, assert_error, paths
+from tests.unit.api.service import BASE, HELLO, Site, assert_error, paths
 
 FULL: dict[str, Any] = {
     "name": "count",

@@ -11,8 +11,7 @@ import pytest
 from poiesis.config import ApiSettings
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import ExecutorLog, OutputFileLog, TaskId, TaskLog
-
-from .service import HELLO, Site, assert_error
+from tests.unit.api.service import HELLO, Site, assert_error
 
 AT = datetime(2026, 3, 2, 8, 15, 30, 250000, tzinfo=UTC)
 LOG = TaskLog(

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from poiesis.domain.states import State
-
-from .service import HELLO, Site, assert_error
+from tests.unit.api.service import HELLO, Site, assert_error
 
 
 def _ids(site: Site, query: str = "") -> list[str]:

@@ -14,8 +14,7 @@ from poiesis.api import Services, create_app
 from poiesis.api.server import serve
 from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.errors import ConfigurationError
-
-from .service import BASE, Site, assert_error
+from tests.unit.api.service import BASE, Site, assert_error
 
 
 class TestElsewhere:

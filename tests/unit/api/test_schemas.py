@@ -9,8 +9,7 @@ import pytest
 from poiesis.api.schemas import load_task
 from poiesis.api.tolerance import as_specified, normalise, parse
 from poiesis.domain.errors import InvalidTask
-
-from .test_create_task import FULL, SHAPE
+from tests.unit.api.test_create_task import FULL, SHAPE
 
 
 @pytest.mark.parametrize(("document", "path", "message"), SHAPE)

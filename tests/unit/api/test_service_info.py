@@ -5,8 +5,7 @@ from __future__ import annotations
 from poiesis import __version__
 from poiesis.config import ServiceSettings
 from poiesis.domain.policy import Policy
-
-from .service import Site
+from tests.unit.api.service import Site
 
 
 class TestServiceInfo:

@@ -13,9 +13,8 @@ from hypothesis import strategies as st
 
 from poiesis.api.app import load_specification
 from poiesis.api.shape import compile_schema
-
-from .test_any_request import VALUES
-from .test_create_task import FULL, RULES, SHAPE
+from tests.unit.api.test_any_request import VALUES
+from tests.unit.api.test_create_task import FULL, RULES, SHAPE
 
 SCHEMA: dict[str, Any] = Specification.load(load_specification())["components"]["schemas"]["tesTask"]
 COMPILED = compile_schema(SCHEMA)

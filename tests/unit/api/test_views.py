@@ -12,9 +12,8 @@ from poiesis.config import ApiSettings
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import State
 from poiesis.domain.task import View
-
-from .service import Site, assert_error
-from .test_create_task import FULL
+from tests.unit.api.service import Site, assert_error
+from tests.unit.api.test_create_task import FULL
 
 SPEC = load_specification()["components"]["schemas"]
 

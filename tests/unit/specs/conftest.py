@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .interface import Document
+from tests.unit.specs.interface import Document
 
 ROOT = Path(__file__).resolve().parents[3]
 OURS = ROOT / "specs" / "tes.openapi.yaml"

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import pytest
 
-from .interface import Document, Place, interface, references, resolve, written
+from tests.unit.specs.interface import Document, Place, interface, references, resolve, written
 
 METHODS: Final = frozenset({"get", "put", "post", "delete", "options", "head", "patch", "trace"})
 WORDS_IN_A_ROW: Final = 8

@@ -7,7 +7,7 @@ from copy import deepcopy
 
 import pytest
 
-from .interface import Differences, Document, differences
+from tests.unit.specs.interface import Differences, Document, differences
 
 NONE = Differences(missing={}, changed={}, added={})
 

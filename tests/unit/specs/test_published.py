@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from .interface import Document, Place, differences, written
+from tests.unit.specs.interface import Document, Place, differences, written
 
 ERROR_ANSWERS: Final = {
     ("/service-info", "get"): ("401", "403", "500", "503"),
