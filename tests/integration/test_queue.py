@@ -22,7 +22,7 @@ from tests.servers import redis as server
 from tests.unit.domain.samples import FILES, ID, stored
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0
 
 
 def until(condition: Callable[[], object]) -> None:

@@ -106,6 +106,9 @@ def test_a_damaged_entry_is_fetched_again(tmp_path: Path, web: HttpServer, volum
     (entry,) = entries(tmp_path)
     entry.chmod(0o644)
     os.truncate(entry, 100)
+    assert bring(volume, given("/data/y", f"{web.url}/x"), settings=cached(tmp_path)).error is None
+    assert (volume / "root/data/y").read_bytes() == BODY
+    assert [p.stat().st_size for p in entries(tmp_path)] == [len(BODY)]
     assert bring(volume, given("/data/x", f"{web.url}/x"), settings=cached(tmp_path)).error is None
     assert (volume / "root/data/x").read_bytes() == BODY
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.filer.servers import HttpServer
+from tests.integration.filer.servers import Fault, HttpServer
 from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted
 
 BODY = b"bases" * 1000
@@ -53,6 +53,17 @@ def test_an_access_id_is_asked_for_with_the_token(volume: Path, web: HttpServer,
     assert web.requests[0].headers["authorization"] == "Bearer secret-token"
     assert "authorization" not in web.requests[-1].headers  # the bytes' host is another matter
     assert "secret-token" not in str(report)
+
+
+def test_headers_for_the_bytes_do_not_follow_a_redirect_elsewhere(volume: Path, web: HttpServer) -> None:
+    web.files["/end"] = BODY
+    elsewhere = web.url.replace("127.0.0.1", "localhost") + "/end"
+    web.faults = lambda r: Fault(redirect=elsewhere) if r.path == "/bytes" else None
+    method = {"type": "https", "access_url": {"url": f"{web.url}/bytes", "headers": ["Authorization: Basic Zm9v"]}}
+    url = offer(web, "moved", access_methods=[method])
+    allowed = settings(web, allow_addresses=("127.0.0.0/8", "::1"))
+    assert bring(volume, given("/data/x", url), settings=allowed).error is None
+    assert "authorization" not in web.requests[-1].headers
 
 
 @pytest.mark.parametrize("wrong", [{"size": 1}, {"checksums": [{"type": "md5", "checksum": "0" * 32}]}])

@@ -72,6 +72,30 @@ def test_a_line_break_in_a_path_is_refused(volume: Path, ftp: FtpServer) -> None
     assert report.error_code == "unsupported_url"
 
 
+def test_a_file_that_changes_after_a_drop_is_fetched_anew(
+    volume: Path, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyftpdlib.handlers import DTPHandler
+
+    (ftp.root / "x").write_bytes(BODY)
+    original, cuts = DTPHandler.send, [1000]
+
+    def cutting(self: DTPHandler, data: bytes) -> int:
+        if cuts:
+            original(self, data[: cuts.pop()])
+            (ftp.root / "x").write_bytes(BODY[::-1])
+            os.utime(ftp.root / "x", (1e9, 1e9))
+            self.close()
+            return 0
+        return int(original(self, data))
+
+    monkeypatch.setattr(DTPHandler, "use_sendfile", lambda _: False)
+    monkeypatch.setattr(DTPHandler, "send", cutting)
+    settings = quick(stall_timeout=timedelta(milliseconds=300))  # this server says nothing after a drop
+    assert bring(volume, given("/data/x", f"{ftp.url}/x"), settings=settings).error is None
+    assert (volume / "root/data/x").read_bytes() == BODY[::-1]
+
+
 def test_a_drop_at_any_byte_is_resumed(volume: Path, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyftpdlib.handlers import DTPHandler
 

@@ -128,6 +128,7 @@ def test_an_upload_that_is_stopped_leaves_nothing(volume: Path, s3: S3Server) ->
     )
     assert report.error_code == "cancelled"
     assert keys(s3) == {}
+    assert list(s3.client()._list_multipart_uploads(s3.bucket).uploads) == []
 
 
 def test_the_listing_has_pages_markers_and_odd_names(volume: Path, s3: S3Server) -> None:
