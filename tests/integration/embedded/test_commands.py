@@ -14,6 +14,7 @@ from tests.integration.embedded.service import (
     eventually,
     exit_codes,
     logs_of,
+    processes_of,
     request,
     sh,
     system_log,
@@ -43,9 +44,15 @@ def test_executors_share_a_volume_and_run_in_order(service: Service, files: Path
     assert uploaded == {"/results/out": "12", "/results/err.txt": "10"}
 
 
-def test_an_error_ends_the_task_unless_it_is_to_be_ignored(service: Service) -> None:
-    task = service.run(sh("exit 3", ignore_error=True), sh("exit 4"), sh("echo never"))
+def test_an_error_ends_the_task_unless_it_is_to_be_ignored(service: Service, files: Path) -> None:
+    task = service.run(
+        sh("exit 3", ignore_error=True),
+        sh("exit 4"),
+        sh("echo ran > /data/never"),
+        outputs=[{"path": "/data/never", "url": f"file://{files}/never"}],
+    )
     assert (task["state"], exit_codes(task)) == ("EXECUTOR_ERROR", [3, 4])
+    assert not (files / "never").exists()
     assert "exit code 4" in system_log(task)
     assert service.run(sh("exit 5", ignore_error=True), sh("true"))["state"] == "COMPLETE"
 
@@ -156,8 +163,9 @@ def test_a_running_task_is_canceled_though_it_ignores_sigterm(service: Service) 
     service.wait(task_id, "RUNNING")
     assert service.cancel(task_id).status == 200
     assert service.cancel(task_id).status == 200
-    task = service.wait(task_id)
-    assert task["state"] == "CANCELED" and "anceled" in system_log(task)
+    eventually(lambda: service.state(task_id) == "CANCELED", "CANCELED")
+    assert processes_of(service.folder) == []  # not said before it is so
+    assert "anceled" in system_log(service.get(task_id))
     service.assert_nothing_is_left()
 
 

@@ -23,7 +23,7 @@ from tests.integration.embedded.service import Service, eventually, logs_of, res
 
 TASKS: Final = 100
 PARALLEL: Final = 2 * len(os.sched_getaffinity(0))
-KILLED_TASKS: Final = 8 + 2 * PARALLEL
+KILLED_TASKS: Final = 4 + 2 * PARALLEL
 OUTPUT_LINES: Final = 60_000  # of each killed task: megabytes, so that uploads take a while
 # A quarter above what is seen at the peak on two cores: the service 105 MB, four tasks at once (twice the cores) with a sandbox of Python
 # of 13 MB for a moment, launcher and command: 210 MB. A task that stayed in memory for good would show in the second bound.
