@@ -44,9 +44,9 @@ MAX_SYSTEM_LOGS: Final = 200
 KEPT_FOR_THE_END: Final = 50  # of these lines: filers and waiting may not crowd out how the task ended
 MAX_MESSAGE: Final = 4096
 MAX_CHECKSUMS: Final = 100
-CLEAN_AGAIN: Final = timedelta(seconds=5)
+CLEAN_AGAIN: Final = timedelta(seconds=20)  # an event tells that all is gone; this is for a lost one
 CANCEL_AGAIN: Final = timedelta(seconds=5)
-SOON: Final = timedelta(seconds=10)
+SOON: Final = timedelta(seconds=20)  # the link that follows is published at once; this is for a lost one
 MAX_RETRY_DELAY: Final = timedelta(minutes=5)
 MAX_MEMORY_RETRIES: Final = 10  # a thousand times the memory
 
@@ -259,6 +259,8 @@ def _clean(task: Task, observed: Observed | None, now: datetime, policy: Policy)
         return Decision(task, (DeleteAll(),))
     if observed.is_empty:
         return Decision(replace(_to(task, Stage.DONE, now, wake=now), wake_at=None))
+    if task.wake_at is not None and now < task.wake_at:
+        return Decision(task, (DeleteAll(),))
     patience = min(max(now - (task.stage_since or now), CLEAN_AGAIN), timedelta(minutes=5))
     return Decision(replace(task, wake_at=now + patience), (DeleteAll(),))
 

@@ -1,7 +1,7 @@
 """What the services need from the outside, as Protocols in the domain's words. Adapters implement them; no vendor type crosses."""
 
 from poiesis.ports.clock import Clock
-from poiesis.ports.cluster import Cluster, ClusterEvents, HearsRecords
+from poiesis.ports.cluster import Cluster, ClusterEvents, HearsRecords, TellsStarting
 from poiesis.ports.filer import Filer
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import Page, TaskFilter, TaskRepository
@@ -16,4 +16,5 @@ __all__ = [
     "Queue",
     "TaskFilter",
     "TaskRepository",
+    "TellsStarting",
 ]

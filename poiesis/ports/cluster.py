@@ -6,7 +6,7 @@ gone already is success. No call waits for a container.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 from poiesis.domain.observed import Observed, Record
@@ -61,6 +61,15 @@ class ClusterEvents(Protocol):
 
     def task_ids(self) -> Iterable[TaskId]:
         """The ids of all tasks that own something in the cluster now: what the sweep compares with the store."""
+        ...
+
+
+@runtime_checkable
+class TellsStarting(Protocol):
+    """Optional ability: tell which tasks keep the nodes busy with starting their pods."""
+
+    def starting(self) -> Collection[TaskId]:
+        """Tasks with a pod that has a node and whose containers do not all run yet; not those that cannot start. Costs no call."""
         ...
 
 

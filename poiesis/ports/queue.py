@@ -15,6 +15,10 @@ class Queue(Protocol):
         """Enqueue the chain of links from `stage` on. Raises: QueueUnavailable (nothing is lost, resync publishes)."""
         ...
 
+    def waiting(self, stage: Stage) -> int:
+        """How many links wait for the role that acts on `stage`. Raises: QueueUnavailable."""
+        ...
+
     def ready(self) -> None:
         """Returns, or raises QueueUnavailable."""
         ...

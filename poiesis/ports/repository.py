@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -65,8 +65,8 @@ class TaskRepository(Protocol):
         """Tasks not done whose `wake_at` has come, longest overdue first, each with its due stage."""
         ...
 
-    def postpone(self, task_id: TaskId, *, until: datetime) -> None:
-        """Set `wake_at` alone, if it is earlier, without a new version. Of an unknown or done task: nothing."""
+    def postpone(self, task_ids: Collection[TaskId], *, until: datetime) -> None:
+        """Set `wake_at` alone, where it is earlier, without a new version. Of unknown or done tasks: nothing."""
         ...
 
     def count(self, where: TaskFilter) -> int:

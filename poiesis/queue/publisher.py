@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from celery import Celery, chain
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from poiesis.domain.errors import QueueUnavailable
-from poiesis.domain.states import Stage
+from poiesis.domain.states import ROLE_OF, Stage
 from poiesis.domain.task import TaskId
 from poiesis.queue.app import LINK_OF, LINKS
 
@@ -24,6 +26,19 @@ class CeleryQueue:
             chain(*(self._app.signature(link, args=(task_id,), immutable=True) for link in links)).apply_async(
                 ignore_result=True
             )
+        except (OperationalError, RedisError, OSError) as error:
+            raise QueueUnavailable(f"the queue does not answer: {type(error).__name__}") from error
+
+    def waiting(self, stage: Stage) -> int:
+        try:
+            with self._app.connection_for_write() as connection:
+                connection.ensure_connection(max_retries=1, timeout=5)
+                channel: Any = connection.default_channel
+                try:
+                    declared = channel.queue_declare(queue=ROLE_OF[stage].value, passive=True)
+                except connection.channel_errors:  # Redis knows no empty lists
+                    return 0
+                return int(declared.message_count)
         except (OperationalError, RedisError, OSError) as error:
             raise QueueUnavailable(f"the queue does not answer: {type(error).__name__}") from error
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Final
@@ -23,7 +23,7 @@ import pymongo
 from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, DESCENDING, IndexModel, MongoClient
-from pymongo.collection import Collection
+from pymongo.collection import Collection as MongoCollection
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
@@ -99,7 +99,7 @@ class MongoTaskRepository:
                 readConcernLevel="majority",
                 readPreference="primary",
             )
-            self._tasks: Collection[Document] = self._client[database][collection]
+            self._tasks: MongoCollection[Document] = self._client[database][collection]
         except (PyMongoError, ValueError, TypeError) as error:
             # not chained: messages about a malformed URI may quote parts of it, passwords among them
             raise ConfigurationError(
@@ -156,11 +156,12 @@ class MongoTaskRepository:
             found = list(self._tasks.find(query, {"due_stage": 1}).sort("due_at", ASCENDING).limit(limit))
         return [(TaskId(document["_id"]), Stage(document["due_stage"])) for document in found]
 
-    def postpone(self, task_id: TaskId, *, until: datetime) -> None:
+    def postpone(self, task_ids: Collection[TaskId], *, until: datetime) -> None:
         moment = format_time(until)
         with self._available():
-            self._tasks.update_one(
-                {"_id": task_id, "due_at": {"$lt": moment}}, {"$set": {"due_at": moment, "wake_at": moment}}
+            self._tasks.update_many(
+                {"_id": {"$in": list(task_ids)}, "due_at": {"$lt": moment}},
+                {"$set": {"due_at": moment, "wake_at": moment}},
             )
 
     def count(self, where: TaskFilter) -> int:

@@ -16,7 +16,7 @@ import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -146,12 +146,12 @@ class SqliteTaskRepository:
             rows = db.execute(DUE_QUERY, (format_time(now), limit)).fetchall()
         return [(TaskId(task_id), Stage(stage)) for task_id, stage in rows]
 
-    def postpone(self, task_id: TaskId, *, until: datetime) -> None:
+    def postpone(self, task_ids: Collection[TaskId], *, until: datetime) -> None:
         moment = format_time(until)
         with self._writing() as db:
-            db.execute(
+            db.executemany(
                 "UPDATE tasks SET wake_at = ? WHERE id = ? AND due_stage IS NOT NULL AND wake_at < ?",
-                (moment, task_id, moment),
+                [(moment, task_id, moment) for task_id in task_ids],
             )
 
     def count(self, where: TaskFilter) -> int:

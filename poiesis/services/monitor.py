@@ -1,17 +1,14 @@
 """What wakes `reconcile`: changes in the cluster, pokes, and the clock.
 
-`WorkQueue` keeps at most one call for each task under way, merges wake-ups that come meanwhile, and lets failures back off. `Monitor`
-feeds it from the cluster's events and pokes, publishes what another role has to do, and runs two loops: resync publishes tasks whose
-time has come, the sweep removes what belongs to no task. Everything it knows can be lost: resync finds it again.
+`Monitor` feeds a `WorkQueue` from the cluster's events and pokes, publishes what another role has to do, and runs two loops: resync
+publishes tasks whose time has come, the sweep removes what belongs to no task. Everything it knows can be lost: resync finds it again.
 """
 
 from __future__ import annotations
 
-import heapq
 import logging
 import threading
-import time
-from collections import OrderedDict, deque
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -21,11 +18,13 @@ from poiesis.domain.naming import new_task_id
 from poiesis.domain.observed import Record
 from poiesis.domain.policy import Policy
 from poiesis.domain.records import MAX_RECORD_BYTES, parse_record
-from poiesis.domain.states import Stage
-from poiesis.domain.task import Executor, Task, TaskId, TaskSpec, View
+from poiesis.domain.states import ROLE_OF, Role, Stage
+from poiesis.domain.task import Executor, Task, TaskId, TaskSpec, Version, View
 from poiesis.observability import SWEPT
-from poiesis.ports import Clock, Cluster, ClusterEvents, Queue, TaskFilter, TaskRepository
+from poiesis.ports import Clock, Cluster, ClusterEvents, Queue, TaskFilter, TaskRepository, TellsStarting
+from poiesis.services.clean_ups import CleanUps
 from poiesis.services.orchestrator import Orchestrator
+from poiesis.services.work_queue import WorkQueue
 
 log = logging.getLogger(__name__)
 
@@ -36,120 +35,12 @@ REPUBLISH: Final = timedelta(seconds=15)  # a published link has this long to be
 FORGET_EVERY: Final = timedelta(minutes=10)
 FORGET_BATCH: Final = 200
 SWEEP_EVERY: Final = timedelta(minutes=5)
-MAX_FAILURES: Final = 8
-FIRST_BACK_OFF_S: Final = 0.2
-MAX_KEYS: Final = 100_000
 MAX_HEARD_BYTES: Final = 32 * 1024 * 1024  # of records that came with pokes and wait for reconcile
 REPUBLISH_LATER: Final = timedelta(minutes=5)  # the longest time between two publications of the same link
 MAX_PUBLISHED: Final = 100_000
-
-
-class WorkQueue:
-    """Runs `handle(task_id, hint)` in a few threads, never twice at once for one task.
-
-    `wake` merges: a task that waits already waits once; one being handled is handled again afterwards. The newest hint that is not None
-    wins. A handler that raises is repeated with back-off, at most MAX_FAILURES times; then resync is what is left. At most MAX_KEYS tasks
-    wait; more are dropped (resync finds them). A wake-up without a hint waits for `settle`, in which others join it: a pod's events come in
-    flocks, and each would cost a look at the store.
-    """
-
-    def __init__(
-        self, handle: Callable[[TaskId, str | None], None], threads: int, *, settle: timedelta = timedelta(0)
-    ) -> None:
-        self._handle = handle
-        self._settle_s = settle.total_seconds()
-        self._lock = threading.Condition()
-        self._ready: deque[TaskId] = deque()
-        self._hints: dict[TaskId, str | None] = {}  # waiting tasks
-        self._busy: set[TaskId] = set()
-        self._failures: dict[TaskId, int] = {}
-        self._later: list[tuple[float, TaskId]] = []  # a heap of those backing off: due on the monotonic clock
-        self._backing_off: set[TaskId] = set()
-        self._settling: set[TaskId] = set()  # in the heap too, unless a hint brought them forward
-        self._closed = False
-        self._threads = [
-            threading.Thread(target=self._work, name=f"reconcile-{i}", daemon=True) for i in range(threads)
-        ]
-
-    def start(self) -> None:
-        for thread in self._threads:
-            thread.start()
-
-    def wake(self, task_id: TaskId, hint: str | None = None) -> None:
-        with self._lock:
-            if self._closed or (task_id not in self._hints and len(self._hints) >= MAX_KEYS):
-                return
-            waits = task_id in self._hints and task_id not in self._settling
-            self._hints[task_id] = hint or self._hints.get(task_id)
-            if waits or task_id in self._busy:
-                return
-            if hint is not None or not self._settle_s:
-                self._settling.discard(task_id)
-                self._ready.append(task_id)
-            elif task_id not in self._settling:
-                self._settling.add(task_id)
-                heapq.heappush(self._later, (time.monotonic() + self._settle_s, task_id))
-            self._lock.notify()
-
-    def close(self, timeout: timedelta = timedelta(seconds=10)) -> None:
-        with self._lock:
-            self._closed = True
-            self._lock.notify_all()
-        deadline = time.monotonic() + timeout.total_seconds()
-        for thread in self._threads:
-            if thread.is_alive():
-                thread.join(max(0.0, deadline - time.monotonic()))
-
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                self._bring_back()
-                while not self._closed and not self._ready:
-                    self._lock.wait(self._until_next())
-                    self._bring_back()
-                if self._closed:
-                    return
-                task_id = self._ready.popleft()
-                hint = self._hints.pop(task_id, None)
-                self._busy.add(task_id)
-            failed = False
-            try:
-                self._handle(task_id, hint)
-            except Exception as error:
-                failed = True
-                log.warning("wake_failed", extra={"task_id": task_id, "error": f"{type(error).__name__}: {error}"})
-            with self._lock:
-                self._busy.discard(task_id)
-                if failed:
-                    self._back_off(task_id, hint)
-                else:
-                    self._failures.pop(task_id, None)
-                if task_id in self._hints and task_id not in self._backing_off:
-                    self._ready.append(task_id)
-                self._lock.notify()  # something is ready, or the time until the next has changed
-
-    def _back_off(self, task_id: TaskId, hint: str | None) -> None:
-        count = self._failures.get(task_id, 0) + 1
-        if count > MAX_FAILURES:
-            self._failures.pop(task_id, None)
-            return
-        self._failures[task_id] = count
-        self._backing_off.add(task_id)
-        heapq.heappush(self._later, (time.monotonic() + min(FIRST_BACK_OFF_S * 2 ** (count - 1), 30.0), task_id))
-        self._hints[task_id] = self._hints.get(task_id) or hint
-
-    def _until_next(self) -> float | None:
-        return max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
-
-    def _bring_back(self) -> None:
-        now = time.monotonic()
-        while self._later and self._later[0][0] <= now:
-            _, task_id = heapq.heappop(self._later)
-            if task_id in self._backing_off or task_id in self._settling:
-                self._backing_off.discard(task_id)
-                self._settling.discard(task_id)
-                self._ready.append(task_id)
-                self._lock.notify()
+MAX_PASSED_OVER: Final = (
+    8  # times that an overdue link is left alone because its queue is not empty: it is most likely in it
+)
 
 
 class Monitor:
@@ -185,12 +76,18 @@ class Monitor:
             OrderedDict()
         )  # how often resync published it without a change
         self._heard_lock = threading.Lock()
+        # what was published last for a task, and when: its pod's events find the same stage due over and over
+        self._last: OrderedDict[TaskId, tuple[Version, Stage, datetime]] = OrderedDict()
+        self._last_lock = threading.Lock()
+        starting = events.starting if isinstance(events, TellsStarting) else tuple
+        self._clean_ups = CleanUps(lambda task_id: queue.publish(task_id, Stage.CLEAN), starting)
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
     def listen(self) -> None:
         """Begin to handle wake-ups: enough for one that does not lead, whom pokes may reach too."""
         self._work.start()
+        self._clean_ups.start()
 
     def start(self) -> None:
         """Lead: follow the cluster, resync, sweep."""
@@ -215,6 +112,7 @@ class Monitor:
     def close(self) -> None:
         self._stop.set()
         self._work.close()
+        self._clean_ups.close()
         for thread in self._threads:
             thread.join(5)
 
@@ -222,6 +120,8 @@ class Monitor:
         """Publish every task whose time has come; answers how many. One published is looked at again after REPUBLISH at the earliest."""
         now = self._clock.now()
         due = self._repository.due(now, limit=RESYNC_BATCH)
+        postponed: defaultdict[timedelta, list[TaskId]] = defaultdict(list)
+        backlog: dict[Role, int] = {}
         queue_is_away = False
         for task_id, stage in due:
             pause = REPUBLISH
@@ -230,23 +130,32 @@ class Monitor:
             elif queue_is_away:  # one try in a round: each may take seconds
                 continue
             else:
-                pause = self._until_republished(task_id, stage)
                 try:
-                    self._queue.publish(task_id, stage)
+                    if ROLE_OF[stage] not in backlog:
+                        backlog[ROLE_OF[stage]] = self._queue.waiting(stage)
+                    pause = self._publish_again(task_id, stage, backlog[ROLE_OF[stage]])
                 except QueueUnavailable as error:
                     log.warning("publish_failed", extra={"task_id": task_id, "error": str(error)})
                     queue_is_away = True
                     continue
-            self._repository.postpone(task_id, until=now + pause)
+            postponed[pause].append(task_id)
+        for pause, task_ids in postponed.items():
+            self._repository.postpone(task_ids, until=now + pause)
         return len(due)
 
-    def _until_republished(self, task_id: TaskId, stage: Stage) -> timedelta:
-        """Doubles each time: while a role is down its queue must not fill with the same links over and over."""
+    def _publish_again(self, task_id: TaskId, stage: Stage, backlog: int) -> timedelta:
+        """Publish an overdue link, unless links wait for its role, of which it is most likely one; how long until the next look.
+
+        That time doubles: while a role is down or slow, its queue must not fill with the same links over and over.
+        """
         count = self._published.pop((task_id, stage), 0)
-        self._published[task_id, stage] = min(count + 1, 10)
+        self._published[task_id, stage] = count + 1
         if len(self._published) > MAX_PUBLISHED:
             self._published.popitem(last=False)
-        return min(REPUBLISH * (1 << count), REPUBLISH_LATER)
+        if backlog and count < MAX_PASSED_OVER:
+            return REPUBLISH
+        self._queue.publish(task_id, stage)
+        return min(REPUBLISH * (1 << min(count, 10)), REPUBLISH_LATER)
 
     def resume(self) -> int:
         """After a start with an empty queue: publish all that is not done, whenever it is due."""
@@ -310,7 +219,28 @@ class Monitor:
             self._orchestrator.give_up(task_id, error)
             return
         if reconciled.due is not None and self._is_ours_to_publish(reconciled.task):
-            self._queue.publish(task_id, reconciled.due)
+            self._publish(reconciled.task, reconciled.due)
+
+    def _publish(self, task: Task, stage: Stage) -> None:
+        """Once for each version of the task: while its link is under way, the pod's events find the same stage due."""
+        now = self._clock.now()
+        with self._last_lock:
+            version, last_stage, at = self._last.get(task.id, (None, None, now))
+            if (version, last_stage) == (task.version, stage) and now - at < REPUBLISH:
+                return
+            self._last[task.id] = (task.version, stage, now)
+            self._last.move_to_end(task.id)
+            if len(self._last) > MAX_PUBLISHED:
+                self._last.popitem(last=False)
+        try:
+            if stage is Stage.CLEAN:
+                self._clean_ups.add(task.id)
+            else:
+                self._queue.publish(task.id, stage)
+        except QueueUnavailable:
+            with self._last_lock:
+                self._last.pop(task.id, None)
+            raise
 
     def _take_heard(self, task_id: TaskId, nonce: str) -> tuple[Record, ...]:
         with self._heard_lock:

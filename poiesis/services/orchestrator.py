@@ -102,7 +102,7 @@ class Orchestrator:
         for _ in range(MAX_STEPS):
             stage = desired.due_stage
             try:
-                decision = self._decide(stored, desired, poked=poked, heard=heard, tails=tails)
+                decision = self._decide(stored, desired, mine, poked=poked, heard=heard, tails=tails)
             except Unavailable as error:
                 log.warning("observe_failed", extra={"task_id": task_id, "stage": stage.value, "error": str(error)})
                 return Reconciled(stored, None)
@@ -175,16 +175,33 @@ class Orchestrator:
         )
         self._repository.save(ended, seen=task.version)
 
-    def _decide(self, stored: Task, task: Task, *, poked: str | None, heard: Sequence[Record], tails: bool) -> Decision:
+    def _decide(
+        self,
+        stored: Task,
+        task: Task,
+        mine: frozenset[Stage],
+        *,
+        poked: str | None,
+        heard: Sequence[Record],
+        tails: bool,
+    ) -> Decision:
         """Raises: Unavailable when the cluster had to be observed and could not."""
         was_poked = poked is not None and poked == task.nonce
         if was_poked and heard and isinstance(self._cluster, HearsRecords):
             self._cluster.hear(task, heard)
         observed = None
-        just_ended = task.due_stage is Stage.CLEAN and task is not stored  # everything is still there; no need to look
-        if needs_observation(task) and not just_ended:
+        now = self._clock.now()
+        if needs_observation(task) and not self._is_all_there(stored, task, mine, now):
             observed = self._cluster.observe(task, poked=was_poked and not heard, tails=tails)
-        return decide(task, observed, self._clock.now(), self._policy)
+        return decide(task, observed, now, self._policy)
+
+    def _is_all_there(self, stored: Task, task: Task, mine: frozenset[Stage], now: datetime) -> bool:
+        """Whether a task is at its end for the first time, so that everything can be removed without a look. Whether it has gone, those
+        see that follow the cluster, or whoever comes when the time for it is over."""
+        if task.due_stage is not Stage.CLEAN:
+            return False
+        is_first = task.wake_at is not None and now < task.wake_at and not self._policy.keep
+        return task is not stored or (is_first and Stage.CLEAN in mine)
 
     def _apply(self, task: Task, decision: Decision) -> Decision:
         """Do what was decided. Where the cluster does not take it, the decision becomes to wait, or to give up."""

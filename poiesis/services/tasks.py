@@ -24,7 +24,7 @@ from poiesis.ports import Clock, Page, Queue, TaskFilter, TaskRepository
 
 log = logging.getLogger(__name__)
 
-FIRST_LOOK: Final = timedelta(seconds=10)  # resync publishes a task again that nobody took by then
+FIRST_LOOK: Final = timedelta(seconds=20)  # resync publishes a task again that nobody took by then
 MAX_RACES: Final = 20
 TAIL_EVERY: Final = timedelta(seconds=2)  # how often a reader makes the live tail of one task be read anew
 _MAX_TAILS_REMEMBERED: Final = 10_000

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -68,11 +68,12 @@ class MemoryTaskRepository:
             ]
         return [(task_id, stage) for _, task_id, stage in sorted(waiting)[:limit]]
 
-    def postpone(self, task_id: TaskId, *, until: datetime) -> None:
+    def postpone(self, task_ids: Collection[TaskId], *, until: datetime) -> None:
         with self._available():
-            task = self._tasks.get(task_id)
-            if task and task.stage is not Stage.DONE and task.wake_at is not None and task.wake_at < until:
-                self._tasks[task_id] = replace(task, wake_at=until)
+            for task_id in task_ids:
+                task = self._tasks.get(task_id)
+                if task and task.stage is not Stage.DONE and task.wake_at is not None and task.wake_at < until:
+                    self._tasks[task_id] = replace(task, wake_at=until)
 
     def count(self, where: TaskFilter) -> int:
         with self._available():

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from poiesis.domain.errors import QueueUnavailable
-from poiesis.domain.states import Stage
+from poiesis.domain.states import Role, Stage
 from poiesis.domain.task import TaskId
 from poiesis.ports import Queue
 from poiesis.queue.app import make_app
@@ -51,6 +51,17 @@ def test_a_queue_that_answers_is_ready(queue):
     queue.ready()
 
 
+def test_links_wait_until_somebody_takes_them(queue):
+    before = {stage: queue.waiting(stage) for stage in (Stage.STAGE_IN, Stage.STAGE_OUT)}
+    if isinstance(queue, RecordingQueue):
+        queue.backlog = {Role.TIF: 2}
+    else:
+        for task_id in ("a", "b"):
+            queue.publish(TaskId(task_id), Stage.STAGE_IN)
+    assert queue.waiting(Stage.STAGE_IN) - before[Stage.STAGE_IN] == 2
+    assert queue.waiting(Stage.STAGE_OUT) == before[Stage.STAGE_OUT]
+
+
 def test_many_threads_publish_at_once(queue):
     errors: list[BaseException] = []
 
@@ -75,4 +86,6 @@ def test_a_broker_that_is_away_is_told_promptly(away):
         away.publish(TaskId("a"), Stage.PREPARE)
     with pytest.raises(QueueUnavailable):
         away.ready()
+    with pytest.raises(QueueUnavailable):
+        away.waiting(Stage.PREPARE)
     assert time.monotonic() - began < PROMPTLY_S

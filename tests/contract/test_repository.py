@@ -564,7 +564,7 @@ def test_a_task_that_becomes_done_is_not_due(repository):
 def test_postponing_moves_the_wake_up_and_nothing_else(repository):
     task = added(repository, wake_at=NOW)
     until = NOW + timedelta(microseconds=1)
-    repository.postpone(task.id, until=until)
+    repository.postpone([task.id], until=until)
     assert repository.get(task.id) == replace(task, wake_at=until)
     assert repository.due(NOW, limit=5) == []
     assert repository.due(until, limit=5) == [(task.id, Stage.PREPARE)]
@@ -573,19 +573,19 @@ def test_postponing_moves_the_wake_up_and_nothing_else(repository):
 
 def test_postponing_never_brings_a_wake_up_forward(repository):
     task = added(repository, wake_at=NOW)
-    repository.postpone(task.id, until=NOW - SECOND)
+    repository.postpone([task.id], until=NOW - SECOND)
     assert repository.get(task.id) == task
 
 
 @pytest.mark.parametrize("task", [{"stage": Stage.DONE, "state": State.COMPLETE}, {"wake_at": None}])
 def test_what_waits_for_no_wake_up_is_not_postponed(repository, task):
     stored = added(repository, **task)
-    repository.postpone(stored.id, until=NOW + SECOND)
+    repository.postpone([stored.id], until=NOW + SECOND)
     assert repository.get(stored.id) == stored
 
 
 def test_postponing_an_unknown_task_does_nothing(repository):
-    repository.postpone(TaskId("0" * 26), until=NOW)
+    repository.postpone([TaskId("0" * 26)], until=NOW)
     assert repository.count(EVERYTHING) == 0
 
 
@@ -690,7 +690,7 @@ def test_a_reopened_store_has_every_task_as_saved(store):
     store.repository.add(first)
     second = added(store.repository)
     assert store.repository.save(replace(second, state=State.COMPLETE, stage=Stage.DONE), seen=second.version)
-    store.repository.postpone(first.id, until=NOW + SECOND)
+    store.repository.postpone([first.id], until=NOW + SECOND)
     repository = reopened(store)
     assert repository.get(first.id) == replace(first, wake_at=NOW + SECOND, version=Version(1))
     assert repository.get(second.id).stage is Stage.DONE
@@ -720,7 +720,7 @@ def every_call(repository: TaskRepository) -> dict[str, Callable[[], object]]:
         "save": lambda: repository.save(task, seen=Version(1)),
         "list": lambda: repository.list(EVERYTHING, limit=1, after=None, view=View.MINIMAL),
         "due": lambda: repository.due(NOW, limit=1),
-        "postpone": lambda: repository.postpone(task.id, until=NOW),
+        "postpone": lambda: repository.postpone([task.id], until=NOW),
         "count": lambda: repository.count(EVERYTHING),
         "delete": lambda: repository.delete(task.id),
         "ready": lambda: repository.ready(),

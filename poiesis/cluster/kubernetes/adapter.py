@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -378,6 +378,9 @@ class KubernetesCluster:
             ids = (labels.task_id_of(item.get("metadata") or {}) for item in items)
             found |= dict.fromkeys(i for i in ids if i is not None)
         return list(found)
+
+    def starting(self) -> Collection[TaskId]:
+        return self._cache.starting() if self._is_followed() else ()
 
     def _is_followed(self) -> bool:
         return bool(self._watches) and all(w.is_fresh() for w in self._watches)

@@ -202,6 +202,11 @@ class Cache:
         with self._lock:
             return list(self._of_task)
 
+    def starting(self) -> list[TaskId]:
+        """Tasks with a pod that has a node and is being started there."""
+        with self._lock:
+            return [v.task_id for _, v in self._views[PODS].values() if isinstance(v, PodView) and _starts(v)]
+
     def __len__(self) -> int:
         with self._lock:
             return sum(len(v) for v in self._views.values())
@@ -246,6 +251,14 @@ class Cache:
         if self._message_bytes + _message_bytes(view) <= MAX_MESSAGES_BYTES:
             return view
         return replace(view, containers=tuple(replace(c, said=None) for c in view.containers))
+
+
+def _starts(view: PodView) -> bool:
+    if not view.scheduled or view.deleting or view.phase != "Pending":
+        return False
+    return all(
+        c.state != "waiting" or c.reason in (None, "ContainerCreating", "PodInitializing") for c in view.containers
+    )
 
 
 def _message_bytes(view: View) -> int:

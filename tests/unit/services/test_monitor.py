@@ -1,169 +1,21 @@
-"""The work queue and what feeds it. Threads are real; every wait is for a condition, with a deadline."""
+"""What feeds the work queue. Threads are real; every wait is for a condition, with a deadline."""
 
 import threading
 import time
-from collections import Counter
 from datetime import timedelta
 
 import pytest
 
-from poiesis.domain.errors import ClusterUnavailable
+from poiesis.domain.decide import SOON
+from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.states import Role, Stage, State
 from poiesis.domain.task import TaskId
-from poiesis.services import monitor as module
-from poiesis.services.monitor import MAX_FAILURES, REPUBLISH, Monitor, WorkQueue
+from poiesis.services.monitor import MAX_PASSED_OVER, REPUBLISH, Monitor
 from poiesis.testing.cluster import MemoryCluster
 from poiesis.testing.queue import RecordingQueue
 from tests.unit.domain.samples import FILES, ID, SMALL, World, stored
 
 PATIENCE_S = 20.0
-A, B = TaskId("a"), TaskId("b")
-
-
-class Handler:
-    """Notes every call; holds those for which `hold` is set until `go`."""
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[str, str | None]] = []
-        self.fails = 0
-        self.hold = False
-        self.busy: Counter[str] = Counter()
-        self.most = 0
-        self._go = threading.Event()
-        self._changed = threading.Condition()
-
-    def __call__(self, task_id: TaskId, hint: str | None) -> None:
-        with self._changed:
-            self.calls.append((task_id, hint))
-            self.busy[task_id] += 1
-            self.most = max(self.most, self.busy[task_id])
-            fails, self.fails = self.fails > 0, max(0, self.fails - 1)
-            self._changed.notify_all()
-        if self.hold:
-            assert self._go.wait(PATIENCE_S)
-        with self._changed:
-            self.busy[task_id] -= 1
-            self._changed.notify_all()
-        if fails:
-            raise ClusterUnavailable("away")
-
-    def go(self) -> None:
-        self.hold = False
-        self._go.set()
-
-    def wait(self, count: int) -> None:
-        """Until there were `count` calls and none is under way."""
-        with self._changed:
-            assert self._changed.wait_for(
-                lambda: len(self.calls) >= count and (self.hold or not +self.busy), PATIENCE_S
-            ), self.calls
-
-
-@pytest.fixture
-def handler(monkeypatch) -> Handler:
-    monkeypatch.setattr(module, "FIRST_BACK_OFF_S", 0.001)
-    return Handler()
-
-
-@pytest.fixture
-def work(handler):
-    queue = WorkQueue(handler, 4)
-    queue.start()
-    yield queue
-    handler.go()
-    queue.close()
-
-
-def test_a_task_is_never_handled_twice_at_once_and_wake_ups_merge(handler, work):
-    handler.hold = True
-    work.wake(A)
-    handler.wait(1)
-    for _ in range(10):
-        work.wake(A)
-    work.wake(B)
-    handler.wait(2)
-    handler.go()
-    handler.wait(3)
-    work.close()
-    assert (handler.calls, handler.most) == ([("a", None), ("b", None), ("a", None)], 1)
-
-
-def test_a_hint_is_kept_by_wake_ups_that_have_none(handler, work):
-    handler.hold = True
-    work.wake(A)
-    handler.wait(1)
-    for hint in (None, "first", None, "second", None):
-        work.wake(A, hint)
-    handler.go()
-    handler.wait(2)
-    assert handler.calls[1] == ("a", "second")
-
-
-def test_a_hint_is_kept_when_its_handling_failed(handler, work):
-    handler.fails = 1
-    work.wake(A, "hint")
-    handler.wait(2)
-    assert handler.calls == [("a", "hint"), ("a", "hint")]
-
-
-def test_failures_are_repeated_a_bounded_number_of_times(handler, work):
-    handler.fails = 1000
-    work.wake(A)
-    handler.wait(MAX_FAILURES + 1)
-    handler.fails = 0
-    work.wake(B)
-    handler.wait(MAX_FAILURES + 2)
-    assert Counter(task_id for task_id, _ in handler.calls) == {"a": MAX_FAILURES + 1, "b": 1}
-
-
-def test_back_off_grows_up_to_a_bound(handler):
-    queue = WorkQueue(handler, 1)
-    delays = []
-    for _ in range(MAX_FAILURES):
-        queue._back_off(A, None)
-        delays.append(queue._later[-1][0] - time.monotonic() if len(queue._later) == 1 else 0)
-        queue._later.clear()
-    assert delays == sorted(delays)
-    assert delays[-1] <= 30
-
-
-def test_a_task_that_backs_off_comes_back_though_others_keep_the_queue_busy(handler):
-    """One thread, always with something to do."""
-    queue = WorkQueue(lambda task_id, hint: busy(task_id), 1)
-    seen: list[str] = []
-    done = threading.Event()
-
-    def busy(task_id: str) -> None:
-        seen.append(task_id)
-        if task_id == "a":
-            if seen.count("a") == 1:
-                raise ClusterUnavailable("away")
-            done.set()
-        elif not done.is_set():
-            queue.wake(B)
-
-    queue.start()
-    queue.wake(A)
-    queue.wake(B)
-    assert done.wait(PATIENCE_S)
-    queue.close()
-
-
-def test_the_queue_is_bounded(handler, monkeypatch):
-    monkeypatch.setattr(module, "MAX_KEYS", 3)
-    queue = WorkQueue(handler, 1)
-    for i in range(10):
-        queue.wake(TaskId(str(i)))
-    queue.start()
-    handler.wait(3)
-    queue.close()
-    assert [task_id for task_id, _ in handler.calls] == ["0", "1", "2"]
-
-
-def test_after_close_nothing_is_handled(handler, work):
-    work.close()
-    work.wake(A)
-    assert handler.calls == []
 
 
 class Scene:
@@ -197,12 +49,32 @@ def scene():
 def test_resync_publishes_what_is_due_and_looks_again_later(scene):
     world = scene.world
     assert scene.monitor.resync() == 0
-    world.clock.advance(timedelta(seconds=10))
+    world.clock.advance(SOON)
     assert scene.monitor.resync() == 1
     assert scene.queue.published == [(ID, Stage.PREPARE)]
     assert scene.monitor.resync() == 0
     world.clock.advance(REPUBLISH)
     assert scene.monitor.resync() == 1
+
+
+def test_resync_leaves_links_alone_that_most_likely_wait_in_their_queue_but_not_for_ever(scene):
+    world = scene.world
+    scene.queue.backlog = {Role.TORC: 3}
+    world.clock.advance(SOON)
+    for _ in range(MAX_PASSED_OVER):
+        assert scene.monitor.resync() == 1
+        assert scene.monitor.resync() == 0, "it has to be looked at later"
+        world.clock.advance(REPUBLISH)
+    assert scene.queue.published == []
+    assert scene.monitor.resync() == 1
+    assert scene.queue.published == [(ID, Stage.PREPARE)]
+
+
+def test_a_lost_link_is_published_at_once_where_its_queue_is_empty(scene):
+    scene.queue.backlog = {Role.TEXAM: 3}
+    scene.world.clock.advance(SOON)
+    scene.monitor.resync()
+    assert scene.queue.published == [(ID, Stage.PREPARE)]
 
 
 def test_resync_with_the_queue_away_loses_nothing_and_still_wakes_what_it_follows_itself(scene):
@@ -244,6 +116,30 @@ def test_an_event_moves_a_running_task_on_and_its_end_is_published(scene):
     world.cluster.run(ID, "task")
     scene.until(lambda: world.task.state is State.COMPLETE)
     scene.until(lambda: (ID, Stage.CLEAN) in scene.queue.published)
+
+
+def test_what_is_due_is_published_once_however_many_events_find_it(scene):
+    world = scene.world
+    world.launch()
+    world.cluster.run(ID, "task")
+    for _ in range(5):
+        scene.monitor._reconcile(ID, None)
+    assert scene.queue.published == [(ID, Stage.CLEAN)]
+    world.clock.advance(REPUBLISH)
+    scene.monitor._reconcile(ID, None)
+    assert scene.queue.published == [(ID, Stage.CLEAN)] * 2
+
+
+def test_what_could_not_be_published_is_tried_again_by_the_next_event(scene):
+    world = scene.world
+    world.launch()
+    world.cluster.run(ID, "task")
+    scene.queue.down = True
+    with pytest.raises(QueueUnavailable):
+        scene.monitor._reconcile(ID, None)
+    scene.queue.down = False
+    scene.monitor._reconcile(ID, None)
+    assert scene.queue.published == [(ID, Stage.CLEAN)]
 
 
 def test_without_any_event_resync_moves_a_running_task_on(scene):

@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from poiesis.domain.decide import CLEAN_AGAIN
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, QuotaExceeded, RepositoryUnavailable, UnknownTask
 from poiesis.domain.plan import plan
 from poiesis.domain.states import Role, Stage, State
@@ -12,7 +13,7 @@ from poiesis.domain.task import Outcome, Resources, Task, TaskId, Version
 from poiesis.services.orchestrator import stages_of
 from poiesis.testing.cluster import Call, MemoryCluster
 from poiesis.testing.repository import MemoryTaskRepository
-from tests.unit.domain.samples import FILES, GPUS, ID, SMALL, World, spec
+from tests.unit.domain.samples import FILES, GPUS, ID, POLICY, SMALL, World, spec
 
 
 class RacedRepository(MemoryTaskRepository):
@@ -73,12 +74,36 @@ def test_a_small_task_is_saved_few_times():
     repository = RacedRepository()
     world = World(SMALL, repository=repository)
     world.launch()
-    assert repository.saves == 3  # with its stage after preparing, claimed, and launched
+    assert repository.saves == 2  # claimed, and launched
     world.cluster.run(ID, "task")
     world.link(Role.TORC)
-    assert repository.saves == 4  # its end; that its objects are being deleted needs no save of its own
+    assert repository.saves == 3  # its end; that its objects are being deleted needs no save of its own
     world.to_the_end()
-    assert repository.saves == 5
+    assert repository.saves == 4  # that nothing is left
+
+
+def test_the_first_removal_needs_no_look_at_the_cluster_and_a_late_one_does():
+    world = World(SMALL)
+    world.launch()
+    world.cluster.slow = True
+    world.cluster.run(ID, "task")
+    world.monitor()
+    world.cluster.calls.clear()
+    world.link(Role.TORC)
+    assert calls(world) == ["delete_all"]
+    world.clock.advance(CLEAN_AGAIN)
+    world.link(Role.TORC)
+    assert calls(world) == ["delete_all", "observe", "delete_all"]
+    assert world.task.wake_at == world.now + CLEAN_AGAIN
+
+
+def test_objects_that_are_kept_are_looked_at_before_anything_is_removed():
+    world = World(SMALL, policy=replace(POLICY, keep=timedelta(minutes=1)))
+    world.launch()
+    world.change(stage=Stage.FINISH, outcome=Outcome(State.SYSTEM_ERROR, "Why", "so"))
+    world.link(Role.TORC)
+    world.link(Role.TORC)
+    assert calls(world)[-1] == "delete_pods", "nothing of a finished task goes on running"
 
 
 def test_a_launch_is_claimed_and_made_once_while_the_claim_holds():

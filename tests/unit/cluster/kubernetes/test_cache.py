@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,3 +71,26 @@ def test_a_task_without_objects_is_forgotten() -> None:
     assert kept.task_ids() == [TASK_ID]
     kept.delete(PODS, 2, view_of(name="p"))
     assert kept.task_ids() == []
+
+
+WAITS = {"executor-0": {"waiting": {"reason": "ContainerCreating"}}}
+RUNS = {"executor-0": {"running": {"startedAt": "2026-01-02T03:04:05Z"}}}
+STUCK = {"executor-0": {"waiting": {"reason": "ImagePullBackOff", "message": "no"}}}
+
+
+@pytest.mark.parametrize(
+    ("containers", "phase", "node", "starts"),
+    [
+        (WAITS, "Pending", "node1", True),
+        ({}, "Pending", "node1", True),
+        ({}, "Pending", None, False),  # it may wait for a node for days
+        (STUCK, "Pending", "node1", False),  # or for an image
+        (RUNS, "Running", "node1", False),
+    ],
+)
+def test_a_pod_starts_from_its_node_to_its_last_container(
+    containers: dict[str, Any], phase: str, node: str | None, starts: bool
+) -> None:
+    kept = Cache(lambda _: None)
+    kept.put(PODS, 1, replace(view_of(containers=containers), phase=phase, node=node, scheduled=node is not None))
+    assert kept.starting() == ([TASK_ID] if starts else [])
