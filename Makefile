@@ -60,7 +60,7 @@ e2e: venv ## tests on a real cluster: KUBECONFIG, with IMAGE on its node
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e -m "e2e and not chaos" --timeout 600 $(ARGS)
 
 chaos: venv ## kill processes at every step on a real cluster, and count what was lost
-	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e -m chaos --timeout 1800 $(ARGS)
+	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e -m chaos -s --timeout 1200 $(ARGS)
 
 bench: venv ## the measurements, as bench/ prints them
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/python -m bench $(ARGS)
