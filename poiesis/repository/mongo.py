@@ -1,5 +1,8 @@
 """Tasks in MongoDB, one document each; compare-and-set by a filter on version and state.
 
+A document has what it is found by as fields, and the rest as two JSON texts: `core`, and `bulk`, which the view BASIC does not
+read (docs/adr/0005). Nothing but these fields is ever asked for, and a text costs the server and the driver next to nothing.
+
 Only plain operations are used, no transactions and no change streams, so that servers that speak MongoDB's protocol
 serve as well. Writes are acknowledged by a majority and reads see what a majority has, so that nobody acts on a task
 whose last save a failover could undo.
@@ -11,6 +14,7 @@ slower.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -53,6 +57,7 @@ INDEXES: Final = (
     # sparse: done tasks have no `due_at`, so the index is as small as the work in flight
     IndexModel([("due_at", ASCENDING)], name="due", sparse=True),
 )
+HEAD: Final = ("_id", "version", "state", "due_stage", "due_at", "owner", "name", "tags")
 INDEX_TIMEOUT_S: Final = 6 * 3600  # the build of all indexes on a large collection
 PROJECTIONS: Final[Mapping[View, Mapping[str, int] | None]] = {
     View.MINIMAL: {"_id": 1, "state": 1},
@@ -118,7 +123,7 @@ class MongoTaskRepository:
             except DuplicateKeyError:
                 stored = self._tasks.find_one({"_id": task.id})
                 # None: added, done and forgotten since, so there is nothing to do
-                if stored is not None and not same_request(from_document(stored), task):
+                if stored is not None and not same_request(_decode(stored, View.FULL), task):
                     raise id_taken(task.id) from None
 
     def get(self, task_id: TaskId, view: View = View.FULL) -> Task:
@@ -160,8 +165,7 @@ class MongoTaskRepository:
         moment = format_time(until)
         with self._available():
             self._tasks.update_many(
-                {"_id": {"$in": list(task_ids)}, "due_at": {"$lt": moment}},
-                {"$set": {"due_at": moment, "wake_at": moment}},
+                {"_id": {"$in": list(task_ids)}, "due_at": {"$lt": moment}}, {"$set": {"due_at": moment}}
             )
 
     def count(self, where: TaskFilter) -> int:
@@ -170,7 +174,7 @@ class MongoTaskRepository:
 
     def delete(self, task_id: TaskId) -> bool:
         with self._available():
-            return self._tasks.delete_one({"_id": task_id, "stage": Stage.DONE.value}).deleted_count == 1
+            return self._tasks.delete_one({"_id": task_id, "due_stage": {"$exists": False}}).deleted_count == 1
 
     def ready(self) -> None:
         """Asks for one task, so that a server that answers without letting us read is seen too."""
@@ -223,14 +227,25 @@ class MongoTaskRepository:
 
 
 def _encode(document: Document) -> tuple[RawBSONDocument, int]:
-    encoded = bson.encode(document)
+    """With fields that are null or empty left out."""
+    bulk = document.pop("bulk")
+    head = {key: value for key in HEAD if (value := document.pop(key, None)) not in (None, [])}
+    encoded = bson.encode({**head, "core": _json(document), "bulk": _json(bulk)})
     return RawBSONDocument(encoded), len(encoded)
+
+
+def _json(part: object) -> str:
+    return json.dumps(part, ensure_ascii=False, separators=(",", ":"))
 
 
 def _decode(document: Document, view: View) -> Task:
     if view is View.MINIMAL:
         return minimal_task(document["_id"], document["state"])
-    return from_document(document)
+    found = {**json.loads(document["core"]), **{key: document.get(key) for key in HEAD}}
+    found["wake_at"] = found["due_at"] or found["wake_at"]  # `postpone` writes the field alone
+    if "bulk" in document:
+        found["bulk"] = json.loads(document["bulk"])
+    return from_document(found)
 
 
 def _query(where: TaskFilter) -> dict[str, Any]:

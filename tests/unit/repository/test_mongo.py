@@ -2,18 +2,21 @@
 
 import time
 import traceback
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import bson
 import pytest
 from pymongo import MongoClient, monitoring
 from pymongo.errors import PyMongoError
 
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
-from poiesis.domain.states import State
+from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Input, Task, TaskId, TaskSpec, Version, View
 from poiesis.ports import TaskFilter
 from poiesis.repository import mongo
+from poiesis.repository.documents import format_time, to_document
 from poiesis.repository.mongo import INDEXES, MongoTaskRepository, _query
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 1, tzinfo=UTC)
@@ -136,6 +139,30 @@ def test_a_save_is_one_round_trip_and_views_are_projected_in_the_store(mongo_url
     assert minimal["limit"] == 257
     assert basic["projection"] == {"bulk": 0}
     made.close()
+
+
+def test_a_document_has_what_it_is_found_by_and_two_texts():
+    task = replace(a_task(), owner=None, stage=Stage.DONE, wake_at=None)
+    raw, size = mongo._encode(to_document(task))
+    document = bson.decode(raw.raw)
+    assert size == len(raw.raw)
+    assert set(document) == {"_id", "version", "state", "core", "bulk"}, (
+        "no field that is null, none that nobody asks for"
+    )
+    assert mongo._decode(document, View.FULL) == task
+
+
+def test_an_empty_name_is_a_name():
+    task = replace(a_task(), spec=TaskSpec(executors=(), name=""))
+    raw, _ = mongo._encode(to_document(task))
+    assert mongo._decode(bson.decode(raw.raw), View.FULL).spec.name == ""
+
+
+def test_a_postponed_wake_up_wins_over_the_one_that_was_saved():
+    raw, _ = mongo._encode(to_document(a_task()))
+    later = a_task().created_at + timedelta(hours=1)
+    document = {**bson.decode(raw.raw), "due_at": format_time(later)}
+    assert mongo._decode(document, View.FULL).wake_at == later
 
 
 def test_filters_are_equalities_and_ranges():
