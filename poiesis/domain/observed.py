@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
+from poiesis.domain.report import FilerReport as FilerReport
+from poiesis.domain.report import TransferredFile as TransferredFile
+
 TIF = "tif"  # names of containers
 TOF = "tof"
 
@@ -43,35 +46,6 @@ class Record:
     stdout: str = ""
     stderr: str = ""
     truncated: bool = False
-
-
-@dataclass(frozen=True)
-class TransferredFile:
-    """One file that a filer moved. `path` is the path in the executor's container; `checksum` such as `sha256:…` or None."""
-
-    url: str
-    path: str
-    size_bytes: int
-    checksum: str | None = None
-
-
-@dataclass(frozen=True)
-class FilerReport:
-    """What TIF or TOF has to say, bounded: `omitted` counts the files that did not fit in `files`.
-
-    `error` None: all went well. `error_code` is a `PoiesisError.code`; `retryable` says that another attempt may help.
-    `notes` go to the task's system_logs.
-    """
-
-    files: tuple[TransferredFile, ...] = ()
-    omitted: int = 0
-    total_files: int = 0
-    total_bytes: int = 0
-    seconds: float = 0.0
-    notes: tuple[str, ...] = ()
-    error: str | None = None
-    error_code: str | None = None
-    retryable: bool = False
 
 
 @dataclass(frozen=True)

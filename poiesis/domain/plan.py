@@ -23,9 +23,9 @@ from typing import Final
 from poiesis.domain.observed import TIF, TOF, executor_name
 from poiesis.domain.parameters import gpu_count, time_limit
 from poiesis.domain.policy import GIGABYTE, Policy
+from poiesis.domain.report import ROOT as ROOT
 from poiesis.domain.task import FileType, Input, Output, Resources, TaskSpec
 
-ROOT: Final = "root"  # directory on the volume that mirrors the containers' paths
 IMAGE_DIRECTORIES: Final = frozenset(
     f"/{name}"
     for name in (

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from poiesis.domain.observed import FilerReport, Record, TransferredFile
+from poiesis.domain.observed import Record
+from poiesis.domain.report import MAX_REPORT_BYTES as MAX_REPORT_BYTES
+from poiesis.domain.report import MAX_TEXT as MAX_TEXT
+from poiesis.domain.report import FilerReport, TransferredFile
+from poiesis.domain.report import format_report as format_report
 
 RECORD_MARKER: Final = "POIESIS-RECORD"  # the launcher's --record-line
 MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
-MAX_REPORT_BYTES: Final = 768 * 1024  # what a filer may print: fits in its launcher's tail of 1 MiB
-MAX_TEXT: Final = 4096
 
 _MAX_MARKERS: Final = 16  # tried in one line: user code can print as many as it likes
 _SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
@@ -80,37 +82,6 @@ def parse_report(text: str | bytes) -> FilerReport | None:
         error_code=_text(document.get("error_code"), 64),
         retryable=document.get("retryable") is True,
     )
-
-
-def format_report(report: FilerReport) -> str:
-    """One line of JSON, at most MAX_REPORT_BYTES: files that do not fit are counted in `omitted` instead."""
-    head = {
-        "total_files": report.total_files,
-        "total_bytes": report.total_bytes,
-        "seconds": round(report.seconds, 3),
-        "notes": list(_fitting((n[:MAX_TEXT] for n in report.notes[:100]), MAX_REPORT_BYTES // 4)),
-        "error": report.error and report.error[:MAX_TEXT],
-        "error_code": report.error_code and report.error_code[:64],
-        "retryable": report.retryable,
-    }
-    room = MAX_REPORT_BYTES - len(json.dumps(head).encode()) - 64
-    files: list[dict[str, Any]] = []
-    for file in report.files:
-        item = {"url": file.url, "path": file.path, "size_bytes": file.size_bytes, "checksum": file.checksum}
-        room -= len(json.dumps(item).encode()) + 2
-        if room < 0:
-            break
-        files.append(item)
-    omitted = report.omitted + len(report.files) - len(files)
-    return json.dumps({**head, "files": files, "omitted": omitted})
-
-
-def _fitting(notes: Iterable[str], room: int) -> Iterator[str]:
-    for note in notes:
-        room -= len(json.dumps(note).encode()) + 2
-        if room < 0:
-            return
-        yield note
 
 
 def parse_time(text: object) -> datetime | None:

@@ -1,6 +1,6 @@
 """`python -m poiesis.filer in|out --document FILE --volume DIR [--settings FILE]`: the program of TIF's and TOF's containers.
 
-The report is the last line on stdout, as JSON (`domain.records.format_report`); progress and logs go to stderr. Exit code 0: no error.
+The report is the last line on stdout, as JSON (`domain.report.format_report`); progress and logs go to stderr. Exit code 0: no error.
 SIGTERM and SIGINT end it in order: what was begun is removed, and the report says that it was stopped.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import signal
 import sys
 import time
@@ -16,8 +17,7 @@ from types import FrameType
 from typing import Final
 
 from poiesis.domain.errors import PoiesisError
-from poiesis.domain.observed import FilerReport
-from poiesis.domain.records import format_report
+from poiesis.domain.report import FilerReport, format_report
 from poiesis.filer.settings import FilerSettings
 from poiesis.filer.staging import stage_in, stage_out
 
@@ -109,4 +109,7 @@ def _stop(_signal: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # all is said and on the disk: taking the interpreter apart would be for nobody

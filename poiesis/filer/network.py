@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-import ssl
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from poiesis.domain.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    import ssl
 
 CA_BUNDLES: Final = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 
@@ -24,6 +26,8 @@ def proxy_of(scheme: str, host: str) -> str | None:
 
 def tls_context(ca_file: str | None = None, *, verify: bool = True) -> ssl.SSLContext:
     """Trusts the system's certificates or the bundle of the environment, and `ca_file`. Raises: ConfigurationError."""
+    import ssl  # a seventh of the start, for those who need it
+
     context = ssl.create_default_context()
     try:
         for name in CA_BUNDLES:

@@ -7,7 +7,6 @@ Its factory gets the settings and the `Control` of the transfer.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -82,9 +81,15 @@ def writable(settings: FilerSettings) -> frozenset[str]:
 
 
 def _usable(item: Scheme, settings: FilerSettings) -> bool:
-    if item.library is not None and importlib.util.find_spec(item.library) is None:
+    if item.library is not None and not _is_installed(item.library):
         return False
     return item.name != "" and (item.group != "file" or bool(settings.file_roots))
+
+
+def _is_installed(library: str) -> bool:
+    from importlib.util import find_spec  # for sites' settings alone, and slow
+
+    return find_spec(library) is not None
 
 
 def _all() -> list[Scheme]:

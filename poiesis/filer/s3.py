@@ -1,34 +1,26 @@
 """S3: any number of endpoints, each with credentials of its own.
 
-The minio SDK knows credentials (web identity, profiles), addresses, server-side encryption and multipart uploads. What is asked for once a
-file takes the thin path of `poiesis.filer.wire`: objects and pages of listings. It costs a fifth of the SDK's CPU, and large objects come
-and go in parallel ranges straight between socket and file.
+What is asked for once a file takes the thin path of `poiesis.filer.wire`: objects and pages of listings. It costs a fifth of the MinIO
+SDK's CPU, and large objects come and go in parallel ranges straight between socket and file. The SDK (`poiesis.filer.sdk`) has the
+rest: roles, multipart uploads, odd addresses. It is imported when one of these is met, since importing it takes longer than a small file.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import os
 import re
 import threading
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from binascii import b2a_base64, crc32
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import quote, unquote_plus, urlsplit
-from xml.etree import ElementTree
-
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError
 
 from poiesis import __version__
 from poiesis.domain.errors import (
-    AccessDenied,
     ConfigurationError,
     FileTooLarge,
     NotFound,
@@ -38,149 +30,84 @@ from poiesis.domain.errors import (
     UnsupportedUrl,
 )
 from poiesis.filer.addresses import shown
+from poiesis.filer.connections import Connection, Proxy
 from poiesis.filer.network import proxy_of, tls_context
 from poiesis.filer.registry import Context
+from poiesis.filer.s3_credentials import provider
+from poiesis.filer.s3_errors import Elsewhere, refusal, translated
 from poiesis.filer.s3_signature import EMPTY_SHA256, Signer
-from poiesis.filer.sdk import (
-    AWSConfigProvider,
-    EnvAWSProvider,
-    IamAwsProvider,
-    InvalidResponseError,
-    Minio,
-    MinioException,
-    Part,
-    Provider,
-    S3Error,
-    ServerError,
-    SseCustomerKey,
-    StaticProvider,
-)
 from poiesis.filer.settings import MIB, FilerSettings, S3Endpoint
 from poiesis.filer.transfer import Changed
-from poiesis.filer.wire import Answer, Connectable, Slice, Wire, WireError
+from poiesis.filer.wire import Answer, Slice, Wire, WireError
 from poiesis.filer.writing import Partial, partial
 from poiesis.ports.filer import RemoteFile, Sent
 
+if TYPE_CHECKING:
+    from poiesis.filer.sdk import Client
+
 T = TypeVar("T")
 MAX_PARTS: Final = 10_000
+SSE: Final = "x-amz-server-side-encryption"
 UNSIGNED: Final = "UNSIGNED-PAYLOAD"  # over TLS, which guards the content already
 MAX_PAGE_BYTES: Final = 16 * MIB  # a thousand keys of 1 KiB, percent-encoded, with their tags
 _AT_ONCE: Final = 1 * MIB  # a body up to this is sent with its head, in one piece
-_CODE: Final = re.compile(rb"<Code>([^<]{1,100})</Code>")
-_MESSAGE: Final = re.compile(rb"<Message>([^<]{1,500})</Message>")
-_REGION: Final = re.compile(rb"<Region>([^<]{1,60})</Region>")
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-
-_MISSING: Final = {
-    "NoSuchKey": "there is no such object",
-    "NoSuchBucket": "there is no such bucket",
-    "NoSuchVersion": "there is no such version",
-    "ResourceNotFound": "there is no such thing",
-}
-_DENIED: Final = {
-    "AccessDenied": "access denied",
-    "AllAccessDisabled": "access denied",
-    "InvalidAccessKeyId": "the access key is unknown there",
-    "SignatureDoesNotMatch": "the secret key is wrong",
-    "ExpiredToken": "the session token has expired",
-    "InvalidToken": "the session token is not valid there",
-    "RequestTimeTooSkewed": "the clocks of this machine and of the store differ by too much; set them right",
-}
-_PASSING: Final = frozenset(
-    {
-        "SlowDown",
-        "SlowDownRead",
-        "SlowDownWrite",
-        "InternalError",
-        "ServiceUnavailable",
-        "RequestTimeout",
-        "OperationAborted",
-        "ServerBusy",
-        "Throttling",
-        "ThrottlingException",
-        "TooManyRequests",
-        "RequestLimitExceeded",
-        "BandwidthLimitExceeded",
-        "BadDigest",
-        "IncompleteBody",
-        "XAmzContentSHA256Mismatch",
-        "XAmzContentChecksumMismatch",
-        "NoSuchUpload",
-        "PreconditionFailed",
-        "ConditionalRequestConflict",
-        "XMinioServerNotInitialized",
-    }
-)
-_FULL: Final = frozenset(
-    {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage"}
-)
-_PASSING_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524})
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}")
+_PLAIN_AWS: Final = r"s3\.(dualstack\.)?([a-z0-9-]+\.)?(amazonaws\.com(?:\.cn)?)"
 
 
-class _Elsewhere(Exception):
-    """The bucket lives in another region."""
-
-    def __init__(self, region: str) -> None:
-        super().__init__(region)
-        self.region = region
-
-
-class _Locked(Provider):
-    """The SDK's providers are not made for many threads."""
-
-    def __init__(self, inner: Provider) -> None:
-        self._inner = inner
-        self._lock = threading.Lock()
-
-    def retrieve(self) -> Any:
-        with self._lock:
-            return self._inner.retrieve()
-
-
-class _Site:
+class Site:
     """One endpoint in one region."""
 
     def __init__(self, endpoint: S3Endpoint, region: str, settings: FilerSettings) -> None:
+        """Raises: ConfigurationError."""
         self.endpoint, self.region, self._settings = endpoint, region, settings
         parts = urlsplit(endpoint.url)
+        wrong = f"filer: s3 endpoint {endpoint.name!r}: {shown(endpoint.url)} "
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigurationError(f"filer: s3 endpoint {endpoint.name!r}: {shown(endpoint.url)} is no http URL")
-        self.is_secure = parts.scheme == "https"
-        self._tls = tls_context(endpoint.ca_file, verify=endpoint.verify) if self.is_secure else None
-        self._proxy = proxy_of(parts.scheme, parts.hostname)
-        self._timeout_s = settings.connect_timeout.total_seconds()
-        self._stall_s = settings.stall_timeout.total_seconds()
-        options: dict[str, Any] = {
-            "maxsize": settings.parallel,
-            "retries": False,
-            "timeout": urllib3.Timeout(connect=self._timeout_s, read=self._stall_s),
-            "ssl_context": self._tls,
-        }
-        manager = urllib3.ProxyManager(self._proxy, **options) if self._proxy else urllib3.PoolManager(**options)
-        provider = _provider(endpoint)
+            raise ConfigurationError(wrong + "is no http URL")
         try:
-            self.client = Minio(
-                parts.netloc,
-                credentials=_Locked(provider) if provider else None,
-                secure=self.is_secure,
-                region=region,
-                http_client=manager,
-            )
-        except ValueError as error:
-            raise ConfigurationError(f"filer: s3 endpoint {endpoint.name!r} cannot be used: {error}") from error
-        if endpoint.virtual_style:
-            self.client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
-        self.manager = manager
+            port = parts.port
+        except ValueError:
+            raise ConfigurationError(wrong + "has no proper port") from None
+        if "@" in parts.netloc or parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise ConfigurationError(wrong + "may have no user, path or query")
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", region):
+            raise ConfigurationError(f"filer: s3 endpoint {endpoint.name!r}: {region!r} is no region")
+        self.is_secure = parts.scheme == "https"
+        self.host = parts.hostname
+        self.netloc = parts.netloc
+        if port is not None and port == (443 if self.is_secure else 80):
+            self.netloc = self.netloc.rpartition(":")[0]  # as clients write it, and as it is signed
+        via = proxy_of(parts.scheme, self.host)
+        self.proxy = Proxy(via) if via else None
+        self.tls = tls_context(endpoint.ca_file, verify=endpoint.verify) if self.is_secure else None
+        self.proxy_tls = tls_context() if self.proxy and self.proxy.is_secure else None
+        self.timeout_s = settings.connect_timeout.total_seconds()
+        self.stall_s = settings.stall_timeout.total_seconds()
+        self.provider = provider(endpoint)
         self.read_headers, self.write_headers = _sse(endpoint)
+        self._client: Client | None = None
         self._wires: dict[str, Wire] = {}
         self._addresses: dict[str, tuple[str, str]] = {}
         self._signer = Signer(region)
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        self.manager.clear()
+        if self._client is not None:
+            self._client.close()
         for wire in self._wires.values():
             wire.close()
+
+    @property
+    def client(self) -> Client:
+        """The SDK's, made when first needed."""
+        with self._lock:
+            if self._client is None:
+                from poiesis.filer.sdk import Client
+
+                self._client = Client(self)
+            return self._client
 
     @contextmanager
     def request(
@@ -195,34 +122,44 @@ class _Site:
         sha256: str = EMPTY_SHA256,
         moved: Callable[[int], None] = lambda _: None,
     ) -> Iterator[Answer]:
-        """One signed request over the thin path. Raises: what `Wire.request` and the SDK's providers raise."""
-        netloc, prefix = self._address(bucket)
+        """One signed request over the thin path. Raises: what `Wire.request` and providers of credentials raise."""
+        netloc, prefix = self.address(bucket)
         path = prefix + quote(key, safe="/~")
         asked = "&".join(f"{quote(k, safe='~')}={quote(v, safe='~')}" for k, v in sorted((query or {}).items()))
         sent = {"host": netloc}
         for name, value in (headers or {}).items():
             sent[name.lower()] = value
-        provider = self.client._provider
-        if provider is not None:
-            credentials = provider.retrieve()
+        if self.provider is not None:
+            credentials = self.provider()
             sent["x-amz-content-sha256"] = sha256
             if credentials.session_token:
                 sent["x-amz-security-token"] = credentials.session_token
             self._signer.sign(method, path, asked, sent, sha256, credentials.access_key, credentials.secret_key)
         sent["user-agent"] = f"poiesis/{__version__}"
         target = f"{path}?{asked}" if asked else path
-        if self._proxy and not self.is_secure:
+        if self.proxy and not self.is_secure:
             target = f"http://{netloc}{target}"
+            sent |= self.proxy.headers
         with self._wire(netloc).request(method, target, sent, body, moved) as answer:
             yield answer
 
-    def _address(self, bucket: str) -> tuple[str, str]:
-        """Host and beginning of the path, as the SDK makes them: by its rules for AWS, virtual style and dots."""
+    def address(self, bucket: str) -> tuple[str, str]:
+        """Host and beginning of the path, by the SDK's rules for AWS, virtual style and dots; a test holds them to it."""
         found = self._addresses.get(bucket)
         if found is None:
-            url = self.client._base_url.build(method="GET", region=self.region, bucket_name=bucket)
-            found = self._addresses[bucket] = (url.netloc, url.path.rstrip("/") + "/")
+            found = self._addresses[bucket] = self._made_address(bucket)
         return found
+
+    def _made_address(self, bucket: str) -> tuple[str, str]:
+        netloc, virtual = self.netloc, self.endpoint.virtual_style
+        if "amazonaws.com" in self.host or self.host.endswith("aliyuncs.com"):
+            match = re.fullmatch(_PLAIN_AWS, netloc)
+            if match is None:
+                return self.client.address(bucket)
+            netloc, virtual = f"s3.{match[1] or ''}{self.region}.{match[3]}", True
+        if virtual and not ("." in bucket and self.is_secure):
+            return f"{bucket}.{netloc}", "/"
+        return netloc, f"/{bucket}/"
 
     def _wire(self, netloc: str) -> Wire:
         with self._lock:
@@ -230,35 +167,27 @@ class _Site:
                 self._wires[netloc] = Wire(
                     lambda: self._connection(netloc),
                     buffer_bytes=self._settings.buffer_bytes,
-                    stall_s=self._stall_s,
+                    stall_s=self.stall_s,
                     keep=self._settings.parallel,
                 )
             return self._wires[netloc]
 
-    def _connection(self, netloc: str) -> Connectable:
+    def _connection(self, netloc: str) -> Connection:
         parts = urlsplit(f"//{netloc}")
-        host, port = str(parts.hostname), parts.port
-        timeout: Any = self._timeout_s
-        if self._proxy:
-            via = urlsplit(self._proxy)
-            if not self.is_secure:
-                return HTTPConnection(str(via.hostname), via.port or 80, timeout=timeout)
-            tunnel = HTTPSConnection(str(via.hostname), via.port or 80, timeout=timeout, ssl_context=self._tls)
-            headers = {}
-            if via.username:
-                login = f"{via.username}:{via.password or ''}".encode()
-                headers["proxy-authorization"] = "Basic " + base64.b64encode(login).decode()
-            tunnel.set_tunnel(host, port or 443, headers)
-            return tunnel
-        if self.is_secure:
-            return HTTPSConnection(host, port, timeout=timeout, ssl_context=self._tls)
-        return HTTPConnection(host, port, timeout=timeout)
+        return Connection(
+            str(parts.hostname),
+            parts.port or (443 if self.is_secure else 80),
+            timeout_s=self.timeout_s,
+            tls=self.tls,
+            proxy=self.proxy,
+            proxy_tls=self.proxy_tls,
+        )
 
 
 @dataclass(frozen=True)
 class _Place:
     url: str
-    site: _Site
+    site: Site
     bucket: str
     key: str
 
@@ -269,7 +198,7 @@ class S3Filer:
         self._control = context.control
         self._pool = context.pool
         self._endpoints = context.settings.endpoints() or (_default_endpoint(),)
-        self._sites: dict[tuple[str, str], _Site] = {}
+        self._sites: dict[tuple[str, str], Site] = {}
         self._regions: dict[tuple[str, str], str] = {}  # of buckets, as far as they were found elsewhere
         self._lock = threading.Lock()
 
@@ -306,6 +235,8 @@ class S3Filer:
         bucket = _Place(place.url, place.site, place.bucket, "")
         with self._asked(bucket, "GET", query=query) as answer:
             text = answer.read(MAX_PAGE_BYTES)
+        from xml.etree import ElementTree  # for listings alone
+
         try:
             page = ElementTree.fromstring(text)
             space = page.tag.partition("}")[0] + "}" if page.tag.startswith("{") else ""
@@ -481,7 +412,7 @@ class S3Filer:
         headers = {
             **place.site.write_headers,
             "content-type": "application/octet-stream",
-            "x-amz-checksum-sha256": base64.b64encode(digest).decode(),
+            "x-amz-checksum-sha256": _base64(digest),
         }
         with self._asked(place, "PUT", headers=headers, body=body, sha256=digest.hex(), moved=self._control.moved):
             if isinstance(body, bytes):
@@ -492,15 +423,10 @@ class S3Filer:
         """Nothing shows under the name before the last part has arrived; after an error nothing is left."""
         step = max(self._settings.part_bytes, -(-size // MAX_PARTS))
         step = -(-step // MIB) * MIB
-        client, headers = place.site.client, {**place.site.write_headers}
-
-        def create() -> str:
-            with _sdk_errors(place.url):
-                return client._create_multipart_upload(place.bucket, place.key, dict(headers))
-
-        upload = self._control.repeat(create)
+        client, headers = place.site.client, place.site.write_headers
+        upload = self._control.repeat(lambda: client.begin(place.url, place.bucket, place.key, headers))
         starts = range(0, size, step)
-        etags: list[str | None] = [None] * len(starts)
+        etags = [""] * len(starts)
 
         def put(index: int) -> None:
             start = index * step
@@ -510,11 +436,9 @@ class S3Filer:
 
         try:
             self._pool.together(lambda index=index: put(index) for index in range(len(starts)))  # type: ignore[misc]
-            parts = [Part(i + 1, str(etag)) for i, etag in enumerate(etags)]
-            self._complete(place, upload, parts, size)
+            self._complete(place, upload, etags, size)
         except BaseException:
-            with suppress(MinioException, HTTPError, ValueError, OSError):
-                client._abort_multipart_upload(place.bucket, place.key, upload)
+            client.abort(place.bucket, place.key, upload)
             raise
         return Sent(place.url, size)
 
@@ -534,20 +458,18 @@ class S3Filer:
             raise StagingFailed(f"{shown(place.url)}: the server confirmed a part without an ETag")
         return etag
 
-    def _complete(self, place: _Place, upload: str, parts: Sequence[Part], size: int) -> None:
+    def _complete(self, place: _Place, upload: str, etags: list[str], size: int) -> None:
         tried = 0
 
         def complete() -> None:
             nonlocal tried
             tried += 1
             try:
-                with _sdk_errors(place.url):
-                    done = place.site.client._complete_multipart_upload(place.bucket, place.key, upload, list(parts))
-                if not done.etag:
+                if not place.site.client.complete(place.url, place.bucket, place.key, upload, etags):
                     raise StorageUnavailable(f"{shown(place.url)}: the server did not confirm the upload")
             except PoiesisError:
                 # an answer that was lost: the upload is gone because it is complete
-                if tried > 1 and self._is_there(place, size, len(parts)):
+                if tried > 1 and self._is_there(place, size, len(etags)):
                     return
                 raise
 
@@ -573,18 +495,18 @@ class S3Filer:
 
     @contextmanager
     def _asked(self, place: _Place, method: str, **more: Any) -> Iterator[Answer]:
-        """A request whose answer is a success. Raises the family of domain.errors, and _Elsewhere."""
+        """A request whose answer is a success. Raises the family of domain.errors, and Elsewhere."""
         try:
             with place.site.request(method, place.bucket, place.key, **more) as answer:
                 if answer.status not in (200, 204, 206):
                     if answer.status == 416 and method == "GET":
                         raise _EmptyObject
-                    raise _refusal(place, answer, answer.read(MIB))
+                    raise refusal(place.url, answer, answer.read(MIB))
                 yield answer
         except WireError as error:
             raise StorageUnavailable(f"{shown(place.url)}: {error}") from error
-        except (HTTPError, OSError, ValueError) as error:
-            raise translated(place.url, error) from error
+        except (OSError, ValueError) as error:
+            raise translated(place.url, error, str(error)[:200] or type(error).__name__) from error
 
     # where
 
@@ -592,7 +514,7 @@ class S3Filer:
         for _ in range(3):
             try:
                 return call(self._place(url))
-            except _Elsewhere as elsewhere:
+            except Elsewhere as elsewhere:
                 self._moved_to(url, elsewhere.region)
         raise StagingFailed(f"{shown(url)}: its region cannot be found")
 
@@ -606,7 +528,7 @@ class S3Filer:
         with self._lock:
             region = self._regions.get((endpoint.name, bucket)) or endpoint.region or _default_region()
             if (endpoint.name, region) not in self._sites:
-                self._sites[endpoint.name, region] = _Site(endpoint, region, self._settings)
+                self._sites[endpoint.name, region] = Site(endpoint, region, self._settings)
             return _Place(url, self._sites[endpoint.name, region], bucket, key)
 
     def _parsed(self, url: str) -> tuple[S3Endpoint, str, str]:
@@ -616,9 +538,9 @@ class S3Filer:
         if endpoint is not None:
             first, _, tail = tail.partition("/")
         else:
-            claiming = (e for e in self._endpoints if any(fnmatchcase(first, pattern) for pattern in e.buckets))
+            claiming = (e for e in self._endpoints if any(_claims(pattern, first) for pattern in e.buckets))
             endpoint = next(claiming, self._endpoints[0])
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}", first):
+        if not _BUCKET.fullmatch(first):
             raise UnsupportedUrl(f"{shown(url)}: names no bucket; write s3://bucket/key")
         return endpoint, first, tail
 
@@ -645,99 +567,17 @@ class _Check:
         if self._sha256:
             self._digest.update(data)
         if self._crc32:
-            self._crc = zlib.crc32(data, self._crc)
+            self._crc = crc32(data, self._crc)
 
     def verified(self, url: str) -> str | None:
         """Raises: StorageUnavailable when what came is not what was stored."""
-        if self._sha256 and base64.b64encode(self._digest.digest()).decode() != self._sha256:
+        if self._sha256 and _base64(self._digest.digest()) != self._sha256:
             raise StorageUnavailable(
                 f"{shown(url)}: what came does not have the checksum that the store keeps (sha256)"
             )
-        if self._crc32 and base64.b64encode(self._crc.to_bytes(4, "big")).decode() != self._crc32:
+        if self._crc32 and _base64(self._crc.to_bytes(4, "big")) != self._crc32:
             raise StorageUnavailable(f"{shown(url)}: what came does not have the checksum that the store keeps (crc32)")
         return f"sha256:{self._digest.hexdigest()}" if self._sha256 else None
-
-
-@contextmanager
-def _sdk_errors(url: str) -> Iterator[None]:
-    try:
-        yield
-    except (MinioException, HTTPError, ValueError, OSError) as error:
-        raise translated(url, error) from error
-
-
-def _refusal(place: _Place, answer: Answer, body: bytes) -> Exception:
-    code, message, region = (p.search(body) for p in (_CODE, _MESSAGE, _REGION))
-    return _problem(
-        place.url,
-        answer.status,
-        code[1].decode(errors="replace") if code else "",
-        message[1].decode(errors="replace") if message else "",
-        answer.headers.get("x-amz-bucket-region") or (region[1].decode() if region else ""),
-    )
-
-
-def translated(url: str, error: Exception) -> Exception:
-    """A vendor's error as one of ours."""
-    text = shown(url)
-    if isinstance(error, S3Error):
-        region = error.response.headers.get("x-amz-bucket-region") or ""
-        found = _REGION.search(error.response.data or b"") if not region else None
-        return _problem(
-            url,
-            error.response.status,
-            str(error.code or ""),
-            str(error.message or ""),
-            found[1].decode() if found else region,
-        )
-    if isinstance(error, ServerError):
-        return _problem(url, error.status_code, "", "", "")
-    if isinstance(error, InvalidResponseError):
-        return _problem(url, int(getattr(error, "_code", 500) or 500), "", "the answer is no S3", "")
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return StagingFailed(f"{text}: the server's certificate is not trusted")
-    if isinstance(error, ValueError):
-        return StagingFailed(f"{text}: {_brief(error)}")
-    return StorageUnavailable(f"{text}: {_brief(error)}")
-
-
-def _problem(url: str, status: int, code: str, message: str, region: str) -> Exception:
-    """What a refusal means."""
-    told = f"{code}: {message}" if code and message else code or message or f"status {status}"
-    text = f"{shown(url)}: "
-    if code == "PreconditionFailed" or status == 412:
-        return Changed(text + "the object has changed meanwhile")
-    if code in _MISSING or (status == 404 and code not in _PASSING):
-        return NotFound(text + _MISSING.get(code, "there is no such object"))
-    if region and (status in (301, 307, 400)) and (code in _WRONG_REGION or not code):
-        return _Elsewhere(region)
-    if code in _DENIED or status in (401, 403):
-        explained = _DENIED.get(code, "access denied")
-        return AccessDenied(f"{text}{explained}" + (f" ({code})" if code else ""))
-    if code in _FULL:
-        return StagingFailed(f"{text}the store has no room left ({code})")
-    if code in _PASSING or status in _PASSING_STATUS:
-        return StorageUnavailable(text + told)
-    if code == "EntityTooLarge":
-        return FileTooLarge(text + "larger than the store takes")
-    return StagingFailed(text + told)
-
-
-_WRONG_REGION: Final = frozenset(
-    {
-        "PermanentRedirect",
-        "TemporaryRedirect",
-        "AuthorizationHeaderMalformed",
-        "IllegalLocationConstraintException",
-        "Redirect",
-    }
-)
-
-
-def _brief(error: Exception) -> str:
-    return (
-        re.sub(r"<[^>]*>|https?://\S+|HTTPS?ConnectionPool\([^)]*\):? ?", "", str(error))[:200] or type(error).__name__
-    )
 
 
 def _default_endpoint() -> S3Endpoint:
@@ -763,43 +603,41 @@ def _default_region() -> str:
     return "us-east-1"
 
 
-def _provider(endpoint: S3Endpoint) -> Provider | None:
-    """Where credentials come from; None: requests are anonymous."""
-    if endpoint.anonymous:
-        return None
-    if endpoint.access_key and endpoint.secret_key:
-        return StaticProvider(endpoint.access_key, endpoint.secret_key, endpoint.session_token)
-    if endpoint.credentials_file or endpoint.profile:
-        return AWSConfigProvider(endpoint.credentials_file, endpoint.profile)
-    if os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_ACCESS_KEY"):
-        return EnvAWSProvider()
-    roles = (
-        "AWS_WEB_IDENTITY_TOKEN_FILE",
-        "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
-        "AWS_CONTAINER_CREDENTIALS_FULL_URI",
-    )
-    if any(os.environ.get(name) for name in roles):
-        return IamAwsProvider(custom_endpoint=os.environ.get("AWS_ENDPOINT_URL_STS"))
-    path = os.environ.get("AWS_SHARED_CREDENTIALS_FILE") or os.path.expanduser("~/.aws/credentials")
-    return AWSConfigProvider() if os.path.isfile(path) else None
-
-
 def _sse(endpoint: S3Endpoint) -> tuple[dict[str, str], dict[str, str]]:
     """Headers of server-side encryption for reading (and parts), and for new objects. Raises: ConfigurationError."""
     if endpoint.sse_key_file is not None:
         try:
-            headers = SseCustomerKey(Path(endpoint.sse_key_file).read_bytes()).headers()
-        except (OSError, ValueError) as error:
+            key = Path(endpoint.sse_key_file).read_bytes()
+        except OSError as error:
             raise ConfigurationError(f"filer: s3 endpoint {endpoint.name!r}: sse_key_file: {error}") from None
+        if len(key) != 32:
+            raise ConfigurationError(
+                f"filer: s3 endpoint {endpoint.name!r}: sse_key_file: has to hold exactly 32 bytes"
+            )
+        headers = {
+            f"{SSE}-customer-algorithm": "AES256",
+            f"{SSE}-customer-key": _base64(key),
+            f"{SSE}-customer-key-md5": _base64(hashlib.md5(key, usedforsecurity=False).digest()),
+        }
         return headers, headers
     if endpoint.sse is None:
         return {}, {}
-    kind, _, key = endpoint.sse.partition(":") if endpoint.sse == "AES256" else endpoint.sse.partition("kms:")
+    kind, _, kms_key = endpoint.sse.partition(":") if endpoint.sse == "AES256" else endpoint.sse.partition("kms:")
     if endpoint.sse == "AES256":
-        return {}, {"x-amz-server-side-encryption": "AES256"}
+        return {}, {SSE: "AES256"}
     if kind == "aws:" or endpoint.sse == "aws:kms":
-        named = {"x-amz-server-side-encryption-aws-kms-key-id": key} if key else {}
-        return {}, {"x-amz-server-side-encryption": "aws:kms", **named}
+        named = {f"{SSE}-aws-kms-key-id": kms_key} if kms_key else {}
+        return {}, {SSE: "aws:kms", **named}
     raise ConfigurationError(
         f"filer: s3 endpoint {endpoint.name!r}: sse {endpoint.sse!r} is neither AES256 nor aws:kms"
     )
+
+
+def _claims(pattern: str, bucket: str) -> bool:
+    from fnmatch import fnmatchcase
+
+    return fnmatchcase(bucket, pattern)
+
+
+def _base64(data: bytes) -> str:
+    return b2a_base64(data, newline=False).decode()

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from poiesis.domain.errors import NotFound, PoiesisError, StagingFailed, UnsupportedUrl
-from poiesis.domain.observed import FilerReport, TransferredFile
+from poiesis.domain.report import FilerReport, TransferredFile
 from poiesis.filer.addresses import (
     ends_with_slash,
     is_safe_name,

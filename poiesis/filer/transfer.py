@@ -7,7 +7,6 @@ so jobs within jobs never wait for a free thread.
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections import deque
@@ -116,7 +115,13 @@ class Control:
             delay = min(
                 settings.retry_delay.total_seconds() * 2 ** (attempt - 1), settings.max_retry_delay.total_seconds()
             )
-            self._sleep(delay * random.uniform(0.5, 1.0))
+            self._sleep(delay * _jitter())
+
+
+def _jitter() -> float:
+    import random  # with hashes and more; few transfers need a second attempt
+
+    return random.uniform(0.5, 1.0)
 
 
 class Job(Protocol):
@@ -165,7 +170,7 @@ class _Parts:
 
 
 class Pool:
-    """Threads for jobs and parts of jobs. Used by one `run` at a time."""
+    """Threads for jobs and parts of jobs, each started when there is something for it to do. Used by one `run` at a time."""
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
@@ -173,7 +178,9 @@ class Pool:
         self._offers: deque[_Parts] = deque()
         self._jobs: Iterator[Job] = iter(())
         self._has_jobs = False
-        self._busy = 0
+        self._busy = self._idle = 0
+        self._begun: list[threading.Thread] = []
+        self._work: Callable[[], None] | None = None
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Run all jobs; returns when the last one has ended. Jobs have to handle their own errors. `jobs` is drawn from lazily, by one
@@ -205,7 +212,9 @@ class Pool:
                         if self._busy == 0:
                             self._lock.notify_all()
                             return
+                        self._idle += 1
                         self._lock.wait()
+                        self._idle -= 1
                         continue
                     self._busy += offer is None
                 if offer is not None:
@@ -215,6 +224,9 @@ class Pool:
                 try:
                     job = next_job()
                     if job is not None:
+                        with self._lock:
+                            if self._idle == 0:
+                                self._grow()
                         job()
                 except BaseException as error:
                     raised.append(error)
@@ -223,10 +235,10 @@ class Pool:
                         self._busy -= 1
                         self._lock.notify_all()
 
-        threads = [threading.Thread(target=work, name=f"filer-{i}", daemon=True) for i in range(self._threads)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
+        with self._lock:
+            self._begun, self._work, self._idle = [], work, 0
+            self._grow()
+        for thread in self._begun:  # which grows meanwhile, but not behind the last one's end
             thread.join()
         if raised:
             raise raised[0]
@@ -240,6 +252,8 @@ class Pool:
         with self._lock:
             self._offers.append(parts)
             self._lock.notify_all()
+            for _ in range(most - 1 - self._idle):
+                self._grow()
         try:
             while parts.run_one():
                 pass
@@ -248,6 +262,19 @@ class Pool:
             parts.wait()
         if parts.error is not None:
             raise parts.error
+
+    def _grow(self) -> None:
+        """Under the lock: one more thread, unless there are enough."""
+        if self._work is None or len(self._begun) >= self._threads:
+            return
+        thread = threading.Thread(target=self._work, name=f"filer-{len(self._begun)}", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # the system gives no more; those that run do the work
+            if not self._begun:
+                raise
+        else:
+            self._begun.append(thread)
 
     def _withdraw(self, offer: _Parts) -> None:
         with self._lock:

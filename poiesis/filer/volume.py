@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from poiesis.domain.errors import NotFound, StagingFailed
-from poiesis.domain.plan import ROOT
+from poiesis.domain.report import ROOT
 from poiesis.filer.matching import is_pattern, matcher
 
 MAX_LINKS: Final = 40  # as the kernel's own

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -15,7 +14,7 @@ from poiesis.domain.errors import FileTooLarge, PoiesisError, StagingFailed, Sto
 from poiesis.filer.volume import EXECUTABLE_MODE, FILE_MODE
 
 PREFIX: Final = ".poiesis-"  # of temporary names; never listed as a file of the user
-_RUN: Final = secrets.token_hex(8)
+_RUN: Final = os.urandom(8).hex()
 _COUNT: Final = itertools.count()
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 

@@ -51,8 +51,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.say(200, b"at last\n")
         if kind == "count":                                 # how often this was asked for, this time included
             return self.say(200, b"%d\n" % asked[self.path])
-        if kind == "counted":
-            return self.say(200, b"%d\n" % asked["/count/" + rest])
+        if kind == "asked":                                 # how often another path was fetched
+            return self.say(200, b"%d\n" % asked["/" + rest])
+        if kind == "large":                                 # so many bytes of a version, slowly enough that others ask meanwhile
+            size = int(rest.partition("/")[0])
+            if self.command == "GET":
+                time.sleep(2)
+            return self.say(200, bytes(size), {"ETag": '"%s"' % rest})
         if kind == "secret":
             given = self.headers.get("Authorization", "")
             return self.say(200 if given.startswith("Basic ") else 401, b"shown\n")
@@ -67,8 +72,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return None
         return self.say(404, b"nothing here\n")
     do_HEAD = do_GET
-    def say(self, status, body):
+    def say(self, status, body, headers={}):
         self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
@@ -250,9 +257,13 @@ class Site:
 
     def counted(self, name: str) -> int:
         """How often `self.web/count/NAME` was asked for."""
+        return self.fetched(f"count/{name}")
+
+    def fetched(self, path: str) -> int:
+        """How often `self.web/PATH` was fetched."""
         door = Door(self.service.cluster, self.service.namespace, "s3-web", WEB_PORT)
         try:
-            return int(urllib3.request("GET", f"{door.url}/counted/{name}", timeout=10).data)
+            return int(urllib3.request("GET", f"{door.url}/asked/{path}", timeout=10).data)
         finally:
             door.close()
 

@@ -87,7 +87,14 @@
 {{- range $field, $at := dict "CPU_REQUEST" (list "requests" "cpu") "MEMORY_REQUEST" (list "requests" "memory") "CPU_LIMIT" (list "limits" "cpu") "MEMORY_LIMIT" (list "limits" "memory") -}}
 {{- $_ := set $c (printf "%sFILER_RESOURCES__%s" $k $field) (index (index $v.filer.resources (first $at) | default dict) (last $at)) -}}
 {{- end -}}
+{{- $_ := set $c (print $k "CACHE_VOLUME__HOST_PATH") $v.filer.cache.hostPath -}}
+{{- $_ := set $c (print $k "CACHE_VOLUME__CLAIM") $v.filer.cache.existingClaim -}}
+{{- $_ := set $c (print $k "CACHE_VOLUME__SUB_PATH") $v.filer.cache.subPath -}}
 {{- $f := "POIESIS_FILER__" -}}
+{{- if or $v.filer.cache.hostPath $v.filer.cache.existingClaim -}}
+{{- $_ := set $c (print $f "CACHE_BYTES") $v.filer.cache.maxBytes -}}
+{{- $_ := set $c (print $f "CACHE_MIN_BYTES") $v.filer.cache.minBytes -}}
+{{- end -}}
 {{- /* in the order given, which a map would lose: the first endpoint is for buckets that no other claims */ -}}
 {{- $endpoints := list -}}
 {{- range $v.filer.s3 -}}

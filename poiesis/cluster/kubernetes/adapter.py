@@ -72,7 +72,7 @@ class KubernetesCluster:
     ) -> None:
         self.settings = settings = _completed(settings)
         self._policy = policy
-        self._filer_settings_json = filer_settings_json
+        self._filer_settings_json = objects.filer_settings(filer_settings_json, settings)
         self.client = client or Client(settings)
         self._monotonic = monotonic
         self._core = f"/api/v1/namespaces/{settings.namespace}"

@@ -25,6 +25,7 @@ from poiesis.domain.task import Task, TaskId
 MAX_SECRET_BYTES: Final = 900 * 1024  # of a Secret's data; Kubernetes takes 1 MiB
 MAX_DOCUMENTS_BYTES: Final = 24 * 1024 * 1024  # of all documents of a task
 SETTINGS_KEY: Final = "filer.json"
+CACHE: Final = "/poiesis/cache"  # where TIF's container has `KubernetesSettings.cache_volume`
 
 Owner = Mapping[str, Any]
 
@@ -41,6 +42,11 @@ def volume_name(task_id: TaskId, attempt: int) -> str:
 def documents_name(task_id: TaskId, attempt: int, index: int) -> str:
     name = object_name(task_id, attempt, labels.DOCUMENTS)
     return name if index == 0 else f"{name}-{index}"
+
+
+def filer_settings(text: str, settings: KubernetesSettings) -> str:
+    """The filers' settings as JSON, with the directory of the cache where the site has one."""
+    return json.dumps({**json.loads(text), "cache_dir": CACHE}) if settings.cache_volume.is_set else text
 
 
 def volume(task: Task, plan: Plan, settings: KubernetesSettings, owned_by: Owner | None = None) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Every container runs the launcher, which waits for its turn by files in /poiesis
     /poiesis/control        shared by the pod's containers
     /poiesis/task           the filers' documents           filers alone
     /poiesis/volume         the task's whole volume         filers alone; executors have its directories at their own paths
+    /poiesis/cache          inputs kept for other tasks     TIF alone, where the site has such a place
 
 Kubernetes expands `$(NAME)` in arguments and variables and makes `$$` one `$`; every `$` is doubled, so that all arrive as they were.
 """
@@ -162,6 +163,7 @@ class _Builder:
             {"name": "documents", "mountPath": DOCUMENTS, "readOnly": True},
             {"name": "volume", "mountPath": WHOLE_VOLUME},
             {"name": "filer-tmp", "mountPath": "/tmp"},
+            *(_cache_mount(settings) if planned.name == TIF else []),
             *(
                 {"name": f"secret-{i}", "mountPath": path, "readOnly": True}
                 for i, path in enumerate(settings.filer_file_secrets.values())
@@ -253,6 +255,12 @@ def _launcher_mounts() -> list[Json]:
     return [{"name": "launcher", "mountPath": BIN, "readOnly": True}, {"name": "control", "mountPath": CONTROL}]
 
 
+def _cache_mount(settings: KubernetesSettings) -> list[Json]:
+    cache = settings.cache_volume
+    below = {"subPath": cache.sub_path} if cache.sub_path else {}
+    return [{"name": "cache", "mountPath": objects.CACHE, **below}] if cache.is_set else []
+
+
 def _task_mounts(mounts: tuple[Mount, ...]) -> list[Json]:
     return [{"name": "volume", "mountPath": m.path, "subPath": m.sub_path} for m in mounts]
 
@@ -295,6 +303,12 @@ def _volumes(
         made.append({"name": "filer-tmp", "emptyDir": {}})
         for i, name in enumerate(settings.filer_file_secrets):
             made.append({"name": f"secret-{i}", "secret": {"secretName": name, "defaultMode": 0o444}})
+    cache = settings.cache_volume
+    if cache.is_set and TIF in pod_plan.names:
+        where: Json = {"persistentVolumeClaim": {"claimName": cache.claim}}
+        if cache.host_path:
+            where = {"hostPath": {"path": cache.host_path, "type": "DirectoryOrCreate"}}
+        made.append({"name": "cache", **where})
     return made
 
 

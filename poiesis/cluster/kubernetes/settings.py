@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import PurePosixPath
 from typing import Any, Literal
+
+from poiesis.domain.errors import ConfigurationError
 
 Delivery = Literal["configmap", "init"]
 PodSecurity = Literal["baseline", "restricted"]
@@ -34,6 +37,40 @@ class Resources:
     memory_request: str | None = None
     cpu_limit: str | None = None
     memory_limit: str | None = None
+
+
+@dataclass(frozen=True)
+class CacheVolume:
+    """Where TIF's containers, and no others, keep inputs for other tasks: one of both, or none (docs/data-plane.md)."""
+
+    host_path: str | None = None
+    """A directory of the node; every node has a cache of its own. Filers have to be able to write to it. Namespaces that enforce
+    Pod Security `baseline` or `restricted` refuse it."""
+    claim: str | None = None
+    """Name of a PersistentVolumeClaim in the namespace: one cache for all nodes that can mount it (ReadWriteMany)."""
+    sub_path: str | None = None
+    """Directory of the claim's volume; None: all of it."""
+
+    def __post_init__(self) -> None:
+        if self.host_path and self.claim:
+            raise ConfigurationError("the cache is on a host_path or on a claim, not on both")
+        if self.sub_path and not self.claim:
+            raise ConfigurationError("the cache's sub_path is one of a claim")
+        if self.host_path and not _is_deep(self.host_path):
+            raise ConfigurationError(
+                "the cache's host_path has to be an absolute path at least two directories deep, without '..'"
+            )
+        if self.sub_path and (self.sub_path.startswith("/") or ".." in self.sub_path.split("/")):
+            raise ConfigurationError("the cache's sub_path has to be a relative path without '..'")
+
+    @property
+    def is_set(self) -> bool:
+        return bool(self.host_path or self.claim)
+
+
+def _is_deep(path: str) -> bool:
+    """No `/`, `/etc`, `/var`: a slip of the pen must not open a node's directories to a container."""
+    return path.startswith("/") and ".." not in path.split("/") and len(PurePosixPath(path).parts) > 2
 
 
 @dataclass(frozen=True)
@@ -78,6 +115,9 @@ class KubernetesSettings:
     """No CPU is reserved: filers work while the executors' share lies idle."""
     filer_run_as_user: int | None = 65532
     """None: not set, for clusters that choose one themselves (OpenShift). 0 lets TOF read files that an executor's root kept to itself."""
+
+    cache_volume: CacheVolume = CacheVolume()
+    """Keeps inputs for other tasks; it becomes the `cache_dir` of TIF's filer."""
 
     pod_security: PodSecurity = "baseline"
     """Pod Security Standard that task pods meet. `baseline` runs images that need root; `restricted` demands another user, drops every
@@ -159,3 +199,7 @@ class KubernetesSettings:
     """Of lists."""
     record_cache_bytes: int = 32 * 1024 * 1024
     """Of closing records kept so that no log is read twice."""
+
+    def __post_init__(self) -> None:
+        if self.pod_security == "restricted" and self.cache_volume.host_path:
+            raise ConfigurationError("Pod Security `restricted` has no host_path: keep the cache on a claim")

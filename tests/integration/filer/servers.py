@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import time
@@ -38,11 +39,51 @@ class Request:
     headers: dict[str, str]
 
 
+class Made:
+    """A large body that is made as it is sent, the same each time; `sent_bytes` counts what went out."""
+
+    BLOCK = random.Random(8).randbytes(1 << 20)
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.sent_bytes = 0
+        self._lock = threading.Lock()
+
+    def blocks(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
+        """Each block begins with its number, so that none can stand in another's place."""
+        end = self.size if end is None else end
+        step = len(self.BLOCK)
+        for index in range(start // step, -(-end // step)):
+            block = index.to_bytes(8, "big") + self.BLOCK[8:]
+            yield block[max(0, start - index * step) : end - index * step]
+
+    def send(self, handler: BaseHTTPRequestHandler) -> None:
+        start, end = 0, self.size
+        asked = handler.headers.get("range", "")
+        if asked:
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(int(last) + 1, self.size)
+        handler.send_response(206 if asked else 200)
+        handler.send_header("etag", '"made"')
+        handler.send_header("content-length", str(end - start))
+        if asked:
+            handler.send_header("content-range", f"bytes {start}-{end - 1}/{self.size}")
+        handler.end_headers()
+        if handler.command == "HEAD":
+            return
+        for block in self.blocks(start, end):
+            handler.wfile.write(block)
+            with self._lock:
+                self.sent_bytes += len(block)
+
+
 class HttpServer:
-    """`files`: what GET answers by path; PUT stores there. `faults`: called for each request, in any thread; None: no fault."""
+    """`files`: what GET answers by path, `made`: what is too large for that; PUT stores in the former. `faults`: called
+    for each request, in any thread; None: no fault."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
+        self.made: dict[str, Made] = {}
         self.etags: dict[str, str] = {}
         self.post = b""
         self.put_status = 201
@@ -123,6 +164,9 @@ class HttpServer:
         request = self._noted(handler)
         fault = self.faults(request) or Fault()
         path = unquote(handler.path.partition("?")[0])
+        if path in self.made:
+            self.made[path].send(handler)
+            return
         body = fault.body if fault.body is not None else self.files.get(path)
         if fault.redirect is not None:
             handler.send_response(fault.status or 302)

@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from poiesis.domain.records import parse_report
-from tests.integration.filer.servers import Fault, HttpServer
+from poiesis.filer.settings import FilerSettings
+from tests.integration.filer.servers import Fault, HttpServer, Made
 from tests.unit.filer.tasks import bring, given, leftovers, quick, tree
 
 BODY = random.Random(3).randbytes(3_000_000)
@@ -126,10 +131,12 @@ def test_a_cache_that_cannot_be_used_is_no_fault(tmp_path: Path, web: HttpServer
     assert "cache" in report.notes[0]
 
 
-def process(tmp_path: Path, web: HttpServer, i: int) -> subprocess.Popen[str]:
+def process(
+    tmp_path: Path, web: HttpServer, i: int, settings: FilerSettings | None = None, url: str | None = None
+) -> subprocess.Popen[str]:
     (tmp_path / f"v{i}").mkdir()
-    (tmp_path / "settings.json").write_text(cached(tmp_path).to_json())
-    document = {"inputs": [given("/data/x", f"{web.url}/x")]}
+    (tmp_path / "settings.json").write_text((settings or cached(tmp_path)).to_json())
+    document = {"inputs": [given("/data/x", url or f"{web.url}/x")]}
     (tmp_path / "document.json").write_text(json.dumps(document))
     command = [sys.executable, "-m", "poiesis.filer", "in", "--document", str(tmp_path / "document.json")]
     command += ["--volume", str(tmp_path / f"v{i}"), "--settings", str(tmp_path / "settings.json")]
@@ -146,6 +153,55 @@ def test_eight_processes_at_once_fetch_once(tmp_path: Path, web: HttpServer) -> 
         assert report.error is None
         assert (tmp_path / f"v{i}/root/data/x").read_bytes() == BODY * 5
     assert gets(web) == 1
+
+
+@pytest.fixture
+def roomy(tmp_path: Path) -> Iterator[tuple[Path, int]]:
+    """A directory for nine files, and how large they are: a gigabyte where there is memory for that and it is quick, else a fifth in
+    memory, or less on a disk."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or min(shutil.disk_usage(memory).free, _free_memory()) < 4 * 10**9:
+        yield tmp_path, 10**8
+        return
+    with tempfile.TemporaryDirectory(dir=memory, prefix="poiesis-cache-") as name:
+        enough = min(shutil.disk_usage(memory).free, _free_memory()) > 14 * 10**9
+        yield Path(name), 10**9 if enough and _seconds_to_write(Path(name) / "probe") < 0.08 else 2 * 10**8
+
+
+def _free_memory() -> int:
+    found = [line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("MemAvailable")]
+    return int(found[0].split()[1]) * 1024 if found else 0
+
+
+def _seconds_to_write(probe: Path) -> float:
+    """Of 64 MiB. On a machine that others use, all of the test would take more than a minute."""
+    begun = time.monotonic()
+    with probe.open("wb") as file:
+        for _ in range(64):
+            file.write(Made.BLOCK)
+    probe.unlink()
+    return time.monotonic() - begun
+
+
+def test_eight_tasks_at_once_with_a_large_object_of_s3_fetch_it_once(roomy: tuple[Path, int], web: HttpServer) -> None:
+    """The parts of the object go over the network once, and every task has all of it."""
+    place, size = roomy
+    web.made["/bucket/genome"] = made = Made(size)
+    s3 = {"fake": {"url": web.url, "anonymous": True}}
+    settings = cached(place, s3=s3, sync=False, stall_timeout=timedelta(seconds=30))
+    running = [process(place, web, i, settings, "s3://bucket/genome") for i in range(8)]
+    for i, each in enumerate(running):
+        out, _ = each.communicate(timeout=120)
+        report = parse_report(out.splitlines()[-1])
+        assert report is not None
+        assert (report.error, report.total_bytes, report.notes) == (None, size, ())
+        here = place / f"v{i}/root/data/x"
+        with here.open("rb") as file:
+            assert all(file.read(len(block)) == block for block in made.blocks())
+            assert file.read(1) == b""
+        here.unlink()
+    assert made.sent_bytes == size
+    assert sorted(r.method for r in web.requests).count("HEAD") == 8  # each proves its right to read
 
 
 def test_a_fetch_that_was_killed_leaves_nothing_that_counts(tmp_path: Path, web: HttpServer) -> None:

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from poiesis.domain.records import parse_report
 from tests.integration.filer.servers import Fault, HttpServer
 from tests.unit.filer.tasks import given, leftovers, quick
@@ -114,6 +116,44 @@ def test_nothing_is_imported_that_is_not_used(tmp_path: Path) -> None:
     code = f"import sys, poiesis.filer.__main__; print([m for m in {FORBIDDEN!r} if m in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert ended.stdout.strip() == "[]"
+
+
+NOT_FOR_SMALL_OBJECTS = (
+    *("minio", "urllib3", "http.client", "email", "ssl", "xml", "random", "secrets", "base64", "configparser"),
+    *("encodings.idna", "asyncio", "logging", "subprocess", "tempfile", "importlib.util", "importlib.metadata"),
+    *("poiesis.domain.plan", "poiesis.domain.task", "poiesis.ports.repository"),
+)
+
+
+@pytest.mark.parametrize("direction", ["in", "out"])
+def test_a_small_object_of_s3_takes_one_request_and_few_imports(
+    tmp_path: Path, web: HttpServer, direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With plain keys: neither the SDK nor what it brings. Each of these would cost every task milliseconds."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    web.files["/bucket/x"] = b"x" * 1_000_000
+    web.put_status = 200
+    (tmp_path / "volume/root/data").mkdir(parents=True)
+    if direction == "out":
+        (tmp_path / "volume/root/data/x").write_bytes(b"y" * 1_000_000)
+    item = {"path": "/data/x", "url": "s3://bucket/x", "type": "FILE"}
+    (tmp_path / "document.json").write_text(json.dumps({f"{direction}puts": [item]}))
+    url = web.url.replace("127.0.0.1", "localhost")  # a name has to be resolved
+    (tmp_path / "settings.json").write_text(quick(s3={"fake": {"url": url}}).to_json())
+    command = [sys.executable, "-X", "importtime", "-m", "poiesis.filer", direction, f"--volume={tmp_path}/volume"]
+    command += [f"--document={tmp_path}/document.json", f"--settings={tmp_path}/settings.json"]
+    bare = subprocess.run([*command[:3], "-c", "pass"], capture_output=True, text=True, timeout=30, check=True)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    report = parse_report(ended.stdout.splitlines()[-1])
+    assert report is not None
+    assert (report.error, report.total_bytes) == (None, 1_000_000)
+    assert [r.method for r in web.requests] == ["GET" if direction == "in" else "PUT"]
+
+    def imported(text: str) -> set[str]:
+        return {line.rpartition("|")[2].strip() for line in text.splitlines() if line.startswith("import time:")}
+
+    assert (imported(ended.stderr) - imported(bare.stderr)) & set(NOT_FOR_SMALL_OBJECTS) == set()
 
 
 def test_start_costs_little(tmp_path: Path) -> None:

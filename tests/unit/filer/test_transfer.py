@@ -163,3 +163,20 @@ def test_an_error_of_the_sequence_of_jobs_is_raised_at_the_end() -> None:
     with pytest.raises(NotFound, match="listing"):
         Pool(2).run(jobs())
     assert ran == [1]
+
+
+def test_threads_are_started_for_work_alone() -> None:
+    seen: set[int] = set()
+
+    def job() -> None:
+        seen.add(threading.active_count())
+
+    before = threading.active_count()
+    Pool(64).run([job])
+    assert max(seen) <= before + 2  # the one that works, and the one that looks for more
+
+
+def test_parts_get_threads_although_there_is_one_job() -> None:
+    pool, together = Pool(8), threading.Barrier(4, timeout=10)
+    Pool.run(pool, [lambda: pool.together([together.wait] * 4, most=4)])
+    assert not together.broken

@@ -16,7 +16,7 @@ import yaml
 import poiesis
 from poiesis.bootstrap import ADAPTER_PREFIXES, FILER_PREFIX, KUBERNETES_PREFIX
 from poiesis.cluster.kubernetes import labels
-from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement
+from poiesis.cluster.kubernetes.settings import CacheVolume, KubernetesSettings, Placement
 from poiesis.config import Settings, read
 from poiesis.domain.task import TaskId
 from poiesis.filer.settings import FilerSettings
@@ -162,6 +162,9 @@ def test_a_long_release_name_gives_names_that_kubernetes_takes(helm: Run):
         ("settings.HOME=x", "HOME"),
         ("torc.threads=none", "threads"),
         ("tasks.keep=soon", "keep"),
+        ("filer.cache.hostPath=cache", "hostPath"),
+        ("filer.cache.hostPath=/var", "hostPath"),
+        ("filer.cache.subPath=/a,filer.cache.existingClaim=c", "subPath"),
     ],
 )
 def test_values_that_the_schema_does_not_know_are_refused(template: Run, wrong: str, said: str):
@@ -214,6 +217,9 @@ def test_the_schema_and_the_values_have_the_same_names():
     check(schema, values, "")
 
 
+BUNDLED: Final = ("--set", "mongodb.bundled=true,redis.bundled=true")
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -225,6 +231,10 @@ def test_the_schema_and_the_values_have_the_same_names():
             ("--set", "mongodb.bundled=true,redis.bundled=true,settings.POIESIS_MONGO_URI=mongodb://a:b@c"),
             "do not belong into a ConfigMap",
         ),
+        ((*BUNDLED, "--set", "filer.cache.hostPath=/a/b,filer.cache.existingClaim=c"), "not both"),
+        ((*BUNDLED, "--set", "filer.cache.subPath=a"), "filer.cache.existingClaim"),
+        ((*BUNDLED, "--set", "filer.cache.hostPath=/a/b,tasks.podSecurity=restricted"), "filer.cache.existingClaim"),
+        ((*BUNDLED, "--set", "filer.cache.hostPath=/a/b,openshift=true"), "filer.cache.existingClaim"),
     ],
 )
 def test_what_cannot_work_is_refused_in_a_sentence(template: Run, options: tuple[str, ...], said: str):
@@ -497,6 +507,16 @@ def test_tasks_are_configured_as_the_values_say(render: Callable[[str], Rendered
     assert found.filer_resources.cpu_request == "100m"
     assert found.extra_pod_spec["schedulerName"] == "other"
     assert found.priority_classes == {"low", "high"}
+
+
+def test_inputs_are_kept_where_the_values_say(render: Callable[[str], Rendered]):
+    assert kubernetes_settings(render("everything")).cache_volume == CacheVolume(host_path="/var/cache/poiesis")
+    assert kubernetes_settings(render("restricted")).cache_volume == CacheVolume(
+        claim="reference-cache", sub_path="poiesis/inputs"
+    )
+    assert not kubernetes_settings(render("external")).cache_volume.is_set
+    found = read(FilerSettings, environment(render("everything"), "tif"), FILER_PREFIX)
+    assert (found.cache_bytes, found.cache_min_bytes) == (2 * 10**12, 4096)
 
 
 def test_the_first_s3_endpoint_stays_the_first(render: Callable[[str], Rendered]):

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from poiesis.cluster.kubernetes import pods
-from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement, Resources
-from poiesis.domain.errors import ClusterRefused
+from poiesis.cluster.kubernetes import objects, pods
+from poiesis.cluster.kubernetes.settings import CacheVolume, KubernetesSettings, Placement, Resources
+from poiesis.domain.errors import ClusterRefused, ConfigurationError
 from poiesis.domain.plan import plan
 from poiesis.domain.policy import Policy
 from poiesis.domain.task import Executor, FileType, Input, Output, TaskSpec
@@ -93,6 +93,11 @@ CASES: dict[str, tuple[TaskSpec, KubernetesSettings, Policy]] = {
             ),
         ),
         SITE,
+        Policy(),
+    ),
+    "cached": (
+        TaskSpec((TRUE,), inputs=(IN,), outputs=(OUT,)),
+        replace(PLAIN, cache_volume=CacheVolume(claim="cache", sub_path="inputs")),
         Policy(),
     ),
     "file-mount": (
@@ -178,6 +183,54 @@ def test_only_filers_see_secrets_and_documents() -> None:
         assert ({"documents", "secret-0"} <= mounted) is is_filer
         assert ("envFrom" in each) is is_filer
         assert any(m["name"] == "volume" and "subPath" not in m for m in each["volumeMounts"]) is is_filer
+
+
+HOST_CACHE = replace(PLAIN, cache_volume=CacheVolume(host_path="/var/cache/poiesis"))
+
+
+def test_the_cache_is_mounted_where_inputs_are_staged_and_nowhere_else() -> None:
+    both = build(TaskSpec((TRUE,), inputs=(IN,), outputs=(OUT,)), HOST_CACHE)[0]
+    volume = {"name": "cache", "hostPath": {"path": "/var/cache/poiesis", "type": "DirectoryOrCreate"}}
+    assert volume in both["spec"]["volumes"]
+    for each in both["spec"]["containers"]:
+        found = [m for m in each["volumeMounts"] if m["name"] == "cache"]
+        assert found == ([{"name": "cache", "mountPath": "/poiesis/cache"}] if each["name"] == "tif" else [])
+    staged = build(TaskSpec((TRUE,), inputs=(IN,), outputs=(OUT,)), HOST_CACHE, Policy(layout="staged"))
+    assert [volume in pod["spec"]["volumes"] for pod in staged] == [True, False, False]
+    for spec in (TaskSpec((TRUE,)), TaskSpec((TRUE,), outputs=(OUT,))):
+        assert "cache" not in {v["name"] for v in build(spec, HOST_CACHE)[0]["spec"]["volumes"]}
+
+
+def test_the_filers_settings_name_the_cache() -> None:
+    assert json.loads(objects.filer_settings('{"parallel": 3}', HOST_CACHE)) == {
+        "parallel": 3,
+        "cache_dir": "/poiesis/cache",
+    }
+    assert objects.filer_settings('{"parallel": 3}', PLAIN) == '{"parallel": 3}'
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"host_path": "/a/b", "claim": "c"},
+        {"sub_path": "a"},
+        {"host_path": "/"},
+        {"host_path": "/etc"},
+        {"host_path": "/var/../etc"},
+        {"host_path": "cache/here"},
+        {"claim": "c", "sub_path": "../a"},
+        {"claim": "c", "sub_path": "/a"},
+    ],
+)
+def test_a_cache_in_the_wrong_place_is_refused(wrong: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match="cache"):
+        CacheVolume(**wrong)
+
+
+def test_pod_security_restricted_has_no_directory_of_the_node() -> None:
+    with pytest.raises(ConfigurationError, match="restricted"):
+        replace(HOST_CACHE, pod_security="restricted")
+    assert replace(PLAIN, pod_security="restricted", cache_volume=CacheVolume(claim="c")).cache_volume.is_set
 
 
 def test_every_container_pokes_with_id_and_nonce() -> None:

@@ -1,0 +1,73 @@
+"""What the filers say about a stage, and the one name they share with `plan`. Apart from `observed` and `records`, because a filer is a
+process that lives for a second, and every module it imports costs it milliseconds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+ROOT: Final = "root"  # directory on the volume that mirrors the containers' paths
+MAX_REPORT_BYTES: Final = 768 * 1024  # what a filer may print: fits in its launcher's tail of 1 MiB
+MAX_TEXT: Final = 4096
+
+
+@dataclass(frozen=True)
+class TransferredFile:
+    """One file that a filer moved. `path` is the path in the executor's container; `checksum` such as `sha256:…` or None."""
+
+    url: str
+    path: str
+    size_bytes: int
+    checksum: str | None = None
+
+
+@dataclass(frozen=True)
+class FilerReport:
+    """What TIF or TOF has to say, bounded: `omitted` counts the files that did not fit in `files`.
+
+    `error` None: all went well. `error_code` is a `PoiesisError.code`; `retryable` says that another attempt may help.
+    `notes` go to the task's system_logs.
+    """
+
+    files: tuple[TransferredFile, ...] = ()
+    omitted: int = 0
+    total_files: int = 0
+    total_bytes: int = 0
+    seconds: float = 0.0
+    notes: tuple[str, ...] = ()
+    error: str | None = None
+    error_code: str | None = None
+    retryable: bool = False
+
+
+def format_report(report: FilerReport) -> str:
+    """One line of JSON, at most MAX_REPORT_BYTES: files that do not fit are counted in `omitted` instead."""
+    head = {
+        "total_files": report.total_files,
+        "total_bytes": report.total_bytes,
+        "seconds": round(report.seconds, 3),
+        "notes": list(_fitting((n[:MAX_TEXT] for n in report.notes[:100]), MAX_REPORT_BYTES // 4)),
+        "error": report.error and report.error[:MAX_TEXT],
+        "error_code": report.error_code and report.error_code[:64],
+        "retryable": report.retryable,
+    }
+    room = MAX_REPORT_BYTES - len(json.dumps(head).encode()) - 64
+    files: list[dict[str, Any]] = []
+    for file in report.files:
+        item = {"url": file.url, "path": file.path, "size_bytes": file.size_bytes, "checksum": file.checksum}
+        room -= len(json.dumps(item).encode()) + 2
+        if room < 0:
+            break
+        files.append(item)
+    omitted = report.omitted + len(report.files) - len(files)
+    return json.dumps({**head, "files": files, "omitted": omitted})
+
+
+def _fitting(notes: Iterable[str], room: int) -> Iterator[str]:
+    for note in notes:
+        room -= len(json.dumps(note).encode()) + 2
+        if room < 0:
+            return
+        yield note

@@ -1,0 +1,124 @@
+"""What a refusal by an S3 server means, and an error on the way to it."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from poiesis.domain.errors import AccessDenied, FileTooLarge, NotFound, StagingFailed, StorageUnavailable
+from poiesis.filer.addresses import shown
+from poiesis.filer.transfer import Changed
+
+if TYPE_CHECKING:
+    from poiesis.filer.wire import Answer
+
+REGION: Final = re.compile(rb"<Region>([^<]{1,60})</Region>")
+
+_MISSING: Final = {
+    "NoSuchKey": "there is no such object",
+    "NoSuchBucket": "there is no such bucket",
+    "NoSuchVersion": "there is no such version",
+    "ResourceNotFound": "there is no such thing",
+}
+_DENIED: Final = {
+    "AccessDenied": "access denied",
+    "AllAccessDisabled": "access denied",
+    "InvalidAccessKeyId": "the access key is unknown there",
+    "SignatureDoesNotMatch": "the secret key is wrong",
+    "ExpiredToken": "the session token has expired",
+    "InvalidToken": "the session token is not valid there",
+    "RequestTimeTooSkewed": "the clocks of this machine and of the store differ by too much; set them right",
+}
+_PASSING: Final = frozenset(
+    {
+        "SlowDown",
+        "SlowDownRead",
+        "SlowDownWrite",
+        "InternalError",
+        "ServiceUnavailable",
+        "RequestTimeout",
+        "OperationAborted",
+        "ServerBusy",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+        "RequestLimitExceeded",
+        "BandwidthLimitExceeded",
+        "BadDigest",
+        "IncompleteBody",
+        "XAmzContentSHA256Mismatch",
+        "XAmzContentChecksumMismatch",
+        "NoSuchUpload",
+        "PreconditionFailed",
+        "ConditionalRequestConflict",
+        "XMinioServerNotInitialized",
+    }
+)
+_FULL: Final = frozenset(
+    {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage"}
+)
+_PASSING_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524})
+
+
+_WRONG_REGION: Final = frozenset(
+    {
+        "PermanentRedirect",
+        "TemporaryRedirect",
+        "AuthorizationHeaderMalformed",
+        "IllegalLocationConstraintException",
+        "Redirect",
+    }
+)
+
+
+class Elsewhere(Exception):
+    """The bucket lives in another region."""
+
+    def __init__(self, region: str) -> None:
+        super().__init__(region)
+        self.region = region
+
+
+def refusal(url: str, answer: Answer, body: bytes) -> Exception:
+    """Of an answer whose status is no success."""
+    code = re.search(rb"<Code>([^<]{1,100})</Code>", body)
+    message = re.search(rb"<Message>([^<]{1,500})</Message>", body)
+    region = REGION.search(body)
+    return problem(
+        url,
+        answer.status,
+        code[1].decode(errors="replace") if code else "",
+        message[1].decode(errors="replace") if message else "",
+        answer.headers.get("x-amz-bucket-region") or (region[1].decode() if region else ""),
+    )
+
+
+def problem(url: str, status: int, code: str, message: str, region: str) -> Exception:
+    """What a refusal means."""
+    told = f"{code}: {message}" if code and message else code or message or f"status {status}"
+    text = f"{shown(url)}: "
+    if code == "PreconditionFailed" or status == 412:
+        return Changed(text + "the object has changed meanwhile")
+    if code in _MISSING or (status == 404 and code not in _PASSING):
+        return NotFound(text + _MISSING.get(code, "there is no such object"))
+    if region and (status in (301, 307, 400)) and (code in _WRONG_REGION or not code):
+        return Elsewhere(region)
+    if code in _DENIED or status in (401, 403):
+        explained = _DENIED.get(code, "access denied")
+        return AccessDenied(f"{text}{explained}" + (f" ({code})" if code else ""))
+    if code in _FULL:
+        return StagingFailed(f"{text}the store has no room left ({code})")
+    if code in _PASSING or status in _PASSING_STATUS:
+        return StorageUnavailable(text + told)
+    if code == "EntityTooLarge":
+        return FileTooLarge(text + "larger than the store takes")
+    return StagingFailed(text + told)
+
+
+def translated(url: str, error: Exception, text: str) -> Exception:
+    """An error without an answer. `text`: what of it may be shown."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return StagingFailed(f"{shown(url)}: the server's certificate is not trusted")
+    if isinstance(error, ValueError):
+        return StagingFailed(f"{shown(url)}: {text}")
+    return StorageUnavailable(f"{shown(url)}: {text}")
