@@ -67,7 +67,8 @@ class ContainerPlan:
 
 @dataclass(frozen=True)
 class PodPlan:
-    """`init`: tif, when files have to exist before the executors' containers do."""
+    """`init`: tif, when files have to exist before the executors' containers do. `part` names the pod: task, tif, executors,
+    executor-0, …, tof; and tof-2, … for one that does what a lost one was to do."""
 
     part: str
     containers: tuple[ContainerPlan, ...]
@@ -97,7 +98,7 @@ class Plan:
 
     @property
     def executor_pods(self) -> tuple[PodPlan, ...]:
-        return tuple(p for p in self.pods if p.part not in (TIF, TOF))
+        return tuple(p for p in self.pods if any(c.executor is not None for c in p.containers))
 
     def pod(self, part: str) -> PodPlan | None:
         return next((p for p in self.pods if p.part == part), None)
@@ -130,8 +131,8 @@ def belongs_to_image(directory: str) -> bool:
     return any(_is_within(directory, filled) for filled in IMAGE_DIRECTORIES)
 
 
-def plan(spec: TaskSpec, policy: Policy) -> Plan:
-    """The plan of a task. The same task and policy give the same plan."""
+def plan(spec: TaskSpec, policy: Policy, *, uploads: int = 1) -> Plan:
+    """The plan of a task. The same arguments give the same plan. `uploads`: how many TOF pods the staged layout has by now."""
     directories: set[str] = set()  # mounted, or below a mount
     files: dict[str, bool] = {}  # mounted as a file: path → has to be made (it is no input)
     items: tuple[Input | Output, ...] = (*spec.inputs, *spec.outputs)
@@ -162,7 +163,13 @@ def plan(spec: TaskSpec, policy: Policy) -> Plan:
     touched = tuple(sorted(f for f, made in files.items() if made))
     return Plan(
         layout=layout,
-        pods=_pods(spec, layout, file_mounts=bool(files), one_by_one=gpu_count(resources.backend_parameters) > 0),
+        pods=_pods(
+            spec,
+            layout,
+            file_mounts=bool(files),
+            one_by_one=gpu_count(resources.backend_parameters) > 0,
+            uploads=uploads,
+        ),
         volume_bytes=max(size, 1) if needs_volume else None,
         mounts=mounts,
         directories=tuple(sorted(directories)),
@@ -191,7 +198,7 @@ def _layout(spec: TaskSpec, resources: Resources, policy: Policy) -> Layout:
     return Layout.STAGED if holds_devices and (moves_files or len(spec.executors) > 1) else Layout.SINGLE
 
 
-def _pods(spec: TaskSpec, layout: Layout, *, file_mounts: bool, one_by_one: bool) -> tuple[PodPlan, ...]:
+def _pods(spec: TaskSpec, layout: Layout, *, file_mounts: bool, one_by_one: bool, uploads: int) -> tuple[PodPlan, ...]:
     count = len(spec.executors)
     names = [executor_name(i) for i in range(count)]
     stages_in = bool(spec.inputs) or file_mounts
@@ -202,7 +209,8 @@ def _pods(spec: TaskSpec, layout: Layout, *, file_mounts: bool, one_by_one: bool
             pods += [PodPlan(name, (ContainerPlan(name, i),)) for i, name in enumerate(names)]
         else:
             pods.append(PodPlan("executors", _in_turn(names)))
-        return (*pods, PodPlan(TOF, (ContainerPlan(TOF),))) if stages_out else tuple(pods)
+        parts = [TOF, *(f"{TOF}-{n}" for n in range(2, uploads + 1))] if stages_out else []
+        return (*pods, *(PodPlan(part, (ContainerPlan(TOF),)) for part in parts))
     tif_first = stages_in and file_mounts  # as an init container: it has ended before the others start
     tif_beside = stages_in and not file_mounts
     executors = _in_turn(names, before=(TIF,) if tif_beside else (), also_up=(TOF,) if stages_out else ())
