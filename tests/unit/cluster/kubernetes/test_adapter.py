@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from poiesis.cluster.kubernetes import adapter
 from poiesis.cluster.kubernetes.adapter import KubernetesCluster
 from poiesis.cluster.kubernetes.cache import PODS, VOLUMES, project_pod, project_volume
 from poiesis.cluster.kubernetes.client import Client
@@ -309,3 +310,36 @@ def test_every_uploader_of_an_attempt_is_removed_and_seen_to_be_gone(cluster: Ku
     cluster._cache.delete(VOLUMES, 7, volume)
     cluster.observe(task)
     assert store.calls() == ["GET pods", "GET persistentvolumeclaims"]  # nobody saw the last uploader go
+
+
+@pytest.mark.parametrize(
+    ("machine", "built", "named", "chosen"),
+    [
+        ("x86_64", ["amd64", "arm64"], None, "amd64"),
+        ("aarch64", ["amd64", "arm64"], None, "arm64"),
+        ("aarch64", ["amd64", "arm64"], "amd64", "amd64"),
+        ("x86_64", ["arm64"], None, "arm64"),
+        ("riscv64", ["amd64", "arm64"], None, "amd64"),
+    ],
+)
+def test_tasks_run_on_the_architecture_of_the_service_unless_another_is_named(
+    client: Client,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    machine: str,
+    built: list[str],
+    named: str | None,
+    chosen: str,
+) -> None:
+    """And the ConfigMap has the launchers of all of them."""
+    for name in built:
+        (tmp_path / f"launcher-{name}").write_bytes(name.encode())
+    monkeypatch.setattr(adapter, "BUILT_LAUNCHERS", tmp_path)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    cluster = KubernetesCluster(KubernetesSettings(namespace="tasks", architecture=named), Policy(), client=client)
+    begin(cluster, make_task(PLAIN))
+    (made,) = (o for path, o in store.objects.items() if "/configmaps/" in path)
+    assert sorted(made["binaryData"]) == [f"launcher-{name}" for name in built]
+    pod = store.objects[f"{CORE}/pods/poiesis-{TASK_ID}-1-task"]
+    assert pod["spec"]["nodeSelector"] == {"kubernetes.io/arch": chosen}
