@@ -505,6 +505,10 @@ def _read_executors(
         if record is not None and record.exit_code is not None:
             logs.append(_entry(record))
             usage |= _usage(index, record)
+            if record.ok and record.oom_killed:  # a failure with it is an outcome of its own
+                task = _note(
+                    task, now, f"executor {index} went on, though a process of it was killed for want of memory."
+                )
             outcome = _outcome_of_record(task, index, record, policy)
         elif record is not None:
             outcome = _outcome_of_no_run(task, index, record, policy)
@@ -527,6 +531,8 @@ def _usage(index: int, record: Record) -> dict[str, str]:
         told[f"executor_{index}_peak_memory_bytes"] = str(record.peak_memory_bytes)
     if record.cpu_seconds is not None:
         told[f"executor_{index}_cpu_seconds"] = f"{record.cpu_seconds:.3f}"
+    if record.oom_killed:
+        told[f"executor_{index}_oom_killed"] = "true"
     return told
 
 

@@ -207,6 +207,33 @@ def test_usage_of_every_executor_is_told():
 
 
 @pytest.mark.parametrize("layout", ["single", "staged"])
+@pytest.mark.parametrize("exit_code", [0, 137], ids=["good", "ignored"])
+def test_a_process_killed_for_want_of_memory_behind_a_good_end_is_said_and_changes_nothing(layout, exit_code):
+    """The shell of `a | b` ends as `b` did, and a tool may start another one again: only the kernel's count tells."""
+    world = World(FILES, replace(POLICY, layout=layout))
+    record = world.cluster.record("executor-0", exit_code, ok=True, oom_killed=True)
+    for _ in range(3):
+        part = world.settle().part
+        assert part is not None
+        world.cluster.run(ID, part, executor_0=record)
+        if part == "task":
+            break
+    task = world.to_the_end()
+    assert (task.state, [e.exit_code for e in task.log.logs]) == (State.COMPLETE, [exit_code])
+    assert task.log.metadata["executor_0_oom_killed"] == "true"
+    assert text_of(task).count("executor 0 went on, though a process of it was killed for want of memory.") == 1
+
+
+def test_a_task_whose_memory_sufficed_says_nothing_of_it():
+    world = World(FILES)
+    world.launch()
+    world.cluster.run(ID, "task")
+    task = world.to_the_end()
+    assert "executor_0_oom_killed" not in task.log.metadata
+    assert "memory" not in text_of(task)
+
+
+@pytest.mark.parametrize("layout", ["single", "staged"])
 def test_a_failed_upload_ends_a_good_task_as_system_error_with_its_logs(layout):
     world = World(FILES, replace(POLICY, layout=layout))
     failed = FilerReport(error="/out/out.txt is missing", error_code="not_found")
