@@ -8,6 +8,9 @@
 The task's volume mirrors its paths: what an executor sees at `/data/in.txt` is `root/data/in.txt` on the volume. Executors mount the
 directories of the task's own by subPath; a file in a directory which images fill is mounted as a file, which has to exist first,
 so TIF is then an init container.
+
+A working directory that none of the paths covers is the task's own too where images keep nothing (`SCRATCH_DIRECTORIES`), so that a user
+without rights can write there. Elsewhere (`/app`, `/opt/tool`) it may be what the image was made for, and is left as it is.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ IMAGE_DIRECTORIES: Final = frozenset(
     )
 )
 OWN_DIRECTORIES: Final = frozenset({"/var/tmp", "/mnt/data"})  # below one of the former, yet safe to cover
+SCRATCH_DIRECTORIES: Final = ("/tmp", "/var/tmp", "/work", "/workdir", "/scratch")
 FORBIDDEN_DIRECTORIES: Final = frozenset({"/dev", "/proc", "/sys", "/poiesis"})
 
 _WILDCARD: Final = re.compile(r"[*?\[]")
@@ -82,7 +86,8 @@ class PodPlan:
 @dataclass(frozen=True)
 class Plan:
     """`volume_bytes` None: the task needs no volume. `directories`: to exist, writable, before the first command starts.
-    `touched`: files to exist (empty) for the file mounts of outputs."""
+    `touched`: files to exist (empty) for the file mounts of outputs. `scratch`: directories of executors' own that need no volume, empty
+    and writable when a pod begins; none where there is a volume."""
 
     layout: Layout
     pods: tuple[PodPlan, ...]
@@ -91,6 +96,7 @@ class Plan:
     directories: tuple[str, ...]
     touched: tuple[str, ...]
     time_limit: timedelta | None
+    scratch: tuple[str, ...] = ()
 
     @property
     def has_filers(self) -> bool:
@@ -151,12 +157,15 @@ def plan(spec: TaskSpec, policy: Policy, *, uploads: int = 1) -> Plan:
                 _add_file(stream, True, directories, files)
     volumes = {v.rstrip("/") for v in spec.volumes}
     directories |= volumes
-    mounted = sorted(d for d in directories if not any(d != o and _is_within(d, o) for o in directories))
+    resources = spec.resources or Resources()
+    scratch = {w for w in _workdirs(spec) if not any(_is_within(w, d) for d in directories)}
+    if directories or files or resources.disk_gb is not None:
+        directories, scratch = directories | scratch, set()
+    mounted = _outermost(directories)
     files = {f: made for f, made in files.items() if not any(_is_within(f, d) for d in mounted)}
     mounts = tuple(
         [Mount(d, f"{ROOT}{d}") for d in mounted] + [Mount(f, f"{ROOT}{f}", is_file=True) for f in sorted(files)]
     )
-    resources = spec.resources or Resources()
     needs_volume = bool(mounts) or resources.disk_gb is not None
     size = policy.default_disk_bytes if resources.disk_gb is None else math.ceil(resources.disk_gb * GIGABYTE)
     layout = _layout(spec, resources, policy)
@@ -175,7 +184,18 @@ def plan(spec: TaskSpec, policy: Policy, *, uploads: int = 1) -> Plan:
         directories=tuple(sorted(directories)),
         touched=touched,
         time_limit=time_limit(resources.backend_parameters, policy),
+        scratch=tuple(_outermost(scratch)),
     )
+
+
+def _workdirs(spec: TaskSpec) -> set[str]:
+    """Working directories where a mount hides nothing."""
+    found = {executor.workdir.rstrip("/") for executor in spec.executors if executor.workdir is not None}
+    return {w for w in found if any(_is_within(w, own) for own in SCRATCH_DIRECTORIES)}
+
+
+def _outermost(directories: set[str]) -> list[str]:
+    return sorted(d for d in directories if not any(d != o and _is_within(d, o) for o in directories))
 
 
 def _is_within(path: str, directory: str) -> bool:

@@ -148,6 +148,21 @@ def test_a_user_without_rights_can_write_to_its_workdir(site: Site, task: str):
     assert parts(site, task) == ["executors"]
 
 
+@pytest.mark.parametrize("workdir", ["/work", "/tmp", "/scratch/deep"])
+@posted(
+    lambda site, workdir: {
+        "executors": [
+            shell("id -u; touch here; ls", workdir=workdir),
+            {"image": NOSHELL, "command": ["true"], "workdir": workdir},
+        ]
+    }
+)
+def test_nor_has_it_to_name_a_volume_for_the_usual_ones(site: Site, task: str, workdir: str):
+    found = site.complete(task)
+    assert one_log(found)["logs"][0]["stdout"] == f"{USER}\nhere\n"
+    assert parts(site, task) == ["executors"]
+
+
 @posted(lambda site: {"inputs": [{"url": site.url("nothing"), "path": "/data/in"}], "executors": [shell("true")]})
 def test_no_pod_of_executors_is_made_when_staging_in_fails(site: Site, task: str):
     found = site.wait(task, ("SYSTEM_ERROR",))

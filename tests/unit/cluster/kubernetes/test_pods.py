@@ -304,3 +304,14 @@ def test_a_filer_without_a_user_of_its_own_still_is_not_root(text: str) -> None:
             "capabilities": {"drop": ["ALL"]},
         }
     assert made["spec"]["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def test_a_working_directory_without_a_volume_is_an_empty_one_of_the_pod() -> None:
+    """A volume each: what a subPath leads to is made by the kubelet for root alone."""
+    two = TaskSpec((replace(TRUE, workdir="/work"), replace(TRUE, workdir="/tmp/x")))
+    made = build(two)[0]
+    volumes = {v["name"]: v for v in made["spec"]["volumes"] if "emptyDir" in v and v["name"] != "control"}
+    assert volumes == {name: {"name": name, "emptyDir": {}} for name in ("scratch-0", "scratch-1")}
+    for name in ("executor-0", "executor-1"):
+        mounts = {m["mountPath"]: m["name"] for m in container(made, name)["volumeMounts"] if "scratch" in m["name"]}
+        assert mounts == {"/tmp/x": "scratch-0", "/work": "scratch-1"}
