@@ -13,12 +13,13 @@ processes comes to the same. It answers a `Decision`: effects to apply to the cl
                ended well, another executors' pod        that pod                    wait
                ended                                     -                           stage_out (staged with outputs), or finish
     stage_out  TOF not launched / ended                  TOF pod / -                 wait / finish
+               TOF lost                                  -                           wait, then a TOF pod of the next name
     finish     canceled, pods there / gone               delete pods / -             wait / CANCELED, clean
                attempt lost and to be repeated           delete all, until gone      next attempt: prepare
                else                                      -                           the outcome's state, clean
     clean      not looked yet or not gone                delete all                  wait
                gone                                      -                           done
-    any        infrastructure took the pod away          -                           finish: retry, or SYSTEM_ERROR
+    others     infrastructure took the pod away          -                           finish: retry, or SYSTEM_ERROR
 
 A stage without effects belongs to nobody: whoever meets it may pass through it. The stages that follow a pod share `_follow`.
 """
@@ -104,7 +105,7 @@ class Decision:
 
 def plan_of(task: Task, policy: Policy) -> Plan:
     """The plan that this attempt follows: its layout stays as first decided even if the policy changes meanwhile."""
-    return plan(task.spec, policy if task.layout is None else replace(policy, layout=task.layout))
+    return plan(task.spec, policy if task.layout is None else replace(policy, layout=task.layout), uploads=task.uploads)
 
 
 def needs_observation(task: Task) -> bool:
@@ -202,22 +203,38 @@ def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, t
 
 
 def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Policy, the_plan: Plan) -> Decision:
-    pod_plan = the_plan.pod(TOF)
-    if pod_plan is None or the_plan.layout is not Layout.STAGED:
+    """A TOF pod that was lost is made again over the same volume: what executors did is not repeated for it."""
+    pod_plan = the_plan.pods[-1]
+    if TOF not in pod_plan.names or the_plan.layout is not Layout.STAGED:
         return Decision(_end(task, now, task.outcome or Outcome(State.COMPLETE)), again=True)
     if task.part is None:
-        return Decision(_launched(task, TOF, now), (Launch(TOF),))
-    earlier = task.outcome
-    task, pod = _follow(replace(task, outcome=None), observed, pod_plan, now, policy)
-    if pod is None or observed is None:
-        if (
-            task.outcome is not None and earlier is not None
-        ):  # TOF was lost, yet an executor had failed: that stays the outcome
-            return Decision(_end(task, now, earlier), again=True)
-        ended = task.outcome is not None
-        return Decision(task if ended else replace(task, outcome=earlier), again=ended)
-    task, outcome = _read_tof(task, pod, observed.reports.get(TOF), earlier, now)
-    return Decision(_end(task, now, outcome or Outcome(State.COMPLETE)), again=True)
+        delay = _retry_delay(replace(task, attempt=task.uploads), policy) if task.uploads > 1 else timedelta(0)
+        if now < (task.stage_since or now) + delay:
+            return Decision(task)  # woken too early
+        return Decision(_launched(task, pod_plan.part, now), (Launch(pod_plan.part),))
+    if observed is None:
+        return Decision(task)
+    earlier, repeatable = task.outcome, replace(policy, retry_started=True, max_attempts=task.attempt + 1)
+    followed, pod = _follow(replace(task, outcome=None), observed, pod_plan, now, repeatable)
+    lost = followed.outcome if pod is None else _uploader_lost(task, pod, observed.reports.get(TOF), repeatable)
+    if lost is not None and lost.retry and task.uploads < policy.max_attempts:
+        return Decision(_upload_again(task, lost, now, policy))
+    if lost is not None:
+        if earlier is not None:  # of an executor that had failed: that stays it
+            task = _note(task, now, f"After the failure, outputs could not be uploaded: {lost.message}")
+        return Decision(_end(task, now, earlier or replace(lost, retry=False)), again=True)
+    if pod is not None:
+        task, outcome = _read_tof(followed, pod, observed.reports.get(TOF), earlier, now)
+        return Decision(_end(task, now, outcome or Outcome(State.COMPLETE)), again=True)
+    shown = observed.pod(pod_plan.part, task.attempt)
+    waits = timedelta(0) if shown is None or shown.scheduled else now - (shown.created_at or now)
+    if (
+        earlier is None and task.uploads > 1 and waits > policy.start_deadline
+    ):  # its volume may be where the lost node was
+        why = (shown.waiting if shown else None) or "no node takes the upload"
+        message = f"the outputs cannot be reached any more: {why}"
+        return Decision(_lost(task, "VolumeLost", message, now, policy, began=True), again=True)
+    return Decision(replace(followed, outcome=earlier))
 
 
 def _finish(task: Task, observed: Observed | None, now: datetime, policy: Policy) -> Decision:
@@ -235,7 +252,7 @@ def _finish(task: Task, observed: Observed | None, now: datetime, policy: Policy
             return Decision(task)
         if not observed.is_empty:
             return Decision(replace(task, wake_at=now + CLEAN_AGAIN), (DeleteAll(),))
-        task = replace(task, attempt=task.attempt + 1, outcome=None, layout=None)
+        task = replace(task, attempt=task.attempt + 1, uploads=1, outcome=None, layout=None)
         delay = _retry_delay(task, policy)
         task = _note(task, now, f"Attempt {task.attempt} begins in {delay.total_seconds():g} s.")
         task = replace(task, log=replace(task.log, logs=(), outputs=()))
@@ -448,6 +465,15 @@ def _read_tof(
     return task, Outcome(State.SYSTEM_ERROR, reason, error)
 
 
+def _uploader_lost(task: Task, pod: Pod, report: FilerReport | None, policy: Policy) -> Outcome | None:
+    """An end of TOF that says nothing about the upload: from outside, or without a word."""
+    container = pod.container(TOF)
+    record = container.record if container is not None else None
+    if (record is not None and record.reason != "Terminated") or (report is not None and report.error is None):
+        return None
+    return _fault(task, "OutputFilerLost", _how_it_ended(container), policy, began=False)
+
+
 def _filer_reason(report: FilerReport, otherwise: str) -> str:
     """`not_found` → `NotFound`: the filer's stable code in the form of the other reasons."""
     return "".join(w.capitalize() for w in report.error_code.split("_")) if report.error_code else otherwise
@@ -481,6 +507,10 @@ def _read_executors(
         if record is not None and record.exit_code is not None:
             logs.append(_entry(record))
             usage |= _usage(index, record)
+            if record.ok and record.oom_killed:  # a failure with it is an outcome of its own
+                task = _note(
+                    task, now, f"executor {index} went on, though a process of it was killed for want of memory."
+                )
             outcome = _outcome_of_record(task, index, record, policy)
         elif record is not None:
             outcome = _outcome_of_no_run(task, index, record, policy)
@@ -503,6 +533,8 @@ def _usage(index: int, record: Record) -> dict[str, str]:
         told[f"executor_{index}_peak_memory_bytes"] = str(record.peak_memory_bytes)
     if record.cpu_seconds is not None:
         told[f"executor_{index}_cpu_seconds"] = f"{record.cpu_seconds:.3f}"
+    if record.oom_killed:
+        told[f"executor_{index}_oom_killed"] = "true"
     return told
 
 
@@ -611,6 +643,14 @@ def _to(task: Task, stage: Stage, now: datetime, *, wake: datetime) -> Task:
 
 def _launched(task: Task, part: str, now: datetime) -> Task:
     return replace(task, part=part, stage_since=now, wake_at=now + SOON, waiting=None, waiting_since=None)
+
+
+def _upload_again(task: Task, lost: Outcome, now: datetime, policy: Policy) -> Task:
+    """The next TOF pod, under a name of its own, after the same delay as before an attempt."""
+    task = replace(task, uploads=task.uploads + 1)
+    delay = _retry_delay(replace(task, attempt=task.uploads), policy)
+    task = _note(task, now, f"The upload was lost and begins again in {delay.total_seconds():g} s. {lost.message}")
+    return _to(_metadata(task, {"uploads": str(task.uploads)}), Stage.STAGE_OUT, now, wake=now + delay)
 
 
 def _look_again(task: Task, now: datetime, at: datetime) -> Task:

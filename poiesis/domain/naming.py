@@ -43,5 +43,5 @@ def slug(task_id: str) -> str:
 
 
 def object_name(task_id: str, attempt: int, part: str) -> str:
-    """Name of an object of one attempt, such as `poiesis-<id>-1-task`; `part`: task, tif, executors, tof, volume, filer."""
+    """Name of an object of one attempt, such as `poiesis-<id>-1-task`; `part`: task, tif, executors, tof, tof-2, volume, filer."""
     return f"poiesis-{slug(task_id)}-{attempt}-{part}"

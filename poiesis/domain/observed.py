@@ -72,7 +72,7 @@ class Pod:
 
     name: str
     attempt: int
-    part: str  # "task" in the single layout; "tif", "executors", "tof" in the staged one
+    part: str  # "task" in the single layout; "tif", "executors", "tof", "tof-2" in the staged one
     created_at: datetime | None = None
     scheduled: bool = False
     node: str | None = None

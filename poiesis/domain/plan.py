@@ -8,6 +8,9 @@
 The task's volume mirrors its paths: what an executor sees at `/data/in.txt` is `root/data/in.txt` on the volume. Executors mount the
 directories of the task's own by subPath; a file in a directory which images fill is mounted as a file, which has to exist first,
 so TIF is then an init container.
+
+A working directory that none of the paths covers is the task's own too where images keep nothing (`SCRATCH_DIRECTORIES`), so that a user
+without rights can write there. Elsewhere (`/app`, `/opt/tool`) it may be what the image was made for, and is left as it is.
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ IMAGE_DIRECTORIES: Final = frozenset(
     )
 )
 OWN_DIRECTORIES: Final = frozenset({"/var/tmp", "/mnt/data"})  # below one of the former, yet safe to cover
+SCRATCH_DIRECTORIES: Final = ("/tmp", "/var/tmp", "/work", "/workdir", "/scratch")
 FORBIDDEN_DIRECTORIES: Final = frozenset({"/dev", "/proc", "/sys", "/poiesis"})
 
 _WILDCARD: Final = re.compile(r"[*?\[]")
@@ -67,7 +71,8 @@ class ContainerPlan:
 
 @dataclass(frozen=True)
 class PodPlan:
-    """`init`: tif, when files have to exist before the executors' containers do."""
+    """`init`: tif, when files have to exist before the executors' containers do. `part` names the pod: task, tif, executors,
+    executor-0, …, tof; and tof-2, … for one that does what a lost one was to do."""
 
     part: str
     containers: tuple[ContainerPlan, ...]
@@ -81,7 +86,8 @@ class PodPlan:
 @dataclass(frozen=True)
 class Plan:
     """`volume_bytes` None: the task needs no volume. `directories`: to exist, writable, before the first command starts.
-    `touched`: files to exist (empty) for the file mounts of outputs."""
+    `touched`: files to exist (empty) for the file mounts of outputs. `scratch`: directories of executors' own that need no volume, empty
+    and writable when a pod begins; none where there is a volume."""
 
     layout: Layout
     pods: tuple[PodPlan, ...]
@@ -90,6 +96,7 @@ class Plan:
     directories: tuple[str, ...]
     touched: tuple[str, ...]
     time_limit: timedelta | None
+    scratch: tuple[str, ...] = ()
 
     @property
     def has_filers(self) -> bool:
@@ -97,7 +104,7 @@ class Plan:
 
     @property
     def executor_pods(self) -> tuple[PodPlan, ...]:
-        return tuple(p for p in self.pods if p.part not in (TIF, TOF))
+        return tuple(p for p in self.pods if any(c.executor is not None for c in p.containers))
 
     def pod(self, part: str) -> PodPlan | None:
         return next((p for p in self.pods if p.part == part), None)
@@ -130,8 +137,8 @@ def belongs_to_image(directory: str) -> bool:
     return any(_is_within(directory, filled) for filled in IMAGE_DIRECTORIES)
 
 
-def plan(spec: TaskSpec, policy: Policy) -> Plan:
-    """The plan of a task. The same task and policy give the same plan."""
+def plan(spec: TaskSpec, policy: Policy, *, uploads: int = 1) -> Plan:
+    """The plan of a task. The same arguments give the same plan. `uploads`: how many TOF pods the staged layout has by now."""
     directories: set[str] = set()  # mounted, or below a mount
     files: dict[str, bool] = {}  # mounted as a file: path → has to be made (it is no input)
     items: tuple[Input | Output, ...] = (*spec.inputs, *spec.outputs)
@@ -150,25 +157,45 @@ def plan(spec: TaskSpec, policy: Policy) -> Plan:
                 _add_file(stream, True, directories, files)
     volumes = {v.rstrip("/") for v in spec.volumes}
     directories |= volumes
-    mounted = sorted(d for d in directories if not any(d != o and _is_within(d, o) for o in directories))
+    resources = spec.resources or Resources()
+    scratch = {w for w in _workdirs(spec) if not any(_is_within(w, d) for d in directories)}
+    if directories or files or resources.disk_gb is not None:
+        directories, scratch = directories | scratch, set()
+    mounted = _outermost(directories)
     files = {f: made for f, made in files.items() if not any(_is_within(f, d) for d in mounted)}
     mounts = tuple(
         [Mount(d, f"{ROOT}{d}") for d in mounted] + [Mount(f, f"{ROOT}{f}", is_file=True) for f in sorted(files)]
     )
-    resources = spec.resources or Resources()
     needs_volume = bool(mounts) or resources.disk_gb is not None
     size = policy.default_disk_bytes if resources.disk_gb is None else math.ceil(resources.disk_gb * GIGABYTE)
     layout = _layout(spec, resources, policy)
     touched = tuple(sorted(f for f, made in files.items() if made))
     return Plan(
         layout=layout,
-        pods=_pods(spec, layout, file_mounts=bool(files), one_by_one=gpu_count(resources.backend_parameters) > 0),
+        pods=_pods(
+            spec,
+            layout,
+            file_mounts=bool(files),
+            one_by_one=gpu_count(resources.backend_parameters) > 0,
+            uploads=uploads,
+        ),
         volume_bytes=max(size, 1) if needs_volume else None,
         mounts=mounts,
         directories=tuple(sorted(directories)),
         touched=touched,
         time_limit=time_limit(resources.backend_parameters, policy),
+        scratch=tuple(_outermost(scratch)),
     )
+
+
+def _workdirs(spec: TaskSpec) -> set[str]:
+    """Working directories where a mount hides nothing."""
+    found = {executor.workdir.rstrip("/") for executor in spec.executors if executor.workdir is not None}
+    return {w for w in found if any(_is_within(w, own) for own in SCRATCH_DIRECTORIES)}
+
+
+def _outermost(directories: set[str]) -> list[str]:
+    return sorted(d for d in directories if not any(d != o and _is_within(d, o) for o in directories))
 
 
 def _is_within(path: str, directory: str) -> bool:
@@ -191,7 +218,7 @@ def _layout(spec: TaskSpec, resources: Resources, policy: Policy) -> Layout:
     return Layout.STAGED if holds_devices and (moves_files or len(spec.executors) > 1) else Layout.SINGLE
 
 
-def _pods(spec: TaskSpec, layout: Layout, *, file_mounts: bool, one_by_one: bool) -> tuple[PodPlan, ...]:
+def _pods(spec: TaskSpec, layout: Layout, *, file_mounts: bool, one_by_one: bool, uploads: int) -> tuple[PodPlan, ...]:
     count = len(spec.executors)
     names = [executor_name(i) for i in range(count)]
     stages_in = bool(spec.inputs) or file_mounts
@@ -202,7 +229,8 @@ def _pods(spec: TaskSpec, layout: Layout, *, file_mounts: bool, one_by_one: bool
             pods += [PodPlan(name, (ContainerPlan(name, i),)) for i, name in enumerate(names)]
         else:
             pods.append(PodPlan("executors", _in_turn(names)))
-        return (*pods, PodPlan(TOF, (ContainerPlan(TOF),))) if stages_out else tuple(pods)
+        parts = [TOF, *(f"{TOF}-{n}" for n in range(2, uploads + 1))] if stages_out else []
+        return (*pods, *(PodPlan(part, (ContainerPlan(TOF),)) for part in parts))
     tif_first = stages_in and file_mounts  # as an init container: it has ended before the others start
     tif_beside = stages_in and not file_mounts
     executors = _in_turn(names, before=(TIF,) if tif_beside else (), also_up=(TOF,) if stages_out else ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterable
 
@@ -17,13 +18,18 @@ def _keep_logging(**_: object) -> None:
     """Celery sets up logging by itself unless somebody answers this signal: ours is set up already."""
 
 
+def node_name(name: str) -> str:
+    """Of a worker, as Flower and remote control know it: two of one name are taken for one. `%h` is for Celery's command line alone."""
+    return f"{name}@{socket.gethostname()}"
+
+
 def run_worker(app: Celery, roles: Iterable[Role], *, threads: int, name: str) -> int:
     """Consume the roles' queues until SIGTERM; links under way are finished first. Returns the exit code."""
     worker = app.Worker(
         pool="threads",
         concurrency=threads,
         queues=[role.value for role in roles],
-        hostname=f"{name}@%h",
+        hostname=node_name(name),
         without_gossip=True,
         without_mingle=True,
         quiet=True,

@@ -90,6 +90,18 @@ def test_out_of_memory_is_repeated_with_more_where_asked_for(site: Site, task: s
     assert sorted(limits) == ["100M", "200M"]
 
 
+@posted(lambda site: {"resources": {"ram_gb": 0.1}, "executors": [shell(f"{eats(300)} | wc -c; echo went on")]})
+def test_a_part_of_a_pipeline_killed_for_want_of_memory_is_said_though_the_task_is_complete(site: Site, task: str):
+    found = site.ended(task)
+    log = one_log(found)
+    if found["state"] == "EXECUTOR_ERROR":  # cgroup v2: the kubelet lets the kernel end the whole container
+        assert failure(found) == "OutOfMemory"
+        return
+    assert log["metadata"]["executor_0_oom_killed"] == "true"
+    assert (found["state"], log["logs"][0]["stdout"]) == ("COMPLETE", "0\nwent on\n")
+    assert any("killed for want of memory" in line for line in log["system_logs"])
+
+
 @posted(
     lambda site: {
         "resources": {"backend_parameters": {"time_limit": "2s"}},

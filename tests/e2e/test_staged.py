@@ -9,7 +9,18 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from tests.e2e.conftest import OURS, S3_PASSWORD, S3_PORT, S3_SECRET, S3_USER, Cluster, Installation, Json, installation
+from tests.e2e.conftest import (
+    OURS,
+    PART,
+    S3_PASSWORD,
+    S3_PORT,
+    S3_SECRET,
+    S3_USER,
+    Cluster,
+    Installation,
+    Json,
+    installation,
+)
 from tests.e2e.site import (
     NOSHELL,
     Site,
@@ -137,6 +148,21 @@ def test_a_user_without_rights_can_write_to_its_workdir(site: Site, task: str):
     assert parts(site, task) == ["executors"]
 
 
+@pytest.mark.parametrize("workdir", ["/work", "/tmp", "/scratch/deep"])
+@posted(
+    lambda site, workdir: {
+        "executors": [
+            shell("id -u; touch here; ls", workdir=workdir),
+            {"image": NOSHELL, "command": ["true"], "workdir": workdir},
+        ]
+    }
+)
+def test_nor_has_it_to_name_a_volume_for_the_usual_ones(site: Site, task: str, workdir: str):
+    found = site.complete(task)
+    assert one_log(found)["logs"][0]["stdout"] == f"{USER}\nhere\n"
+    assert parts(site, task) == ["executors"]
+
+
 @posted(lambda site: {"inputs": [{"url": site.url("nothing"), "path": "/data/in"}], "executors": [shell("true")]})
 def test_no_pod_of_executors_is_made_when_staging_in_fails(site: Site, task: str):
     found = site.wait(task, ("SYSTEM_ERROR",))
@@ -165,6 +191,50 @@ def test_canceled_while_the_executors_pod_runs_it_is_gone(site: Site, task: str)
     site.assert_gone(task)
     assert site.got("never") is None
     assert "tof" not in parts(site, task)
+
+
+AWAY = "cut-off"  # a bucket whose store the filers reach at s3-away alone
+
+
+def _store_of(bucket_leads: bool) -> Json:
+    """The Service of the bucket that is away: without a server behind it, or with one."""
+    spec = {"ports": [{"port": S3_PORT, "targetPort": S3_PORT}], "selector": OURS if bucket_leads else {PART: "nobody"}}
+    metadata = {"name": "s3-away", "labels": {PART: "web"}}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+@posted(
+    lambda site: {
+        "inputs": [content("/data/in", "in\n")],
+        "executors": [shell("cat in > out; hostname >> out", workdir="/data")],
+        "outputs": [{"path": "/data/out", "url": f"s3://{AWAY}/{site.run}/out"}],
+    }
+)
+def test_a_lost_upload_pod_is_repeated_alone(site: Site, task: str):
+    """Its store is away, so that the first one is at it for long enough to be deleted."""
+    service = site.service
+    client = service.s3.client()
+    if not client.bucket_exists(AWAY):
+        client.make_bucket(AWAY)
+    service.kubectl("apply", "-f", "-", stdin=json.dumps(_store_of(False)))
+
+    def uploader(part: str) -> str | None:
+        found = [n for n, p in site.pods.of(task).items() if p["metadata"]["labels"]["poiesis/part"] == part]
+        return found[0] if found else None
+
+    first = site.until(lambda: uploader("tof"), 120, "no TOF pod was made")
+    site.kubectl("delete", "pod", first, "--grace-period=0", "--force")
+    second = site.until(lambda: uploader("tof-2"), 60, "no second TOF pod was made")
+    service.kubectl("apply", "-f", "-", stdin=json.dumps(_store_of(True)))
+    found = site.complete(task)
+    log = one_log(found)
+    with client.get_object(AWAY, f"{site.run}/out") as answer:
+        assert answer.read() == f"in\npoiesis-{task}-1-executors\n".encode()
+    assert (first, second) == (f"poiesis-{task}-1-tof", f"poiesis-{task}-1-tof-2")
+    assert parts(site, task) == ["tif", "executors", "tof", "tof-2"]
+    assert (log["metadata"]["uploads"], "attempts" in log["metadata"], len(log["outputs"])) == ("2", False, 1)
+    assert any("The upload was lost and begins again" in line for line in log["system_logs"])
+    site.assert_gone(task)
 
 
 def test_every_pod_meets_pod_security_restricted(site: Site, tasks_posted: Mapping[str, str]):

@@ -83,7 +83,7 @@
 {{- $_ := set $c (print $k "FILER_ENV") $v.filer.env -}}
 {{- $_ := set $c (print $k "FILER_ENV_SECRETS") $v.filer.envSecrets -}}
 {{- $_ := set $c (print $k "FILER_FILE_SECRETS") $v.filer.fileSecrets -}}
-{{- $_ := set $c (print $k "FILER_RUN_AS_USER") $v.filer.runAsUser -}}
+{{- $_ := set $c (print $k "FILER_RUN_AS_USER") (ternary "none" $v.filer.runAsUser (or $v.openshift (kindIs "invalid" $v.filer.runAsUser))) -}}
 {{- range $field, $at := dict "CPU_REQUEST" (list "requests" "cpu") "MEMORY_REQUEST" (list "requests" "memory") "CPU_LIMIT" (list "limits" "cpu") "MEMORY_LIMIT" (list "limits" "memory") -}}
 {{- $_ := set $c (printf "%sFILER_RESOURCES__%s" $k $field) (index (index $v.filer.resources (first $at) | default dict) (last $at)) -}}
 {{- end -}}

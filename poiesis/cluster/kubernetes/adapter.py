@@ -8,6 +8,7 @@ Without a watch (`follow` was not called, or it is down) `observe` lists by the 
 from __future__ import annotations
 
 import logging
+import platform
 import socket
 import threading
 import time
@@ -47,6 +48,7 @@ log = logging.getLogger(__name__)
 
 BUILT_LAUNCHERS: Final = Path(poiesis.__file__).parent / "bin"  # by `make launcher`
 LAUNCHER_PREFIX: Final = "launcher-"
+MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # as the kernel calls them, and as Kubernetes does
 POKE_RESOLVED_S: Final = 30.0  # how long the poke address's numbers are believed
 BINDING_PAUSE_S: Final = 0.02  # before the second look at a volume; doubles
 BINDS_LATE_S: Final = 60.0  # how long volumes that were not bound in time are not waited for
@@ -262,7 +264,9 @@ class KubernetesCluster:
         found: list[Pod] = []
         reports: dict[str, FilerReport] = {}
         live: dict[str, tuple[str, str]] = {}
-        for view in pod_views:
+        for view in sorted(
+            pod_views, key=lambda v: v.part == task.part
+        ):  # of two TOF pods the present one has the last word
             if view.attempt != task.attempt:
                 found.append(pod_of(view, task, {}))
                 continue
@@ -411,12 +415,14 @@ def _reports(found: Mapping[str, FilerReport | None]) -> dict[str, FilerReport]:
 
 
 def _completed(settings: KubernetesSettings) -> KubernetesSettings:
-    """With the launchers that came with this package where none are named, and the architecture of most tasks."""
+    """With the launchers that came with this package where none are named, and the architecture of most tasks: ours, where there is a
+    launcher for it, so that a cluster of one architecture needs no setting."""
     if settings.delivery == "init":
         return settings
     built = sorted(BUILT_LAUNCHERS.glob(f"{LAUNCHER_PREFIX}*"))
     found = dict(settings.launchers) or {path.name.removeprefix(LAUNCHER_PREFIX): str(path) for path in built}
-    default = settings.architecture or ("amd64" if "amd64" in found or not found else min(found))
+    own = MACHINES.get(platform.machine(), "amd64")
+    default = settings.architecture or (own if own in found or not found else min(found))
     return replace(settings, launchers=found, architecture=default)
 
 

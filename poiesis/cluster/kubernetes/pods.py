@@ -148,7 +148,12 @@ class _Builder:
             **_pull(self._settings.pull_policy),
             **_program([*options, "--", *executor.command], executor.env, planned.name),
             "securityContext": _executor_security(self._settings),
-            "volumeMounts": [*_launcher_mounts(), *_task_mounts(self._plan.mounts), *self._shm_mount()],
+            "volumeMounts": [
+                *_launcher_mounts(),
+                *_task_mounts(self._plan.mounts),
+                *({"name": name, "mountPath": path} for name, path in _scratch(self._plan)),
+                *self._shm_mount(),
+            ],
         }
         return made | ({"resources": resources} if resources else {})
 
@@ -265,6 +270,11 @@ def _task_mounts(mounts: tuple[Mount, ...]) -> list[Json]:
     return [{"name": "volume", "mountPath": m.path, "subPath": m.sub_path} for m in mounts]
 
 
+def _scratch(plan: Plan) -> list[tuple[str, str]]:
+    """Names of volumes and where they appear. Each is one of its own: a subPath would be made by the kubelet for root alone."""
+    return [(f"scratch-{i}", path) for i, path in enumerate(plan.scratch)]
+
+
 def _copy_launcher(settings: KubernetesSettings) -> Json:
     return {
         "name": COPY_LAUNCHER,
@@ -295,8 +305,10 @@ def _volumes(
     if plan.volume_bytes is not None and (plan.mounts or has_filers):
         claim = objects.volume_name(task.id, task.attempt)
         made.append({"name": "volume", "persistentVolumeClaim": {"claimName": claim}})
+    runs = any(c.executor is not None for c in pod_plan.containers)
+    made += [{"name": name, "emptyDir": {}} for name, _ in _scratch(plan) if runs]
     shm = placement.shm_bytes(task, settings)
-    if shm is not None and any(c.executor is not None for c in pod_plan.containers):
+    if shm is not None and runs:
         made.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm}})
     if has_filers:
         made.append({"name": "documents", **_documents(task, document_files)})

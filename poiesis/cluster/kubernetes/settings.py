@@ -99,7 +99,8 @@ class KubernetesSettings:
     """Path of the launcher's binary for each architecture (`amd64`, `arm64`), for `configmap`. Pods are pinned to one of them. Empty:
     those that came with this package."""
     architecture: str | None = None
-    """Of tasks that ask for none, for `configmap`. None: amd64 where there is a launcher for it."""
+    """Of tasks that ask for none, for `configmap`. None: that of the node on which the service itself runs; a cluster with nodes of both
+    needs one named here."""
     init_command: tuple[str, ...] = ("cp", "/usr/local/bin/launcher", "/poiesis/bin/launcher")
     """What copies the launcher out of `image`, for `init`."""
 

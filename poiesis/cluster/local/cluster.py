@@ -139,6 +139,11 @@ class LocalCluster:
         with self._writing(task) as folder, self._lock:
             if folder.pod(pod.part).exists():
                 return
+            root = folder.volume / ROOT
+            if plan.scratch:
+                root.mkdir(mode=0o755, parents=True, exist_ok=True)
+            for directory in plan.scratch:
+                _make_open(root, directory)
             write_document(folder.pod(pod.part), {**local.document(), "created_at": self._clock.now().isoformat()})
             self._enqueue(local)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from poiesis.domain.naming import object_name
 from poiesis.domain.observed import TIF, TOF
-from poiesis.domain.plan import ContainerPlan, Mount, Plan, PodPlan
+from poiesis.domain.plan import ROOT, ContainerPlan, Mount, Plan, PodPlan
 from poiesis.domain.policy import GIGABYTE, Policy
 from poiesis.domain.task import Resources, Task, TaskId
 
@@ -86,7 +86,7 @@ def make_pod(task: Task, plan: Plan, pod: PodPlan, policy: Policy) -> LocalPod:
         attempt=task.attempt,
         part=pod.part,
         members=tuple(members),
-        mounts=plan.mounts,
+        mounts=(*plan.mounts, *(Mount(path, f"{ROOT}{path}") for path in plan.scratch)),
         cpu_cores=(resources.cpu_cores or 0.0) if runs else 0.0,
         memory_bytes=(memory or 0) if runs else 0,
     )

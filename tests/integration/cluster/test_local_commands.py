@@ -45,6 +45,14 @@ def test_arguments_and_variables_arrive_byte_for_byte(lab: Lab) -> None:
     assert record(seen, "executor-1").stdout == f"{odd}||/made/for it|"
 
 
+@pytest.mark.parametrize("workdir", ["/work", "/tmp/deep/er", "/scratch"])
+def test_a_usual_working_directory_is_the_tasks_own_without_a_volume(lab: Lab, workdir: str) -> None:
+    """Empty, whatever the machine has there, writable, and one for all executors."""
+    seen = lab.run(sh("ls -A; pwd; echo kept > file", workdir=workdir), sh("cat file", workdir=workdir))
+    assert record(seen).stdout == f"{workdir}\n"
+    assert record(seen, "executor-1").stdout == "kept\n"
+
+
 def test_streams_are_kept_apart_and_written_to_files(lab: Lab) -> None:
     seen = lab.run(
         sh("echo out; echo err >&2", stdout="/logs/out", stderr="/logs/err"),

@@ -21,6 +21,7 @@ from poiesis.domain.decide import (
 )
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, QuotaExceeded
 from poiesis.domain.observed import Container, FilerReport, Observed, Phase, Pod, TransferredFile
+from poiesis.domain.policy import Policy
 from poiesis.domain.states import Role, Stage, State
 from poiesis.domain.task import Input, Outcome, TaskSpec
 from poiesis.testing.clock import START
@@ -38,6 +39,7 @@ from tests.unit.domain.samples import (
     with_parameters,
 )
 
+STAGED = replace(POLICY, layout="staged")
 FAULT = timedelta(minutes=6)  # longer than any delay before a retry
 
 
@@ -205,6 +207,33 @@ def test_usage_of_every_executor_is_told():
 
 
 @pytest.mark.parametrize("layout", ["single", "staged"])
+@pytest.mark.parametrize("exit_code", [0, 137], ids=["good", "ignored"])
+def test_a_process_killed_for_want_of_memory_behind_a_good_end_is_said_and_changes_nothing(layout, exit_code):
+    """The shell of `a | b` ends as `b` did, and a tool may start another one again: only the kernel's count tells."""
+    world = World(FILES, replace(POLICY, layout=layout))
+    record = world.cluster.record("executor-0", exit_code, ok=True, oom_killed=True)
+    for _ in range(3):
+        part = world.settle().part
+        assert part is not None
+        world.cluster.run(ID, part, executor_0=record)
+        if part == "task":
+            break
+    task = world.to_the_end()
+    assert (task.state, [e.exit_code for e in task.log.logs]) == (State.COMPLETE, [exit_code])
+    assert task.log.metadata["executor_0_oom_killed"] == "true"
+    assert text_of(task).count("executor 0 went on, though a process of it was killed for want of memory.") == 1
+
+
+def test_a_task_whose_memory_sufficed_says_nothing_of_it():
+    world = World(FILES)
+    world.launch()
+    world.cluster.run(ID, "task")
+    task = world.to_the_end()
+    assert "executor_0_oom_killed" not in task.log.metadata
+    assert "memory" not in text_of(task)
+
+
+@pytest.mark.parametrize("layout", ["single", "staged"])
 def test_a_failed_upload_ends_a_good_task_as_system_error_with_its_logs(layout):
     world = World(FILES, replace(POLICY, layout=layout))
     failed = FilerReport(error="/out/out.txt is missing", error_code="not_found")
@@ -224,16 +253,122 @@ def test_a_failed_upload_after_a_failed_executor_leaves_the_executors_error(layo
     assert "no room" in text_of(task)
 
 
-def test_a_lost_upload_pod_after_a_failed_executor_leaves_the_executors_error():
-    world = World(FILES, replace(POLICY, layout="staged"))
+def uploading(*, exit_code: int = 0, policy: Policy = STAGED) -> World:
+    """Staged, with its executor ended and its first TOF pod made."""
+    world = World(FILES, policy)
     world.launch()
     world.cluster.run(ID, "tif")
     world.settle()
-    world.cluster.run(ID, "executors", executor_0=world.cluster.record("executor-0", 4))
-    world.settle()
-    world.cluster.lose(ID, "tof", "Evicted")
+    world.cluster.run(ID, "executors", executor_0=world.cluster.record("executor-0", exit_code))
+    assert world.settle().part == "tof"
+    return world
+
+
+def pods_made(world: World) -> list[tuple[int, str]]:
+    assert set(world.cluster.created.values()) == {1}
+    return [(attempt, part) for _, attempt, part in world.cluster.created]
+
+
+ONCE = [(1, "tif"), (1, "executors"), (1, "tof")]
+
+
+@pytest.mark.parametrize("exit_code", [0, 4])
+@pytest.mark.parametrize("how", ["evicted", "deleted", "terminated", "silent", "not started"])
+def test_a_lost_upload_is_repeated_alone_over_the_same_volume(how, exit_code):
+    world = uploading(exit_code=exit_code)
+    match how:
+        case "evicted":
+            world.cluster.lose(ID, "tof", "Evicted")
+        case "deleted":
+            world.cluster.vanish(ID, "tof")
+        case "terminated":
+            world.cluster.run(ID, "tof", tof=world.cluster.record("tof", 143, reason="Terminated"))
+        case "silent":
+            world.cluster.start(ID, "tof")
+            world.cluster.end(ID, "tof", "tof", reason="Error", exit_code=137)
+        case "not started":
+            world.cluster.set(ID, "tof", "tof", phase=Phase.ENDED, reason="StartError", exit_code=128)
+    task = world.settle()
+    assert (task.part, task.stage, task.state) == (None, Stage.STAGE_OUT, State.RUNNING)
+    assert world.wait(POLICY.retry_delay - timedelta(seconds=1)).part is None
+    assert world.wait(timedelta(seconds=1)).part == "tof-2"
+    world.cluster.report(ID, "tof", FilerReport(files=(TransferredFile("s3://bucket/out.txt", "/out/out.txt", 3),)))
+    world.cluster.run(ID, "tof-2")
     task = world.to_the_end()
-    assert (task.state, task.attempt) == (State.EXECUTOR_ERROR, 1)
+    assert (task.state, task.attempt) == (State.EXECUTOR_ERROR if exit_code else State.COMPLETE, 1)
+    assert ([e.exit_code for e in task.log.logs], len(task.log.outputs)) == ([exit_code], 1)
+    assert pods_made(world) == [*ONCE, (1, "tof-2")]
+    assert task.log.metadata["uploads"] == "2"
+    assert "attempts" not in task.log.metadata
+    assert "The upload was lost and begins again in 2 s." in text_of(task)
+    assert world.cluster.is_empty(ID)
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "ends"), [(0, (State.SYSTEM_ERROR, "Evicted")), (4, (State.EXECUTOR_ERROR, "ExecutorFailed"))]
+)
+@pytest.mark.parametrize("retry_started", [True, False])
+def test_an_upload_that_is_lost_again_and_again_ends_the_task_and_repeats_no_command(exit_code, ends, retry_started):
+    world = uploading(exit_code=exit_code, policy=replace(STAGED, retry_started=retry_started))
+    for part in ("tof", "tof-2", "tof-3"):
+        assert world.task.part == part
+        world.cluster.lose(ID, part, "Evicted")
+        world.settle()
+        world.wait(FAULT)
+    task = world.to_the_end()
+    assert (task.state, task.log.metadata["failure_reason"]) == ends
+    assert pods_made(world) == [*ONCE, (1, "tof-2"), (1, "tof-3")]
+    assert "Evicted" in text_of(task)
+
+
+def test_the_delay_before_each_upload_doubles():
+    world = uploading(policy=replace(STAGED, max_attempts=5))
+    waits = []
+    for part in ("tof", "tof-2", "tof-3"):
+        world.cluster.lose(ID, part, "Evicted")
+        task = world.settle()
+        assert task.wake_at is not None
+        waits.append(task.wake_at - world.now)
+        world.wait(waits[-1])
+    assert waits == [POLICY.retry_delay, POLICY.retry_delay * 2, POLICY.retry_delay * 4]
+
+
+def test_what_the_lost_uploader_still_says_is_no_end_of_the_next_one():
+    world = uploading()
+    world.cluster.lose(ID, "tof", "Evicted")
+    world.settle()
+    world.wait(FAULT)
+    world.cluster.end(ID, "tof", "tof", world.cluster.record("tof", 1))
+    assert (world.settle().part, world.task.outcome) == ("tof-2", None)
+
+
+def test_a_canceled_task_whose_upload_is_to_be_repeated_uploads_nothing_more():
+    world = uploading()
+    world.cluster.lose(ID, "tof", "Evicted")
+    world.settle()
+    world.cancel()
+    assert world.to_the_end().state is State.CANCELED
+    assert pods_made(world) == ONCE
+
+
+def test_outputs_on_a_volume_that_no_node_can_reach_any_more_are_made_anew():
+    """Where volumes belong to nodes and the node is lost, the next TOF pod waits for it in vain."""
+    world = uploading()
+    world.cluster.lose(ID, "tof", "NodeLost")
+    world.settle()
+    world.wait(FAULT)
+    world.cluster.hold(ID, "tof-2", "Unschedulable: 1 node had volume node affinity conflict")
+    assert world.wait(POLICY.start_deadline - timedelta(minutes=1)).attempt == 1
+    task = world.wait(timedelta(minutes=2))
+    assert "VolumeLost: the outputs cannot be reached any more: Unschedulable: 1 node" in text_of(task)
+    world.wait(FAULT)
+    assert (world.task.attempt, world.task.uploads, world.task.part) == (2, 1, "tif")
+
+
+def test_a_first_upload_that_waits_for_a_node_is_waited_for():
+    world = uploading()
+    world.cluster.hold(ID, "tof", "Unschedulable: 0/1 nodes")
+    assert world.wait(POLICY.start_deadline * 2).part == "tof"
 
 
 @pytest.mark.parametrize("layout", ["single", "staged"])
@@ -671,7 +806,7 @@ def pods(draw):
     return Pod(
         "pod",
         draw(st.integers(1, 2)),
-        draw(st.sampled_from(["task", "tif", "executors", "executor-0", "executor-1", "tof"])),
+        draw(st.sampled_from(["task", "tif", "executors", "executor-0", "executor-1", "tof", "tof-2"])),
         created_at=draw(st.sampled_from([None, START])),
         scheduled=draw(st.booleans()),
         waiting=draw(st.sampled_from([None, "Unschedulable: no"])),
@@ -701,7 +836,8 @@ def tasks(draw):
         draw(st.sampled_from([SMALL, FILES, THREE, GPUS, TaskSpec((executor(ignore_error=True),))])),
         stage=stage,
         state=State.COMPLETE if ended else State.CANCELING if canceled and state is not State.QUEUED else state,
-        part=draw(st.sampled_from([None, "task", "tif", "executors", "executor-0", "executor-1", "tof"])),
+        part=draw(st.sampled_from([None, "task", "tif", "executors", "executor-0", "executor-1", "tof", "tof-2"])),
+        uploads=draw(st.integers(1, 3)),
         layout=draw(st.sampled_from(["single", "staged"])),
         attempt=draw(st.integers(1, 3)),
         wake_at=None if stage is Stage.DONE else START,

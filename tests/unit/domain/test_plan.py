@@ -129,6 +129,39 @@ def test_a_file_that_is_input_and_output_is_not_touched():
     assert (made.touched, [m.path for m in made.mounts]) == ((), ["/etc/x"])
 
 
+@pytest.mark.parametrize("workdir", ["/work", "/work/", "/tmp", "/var/tmp/run", "/scratch/a/b"])
+def test_a_working_directory_that_no_path_covers_is_the_tasks_own(workdir):
+    """Without a volume where there is none, on it where there is one; a user without rights can write there."""
+    alone = plan(spec(executors=(executor(workdir=workdir),)), POLICY)
+    path = workdir.rstrip("/")
+    assert (alone.scratch, alone.mounts, alone.volume_bytes, alone.has_filers) == ((path,), (), None, False)
+    beside = plan(spec(executors=(executor(workdir=workdir),), inputs=(input_file("/data/in"),)), POLICY)
+    assert (beside.scratch, [m.path for m in beside.mounts]) == ((), sorted(["/data", path]))
+    assert path in beside.directories
+    with_disk = plan(spec(executors=(executor(workdir=workdir),), resources=Resources(disk_gb=1)), POLICY)
+    assert (with_disk.scratch, [m.path for m in with_disk.mounts]) == ((), [path])
+
+
+@pytest.mark.parametrize("workdir", ["/app", "/opt/tool", "/usr/src/app", "/home/user", "/worker", "/var/lib/x", "/"])
+def test_a_working_directory_that_may_be_the_images_is_left_to_it(workdir):
+    assert plan(spec(executors=(executor(workdir=workdir),)), POLICY).scratch == ()
+    made = plan(spec(executors=(executor(workdir=workdir),), inputs=(input_file("/data/in"),)), POLICY)
+    assert [m.path for m in made.mounts] == ["/data"]
+
+
+def test_a_working_directory_that_a_path_covers_needs_no_mount_of_its_own():
+    made = plan(spec(executors=(executor(workdir="/work/a"),), inputs=(input_file("/work/in"),)), POLICY)
+    assert (made.scratch, [m.path for m in made.mounts], made.directories) == ((), ["/work"], ("/work",))
+    assert plan(spec(executors=(executor(workdir="/work"),), volumes=("/work/v",)), POLICY).mounts == (
+        Mount("/work", "root/work"),
+    )
+
+
+def test_working_directories_of_several_executors_are_one_where_one_holds_the_other():
+    several = tuple(executor(workdir=w) for w in ("/work/a", "/work", "/tmp/x"))
+    assert plan(spec(executors=several), POLICY).scratch == ("/tmp/x", "/work")
+
+
 NEXTFLOW = spec(
     executors=(executor(workdir="/work", command=("/bin/bash", "/work/.command.run")),),
     inputs=(Input("/work/.command.sh", "s3://b/w/.command.sh", type=FILE),

@@ -8,6 +8,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import pytest
@@ -16,9 +17,12 @@ import yaml
 import poiesis
 from poiesis.bootstrap import ADAPTER_PREFIXES, FILER_PREFIX, KUBERNETES_PREFIX
 from poiesis.cluster.kubernetes import labels
+from poiesis.cluster.kubernetes.pods import pod
 from poiesis.cluster.kubernetes.settings import CacheVolume, KubernetesSettings, Placement
 from poiesis.config import Settings, read
-from poiesis.domain.task import TaskId
+from poiesis.domain.plan import plan
+from poiesis.domain.policy import Policy
+from poiesis.domain.task import Executor, Input, Output, Task, TaskId, TaskSpec
 from poiesis.filer.settings import FilerSettings
 from tests.unit.helm.conftest import CASES, CHART, NAMESPACE, RELEASE, Json, Rendered, Run
 
@@ -266,9 +270,26 @@ def test_users_are_numbers_except_where_the_platform_chooses_them(chart: Rendere
     for component, template in chart.pods():
         context = template["spec"]["securityContext"]
         if chart.given.get("openshift"):
-            assert not {"runAsUser", "runAsGroup", "fsGroup"} & set(context), component
+            assert_no_user(component, template)
         else:
             assert context["runAsUser"] > 0, component
+
+
+def assert_no_user(component: str, template: Json) -> None:
+    for context in (template["spec"]["securityContext"], *(c["securityContext"] for c in containers(template))):
+        assert not {"runAsUser", "runAsGroup", "fsGroup", "supplementalGroups"} & set(context), component
+
+
+def test_on_openshift_nothing_has_a_user_of_its_own_whatever_is_switched_on(template: Run):
+    """Stores, Flower and the test pod too."""
+    values = CHART / "ci" / "bundled-values.yaml"
+    done = template("-f", str(values), "--set", "openshift=true,flower.enabled=true")
+    assert done.returncode == 0, done.stderr
+    made = Rendered("bundled", tuple(o for o in yaml.safe_load_all(done.stdout) if o), {})
+    pods = dict(made.pods())
+    assert set(pods) == {*OURS, "mongodb", "redis", "test"}
+    for component, found in pods.items():
+        assert_no_user(component, found)
 
 
 def test_every_container_of_ours_reserves_memory_and_is_limited_in_it(chart: Rendered):
@@ -531,6 +552,38 @@ def test_a_group_that_the_cluster_chooses_is_not_set(render: Callable[[str], Ren
     assert kubernetes_settings(render("openshift")).fs_group is None
     assert kubernetes_settings(render("restricted")).fs_group is None
     assert kubernetes_settings(render("external")).fs_group == 65532
+
+
+@pytest.mark.parametrize(
+    ("given", "user"),
+    [
+        ([], 65532),
+        (["--set", "filer.runAsUser=0"], 0),
+        (["--set", "filer.runAsUser=null"], None),
+        (["--set", "openshift=true"], None),
+        (["--set", "openshift=true,filer.runAsUser=1000"], None),
+        (["--set", "openshift=true", "--set-string", "settings.POIESIS_KUBERNETES__FILER_RUN_AS_USER=1000"], 1000),
+    ],
+)
+def test_the_filers_user_is_the_operators_or_the_platforms_to_choose(template: Run, given: list[str], user: int | None):
+    done = template("-f", str(CHART / "ci" / "external-values.yaml"), *given)
+    assert done.returncode == 0, done.stderr
+    made = Rendered("external", tuple(o for o in yaml.safe_load_all(done.stdout) if o), {})
+    assert kubernetes_settings(made).filer_run_as_user == user
+
+
+def test_no_container_of_a_task_has_a_user_on_openshift(render: Callable[[str], Rendered]):
+    settings = kubernetes_settings(render("openshift"))
+    inputs, outputs = (Input("/in/a", url="s3://b/a"),), (Output("/out/a", url="s3://b/a"),)
+    spec = TaskSpec((Executor("busybox", ("true",)),), inputs=inputs, outputs=outputs)
+    task = Task(TaskId("0000000000000000000000000a"), spec, datetime.now(UTC))
+    the_plan = plan(task.spec, Policy())
+    made = pod(
+        task, the_plan, the_plan.pods[0], settings, Policy(), launcher_name="launcher", document_files={"tif.json": 0}
+    )
+    assert [c["name"] for c in containers(made)] == ["tif", "executor-0", "tof"]
+    assert_no_user("task", made)
+    assert all(c["securityContext"]["runAsNonRoot"] for c in containers(made))
 
 
 def test_the_defaults_of_the_chart_are_those_of_the_settings(render: Callable[[str], Rendered]):

@@ -132,6 +132,7 @@ def tasks(ids=IDS):
         waiting=OPTIONAL_TEXTS,
         waiting_since=OPTIONAL_TIMES,
         memory_scale=st.integers(1, 64),
+        uploads=st.integers(1, 3),
         outcome=st.none() | OUTCOMES,
         log=LOGS,
     )

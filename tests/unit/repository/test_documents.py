@@ -74,6 +74,7 @@ EVERY_FIELD = Task(
     waiting="waiting for a node",
     waiting_since=NOW,
     memory_scale=2,
+    uploads=2,
     launching_at=NOW,
     outcome=Outcome(State.SYSTEM_ERROR, "Reason", "message", True),
     log=TaskLog(

@@ -122,6 +122,12 @@ class CheckedRepository(MemoryTaskRepository):
             assert task.stage is not Stage.DONE or task.state.is_terminal
             assert before.stage is not Stage.DONE or task == before
             assert task.attempt in (before.attempt, before.attempt + 1)
+            repeated = (task.attempt, task.uploads) != (before.attempt, before.uploads)
+            assert not repeated or (task.attempt, task.uploads) in (
+                (before.attempt, before.uploads + 1),
+                (before.attempt + 1, 1),
+            )
+            assert task.uploads <= POLICY.max_attempts
             assert before.cancel_requested_at in (None, task.cancel_requested_at), "a cancel request was lost"
             assert all(entry.exit_code is not None for entry in task.log.logs) or not task.state.is_terminal
             assert len(task.log.logs) <= len(task.spec.executors)

@@ -9,20 +9,24 @@ from typing import Any
 
 import pytest
 
+from poiesis.cluster.kubernetes import adapter
 from poiesis.cluster.kubernetes.adapter import KubernetesCluster
 from poiesis.cluster.kubernetes.cache import PODS, VOLUMES, project_pod, project_volume
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, ConfigurationError
+from poiesis.domain.observed import FilerReport, Record
 from poiesis.domain.plan import plan
 from poiesis.domain.policy import Policy
+from poiesis.domain.records import format_report
 from poiesis.domain.states import Stage
-from poiesis.domain.task import Executor, FileType, Input, Task, TaskSpec
+from poiesis.domain.task import Executor, FileType, Input, Output, Task, TaskSpec
 from tests.unit.cluster.kubernetes.conftest import TASK_ID, Answer, ApiServer, Request, make_task, pod_json
 
 TRUE = Executor("busybox", ("true",))
 PLAIN = TaskSpec((TRUE,))
 FILES = TaskSpec((TRUE,), inputs=(Input(path="/data/a", url="s3://b/a", type=FileType.FILE),))
+UPLOADED = TaskSpec((TRUE,), outputs=(Output(path="/out/a", url="s3://b/a", type=FileType.FILE),))
 CORE = "/api/v1/namespaces/tasks"
 
 
@@ -270,3 +274,72 @@ def test_a_launcher_that_is_not_there_is_a_mistake_of_the_settings(client: Clien
     with pytest.raises(ConfigurationError, match="launcher"):
         KubernetesCluster(settings, Policy(), client=client)
     KubernetesCluster(replace(settings, delivery="init"), Policy(), client=client)
+
+
+@pytest.mark.parametrize("order", [("tof", "tof-2"), ("tof-2", "tof")])
+def test_of_two_uploaders_the_present_one_has_the_last_word(
+    cluster: KubernetesCluster, store: Store, order: tuple[str, str]
+) -> None:
+    for part in order:
+        name = f"poiesis-{TASK_ID}-1-{part}"
+        store.objects[f"{CORE}/pods/{name}"] = pod_json(name, part=part, containers={"tof": {"running": {}}})
+    for part, size in (("tof", 1), ("tof-2", 2)):
+        report = format_report(FilerReport(total_files=1, total_bytes=size))
+        record = Record("tof", ok=True, exit_code=0, stdout=report)
+        cluster.hear(make_task(UPLOADED, stage=Stage.STAGE_OUT, part=part), [record])
+    for part, size in (("tof", 1), ("tof-2", 2)):
+        observed = cluster.observe(make_task(UPLOADED, stage=Stage.STAGE_OUT, part=part, uploads=2))
+        assert observed.reports["tof"].total_bytes == size
+        assert {p.part for p in observed.pods} == set(order)
+
+
+def test_every_uploader_of_an_attempt_is_removed_and_seen_to_be_gone(cluster: KubernetesCluster, store: Store) -> None:
+    followed(cluster)
+    task = make_task(UPLOADED, stage=Stage.CLEAN, part=None, layout="staged", uploads=2)
+    cluster.delete_all(task)
+    assert store.calls() == [
+        *(f"DELETE pods/poiesis-ID-1-{part}" for part in ("executors", "tof", "tof-2")),
+        "DELETE persistentvolumeclaims/poiesis-ID-1-volume",
+    ]
+    for part in ("executors", "tof"):
+        view = project_pod(pod_json(f"poiesis-{TASK_ID}-1-{part}", part=part, version=5))
+        assert view is not None
+        cluster._cache.delete(PODS, 6, view)
+    volume = project_volume(pod_json(f"poiesis-{TASK_ID}-1-volume", version=5, part="volume"))
+    assert volume is not None
+    cluster._cache.delete(VOLUMES, 7, volume)
+    cluster.observe(task)
+    assert store.calls() == ["GET pods", "GET persistentvolumeclaims"]  # nobody saw the last uploader go
+
+
+@pytest.mark.parametrize(
+    ("machine", "built", "named", "chosen"),
+    [
+        ("x86_64", ["amd64", "arm64"], None, "amd64"),
+        ("aarch64", ["amd64", "arm64"], None, "arm64"),
+        ("aarch64", ["amd64", "arm64"], "amd64", "amd64"),
+        ("x86_64", ["arm64"], None, "arm64"),
+        ("riscv64", ["amd64", "arm64"], None, "amd64"),
+    ],
+)
+def test_tasks_run_on_the_architecture_of_the_service_unless_another_is_named(
+    client: Client,
+    store: Store,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    machine: str,
+    built: list[str],
+    named: str | None,
+    chosen: str,
+) -> None:
+    """And the ConfigMap has the launchers of all of them."""
+    for name in built:
+        (tmp_path / f"launcher-{name}").write_bytes(name.encode())
+    monkeypatch.setattr(adapter, "BUILT_LAUNCHERS", tmp_path)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    cluster = KubernetesCluster(KubernetesSettings(namespace="tasks", architecture=named), Policy(), client=client)
+    begin(cluster, make_task(PLAIN))
+    (made,) = (o for path, o in store.objects.items() if "/configmaps/" in path)
+    assert sorted(made["binaryData"]) == [f"launcher-{name}" for name in built]
+    pod = store.objects[f"{CORE}/pods/poiesis-{TASK_ID}-1-task"]
+    assert pod["spec"]["nodeSelector"] == {"kubernetes.io/arch": chosen}

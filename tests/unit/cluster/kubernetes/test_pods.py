@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from poiesis.bootstrap import KUBERNETES_PREFIX
 from poiesis.cluster.kubernetes import objects, pods
 from poiesis.cluster.kubernetes.settings import CacheVolume, KubernetesSettings, Placement, Resources
+from poiesis.config import read
 from poiesis.domain.errors import ClusterRefused, ConfigurationError
 from poiesis.domain.plan import plan
 from poiesis.domain.policy import Policy
@@ -338,3 +340,31 @@ def test_an_id_unfit_for_a_label_stands_in_an_annotation() -> None:
     made = build(TaskSpec((TRUE,)), id="Task_With.Odd/Id")[0]
     assert made["metadata"]["annotations"] == {"poiesis/task-id": "Task_With.Odd/Id"}
     assert made["metadata"]["labels"]["poiesis/task-id"].startswith("task-with-odd-id-")
+
+
+@pytest.mark.parametrize("text", ["none", "", "None"])
+def test_a_filer_without_a_user_of_its_own_still_is_not_root(text: str) -> None:
+    """The platform chooses: OpenShift gives every container of the pod one user of the namespace's range."""
+    name = f"{KUBERNETES_PREFIX}FILER_RUN_AS_USER"
+    settings = replace(read(KubernetesSettings, {name: text}, KUBERNETES_PREFIX), fs_group=None)
+    assert settings.filer_run_as_user is None
+    made = build(TaskSpec((TRUE,), inputs=(IN,), outputs=(OUT,)), settings)[0]
+    for filer in ("tif", "tof"):
+        assert container(made, filer)["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "runAsNonRoot": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+    assert made["spec"]["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
+
+
+def test_a_working_directory_without_a_volume_is_an_empty_one_of_the_pod() -> None:
+    """A volume each: what a subPath leads to is made by the kubelet for root alone."""
+    two = TaskSpec((replace(TRUE, workdir="/work"), replace(TRUE, workdir="/tmp/x")))
+    made = build(two)[0]
+    volumes = {v["name"]: v for v in made["spec"]["volumes"] if "emptyDir" in v and v["name"] != "control"}
+    assert volumes == {name: {"name": name, "emptyDir": {}} for name in ("scratch-0", "scratch-1")}
+    for name in ("executor-0", "executor-1"):
+        mounts = {m["mountPath"]: m["name"] for m in container(made, name)["volumeMounts"] if "scratch" in m["name"]}
+        assert mounts == {"/tmp/x": "scratch-0", "/work": "scratch-1"}

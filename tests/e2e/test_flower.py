@@ -1,0 +1,70 @@
+"""Flower on the broker of a real installation: closed without the password, and with it an operator sees workers and links."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import urllib3
+
+from tests.e2e.conftest import PART, Door, Installation, until
+
+USER, PASSWORD = "operator", "only-for-tests"
+ROLES = ("torc", "tif", "texam", "tof")
+LINKS = ("texam.launch", "torc.finish")  # of a task without files
+
+
+def test_an_operator_sees_workers_and_links_and_nobody_else_does(installed: Callable[..., Installation]):
+    service = installed(torc={"replicas": 2})
+    keys = {"FLOWER_BASIC_AUTH": f"{USER}:{PASSWORD}"}
+    metadata = {"name": "flower-users", "labels": {PART: "flower"}}
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": keys}
+    service.kubectl("create", "-f", "-", stdin=json.dumps(secret))
+    service.upgrade(flower={"enabled": True, "existingSecret": "flower-users"})
+    door = Door(service.cluster, service.namespace, f"{service.fullname}-flower", 5555)
+    allowed = urllib3.make_headers(basic_auth=f"{USER}:{PASSWORD}")
+
+    def ask(path: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:
+        return urllib3.request("GET", f"{door.url}{path}", headers=headers, timeout=30, retries=False)
+
+    def shown(path: str) -> dict[str, Any]:
+        answer = ask(path, allowed)
+        assert answer.status == 200, (path, answer.status, answer.data[:500])
+        found: dict[str, Any] = answer.json()
+        return found
+
+    try:
+        wrong = urllib3.make_headers(basic_auth=f"{USER}:guessed")
+        for path in ("/", "/workers", "/tasks", "/api/workers", "/api/tasks", "/api/queues/length"):
+            assert ask(path, {}).status == ask(path, wrong).status == 401, path
+        assert ask("/healthcheck", {}).status == 200
+
+        pods = service.get("pods", "-l", f"app.kubernetes.io/component in ({','.join(ROLES)})")
+        expected = {f"{p['metadata']['labels']['app.kubernetes.io/component']}@{p['metadata']['name']}" for p in pods}
+        assert len(expected) == len(ROLES) + 1
+        until(lambda: set(shown("/api/workers?refresh=true")) == expected, 60, service.story)
+        workers = shown("/api/workers")
+        for name, worker in workers.items():
+            assert [queue["name"] for queue in worker["active_queues"]] == [name.partition("@")[0]]
+
+        task = service.create({"executors": [{"image": "localhost/busybox:1", "command": ["true"]}]})
+        service.wait(task, ["COMPLETE"])
+
+        def ran() -> dict[str, dict[str, Any]]:
+            links = shown("/api/tasks").values()
+            return {link["name"]: link for link in links if link["state"] == "SUCCESS" and task in str(link["args"])}
+
+        until(lambda: set(ran()) >= set(LINKS), 30, lambda: f"{shown('/api/tasks')}\n{service.story()}")
+        for name, link in ran().items():
+            assert str(link["worker"]).partition("@")[0] == name.partition(".")[0]
+
+        page = ask("/workers", allowed)
+        assert page.status == 200
+        text = page.data.decode()
+        assert "Flower" in text
+        assert all(name in text for name in workers)
+        assert ask("/tasks", allowed).status == 200
+        assert PASSWORD not in text
+    finally:
+        door.close()

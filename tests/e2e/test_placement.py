@@ -1,0 +1,272 @@
+"""Where tasks run, as a real scheduler and kubelet take what is asked: GPUs, zones, classes of nodes, priority, /dev/shm, time limits.
+
+A node is given what it does not have: an extended resource in its status (as Kubernetes' own documentation does it) and labels. All is
+taken away again. Kueue is not there: of its queue the label alone is seen. Nothing is tainted, for others use the node too.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+import pytest
+
+from tests.e2e.conftest import Cluster, Installation, Json, installation
+from tests.e2e.site import (
+    Site,
+    assert_nothing_left,
+    codes,
+    content,
+    failure,
+    one_log,
+    post_all,
+    posted,
+    shell,
+    site_of,
+    why,
+)
+
+GPU: Final = "example.com/gpu"
+GPUS: Final = 2
+ZONE_LABEL: Final = "topology.kubernetes.io/zone"
+POOL_LABEL: Final = "poiesis.test/pool"
+KIND_LABEL: Final = "poiesis.test/gpu-kind"
+RUN: Final = secrets.token_hex(3)
+ZONE: Final = f"zone-{RUN}"
+PRIORITY_CLASS: Final = f"poiesis-e2e-{RUN}"
+PRIORITY: Final = 1234
+SHM_GB: Final = 0.1
+
+
+def _gpus(cluster: Cluster, node: str, count: int | None) -> None:
+    """So many GPUs in the node's status, or none any more."""
+    key = GPU.replace("/", "~1")
+    paths = [f"/status/{part}/{key}" for part in ("capacity", "allocatable")]
+    if count is None:
+        patch = [{"op": "remove", "path": path} for path in paths]
+    else:
+        patch = [{"op": "add", "path": path, "value": str(count)} for path in paths]
+    cluster.kubectl(
+        *("patch", "node", node, "--subresource=status", "--type=json", "-p", json.dumps(patch)),
+        check=count is not None,
+    )
+
+
+@pytest.fixture(scope="module")
+def node(cluster: Cluster) -> Iterator[str]:
+    """One node with GPUs, in a zone and in pools; and a priority class that preempts nobody."""
+    found = json.loads(cluster.kubectl("get", "nodes", "-o", "json"))["items"][0]["metadata"]
+    name: str = found["name"]
+    labels = {ZONE_LABEL: ZONE, POOL_LABEL: "spot", KIND_LABEL: "small"}
+    if ZONE_LABEL in found["labels"]:
+        pytest.skip("the node has a zone already, which is somebody's")
+    priority: Json = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "value": PRIORITY}
+    priority |= {"metadata": {"name": PRIORITY_CLASS}, "preemptionPolicy": "Never"}
+    try:
+        _gpus(cluster, name, GPUS)
+        cluster.kubectl("label", "node", name, *(f"{key}={value}" for key, value in labels.items()))
+        cluster.kubectl("create", "-f", "-", stdin=json.dumps(priority))
+        yield name
+    finally:
+        cluster.kubectl("delete", "priorityclass", PRIORITY_CLASS, check=False)
+        cluster.kubectl("label", "node", name, *(f"{key}-" for key in labels), check=False)
+        _gpus(cluster, name, None)
+
+
+@pytest.fixture(scope="module")
+def placed(cluster: Cluster, image: str, node: str) -> Iterator[Installation]:
+    values: Json = {
+        "tasks": {
+            "gpu": {"resource": GPU, "typeLabel": KIND_LABEL, "placement": {"labels": {"poiesis.test/has": "gpu"}}},
+            "preemptible": {"nodeSelector": {POOL_LABEL: "spot"}, "labels": {"poiesis.test/may": "end"}},
+            "nodeClasses": {
+                "spot": {"nodeSelector": {POOL_LABEL: "spot"}},
+                "absent": {"nodeSelector": {POOL_LABEL: "absent"}},
+            },
+            "priorityClasses": [PRIORITY_CLASS],
+            "queue": "batch",
+            "limits": {"shmGb": 0.5},
+        }
+    }
+    with installation(cluster, image, **values) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def site(placed: Installation) -> Iterator[Site]:
+    with site_of(placed, web=False) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def tasks_posted(request: pytest.FixtureRequest, site: Site) -> Iterator[Mapping[str, str]]:
+    yield post_all(site, [i for i in request.session.items if getattr(i, "module", None) is request.module])
+    assert_nothing_left(site)
+
+
+def asking(script: str, *, zones: list[str] | None = None, preemptible: bool = False, **parameters: str) -> Json:
+    """A task of one script that asks for these backend parameters."""
+    resources: Json = {"backend_parameters": parameters, "zones": zones or [], "preemptible": preemptible}
+    return {"executors": [shell(script)], "resources": resources}
+
+
+def waiting(site: Site, task: str, *words: str) -> None:
+    """It is QUEUED, and says so in these words."""
+
+    def look() -> bool:
+        found = site.service.task(task)
+        assert found["state"] == "QUEUED", json.dumps(found, indent=2)
+        said = one_log(found)["metadata"].get("waiting_reason", "")
+        logged = any(said and said in line for line in one_log(found)["system_logs"])
+        return logged and all(word in said for word in words)
+
+    site.until(look, 60, f"{task} does not say {words}: {json.dumps(site.service.task(task), indent=2)}")
+
+
+def limits(pod: Json, name: str = "executor-0") -> Json:
+    (found,) = (c["resources"].get("limits", {}) for c in pod["spec"]["containers"] if c["name"] == name)
+    answer: Json = found
+    return answer
+
+
+# ── GPUs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_gpus_are_given_as_far_as_there_are_any_and_the_next_task_waits_and_says_why(site: Site, node: str):
+    tasks = [site.post(asking("sleep 600", gpu="1")) for _ in range(GPUS + 1)]
+
+    def running() -> list[str]:
+        return [t for t in tasks if site.service.task(t, "MINIMAL")["state"] == "RUNNING"]
+
+    first = site.until(lambda: running() if len(running()) == GPUS else None, 120, "not all GPUs are used")
+    (last,) = set(tasks) - set(first)
+    waiting(site, last, "Unschedulable", f"Insufficient {GPU}")
+    for task in tasks:
+        pod = site.pod_of(task)
+        assert limits(pod)[GPU] == "1"
+        assert pod["metadata"]["labels"]["poiesis.test/has"] == "gpu"
+    site.cancel(first[0])
+    site.wait(last, ("RUNNING",), 60)
+    assert len(running()) == GPUS
+    assert one_log(site.service.task(last))["metadata"]["node"] == node
+    for task in (last, first[1]):
+        site.cancel(task)
+    for task in tasks:
+        site.wait(task, ("CANCELED",), 60)
+
+
+def test_files_move_without_a_gpu_being_held(site: Site):
+    task = site.post(
+        {
+            **asking("cat in > out", gpu=str(GPUS)),
+            "executors": [shell("cat in > out", workdir="/data")] * 2,
+            "inputs": [content("/data/in", "x")],
+            "outputs": [{"path": "/data/out", "url": site.url("gpu/out")}],
+        }
+    )
+    assert codes(site.complete(task)) == [0, 0]
+    assert site.got("gpu/out") == b"x"
+    pods = {p["metadata"]["labels"]["poiesis/part"]: p for p in site.pods.of(task).values()}
+    held = {part: limits(p, p["spec"]["containers"][0]["name"]).get(GPU) for part, p in pods.items()}
+    assert held == {"tif": None, "executor-0": str(GPUS), "executor-1": str(GPUS), "tof": None}
+
+
+@posted(lambda site: asking("true", gpu="0", gpu_type="small"))
+def test_no_gpu_is_no_claim_to_one(site: Site, task: str):
+    site.complete(task)
+    assert GPU not in limits(site.pod_of(task))
+
+
+@posted(lambda site: asking("true", gpu="1", gpu_type="large"))
+def test_a_kind_of_gpu_that_no_node_has_is_waited_for(site: Site, task: str):
+    waiting(site, task, "Unschedulable", "node affinity/selector")
+    site.cancel(task)
+    site.wait(task, ("CANCELED",), 60)
+
+
+# ── nodes ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@posted(lambda site: asking("true", zones=["elsewhere", ZONE]))
+def test_a_zone_that_exists_is_where_it_runs(site: Site, task: str, node: str):
+    assert one_log(site.complete(task))["metadata"]["node"] == node
+
+
+@posted(lambda site: asking("true", zones=["elsewhere"]))
+def test_a_zone_that_does_not_exist_is_waited_for(site: Site, task: str):
+    waiting(site, task, "Unschedulable", "node affinity/selector")
+    site.cancel(task)
+    site.wait(task, ("CANCELED",), 60)
+
+
+@posted(lambda site: asking("true", preemptible=True))
+def test_a_preemptible_task_runs_in_the_pool_for_it(site: Site, task: str):
+    site.complete(task)
+    pod = site.pod_of(task)
+    assert pod["spec"]["nodeSelector"][POOL_LABEL] == "spot"
+    assert pod["metadata"]["labels"]["poiesis.test/may"] == "end"
+
+
+@posted(lambda site: asking("true", node_class="spot"))
+def test_a_class_of_nodes_is_a_pool(site: Site, task: str):
+    site.complete(task)
+    assert "poiesis.test/may" not in site.pod_of(task)["metadata"]["labels"]
+
+
+@posted(lambda site: asking("true", node_class="absent"))
+def test_a_pool_without_nodes_is_waited_for_and_filled(site: Site, task: str, cluster: Cluster, node: str):
+    waiting(site, task, "Unschedulable")
+    cluster.kubectl("label", "node", node, f"{POOL_LABEL}=absent", "--overwrite")
+    try:
+        site.complete(task)
+    finally:
+        cluster.kubectl("label", "node", node, f"{POOL_LABEL}=spot", "--overwrite")
+
+
+# ── what goes with the pod ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@posted(lambda site: asking("true", priority_class=PRIORITY_CLASS))
+def test_a_priority_class_becomes_the_pods_priority(site: Site, task: str):
+    site.complete(task)
+    pod = site.pod_of(task)
+    assert (pod["spec"]["priority"], pod["spec"]["preemptionPolicy"]) == (PRIORITY, "Never")
+
+
+@posted(lambda site: asking("true", priority_class="system-node-critical"))
+def test_a_priority_class_that_the_site_does_not_allow_is_refused(site: Site, task: str):
+    found = site.wait(task, ("SYSTEM_ERROR",))
+    assert failure(found) == "ClusterRefused"
+    assert "system-node-critical" in why(found)
+
+
+@pytest.mark.parametrize(("asked", "queue"), [({}, "batch"), ({"queue": "urgent"}, "urgent")])
+@posted(lambda site, asked, queue: asking("true", **asked))
+def test_the_pod_carries_kueues_label(site: Site, task: str, asked: dict[str, str], queue: str):
+    """Whether Kueue then holds it back is not seen here: there is none."""
+    site.complete(task)
+    assert site.pod_of(task)["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == queue
+
+
+@posted(
+    lambda site: asking("df -k /dev/shm | tail -n 1 | awk '{print $2}'; mount | grep ' /dev/shm '", shm_gb=str(SHM_GB))
+)
+def test_shared_memory_has_the_size_that_was_asked_for_inside_the_container(site: Site, task: str):
+    size, mount = one_log(site.complete(task))["logs"][0]["stdout"].splitlines()
+    assert abs(int(size) * 1024 - SHM_GB * 10**9) <= 4096  # whole pages
+    assert mount.startswith("tmpfs on /dev/shm")
+
+
+@posted(lambda site: asking("true", shm_gb="0.6"))
+def test_more_shared_memory_than_the_site_allows_is_refused(site: Site, task: str):
+    found = site.wait(task, ("SYSTEM_ERROR",))
+    assert "this site allows 0.5" in why(found)
+
+
+@posted(lambda site: asking("trap 'echo told; exit 3' TERM; sleep 600 & wait", time_limit="2s"))
+def test_a_time_limit_ends_the_command_after_it_was_told(site: Site, task: str):
+    found = site.wait(task, ("EXECUTOR_ERROR",))
+    assert failure(found) == "TimeLimit"
+    assert one_log(found)["logs"][0]["stdout"] == "told\n"
