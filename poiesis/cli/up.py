@@ -15,9 +15,11 @@ from typing import IO, Self
 
 from poiesis.bootstrap import ADAPTER_PREFIXES, FILER_PREFIX, Bootstrap
 from poiesis.config import Settings, read
-from poiesis.domain.errors import ConfigurationError
+from poiesis.domain.errors import ConfigurationError, PoiesisError
+from poiesis.domain.states import TERMINAL, State
 from poiesis.filer.settings import FilerSettings
 from poiesis.observability import configure_logging
+from poiesis.ports import TaskFilter
 
 
 class Embedded:
@@ -70,6 +72,17 @@ class Embedded:
         self._closing.callback(self._server.stop)
         return self
 
+    def what_is_left(self) -> str:
+        """For who stops the service: that its end is not the end of the commands that run."""
+        try:
+            count = self.parts.repository.count(TaskFilter(states=frozenset(State) - TERMINAL))
+        except PoiesisError:
+            return ""
+        if count == 0:
+            return ""
+        tasks = "1 task has" if count == 1 else f"{count} tasks have"
+        return f" {tasks} not ended: commands that run go on, and the next start on {self.parts.settings.directory} takes over."
+
     def close(self) -> None:
         """Stop answering, let links end, leave running commands running: the next start on the same folder takes them over."""
         self._closing.close()
@@ -116,7 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("Try:\n" + example(service.url))
         sys.stdout.flush()
         stop.wait()
-        print("Stopping.", flush=True)
+        print(f"Stopping.{service.what_is_left()}", flush=True)
     return 0
 
 
