@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Self
 
 from poiesis.bootstrap import ADAPTER_PREFIXES, FILER_PREFIX, Bootstrap
-from poiesis.config import Settings, read
+from poiesis.config import PREFIX, Settings, read
 from poiesis.domain.errors import ConfigurationError, PoiesisError
 from poiesis.domain.states import TERMINAL, State
 from poiesis.filer.settings import FilerSettings
@@ -94,8 +94,8 @@ class Embedded:
         self.close()
 
 
-def embedded_settings(arguments: argparse.Namespace, *, port: int) -> tuple[Settings, FilerSettings]:
-    """From variables and the command line, which wins. Raises: ConfigurationError."""
+def embedded_settings(arguments: argparse.Namespace, *, port: int | None) -> tuple[Settings, FilerSettings]:
+    """From variables and the command line, which wins; `port` None: as the variables have it. Raises: ConfigurationError."""
     settings = read(Settings, os.environ, others=ADAPTER_PREFIXES)
     filer = read(FilerSettings, os.environ, FILER_PREFIX)
     directory = Path(arguments.dir or settings.directory).resolve()
@@ -110,9 +110,13 @@ def embedded_settings(arguments: argparse.Namespace, *, port: int) -> tuple[Sett
         directory=str(directory),
         runtime=arguments.runtime or settings.runtime,
         policy=policy,
-        api=replace(settings.api, host=arguments.host, port=port),
+        api=replace(
+            settings.api,
+            host=settings.api.host if arguments.host is None else arguments.host,
+            port=settings.api.port if port is None else port,
+        ),
         log_format="text",
-        log_level="INFO" if arguments.verbose else "ERROR",
+        log_level="INFO" if arguments.verbose else os.environ.get(f"{PREFIX}LOG_LEVEL", "ERROR"),
     )
     return settings, filer
 
