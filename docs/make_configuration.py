@@ -14,7 +14,7 @@ from typing import Any
 
 from poiesis.bootstrap import FILER_PREFIX, KUBERNETES_PREFIX
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
-from poiesis.config import PREFIX, Settings
+from poiesis.config import PREFIX, Settings, is_setting
 from poiesis.filer.settings import FilerSettings
 
 TARGET = Path(__file__).with_name("configuration.md")
@@ -42,7 +42,7 @@ def document() -> str:
 
 def _rows(cls: type[Any], default: Any, prefix: str) -> Iterator[str]:
     told = _docstrings(cls)
-    for item in dataclasses.fields(cls):
+    for item in filter(is_setting, dataclasses.fields(cls)):
         value, name = getattr(default, item.name), prefix + item.name.upper()
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from _rows(type(value), value, name + "__")

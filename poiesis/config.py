@@ -36,7 +36,7 @@ class ApiSettings:
     max_body_bytes: int = 10 * 1024 * 1024 - 1
     """Of a request. 10 MB bodies are refused by default; `content` inputs have their own limits in the policy."""
     client_safe_states: bool = True
-    """Show only states that every known client understands: CANCELING as the state before, PREEMPTED as SYSTEM_ERROR (docs/api.md)."""
+    """Show only states that every known client understands: CANCELING as RUNNING, PREEMPTED as SYSTEM_ERROR (docs/api.md)."""
     queued_as_initializing: bool = False
     """Show QUEUED as INITIALIZING: for Galaxy/Pulsar, which reads QUEUED as failed."""
     auth: tuple[str, ...] = ()
@@ -124,6 +124,11 @@ def read(cls: type[T], environ: Mapping[str, str], prefix: str = PREFIX, *, othe
     return value
 
 
+def is_setting(item: dataclasses.Field[Any]) -> bool:
+    """Whether a field is read from a variable; the others are made from what the adapters can do."""
+    return bool(item.metadata.get("setting", True))
+
+
 class _Reader:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
@@ -134,6 +139,8 @@ class _Reader:
         hints = typing.get_type_hints(cls)
         values: dict[str, Any] = {}
         for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+            if not is_setting(item):
+                continue
             kind, name = hints[item.name], prefix + item.name.upper()
             if dataclasses.is_dataclass(kind) and isinstance(kind, type):
                 values[item.name] = self.build(kind, name + "__")

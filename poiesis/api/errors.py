@@ -4,7 +4,7 @@
 |---|---|
 | InvalidTask, InvalidRequest, NotJson | 400, every problem with its place |
 | Unauthenticated / Forbidden / UnknownTask | 401 with WWW-Authenticate / 403 / 404 |
-| BodyTooLarge | 413 |
+| BodyTooLarge / UnsupportedEncoding | 413 / 415 |
 | TooManyTasks | 429 with Retry-After |
 | Unavailable and below | 503 with Retry-After |
 | what Starlette and Connexion raise | its own status: 404, 405, 415 |
@@ -65,6 +65,10 @@ class BodyTooLarge(PoiesisError):
         )
 
 
+class UnsupportedEncoding(PoiesisError):
+    code = "unsupported_media_type"
+
+
 class NotAuthenticated(Unauthenticated):
     """`challenge` is the WWW-Authenticate header."""
 
@@ -80,6 +84,7 @@ _STATUS: Final[tuple[tuple[type[PoiesisError], int], ...]] = (
     (Forbidden, 403),
     (UnknownTask, 404),
     (BodyTooLarge, 413),
+    (UnsupportedEncoding, 415),
     (TooManyTasks, 429),
     (Unavailable, 503),
 )

@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from poiesis.cli.client import TesClient
-from poiesis.config import PREFIX, Settings, read
+from poiesis.config import PREFIX, Settings, is_setting, read
 from poiesis.domain.errors import PoiesisError
 
 
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _flat(value: Any, prefix: str = PREFIX) -> list[tuple[str, Any]]:
     """Every setting by the name of its variable; those that `repr` hides are hidden here too."""
     found: list[tuple[str, Any]] = []
-    for item in dataclasses.fields(value):
+    for item in filter(is_setting, dataclasses.fields(value)):
         inner = getattr(value, item.name)
         name = prefix + item.name.upper()
         if dataclasses.is_dataclass(inner):

@@ -38,7 +38,10 @@ def make_parser() -> argparse.ArgumentParser:
     up = commands.add_parser("up", help="the whole service on this machine, in one process tree")
     _embedded_options(up)
     up.add_argument(
-        "--port", type=_port, default=8000, help="port to listen on; 0: any free one (default: %(default)s)"
+        "--port",
+        type=_port,
+        default=None,
+        help="port to listen on; 0: any free one (default: POIESIS_API__PORT, else 8000)",
     )
 
     demo = commands.add_parser("demo", help="start the service, run a real task, show its result, stop")
@@ -88,8 +91,14 @@ def _port(text: str) -> int:
 
 
 def _embedded_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
-    parser.add_argument("--dir", default=None, help="folder for the database and tasks' files (default: .poiesis)")
+    parser.add_argument(
+        "--host", default=None, help="address to listen on (default: POIESIS_API__HOST, else 127.0.0.1)"
+    )
+    parser.add_argument(
+        "--dir",
+        default=None,
+        help="folder for the database and tasks' files (default: POIESIS_DIRECTORY, else .poiesis)",
+    )
     parser.add_argument(
         "--allow-dir",
         action="append",

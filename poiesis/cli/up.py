@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import IO, Self
 
 from poiesis.bootstrap import ADAPTER_PREFIXES, FILER_PREFIX, Bootstrap
-from poiesis.config import Settings, read
-from poiesis.domain.errors import ConfigurationError
+from poiesis.config import PREFIX, Settings, read
+from poiesis.domain.errors import ConfigurationError, PoiesisError
+from poiesis.domain.states import TERMINAL, State
 from poiesis.filer.settings import FilerSettings
 from poiesis.observability import configure_logging
+from poiesis.ports import TaskFilter
 
 
 class Embedded:
@@ -70,6 +72,17 @@ class Embedded:
         self._closing.callback(self._server.stop)
         return self
 
+    def what_is_left(self) -> str:
+        """For who stops the service: that its end is not the end of the commands that run."""
+        try:
+            count = self.parts.repository.count(TaskFilter(states=frozenset(State) - TERMINAL))
+        except PoiesisError:
+            return ""
+        if count == 0:
+            return ""
+        tasks = "1 task has" if count == 1 else f"{count} tasks have"
+        return f" {tasks} not ended: commands that run go on, and the next start on {self.parts.settings.directory} takes over."
+
     def close(self) -> None:
         """Stop answering, let links end, leave running commands running: the next start on the same folder takes them over."""
         self._closing.close()
@@ -81,8 +94,8 @@ class Embedded:
         self.close()
 
 
-def embedded_settings(arguments: argparse.Namespace, *, port: int) -> tuple[Settings, FilerSettings]:
-    """From variables and the command line, which wins. Raises: ConfigurationError."""
+def embedded_settings(arguments: argparse.Namespace, *, port: int | None) -> tuple[Settings, FilerSettings]:
+    """From variables and the command line, which wins; `port` None: as the variables have it. Raises: ConfigurationError."""
     settings = read(Settings, os.environ, others=ADAPTER_PREFIXES)
     filer = read(FilerSettings, os.environ, FILER_PREFIX)
     directory = Path(arguments.dir or settings.directory).resolve()
@@ -97,9 +110,13 @@ def embedded_settings(arguments: argparse.Namespace, *, port: int) -> tuple[Sett
         directory=str(directory),
         runtime=arguments.runtime or settings.runtime,
         policy=policy,
-        api=replace(settings.api, host=arguments.host, port=port),
+        api=replace(
+            settings.api,
+            host=settings.api.host if arguments.host is None else arguments.host,
+            port=settings.api.port if port is None else port,
+        ),
         log_format="text",
-        log_level="INFO" if arguments.verbose else "ERROR",
+        log_level="INFO" if arguments.verbose else os.environ.get(f"{PREFIX}LOG_LEVEL", "ERROR"),
     )
     return settings, filer
 
@@ -116,7 +133,7 @@ def run(arguments: argparse.Namespace) -> int:
         print("Try:\n" + example(service.url))
         sys.stdout.flush()
         stop.wait()
-        print("Stopping.", flush=True)
+        print(f"Stopping.{service.what_is_left()}", flush=True)
     return 0
 
 

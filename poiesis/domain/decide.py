@@ -312,7 +312,7 @@ def _follow(
             if outcome is not None:
                 task = _note(task, now, f"{pod.lost}: the pod was lost before its outputs were uploaded.")
                 return _end(task, now, outcome), None
-        message = f"{pod.lost}: {pod.message or 'the cluster took the pod away'}"
+        message = pod.message or "the cluster took the pod away"
         return _lost(task, pod.lost, message, now, policy, began=_began(task, pod)), None
     if pod.ended:
         return _shown(task, pod, now), pod
@@ -395,7 +395,11 @@ def _live_logs(task: Task, pod: Pod, tails: Mapping[str, tuple[str, str]]) -> tu
         elif container.record is not None and container.record.exit_code is not None:
             logs.append(_entry(container.record))
         elif name in tails:
-            logs.append(ExecutorLog(exit_code=None, stdout=tails[name][0], stderr=tails[name][1]))
+            shown = ExecutorLog(exit_code=None, stdout=tails[name][0], stderr=tails[name][1])
+            before = task.log.logs[index : index + 1]
+            if not any(tails[name]) and before and before[0].exit_code is None:
+                shown = before[0]  # read anew from nothing, after a restart: what was seen was said all the same
+            logs.append(shown)
             break
         else:
             break

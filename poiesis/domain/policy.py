@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Final
 
 GIGABYTE = 10**9
+NO_SETTING: Final[Mapping[str, bool]] = {
+    "setting": False
+}  # what the adapters can do: `bootstrap` fills it in, nobody sets it
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Limits:
     max_total_content_bytes: int = 8 * 1024 * 1024
     """Of all `content` of a task together: keeps a stored document far below MongoDB's 16 MB."""
     max_command_bytes: int = 128 * 1024
-    """One argument, and all arguments and variables of an executor together ten times as much (Linux: 128 KiB an argument)."""
+    """One argument, and all arguments and variables of an executor together five times as much (Linux: 128 KiB an argument)."""
     max_text_bytes: int = 64 * 1024
     """Name, description, one tag."""
     max_cpu_cores: float | None = None
@@ -35,13 +40,15 @@ class Limits:
 class Policy:
     limits: Limits = field(default_factory=Limits)
 
-    url_schemes_in: frozenset[str] = frozenset({"s3", "http", "https", "file"})
+    url_schemes_in: frozenset[str] = field(default=frozenset({"s3", "http", "https", "file"}), metadata=NO_SETTING)
     """Schemes that TIF can read; others are refused when the task is created."""
-    url_schemes_out: frozenset[str] = frozenset({"s3", "file"})
-    file_roots: tuple[str, ...] = ()
+    url_schemes_out: frozenset[str] = field(default=frozenset({"s3", "file"}), metadata=NO_SETTING)
+    file_roots: tuple[str, ...] = field(default=(), metadata=NO_SETTING)
     """Directories that `file://` URLs may name (allow-list, absolute, symlinks resolved). Empty: none, `file` is refused."""
 
-    backend_parameters: frozenset[str] = frozenset({"time_limit", "optional_outputs"})
+    backend_parameters: frozenset[str] = field(
+        default=frozenset({"time_limit", "optional_outputs"}), metadata=NO_SETTING
+    )
     """Keys of tesResources.backend_parameters that this service understands (lower case); see `domain.parameters`."""
 
     layout: str = "auto"

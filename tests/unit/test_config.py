@@ -128,3 +128,9 @@ def test_a_file_that_cannot_be_read_is_told_without_its_content(tmp_path):
 
 def test_a_setting_whose_name_ends_in_file_is_itself():
     assert read(Settings, {"POIESIS_API__CREDENTIALS_FILE": "/x"}).api.credentials_file == "/x"
+
+
+@pytest.mark.parametrize("name", ["URL_SCHEMES_IN", "URL_SCHEMES_OUT", "FILE_ROOTS", "BACKEND_PARAMETERS"])
+def test_what_the_adapters_decide_is_no_setting_that_would_be_ignored(name):
+    with pytest.raises(ConfigurationError, match=f"POIESIS_POLICY__{name} is no setting"):
+        read(Settings, {f"POIESIS_POLICY__{name}": "s3"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gzip
 import json
 import logging
 from collections.abc import Iterator
@@ -286,6 +287,13 @@ class TestABodyThatIsNoTask:
         body = assert_error(response, 415, "unsupported_media_type")
         assert "application/json" in body["message"]
         assert site.stored() == 0
+
+    def test_that_is_compressed_is_415_and_says_so(self, site: Site) -> None:
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        response = site.client.post(f"{BASE}/tasks", content=gzip.compress(json.dumps(HELLO).encode()), headers=headers)
+        assert "Content-Encoding" in assert_error(response, 415, "unsupported_media_type")["message"]
+        assert site.stored() == 0
+        assert site.post("/tasks", HELLO, headers={"Content-Encoding": "identity"}).status_code == 200
 
     def test_above_the_limit_is_413(self) -> None:
         site = Site(api=ApiSettings(max_body_bytes=1000))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -39,6 +41,23 @@ def test_a_token_is_good_for_its_own_filters_alone(one: TaskFilter, other: TaskF
     else:
         with pytest.raises(InvalidRequest):
             read_token(page_token(one, ID), other)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"owner": "bob"},
+        {"owner": None},
+        {"name_prefix": "m"},
+        {"states": frozenset({State.RUNNING})},
+        {"tags": (("k", "w"),)},
+        {"tags": (("k", "v"), ("l", ""))},
+    ],
+)
+def test_a_token_is_refused_when_any_one_filter_or_the_user_differs(change: dict[str, Any]) -> None:
+    where = TaskFilter(name_prefix="n", states=frozenset({State.COMPLETE}), tags=(("k", "v"),), owner="ada")
+    with pytest.raises(InvalidRequest, match="other filters"):
+        read_token(page_token(where, ID), replace(where, **change))
 
 
 def test_no_token_is_the_start() -> None:

@@ -117,7 +117,16 @@ def test_the_command_line_wins_over_variables(monkeypatch: pytest.MonkeyPatch, t
     assert settings.policy.layout == "single" and not settings.policy.retry_started
     given = cli.make_parser().parse_args(["up"])
     settings, _ = embedded_settings(given, port=given.port)
-    assert (settings.directory, settings.runtime, settings.api.port) == ("/elsewhere", "docker", 8000)
+    assert (settings.directory, settings.runtime) == ("/elsewhere", "docker")
+    assert (settings.api.host, settings.api.port, settings.log_level) == ("127.0.0.1", 8000, "ERROR")
+    monkeypatch.setenv("POIESIS_API__HOST", "::1")
+    monkeypatch.setenv("POIESIS_API__PORT", "9000")
+    monkeypatch.setenv("POIESIS_LOG_LEVEL", "WARNING")
+    settings, _ = embedded_settings(given, port=given.port)
+    assert (settings.api.host, settings.api.port, settings.log_level) == ("::1", 9000, "WARNING")
+    given = cli.make_parser().parse_args(["up", "--host", "127.0.0.2", "--port", "0", "--verbose"])
+    settings, _ = embedded_settings(given, port=given.port)
+    assert (settings.api.host, settings.api.port, settings.log_level) == ("127.0.0.2", 0, "INFO")
 
 
 def test_info_shows_what_differs_and_no_secret(poiesis: Poiesis, server: TesServer) -> None:

@@ -469,6 +469,7 @@ def test_faults_of_the_infrastructure_end_after_the_last_attempt():
     task = world.to_the_end()
     assert (task.state, task.attempt) == (State.SYSTEM_ERROR, 3)
     assert task.log.metadata["failure_reason"] == "Evicted"
+    assert task.log.system_logs[-1].endswith(" Evicted: the node was low on memory")
 
 
 @pytest.mark.parametrize(("shown", "state"), [(False, State.SYSTEM_ERROR), (True, State.PREEMPTED)])
@@ -697,6 +698,17 @@ def test_a_running_task_shows_ended_executors_and_the_live_end_of_the_present_on
     assert [(e.exit_code, e.stdout) for e in world.task.log.logs] == [(0, "first"), (None, "so far")]
     world.cluster.run(ID, "task")
     assert [e.exit_code for e in world.to_the_end().log.logs] == [0, 0, 0]
+
+
+def test_live_output_that_begins_anew_with_nothing_leaves_what_was_shown():
+    world = running(spec(1))
+    for said in ("so far", ""):  # an observer that was started anew has read nothing yet
+        world.cluster.tail(ID, "executor-0", said)
+        world.monitor(tails=True)
+        assert [(e.exit_code, e.stdout) for e in world.task.log.logs] == [(None, "so far")]
+    world.cluster.tail(ID, "executor-0", "and more")
+    world.monitor(tails=True)
+    assert [(e.exit_code, e.stdout) for e in world.task.log.logs] == [(None, "and more")]
 
 
 def test_live_output_of_a_second_pod_leaves_the_first_ones_entry():
