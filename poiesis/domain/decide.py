@@ -653,7 +653,9 @@ def _upload_again(task: Task, lost: Outcome, now: datetime, policy: Policy) -> T
     """The next TOF pod, under a name of its own, after the same delay as before an attempt."""
     task = replace(task, uploads=task.uploads + 1)
     delay = _retry_delay(replace(task, attempt=task.uploads), policy)
-    task = _note(task, now, f"The upload was lost and begins again in {delay.total_seconds():g} s. {lost.message}")
+    task = _note(
+        task, now, f"The upload was lost and begins again in {delay.total_seconds():g} s. {lost.reason}: {lost.message}"
+    )
     return _to(_metadata(task, {"uploads": str(task.uploads)}), Stage.STAGE_OUT, now, wake=now + delay)
 
 
