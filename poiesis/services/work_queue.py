@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 MAX_FAILURES: Final = 8
 FIRST_BACK_OFF_S: Final = 0.2
 MAX_KEYS: Final = 100_000
+TASKS_A_SETTLE: Final = 10
+MOST_SETTLES: Final = 4
 
 
 class WorkQueue:
@@ -26,7 +28,7 @@ class WorkQueue:
     `wake` merges: a task that waits already waits once; one being handled is handled again afterwards. The newest hint that is not None
     wins. A handler that raises is repeated with back-off, at most MAX_FAILURES times; then resync is what is left. At most MAX_KEYS tasks
     wait; more are dropped (resync finds them). A wake-up without a hint waits for `settle`, in which others join it: a pod's events come in
-    flocks, and each would cost a look at the store.
+    flocks, and each would cost a look at the store. The more tasks wait, the longer it is, up to MOST_SETTLES times that.
     """
 
     def __init__(
@@ -64,7 +66,8 @@ class WorkQueue:
                 self._ready.append(task_id)
             elif task_id not in self._settling:
                 self._settling.add(task_id)
-                heapq.heappush(self._later, (time.monotonic() + self._settle_s, task_id))
+                settles = min(1 + len(self._hints) // TASKS_A_SETTLE, MOST_SETTLES)
+                heapq.heappush(self._later, (time.monotonic() + settles * self._settle_s, task_id))
             self._lock.notify()
 
     def close(self, timeout: timedelta = timedelta(seconds=10)) -> None:

@@ -50,7 +50,7 @@ BUILT_LAUNCHERS: Final = Path(poiesis.__file__).parent / "bin"  # by `make launc
 LAUNCHER_PREFIX: Final = "launcher-"
 MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # as the kernel calls them, and as Kubernetes does
 POKE_RESOLVED_S: Final = 30.0  # how long the poke address's numbers are believed
-BINDING_PAUSE_S: Final = 0.02  # before the second look at a volume; doubles
+BINDING_PAUSE_S: Final = 0.02  # before the second look at a volume; grows by half each time
 BINDS_LATE_S: Final = 60.0  # how long volumes that were not bound in time are not waited for
 LAUNCHER_SEEN_S: Final = 600.0  # how long the launcher's ConfigMap is believed to be still there
 MAX_UIDS: Final = 10_000
@@ -155,7 +155,7 @@ class KubernetesCluster:
                 self._binds_late_until = self._monotonic() + BINDS_LATE_S
                 return
             time.sleep(pause)
-            pause *= 2
+            pause *= 1.5
 
     def _is_bound(self, task: Task) -> bool:
         """As the watch shows it, at no cost, or else by a look. True also where nothing can be seen: creating the pod will tell."""

@@ -3,13 +3,14 @@
 import threading
 import time
 from collections import Counter
+from datetime import timedelta
 
 import pytest
 
 from poiesis.domain.errors import ClusterUnavailable
 from poiesis.domain.task import TaskId
 from poiesis.services import work_queue as module
-from poiesis.services.work_queue import MAX_FAILURES, WorkQueue
+from poiesis.services.work_queue import MAX_FAILURES, MOST_SETTLES, WorkQueue
 
 PATIENCE_S = 20.0
 A, B = TaskId("a"), TaskId("b")
@@ -159,3 +160,24 @@ def test_after_close_nothing_is_handled(handler, work):
     work.close()
     work.wake(A)
     assert handler.calls == []
+
+
+def test_events_wait_for_each_other_and_longer_the_more_tasks_wait(handler):
+    queue = WorkQueue(handler, 1, settle=timedelta(seconds=1))
+    began = time.monotonic()
+    for i in range(100):
+        queue.wake(TaskId(str(i)))
+        queue.wake(TaskId(str(i)))
+    waits = sorted(at - began for at, _ in queue._later)
+    assert len(waits) == 100
+    assert 1 <= waits[0] < 2 and MOST_SETTLES <= waits[-1] < MOST_SETTLES + 1
+
+
+def test_a_hint_waits_for_nothing(handler):
+    queue = WorkQueue(handler, 1, settle=timedelta(hours=1))
+    queue.start()
+    queue.wake(A)
+    queue.wake(A, "hint")
+    handler.wait(1)
+    queue.close()
+    assert handler.calls == [("a", "hint")]
