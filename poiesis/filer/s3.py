@@ -322,10 +322,11 @@ class S3Filer:
         return size, check.verified(place.url)
 
     def _get_in_parts(self, place: _Place, file: RemoteFile, part: Partial, step: int) -> int:
-        """The first range tells the size; the others come beside each other."""
+        """The first range tells the size; the others come beside each other. A first one that breaks off is gone on with like they are."""
         headers = {**place.site.read_headers, "range": f"bytes=0-{step - 1}"}
         if file.version:
             headers["if-match"] = f'"{file.version}"'
+        reached, end, total, etag = 0, 0, 0, ""
         try:
             with self._asked(place, "GET", headers=headers) as answer:
                 if answer.status == 200:  # a server without ranges
@@ -335,23 +336,33 @@ class S3Filer:
                         raise StorageUnavailable(f"{shown(place.url)}: fewer than {total} bytes came")
                     return total
                 first, last, total = self._range(place, answer)
-                etag = answer.headers.get("etag", "")
-                if first != 0 or last != min(step, total) - 1:
+                end = last + 1
+                if first != 0 or end != min(step, total):
                     raise StorageUnavailable(
                         f"{shown(place.url)}: the server answered with another range than asked for"
                     )
                 self._check_size(place, total)
-                if self._take(answer, part, 0) != last + 1:
-                    raise StorageUnavailable(f"{shown(place.url)}: fewer than {last + 1} bytes came")
+                etag = answer.headers.get("etag", "")
+                for view in answer.chunks():
+                    part.write(view, reached)
+                    reached += len(view)
+                    self._control.moved(len(view))
         except _EmptyObject:
             return 0
+        except StorageUnavailable:
+            if not etag or not reached:
+                raise
+        if reached < end and not etag:
+            raise StorageUnavailable(f"{shown(place.url)}: fewer than {end} bytes came")
         if total > step and not etag:
             raise StagingFailed(
                 f"{shown(place.url)}: the server tells no ETag, so its parts might be of different objects"
             )
-        starts = range(step, total, step)
+        starts = [*([reached] if reached < end else []), *range(step, total, step)]
         self._pool.together(
-            lambda start=start: self._get_range(place, part, start, min(start + step, total), etag, total)  # type: ignore[misc]
+            lambda start=start: self._get_range(
+                place, part, start, min(start - start % step + step, total), etag, total
+            )  # type: ignore[misc]
             for start in starts
         )
         return total
