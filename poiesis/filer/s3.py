@@ -38,7 +38,7 @@ from poiesis.filer.s3_errors import Elsewhere, refusal, translated
 from poiesis.filer.s3_signature import EMPTY_SHA256, Signer
 from poiesis.filer.settings import MIB, FilerSettings, S3Endpoint
 from poiesis.filer.transfer import Changed
-from poiesis.filer.wire import Answer, Slice, Wire, WireError
+from poiesis.filer.wire import Answer, Slice, Wire, WireError, Writable
 from poiesis.filer.writing import Partial, partial
 from poiesis.ports.filer import RemoteFile, Sent
 
@@ -316,42 +316,52 @@ class S3Filer:
         with self._asked(place, "GET", headers=headers) as answer:
             total = self._promised(place, answer)
             check = _Check(answer.headers)
-            size = self._take(answer, part, 0, check)
+            size = self._take(answer, part, check)
         if size != total:
             raise StorageUnavailable(f"{shown(place.url)}: {size} bytes of {total} came")
         return size, check.verified(place.url)
 
     def _get_in_parts(self, place: _Place, file: RemoteFile, part: Partial, step: int) -> int:
-        """The first range tells the size; the others come beside each other."""
+        """The first range tells the size; the others come beside each other. A first one that breaks off is gone on with like they are."""
         headers = {**place.site.read_headers, "range": f"bytes=0-{step - 1}"}
         if file.version:
             headers["if-match"] = f'"{file.version}"'
+        reached, end, total, etag = 0, 0, 0, ""
         try:
             with self._asked(place, "GET", headers=headers) as answer:
                 if answer.status == 200:  # a server without ranges
                     total = self._promised(place, answer)
                     self._check_size(place, total)
-                    if self._take(answer, part, 0) != total:
+                    if self._take(answer, part) != total:
                         raise StorageUnavailable(f"{shown(place.url)}: fewer than {total} bytes came")
                     return total
                 first, last, total = self._range(place, answer)
-                etag = answer.headers.get("etag", "")
-                if first != 0 or last != min(step, total) - 1:
+                end = last + 1
+                if first != 0 or end != min(step, total):
                     raise StorageUnavailable(
                         f"{shown(place.url)}: the server answered with another range than asked for"
                     )
                 self._check_size(place, total)
-                if self._take(answer, part, 0) != last + 1:
-                    raise StorageUnavailable(f"{shown(place.url)}: fewer than {last + 1} bytes came")
+                etag = answer.headers.get("etag", "")
+                for count in answer.save(Writable(part.descriptor, reached, part.write)):
+                    reached += count
+                    self._control.moved(count)
         except _EmptyObject:
             return 0
+        except StorageUnavailable:
+            if not etag or not reached:
+                raise
+        if reached < end and not etag:
+            raise StorageUnavailable(f"{shown(place.url)}: fewer than {end} bytes came")
         if total > step and not etag:
             raise StagingFailed(
                 f"{shown(place.url)}: the server tells no ETag, so its parts might be of different objects"
             )
-        starts = range(step, total, step)
+        starts = [*([reached] if reached < end else []), *range(step, total, step)]
         self._pool.together(
-            lambda start=start: self._get_range(place, part, start, min(start + step, total), etag, total)  # type: ignore[misc]
+            lambda start=start: self._get_range(
+                place, part, start, min(start - start % step + step, total), etag, total
+            )  # type: ignore[misc]
             for start in starts
         )
         return total
@@ -367,23 +377,28 @@ class S3Filer:
                     raise StorageUnavailable(
                         f"{shown(place.url)}: the server answered with another range than asked for"
                     )
-                for view in answer.chunks():
-                    part.write(view, reached)
-                    reached += len(view)
-                    self._control.moved(len(view))
+                for count in answer.save(Writable(part.descriptor, reached, part.write)):
+                    reached += count
+                    self._control.moved(count)
             if reached != end:
                 raise StorageUnavailable(f"{shown(place.url)}: the connection ended early")
 
         self._control.repeat(once, lambda: reached, final=(Changed,))
 
-    def _take(self, answer: Answer, part: Partial, offset: int, check: _Check | None = None) -> int:
+    def _take(self, answer: Answer, part: Partial, check: _Check | None = None) -> int:
+        """All of the answer's body, from the file's beginning; how much that was."""
+        size = 0
+        if check is None or check.is_void:
+            for count in answer.save(Writable(part.descriptor, 0, part.write)):
+                size += count
+                self._control.moved(count)
+            return size
         for view in answer.chunks():
-            part.write(view, offset)
-            if check:
-                check.update(view)
-            offset += len(view)
+            part.write(view, size)
+            check.update(view)
+            size += len(view)
             self._control.moved(len(view))
-        return offset
+        return size
 
     def _promised(self, place: _Place, answer: Answer) -> int:
         if answer.size_bytes is None:
@@ -562,6 +577,10 @@ class _Check:
             self._crc32 = None
         self._digest = hashlib.sha256()
         self._crc = 0
+
+    @property
+    def is_void(self) -> bool:
+        return not (self._sha256 or self._crc32)
 
     def update(self, data: memoryview) -> None:
         if self._sha256:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from poiesis.domain.errors import AccessDenied, FileTooLarge, NotFound, StagingFailed, StorageUnavailable
 from poiesis.filer.addresses import shown
+from poiesis.filer.connections import PROXY_WANTS
 from poiesis.filer.transfer import Changed
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ def problem(url: str, status: int, code: str, message: str, region: str) -> Exce
     text = f"{shown(url)}: "
     if code == "PreconditionFailed" or status == 412:
         return Changed(text + "the object has changed meanwhile")
+    if status == 407:
+        return AccessDenied(text + PROXY_WANTS)
     if code in _MISSING or (status == 404 and code not in _PASSING):
         return NotFound(text + _MISSING.get(code, "there is no such object"))
     if region and (status in (301, 307, 400)) and (code in _WRONG_REGION or not code):

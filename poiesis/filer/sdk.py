@@ -81,10 +81,11 @@ class Client:
         if site.proxy is None:
             self._manager = urllib3.PoolManager(**options)
         else:
-            via = f"{'https' if site.proxy.is_secure else 'http'}://{site.proxy.host}:{site.proxy.port}"
             self._manager = urllib3.ProxyManager(
-                via, proxy_headers=site.proxy.headers, proxy_ssl_context=site.proxy_tls, **options
+                site.proxy.url, proxy_headers=site.proxy.headers, proxy_ssl_context=site.proxy_tls, **options
             )
+        if not site.endpoint.verify:  # the site knows
+            urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
         provider = site.provider
         try:
             self._client = Minio(

@@ -7,6 +7,8 @@ encrypted. Measured for 10 KB objects: 74 µs a request, against 313 with http.c
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import select
 import socket
@@ -19,6 +21,9 @@ from typing import Final, Protocol
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 1024
 _SEND_BYTES: Final = 1 << 20  # between two looks at the clock and at whether to stop
+_SPLICE_FROM: Final = 1 << 18  # less is not worth a pipe
+_PIPE_BYTES: Final = 1 << 20
+_NO_SPLICE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EMFILE, errno.ENFILE})
 _END: Final = b"\r\n\r\n"
 
 
@@ -47,6 +52,17 @@ class Slice:
     descriptor: int
     offset: int
     size_bytes: int
+
+
+class Writable:
+    """A place in an open file that moves on as it is written to. `write_at`: all of the bytes at an offset, errors translated."""
+
+    def __init__(self, descriptor: int, offset: int, write_at: Callable[[bytes | memoryview, int], None]) -> None:
+        self.descriptor, self.offset, self._write_at = descriptor, offset, write_at
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._write_at(data, self.offset)
+        self.offset += len(data)
 
 
 class Answer:
@@ -82,6 +98,18 @@ class Answer:
             yield from self._line.exactly(self.size_bytes or 0)
         self.is_spent = True
 
+    def save(self, target: Writable) -> Iterator[int]:
+        """The body to a file, and how many bytes each step brought.
+
+        Raises: WireError when it ends early, and what `target.write` raises."""
+        if self._chunked or self._until_close:
+            for view in self.chunks():
+                target.write(view)
+                yield len(view)
+        elif not self.is_spent:
+            yield from self._line.saved(self.size_bytes or 0, target)
+            self.is_spent = True
+
     def read(self, limit: int = 1 << 20) -> bytes:
         """The body, of which at most `limit` bytes are kept."""
         kept = bytearray()
@@ -105,10 +133,15 @@ class _Line:
         self._view = memoryview(self._buffer)
         self._start = self._end = 0  # of what was read and not used
         self.is_used = False
+        self._splices = type(self._socket) is socket.socket  # nothing that encrypts
+        self._pipe: tuple[int, int] | None = None
 
     def close(self) -> None:
         with suppress(OSError):
             self._connection.close()
+        pipe, self._pipe = self._pipe, None
+        for end in pipe or ():
+            os.close(end)
 
     def send(self, head: bytes, body: bytes | Slice, moved: Callable[[int], None]) -> None:
         if isinstance(body, bytes):
@@ -180,6 +213,62 @@ class _Line:
             self._start += size
             count -= size
             yield view
+
+    def saved(self, count: int, target: Writable) -> Iterator[int]:
+        """`count` bytes to a file. Where the connection is plain, the kernel moves them, which costs a quarter less CPU than reading
+        and writing them (measured for ranges of 16 MiB)."""
+        while count:
+            if self._splices and self._start == self._end and count >= _SPLICE_FROM:
+                moved = self._splice(min(count, _PIPE_BYTES), target)
+                if moved is None:
+                    continue
+            else:
+                if self._start == self._end and not self._fill():
+                    raise WireError(f"the connection ended {count} bytes before the end")
+                moved = min(count, self._end - self._start)
+                target.write(self._view[self._start : self._start + moved])
+                self._start += moved
+            if moved == 0:
+                raise WireError(f"the connection ended {count} bytes before the end")
+            count -= moved
+            yield moved
+
+    def _splice(self, count: int, target: Writable) -> int | None:
+        """At most `count` bytes from the connection to the file; 0 at its end. None: it cannot be done, and nothing was taken."""
+        try:
+            if self._pipe is None:
+                self._pipe = os.pipe2(os.O_CLOEXEC)
+                with suppress(OSError):  # its size is limited, and all pipes' of a user
+                    fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            got = left = self._to_pipe(self._pipe[1], count)
+        except OSError as error:
+            if error.errno not in _NO_SPLICE:
+                raise
+            self._splices = False
+            return None
+        while left:
+            try:
+                done = os.splice(self._pipe[0], target.descriptor, left, offset_dst=target.offset)
+            except OSError:  # a full disk, or a file system that has no such thing: writing tells
+                self._splices = False
+                while left:
+                    data = os.read(self._pipe[0], left)
+                    target.write(data)
+                    left -= len(data)
+                break
+            left -= done
+            target.offset += done
+        return got
+
+    def _to_pipe(self, pipe: int, count: int) -> int:
+        while True:
+            try:
+                return os.splice(self._socket.fileno(), pipe, count)
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self._socket, select.POLLIN)
+                if not poll.poll(self._stall_s * 1000):
+                    raise TimeoutError(f"nothing came for {self._stall_s:.0f} s") from None
 
     def rest(self) -> Iterator[memoryview]:
         while self._start < self._end or self._fill():

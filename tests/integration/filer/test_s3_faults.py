@@ -43,9 +43,16 @@ def test_a_small_object_cut_at_every_byte_comes_whole(volume: Path, web: HttpSer
         assert fetch(volume, web)[1] == SMALL
 
 
-def test_an_object_always_cut_is_no_file(volume: Path, web: HttpServer) -> None:
+def test_an_object_of_which_each_answer_brings_a_little_comes_in_the_end(volume: Path, web: HttpServer) -> None:
     web.files["/bucket/key"] = SMALL
     web.faults = lambda _: Fault(cut=10)
+    assert fetch(volume, web)[1] == SMALL
+    assert len(web.requests) == len(SMALL) / 10
+
+
+def test_an_object_always_cut_is_no_file(volume: Path, web: HttpServer) -> None:
+    web.files["/bucket/key"] = SMALL
+    web.faults = lambda _: Fault(cut=0)
     report, got = fetch(volume, web)
     assert got is None
     assert (report.error_code, report.retryable) == ("storage_unavailable", True)

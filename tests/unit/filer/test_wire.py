@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poiesis.filer.wire import Slice, Wire, WireError
+from poiesis.filer.wire import Slice, Wire, WireError, Writable
 
 HEAD = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "x"\r\n\r\n'
 WHOLE = HEAD + b"hello"
@@ -173,6 +174,82 @@ def test_a_part_of_a_file_is_a_body(tmp_path: Path) -> None:
         os.close(descriptor)
     assert served.requests[0].partition(b"\r\n\r\n")[2] == data[1000:2_001_000]
     assert sum(moved) == 2_000_000
+
+
+BODY = os.urandom(3_000_000)
+LONG = f"HTTP/1.1 200 OK\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+Splice = Callable[..., int]
+
+
+def saved(
+    target: Path, sent: list[bytes], write: Callable[[int, bytes | memoryview, int], object] = os.pwrite
+) -> list[int]:
+    """The steps in which an answer's body was saved behind the first three bytes of a file."""
+    descriptor = os.open(target, os.O_RDWR | os.O_CREAT)
+    before = len(os.listdir("/proc/self/fd"))
+
+    def write_at(data: bytes | memoryview, offset: int) -> None:
+        write(descriptor, data, offset)
+
+    try:
+        os.write(descriptor, b"abc")
+        with wired(Served([sent])) as wire, wire.request("GET", "/x", {}) as answer:
+            return list(answer.save(Writable(descriptor, 3, write_at)))
+    finally:
+        assert len(os.listdir("/proc/self/fd")) <= before + 1, (
+            "pipes are left open"
+        )  # the other thread's end may still be
+        os.close(descriptor)
+
+
+def test_a_body_is_saved_where_it_belongs(tmp_path: Path) -> None:
+    steps = saved(tmp_path / "x", [LONG, BODY[:5], BODY[5:2_000_000], BODY[2_000_000:]])
+    assert (tmp_path / "x").read_bytes() == b"abc" + BODY
+    assert sum(steps) == len(BODY)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100_000, len(BODY) - 1])
+def test_a_body_that_ends_early_is_no_whole_one(tmp_path: Path, cut: int) -> None:
+    with pytest.raises(WireError, match="before the end"):
+        saved(tmp_path / "x", [LONG, BODY[:cut]])
+    assert (tmp_path / "x").read_bytes() == b"abc" + BODY[:cut]
+
+
+@pytest.mark.parametrize("of", ["the socket", "the file"])
+def test_a_body_is_saved_where_the_kernel_cannot_move_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
+) -> None:
+    real: Splice = os.splice
+    refused: list[int] = []
+
+    def splice(source: int, target: int, count: int, **more: int) -> int:
+        if ("offset_dst" in more) == (of == "the file"):
+            refused.append(count)
+            raise OSError(errno.EINVAL, "not here")
+        return real(source, target, count, **more)
+
+    monkeypatch.setattr(os, "splice", splice)
+    saved(tmp_path / "x", [LONG, BODY])
+    assert (tmp_path / "x").read_bytes() == b"abc" + BODY
+    assert len(refused) == 1
+
+
+def test_a_disk_that_fills_is_told_by_who_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real: Splice = os.splice
+
+    def splice(source: int, target: int, count: int, **more: int) -> int:
+        if more.get("offset_dst", 0) > 500_000:
+            raise OSError(errno.ENOSPC, "full")
+        return real(source, target, count, **more)
+
+    def write(descriptor: int, data: bytes | memoryview, offset: int) -> int:
+        if offset > 500_000:
+            raise ZeroDivisionError
+        return os.pwrite(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "splice", splice)
+    with pytest.raises(ZeroDivisionError):
+        saved(tmp_path / "x", [LONG, BODY], write)
 
 
 def test_a_file_that_became_shorter_is_an_error(tmp_path: Path) -> None:

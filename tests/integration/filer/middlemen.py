@@ -1,0 +1,219 @@
+"""What stands between a filer and its server: something that ends TLS, and a proxy. Real sockets, in threads."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import datetime
+import ipaddress
+import selectors
+import socket
+import ssl
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+IDLE_S = 30.0
+
+
+@dataclass(frozen=True)
+class Authority:
+    """A certificate authority of our own, and what it signed. `key_file` holds key and certificate of `names`."""
+
+    ca_file: Path
+    key_file: Path
+
+    def context(self) -> ssl.SSLContext:
+        found = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        found.load_cert_chain(self.key_file)
+        return found
+
+
+def authority(folder: Path, *names: str) -> Authority:
+    """For host names and addresses, for an hour."""
+    now = datetime.datetime.now(datetime.UTC)
+
+    def build(
+        subject: str, key: ec.EllipticCurvePrivateKey, issuer: str, alternatives: list[x509.GeneralName]
+    ) -> x509.CertificateBuilder:
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)]))
+            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(minutes=5))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(x509.BasicConstraints(ca=not alternatives, path_length=None), critical=True)
+        )
+        return made.add_extension(x509.SubjectAlternativeName(alternatives), critical=False) if alternatives else made
+
+    ca_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    found: list[x509.GeneralName] = []
+    for name in names:
+        try:
+            found.append(x509.IPAddress(ipaddress.ip_address(name)))
+        except ValueError:
+            found.append(x509.DNSName(name))
+    ca = build("tests", ca_key, "tests", []).sign(ca_key, hashes.SHA256())
+    certificate = build(names[0], key, "tests", found).sign(ca_key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    (folder / "ca.pem").write_bytes(ca.public_bytes(pem))
+    (folder / "key.pem").write_bytes(key.private_bytes(pem, *plain) + certificate.public_bytes(pem))
+    return Authority(folder / "ca.pem", folder / "key.pem")
+
+
+class _Listener:
+    """Takes connections at a port of 127.0.0.1, each in a thread."""
+
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
+        self.accepted = 0
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                found, _ = self._socket.accept()
+            except OSError:
+                return
+            self.accepted += 1
+            threading.Thread(target=self._serve, args=(found,), daemon=True).start()
+
+    def _serve(self, found: socket.socket) -> None:
+        found.settimeout(IDLE_S)
+        with contextlib.suppress(OSError), found:
+            if self._tls is None:
+                self.handle(found)
+                return
+            with self._tls.wrap_socket(found, server_side=True) as secure:
+                self.handle(secure)
+
+    def handle(self, client: socket.socket) -> None:
+        raise NotImplementedError
+
+
+class TlsFront(_Listener):
+    """TLS before a plain server. `cut`: after how many bytes of its answers to break off connection number so and so."""
+
+    def __init__(self, target: str, tls: ssl.SSLContext) -> None:
+        parts = urlsplit(target)
+        self._target = (str(parts.hostname), parts.port or 80)
+        self.cut: Callable[[int], int | None] = lambda _: None
+        self.secured = 0
+        """How many connections came as far as a request."""
+        super().__init__(tls)
+
+    @property
+    def url(self) -> str:
+        return f"https://127.0.0.1:{self.port}"
+
+    def handle(self, client: socket.socket) -> None:
+        self.secured += 1
+        most = self.cut(self.secured)
+        with socket.create_connection(self._target, timeout=IDLE_S) as server:
+            pump(client, server, most)
+
+
+class Proxy(_Listener):
+    """An HTTP proxy: absolute URLs and CONNECT. `login`: `user:password` it wants; `refuses`: the status of all its answers."""
+
+    def __init__(
+        self, *, tls: ssl.SSLContext | None = None, login: str | None = None, refuses: int | None = None
+    ) -> None:
+        self._login, self._refuses = login, refuses
+        self._scheme = "https" if tls else "http"
+        self.seen: list[str] = []
+        """First lines of requests that were let through."""
+        super().__init__(tls)
+
+    def url(self, login: str | None = None) -> str:
+        user = f"{login}@" if login else ""
+        return f"{self._scheme}://{user}127.0.0.1:{self.port}"
+
+    def handle(self, client: socket.socket) -> None:
+        while (head := _head(client)) is not None:
+            first, *lines = head.decode("latin-1").split("\r\n")
+            headers = {n.strip().lower(): v.strip() for n, _, v in (line.partition(":") for line in lines)}
+            if self._refuses is not None:
+                client.sendall(f"HTTP/1.1 {self._refuses} No\r\ncontent-length: 0\r\n\r\n".encode())
+                return
+            if self._login is not None:
+                expected = "Basic " + base64.b64encode(self._login.encode()).decode()
+                if headers.get("proxy-authorization") != expected:
+                    client.sendall(b"HTTP/1.1 407 Who\r\nproxy-authenticate: Basic\r\ncontent-length: 0\r\n\r\n")
+                    return
+            self.seen.append(first)
+            method, target, version = first.split(" ")
+            if method == "CONNECT":
+                host, _, port = target.rpartition(":")
+                with socket.create_connection((host.strip("[]"), int(port)), timeout=IDLE_S) as server:
+                    client.sendall(b"HTTP/1.1 200 Connected\r\n\r\n")
+                    pump(client, server)
+                return
+            parts = urlsplit(target)
+            kept = [line for line in lines if not line.lower().startswith(("proxy-", "connection:"))]
+            path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+            with socket.create_connection((str(parts.hostname), parts.port or 80), timeout=IDLE_S) as server:
+                server.sendall(
+                    "\r\n".join([f"{method} {path} {version}", *kept, "connection: close"]).encode("latin-1")
+                )
+                server.sendall(b"\r\n\r\n")
+                pump(client, server)
+            return
+
+
+def pump(client: socket.socket, server: socket.socket, most: int | None = None) -> None:
+    """Both ways until one of them ends, or `most` bytes of the server's went through."""
+    with selectors.DefaultSelector() as both:
+        both.register(client, selectors.EVENT_READ, server)
+        both.register(server, selectors.EVENT_READ, client)
+        while True:
+            ready: list[tuple[socket.socket, socket.socket]] = []
+            if isinstance(client, ssl.SSLSocket) and client.pending():
+                ready.append((client, server))
+            for key, _ in [] if ready else both.select(IDLE_S):
+                ready.append((client, server) if key.fileobj is client else (server, client))
+            if not ready:
+                return
+            for source, target in ready:
+                data = source.recv(1 << 16)
+                if source is server and most is not None:
+                    data = data[:most]
+                    most -= len(data)
+                if not data:
+                    return
+                target.sendall(data)
+
+
+def _head(client: socket.socket) -> bytes | None:
+    found = b""
+    while not found.endswith(b"\r\n\r\n"):
+        byte = client.recv(1)
+        if not byte:
+            return None
+        found += byte
+    return found[:-4]
+
+
+@contextlib.contextmanager
+def closing(item: _Listener) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        item.close()
