@@ -6,6 +6,7 @@ taken away again. Kueue is not there: of its queue the label alone is seen. Noth
 
 from __future__ import annotations
 
+import base64
 import json
 import secrets
 from collections.abc import Iterator, Mapping
@@ -223,6 +224,23 @@ def test_a_pool_without_nodes_is_waited_for_and_filled(site: Site, task: str, cl
         site.complete(task)
     finally:
         cluster.kubectl("label", "node", node, f"{POOL_LABEL}=spot", "--overwrite")
+
+
+@posted(lambda site: asking("true", architecture="arm64"))
+def test_the_launcher_of_the_other_architecture_is_there_for_nodes_that_have_it(site: Site, task: str, node: str):
+    if (
+        json.loads(site.kubectl("get", "node", node, "-o", "json"))["metadata"]["labels"]["kubernetes.io/arch"]
+        == "arm64"
+    ):
+        pytest.skip("the node is of that architecture")
+    waiting(site, task, "Unschedulable", "node affinity/selector")
+    (volume,) = (v["configMap"] for v in site.pod_of(task)["spec"]["volumes"] if v["name"] == "launcher")
+    assert volume["items"] == [{"key": "launcher-arm64", "path": "launcher", "mode": 0o555}]
+    kept = json.loads(site.kubectl("get", "configmap", volume["name"], "-o", "json"))["binaryData"]
+    machines = {key: base64.b64decode(binary)[18:20] for key, binary in kept.items()}  # e_machine of an ELF header
+    assert machines == {"launcher-amd64": b"\x3e\x00", "launcher-arm64": b"\xb7\x00"}
+    site.cancel(task)
+    site.wait(task, ("CANCELED",), 60)
 
 
 # ── what goes with the pod ────────────────────────────────────────────────────────────────────────────────────────────

@@ -264,9 +264,8 @@ class KubernetesCluster:
         found: list[Pod] = []
         reports: dict[str, FilerReport] = {}
         live: dict[str, tuple[str, str]] = {}
-        for view in sorted(
-            pod_views, key=lambda v: v.part == task.part
-        ):  # of two TOF pods the present one has the last word
+        # of two TOF pods the present one has the last word
+        for view in sorted(pod_views, key=lambda v: v.part == task.part):
             if view.attempt != task.attempt:
                 found.append(pod_of(view, task, {}))
                 continue
