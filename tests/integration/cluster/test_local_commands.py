@@ -107,7 +107,7 @@ def _has_no_pod(lab: Lab, task: Task) -> bool:
 
 def test_a_command_that_is_cancelled_while_it_starts_ends_at_once(make_lab: Callable[..., Lab]) -> None:
     """Its process 1 is there before it can be told: a SIGTERM sent then is lost, and the command ran until its grace was over."""
-    lab = make_lab("process", policy=dataclasses.replace(POLICY, grace=timedelta(minutes=5)))
+    lab = make_lab("process", policy=dataclasses.replace(POLICY, grace=timedelta(seconds=45)))
     for n in range(5):
         task = lab.launch(lab.task(sh("sleep 600"), id=f"{lab.id}{n}"))
         (folder,) = folders_of(lab.directory / "tasks", task.id, 1)
