@@ -104,6 +104,11 @@ def render_logs(task: dict[str, Any]) -> list[str]:
                 text = executor.get(stream)
                 if text:
                     lines += [f"    {stream}: {line}" for line in text.splitlines()]
+        told = entry.get("metadata") or {}  # Poiesis: what the executor that runs now wrote last (docs/api.md)
+        if "live_executor" in told:
+            lines.append(f"  executor {told['live_executor']}: has not ended")
+            for stream in ("stdout", "stderr"):
+                lines += [f"    {stream}: {line}" for line in told.get(f"live_{stream}", "").splitlines()]
         lines += [f"  output {o['path']} -> {o['url']} ({o['size_bytes']} bytes)" for o in entry.get("outputs") or []]
     return lines
 

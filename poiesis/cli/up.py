@@ -103,7 +103,11 @@ def embedded_settings(arguments: argparse.Namespace, *, port: int | None) -> tup
     for root in roots:
         if not Path(root).is_dir():
             raise ConfigurationError(f"--allow-dir {root}: there is no such folder")
-    filer = replace(filer, file_roots=(*filer.file_roots, *roots))
+    roots = [*filer.file_roots, *roots]
+    for root in roots:
+        if Path(root).resolve().is_relative_to(directory):
+            raise ConfigurationError(f"{root} lies in the service's own folder {directory}; choose another with --dir")
+    filer = replace(filer, file_roots=tuple(roots), file_hidden=(*filer.file_hidden, str(directory)))
     policy = replace(settings.policy, retry_started=False, layout="single")
     settings = replace(
         settings,

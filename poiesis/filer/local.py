@@ -28,6 +28,7 @@ class LocalFiler:
     def __init__(self, context: Context) -> None:
         self._control = context.control
         self._roots = [os.path.realpath(root) for root in context.settings.file_roots]
+        self._hidden = [os.path.realpath(directory) for directory in context.settings.file_hidden]
 
     def close(self) -> None:
         pass
@@ -67,6 +68,8 @@ class LocalFiler:
     def send(self, source: int, url: str) -> Sent:
         target = Path(_path(url))
         with self._directory(url, target.parent) as folder:
+            if not self._is_allowed(os.path.join(os.readlink(f"/proc/self/fd/{folder}"), target.name)):
+                raise self._refusal(url)
             mode = os.fstat(source).st_mode
             with partial(
                 target, sync=self._control.sync, size_bytes=os.fstat(source).st_size, directory=folder
@@ -114,7 +117,7 @@ class LocalFiler:
                 raise StagingFailed(f"{shown(url)}: {name!r} is a symbolic link to a directory that it is in")
             with local_errors(shown(url)):
                 children = sorted(os.listdir(descriptor))
-            children = [c for c in children if not c.startswith(PREFIX)]
+            children = [c for c in children if not c.startswith(PREFIX) and os.path.join(path, c) not in self._hidden]
             if not children:
                 yield RemoteFile(url, name, 0, is_directory=True)
             for child in children:
@@ -154,15 +157,16 @@ class LocalFiler:
     def _checked(self, url: str, descriptor: int) -> str:
         """The true path of an open descriptor. Raises: AccessDenied when it is below no allowed root."""
         path = os.readlink(f"/proc/self/fd/{descriptor}")
-        if not any(_is_below(path, root) for root in self._roots):
+        if not self._is_allowed(path):
             raise self._refusal(url)
         return path
 
     def _may_be_allowed(self, path: str) -> bool:
         """By name: a first look that touches nothing, so that answers do not tell what else there is on this machine."""
-        return any(_is_below(os.path.normpath(path), root) for root in self._roots) or any(
-            _is_below(os.path.realpath(path), root) for root in self._roots
-        )
+        return self._is_allowed(os.path.normpath(path)) or self._is_allowed(os.path.realpath(path))
+
+    def _is_allowed(self, path: str) -> bool:
+        return any(_is_below(path, root) for root in self._roots) and not any(_is_below(path, h) for h in self._hidden)
 
     def _refusal(self, url: str) -> AccessDenied:
         return AccessDenied(f"{shown(url)}: is not below a directory that this service may use")

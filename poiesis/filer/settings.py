@@ -52,6 +52,8 @@ class S3Endpoint:
 class FilerSettings:
     file_roots: tuple[str, ...] = ()
     """Directories that `file://` URLs may name, after symbolic links are resolved; empty: none."""
+    file_hidden: tuple[str, ...] = ()
+    """Directories below those which no URL may name after all; `poiesis up` adds its own folder."""
     s3: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     """Endpoints by alias: the fields of `S3Endpoint`. The first one is for buckets that no other claims. Empty: AWS, or what
     AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL name."""

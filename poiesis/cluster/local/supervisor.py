@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ Stage = Callable[[Mapping[str, Any], Path, Cancelled], FilerReport]
 KILL_SLACK: Final = 5.0  # seconds; the launcher kills after the grace by itself, so this is for a launcher that hangs
 PULL_RETRY: Final = 5.0  # seconds
 RETRY: Final = 2.0
+STARTING: Final = 0.02  # how often a launcher that is to end is looked at, until it can be told
 LOOK: Final = 2.0  # how often a command that runs is looked at, should its end or a stop have been missed
 
 
@@ -264,28 +266,38 @@ class Supervisor:
         self._run, self._run_name = run, member.name
         self._safely(self._changed)  # the wake-up at the admission may have come before the launch was saved
         try:
-            if not self._follow(run):
+            if not self._follow(run, member):
                 raise Stopped
             self._settle(member, run)
         finally:
             self._run = self._run_name = None
 
-    def _follow(self, run: Run) -> bool:
+    def _follow(self, run: Run, member: Member) -> bool:
         """Until it has ended (True) or this process closes (False)."""
         kill_at: float | None = None
+        told = False
         while True:
             # a stop that came before the wait is not seen by it, so there is none then, and no long one ever
             left = (0.0 if self._stop.is_set else LOOK) if kill_at is None else kill_at - time.monotonic()
-            if run.wait(self._stop, left):
+            if run.wait(self._stop, left if told or kill_at is None else min(left, STARTING)):
                 return True
             if self._detached and not self._deleting:
                 return False
-            if self._deleting and kill_at is None:
-                run.terminate()
+            if not self._deleting:
+                continue
+            if kill_at is None:
                 kill_at = time.monotonic() + self._grace + KILL_SLACK
-            elif kill_at is not None and time.monotonic() >= kill_at:
+            if not told and self._hears(member):
+                told = True
+                run.terminate()
+            elif time.monotonic() >= kill_at:
                 run.kill()
                 kill_at = time.monotonic() + 1.0
+
+    def _hears(self, member: Member) -> bool:
+        """Whether SIGTERM reaches the launcher: process 1 of a namespace is sent nothing that it is not prepared for."""
+        control = self._folder.control(member.name)
+        return any(os.path.lexists(control / f"{member.name}.{mark}") for mark in ("up", "begun"))
 
     def _settle(self, member: Member, run: Run) -> None:
         """The record of a command that has ended, from where user code cannot reach it any more."""
@@ -316,7 +328,7 @@ class Supervisor:
                 continue
             run = self._runtime.run(self._folder, self._pod, member)
             if run.state() is RunState.RUNNING:
-                self._follow(run)
+                self._follow(run, member)
             if run.state() is not RunState.ABSENT:
                 run.clean()
 

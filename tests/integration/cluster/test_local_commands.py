@@ -7,12 +7,14 @@ import subprocess
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from poiesis.cluster.local.folder import folders_of
 from poiesis.domain.observed import Phase
-from poiesis.domain.task import Executor, Input, Output, Resources
+from poiesis.domain.task import Executor, Input, Output, Resources, Task
 from tests.integration.cluster.harness import IMAGE, POLICY, Lab, container, eventually, processes_with, record, sh
 
 
@@ -105,6 +107,23 @@ def test_a_cancelled_command_that_ignores_sigterm_is_killed_with_its_children(la
     assert all(p.deleting for p in lab.cluster.observe(task).pods)
     eventually(lambda: not lab.cluster.observe(task).pods, "the end of the pod")
     eventually(lambda: not processes_with(mark.replace(" ", "\0")), "the end of the processes")
+
+
+def _has_no_pod(lab: Lab, task: Task) -> bool:
+    return not lab.cluster.observe(task).pods
+
+
+def test_a_command_that_is_cancelled_while_it_starts_ends_at_once(make_lab: Callable[..., Lab]) -> None:
+    """Its process 1 is there before it can be told: a SIGTERM sent then is lost, and the command ran until its grace was over."""
+    lab = make_lab("process", policy=dataclasses.replace(POLICY, grace=timedelta(seconds=45)))
+    for n in range(5):
+        task = lab.launch(lab.task(sh("sleep 600"), id=f"{lab.id}{n}"))
+        (folder,) = folders_of(lab.directory / "tasks", task.id, 1)
+        while not folder.state("executor-0", "pid").exists():
+            time.sleep(0.001)
+        time.sleep(n * 0.01)
+        lab.cluster.delete_pods(task)
+        eventually(partial(_has_no_pod, lab, task), "the end of the pod", deadline=30)
 
 
 def test_a_command_over_its_memory_is_told_so(lab: Lab) -> None:

@@ -108,12 +108,13 @@ def test_the_command_line_wins_over_variables(monkeypatch: pytest.MonkeyPatch, t
     monkeypatch.setenv("POIESIS_RUNTIME", "docker")
     monkeypatch.setenv("POIESIS_FILER__FILE_ROOTS", "/srv")
     monkeypatch.setenv("POIESIS_POLICY__LAYOUT", "staged")
+    own = tmp_path / "own"
     given = cli.make_parser().parse_args(
-        ["up", "--dir", str(tmp_path), "--runtime", "process", "--allow-dir", str(tmp_path)]
+        ["up", "--dir", str(own), "--runtime", "process", "--allow-dir", str(tmp_path)]
     )
     settings, filer = embedded_settings(given, port=0)
-    assert (settings.directory, settings.runtime) == (str(tmp_path), "process")
-    assert filer.file_roots == ("/srv", str(tmp_path))
+    assert (settings.directory, settings.runtime) == (str(own), "process")
+    assert filer.file_roots == ("/srv", str(tmp_path)) and filer.file_hidden == (str(own),)
     assert settings.policy.layout == "single" and not settings.policy.retry_started
     given = cli.make_parser().parse_args(["up"])
     settings, _ = embedded_settings(given, port=given.port)
@@ -127,6 +128,14 @@ def test_the_command_line_wins_over_variables(monkeypatch: pytest.MonkeyPatch, t
     given = cli.make_parser().parse_args(["up", "--host", "127.0.0.2", "--port", "0", "--verbose"])
     settings, _ = embedded_settings(given, port=given.port)
     assert (settings.api.host, settings.api.port, settings.log_level) == ("127.0.0.2", 0, "INFO")
+
+
+def test_the_services_own_folder_cannot_hold_what_tasks_may_read(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for directory in (tmp_path, tmp_path / "data"):
+        given = cli.make_parser().parse_args(["up", "--dir", str(directory), "--allow-dir", str(tmp_path / "data")])
+        with pytest.raises(ConfigurationError, match="service's own folder"):
+            embedded_settings(given, port=0)
 
 
 def test_info_shows_what_differs_and_no_secret(poiesis: Poiesis, server: TesServer) -> None:

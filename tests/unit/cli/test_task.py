@@ -146,3 +146,13 @@ def test_views_logs_and_cancel(poiesis: Poiesis, server: TesServer) -> None:
     assert poiesis("task", "cancel", "t1", "--url", server.url) == Done(0, "t1 is being canceled\n", "")
     assert poiesis("task", "cancel", "t1", "t2", "--json", "--url", server.url).code == 1
     assert task.render_logs({"id": "x", "state": "QUEUED"}) == ["x QUEUED"]
+    live = {"live_executor": "1", "live_stdout": "a\nb", "live_stderr": ""}
+    assert task.render_logs(
+        {"id": "x", "state": "RUNNING", "logs": [{"logs": [{"exit_code": 0}], "metadata": live}]}
+    ) == [
+        "x RUNNING",
+        "  executor 0: exit code 0",
+        "  executor 1: has not ended",
+        "    stdout: a",
+        "    stdout: b",
+    ]

@@ -149,6 +149,30 @@ def test_files_outside_the_allowed_roots_are_refused(volume: Path, store: Path, 
     assert tree(volume / "root/data") == {}
 
 
+def test_a_hidden_directory_below_a_root_is_neither_read_nor_written_nor_listed(volume: Path, store: Path) -> None:
+    own = store / "own"
+    (own / "tasks").mkdir(parents=True)
+    (own / "tasks.sqlite").write_text("secret")
+    (store / "x").write_text("x")
+    (store / "link").symlink_to(own)
+    settings = quick(file_roots=(str(store),), file_hidden=(str(own),))
+    for url in (
+        f"file://{own}/tasks.sqlite",
+        f"file://{store}/link/tasks.sqlite",
+        f"{own}",
+        f"file://{store}/o%77n/tasks/n",
+    ):
+        assert bring(volume, given("/data/a", url), settings=settings).error_code == "access_denied"
+        (volume / "root/data").mkdir(parents=True, exist_ok=True)
+        (volume / "root/data/out").write_text("overwritten")
+        report = send(volume, wanted("/data/out", url, "FILE"), settings=settings)
+        assert report.error_code == "access_denied"
+    assert (own / "tasks.sqlite").read_text() == "secret" and list((own / "tasks").iterdir()) == []
+    (store / "link").unlink()
+    assert bring(volume, given("/data/d", f"file://{store}", type="DIRECTORY"), settings=settings).error is None
+    assert tree(volume / "root/data/d") == {"x": b"x"}
+
+
 def test_a_link_out_of_an_allowed_root_is_refused(volume: Path, store: Path, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("s")
     (store / "d").mkdir()

@@ -1,0 +1,15 @@
+"""The pages build as HTML, each of them in the index, without a broken link among them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-b", "html", "-d", str(tmp_path / "trees")]
+    done = subprocess.run([*argv, str(DOCS), str(tmp_path / "html")], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for page in DOCS.rglob("*.md"):
+        assert (tmp_path / "html" / page.relative_to(DOCS)).with_suffix(".html").is_file()
