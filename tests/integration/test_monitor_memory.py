@@ -28,7 +28,7 @@ from tests.unit.cluster.kubernetes.conftest import Answer, ApiServer, Request, p
 TASKS = 5_000
 WARM = 100
 TOGETHER = 50
-GROWTH_BYTES = 24 * 1024 * 1024  # for 4,900 tasks: names of what is gone and what was published last, both bounded
+GROWTH_BYTES = 8 * 1024 * 1024  # for 4,900 tasks: names of what is gone and what was published last, both bounded
 PATIENCE_S = 60.0
 STDOUT = "x" * 1_500
 

@@ -88,7 +88,7 @@ class KubernetesCluster:
         self._poke_resolved: tuple[str | None, float] = (None, 0.0)  # and until when, on the monotonic clock
         self._volume_uids: OrderedDict[str, str] = OrderedDict()
         self._wake: Callable[[TaskId], None] | None = None
-        self._cache = Cache(self._changed)
+        self._cache = Cache(self._changed, self._records.forget)
         self._watches: tuple[Watch, ...] = ()
 
     # ── making ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -340,7 +340,8 @@ class KubernetesCluster:
         if with_volumes:
             for name in volume_names:
                 self._delete_one(VOLUMES, name)
-            self._records.forget(v.uid for v in known)
+            for view in known:
+                self._records.forget(view)
 
     def _delete_one(self, kind: str, name: str) -> None:
         if self._is_followed() and self._cache.is_gone(kind, name):

@@ -149,10 +149,12 @@ def _text(value: object) -> str | None:
 
 
 class Cache:
-    """`changed` is called, outside the lock, with the id of a task of which something that matters changed."""
+    """`changed` is called, outside the lock, with the id of a task of which something that matters changed; `gone`, inside it, with a pod
+    that is gone."""
 
-    def __init__(self, changed: Callable[[TaskId], None]) -> None:
+    def __init__(self, changed: Callable[[TaskId], None], gone: Callable[[PodView], None] = lambda _: None) -> None:
         self._changed = changed
+        self._tell_gone = gone
         self._lock = threading.Lock()
         self._views: dict[str, dict[str, tuple[int, View]]] = {PODS: {}, VOLUMES: {}}
         self._of_task: dict[TaskId, set[tuple[str, str]]] = {}
@@ -237,6 +239,8 @@ class Cache:
     def _remove(self, kind: str, name: str, version: int) -> None:
         known = self._views[kind].pop(name, None)
         if known is not None:
+            if isinstance(known[1], PodView):
+                self._tell_gone(known[1])
             self._message_bytes -= _message_bytes(known[1])
             mine = self._of_task.get(known[1].task_id, set())
             mine.discard((kind, name))

@@ -114,11 +114,12 @@ class Records:
         kept = "".join(line for line in text.splitlines(keepends=True) if RECORD_MARKER not in line)
         return {view.name: (kept[-self._tail_bytes :], "")}
 
-    def forget(self, uids: Iterable[str]) -> None:
-        gone = set(uids)
+    def forget(self, pod: PodView) -> None:
         with self._lock:
-            for key in [k for k in self._known if k[0] in gone]:
-                self._known_bytes -= self._known.pop(key).cost_bytes
+            for view in pod.containers:
+                known = self._known.pop((pod.uid, view.name), None)
+                self._known_bytes -= known.cost_bytes if known is not None else 0
+                self._heard.pop((pod.name, view.name), None)
 
     # ── where records come from ─────────────────────────────────────────────────────────────────────────────────────────
 

@@ -175,12 +175,15 @@ def test_somebody_elses_record_is_not_taken(make: Callable[..., Records], logs: 
 
 def test_what_is_remembered_is_bounded(make: Callable[..., Records], server: ApiServer) -> None:
     records = make(cache_bytes=5_000)
+    views = []
     for i in range(100):
         view = project_pod(pod_json(f"p{i}", containers={"executor-0": ended(record())}))
         assert view is not None
         records.of(view, poked=False)
+        views.append(view)
     assert len(records._known) < 12 and records._known_bytes <= 5_000
-    records.forget([uid for uid, _ in records._known])
+    for view in views:
+        records.forget(view)
     assert records._known_bytes == 0
 
 
