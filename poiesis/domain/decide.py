@@ -228,9 +228,8 @@ def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Pol
         return Decision(_end(task, now, outcome or Outcome(State.COMPLETE)), again=True)
     shown = observed.pod(pod_plan.part, task.attempt)
     waits = timedelta(0) if shown is None or shown.scheduled else now - (shown.created_at or now)
-    if (
-        earlier is None and task.uploads > 1 and waits > policy.start_deadline
-    ):  # its volume may be where the lost node was
+    if earlier is None and task.uploads > 1 and waits > policy.start_deadline:
+        # The volume may be where the lost node was: then only a new attempt helps.
         why = (shown.waiting if shown else None) or "no node takes the upload"
         message = f"the outputs cannot be reached any more: {why}"
         return Decision(_lost(task, "VolumeLost", message, now, policy, began=True), again=True)
