@@ -4,6 +4,8 @@ Warnings are errors, declared in `tox.ini`; a test that expects one says so with
 gets a line there with its message, never a blanket ignore here.
 """
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
         item.add_marker(folder if folder in LEVELS else "unit")
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """What a test sets up as a process would, the next one does not inherit."""
+    root = logging.getLogger()
+    level, disabled = root.level, {name for name, at in logging.root.manager.loggerDict.items() if _is_disabled(at)}
+    yield
+    root.setLevel(level)
+    for name, found in logging.root.manager.loggerDict.items():
+        if isinstance(found, logging.Logger) and name not in disabled:
+            found.disabled = False
+
+
+def _is_disabled(found: object) -> bool:
+    return isinstance(found, logging.Logger) and found.disabled
 
 
 @pytest.fixture
