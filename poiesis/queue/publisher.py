@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Any, Final
 
 from celery import Celery, chain
 from kombu.exceptions import OperationalError
@@ -13,20 +14,30 @@ from poiesis.domain.states import ROLE_OF, Stage
 from poiesis.domain.task import TaskId
 from poiesis.queue.app import LINK_OF, LINKS
 
+AWAY_S: Final = 2.0
+
 
 class CeleryQueue:
-    """Publishes chains of links. Safe to use from any thread."""
+    """Publishes chains of links. Safe to use from any thread.
+
+    A broker that does not answer costs its callers seconds, and the API has few threads: for AWAY_S after a failure nothing is tried.
+    What is not published meanwhile, resync publishes.
+    """
 
     def __init__(self, app: Celery) -> None:
         self._app = app
+        self._away_until = 0.0  # on the monotonic clock
 
     def publish(self, task_id: TaskId, stage: Stage) -> None:
+        if time.monotonic() < self._away_until:
+            raise QueueUnavailable("the queue did not answer a moment ago")
         links = LINKS[LINK_OF[stage] :]
         try:
             chain(*(self._app.signature(link, args=(task_id,), immutable=True) for link in links)).apply_async(
                 ignore_result=True
             )
         except (OperationalError, RedisError, OSError) as error:
+            self._away_until = time.monotonic() + AWAY_S
             raise QueueUnavailable(f"the queue does not answer: {type(error).__name__}") from error
 
     def waiting(self, stage: Stage) -> int:

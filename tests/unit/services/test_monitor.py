@@ -15,7 +15,7 @@ from poiesis.testing.cluster import MemoryCluster
 from poiesis.testing.queue import RecordingQueue
 from tests.unit.domain.samples import FILES, ID, SMALL, World, stored
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60.0
 
 
 class Scene:
@@ -35,7 +35,7 @@ class Scene:
         deadline = time.monotonic() + PATIENCE_S
         turn = threading.Event()
         while not condition():
-            assert time.monotonic() < deadline, self.world.task
+            assert time.monotonic() < deadline, vars(self.world.repository)
             turn.wait(0.005)
 
 
