@@ -322,11 +322,10 @@ class S3Filer:
         return size, check.verified(place.url)
 
     def _get_in_parts(self, place: _Place, file: RemoteFile, part: Partial, step: int) -> int:
-        """The first range tells the size; the others come beside each other. A first one that breaks off is gone on with like they are."""
+        """The head of the first range tells the size; then all come beside each other, and one that breaks off is gone on with."""
         headers = {**place.site.read_headers, "range": f"bytes=0-{step - 1}"}
         if file.version:
             headers["if-match"] = f'"{file.version}"'
-        reached, end, total, etag = 0, 0, 0, ""
         try:
             with self._asked(place, "GET", headers=headers) as answer:
                 if answer.status == 200:  # a server without ranges
@@ -343,28 +342,33 @@ class S3Filer:
                     )
                 self._check_size(place, total)
                 etag = answer.headers.get("etag", "")
-                for count in answer.save(Writable(part.descriptor, reached, part.write)):
-                    reached += count
-                    self._control.moved(count)
+                if total > step and not etag:
+                    raise StagingFailed(
+                        f"{shown(place.url)}: the server tells no ETag, so its parts might be of different objects"
+                    )
+                calls = [lambda: self._get_first(place, part, answer, end, etag, total)]
+                calls += [
+                    lambda start=start: self._get_range(place, part, start, min(start + step, total), etag, total)  # type: ignore[misc]
+                    for start in range(step, total, step)
+                ]
+                self._pool.together(calls)
         except _EmptyObject:
             return 0
-        except StorageUnavailable:
+        return total
+
+    def _get_first(self, place: _Place, part: Partial, answer: Answer, end: int, etag: str, total: int) -> None:
+        reached = 0
+        try:
+            for count in answer.save(Writable(part.descriptor, 0, part.write)):
+                reached += count
+                self._control.moved(count)
+        except (WireError, OSError) as error:
             if not etag or not reached:
-                raise
+                raise StorageUnavailable(f"{shown(place.url)}: {error}") from error
         if reached < end and not etag:
             raise StorageUnavailable(f"{shown(place.url)}: fewer than {end} bytes came")
-        if total > step and not etag:
-            raise StagingFailed(
-                f"{shown(place.url)}: the server tells no ETag, so its parts might be of different objects"
-            )
-        starts = [*([reached] if reached < end else []), *range(step, total, step)]
-        self._pool.together(
-            lambda start=start: self._get_range(
-                place, part, start, min(start - start % step + step, total), etag, total
-            )  # type: ignore[misc]
-            for start in starts
-        )
-        return total
+        if reached < end:
+            self._get_range(place, part, reached, end, etag, total)
 
     def _get_range(self, place: _Place, part: Partial, start: int, end: int, etag: str, total: int) -> None:
         reached = start

@@ -79,6 +79,8 @@ class Answer:
         if not has_body:
             self.size_bytes = 0
         self.is_spent = self.size_bytes == 0
+        self.is_broken = False
+        """Whether its body ended early: there is nothing to wait for."""
         self._until_close = not self._chunked and self.size_bytes is None
 
     @property
@@ -107,8 +109,9 @@ class Answer:
                 target.write(view)
                 yield len(view)
         elif not self.is_spent:
+            self.is_broken = True  # until it is whole
             yield from self._line.saved(self.size_bytes or 0, target)
-            self.is_spent = True
+            self.is_spent, self.is_broken = True, False
 
     def read(self, limit: int = 1 << 20) -> bytes:
         """The body, of which at most `limit` bytes are kept."""
@@ -355,7 +358,12 @@ class Wire:
         line, answer = self._exchange(method, head, body, moved)
         try:
             yield answer
-            if not answer.is_spent and answer.size_bytes is not None and answer.size_bytes <= MAX_HEAD_BYTES:
+            if (
+                not answer.is_spent
+                and not answer.is_broken
+                and answer.size_bytes is not None
+                and answer.size_bytes <= MAX_HEAD_BYTES
+            ):
                 answer.read(0)
         except BaseException:
             line.close()
