@@ -82,7 +82,7 @@ class Settings:
     """Of the embedded mode: tasks that run at once; None: twice the cores."""
     role_threads: int = 4
     """Links that one role's worker handles at once."""
-    resync: timedelta = timedelta(seconds=3)
+    resync: timedelta = timedelta(seconds=5)
     """How often the store is asked for tasks whose time has come."""
     monitor_threads: int = 8
     """Tasks that the monitor reconciles at once."""

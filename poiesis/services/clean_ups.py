@@ -19,7 +19,7 @@ from poiesis.domain.task import TaskId
 
 log = logging.getLogger(__name__)
 
-PATIENCE: Final = timedelta(seconds=15)
+PATIENCE: Final = timedelta(seconds=30)
 LOOK_S: Final = 0.1
 MAX_HELD: Final = 100_000  # one more is published at once
 
@@ -56,6 +56,11 @@ class CleanUps:
                 self._lock.notify()
         if not holds:
             self._publish(task_id)
+
+    def holds(self, task_id: TaskId) -> bool:
+        """Whether the task has ended and waits here: its pod's events tell nothing new."""
+        with self._lock:
+            return task_id in self._held
 
     def close(self) -> None:
         """What is held is forgotten: the store knows when it has to be looked at."""

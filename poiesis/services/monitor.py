@@ -207,6 +207,8 @@ class Monitor:
         )
 
     def _reconcile(self, task_id: TaskId, hint: str | None) -> None:
+        if self._clean_ups.holds(task_id):
+            return
         try:
             heard = self._take_heard(task_id, hint) if hint is not None else ()
             reconciled = self._orchestrator.reconcile(task_id, MONITORED, poked=hint, heard=heard)

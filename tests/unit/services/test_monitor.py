@@ -10,6 +10,7 @@ from poiesis.domain.decide import SOON
 from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.states import Role, Stage, State
 from poiesis.domain.task import TaskId
+from poiesis.services.clean_ups import CleanUps
 from poiesis.services.monitor import MAX_PASSED_OVER, REPUBLISH, Monitor
 from poiesis.testing.cluster import MemoryCluster
 from poiesis.testing.queue import RecordingQueue
@@ -128,6 +129,21 @@ def test_what_is_due_is_published_once_however_many_events_find_it(scene):
     world.clock.advance(REPUBLISH)
     scene.monitor._reconcile(ID, None)
     assert scene.queue.published == [(ID, Stage.CLEAN)] * 2
+
+
+def test_an_ended_task_whose_removal_yields_to_starts_is_not_looked_at_meanwhile(scene):
+    world = scene.world
+    starting = [TaskId("7" * 26)]
+    scene.monitor._clean_ups = CleanUps(lambda task_id: scene.queue.publish(task_id, Stage.CLEAN), lambda: starting)
+    world.launch()
+    world.cluster.run(ID, "task")
+    scene.monitor._reconcile(ID, None)
+    world.cluster.calls.clear()
+    scene.monitor._reconcile(ID, None)
+    assert (world.cluster.calls, scene.queue.published) == ([], [])
+    scene.monitor.listen()
+    starting.clear()
+    scene.until(lambda: scene.queue.published == [(ID, Stage.CLEAN)])
 
 
 def test_what_could_not_be_published_is_tried_again_by_the_next_event(scene):
