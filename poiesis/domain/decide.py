@@ -316,10 +316,10 @@ def _follow(
     if pod.ended:
         return _shown(task, pod, now), pod
     never_started = next((c for c in pod.containers if c.record is None and c.reason in _START_FAILURES), None)
-    if (
-        never_started is not None
-    ):  # the others would wait for it until their last deadline; nothing of the user's has run
-        return _lost(task, "ContainerNotStarted", _how_it_ended(never_started), now, policy, began=False), None
+    if never_started is not None:  # the others would wait for it until their last deadline
+        return _lost(
+            task, "ContainerNotStarted", _how_it_ended(never_started), now, policy, began=_may_have_begun(pod)
+        ), None
     task = _shown(task, pod, now, tails=observed.tails)
     task = _look_again(task, now, now + policy.recheck)
     if not pod.scheduled:
@@ -355,7 +355,7 @@ def _waiting_containers(task: Task, pod: Pod, now: datetime, policy: Policy) -> 
         if now - since > policy.start_deadline or in_all > policy.schedule_deadline + policy.start_deadline:
             names = ", ".join(c.name for c in slow)
             message = f"containers did not start within {policy.start_deadline}: {names}"
-            return _lost(task, "StartTimeout", message, now, policy, began=False)
+            return _lost(task, "StartTimeout", message, now, policy, began=_may_have_begun(pod))
         return task
     worst = stuck[0]
     message = f"{worst.reason} of {worst.name}: {worst.message or 'no more is said'}"
@@ -421,6 +421,12 @@ def _executors_run(pod: Pod) -> bool:
     if tif is not None and not (tif.record.ok if tif.record else tif.phase is Phase.ENDED and not tif.exit_code):
         return False
     return all(c.phase is not Phase.WAITING for c in pod.containers)
+
+
+def _may_have_begun(pod: Pod) -> bool:
+    """Of a pod in which a container has not started: the first executor waits for all others, though perhaps not for TOF."""
+    executors = [c for c in pod.containers if c.name not in (TIF, TOF)]
+    return all(c.phase is not Phase.WAITING and c.reason not in _START_FAILURES for c in executors)
 
 
 def _began(task: Task, pod: Pod | None) -> bool:

@@ -197,6 +197,20 @@ def test_a_container_that_the_runtime_cannot_start_is_a_system_error_without_a_l
     assert task.log.metadata["failure_reason"] == "ContainerNotStarted"
 
 
+@pytest.mark.parametrize(("which", "repeats"), [("executor-0", True), ("tof", False)])
+def test_of_a_pod_that_starts_badly_the_executors_may_have_begun_unless_one_of_them_is_what_does_not_start(
+    which, repeats
+):
+    """The first executor waits for the others, not for TOF where TIF has shown that their image is good."""
+    world = World(FILES, replace(POLICY, retry_started=False))
+    world.launch()
+    world.cluster.start(ID, "task")
+    world.cluster.set(ID, "task", which, phase=Phase.ENDED, reason="StartError", exit_code=128)
+    world.monitor()
+    assert world.task.outcome is not None
+    assert (world.task.outcome.reason, world.task.outcome.retry) == ("ContainerNotStarted", repeats)
+
+
 def test_usage_of_every_executor_is_told():
     world = World(SMALL)
     world.launch()

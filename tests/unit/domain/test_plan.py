@@ -60,9 +60,14 @@ def test_the_layout_has_these_pods(task_spec, layout, expected):
 def test_containers_take_turns_and_the_first_waits_until_all_have_started():
     tif, first, second, tof = plan(spec(2, inputs=(input_file(),), outputs=(output_file(),)), POLICY).pods[0].containers
     assert (tif.waits_up, tif.waits_for) == ((), ())
-    assert (first.waits_up, first.waits_for) == (("executor-1", "tof"), ("tif",))
+    assert (first.waits_up, first.waits_for) == (("executor-1",), ("tif",))  # TOF has TIF's image
     assert (second.waits_up, second.waits_for, second.executor) == ((), ("executor-0",), 1)
     assert (tof.waits_for, tof.always) == (("executor-1",), True)
+
+
+def test_without_tif_the_first_executor_waits_for_tof_too():
+    first, second, _ = plan(spec(2, outputs=(output_file(),)), POLICY).pods[0].containers
+    assert (first.waits_up, second.waits_up) == (("executor-1", "tof"), ())
 
 
 def test_files_that_have_to_exist_before_are_made_by_an_init_container():
