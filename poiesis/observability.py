@@ -206,7 +206,7 @@ class _Rate:
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
     timeout = REQUEST_TIMEOUT_S
-    _POKE: Final = re.compile(r"/poke/([0-9a-z]{1,64})/([0-9a-f]{1,64})")
+    _POKE: Final = re.compile(r"/poke/([0-9a-z]{1,64})/([0-9a-f-]{1,64})")
 
     def do_GET(self) -> None:
         if self.path == "/healthz":

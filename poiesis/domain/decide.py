@@ -198,7 +198,7 @@ def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, t
     if the_plan.layout is Layout.STAGED and the_plan.pod(TOF) is not None:
         return Decision(replace(_to(task, Stage.STAGE_OUT, now, wake=now + SOON), outcome=outcome), again=True)
     if TOF in pod_plan.names:
-        task, outcome = _read_tof(task, pod, observed.reports.get(TOF), outcome, now)
+        task, outcome = _read_tof(task, pod, observed.reports.get(TOF), outcome, now, policy)
     return Decision(_end(task, now, outcome or Outcome(State.COMPLETE)), again=True)
 
 
@@ -224,7 +224,7 @@ def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Pol
             task = _note(task, now, f"After the failure, outputs could not be uploaded: {lost.message}")
         return Decision(_end(task, now, earlier or replace(lost, retry=False)), again=True)
     if pod is not None:
-        task, outcome = _read_tof(followed, pod, observed.reports.get(TOF), earlier, now)
+        task, outcome = _read_tof(followed, pod, observed.reports.get(TOF), earlier, now, policy)
         return Decision(_end(task, now, outcome or Outcome(State.COMPLETE)), again=True)
     shown = observed.pod(pod_plan.part, task.attempt)
     waits = timedelta(0) if shown is None or shown.scheduled else now - (shown.created_at or now)
@@ -453,7 +453,7 @@ def _read_tif(
 
 
 def _read_tof(
-    task: Task, pod: Pod, report: FilerReport | None, outcome: Outcome | None, now: datetime
+    task: Task, pod: Pod, report: FilerReport | None, outcome: Outcome | None, now: datetime, policy: Policy
 ) -> tuple[Task, Outcome | None]:
     """Outputs into the log; a failed upload is the outcome only when the executors had none."""
     container = pod.container(TOF)
@@ -468,6 +468,8 @@ def _read_tof(
     if container is not None and container.record is not None and container.record.ok:
         return task, outcome
     error = report.error if report is not None and report.error else _how_it_ended(container)
+    if outcome is None and report is None and (container is None or container.record is None):
+        return task, _fault(task, "OutputFilerLost", error, policy, began=True)
     if outcome is not None:
         return _note(task, now, f"After the failure, outputs could not all be uploaded: {error}"), outcome
     reason = _filer_reason(report, "OutputFailed") if report is not None else "OutputFilerFailed"

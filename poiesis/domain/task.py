@@ -189,6 +189,11 @@ class Task:
         return None if asked is None else asked * self.memory_scale
 
     @property
+    def poke_nonce(self) -> str:
+        """What a poke of this attempt's containers comes with: a pod that was deleted by force may live on for a while and poke, too."""
+        return f"{self.nonce}-{self.attempt}-{self.uploads}"
+
+    @property
     def due_stage(self) -> Stage:
         """The stage to act on now: a cancel request goes straight to the finish."""
         if self.cancel_requested_at is not None and self.stage not in (Stage.FINISH, Stage.CLEAN, Stage.DONE):

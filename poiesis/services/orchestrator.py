@@ -186,7 +186,7 @@ class Orchestrator:
         tails: bool,
     ) -> Decision:
         """Raises: Unavailable when the cluster had to be observed and could not."""
-        was_poked = poked is not None and poked == task.nonce
+        was_poked = poked is not None and poked == task.poke_nonce
         if was_poked and heard and isinstance(self._cluster, HearsRecords):
             self._cluster.hear(task, heard)
         observed = None

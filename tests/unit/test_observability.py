@@ -183,8 +183,8 @@ def test_metrics_end_in_their_unit(make_site: Callable[..., Site]) -> None:
 def test_a_poke_wakes_its_task_and_nothing_else_is_taken(make_site: Callable[..., Site]) -> None:
     site = make_site()
     assert site.ask("POST", "/poke/abc123/0f", b'{"name": "x"}')[0] == 202
-    assert site.ask("POST", "/poke/abc123/0f")[0] == 202
-    assert site.pokes == [("abc123", "0f", b'{"name": "x"}'), ("abc123", "0f", b"")]
+    assert site.ask("POST", "/poke/abc123/0f-1-1")[0] == 202
+    assert site.pokes == [("abc123", "0f", b'{"name": "x"}'), ("abc123", "0f-1-1", b"")]
     for path in ("/poke/", "/poke/ABC/0f", "/poke/a/zz", "/poke/a/0f/x", f"/poke/{'a' * 65}/0f", "/poke/..%2f/0f", "/"):
         assert site.ask("POST", path)[0] == 404, path
     assert len(site.pokes) == 2

@@ -206,7 +206,7 @@ class _Builder:
         if settings.poke_address is None:
             return []
         begins = settings.poke_start and planned.executor is not None
-        path = settings.poke_path.format(task_id=self._task.id, nonce=self._task.nonce)
+        path = settings.poke_path.format(task_id=self._task.id, nonce=self._task.poke_nonce)
         return ["--poke", settings.poke_address + path, *(["--poke-start"] if begins else [])]
 
     def _shm_mount(self) -> list[Json]:

@@ -393,6 +393,23 @@ def test_an_uploader_that_says_nothing_is_a_system_error(layout):
     assert (task.state, task.log.metadata["failure_reason"]) == (State.SYSTEM_ERROR, "OutputFilerFailed")
 
 
+@pytest.mark.parametrize(("exit_code", "ends"), [(0, None), (4, State.EXECUTOR_ERROR)])
+def test_an_uploader_that_was_killed_is_a_fault_of_the_infrastructure(exit_code, ends):
+    """Chaos found it: SIGKILL to TOF alone ended the task, though another attempt may well succeed."""
+    world = World(FILES)
+    world.launch()
+    world.cluster.start(ID, "task")
+    for name, code in (("tif", 0), ("executor-0", exit_code)):
+        world.cluster.end(ID, "task", name, world.cluster.record(name, code))
+    world.cluster.end(ID, "task", "tof", reason="Error", exit_code=137)
+    world.monitor()
+    assert world.task.outcome is not None
+    if ends is None:
+        assert (world.task.outcome.reason, world.task.outcome.retry) == ("OutputFilerLost", True)
+    else:
+        assert (world.task.outcome.state, world.task.outcome.retry) == (ends, False)
+
+
 def test_outputs_that_nobody_reports_on_are_no_success():
     """The pod as the cluster shows it has lost the uploader: the plan knows that there was one."""
     world = running(FILES)

@@ -156,7 +156,7 @@ class Play:
                 role = list(Role)[which % 4]
                 self.actors.append(Actor(lambda: self.orchestrator.reconcile(ID, stages_of(role), tails=which > 3)))
             case "monitor":
-                self.actors.append(Actor(lambda: self.orchestrator.reconcile(ID, {Stage.RUN}, poked="nonce")))
+                self.actors.append(Actor(lambda: self.orchestrator.reconcile(ID, {Stage.RUN}, poked="nonce-1-1")))
             case "cancel":
                 self.actors.append(Actor(lambda: self.tasks.cancel(ID)))
             case "kill" if self.actors:

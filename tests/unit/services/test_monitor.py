@@ -175,7 +175,7 @@ def test_a_poke_wakes_and_a_poke_for_nobody_does_no_harm(scene):
     world.cluster.run(ID, "task")
     scene.start()
     scene.monitor.poke(TaskId("8" * 26), "x")
-    scene.monitor.poke(ID, "nonce")
+    scene.monitor.poke(ID, "nonce-1-1")
     scene.until(lambda: world.task.state is State.COMPLETE)
 
 
@@ -192,7 +192,7 @@ def test_the_loops_survive_a_store_that_is_away(scene, caplog):
     world = scene.world
     world.repository.down = True
     scene.start()
-    scene.monitor.poke(ID, "nonce")
+    scene.monitor.poke(ID, "nonce-1-1")
     world.clock.advance(timedelta(seconds=60))
     scene.until(lambda: {"loop_failed", "wake_failed"} <= {record.message for record in caplog.records})
     world.repository.down = False

@@ -243,7 +243,7 @@ def test_only_the_right_nonce_makes_the_cluster_look_early():
     world = World(SMALL, cluster=Looking(world.clock))
     world.launch()
     looked.clear()
-    for nonce in ("nonce", "wrong", None):
+    for nonce in ("nonce-1-1", "nonce-2-1", None):
         world.monitor(poked=nonce)
     assert looked == [True, False, False]
 
@@ -300,7 +300,7 @@ def test_a_poke_sees_the_end_of_a_pod_in_one_call():
     world.launch()
     world.cluster.run(ID, "task")
     world.cluster.calls.clear()
-    assert world.monitor(poked="nonce").due is Stage.CLEAN
+    assert world.monitor(poked="nonce-1-1").due is Stage.CLEAN
     assert world.cluster.calls == [Call("observe", ID, 1)]
 
 

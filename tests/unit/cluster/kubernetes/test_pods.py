@@ -240,7 +240,7 @@ def test_every_container_pokes_with_id_and_nonce() -> None:
     made = build(spec, settings, policy)[0]
     assert all("--poke" in c["args"] and "--poke-start" not in c["args"] for c in made["spec"]["containers"])
     arguments = container(made, "tof")["args"]
-    assert arguments[arguments.index("--poke") + 1] == "texam:8081/poke/0pgfkqhb3o9ek1qmlgpsrchc2k/n0nce"
+    assert arguments[arguments.index("--poke") + 1] == "texam:8081/poke/0pgfkqhb3o9ek1qmlgpsrchc2k/n0nce-1-1"
 
 
 def test_directories_are_made_by_the_first_executor_only_where_no_tif_does() -> None:
