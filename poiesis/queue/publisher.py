@@ -59,6 +59,7 @@ class CeleryQueue:
                 connection.ensure_connection(max_retries=1, timeout=5)
         except (OperationalError, RedisError, OSError) as error:
             raise QueueUnavailable(f"the queue does not answer: {type(error).__name__}") from error
+        self._away_until = 0.0
 
     def close(self) -> None:
         self._app.close()

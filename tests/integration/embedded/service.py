@@ -157,9 +157,13 @@ class Service:
 
         def none_left() -> bool:
             left = {*descendants(own), *processes_of(self.folder)} - {own}
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
+            for number in (
+                signal.SIGSTOP,
+                signal.SIGKILL,
+            ):  # so that no launcher lives to tell how its command was killed
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, number)
             return not {pid for pid in left if not is_zombie(pid)}
 
         eventually(none_left, "the end of all processes")
