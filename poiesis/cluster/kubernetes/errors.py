@@ -1,7 +1,7 @@
 """The API server's answers as our errors: one table, read from top to bottom.
 
-What a repetition may mend is Unavailable; what is wrong with the object itself, or with our rights, is ClusterRefused. A 403 is many
-things, told apart by its message: the quota's is a matter of time, an admission plug-in's is not.
+What a repetition may mend is Unavailable; what is wrong with the object itself is ClusterRefused. A 403 is many things, told apart by its
+message: a quota or a right that is missing is a matter of time, what an admission plug-in says is not.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ TABLE: Final = (
     Rule(401, None, ClusterUnavailable, True),  # a token that is just being replaced
     Rule(403, r"exceeded quota|no quota|insufficient quota", QuotaExceeded, False),
     Rule(403, r"is being terminated", ClusterRefused, False),
-    Rule(403, None, ClusterRefused, False),  # RBAC, Pod Security, LimitRange, an admission plug-in
+    # RBAC: our right is missing and no task's fault, or the API server has just started and does not know its roles yet
+    Rule(403, r'User "[^"]+" cannot ', ClusterUnavailable, False),
+    Rule(403, None, ClusterRefused, False),  # Pod Security, LimitRange, an admission plug-in
     Rule(404, None, ClusterRefused, False),  # of a create: no such namespace
     Rule(409, r"resourcequotas|please apply your changes", ClusterUnavailable, True),  # two writers at one quota
     Rule(409, None, ClusterUnavailable, False),

@@ -18,6 +18,12 @@ from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, PoiesisErr
         (401, "Unauthorized", ClusterUnavailable, True),
         (403, 'pods "x" is forbidden: exceeded quota: q, requested: pods=1', QuotaExceeded, False),
         (403, 'pods "x" is forbidden: violates PodSecurity "restricted:latest"', ClusterRefused, False),
+        (
+            403,
+            'pods is forbidden: User "system:serviceaccount:n:tif" cannot get resource "pods"',
+            ClusterUnavailable,
+            False,
+        ),
         (403, "namespace t because it is being terminated", ClusterRefused, False),
         (404, 'namespaces "t" not found', ClusterRefused, False),
         (409, "Operation cannot be fulfilled on resourcequotas", ClusterUnavailable, True),
