@@ -65,7 +65,7 @@ def _poiesis(**settings: Any) -> Any:
     from poiesis.config import ApiSettings, ServiceSettings
     from poiesis.domain.policy import Policy
     from poiesis.domain.task import Executor, Input, Output, Task, TaskId, TaskSpec
-    from poiesis.ports import Page
+    from poiesis.ports.repository import Page
     from poiesis.services.tasks import TaskService
 
     task = Task(

@@ -16,15 +16,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
-import poiesis
-from poiesis.config import PREFIX, Settings, read
+from poiesis.config import ARCHITECTURES, PREFIX, Settings, read, shipped_launchers
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.parameters import PARAMETERS
 from poiesis.domain.policy import Policy
 from poiesis.filer import registry
 from poiesis.filer.settings import FilerSettings
 from poiesis.observability import configure_logging
-from poiesis.ports import Cluster, ClusterEvents, Queue, TaskRepository
+from poiesis.ports.cluster import Cluster, ClusterEvents
+from poiesis.ports.queue import Queue
+from poiesis.ports.repository import TaskRepository
 from poiesis.services.monitor import Monitor
 from poiesis.services.orchestrator import Orchestrator
 from poiesis.services.tasks import TaskService
@@ -42,13 +43,7 @@ KUBERNETES_PREFIX: Final = f"{PREFIX}KUBERNETES__"
 FILER_PREFIX: Final = f"{PREFIX}FILER__"
 CLIENT_VARIABLES: Final = (f"{PREFIX}URL", f"{PREFIX}TOKEN", f"{PREFIX}TEST_")
 SETTLE: Final = timedelta(seconds=0.3)  # where pokes tell the end, a pod's other events may wait for each other
-ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # Kubernetes' names of what `uname -m` says
 ADAPTER_PREFIXES: Final = (KUBERNETES_PREFIX, FILER_PREFIX, *CLIENT_VARIABLES)
-
-
-def shipped_launchers() -> Mapping[str, Path]:
-    """The launchers that came with the package, by architecture (`amd64`, `arm64`)."""
-    return {p.name.removeprefix("launcher-"): p for p in sorted(Path(poiesis.__file__).parent.glob("bin/launcher-*"))}
 
 
 class _Closable(Protocol):
@@ -151,10 +146,7 @@ class Bootstrap:
             return self._opened(self._local_cluster())
         from poiesis.cluster.kubernetes.adapter import KubernetesCluster
 
-        kubernetes = self._kubernetes
-        if kubernetes.delivery == "configmap" and not kubernetes.launchers:
-            kubernetes = replace(kubernetes, launchers={a: str(p) for a, p in shipped_launchers().items()})
-        return self._opened(KubernetesCluster(kubernetes, self.policy, self.filer.to_json()))
+        return self._opened(KubernetesCluster(self._kubernetes, self.policy, self.filer.to_json()))
 
     def _local_cluster(self) -> FollowedCluster:
         from poiesis.cluster.local import Filers, LocalCluster

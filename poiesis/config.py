@@ -19,12 +19,19 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import poiesis
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.parameters import parse_bool, parse_duration
 from poiesis.domain.policy import Policy
 
 PREFIX: Final = "POIESIS_"
+ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # Kubernetes' names of what `uname -m` says
 T = TypeVar("T")
+
+
+def shipped_launchers() -> Mapping[str, Path]:
+    """The launchers that came with the package, by architecture (`amd64`, `arm64`)."""
+    return {p.name.removeprefix("launcher-"): p for p in sorted(Path(poiesis.__file__).parent.glob("bin/launcher-*"))}
 
 
 @dataclass(frozen=True)

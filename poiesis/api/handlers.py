@@ -21,7 +21,7 @@ from poiesis.api.schemas import load_task
 from poiesis.api.validation import DOCUMENT
 from poiesis.config import ServiceSettings
 from poiesis.domain.policy import Policy
-from poiesis.ports import TaskFilter
+from poiesis.ports.repository import TaskFilter
 from poiesis.services.tasks import TaskService
 
 P = ParamSpec("P")

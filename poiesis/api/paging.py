@@ -15,7 +15,7 @@ from typing import Final
 from poiesis.domain.errors import InvalidRequest
 from poiesis.domain.naming import is_task_id
 from poiesis.domain.task import TaskId
-from poiesis.ports import TaskFilter
+from poiesis.ports.repository import TaskFilter
 
 _VERSION: Final = b"1"
 _DIGEST_BYTES: Final = 9

@@ -19,7 +19,7 @@ from poiesis.domain.errors import ConfigurationError, PoiesisError
 from poiesis.domain.states import TERMINAL, State
 from poiesis.filer.settings import FilerSettings
 from poiesis.observability import configure_logging
-from poiesis.ports import TaskFilter
+from poiesis.ports.repository import TaskFilter
 
 
 class Embedded:

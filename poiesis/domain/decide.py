@@ -34,10 +34,11 @@ from typing import Final
 
 from poiesis.domain import states
 from poiesis.domain.errors import ClusterRefused, PoiesisError, QuotaExceeded
-from poiesis.domain.observed import TIF, TOF, Container, FilerReport, Observed, Phase, Pod, Record, executor_name
+from poiesis.domain.observed import TIF, TOF, Container, Observed, Phase, Pod, Record, executor_name
 from poiesis.domain.parameters import parse_count
 from poiesis.domain.plan import Layout, Plan, PodPlan, plan
 from poiesis.domain.policy import Policy
+from poiesis.domain.report import FilerReport
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import ExecutorLog, Outcome, OutputFileLog, Task
 
@@ -198,7 +199,9 @@ def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, t
     if the_plan.layout is Layout.STAGED and the_plan.pod(TOF) is not None:
         return Decision(replace(_to(task, Stage.STAGE_OUT, now, wake=now + SOON), outcome=outcome), again=True)
     if TOF in pod_plan.names:
-        task, outcome = _read_tof(task, pod, observed.reports.get(TOF), outcome, now, policy)
+        report = observed.reports.get(TOF)
+        lost = _uploader_lost(task, pod, report, policy, began=True) if outcome is None else None
+        task, outcome = (task, lost) if lost is not None else _read_tof(task, pod, report, outcome, now)
     return Decision(_end(task, now, outcome or Outcome(State.COMPLETE)), again=True)
 
 
@@ -216,7 +219,11 @@ def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Pol
         return Decision(task)
     earlier, repeatable = task.outcome, replace(policy, retry_started=True, max_attempts=task.attempt + 1)
     followed, pod = _follow(replace(task, outcome=None), observed, pod_plan, now, repeatable)
-    lost = followed.outcome if pod is None else _uploader_lost(task, pod, observed.reports.get(TOF), repeatable)
+    lost = (
+        followed.outcome
+        if pod is None
+        else _uploader_lost(task, pod, observed.reports.get(TOF), repeatable, began=False)
+    )
     if lost is not None and lost.retry and task.uploads < policy.max_attempts:
         return Decision(_upload_again(task, lost, now, policy))
     if lost is not None:
@@ -224,7 +231,7 @@ def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Pol
             task = _note(task, now, f"After the failure, outputs could not be uploaded: {lost.message}")
         return Decision(_end(task, now, earlier or replace(lost, retry=False)), again=True)
     if pod is not None:
-        task, outcome = _read_tof(followed, pod, observed.reports.get(TOF), earlier, now, policy)
+        task, outcome = _read_tof(followed, pod, observed.reports.get(TOF), earlier, now)
         return Decision(_end(task, now, outcome or Outcome(State.COMPLETE)), again=True)
     shown = observed.pod(pod_plan.part, task.attempt)
     waits = timedelta(0) if shown is None or shown.scheduled else now - (shown.created_at or now)
@@ -453,7 +460,7 @@ def _read_tif(
 
 
 def _read_tof(
-    task: Task, pod: Pod, report: FilerReport | None, outcome: Outcome | None, now: datetime, policy: Policy
+    task: Task, pod: Pod, report: FilerReport | None, outcome: Outcome | None, now: datetime
 ) -> tuple[Task, Outcome | None]:
     """Outputs into the log; a failed upload is the outcome only when the executors had none."""
     container = pod.container(TOF)
@@ -468,21 +475,19 @@ def _read_tof(
     if container is not None and container.record is not None and container.record.ok:
         return task, outcome
     error = report.error if report is not None and report.error else _how_it_ended(container)
-    if outcome is None and report is None and (container is None or container.record is None):
-        return task, _fault(task, "OutputFilerLost", error, policy, began=True)
     if outcome is not None:
         return _note(task, now, f"After the failure, outputs could not all be uploaded: {error}"), outcome
     reason = _filer_reason(report, "OutputFailed") if report is not None else "OutputFilerFailed"
     return task, Outcome(State.SYSTEM_ERROR, reason, error)
 
 
-def _uploader_lost(task: Task, pod: Pod, report: FilerReport | None, policy: Policy) -> Outcome | None:
-    """An end of TOF that says nothing about the upload: from outside, or without a word."""
+def _uploader_lost(task: Task, pod: Pod, report: FilerReport | None, policy: Policy, *, began: bool) -> Outcome | None:
+    """An end of TOF that says nothing about the upload: from outside, or without a word. `began`: commands would be run again for it."""
     container = pod.container(TOF)
     record = container.record if container is not None else None
     if (record is not None and record.reason != "Terminated") or (report is not None and report.error is None):
         return None
-    return _fault(task, "OutputFilerLost", _how_it_ended(container), policy, began=False)
+    return _fault(task, "OutputFilerLost", _how_it_ended(container), policy, began=began)
 
 
 def _filer_reason(report: FilerReport, otherwise: str) -> str:

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from poiesis.domain.report import FilerReport as FilerReport
-from poiesis.domain.report import TransferredFile as TransferredFile
+from poiesis.domain.report import FilerReport
 
 TIF = "tif"  # names of containers
 TOF = "tof"

@@ -26,7 +26,7 @@ from typing import Final
 from poiesis.domain.observed import TIF, TOF, executor_name
 from poiesis.domain.parameters import gpu_count, time_limit
 from poiesis.domain.policy import GIGABYTE, Policy
-from poiesis.domain.report import ROOT as ROOT
+from poiesis.domain.report import ROOT
 from poiesis.domain.task import FileType, Input, Output, Resources, TaskSpec
 
 IMAGE_DIRECTORIES: Final = frozenset(

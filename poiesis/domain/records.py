@@ -13,10 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from poiesis.domain.observed import Record
-from poiesis.domain.report import MAX_REPORT_BYTES as MAX_REPORT_BYTES
-from poiesis.domain.report import MAX_TEXT as MAX_TEXT
-from poiesis.domain.report import FilerReport, TransferredFile
-from poiesis.domain.report import format_report as format_report
+from poiesis.domain.report import MAX_REPORT_BYTES, MAX_TEXT, FilerReport, TransferredFile
 
 RECORD_MARKER: Final = "POIESIS-RECORD"  # the launcher's --record-line
 MAX_RECORD_BYTES: Final = 8 * 1024 * 1024

@@ -17,7 +17,7 @@ from poiesis.domain.errors import PoiesisError, QueueUnavailable, UnknownTask
 from poiesis.domain.states import Role
 from poiesis.domain.task import TaskId
 from poiesis.observability import LINK_FAILURES, LINK_SECONDS
-from poiesis.ports import Queue
+from poiesis.ports.queue import Queue
 from poiesis.queue.app import LINK_OF, LINKS, role_of
 from poiesis.services.orchestrator import Orchestrator, stages_of
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final
 
 from celery import Celery, chain
@@ -33,33 +35,36 @@ class CeleryQueue:
             raise QueueUnavailable("the queue did not answer a moment ago")
         links = LINKS[LINK_OF[stage] :]
         try:
-            chain(*(self._app.signature(link, args=(task_id,), immutable=True) for link in links)).apply_async(
-                ignore_result=True
-            )
-        except (OperationalError, RedisError, OSError) as error:
+            with _answers():
+                chain(*(self._app.signature(link, args=(task_id,), immutable=True) for link in links)).apply_async(
+                    ignore_result=True
+                )
+        except QueueUnavailable:
             self._away_until = time.monotonic() + AWAY_S
-            raise QueueUnavailable(f"the queue does not answer: {type(error).__name__}") from error
+            raise
 
     def waiting(self, stage: Stage) -> int:
-        try:
-            with self._app.connection_for_write() as connection:
-                connection.ensure_connection(max_retries=1, timeout=5)
-                channel: Any = connection.default_channel
-                try:
-                    declared = channel.queue_declare(queue=ROLE_OF[stage].value, passive=True)
-                except connection.channel_errors:  # Redis knows no empty lists
-                    return 0
-                return int(declared.message_count)
-        except (OperationalError, RedisError, OSError) as error:
-            raise QueueUnavailable(f"the queue does not answer: {type(error).__name__}") from error
+        with _answers(), self._app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
+            channel: Any = connection.default_channel
+            try:
+                declared = channel.queue_declare(queue=ROLE_OF[stage].value, passive=True)
+            except connection.channel_errors:  # Redis knows no empty lists
+                return 0
+            return int(declared.message_count)
 
     def ready(self) -> None:
-        try:
-            with self._app.connection_for_write() as connection:
-                connection.ensure_connection(max_retries=1, timeout=5)
-        except (OperationalError, RedisError, OSError) as error:
-            raise QueueUnavailable(f"the queue does not answer: {type(error).__name__}") from error
+        with _answers(), self._app.connection_for_write() as connection:
+            connection.ensure_connection(max_retries=1, timeout=5)
         self._away_until = 0.0
 
     def close(self) -> None:
         self._app.close()
+
+
+@contextmanager
+def _answers() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, RedisError, OSError) as error:
+        raise QueueUnavailable(f"the queue does not answer: {type(error).__name__}") from error

@@ -21,7 +21,10 @@ from poiesis.domain.records import MAX_RECORD_BYTES, parse_record
 from poiesis.domain.states import ROLE_OF, Role, Stage
 from poiesis.domain.task import Executor, Task, TaskId, TaskSpec, Version, View
 from poiesis.observability import SWEPT
-from poiesis.ports import Clock, Cluster, ClusterEvents, Queue, TaskFilter, TaskRepository, TellsStarting
+from poiesis.ports.clock import Clock
+from poiesis.ports.cluster import Cluster, ClusterEvents, TellsStarting
+from poiesis.ports.queue import Queue
+from poiesis.ports.repository import TaskFilter, TaskRepository
 from poiesis.services.clean_ups import CleanUps
 from poiesis.services.orchestrator import Orchestrator
 from poiesis.services.work_queue import WorkQueue
@@ -39,7 +42,7 @@ MAX_HEARD_BYTES: Final = 32 * 1024 * 1024  # of records that came with pokes and
 REPUBLISH_LATER: Final = timedelta(minutes=5)  # the longest time between two publications of the same link
 MAX_PUBLISHED: Final = 100_000
 MAX_PASSED_OVER: Final = (
-    8  # times that an overdue link is left alone because its queue is not empty: it is most likely in it
+    8  # times that an overdue link is left alone, since its queue is not empty and it is most likely in it
 )
 
 
@@ -207,10 +210,10 @@ class Monitor:
         )
 
     def _reconcile(self, task_id: TaskId, hint: str | None) -> None:
+        heard = self._take_heard(task_id, hint) if hint is not None else ()
         if self._clean_ups.holds(task_id):
             return
         try:
-            heard = self._take_heard(task_id, hint) if hint is not None else ()
             reconciled = self._orchestrator.reconcile(task_id, MONITORED, poked=hint, heard=heard)
         except UnknownTask:
             return

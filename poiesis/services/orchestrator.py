@@ -40,7 +40,9 @@ from poiesis.domain.policy import Policy
 from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import Outcome, Task, TaskId, Version
 from poiesis.observability import TASKS_ENDED
-from poiesis.ports import Clock, Cluster, HearsRecords, TaskRepository
+from poiesis.ports.clock import Clock
+from poiesis.ports.cluster import Cluster, HearsRecords
+from poiesis.ports.repository import TaskRepository
 
 log = logging.getLogger(__name__)
 

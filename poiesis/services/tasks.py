@@ -20,7 +20,9 @@ from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Task, TaskId, TaskLog, TaskSpec, View
 from poiesis.domain.validate import check
 from poiesis.observability import TASKS_CREATED
-from poiesis.ports import Clock, Page, Queue, TaskFilter, TaskRepository
+from poiesis.ports.clock import Clock
+from poiesis.ports.queue import Queue
+from poiesis.ports.repository import Page, TaskFilter, TaskRepository
 
 log = logging.getLogger(__name__)
 

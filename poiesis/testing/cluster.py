@@ -17,10 +17,11 @@ from typing import Literal
 
 from poiesis.domain.errors import ClusterUnavailable
 from poiesis.domain.naming import object_name
-from poiesis.domain.observed import Container, FilerReport, Observed, Phase, Pod, Record
+from poiesis.domain.observed import Container, Observed, Phase, Pod, Record
 from poiesis.domain.plan import Plan, PodPlan
+from poiesis.domain.report import FilerReport
 from poiesis.domain.task import Task, TaskId
-from poiesis.ports import Clock
+from poiesis.ports.clock import Clock
 
 Method = Literal["create_volume", "create_documents", "launch", "observe", "delete_pods", "delete_all"]
 

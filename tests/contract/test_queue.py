@@ -9,7 +9,7 @@ import pytest
 from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.states import Role, Stage
 from poiesis.domain.task import TaskId
-from poiesis.ports import Queue
+from poiesis.ports.queue import Queue
 from poiesis.queue.app import make_app
 from poiesis.queue.publisher import CeleryQueue
 from poiesis.testing.queue import RecordingQueue

@@ -48,7 +48,7 @@ from poiesis.domain.task import (
     Version,
     View,
 )
-from poiesis.ports import TaskFilter, TaskRepository
+from poiesis.ports.repository import TaskFilter, TaskRepository
 from poiesis.repository.mongo import MongoTaskRepository
 from poiesis.repository.sqlite import SqliteTaskRepository
 from poiesis.testing.repository import MemoryTaskRepository

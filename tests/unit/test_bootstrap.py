@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from poiesis import bootstrap
-from poiesis.bootstrap import Bootstrap, SystemClock, shipped_launchers
+from poiesis.bootstrap import Bootstrap, SystemClock
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
-from poiesis.config import Settings
+from poiesis.config import Settings, shipped_launchers
 from poiesis.domain.errors import ConfigurationError
 from poiesis.filer.settings import FilerSettings
 

@@ -18,7 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import poiesis
 from poiesis.cluster.kubernetes import labels, objects, pods
 from poiesis.cluster.kubernetes.cache import (
     PODS,
@@ -35,20 +34,19 @@ from poiesis.cluster.kubernetes.observe import pod_of
 from poiesis.cluster.kubernetes.records import Records
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.cluster.kubernetes.watch import Watch
+from poiesis.config import ARCHITECTURES, shipped_launchers
 from poiesis.domain.decide import plan_of
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, ConfigurationError
 from poiesis.domain.naming import object_name
-from poiesis.domain.observed import FilerReport, Observed, Pod, Record
+from poiesis.domain.observed import Observed, Pod, Record
 from poiesis.domain.plan import Plan, PodPlan
 from poiesis.domain.policy import Policy
+from poiesis.domain.report import FilerReport
 from poiesis.domain.states import Stage
 from poiesis.domain.task import Task, TaskId
 
 log = logging.getLogger(__name__)
 
-BUILT_LAUNCHERS: Final = Path(poiesis.__file__).parent / "bin"  # by `make launcher`
-LAUNCHER_PREFIX: Final = "launcher-"
-MACHINES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # as the kernel calls them, and as Kubernetes does
 POKE_RESOLVED_S: Final = 30.0  # how long the poke address's numbers are believed
 BINDING_PAUSE_S: Final = 0.02  # before the second look at a volume; grows by half each time
 BINDS_LATE_S: Final = 60.0  # how long volumes that were not bound in time are not waited for
@@ -419,9 +417,8 @@ def _completed(settings: KubernetesSettings) -> KubernetesSettings:
     launcher for it, so that a cluster of one architecture needs no setting."""
     if settings.delivery == "init":
         return settings
-    built = sorted(BUILT_LAUNCHERS.glob(f"{LAUNCHER_PREFIX}*"))
-    found = dict(settings.launchers) or {path.name.removeprefix(LAUNCHER_PREFIX): str(path) for path in built}
-    own = MACHINES.get(platform.machine(), "amd64")
+    found = dict(settings.launchers) or {name: str(path) for name, path in shipped_launchers().items()}
+    own = ARCHITECTURES.get(platform.machine(), "amd64")
     default = settings.architecture or (own if own in found or not found else min(found))
     return replace(settings, launchers=found, architecture=default)
 

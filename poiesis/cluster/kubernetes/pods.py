@@ -26,7 +26,8 @@ from poiesis.domain.naming import object_name
 from poiesis.domain.observed import TIF, TOF
 from poiesis.domain.plan import ContainerPlan, Mount, Plan, PodPlan
 from poiesis.domain.policy import Policy
-from poiesis.domain.records import MAX_REPORT_BYTES, RECORD_MARKER
+from poiesis.domain.records import RECORD_MARKER
+from poiesis.domain.report import MAX_REPORT_BYTES
 from poiesis.domain.task import Executor, Task
 
 LAUNCHER: Final = "/poiesis/bin/launcher"

@@ -20,15 +20,9 @@ from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.errors import ApiError, rule_for, translate
 from poiesis.cluster.kubernetes.observe import has_ended
 from poiesis.cluster.kubernetes.pods import COPY_LAUNCHER, FILER_TAIL_BYTES
-from poiesis.domain.observed import TIF, TOF, FilerReport, Record
-from poiesis.domain.records import (
-    MAX_RECORD_BYTES,
-    RECORD_MARKER,
-    find_record,
-    parse_record,
-    parse_report,
-    parse_time,
-)
+from poiesis.domain.observed import TIF, TOF, Record
+from poiesis.domain.records import MAX_RECORD_BYTES, RECORD_MARKER, find_record, parse_record, parse_report, parse_time
+from poiesis.domain.report import FilerReport
 
 log = logging.getLogger(__name__)
 

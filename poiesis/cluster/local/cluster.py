@@ -35,13 +35,14 @@ from poiesis.cluster.local.runtime import Runtime, StartFailed
 from poiesis.cluster.local.supervisor import Filers, Supervisor, read_record, read_report
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, ConfigurationError
 from poiesis.domain.naming import object_name
-from poiesis.domain.observed import TIF, TOF, Container, FilerReport, Observed, Phase, Pod
-from poiesis.domain.plan import ROOT, Plan, PodPlan
+from poiesis.domain.observed import TIF, TOF, Container, Observed, Phase, Pod
+from poiesis.domain.plan import Plan, PodPlan
 from poiesis.domain.policy import Policy
 from poiesis.domain.records import parse_report, parse_time
+from poiesis.domain.report import ROOT, FilerReport
 from poiesis.domain.staging import tif_document, tof_document
 from poiesis.domain.task import Task, TaskId
-from poiesis.ports import Clock
+from poiesis.ports.clock import Clock
 
 log = logging.getLogger(__name__)
 

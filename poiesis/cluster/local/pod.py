@@ -9,8 +9,9 @@ from typing import Any
 
 from poiesis.domain.naming import object_name
 from poiesis.domain.observed import TIF, TOF
-from poiesis.domain.plan import ROOT, ContainerPlan, Mount, Plan, PodPlan
+from poiesis.domain.plan import ContainerPlan, Mount, Plan, PodPlan
 from poiesis.domain.policy import GIGABYTE, Policy
+from poiesis.domain.report import ROOT
 from poiesis.domain.task import Resources, Task, TaskId
 
 

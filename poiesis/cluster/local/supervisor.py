@@ -29,9 +29,10 @@ from poiesis.cluster.local.folder import Folder, read_bounded, read_document, wr
 from poiesis.cluster.local.pod import LocalPod, Member
 from poiesis.cluster.local.runtime import Run, RunState, Runtime, Signal, StartFailed
 from poiesis.domain.errors import PoiesisError
-from poiesis.domain.observed import TIF, FilerReport, Record
-from poiesis.domain.records import MAX_RECORD_BYTES, MAX_REPORT_BYTES, format_report, parse_record
-from poiesis.ports import Clock
+from poiesis.domain.observed import TIF, Record
+from poiesis.domain.records import MAX_RECORD_BYTES, parse_record
+from poiesis.domain.report import MAX_REPORT_BYTES, FilerReport, format_report
+from poiesis.ports.clock import Clock
 
 log = logging.getLogger(__name__)
 

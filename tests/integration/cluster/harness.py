@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from poiesis.cluster.local import Filers, LocalCluster
-from poiesis.domain.observed import Container, FilerReport, Observed, Record, TransferredFile
+from poiesis.domain.observed import Container, Observed, Record
 from poiesis.domain.plan import Plan, plan
 from poiesis.domain.policy import Policy
+from poiesis.domain.report import FilerReport, TransferredFile
 from poiesis.domain.task import Executor, Task, TaskId, TaskSpec
 
 IMAGE = os.environ.get("POIESIS_TEST_CONTAINER_IMAGE", "localhost/busybox:1")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from poiesis.cluster.local import Filers
-from poiesis.domain.observed import FilerReport
+from poiesis.domain.report import FilerReport
 from poiesis.domain.task import Input, Output, Resources, Task
 from tests.integration.cluster.harness import (
     Lab,

@@ -16,8 +16,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[3]))
 
 from poiesis.cluster.local import Filers, LocalCluster
-from poiesis.domain.observed import FilerReport
 from poiesis.domain.plan import plan
+from poiesis.domain.report import FilerReport
 from poiesis.domain.task import Input, Output, Task, TaskId, TaskSpec
 from tests.integration.cluster.harness import POLICY, RealClock, sh, stage_in, stage_out
 

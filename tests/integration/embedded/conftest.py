@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from poiesis.bootstrap import ARCHITECTURES, shipped_launchers
 from poiesis.cluster.local.choice import choose_runtime
+from poiesis.config import ARCHITECTURES, shipped_launchers
 from poiesis.domain.errors import ConfigurationError
 from tests.integration.embedded.service import Service
 

@@ -14,7 +14,7 @@ from poiesis.api import Services, create_app
 from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
 from poiesis.domain.task import Task, TaskId
-from poiesis.ports import TaskFilter
+from poiesis.ports.repository import TaskFilter
 from poiesis.services.tasks import TaskService
 from poiesis.testing.clock import ManualClock
 from poiesis.testing.queue import RecordingQueue

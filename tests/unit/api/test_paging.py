@@ -14,7 +14,7 @@ from poiesis.api.paging import page_token, read_token
 from poiesis.domain.errors import InvalidRequest
 from poiesis.domain.states import State
 from poiesis.domain.task import TaskId
-from poiesis.ports import TaskFilter
+from poiesis.ports.repository import TaskFilter
 
 ID = TaskId("0p4qrl296007tvttajbu2hepqs")
 FILTERS = st.builds(

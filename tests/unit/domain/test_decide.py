@@ -20,8 +20,9 @@ from poiesis.domain.decide import (
     needs_observation,
 )
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, QuotaExceeded
-from poiesis.domain.observed import Container, FilerReport, Observed, Phase, Pod, TransferredFile
+from poiesis.domain.observed import Container, Observed, Phase, Pod
 from poiesis.domain.policy import Policy
+from poiesis.domain.report import FilerReport, TransferredFile
 from poiesis.domain.states import Role, Stage, State
 from poiesis.domain.task import Input, Outcome, TaskSpec
 from poiesis.testing.clock import START
@@ -393,15 +394,19 @@ def test_an_uploader_that_says_nothing_is_a_system_error(layout):
     assert (task.state, task.log.metadata["failure_reason"]) == (State.SYSTEM_ERROR, "OutputFilerFailed")
 
 
+@pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize(("exit_code", "ends"), [(0, None), (4, State.EXECUTOR_ERROR)])
-def test_an_uploader_that_was_killed_is_a_fault_of_the_infrastructure(exit_code, ends):
+def test_an_uploader_that_was_killed_is_a_fault_of_the_infrastructure(exit_code, ends, told):
     """Chaos found it: SIGKILL to TOF alone ended the task, though another attempt may well succeed."""
     world = World(FILES)
     world.launch()
     world.cluster.start(ID, "task")
     for name, code in (("tif", 0), ("executor-0", exit_code)):
         world.cluster.end(ID, "task", name, world.cluster.record(name, code))
-    world.cluster.end(ID, "task", "tof", reason="Error", exit_code=137)
+    if told:
+        world.cluster.end(ID, "task", "tof", world.cluster.record("tof", 143, reason="Terminated"))
+    else:
+        world.cluster.end(ID, "task", "tof", reason="Error", exit_code=137)
     world.monitor()
     assert world.task.outcome is not None
     if ends is None:

@@ -7,18 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poiesis.domain.observed import FilerReport, TransferredFile
-from poiesis.domain.records import (
-    MAX_RECORD_BYTES,
-    MAX_REPORT_BYTES,
-    MAX_TEXT,
-    RECORD_MARKER,
-    find_record,
-    format_report,
-    parse_record,
-    parse_report,
-    parse_time,
-)
+from poiesis.domain.records import MAX_RECORD_BYTES, RECORD_MARKER, find_record, parse_record, parse_report, parse_time
+from poiesis.domain.report import MAX_REPORT_BYTES, MAX_TEXT, FilerReport, TransferredFile, format_report
 
 LINE = {
     "v": 1, "name": "executor-0", "ok": False, "exit_code": 137, "signal": 9, "reason": None, "message": None,

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from poiesis.domain.observed import FilerReport
+from poiesis.domain.report import FilerReport
 from poiesis.filer.settings import FilerSettings
 from poiesis.filer.staging import stage_in, stage_out
 

@@ -14,7 +14,7 @@ from pymongo.errors import PyMongoError
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Input, Task, TaskId, TaskSpec, Version, View
-from poiesis.ports import TaskFilter
+from poiesis.ports.repository import TaskFilter
 from poiesis.repository import mongo
 from poiesis.repository.documents import format_time, to_document
 from poiesis.repository.mongo import INDEXES, MongoTaskRepository, _query

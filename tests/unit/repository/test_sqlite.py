@@ -16,7 +16,7 @@ import pytest
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Executor, Task, TaskId, TaskSpec, Version, View
-from poiesis.ports import TaskFilter
+from poiesis.ports.repository import TaskFilter
 from poiesis.repository import sqlite
 from poiesis.repository.sqlite import DUE_QUERY, MIGRATIONS, SqliteTaskRepository, _count_query, _list_query
 

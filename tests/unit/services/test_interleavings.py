@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 
 from poiesis.domain import states
 from poiesis.domain.errors import PoiesisError
-from poiesis.domain.observed import FilerReport, Phase, Pod
+from poiesis.domain.observed import Phase, Pod
 from poiesis.domain.policy import Policy
+from poiesis.domain.report import FilerReport
 from poiesis.domain.states import Role, Stage, State
 from poiesis.domain.task import Task, TaskSpec, Version
 from poiesis.services.orchestrator import Orchestrator, stages_of

@@ -9,7 +9,7 @@ from poiesis.domain.errors import InvalidTask, RepositoryUnavailable, UnknownTas
 from poiesis.domain.naming import is_task_id
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Task, TaskId, Version, View
-from poiesis.ports import TaskFilter
+from poiesis.ports.repository import TaskFilter
 from poiesis.services.tasks import FIRST_LOOK, MAX_RACES, TAIL_EVERY, TaskService
 from poiesis.testing.clock import ManualClock
 from poiesis.testing.queue import RecordingQueue

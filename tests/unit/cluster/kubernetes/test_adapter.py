@@ -15,10 +15,10 @@ from poiesis.cluster.kubernetes.cache import PODS, VOLUMES, project_pod, project
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, ConfigurationError
-from poiesis.domain.observed import FilerReport, Record
+from poiesis.domain.observed import Record
 from poiesis.domain.plan import plan
 from poiesis.domain.policy import Policy
-from poiesis.domain.records import format_report
+from poiesis.domain.report import FilerReport, format_report
 from poiesis.domain.states import Stage
 from poiesis.domain.task import Executor, FileType, Input, Output, Task, TaskSpec
 from tests.unit.cluster.kubernetes.conftest import TASK_ID, Answer, ApiServer, Request, make_task, pod_json
@@ -333,9 +333,10 @@ def test_tasks_run_on_the_architecture_of_the_service_unless_another_is_named(
     chosen: str,
 ) -> None:
     """And the ConfigMap has the launchers of all of them."""
-    for name in built:
-        (tmp_path / f"launcher-{name}").write_bytes(name.encode())
-    monkeypatch.setattr(adapter, "BUILT_LAUNCHERS", tmp_path)
+    launchers = {name: tmp_path / f"launcher-{name}" for name in built}
+    for name, path in launchers.items():
+        path.write_bytes(name.encode())
+    monkeypatch.setattr(adapter, "shipped_launchers", lambda: launchers)
     monkeypatch.setattr("platform.machine", lambda: machine)
     cluster = KubernetesCluster(KubernetesSettings(namespace="tasks", architecture=named), Policy(), client=client)
     begin(cluster, make_task(PLAIN))

@@ -12,8 +12,9 @@ from poiesis.cluster.kubernetes.cache import PodView, project_pod
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.records import Records
 from poiesis.domain.errors import ClusterUnavailable
-from poiesis.domain.observed import TIF, TOF, FilerReport, Record, TransferredFile
-from poiesis.domain.records import format_report, parse_time
+from poiesis.domain.observed import TIF, TOF, Record
+from poiesis.domain.records import parse_time
+from poiesis.domain.report import FilerReport, TransferredFile, format_report
 from tests.unit.cluster.kubernetes.conftest import Answer, ApiServer, Request, pod_json
 
 RUNNING = {"running": {"startedAt": "2026-01-02T03:04:06Z"}}
