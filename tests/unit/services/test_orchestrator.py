@@ -248,6 +248,25 @@ def test_only_the_right_nonce_makes_the_cluster_look_early():
     assert looked == [True, False, False]
 
 
+@pytest.mark.parametrize("since", [{"attempt": 2}, {"uploads": 2}])
+def test_what_a_container_of_an_earlier_pod_pokes_is_not_heard(since):
+    """Chaos found it: a pod that was deleted by force lives on for a moment, and told its own end as that of the next attempt."""
+    heard: list[str] = []
+
+    class Hearing(MemoryCluster):
+        def hear(self, task, records):
+            heard.extend(record.name for record in records)
+
+    world = World(SMALL)
+    world = World(SMALL, cluster=Hearing(world.clock))
+    earlier = world.launch().poke_nonce
+    now = world.change(**since).poke_nonce
+    late, present = MemoryCluster(world.clock).record("late", 1), MemoryCluster(world.clock).record("present")
+    world.monitor(poked=earlier, heard=(late,))
+    world.monitor(poked=now, heard=(present,))
+    assert heard == ["present"]
+
+
 def test_a_task_nobody_stored_is_unknown():
     with pytest.raises(UnknownTask):
         World().orchestrator.reconcile(TaskId("x"), stages_of(Role.TORC))
