@@ -284,13 +284,16 @@ def bench(case: str, tools: list[str], options: argparse.Namespace) -> None:
             for tool in tools[turn % len(tools) :] + tools[: turn % len(tools)]:
                 with server() as endpoint:
                     environment = {**with_keys(endpoint), **aws_settings(work, options.aws_client)}
+                    environment.pop("AWS_CA_BUNDLE", None)  # no TLS here, and rclone takes none beside its own
                     (target / "root").mkdir(parents=True)
                     if tool == "ours":
                         both = ours(endpoint, work, source, target, options.part_mib)
                     else:
                         both = OTHERS[tool](getattr(options, tool), endpoint, work, source, target)
                     for direction, command in zip(("out", "in"), both, strict=True):
-                        results.setdefault((direction, tool), []).append(measure(command, environment))
+                        run = measure(command, environment)
+                        results.setdefault((direction, tool), []).append(run)
+                        print(f"round {turn + 1}: {case} {direction}, {tool}: {run.wall_s:.2f} s", file=sys.stderr)
                     check(source, target)
                     shutil.rmtree(target)
     for direction in ("out", "in"):

@@ -12,6 +12,7 @@ processes comes to the same. It answers a `Decision`: effects to apply to the cl
     run        pod not ended                             -                           wait; state and reason are shown
                ended well, another executors' pod        that pod                    wait
                ended                                     -                           stage_out (staged with outputs), or finish
+               TOF lost                                  -                           stage_out
     stage_out  TOF not launched / ended                  TOF pod / -                 wait / finish
                TOF lost                                  -                           wait, then a TOF pod of the next name
     finish     canceled, pods there / gone               delete pods / -             wait / CANCELED, clean
@@ -200,15 +201,17 @@ def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, t
         return Decision(replace(_to(task, Stage.STAGE_OUT, now, wake=now + SOON), outcome=outcome), again=True)
     if TOF in pod_plan.names:
         report = observed.reports.get(TOF)
-        lost = _uploader_lost(task, pod, report, policy, began=True) if outcome is None else None
-        task, outcome = (task, lost) if lost is not None else _read_tof(task, pod, report, outcome, now)
+        lost = _uploader_lost(pod, report)
+        if lost is not None:
+            return _upload_lost(task, lost, outcome, now, policy)
+        task, outcome = _read_tof(task, pod, report, outcome, now)
     return Decision(_end(task, now, outcome or Outcome(State.COMPLETE)), again=True)
 
 
 def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Policy, the_plan: Plan) -> Decision:
     """A TOF pod that was lost is made again over the same volume: what executors did is not repeated for it."""
     pod_plan = the_plan.pods[-1]
-    if TOF not in pod_plan.names or the_plan.layout is not Layout.STAGED:
+    if pod_plan.names != (TOF,):
         return Decision(_end(task, now, task.outcome or Outcome(State.COMPLETE)), again=True)
     if task.part is None:
         delay = _retry_delay(replace(task, attempt=task.uploads), policy) if task.uploads > 1 else timedelta(0)
@@ -219,17 +222,9 @@ def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Pol
         return Decision(task)
     earlier, repeatable = task.outcome, replace(policy, retry_started=True, max_attempts=task.attempt + 1)
     followed, pod = _follow(replace(task, outcome=None), observed, pod_plan, now, repeatable)
-    lost = (
-        followed.outcome
-        if pod is None
-        else _uploader_lost(task, pod, observed.reports.get(TOF), repeatable, began=False)
-    )
-    if lost is not None and lost.retry and task.uploads < policy.max_attempts:
-        return Decision(_upload_again(task, lost, now, policy))
+    lost = followed.outcome if pod is None else _uploader_lost(pod, observed.reports.get(TOF))
     if lost is not None:
-        if earlier is not None:  # of an executor that had failed: that stays it
-            task = _note(task, now, f"After the failure, outputs could not be uploaded: {lost.message}")
-        return Decision(_end(task, now, earlier or replace(lost, retry=False)), again=True)
+        return _upload_lost(task, lost, earlier, now, policy)
     if pod is not None:
         task, outcome = _read_tof(followed, pod, observed.reports.get(TOF), earlier, now)
         return Decision(_end(task, now, outcome or Outcome(State.COMPLETE)), again=True)
@@ -313,6 +308,8 @@ def _follow(
         return _shown(task, pod, now), pod
     if pod.lost is not None:
         task = _shown(task, pod, now)
+        if _lacks_upload_alone(pod, pod_plan):
+            return task, pod
         if _has_failed(pod):  # never repeated, though its outputs are lost
             task, outcome = _read_executors(task, pod, pod_plan, now, policy)
             if outcome is not None:
@@ -344,6 +341,14 @@ def _all_recorded(pod: Pod, pod_plan: PodPlan) -> bool:
     """Whether every container has said how it ended; then it does not matter what the cluster still shows."""
     found = [pod.container(name) for name in pod_plan.names]
     return all(c is not None and c.record is not None for c in found)
+
+
+def _lacks_upload_alone(pod: Pod, pod_plan: PodPlan) -> bool:
+    """Whether every other container has said how it ended, and none of them that it was ended from outside."""
+    others = [pod.container(name) for name in pod_plan.names if name != TOF]
+    records = [c.record for c in others if c is not None and c.record is not None]
+    is_known = len(records) == len(others) > 0 and not any(r.reason == "Terminated" for r in records)
+    return is_known and TOF in pod_plan.names
 
 
 def _waiting_containers(task: Task, pod: Pod, now: datetime, policy: Policy) -> Task:
@@ -481,13 +486,13 @@ def _read_tof(
     return task, Outcome(State.SYSTEM_ERROR, reason, error)
 
 
-def _uploader_lost(task: Task, pod: Pod, report: FilerReport | None, policy: Policy, *, began: bool) -> Outcome | None:
-    """An end of TOF that says nothing about the upload: from outside, or without a word. `began`: commands would be run again for it."""
+def _uploader_lost(pod: Pod, report: FilerReport | None) -> Outcome | None:
+    """An end of TOF that says nothing about the upload: from outside, or without a word."""
     container = pod.container(TOF)
     record = container.record if container is not None else None
     if (record is not None and record.reason != "Terminated") or (report is not None and report.error is None):
         return None
-    return _fault(task, "OutputFilerLost", _how_it_ended(container), policy, began=began)
+    return Outcome(State.SYSTEM_ERROR, "OutputFilerLost", _how_it_ended(container)[:MAX_MESSAGE], retry=True)
 
 
 def _filer_reason(report: FilerReport, otherwise: str) -> str:
@@ -659,6 +664,16 @@ def _to(task: Task, stage: Stage, now: datetime, *, wake: datetime) -> Task:
 
 def _launched(task: Task, part: str, now: datetime) -> Task:
     return replace(task, part=part, stage_since=now, wake_at=now + SOON, waiting=None, waiting_since=None)
+
+
+def _upload_lost(task: Task, lost: Outcome, earlier: Outcome | None, now: datetime, policy: Policy) -> Decision:
+    """Another TOF pod over the same volume, while the policy allows; no command is run again for it. `earlier`: of an executor that had
+    failed, which stays the task's."""
+    if lost.retry and task.uploads < policy.max_attempts:
+        return Decision(_upload_again(replace(task, outcome=earlier), lost, now, policy))
+    if earlier is not None:
+        task = _note(task, now, f"After the failure, outputs could not be uploaded: {lost.message}")
+    return Decision(_end(task, now, earlier or replace(lost, retry=False)), again=True)
 
 
 def _upload_again(task: Task, lost: Outcome, now: datetime, policy: Policy) -> Task:

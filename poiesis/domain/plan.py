@@ -138,7 +138,7 @@ def belongs_to_image(directory: str) -> bool:
 
 
 def plan(spec: TaskSpec, policy: Policy, *, uploads: int = 1) -> Plan:
-    """The plan of a task. The same arguments give the same plan. `uploads`: how many TOF pods the staged layout has by now."""
+    """The plan of a task. The same arguments give the same plan. `uploads`: how often the upload has been begun by now."""
     directories: set[str] = set()  # mounted, or below a mount
     files: dict[str, bool] = {}  # mounted as a file: path → has to be made (it is no input)
     items: tuple[Input | Output, ...] = (*spec.inputs, *spec.outputs)
@@ -223,14 +223,15 @@ def _pods(spec: TaskSpec, layout: Layout, *, file_mounts: bool, one_by_one: bool
     names = [executor_name(i) for i in range(count)]
     stages_in = bool(spec.inputs) or file_mounts
     stages_out = bool(spec.outputs)
+    again = [PodPlan(f"{TOF}-{n}", (ContainerPlan(TOF),)) for n in range(2, uploads + 1) if stages_out]
     if layout is Layout.STAGED:
         pods = [PodPlan(TIF, (ContainerPlan(TIF),))] if stages_in else []
         if one_by_one:
             pods += [PodPlan(name, (ContainerPlan(name, i),)) for i, name in enumerate(names)]
         else:
             pods.append(PodPlan("executors", _in_turn(names)))
-        parts = [TOF, *(f"{TOF}-{n}" for n in range(2, uploads + 1))] if stages_out else []
-        return (*pods, *(PodPlan(part, (ContainerPlan(TOF),)) for part in parts))
+        pods += [PodPlan(TOF, (ContainerPlan(TOF),))] if stages_out else []
+        return (*pods, *again)
     tif_first = stages_in and file_mounts  # as an init container: it has ended before the others start
     tif_beside = stages_in and not file_mounts
     executors = _in_turn(
@@ -238,7 +239,7 @@ def _pods(spec: TaskSpec, layout: Layout, *, file_mounts: bool, one_by_one: bool
     )
     beside = [ContainerPlan(TIF)] if tif_beside else []
     after = [ContainerPlan(TOF, waits_for=(names[-1],), always=True)] if stages_out else []
-    return (PodPlan("task", (*beside, *executors, *after), init=(ContainerPlan(TIF),) if tif_first else ()),)
+    return (PodPlan("task", (*beside, *executors, *after), init=(ContainerPlan(TIF),) if tif_first else ()), *again)
 
 
 def _in_turn(

@@ -156,7 +156,7 @@ class Task:
     starts at 1 and names the objects in the cluster. `nonce` has to come with a poke. `cancel_requested_at` is a
     request beside the state. `layout` is set once planned, so that all stages of an attempt agree. `part` is the pod that was
     launched and is waited for. `waiting` is why nothing goes on, in words, `waiting_since` since when. `memory_scale` multiplies
-    `ram_gb` after out-of-memory retries. `uploads` counts the TOF pods of this attempt in the staged layout, from 1. `launching_at`
+    `ram_gb` after out-of-memory retries. `uploads` counts how often this attempt has begun the upload, from 1. `launching_at`
     is since when one process has the right to create the next pod.
     """
 

@@ -331,6 +331,34 @@ def test_a_task_whose_pod_was_evicted_is_repeated(site: Site, task: str):
     assert any(reason in line for line in one_log(found)["system_logs"] for reason in TAKEN_AWAY)
 
 
+def test_a_pod_that_is_deleted_while_it_uploads_repeats_the_upload_alone(site: Site, away: Minio):
+    counter = f"{site.run}-uploaded"
+    task = site.post(
+        {
+            "inputs": [content("/data/in", "x")],
+            "executors": [shell(f"wget -q -O- {site.web}/count/{counter} > /data/out")],
+            "outputs": [{"path": "/data/out", "url": f"s3://cut-off/{site.run}/uploaded"}],
+        }
+    )
+
+    def uploads() -> bool:
+        statuses = [s for p in site.pods.of(task).values() for s in p["status"].get("containerStatuses", ())]
+        return any(s["name"] == "executor-0" and "terminated" in s["state"] for s in statuses)
+
+    site.until(uploads, 120, "its command does not end")
+    (first,) = site.pods.of(task)
+    site.kubectl("delete", "pod", first, "--wait=false")
+    site.until(lambda: len(site.pods.of(task)) == 2, 60, "the upload is not repeated")
+    site.away(False)
+    log = one_log(site.complete(task))
+    with away.get_object("cut-off", f"{site.run}/uploaded") as answer:
+        assert (answer.read(), site.counted(counter)) == (b"1\n", 1)
+    assert sorted(site.pods.of(task)) == [f"poiesis-{task}-1-task", f"poiesis-{task}-1-tof-2"]
+    assert (log["metadata"]["uploads"], "attempts" in log["metadata"], len(log["outputs"])) == ("2", False, 1)
+    assert any("The upload was lost and begins again" in line for line in log["system_logs"])
+    site.assert_gone(task)
+
+
 @posted(lambda site: {"executors": [shell(f"trap 'exit 0' TERM; {FOREVER}")]})
 def test_attempts_are_counted_and_come_to_an_end(site: Site, task: str):
     killed: set[str] = set()

@@ -149,7 +149,9 @@ def test_the_listing_has_pages_markers_and_odd_names(volume: Path, s3: S3Server)
 
 
 @pytest.mark.parametrize("name", ["../../../etc/evil", "/abs", "a/../../b", "./a", "a//b"])
-def test_a_name_in_a_listing_that_leaves_the_directory_is_refused(volume: Path, web: HttpServer, name: str) -> None:
+def test_a_name_in_a_listing_that_leaves_the_directory_is_refused(
+    volume: Path, web: HttpServer, name: str
+) -> None:  # I9
     listing = f"<R><Contents><Key>p/{name}</Key><Size>1</Size><ETag>x</ETag></Contents></R>"
     web.faults = lambda r: Fault(body=listing.encode()) if "list-type" in r.path else None
     web.files[f"/bucket/p/{name}"] = b"x"
@@ -157,6 +159,19 @@ def test_a_name_in_a_listing_that_leaves_the_directory_is_refused(volume: Path, 
     assert report.error_code == "staging_failed"
     assert "would leave" in str(report.error)
     assert not (volume.parent / "etc").exists()
+
+
+@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a")])
+def test_a_name_that_is_a_file_and_a_directory_at_once_is_an_error(
+    volume: Path, web: HttpServer, names: tuple[str, str]
+) -> None:  # I10
+    entries = "".join(f"<Contents><Key>p/{name}</Key><Size>1</Size></Contents>" for name in names)
+    web.faults = lambda r: Fault(body=f"<R>{entries}</R>".encode()) if "list-type" in r.path else None
+    for name in names:
+        web.files[f"/bucket/p/{name}"] = b"x"
+    report = bring(volume, given("/data/d", "s3://bucket/p/"), settings=anonymous(web))
+    assert (report.error_code, report.retryable) == ("staging_failed", False)
+    assert "/a" in str(report.error) and "directory" in str(report.error), report.error
 
 
 def test_credentials_of_variables_profiles_and_web_identity(

@@ -269,9 +269,15 @@ def test_a_failed_upload_after_a_failed_executor_leaves_the_executors_error(layo
 
 
 def uploading(*, exit_code: int = 0, policy: Policy = STAGED) -> World:
-    """Staged, with its executor ended and its first TOF pod made."""
+    """With its executor ended, and TOF's turn to come: in the staged layout in a pod of its own."""
     world = World(FILES, policy)
     world.launch()
+    if policy.layout == "single":
+        world.cluster.start(ID, "task")
+        for name, code in (("tif", 0), ("executor-0", exit_code)):
+            world.cluster.end(ID, "task", name, world.cluster.record(name, code))
+        assert world.settle().part == "task"
+        return world
     world.cluster.run(ID, "tif")
     world.settle()
     world.cluster.run(ID, "executors", executor_0=world.cluster.record("executor-0", exit_code))
@@ -285,24 +291,33 @@ def pods_made(world: World) -> list[tuple[int, str]]:
 
 
 ONCE = [(1, "tif"), (1, "executors"), (1, "tof")]
+MADE = {"staged": ONCE, "single": [(1, "task")]}
 
 
 @pytest.mark.parametrize("exit_code", [0, 4])
-@pytest.mark.parametrize("how", ["evicted", "deleted", "terminated", "silent", "not started"])
-def test_a_lost_upload_is_repeated_alone_over_the_same_volume(how, exit_code):
-    world = uploading(exit_code=exit_code)
+@pytest.mark.parametrize(
+    ("layout", "how"),
+    [
+        *(("staged", how) for how in ("evicted", "deleted", "terminated", "silent", "not started")),
+        *(("single", how) for how in ("evicted", "terminated", "silent", "not started")),
+    ],
+)
+def test_a_lost_upload_is_repeated_alone_over_the_same_volume(layout, how, exit_code):
+    world = uploading(exit_code=exit_code, policy=replace(POLICY, layout=layout))
+    first = world.task.part or ""
     match how:
         case "evicted":
-            world.cluster.lose(ID, "tof", "Evicted")
+            world.cluster.lose(ID, first, "Evicted")
         case "deleted":
-            world.cluster.vanish(ID, "tof")
+            world.cluster.vanish(ID, first)
         case "terminated":
-            world.cluster.run(ID, "tof", tof=world.cluster.record("tof", 143, reason="Terminated"))
+            world.cluster.start(ID, first)
+            world.cluster.end(ID, first, "tof", world.cluster.record("tof", 143, reason="Terminated"))
         case "silent":
-            world.cluster.start(ID, "tof")
-            world.cluster.end(ID, "tof", "tof", reason="Error", exit_code=137)
+            world.cluster.start(ID, first)
+            world.cluster.end(ID, first, "tof", reason="Error", exit_code=137)
         case "not started":
-            world.cluster.set(ID, "tof", "tof", phase=Phase.ENDED, reason="StartError", exit_code=128)
+            world.cluster.set(ID, first, "tof", phase=Phase.ENDED, reason="StartError", exit_code=128)
     task = world.settle()
     assert (task.part, task.stage, task.state) == (None, Stage.STAGE_OUT, State.RUNNING)
     assert world.wait(POLICY.retry_delay - timedelta(seconds=1)).part is None
@@ -312,7 +327,7 @@ def test_a_lost_upload_is_repeated_alone_over_the_same_volume(how, exit_code):
     task = world.to_the_end()
     assert (task.state, task.attempt) == (State.EXECUTOR_ERROR if exit_code else State.COMPLETE, 1)
     assert ([e.exit_code for e in task.log.logs], len(task.log.outputs)) == ([exit_code], 1)
-    assert pods_made(world) == [*ONCE, (1, "tof-2")]
+    assert pods_made(world) == [*MADE[layout], (1, "tof-2")]
     assert task.log.metadata["uploads"] == "2"
     assert "attempts" not in task.log.metadata
     assert "The upload was lost and begins again in 2 s." in text_of(task)
@@ -323,16 +338,19 @@ def test_a_lost_upload_is_repeated_alone_over_the_same_volume(how, exit_code):
     ("exit_code", "ends"), [(0, (State.SYSTEM_ERROR, "Evicted")), (4, (State.EXECUTOR_ERROR, "ExecutorFailed"))]
 )
 @pytest.mark.parametrize("retry_started", [True, False])
-def test_an_upload_that_is_lost_again_and_again_ends_the_task_and_repeats_no_command(exit_code, ends, retry_started):
-    world = uploading(exit_code=exit_code, policy=replace(STAGED, retry_started=retry_started))
-    for part in ("tof", "tof-2", "tof-3"):
+@pytest.mark.parametrize(("layout", "first"), [("staged", "tof"), ("single", "task")])
+def test_an_upload_that_is_lost_again_and_again_ends_the_task_and_repeats_no_command(
+    layout, first, exit_code, ends, retry_started
+):
+    world = uploading(exit_code=exit_code, policy=replace(POLICY, layout=layout, retry_started=retry_started))
+    for part in (first, "tof-2", "tof-3"):
         assert world.task.part == part
         world.cluster.lose(ID, part, "Evicted")
         world.settle()
         world.wait(FAULT)
     task = world.to_the_end()
     assert (task.state, task.log.metadata["failure_reason"]) == ends
-    assert pods_made(world) == [*ONCE, (1, "tof-2"), (1, "tof-3")]
+    assert pods_made(world) == [*MADE[layout], (1, "tof-2"), (1, "tof-3")]
     assert "Evicted" in text_of(task)
 
 
@@ -394,25 +412,23 @@ def test_an_uploader_that_says_nothing_is_a_system_error(layout):
     assert (task.state, task.log.metadata["failure_reason"]) == (State.SYSTEM_ERROR, "OutputFilerFailed")
 
 
-@pytest.mark.parametrize("told", [True, False])
-@pytest.mark.parametrize(("exit_code", "ends"), [(0, None), (4, State.EXECUTOR_ERROR)])
-def test_an_uploader_that_was_killed_is_a_fault_of_the_infrastructure(exit_code, ends, told):
-    """Chaos found it: SIGKILL to TOF alone ended the task, though another attempt may well succeed."""
+@pytest.mark.parametrize("reason", ["Evicted", "NodeLost"])
+@pytest.mark.parametrize(
+    ("tif", "executor"),
+    [(None, None), ({}, None), ({}, {"exit_code": 143, "reason": "Terminated"})],
+    ids=["inputs", "running", "ended from outside"],
+)
+def test_a_pod_that_is_lost_before_its_commands_have_ended_is_an_attempt_lost(reason, tif, executor):
     world = World(FILES)
     world.launch()
     world.cluster.start(ID, "task")
-    for name, code in (("tif", 0), ("executor-0", exit_code)):
-        world.cluster.end(ID, "task", name, world.cluster.record(name, code))
-    if told:
-        world.cluster.end(ID, "task", "tof", world.cluster.record("tof", 143, reason="Terminated"))
-    else:
-        world.cluster.end(ID, "task", "tof", reason="Error", exit_code=137)
-    world.monitor()
-    assert world.task.outcome is not None
-    if ends is None:
-        assert (world.task.outcome.reason, world.task.outcome.retry) == ("OutputFilerLost", True)
-    else:
-        assert (world.task.outcome.state, world.task.outcome.retry) == (ends, False)
+    for name, how in (("tif", tif), ("executor-0", executor)):
+        if how is not None:
+            world.cluster.end(ID, "task", name, world.cluster.record(name, **how))
+    world.cluster.lose(ID, "task", reason)
+    task = world.settle()
+    assert (task.attempt, task.uploads, task.log.logs) == (2, 1, ())
+    assert f"Attempt 1 failed. {reason}" in text_of(task)
 
 
 def test_outputs_that_nobody_reports_on_are_no_success():
@@ -423,7 +439,7 @@ def test_outputs_that_nobody_reports_on_are_no_success():
     task = replace(world.task, stage=Stage.RUN, part="task")
     shown = Observed(pods=(replace(pod, containers=pod.containers[:2], ended=True),))
     decision = decide(task, shown, world.now, POLICY)
-    assert decision.task.outcome is not None and decision.task.outcome.state is State.SYSTEM_ERROR
+    assert (decision.task.stage, decision.task.uploads, decision.task.outcome) == (Stage.STAGE_OUT, 2, None)
 
 
 def end_with(world: World, report: FilerReport | None, *, tof: int = 0, executor: int = 0) -> None:

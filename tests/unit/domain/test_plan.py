@@ -259,3 +259,11 @@ def test_the_filers_are_told_their_part_and_nothing_else():
         "v": 1, "task_id": ID, "optional": True, "touched": ["/etc/out"],
         "outputs": [{"path": "/etc/out", "url": "s3://bucket/out.txt", "path_prefix": "/etc", "type": None}],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("streamable", [True, False])
+def test_a_streamable_input_is_staged_as_any_other(streamable):  # I8
+    task, other = (stored(spec(inputs=(input_file(streamable=said),))) for said in (streamable, None))
+    made = plan(task.spec, POLICY)
+    assert made == plan(other.spec, POLICY)
+    assert tif_document(task, made) == tif_document(other, made)
