@@ -1,4 +1,7 @@
-"""Inputs kept for other tasks: a service of its own whose cache is on a claim, and a source that counts how often it was asked."""
+"""Inputs kept for other tasks: a service of its own whose cache is on a claim, then in a directory of each node.
+
+The source counts how often it was asked.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,14 @@ from typing import Final
 
 import pytest
 
-from tests.e2e.conftest import PART, Cluster, installation
-from tests.e2e.site import Site, one_log, shell, site_of
+from tests.e2e.conftest import PART, Cluster, Installation, installation, until
+from tests.e2e.site import BUSYBOX, Site, one_log, shell, site_of
 
 CLAIM: Final = "reference-cache"
 SIZE: Final = 8_000_000
 SAME: Final = 6
 RIGHT: Final = hashlib.sha256(bytes(SIZE)).hexdigest()
+FILERS_USER: Final = 65532
 
 
 @pytest.fixture(scope="module")
@@ -52,3 +56,50 @@ def test_another_version_is_another_entry(site: Site):
         task = {"inputs": [{"url": f"{site.web}/{path}", "path": "/data/in"}], "executors": [shell("true")]}
         site.complete(site.post(task))
         assert site.fetched(path) == 1
+
+
+def on_every_node(service: Installation, script: str) -> int:
+    """A script of root's, who has the nodes' /var/tmp at /node; how many nodes there are."""
+    nodes = [n["metadata"]["name"] for n in json.loads(service.cluster.kubectl("get", "nodes", "-o", "json"))["items"]]
+    for i, node in enumerate(nodes):
+        name = f"s3-on-node-{i}"
+        container = {
+            "name": "main",
+            "image": BUSYBOX,
+            "command": ["sh", "-ec", script],
+            "volumeMounts": [{"name": "node", "mountPath": "/node"}],
+        }
+        volumes = [{"name": "node", "hostPath": {"path": "/var/tmp"}}]
+        spec = {"nodeName": node, "restartPolicy": "Never", "containers": [container], "volumes": volumes}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {PART: "cache"}}, "spec": spec}
+        service.kubectl("apply", "-f", "-", stdin=json.dumps(pod))
+        service.kubectl(
+            "wait", "--for=jsonpath={.status.phase}=Succeeded", f"pod/{name}", "--timeout=60s", timeout_s=70
+        )
+        service.kubectl("delete", "pod", name)
+    return len(nodes)
+
+
+def test_a_directory_of_each_node_is_a_cache_too(site: Site):
+    """Made by the site as the docs say; one that Kubernetes made belongs to root: tasks go on without it, and say so."""
+    service = site.service
+    ours = f"poiesis-cache-{service.namespace}"
+    nodes = on_every_node(service, f"install -d -o {FILERS_USER} -m 0750 /node/{ours} /node/{ours}/made")
+    try:
+        for name in ("made", "roots"):
+            directory = f"/var/tmp/{ours}/{name}"
+            service.upgrade(filer={"cache": {"existingClaim": "", "subPath": "", "hostPath": directory}})
+            until(lambda: not any("deletionTimestamp" in p["metadata"] for p in service.get("pods")), 90, service.story)
+            path = f"large/{SIZE}/{name}"
+            task = {
+                "inputs": [{"url": f"{site.web}/{path}", "path": "/data/in"}],
+                "executors": [shell("sha256sum < /data/in")],
+            }
+            for task_id in [site.post(task) for _ in range(SAME)]:
+                log = one_log(site.complete(task_id))
+                assert log["logs"][0]["stdout"].split() == [RIGHT, "-"]
+                said = [line for line in log["system_logs"] if "cache" in line]
+                assert bool(said) == (name == "roots"), said
+            assert site.fetched(path) <= nodes if name == "made" else site.fetched(path) == SAME
+    finally:
+        on_every_node(service, f"rm -rf /node/{ours}")
