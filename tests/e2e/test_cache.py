@@ -84,7 +84,8 @@ def test_a_directory_of_each_node_is_a_cache_too(site: Site):
     """Made by the site as the docs say; one that Kubernetes made belongs to root: tasks go on without it, and say so."""
     service = site.service
     ours = f"poiesis-cache-{service.namespace}"
-    nodes = on_every_node(service, f"install -d -o {FILERS_USER} -m 0750 /node/{ours} /node/{ours}/made")
+    both = f"/node/{ours} /node/{ours}/made"
+    nodes = on_every_node(service, f"mkdir {both} && chown {FILERS_USER} {both} && chmod 0750 {both}")
     try:
         for name in ("made", "roots"):
             directory = f"/var/tmp/{ours}/{name}"
