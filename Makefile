@@ -57,7 +57,7 @@ format: venv ## let ruff mend what it can
 	$(BIN)/ruff format
 
 e2e: venv ## tests on a real cluster: KUBECONFIG, with IMAGE on its node
-	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e -m "e2e and not chaos" --timeout 600 $(ARGS)
+	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/integration/kubernetes tests/e2e -m "e2e and not chaos" --timeout 600 $(ARGS)
 
 chaos: venv ## kill processes at every step on a real cluster, and count what was lost
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e -m chaos -s --timeout 1200 $(ARGS)

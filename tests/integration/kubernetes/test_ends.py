@@ -89,7 +89,7 @@ def test_a_poke_brings_the_record(namespace: str, listener: Listener, driver: Dr
         pod = made.cluster.observe(task).pods[0]
         assert pod.ended and record_of(pod, "executor-0").stdout == "one\n"
         assert record_of(pod, "executor-1").exit_code == 3
-        assert set(listener.paths) == {f"/poke/{task.id}/nonce"}
+        assert set(listener.paths) == {f"/poke/{task.id}/{task.poke_nonce}"}
         assert "get pods/log" not in made.cluster.client.calls
     finally:
         made.close()
