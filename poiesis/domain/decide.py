@@ -129,7 +129,11 @@ def decide(task: Task, observed: Observed | None, now: datetime, policy: Policy)
         return _clean(task, observed, now, policy)
     if stage is Stage.FINISH:
         return _finish(task, observed, now, policy)
-    if stage is Stage.PREPARE and task.attempt > 1 and now < (task.stage_since or now) + _retry_delay(task, policy):
+    if (
+        stage is Stage.PREPARE
+        and task.attempt > 1
+        and now < (task.stage_since or now) + _retry_delay(task.attempt, policy)
+    ):
         return Decision(task)  # woken too early
     the_plan = plan_of(task, policy)
     if stage is Stage.PREPARE:
@@ -214,7 +218,7 @@ def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Pol
     if pod_plan.names != (TOF,):
         return Decision(_end(task, now, task.outcome or Outcome(State.COMPLETE)), again=True)
     if task.part is None:
-        delay = _retry_delay(replace(task, attempt=task.uploads), policy) if task.uploads > 1 else timedelta(0)
+        delay = _retry_delay(task.uploads, policy) if task.uploads > 1 else timedelta(0)
         if now < (task.stage_since or now) + delay:
             return Decision(task)  # woken too early
         return Decision(_launched(task, pod_plan.part, now), (Launch(pod_plan.part),))
@@ -254,7 +258,7 @@ def _finish(task: Task, observed: Observed | None, now: datetime, policy: Policy
         if not observed.is_empty:
             return Decision(replace(task, wake_at=now + CLEAN_AGAIN), (DeleteAll(),))
         task = replace(task, attempt=task.attempt + 1, uploads=1, outcome=None, layout=None)
-        delay = _retry_delay(task, policy)
+        delay = _retry_delay(task.attempt, policy)
         task = _note(task, now, f"Attempt {task.attempt} begins in {delay.total_seconds():g} s.")
         task = replace(task, log=replace(task.log, logs=(), outputs=()))
         return Decision(_to(task, Stage.PREPARE, now, wake=now + delay))
@@ -639,9 +643,9 @@ def _fault(task: Task, reason: str, message: str, policy: Policy, *, began: bool
     return Outcome(State.PREEMPTED if preempted else State.SYSTEM_ERROR, reason, message[:MAX_MESSAGE], retry=repeat)
 
 
-def _retry_delay(task: Task, policy: Policy) -> timedelta:
-    """Before this attempt, which is not the first."""
-    return min(policy.retry_delay * (1 << min(max(task.attempt - 2, 0), 20)), MAX_RETRY_DELAY)
+def _retry_delay(number: int, policy: Policy) -> timedelta:
+    """Before the attempt, or the upload, of this number, which is not the first."""
+    return min(policy.retry_delay * (1 << min(max(number - 2, 0), 20)), MAX_RETRY_DELAY)
 
 
 def _lost(task: Task, reason: str, message: str, now: datetime, policy: Policy, *, began: bool) -> Task:
@@ -667,23 +671,18 @@ def _launched(task: Task, part: str, now: datetime) -> Task:
 
 
 def _upload_lost(task: Task, lost: Outcome, earlier: Outcome | None, now: datetime, policy: Policy) -> Decision:
-    """Another TOF pod over the same volume, while the policy allows; no command is run again for it. `earlier`: of an executor that had
-    failed, which stays the task's."""
-    if lost.retry and task.uploads < policy.max_attempts:
-        return Decision(_upload_again(replace(task, outcome=earlier), lost, now, policy))
-    if earlier is not None:
-        task = _note(task, now, f"After the failure, outputs could not be uploaded: {lost.message}")
-    return Decision(_end(task, now, earlier or replace(lost, retry=False)), again=True)
-
-
-def _upload_again(task: Task, lost: Outcome, now: datetime, policy: Policy) -> Task:
-    """The next TOF pod, under a name of its own, after the same delay as before an attempt."""
-    task = replace(task, uploads=task.uploads + 1)
-    delay = _retry_delay(replace(task, attempt=task.uploads), policy)
+    """Another TOF pod, under a name of its own, over the same volume, while the policy allows and after the same delay as before an
+    attempt; no command is run again for it. `earlier`: of an executor that had failed, which stays the task's."""
+    if not lost.retry or task.uploads >= policy.max_attempts:
+        if earlier is not None:
+            task = _note(task, now, f"After the failure, outputs could not be uploaded: {lost.message}")
+        return Decision(_end(task, now, earlier or replace(lost, retry=False)), again=True)
+    task = replace(task, uploads=task.uploads + 1, outcome=earlier)
+    delay = _retry_delay(task.uploads, policy)
     task = _note(
         task, now, f"The upload was lost and begins again in {delay.total_seconds():g} s. {lost.reason}: {lost.message}"
     )
-    return _to(_metadata(task, {"uploads": str(task.uploads)}), Stage.STAGE_OUT, now, wake=now + delay)
+    return Decision(_to(_metadata(task, {"uploads": str(task.uploads)}), Stage.STAGE_OUT, now, wake=now + delay))
 
 
 def _look_again(task: Task, now: datetime, at: datetime) -> Task:

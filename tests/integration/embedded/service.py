@@ -157,10 +157,8 @@ class Service:
 
         def none_left() -> bool:
             left = {*descendants(own), *processes_of(self.folder)} - {own}
-            for number in (
-                signal.SIGSTOP,
-                signal.SIGKILL,
-            ):  # so that no launcher lives to tell how its command was killed
+            # stopped first, so that no launcher lives to tell how its command was killed
+            for number in (signal.SIGSTOP, signal.SIGKILL):
                 for pid in left:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(pid, number)
