@@ -10,8 +10,8 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import select
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -130,13 +130,21 @@ class _Line:
         if connection.sock is None:
             raise WireError("there is no connection")
         self._socket = connection.sock
-        self._socket.settimeout(stall_s)
         self._stall_s = stall_s
+        self._plain = type(self._socket) is socket.socket  # nothing that encrypts
+        if self._plain:
+            # kept by the kernel: a time-out of the socket module's is another system call for each one
+            self._socket.settimeout(None)
+            spell = struct.pack("@ll", int(stall_s), int(stall_s % 1 * 1e6))
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, spell)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, spell)
+        else:
+            self._socket.settimeout(stall_s)
         self._buffer = bytearray(max(buffer_bytes, MAX_HEAD_BYTES))
         self._view = memoryview(self._buffer)
         self._start = self._end = 0  # of what was read and not used
         self.is_used = False
-        self._splices = type(self._socket) is socket.socket  # nothing that encrypts
+        self._splices = self._plain
         self._pipe: tuple[int, int] | None = None
 
     def close(self) -> None:
@@ -147,31 +155,27 @@ class _Line:
             os.close(end)
 
     def send(self, head: bytes, body: bytes | Slice, moved: Callable[[int], None]) -> None:
+        try:
+            self._send(head, body, moved)
+        except BlockingIOError:
+            raise TimeoutError(f"nothing could be sent for {self._stall_s:.0f} s") from None
+
+    def _send(self, head: bytes, body: bytes | Slice, moved: Callable[[int], None]) -> None:
         if isinstance(body, bytes):
             self._socket.sendall(head + body)
             return
         self._socket.sendall(head)
         offset, end = body.offset, body.offset + body.size_bytes
-        plain = type(self._socket) is socket.socket  # nothing that encrypts
         while offset < end:
             count = min(_SEND_BYTES, end - offset)
-            sent = (
-                self._sendfile(body.descriptor, offset, count) if plain else self._copy(body.descriptor, offset, count)
-            )
+            if self._plain:
+                sent = os.sendfile(self._socket.fileno(), body.descriptor, offset, count)
+            else:
+                sent = self._copy(body.descriptor, offset, count)
             if sent == 0:
                 raise WireError("the file became shorter while it was sent")
             offset += sent
             moved(sent)
-
-    def _sendfile(self, descriptor: int, offset: int, count: int) -> int:
-        while True:
-            try:
-                return os.sendfile(self._socket.fileno(), descriptor, offset, count)
-            except BlockingIOError:
-                poll = select.poll()
-                poll.register(self._socket, select.POLLOUT)
-                if not poll.poll(self._stall_s * 1000):
-                    raise TimeoutError(f"nothing could be sent for {self._stall_s:.0f} s") from None
 
     def _copy(self, descriptor: int, offset: int, count: int) -> int:
         data = os.pread(descriptor, min(count, 1 << 18), offset)
@@ -243,7 +247,9 @@ class _Line:
                 self._pipe = os.pipe2(os.O_CLOEXEC)
                 with suppress(OSError):  # its size is limited, and all pipes' of a user
                     fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-            got = left = self._to_pipe(self._pipe[1], count)
+            got = left = os.splice(self._socket.fileno(), self._pipe[1], count)
+        except BlockingIOError:
+            raise self._silence() from None
         except OSError as error:
             if error.errno not in _NO_SPLICE:
                 raise
@@ -262,16 +268,6 @@ class _Line:
             left -= done
             target.offset += done
         return got
-
-    def _to_pipe(self, pipe: int, count: int) -> int:
-        while True:
-            try:
-                return os.splice(self._socket.fileno(), pipe, count)
-            except BlockingIOError:
-                poll = select.poll()
-                poll.register(self._socket, select.POLLIN)
-                if not poll.poll(self._stall_s * 1000):
-                    raise TimeoutError(f"nothing came for {self._stall_s:.0f} s") from None
 
     def rest(self) -> Iterator[memoryview]:
         while self._start < self._end or self._fill():
@@ -304,6 +300,9 @@ class _Line:
         self._start = at + 2
         return line
 
+    def _silence(self) -> TimeoutError:
+        return TimeoutError(f"nothing came for {self._stall_s:.0f} s")
+
     def _fill(self) -> bool:
         """Read more behind what is there; False at the end of the connection."""
         if self._start == self._end:
@@ -314,7 +313,10 @@ class _Line:
             self._start, self._end = 0, len(kept)
             if self._end == len(self._buffer):
                 return False
-        count = self._socket.recv_into(self._view[self._end :])
+        try:
+            count = self._socket.recv_into(self._view[self._end :])
+        except BlockingIOError:
+            raise self._silence() from None
         self._end += count
         return count > 0
 

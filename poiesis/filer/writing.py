@@ -52,15 +52,12 @@ def partial(
     `size_bytes` reserves the room first, so that a full disk is known before the transfer. `directory`: a descriptor of the directory
     that is certainly `target`'s. Raises: StagingFailed for a full disk, a missing directory and the like.
     """
-    name = f"{PREFIX}{_RUN}{next(_COUNT):x}"
-    folder = descriptor = -1
-    is_named = False
+    folder = f"{target.parent}/" if directory is None else ""
+    name, final = f"{folder}{PREFIX}{_RUN}{next(_COUNT):x}", f"{folder}{target.name}"
+    descriptor, is_named, is_final = -1, False, False
     try:
         with local_errors(str(target)):
-            folder = (
-                os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC) if directory is None else directory
-            )
-            descriptor, is_named = _open(name, folder)
+            descriptor, is_named = _open(name, folder or ".", directory)
             os.fchmod(descriptor, FILE_MODE)
             _check_room(descriptor, size_bytes or 0)
         yield Partial(descriptor)
@@ -68,32 +65,51 @@ def partial(
             if sync:
                 os.fsync(descriptor)
             if not is_named:
-                os.link(f"/proc/self/fd/{descriptor}", name, dst_dir_fd=folder)
+                is_final = _link(descriptor, final, directory)
+            if not is_named and not is_final:
+                _link(descriptor, name, directory)
                 is_named = True
-            os.rename(name, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+            if not is_final:
+                os.rename(name, final, src_dir_fd=directory, dst_dir_fd=directory)
             if sync:
-                os.fsync(folder)
+                _sync(folder, directory)
     except BaseException:
         if is_named:
             with suppress(OSError):
-                os.unlink(name, dir_fd=folder)
+                os.unlink(name, dir_fd=directory)
         raise
     finally:
         if descriptor >= 0:
             os.close(descriptor)
-        if directory is None and folder >= 0:
-            os.close(folder)
 
 
-def _open(name: str, folder: int) -> tuple[int, bool]:
+def _open(name: str, folder: str, directory: int | None) -> tuple[int, bool]:
     """A new file in `folder`: without a name where the system can, so that nothing stays of one whose writer is killed; else as `name`."""
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
-        return os.open(".", flags | os.O_TMPFILE, FILE_MODE, dir_fd=folder), False
+        return os.open(folder, flags | os.O_TMPFILE, FILE_MODE, dir_fd=directory), False
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
             raise
-    return os.open(name, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, FILE_MODE, dir_fd=folder), True
+    return os.open(name, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, FILE_MODE, dir_fd=directory), True
+
+
+def _link(descriptor: int, name: str, directory: int | None) -> bool:
+    """Give the file a name; False when something has it."""
+    try:
+        # src_dir_fd says nothing about an absolute path, but it is what makes the standard library follow the link
+        os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=descriptor, dst_dir_fd=directory)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _sync(folder: str, directory: int | None) -> None:
+    descriptor = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _check_room(descriptor: int, size: int) -> None:
