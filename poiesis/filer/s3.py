@@ -11,17 +11,13 @@ import hashlib
 import os
 import re
 import threading
-from binascii import b2a_base64, crc32
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import quote, unquote_plus, urlsplit
+from typing import Any, Final, TypeVar
+from urllib.parse import unquote_plus, urlsplit
 
-from poiesis import __version__
 from poiesis.domain.errors import (
-    ConfigurationError,
     FileTooLarge,
     NotFound,
     PoiesisError,
@@ -30,166 +26,23 @@ from poiesis.domain.errors import (
     UnsupportedUrl,
 )
 from poiesis.filer.addresses import shown
-from poiesis.filer.connections import Connection, Proxy
-from poiesis.filer.network import proxy_of, tls_context
 from poiesis.filer.registry import Context
-from poiesis.filer.s3_credentials import provider
+from poiesis.filer.s3_checksum import Check
 from poiesis.filer.s3_errors import Elsewhere, refusal, translated
-from poiesis.filer.s3_signature import EMPTY_SHA256, Signer
-from poiesis.filer.settings import MIB, FilerSettings, S3Endpoint
+from poiesis.filer.s3_site import Place, Site, base64, default_region
+from poiesis.filer.settings import MIB, S3Endpoint
 from poiesis.filer.transfer import Changed
-from poiesis.filer.wire import Answer, Slice, Wire, WireError, Writable
+from poiesis.filer.wire import Answer, Slice, WireError, Writable
 from poiesis.filer.writing import Partial, partial
 from poiesis.ports.filer import RemoteFile, Sent
 
-if TYPE_CHECKING:
-    from poiesis.filer.sdk import Client
-
 T = TypeVar("T")
 MAX_PARTS: Final = 10_000
-SSE: Final = "x-amz-server-side-encryption"
 UNSIGNED: Final = "UNSIGNED-PAYLOAD"  # over TLS, which guards the content already
 MAX_PAGE_BYTES: Final = 16 * MIB  # a thousand keys of 1 KiB, percent-encoded, with their tags
 _AT_ONCE: Final = 1 * MIB  # a body up to this is sent with its head, in one piece
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}")
-_PLAIN_AWS: Final = r"s3\.(dualstack\.)?([a-z0-9-]+\.)?(amazonaws\.com(?:\.cn)?)"
-
-
-class Site:
-    """One endpoint in one region."""
-
-    def __init__(self, endpoint: S3Endpoint, region: str, settings: FilerSettings) -> None:
-        """Raises: ConfigurationError."""
-        self.endpoint, self.region, self._settings = endpoint, region, settings
-        parts = urlsplit(endpoint.url)
-        wrong = f"filer: s3 endpoint {endpoint.name!r}: {shown(endpoint.url)} "
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigurationError(wrong + "is no http URL")
-        try:
-            port = parts.port
-        except ValueError:
-            raise ConfigurationError(wrong + "has no proper port") from None
-        if "@" in parts.netloc or parts.path not in ("", "/") or parts.query or parts.fragment:
-            raise ConfigurationError(wrong + "may have no user, path or query")
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", region):
-            raise ConfigurationError(f"filer: s3 endpoint {endpoint.name!r}: {region!r} is no region")
-        self.is_secure = parts.scheme == "https"
-        self.host = parts.hostname
-        self.netloc = parts.netloc
-        if port is not None and port == (443 if self.is_secure else 80):
-            self.netloc = self.netloc.rpartition(":")[0]  # as clients write it, and as it is signed
-        via = proxy_of(parts.scheme, self.host)
-        self.proxy = Proxy(via) if via else None
-        self.tls = tls_context(endpoint.ca_file, verify=endpoint.verify) if self.is_secure else None
-        self.proxy_tls = tls_context() if self.proxy and self.proxy.is_secure else None
-        self.timeout_s = settings.connect_timeout.total_seconds()
-        self.stall_s = settings.stall_timeout.total_seconds()
-        self.provider = provider(endpoint)
-        self.read_headers, self.write_headers = _sse(endpoint)
-        self._client: Client | None = None
-        self._wires: dict[str, Wire] = {}
-        self._addresses: dict[str, tuple[str, str]] = {}
-        self._signer = Signer(region)
-        self._lock = threading.Lock()
-
-    def close(self) -> None:
-        if self._client is not None:
-            self._client.close()
-        for wire in self._wires.values():
-            wire.close()
-
-    @property
-    def client(self) -> Client:
-        """The SDK's, made when first needed."""
-        with self._lock:
-            if self._client is None:
-                from poiesis.filer.sdk import Client
-
-                self._client = Client(self)
-            return self._client
-
-    @contextmanager
-    def request(
-        self,
-        method: str,
-        bucket: str,
-        key: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        query: Mapping[str, str] | None = None,
-        body: bytes | Slice = b"",
-        sha256: str = EMPTY_SHA256,
-        moved: Callable[[int], None] = lambda _: None,
-    ) -> Iterator[Answer]:
-        """One signed request over the thin path. Raises: what `Wire.request` and providers of credentials raise."""
-        netloc, prefix = self.address(bucket)
-        path = prefix + quote(key, safe="/~")
-        asked = "&".join(f"{quote(k, safe='~')}={quote(v, safe='~')}" for k, v in sorted((query or {}).items()))
-        sent = {"host": netloc}
-        for name, value in (headers or {}).items():
-            sent[name.lower()] = value
-        if self.provider is not None:
-            credentials = self.provider()
-            sent["x-amz-content-sha256"] = sha256
-            if credentials.session_token:
-                sent["x-amz-security-token"] = credentials.session_token
-            self._signer.sign(method, path, asked, sent, sha256, credentials.access_key, credentials.secret_key)
-        sent["user-agent"] = f"poiesis/{__version__}"
-        target = f"{path}?{asked}" if asked else path
-        if self.proxy and not self.is_secure:
-            target = f"http://{netloc}{target}"
-            sent |= self.proxy.headers
-        with self._wire(netloc).request(method, target, sent, body, moved) as answer:
-            yield answer
-
-    def address(self, bucket: str) -> tuple[str, str]:
-        """Host and beginning of the path, by the SDK's rules for AWS, virtual style and dots; a test holds them to it."""
-        found = self._addresses.get(bucket)
-        if found is None:
-            found = self._addresses[bucket] = self._made_address(bucket)
-        return found
-
-    def _made_address(self, bucket: str) -> tuple[str, str]:
-        netloc, virtual = self.netloc, self.endpoint.virtual_style
-        if "amazonaws.com" in self.host or self.host.endswith("aliyuncs.com"):
-            match = re.fullmatch(_PLAIN_AWS, netloc)
-            if match is None:
-                return self.client.address(bucket)
-            netloc, virtual = f"s3.{match[1] or ''}{self.region}.{match[3]}", True
-        if virtual and not ("." in bucket and self.is_secure):
-            return f"{bucket}.{netloc}", "/"
-        return netloc, f"/{bucket}/"
-
-    def _wire(self, netloc: str) -> Wire:
-        with self._lock:
-            if netloc not in self._wires:
-                self._wires[netloc] = Wire(
-                    lambda: self._connection(netloc),
-                    buffer_bytes=self._settings.buffer_bytes,
-                    stall_s=self.stall_s,
-                    keep=self._settings.parallel,
-                )
-            return self._wires[netloc]
-
-    def _connection(self, netloc: str) -> Connection:
-        parts = urlsplit(f"//{netloc}")
-        return Connection(
-            str(parts.hostname),
-            parts.port or (443 if self.is_secure else 80),
-            timeout_s=self.timeout_s,
-            tls=self.tls,
-            proxy=self.proxy,
-            proxy_tls=self.proxy_tls,
-        )
-
-
-@dataclass(frozen=True)
-class _Place:
-    url: str
-    site: Site
-    bucket: str
-    key: str
 
 
 class S3Filer:
@@ -226,13 +79,13 @@ class S3Filer:
             if not token:
                 return
 
-    def _page(self, place: _Place, prefix: str, token: str) -> tuple[list[tuple[str, int, str | None]], str]:
+    def _page(self, place: Place, prefix: str, token: str) -> tuple[list[tuple[str, int, str | None]], str]:
         """One page of a listing, of at most a thousand: key, size, ETag; and what the next page is asked for with. Read here, since
         the SDK takes longer over an entry than over a whole request."""
         query = {"list-type": "2", "prefix": prefix, "encoding-type": "url", "max-keys": "1000"}
         if token:
             query["continuation-token"] = token
-        bucket = _Place(place.url, place.site, place.bucket, "")
+        bucket = Place(place.url, place.site, place.bucket, "")
         with self._asked(bucket, "GET", query=query) as answer:
             text = answer.read(MAX_PAGE_BYTES)
         from xml.etree import ElementTree  # for listings alone
@@ -276,7 +129,7 @@ class S3Filer:
             return
         marker = url.rstrip("/") + "/"
 
-        def put(place: _Place) -> None:
+        def put(place: Place) -> None:
             with self._asked(place, "PUT", headers=place.site.write_headers):
                 pass
 
@@ -284,7 +137,7 @@ class S3Filer:
 
     # one object
 
-    def _stat(self, place: _Place) -> RemoteFile | None:
+    def _stat(self, place: Place) -> RemoteFile | None:
         if not place.key or place.key.endswith("/"):
             return None
         try:
@@ -296,7 +149,7 @@ class S3Filer:
             return None
         return RemoteFile(place.url, place.key.rsplit("/", 1)[-1], size, version)
 
-    def _fetch(self, place: _Place, file: RemoteFile, target: Path) -> Sent:
+    def _fetch(self, place: Place, file: RemoteFile, target: Path) -> Sent:
         if not place.key or place.key.endswith("/"):
             raise NotFound(f"{shown(place.url)}: names no object")
         step = self._settings.part_bytes
@@ -309,19 +162,19 @@ class S3Filer:
                 size, checksum = self._get_in_parts(place, file, part, step), None
         return Sent(place.url, size, checksum)
 
-    def _get_whole(self, place: _Place, version: str | None, part: Partial) -> tuple[int, str | None]:
+    def _get_whole(self, place: Place, version: str | None, part: Partial) -> tuple[int, str | None]:
         headers = {**place.site.read_headers, "x-amz-checksum-mode": "ENABLED"}
         if version:
             headers["if-match"] = f'"{version}"'
         with self._asked(place, "GET", headers=headers) as answer:
             total = self._promised(place, answer)
-            check = _Check(answer.headers)
+            check = Check(answer.headers)
             size = self._take(answer, part, check)
         if size != total:
             raise StorageUnavailable(f"{shown(place.url)}: {size} bytes of {total} came")
         return size, check.verified(place.url)
 
-    def _get_in_parts(self, place: _Place, file: RemoteFile, part: Partial, step: int) -> int:
+    def _get_in_parts(self, place: Place, file: RemoteFile, part: Partial, step: int) -> int:
         """The head of the first range tells the size; then all come beside each other, and one that breaks off is gone on with."""
         headers = {**place.site.read_headers, "range": f"bytes=0-{step - 1}"}
         if file.version:
@@ -356,7 +209,7 @@ class S3Filer:
             return 0
         return total
 
-    def _get_first(self, place: _Place, part: Partial, answer: Answer, end: int, etag: str, total: int) -> None:
+    def _get_first(self, place: Place, part: Partial, answer: Answer, end: int, etag: str, total: int) -> None:
         reached = 0
         try:
             for count in answer.save(Writable(part.descriptor, 0, part.write)):
@@ -370,7 +223,7 @@ class S3Filer:
         if reached < end:
             self._get_range(place, part, reached, end, etag, total)
 
-    def _get_range(self, place: _Place, part: Partial, start: int, end: int, etag: str, total: int) -> None:
+    def _get_range(self, place: Place, part: Partial, start: int, end: int, etag: str, total: int) -> None:
         reached = start
 
         def once() -> None:
@@ -389,7 +242,7 @@ class S3Filer:
 
         self._control.repeat(once, lambda: reached, final=(Changed,))
 
-    def _take(self, answer: Answer, part: Partial, check: _Check | None = None) -> int:
+    def _take(self, answer: Answer, part: Partial, check: Check | None = None) -> int:
         """All of the answer's body, from the file's beginning; how much that was."""
         size = 0
         if check is None or check.is_void:
@@ -404,23 +257,23 @@ class S3Filer:
             self._control.moved(len(view))
         return size
 
-    def _promised(self, place: _Place, answer: Answer) -> int:
+    def _promised(self, place: Place, answer: Answer) -> int:
         if answer.size_bytes is None:
             raise StagingFailed(f"{shown(place.url)}: the server does not say how long the object is")
         return answer.size_bytes
 
-    def _range(self, place: _Place, answer: Answer) -> tuple[int, int, int]:
+    def _range(self, place: Place, answer: Answer) -> tuple[int, int, int]:
         match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
         if match is None:
             raise StorageUnavailable(f"{shown(place.url)}: the server answered without a proper range")
         return int(match[1]), int(match[2]), int(match[3])
 
-    def _check_size(self, place: _Place, size: int) -> None:
+    def _check_size(self, place: Place, size: int) -> None:
         most = self._settings.max_file_bytes
         if most is not None and size > most:
             raise FileTooLarge(f"{shown(place.url)}: {size} bytes; at most {most}")
 
-    def _put(self, place: _Place, source: int, size: int) -> Sent:
+    def _put(self, place: Place, source: int, size: int) -> Sent:
         body: bytes | Slice = Slice(source, 0, size)
         if size <= _AT_ONCE:
             body = os.pread(source, size, 0)
@@ -431,14 +284,14 @@ class S3Filer:
         headers = {
             **place.site.write_headers,
             "content-type": "application/octet-stream",
-            "x-amz-checksum-sha256": _base64(digest),
+            "x-amz-checksum-sha256": base64(digest),
         }
         with self._asked(place, "PUT", headers=headers, body=body, sha256=digest.hex(), moved=self._control.moved):
             if isinstance(body, bytes):
                 self._control.moved(size)
         return Sent(place.url, size, f"sha256:{digest.hex()}")
 
-    def _put_in_parts(self, place: _Place, source: int, size: int) -> Sent:
+    def _put_in_parts(self, place: Place, source: int, size: int) -> Sent:
         """Nothing shows under the name before the last part has arrived; after an error nothing is left."""
         step = max(self._settings.part_bytes, -(-size // MAX_PARTS))
         step = -(-step // MIB) * MIB
@@ -461,7 +314,7 @@ class S3Filer:
             raise
         return Sent(place.url, size)
 
-    def _put_part(self, place: _Place, source: int, start: int, count: int, upload: str, number: int) -> str:
+    def _put_part(self, place: Place, source: int, start: int, count: int, upload: str, number: int) -> str:
         sha256 = UNSIGNED if place.site.is_secure else self._hash(source, start, count).hex()
         with self._asked(
             place,
@@ -477,7 +330,7 @@ class S3Filer:
             raise StagingFailed(f"{shown(place.url)}: the server confirmed a part without an ETag")
         return etag
 
-    def _complete(self, place: _Place, upload: str, etags: list[str], size: int) -> None:
+    def _complete(self, place: Place, upload: str, etags: list[str], size: int) -> None:
         tried = 0
 
         def complete() -> None:
@@ -494,7 +347,7 @@ class S3Filer:
 
         self._control.repeat(complete)
 
-    def _is_there(self, place: _Place, size: int, parts: int) -> bool:
+    def _is_there(self, place: Place, size: int, parts: int) -> bool:
         with suppress(PoiesisError):
             found = self._stat(place)
             return found is not None and found.size_bytes == size and str(found.version).endswith(f"-{parts}")
@@ -513,7 +366,7 @@ class S3Filer:
         return digest.digest()
 
     @contextmanager
-    def _asked(self, place: _Place, method: str, **more: Any) -> Iterator[Answer]:
+    def _asked(self, place: Place, method: str, **more: Any) -> Iterator[Answer]:
         """A request whose answer is a success. Raises the family of domain.errors, and Elsewhere."""
         try:
             with place.site.request(method, place.bucket, place.key, **more) as answer:
@@ -529,7 +382,7 @@ class S3Filer:
 
     # where
 
-    def _at(self, url: str, call: Callable[[_Place], T]) -> T:
+    def _at(self, url: str, call: Callable[[Place], T]) -> T:
         for _ in range(3):
             try:
                 return call(self._place(url))
@@ -542,13 +395,13 @@ class S3Filer:
         with self._lock:
             self._regions[endpoint.name, bucket] = region
 
-    def _place(self, url: str) -> _Place:
+    def _place(self, url: str) -> Place:
         endpoint, bucket, key = self._parsed(url)
         with self._lock:
-            region = self._regions.get((endpoint.name, bucket)) or endpoint.region or _default_region()
+            region = self._regions.get((endpoint.name, bucket)) or endpoint.region or default_region()
             if (endpoint.name, region) not in self._sites:
                 self._sites[endpoint.name, region] = Site(endpoint, region, self._settings)
-            return _Place(url, self._sites[endpoint.name, region], bucket, key)
+            return Place(url, self._sites[endpoint.name, region], bucket, key)
 
     def _parsed(self, url: str) -> tuple[S3Endpoint, str, str]:
         """Endpoint, bucket, key. The key is all that follows, as it is. Raises: UnsupportedUrl."""
@@ -568,99 +421,12 @@ class _EmptyObject(Exception):
     """A range of nothing was asked for."""
 
 
-class _Check:
-    """The checksum that the server keeps of the whole object, where it tells one that we can compute."""
-
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        whole = headers.get("x-amz-checksum-type", "FULL_OBJECT").upper() == "FULL_OBJECT"
-        self._sha256 = headers.get("x-amz-checksum-sha256") if whole else None
-        self._crc32 = headers.get("x-amz-checksum-crc32") if whole else None
-        if "-" in (self._sha256 or ""):
-            self._sha256 = None  # of the parts' checksums
-        if "-" in (self._crc32 or ""):
-            self._crc32 = None
-        self._digest = hashlib.sha256()
-        self._crc = 0
-
-    @property
-    def is_void(self) -> bool:
-        return not (self._sha256 or self._crc32)
-
-    def update(self, data: memoryview) -> None:
-        if self._sha256:
-            self._digest.update(data)
-        if self._crc32:
-            self._crc = crc32(data, self._crc)
-
-    def verified(self, url: str) -> str | None:
-        """Raises: StorageUnavailable when what came is not what was stored."""
-        if self._sha256 and _base64(self._digest.digest()) != self._sha256:
-            raise StorageUnavailable(
-                f"{shown(url)}: what came does not have the checksum that the store keeps (sha256)"
-            )
-        if self._crc32 and _base64(self._crc.to_bytes(4, "big")) != self._crc32:
-            raise StorageUnavailable(f"{shown(url)}: what came does not have the checksum that the store keeps (crc32)")
-        return f"sha256:{self._digest.hexdigest()}" if self._sha256 else None
-
-
 def _default_endpoint() -> S3Endpoint:
     url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
     return S3Endpoint("aws", url)
-
-
-def _default_region() -> str:
-    named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
-    if named:
-        return named
-    path = os.environ.get("AWS_CONFIG_FILE") or os.path.expanduser("~/.aws/config")
-    if os.path.isfile(path):
-        import configparser
-
-        parser = configparser.ConfigParser()
-        profile = os.environ.get("AWS_PROFILE", "default")
-        with suppress(OSError, configparser.Error, UnicodeError):
-            parser.read(path)
-            for section in (f"profile {profile}", profile):
-                if found := parser.get(section, "region", fallback=None):
-                    return found
-    return "us-east-1"
-
-
-def _sse(endpoint: S3Endpoint) -> tuple[dict[str, str], dict[str, str]]:
-    """Headers of server-side encryption for reading (and parts), and for new objects. Raises: ConfigurationError."""
-    if endpoint.sse_key_file is not None:
-        try:
-            key = Path(endpoint.sse_key_file).read_bytes()
-        except OSError as error:
-            raise ConfigurationError(f"filer: s3 endpoint {endpoint.name!r}: sse_key_file: {error}") from None
-        if len(key) != 32:
-            raise ConfigurationError(
-                f"filer: s3 endpoint {endpoint.name!r}: sse_key_file: has to hold exactly 32 bytes"
-            )
-        headers = {
-            f"{SSE}-customer-algorithm": "AES256",
-            f"{SSE}-customer-key": _base64(key),
-            f"{SSE}-customer-key-md5": _base64(hashlib.md5(key, usedforsecurity=False).digest()),
-        }
-        return headers, headers
-    if endpoint.sse is None:
-        return {}, {}
-    kind, _, kms_key = endpoint.sse.partition(":") if endpoint.sse == "AES256" else endpoint.sse.partition("kms:")
-    if endpoint.sse == "AES256":
-        return {}, {SSE: "AES256"}
-    if kind == "aws:" or endpoint.sse == "aws:kms":
-        named = {f"{SSE}-aws-kms-key-id": kms_key} if kms_key else {}
-        return {}, {SSE: "aws:kms", **named}
-    raise ConfigurationError(
-        f"filer: s3 endpoint {endpoint.name!r}: sse {endpoint.sse!r} is neither AES256 nor aws:kms"
-    )
 
 
 def _claims(pattern: str, bucket: str) -> bool:
     from fnmatch import fnmatchcase
 
     return fnmatchcase(bucket, pattern)
-
-
-def _base64(data: bytes) -> str:
-    return b2a_base64(data, newline=False).decode()

@@ -40,7 +40,7 @@ from poiesis.filer.s3_credentials import Credentials, Provider
 from poiesis.filer.s3_errors import REGION, problem, translated
 
 if TYPE_CHECKING:
-    from poiesis.filer.s3 import Site
+    from poiesis.filer.s3_site import Site
 
 
 class _Ours(SdkProvider):

@@ -9,7 +9,7 @@ import pytest
 from minio.helpers import BaseURL
 
 from poiesis.domain.errors import ConfigurationError
-from poiesis.filer.s3 import Site
+from poiesis.filer.s3_site import Site
 from poiesis.filer.settings import FilerSettings, S3Endpoint
 
 USUAL = (
