@@ -12,7 +12,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote_plus, urlsplit
@@ -29,10 +29,12 @@ from poiesis.filer.addresses import shown
 from poiesis.filer.registry import Context
 from poiesis.filer.s3_checksum import Check
 from poiesis.filer.s3_errors import Elsewhere, refusal, translated
-from poiesis.filer.s3_site import Place, Site, base64, default_region
+from poiesis.filer.s3_site import Place, Site, default_region, get_headers, put_headers
+from poiesis.filer.s3_small import Get, Put
 from poiesis.filer.settings import MIB, S3Endpoint
+from poiesis.filer.small import Exchange
 from poiesis.filer.transfer import Changed
-from poiesis.filer.wire import Answer, Slice, WireError, Writable
+from poiesis.filer.wire import MAX_HEAD_BYTES, Answer, Slice, WireError, Writable
 from poiesis.filer.writing import Partial, partial
 from poiesis.ports.filer import RemoteFile, Sent
 
@@ -113,6 +115,29 @@ class S3Filer:
 
     def send(self, source: int, url: str) -> Sent:
         size = os.fstat(source).st_size
+        self._check_name(url)
+        if size <= 2 * self._settings.part_bytes:
+            return self._at(url, lambda place: self._put(place, source, size))
+        return self._at(url, lambda place: self._put_in_parts(place, source, size))
+
+    def getting(self, file: RemoteFile, target: Path) -> Exchange | None:
+        if (file.size_bytes or 0) > self._room:
+            return None
+        return Get(self._control, self._place(file.url), file, target)
+
+    def putting(self, opened: Callable[[], AbstractContextManager[int]], size: int, url: str) -> Exchange | None:
+        if size > self._room:
+            return None
+        self._check_name(url)
+        return Put(self._control, self._place(url), opened, self._room)
+
+    @property
+    def _room(self) -> int:
+        """For the body of an answer that is in the connection's buffer as a whole."""
+        return max(0, self._settings.buffer_bytes - MAX_HEAD_BYTES)
+
+    def _check_name(self, url: str) -> None:
+        """Of a new object. Raises: UnsupportedUrl, StagingFailed."""
         _, __, key = self._parsed(url)
         if not key or key.endswith("/"):
             raise UnsupportedUrl(f"{shown(url)}: names no object")
@@ -120,9 +145,6 @@ class S3Filer:
             key.encode()
         except UnicodeEncodeError:
             raise StagingFailed(f"{shown(url)}: the name is no UTF-8, which S3 needs") from None
-        if size <= 2 * self._settings.part_bytes:
-            return self._at(url, lambda place: self._put(place, source, size))
-        return self._at(url, lambda place: self._put_in_parts(place, source, size))
 
     def make_directory(self, url: str) -> None:
         if not self._parsed(url)[2].strip("/"):
@@ -163,10 +185,7 @@ class S3Filer:
         return Sent(place.url, size, checksum)
 
     def _get_whole(self, place: Place, version: str | None, part: Partial) -> tuple[int, str | None]:
-        headers = {**place.site.read_headers, "x-amz-checksum-mode": "ENABLED"}
-        if version:
-            headers["if-match"] = f'"{version}"'
-        with self._asked(place, "GET", headers=headers) as answer:
+        with self._asked(place, "GET", headers=get_headers(place.site, version)) as answer:
             total = self._promised(place, answer)
             check = Check(answer.headers)
             size = self._take(answer, part, check)
@@ -281,11 +300,7 @@ class S3Filer:
             digest = hashlib.sha256(body).digest()
         else:
             digest = self._hash(source, 0, size)
-        headers = {
-            **place.site.write_headers,
-            "content-type": "application/octet-stream",
-            "x-amz-checksum-sha256": base64(digest),
-        }
+        headers = put_headers(place.site, digest)
         with self._asked(place, "PUT", headers=headers, body=body, sha256=digest.hex(), moved=self._control.moved):
             if isinstance(body, bytes):
                 self._control.moved(size)

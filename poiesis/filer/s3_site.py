@@ -183,6 +183,20 @@ class Place:
     key: str
 
 
+def get_headers(site: Site, version: str | None) -> dict[str, str]:
+    """Of a request for a whole object, of that version (ETag)."""
+    headers = {**site.read_headers, "x-amz-checksum-mode": "ENABLED"}
+    if version:
+        headers["if-match"] = f'"{version}"'
+    return headers
+
+
+def put_headers(site: Site, sha256: bytes) -> dict[str, str]:
+    """Of a request that stores a whole object."""
+    content = {"content-type": "application/octet-stream", "x-amz-checksum-sha256": base64(sha256)}
+    return {**site.write_headers, **content}
+
+
 def default_region() -> str:
     named = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     if named:

@@ -12,6 +12,8 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,6 +32,7 @@ from poiesis.filer.addresses import (
 from poiesis.filer.matching import expand_braces, has_braces, is_pattern
 from poiesis.filer.registry import Context, Filers, Scheme
 from poiesis.filer.settings import FilerSettings
+from poiesis.filer.small import Exchange, SmallFiles, moves_small_files
 from poiesis.filer.transfer import Cancelled, Changed, Control, Job, Pool
 from poiesis.filer.volume import Volume
 from poiesis.filer.writing import partial
@@ -37,10 +40,13 @@ from poiesis.ports.filer import Filer, RemoteFile, Sent
 
 if TYPE_CHECKING:
     from poiesis.filer.cache import Cache
+    from poiesis.filer.many import Many
 
 MAX_FILES_TOLD: Final = 10_000  # more would not fit in a report
 MAX_NOTES: Final = 100
 MAX_ERRORS_TOLD: Final = 5
+SMALL_BYTES: Final = 1 << 18
+MANY: Final = 100  # small files, from which on one thread moves them all
 
 Progress = Callable[[int, int], None]
 """Called with files and bytes done, a few times a second at most."""
@@ -130,7 +136,19 @@ def stage_in(
     schemes: Mapping[str, Scheme] | None = None,
 ) -> FilerReport:
     """Bring the inputs of a `tif_document` onto the volume; stops at the first error. `schemes`: instead of the registered ones."""
-    return _run(document, volume, settings, cancelled, progress, schemes, _stage_in)
+
+    def run(tools: _Tools) -> None:
+        for path in document.get("directories", ()):
+            _make_directory(tools.volume, path, tools.ledger)
+        for path in document.get("touched", ()):
+            tools.volume.touch(path)
+        tools.control.sync = False  # all of them at once, at the end
+        stage = _StageIn(tools)
+        stage.run(stage.jobs(document.get("inputs", ())))
+        if settings.sync and not tools.ledger.errors:
+            tools.volume.sync()
+
+    return _run(run, volume, settings, cancelled, progress, schemes)
 
 
 def stage_out(
@@ -143,17 +161,32 @@ def stage_out(
     schemes: Mapping[str, Scheme] | None = None,
 ) -> FilerReport:
     """Send the outputs of a `tof_document`; every one is tried, whatever happens to the others."""
-    return _run(document, volume, settings, cancelled, progress, schemes, _stage_out)
+
+    def run(tools: _Tools) -> None:
+        stage = _StageOut(tools, document)
+        stage.run(stage.jobs(document.get("outputs", ())))
+
+    return _run(run, volume, settings, cancelled, progress, schemes)
+
+
+@dataclass(frozen=True)
+class _Tools:
+    """What one run works with."""
+
+    volume: Volume
+    control: Control
+    pool: Pool
+    filers: Filers
+    ledger: _Ledger
 
 
 def _run(
-    document: Mapping[str, Any],
+    direction: Callable[[_Tools], None],
     volume: Path,
     settings: FilerSettings,
     cancelled: Callable[[], bool],
     progress: Progress | None,
     schemes: Mapping[str, Scheme] | None,
-    direction: Callable[[Mapping[str, Any], Volume, Control, Pool, Filers, _Ledger], None],
 ) -> FilerReport:
     control = Control(settings, cancelled)
     ledger = _Ledger(control)
@@ -163,7 +196,7 @@ def _run(
     try:
         tree = Volume(volume)
         try:
-            direction(document, tree, control, pool, filers, ledger)
+            direction(_Tools(tree, control, pool, filers, ledger))
         finally:
             tree.close()
             filers.close()
@@ -202,21 +235,78 @@ class _Telling:
             self._thread.join()
 
 
+class _Stage:
+    """What both directions have in common: jobs, and one thread for small files once there are many."""
+
+    def __init__(self, tools: _Tools) -> None:
+        self._volume, self._control, self._filers = tools.volume, tools.control, tools.filers
+        self._pool, self._ledger = tools.pool, tools.ledger
+        self._small = 0
+        self._many: Many | None = None
+        self._starting = threading.Lock()
+
+    def run(self, jobs: Iterable[Job]) -> None:
+        try:
+            self._pool.run(jobs)
+        except BaseException:
+            self._control.stop()
+            raise
+        finally:
+            if self._many:
+                self._many.finish()
+        if self._many:
+            self._pool.run(self._many.given_back())
+
+    def _fail(self, error: Exception, path: str) -> None:
+        self._ledger.failed(error, path)
+
+    def _job(self, path: str, call: Callable[[], object]) -> Job:
+        def run() -> None:
+            try:
+                self._control.check()
+                call()
+            except Exception as error:
+                self._fail(error, path)
+
+        return run
+
+    def _moving(
+        self, filer: Filer, path: str, size: int, job: Job, exchange: Callable[[SmallFiles], Exchange | None]
+    ) -> Iterator[Job]:
+        """`job`, unless the one thread moves the file, for which `exchange` makes what it needs; and what it gives back of others."""
+        if not self._is_taken(filer, path, size, job, exchange):
+            yield job
+        if self._many:
+            yield from self._many.given_back()
+
+    def _is_taken(
+        self, filer: Filer, path: str, size: int, job: Job, exchange: Callable[[SmallFiles], Exchange | None]
+    ) -> bool:
+        if size > SMALL_BYTES or not moves_small_files(filer):
+            return False
+        with self._starting:
+            self._small += 1
+            if self._small == MANY and self._control.settings.parallel > 1:
+                self._begin_many()
+        if self._many is None:
+            return False
+        try:
+            found = exchange(filer)
+        except PoiesisError:
+            return False  # the job says it
+        return found is not None and self._many.take(found, lambda sent: self._ledger.moved(path, sent), job)
+
+    def _begin_many(self) -> None:
+        from poiesis.filer.many import Many  # for many files alone
+
+        parallel = self._control.settings.parallel
+        theirs = max(1, parallel // 4)
+        with suppress(RuntimeError):  # the system gives no more threads; those that run do the work
+            self._many = Many(self._control, lambda: parallel - max(theirs, self._pool.running))
+            self._pool.limit(theirs)
+
+
 # in
-
-
-def _stage_in(
-    document: Mapping[str, Any], volume: Volume, control: Control, pool: Pool, filers: Filers, ledger: _Ledger
-) -> None:
-    for path in document.get("directories", ()):
-        _make_directory(volume, path, ledger)
-    for path in document.get("touched", ()):
-        volume.touch(path)
-    control.sync = False  # all of them at once, at the end
-    stage = _StageIn(volume, control, filers, ledger)
-    pool.run(stage.jobs(document.get("inputs", ())))
-    if control.settings.sync and not ledger.errors:
-        volume.sync()
 
 
 def _make_directory(volume: Volume, path: str, ledger: _Ledger) -> None:
@@ -224,14 +314,14 @@ def _make_directory(volume: Volume, path: str, ledger: _Ledger) -> None:
         ledger.note(f"{path}: is not writable for everybody, and that cannot be changed")
 
 
-class _StageIn:
-    def __init__(self, volume: Volume, control: Control, filers: Filers, ledger: _Ledger) -> None:
-        self._volume, self._control, self._filers, self._ledger = volume, control, filers, ledger
+class _StageIn(_Stage):
+    def __init__(self, tools: _Tools) -> None:
+        super().__init__(tools)
         self._cache: Cache | None = None
-        if control.settings.cache_dir is not None:
+        if self._control.settings.cache_dir is not None:
             from poiesis.filer.cache import Cache
 
-            self._cache = Cache(control.settings, control, ledger.note)
+            self._cache = Cache(self._control.settings, self._control, self._ledger.note)
         self._made: set[str] = set()
         self._lock = threading.Lock()
         self._count = 0
@@ -261,18 +351,8 @@ class _StageIn:
 
         yield self._job(path, lambda: self._file_or_more(filer, url, path.rstrip("/"), kind))
 
-    def _job(self, path: str, call: Callable[[], None]) -> Job:
-        def run() -> None:
-            try:
-                self._control.check()
-                call()
-            except Exception as error:
-                self._fail(error, path)
-
-        return run
-
     def _fail(self, error: Exception, path: str) -> None:
-        self._ledger.failed(error, path)
+        super()._fail(error, path)
         self._control.stop()
 
     def _write(self, path: str, content: str) -> None:
@@ -296,8 +376,7 @@ class _StageIn:
             raise missing from None
         if kind is not None:
             self._ledger.note(f"{path}: {shown(url)} is a directory, and was staged as one although its type is {kind}")
-        for job in jobs:
-            job()
+        self._pool.together(jobs, most=self._control.settings.parallel)
 
     def _directory(self, filer: Filer, url: str, path: str) -> Iterator[Job]:
         any_found = False
@@ -315,9 +394,20 @@ class _StageIn:
             if file.is_directory:
                 self._make(target)
             else:
-                yield self._job(target, lambda file=file, target=target: self._fetch(filer, file, target))  # type: ignore[misc]
+                yield from self._fetching(filer, file, target)
         if not any_found:
             raise NotFound(f"{shown(url)}: there is no such directory, or it is empty")
+
+    def _fetching(self, filer: Filer, file: RemoteFile, path: str) -> Iterator[Job]:
+        def exchange(filer: SmallFiles) -> Exchange | None:
+            self._parent(path)
+            return filer.getting(file, self._volume.place(path))
+
+        job = self._job(path, lambda: self._fetch(filer, file, path))
+        size, settings = file.size_bytes, self._control.settings
+        is_plain = size is not None and (self._cache is None or size < settings.cache_min_bytes)
+        is_plain = is_plain and (settings.max_file_bytes is None or (size or 0) <= settings.max_file_bytes)
+        yield from self._moving(filer, path, size or 0, job, exchange) if is_plain else (job,)
 
     def _listed(self, filer: Filer, url: str) -> Iterator[RemoteFile]:
         """The listing, begun anew after a transient fault as long as nothing of it was used, resumed behind what was."""
@@ -391,18 +481,9 @@ class _StageIn:
 # out
 
 
-def _stage_out(
-    document: Mapping[str, Any], volume: Volume, control: Control, pool: Pool, filers: Filers, ledger: _Ledger
-) -> None:
-    stage = _StageOut(document, volume, control, filers, ledger)
-    pool.run(stage.jobs(document.get("outputs", ())))
-
-
-class _StageOut:
-    def __init__(
-        self, document: Mapping[str, Any], volume: Volume, control: Control, filers: Filers, ledger: _Ledger
-    ) -> None:
-        self._volume, self._control, self._filers, self._ledger = volume, control, filers, ledger
+class _StageOut(_Stage):
+    def __init__(self, tools: _Tools, document: Mapping[str, Any]) -> None:
+        super().__init__(tools)
         self._optional = bool(document.get("optional"))
         self._touched = frozenset(document.get("touched", ()))
         self._count = 0
@@ -415,13 +496,13 @@ class _StageOut:
             except NotFound as error:
                 self._missing(path, error)
             except Exception as error:
-                self._ledger.failed(error, path)
+                self._fail(error, path)
 
     def _missing(self, path: str, error: Exception) -> None:
         if self._optional:
             self._ledger.note(f"optional output {path} was not made")
         else:
-            self._ledger.failed(OutputMissing(f"output {error}"), path)
+            self._fail(OutputMissing(f"output {error}"), path)
 
     def _output(self, item: Mapping[str, Any], path: str) -> Iterator[Job]:
         url, prefix, kind = str(item["url"]), item.get("path_prefix"), item.get("type")
@@ -465,9 +546,9 @@ class _StageOut:
 
     def _one(self, filer: Filer, path: str, url: str, kind: str | None) -> Iterator[Job]:
         """Jobs for the file or directory `path`. `kind` None: either is fine."""
-        is_directory = stat.S_ISDIR(self._volume.stat(path).st_mode)
+        found = self._volume.stat(path)
         clean = path.rstrip("/")
-        if is_directory:
+        if stat.S_ISDIR(found.st_mode):
             if kind == "FILE" and not path.endswith("/"):
                 self._ledger.note(f"{path}: is a directory, and was sent as one although its type is FILE")
             yield from self._directory(filer, clean, without_slash(url))
@@ -478,7 +559,7 @@ class _StageOut:
             self._ledger.note(f"{path}: is a file, and was sent as one although its type is DIRECTORY")
         if ends_with_slash(url):
             url = join(url, posixpath.basename(clean))
-        yield self._send(filer, clean, url)
+        yield from self._sending(filer, clean, url, found.st_size)
 
     def _directory(self, filer: Filer, path: str, url: str) -> Iterator[Job]:
         for entry in self._volume.walk(path):
@@ -489,9 +570,9 @@ class _StageOut:
             elif entry.is_directory:
                 yield self._job(entry.path, lambda t=target: self._control.repeat(lambda: filer.make_directory(t)))  # type: ignore[misc]
             else:
-                yield self._send(filer, entry.path, target)
+                yield from self._sending(filer, entry.path, target, entry.size_bytes)
 
-    def _send(self, filer: Filer, path: str, url: str) -> Job:
+    def _sending(self, filer: Filer, path: str, url: str, size: int) -> Iterator[Job]:
         self._count += 1
         if self._count > self._control.settings.max_files:
             raise StagingFailed(f"{path}: more than {self._control.settings.max_files} files in one task")
@@ -501,14 +582,7 @@ class _StageOut:
                 sent = self._control.repeat(lambda: filer.send(source, url))
             self._ledger.moved(path, sent)
 
-        return self._job(path, send)
+        def exchange(filer: SmallFiles) -> Exchange | None:
+            return filer.putting(lambda: self._volume.opened(path), size, url)
 
-    def _job(self, path: str, call: Callable[[], object]) -> Job:
-        def run() -> None:
-            try:
-                self._control.check()
-                call()
-            except Exception as error:
-                self._ledger.failed(error, path)
-
-        return run
+        yield from self._moving(filer, path, size, self._job(path, send), exchange)

@@ -178,9 +178,9 @@ class Pool:
         self._offers: deque[_Parts] = deque()
         self._jobs: Iterator[Job] = iter(())
         self._has_jobs = False
-        self._busy = self._idle = 0
+        self._busy = self._idle = self._running = 0
         self._begun: list[threading.Thread] = []
-        self._work: Callable[[], None] | None = None
+        self._work: Callable[[int], None] | None = None
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Run all jobs; returns when the last one has ended. Jobs have to handle their own errors. `jobs` is drawn from lazily, by one
@@ -189,24 +189,27 @@ class Pool:
         draw = threading.Lock()
         raised: list[BaseException] = []
 
-        def next_job() -> Job | None:
+        def next_job(number: int) -> Job | None:
             with draw:
-                if not self._has_jobs:
+                if not self._has_jobs or number >= self._threads:
                     return None
                 try:
                     job = next(self._jobs, None)
                 except BaseException as error:
                     raised.append(error)
                     job = None
-                if job is None:
-                    with self._lock:
+                with self._lock:
+                    self._running += job is not None
+                    if job is None:
                         self._has_jobs = False
                         self._lock.notify_all()
                 return job
 
-        def work() -> None:
+        def work(number: int) -> None:
             while True:
                 with self._lock:
+                    if number >= self._threads:
+                        return
                     offer = next((o for o in self._offers if o.has_room), None)
                     if offer is None and not self._has_jobs:
                         if self._busy == 0:
@@ -217,12 +220,15 @@ class Pool:
                         self._idle -= 1
                         continue
                     self._busy += offer is None
+                    self._running += offer is not None
                 if offer is not None:
                     if not offer.run_one():
                         self._withdraw(offer)
+                    with self._lock:
+                        self._running -= 1
                     continue
+                job = next_job(number)
                 try:
-                    job = next_job()
                     if job is not None:
                         with self._lock:
                             if self._idle == 0:
@@ -233,6 +239,7 @@ class Pool:
                 finally:
                     with self._lock:
                         self._busy -= 1
+                        self._running -= job is not None
                         self._lock.notify_all()
 
         with self._lock:
@@ -263,11 +270,24 @@ class Pool:
         if parts.error is not None:
             raise parts.error
 
+    @property
+    def running(self) -> int:
+        """How many threads have a job or a part of one."""
+        return self._running
+
+    def limit(self, threads: int) -> None:
+        """At most so many from now on; those beyond end with the job that they have. To be called while jobs are drawn, by what draws them:
+        then no thread beyond is about to begin one."""
+        with self._lock:
+            self._threads = max(1, min(threads, self._threads))
+            self._lock.notify_all()
+
     def _grow(self) -> None:
         """Under the lock: one more thread, unless there are enough."""
         if self._work is None or len(self._begun) >= self._threads:
             return
-        thread = threading.Thread(target=self._work, name=f"filer-{len(self._begun)}", daemon=True)
+        number = len(self._begun)
+        thread = threading.Thread(target=self._work, args=(number,), name=f"filer-{number}", daemon=True)
         try:
             thread.start()
         except RuntimeError:  # the system gives no more; those that run do the work

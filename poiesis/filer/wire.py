@@ -68,7 +68,7 @@ class Writable:
 class Answer:
     """Status and headers (lower-case names), and a body that can be read once."""
 
-    def __init__(self, line: _Line, status: int, headers: dict[str, str], has_body: bool) -> None:
+    def __init__(self, line: Line, status: int, headers: dict[str, str], has_body: bool) -> None:
         self._line = line
         self.status = status
         self.headers = headers
@@ -121,31 +121,44 @@ class Answer:
         return bytes(kept)
 
 
-class _Line:
-    """One connection with its buffer."""
+class Line:
+    """One connection with its buffer, `view`."""
 
     def __init__(self, connection: Connectable, buffer_bytes: int, stall_s: float) -> None:
         self._connection = connection
         connection.connect()
         if connection.sock is None:
             raise WireError("there is no connection")
-        self._socket = connection.sock
+        self.socket = connection.sock
         self._stall_s = stall_s
-        self._plain = type(self._socket) is socket.socket  # nothing that encrypts
-        if self._plain:
-            # kept by the kernel: a time-out of the socket module's is another system call for each one
-            self._socket.settimeout(None)
+        self.is_plain = type(self.socket) is socket.socket
+        """Whether nothing encrypts."""
+        self.wait()
+        if self.is_plain:
             spell = struct.pack("@ll", int(stall_s), int(stall_s % 1 * 1e6))
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, spell)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, spell)
-        else:
-            self._socket.settimeout(stall_s)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, spell)
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, spell)
         self._buffer = bytearray(max(buffer_bytes, MAX_HEAD_BYTES))
-        self._view = memoryview(self._buffer)
+        self.view = memoryview(self._buffer)
         self._start = self._end = 0  # of what was read and not used
         self.is_used = False
-        self._splices = self._plain
+        self._splices = self.is_plain
         self._pipe: tuple[int, int] | None = None
+
+    @property
+    def has_more(self) -> bool:
+        """Whether more came than was asked for."""
+        return self._start != self._end
+
+    def end_of_head(self, end: int) -> int:
+        """Where the head of an answer ends, in the first `end` bytes of the buffer; below 0: not yet."""
+        at = self._buffer.find(_END, 0, end)
+        return at if at < 0 else at + len(_END)
+
+    def wait(self) -> None:
+        """Let calls wait for the other side, as long as it may be silent. The kernel keeps that time for plain connections: a time-out of
+        the socket module's is another system call for each."""
+        self.socket.settimeout(None if self.is_plain else self._stall_s)
 
     def close(self) -> None:
         with suppress(OSError):
@@ -162,14 +175,14 @@ class _Line:
 
     def _send(self, head: bytes, body: bytes | Slice, moved: Callable[[int], None]) -> None:
         if isinstance(body, bytes):
-            self._socket.sendall(head + body)
+            self.socket.sendall(head + body)
             return
-        self._socket.sendall(head)
+        self.socket.sendall(head)
         offset, end = body.offset, body.offset + body.size_bytes
         while offset < end:
             count = min(_SEND_BYTES, end - offset)
-            if self._plain:
-                sent = os.sendfile(self._socket.fileno(), body.descriptor, offset, count)
+            if self.is_plain:
+                sent = os.sendfile(self.socket.fileno(), body.descriptor, offset, count)
             else:
                 sent = self._copy(body.descriptor, offset, count)
             if sent == 0:
@@ -179,7 +192,7 @@ class _Line:
 
     def _copy(self, descriptor: int, offset: int, count: int) -> int:
         data = os.pread(descriptor, min(count, 1 << 18), offset)
-        self._socket.sendall(data)
+        self.socket.sendall(data)
         return len(data)
 
     def answer(self, method: str) -> Answer:
@@ -197,26 +210,16 @@ class _Line:
                     raise _Dropped("the server closed the connection without an answer")
                 raise WireError("the server's answer has no proper head")
             at = self._buffer.find(_END, self._start, self._end)
-        text = str(self._view[self._start : at], "latin-1")
+        text = str(self.view[self._start : at], "latin-1")
         self._start = at + len(_END)
-        first, *lines = text.split("\r\n")
-        version, _, rest = first.partition(" ")
-        if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
-            raise WireError("the server's answer is no HTTP/1.1")
-        headers: dict[str, str] = {}
-        for line in lines:
-            name, _, value = line.partition(":")
-            headers[name.lower()] = value.strip()
-        if version == "HTTP/1.0":
-            headers.setdefault("connection", "close")
-        return int(rest[:3]), headers
+        return parsed(text)
 
     def exactly(self, count: int) -> Iterator[memoryview]:
         while count:
             if self._start == self._end and not self._fill():
                 raise WireError(f"the connection ended {count} bytes before the end")
             size = min(count, self._end - self._start)
-            view = self._view[self._start : self._start + size]
+            view = self.view[self._start : self._start + size]
             self._start += size
             count -= size
             yield view
@@ -233,7 +236,7 @@ class _Line:
                 if self._start == self._end and not self._fill():
                     raise WireError(f"the connection ended {count} bytes before the end")
                 moved = min(count, self._end - self._start)
-                target.write(self._view[self._start : self._start + moved])
+                target.write(self.view[self._start : self._start + moved])
                 self._start += moved
             if moved == 0:
                 raise WireError(f"the connection ended {count} bytes before the end")
@@ -247,7 +250,7 @@ class _Line:
                 self._pipe = os.pipe2(os.O_CLOEXEC)
                 with suppress(OSError):  # its size is limited, and all pipes' of a user
                     fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
-            got = left = os.splice(self._socket.fileno(), self._pipe[1], count)
+            got = left = os.splice(self.socket.fileno(), self._pipe[1], count)
         except BlockingIOError:
             raise self._silence() from None
         except OSError as error:
@@ -271,7 +274,7 @@ class _Line:
 
     def rest(self) -> Iterator[memoryview]:
         while self._start < self._end or self._fill():
-            view = self._view[self._start : self._end]
+            view = self.view[self._start : self._end]
             self._start = self._end
             yield view
 
@@ -296,7 +299,7 @@ class _Line:
         while (at := self._buffer.find(b"\r\n", self._start, self._end)) < 0:
             if self._end - self._start > MAX_LINE_BYTES or not self._fill():
                 raise WireError("the connection ended in the middle of an answer")
-        line = bytes(self._view[self._start : at])
+        line = bytes(self.view[self._start : at])
         self._start = at + 2
         return line
 
@@ -308,17 +311,40 @@ class _Line:
         if self._start == self._end:
             self._start = self._end = 0
         elif self._end == len(self._buffer):
-            kept = bytes(self._view[self._start : self._end])
-            self._view[: len(kept)] = kept
+            kept = bytes(self.view[self._start : self._end])
+            self.view[: len(kept)] = kept
             self._start, self._end = 0, len(kept)
             if self._end == len(self._buffer):
                 return False
         try:
-            count = self._socket.recv_into(self._view[self._end :])
+            count = self.socket.recv_into(self.view[self._end :])
         except BlockingIOError:
             raise self._silence() from None
         self._end += count
         return count > 0
+
+
+def head_of(method: str, target: str, headers: Mapping[str, str], size: int) -> bytes:
+    """A request's head. `size`: of its body, in bytes."""
+    lines = [f"{method} {target} HTTP/1.1", *(f"{n}: {v}" for n, v in headers.items())]
+    if size or method in ("PUT", "POST"):
+        lines.append(f"content-length: {size}")
+    return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+
+
+def parsed(head: str) -> tuple[int, dict[str, str]]:
+    """Status and headers of an answer's head, names in lower case. Raises: WireError."""
+    first, *lines = head.split("\r\n")
+    version, _, rest = first.partition(" ")
+    if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+        raise WireError("the server's answer is no HTTP/1.1")
+    headers: dict[str, str] = {}
+    for line in lines:
+        name, _, value = line.partition(":")
+        headers[name.lower()] = value.strip()
+    if version == "HTTP/1.0":
+        headers.setdefault("connection", "close")
+    return int(rest[:3]), headers
 
 
 class Wire:
@@ -330,14 +356,15 @@ class Wire:
         self._buffer_bytes = buffer_bytes
         self._stall_s = stall_s
         self._keep = keep
-        self._idle: list[_Line] = []
+        self._idle: list[Line] = []
+        self._open = 0
         self._lock = threading.Lock()
 
     def close(self) -> None:
         with self._lock:
             lines, self._idle = self._idle, []
         for line in lines:
-            line.close()
+            self.drop(line)
 
     @contextmanager
     def request(
@@ -352,11 +379,7 @@ class Wire:
 
         Raises: WireError, OSError, and what `moved` raises.
         """
-        size = len(body) if isinstance(body, bytes) else body.size_bytes
-        lines = [f"{method} {target} HTTP/1.1", *(f"{n}: {v}" for n, v in headers.items())]
-        if size or method in ("PUT", "POST"):
-            lines.append(f"content-length: {size}")
-        head = ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
+        head = head_of(method, target, headers, len(body) if isinstance(body, bytes) else body.size_bytes)
         line, answer = self._exchange(method, head, body, moved)
         try:
             yield answer
@@ -368,16 +391,16 @@ class Wire:
             ):
                 answer.read(0)
         except BaseException:
-            line.close()
+            self.drop(line)
             raise
-        if answer.keeps:
-            self._give_back(line)
+        if answer.keeps and not line.has_more:
+            self.give_back(line)
         else:
-            line.close()
+            self.drop(line)
 
     def _exchange(
         self, method: str, head: bytes, body: bytes | Slice, moved: Callable[[int], None]
-    ) -> tuple[_Line, Answer]:
+    ) -> tuple[Line, Answer]:
         while True:
             line = self._take()
             try:
@@ -389,24 +412,48 @@ class Wire:
                     return line, line.answer(method)  # often an early refusal
                 return line, line.answer(method)
             except (_Dropped, BrokenPipeError, ConnectionResetError):
-                line.close()
+                self.drop(line)
                 if not line.is_used:
                     raise
                 # a kept connection that the server had closed: the next kept one, in the end a new one
             except BaseException:
-                line.close()
+                self.drop(line)
                 raise
 
-    def _take(self) -> _Line:
+    def _take(self) -> Line:
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-        return _Line(self._connect(), self._buffer_bytes, self._stall_s)
+            self._open += 1
+        return self._opened()
 
-    def _give_back(self, line: _Line) -> None:
+    def spare(self) -> Line | None:
+        """A connection to give back or drop; None when there are as many as may be. Raises: what connecting raises."""
+        with self._lock:
+            if self._idle:
+                return self._idle.pop()
+            if self._open >= self._keep:
+                return None
+            self._open += 1
+        return self._opened()
+
+    def _opened(self) -> Line:
+        try:
+            return Line(self._connect(), self._buffer_bytes, self._stall_s)
+        except BaseException:
+            with self._lock:
+                self._open -= 1
+            raise
+
+    def give_back(self, line: Line) -> None:
         line.is_used = True
         with self._lock:
             if len(self._idle) < self._keep:
                 self._idle.append(line)
                 return
+        self.drop(line)
+
+    def drop(self, line: Line) -> None:
+        with self._lock:
+            self._open -= 1
         line.close()

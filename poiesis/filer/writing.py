@@ -52,16 +52,19 @@ def partial(
     `size_bytes` reserves the room first, so that a full disk is known before the transfer. `directory`: a descriptor of the directory
     that is certainly `target`'s. Raises: StagingFailed for a full disk, a missing directory and the like.
     """
-    folder = f"{target.parent}/" if directory is None else ""
-    name, final = f"{folder}{PREFIX}{_RUN}{next(_COUNT):x}", f"{folder}{target.name}"
+    final = str(target) if directory is None else target.name
+    folder = final[: final.rfind("/") + 1]
+    name = f"{folder}{PREFIX}{_RUN}{next(_COUNT):x}"
     descriptor, is_named, is_final = -1, False, False
     try:
-        with local_errors(str(target)):
+        try:
             descriptor, is_named = _open(name, folder or ".", directory)
             os.fchmod(descriptor, FILE_MODE)
             _check_room(descriptor, size_bytes or 0)
+        except OSError as error:
+            raise translated(str(target), error) from error
         yield Partial(descriptor)
-        with local_errors(str(target)):
+        try:
             if sync:
                 os.fsync(descriptor)
             if not is_named:
@@ -72,7 +75,9 @@ def partial(
             if not is_final:
                 os.rename(name, final, src_dir_fd=directory, dst_dir_fd=directory)
             if sync:
-                _sync(folder, directory)
+                _sync(folder or ".", directory)
+        except OSError as error:
+            raise translated(str(target), error) from error
     except BaseException:
         if is_named:
             with suppress(OSError):
@@ -105,7 +110,7 @@ def _link(descriptor: int, name: str, directory: int | None) -> bool:
 
 
 def _sync(folder: str, directory: int | None) -> None:
-    descriptor = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     try:
         os.fsync(descriptor)
     finally:

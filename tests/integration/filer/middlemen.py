@@ -10,6 +10,7 @@ import selectors
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,28 @@ class TlsFront(_Listener):
         most = self.cut(self.secured)
         with socket.create_connection(self._target, timeout=IDLE_S) as server:
             pump(client, server, most)
+
+
+class Pieces(_Listener):
+    """Passes on what a server at that port says in pieces of so many bytes, each of which comes alone: records of TLS in parts."""
+
+    def __init__(self, port: int, size: int) -> None:
+        self._port, self._size = port, size
+        super().__init__()
+
+    def handle(self, client: socket.socket) -> None:
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with socket.create_connection(("127.0.0.1", self._port), timeout=IDLE_S) as server:
+            threading.Thread(target=self._pass_on, args=(client, server), daemon=True).start()
+            while data := server.recv(self._size):
+                client.sendall(data)
+                time.sleep(0.001)
+
+    def _pass_on(self, client: socket.socket, server: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 16):
+                server.sendall(data)
+            server.shutdown(socket.SHUT_RDWR)
 
 
 class Proxy(_Listener):

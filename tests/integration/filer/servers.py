@@ -94,6 +94,7 @@ class HttpServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             timeout = 10
+            disable_nagle_algorithm = True  # else each kept connection's answer waits 40 ms for an acknowledgement
 
             def log_message(self, format: str, *args: object) -> None:
                 pass

@@ -1,0 +1,515 @@
+"""Large directories of small objects, which one thread moves: as right as one by one, whatever the server does."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import random
+import threading
+from collections import Counter
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+from xml.sax.saxutils import escape
+
+import pytest
+
+from poiesis.domain.report import FilerReport
+from poiesis.filer import many, staging
+from poiesis.filer.connections import Connection
+from poiesis.filer.many import Many
+from poiesis.filer.s3_small import Get, Put
+from tests.integration.filer.middlemen import Pieces, TlsFront, authority, closing
+from tests.integration.filer.servers import Fault, HttpServer, Request, http_server
+from tests.integration.filer.test_s3 import keys, put, settings_of
+from tests.servers import S3Server
+from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted
+
+COUNT = 400
+NAMES = [f"{i % 7}/ü & {i}.bin" for i in range(COUNT)]
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """For each file that the one thread was offered, whether it took it."""
+    found: list[bool] = []
+    take = Many.take
+
+    def noted(self: Many, *arguments: Any) -> bool:
+        found.append(take(self, *arguments))
+        return found[-1]
+
+    monkeypatch.setattr(Many, "take", noted)
+    return found
+
+
+@pytest.fixture
+def returned(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """What that thread gave back."""
+    found: list[object] = []
+    give_back = Many._give_back
+
+    def noted(self: Many, file: Any) -> None:
+        found.append(file)
+        give_back(self, file)
+
+    monkeypatch.setattr(Many, "_give_back", noted)
+    return found
+
+
+def content(i: int) -> bytes:
+    return random.Random(i).randbytes(i % 50 * 40)
+
+
+def offer(web: HttpServer, names: list[str] = NAMES, content: Callable[[int], bytes] = content) -> dict[str, bytes]:
+    """Objects in the bucket of a server that knows GET and one listing."""
+    files = {name: content(i) for i, name in enumerate(names)}
+    rows: list[str] = []
+    for name, data in files.items():
+        web.files[f"/bucket/dir/{name}"] = data
+        web.etags[f"/bucket/dir/{name}"] = f'"{len(rows)}"'
+        rows.append(
+            f"<Contents><Key>{escape('dir/' + name)}</Key><Size>{len(data)}</Size><ETag>{len(rows)}</ETag></Contents>"
+        )
+    web.files["/bucket/"] = f"<R>{''.join(rows)}<IsTruncated>false</IsTruncated></R>".encode()
+    return files
+
+
+def settings(*webs: HttpServer, **changes: Any):
+    endpoints = {f"s{i}": {"url": web.url, "anonymous": True} for i, web in enumerate(webs)}
+    return quick(s3=endpoints, **{"parallel": 16, **changes})
+
+
+def fetch(volume: Path, web: HttpServer, **more: Any) -> FilerReport:
+    changes = {k: more.pop(k) for k in list(more) if k != "cancelled"}
+    directory = given("/data", "s3://bucket/dir", type="DIRECTORY")
+    report = bring(volume, directory, settings=settings(web, **changes), **more)
+    assert leftovers(volume) == []
+    return report
+
+
+def arrived(volume: Path) -> dict[str, bytes]:
+    root = volume / "root/data"
+    return {str(p.relative_to(root)): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def once(fault: Fault, chance: random.Random | None = None, share: float = 0.3):
+    """That fault for some objects' first request."""
+    seen: set[str] = set()
+
+    def choose(request: Request) -> Fault | None:
+        is_first = request.path not in seen and "list-type" not in request.path
+        seen.add(request.path)
+        return fault if is_first and (chance is None or chance.random() < share) else None
+
+    return choose
+
+
+def test_each_object_is_asked_for_once_and_comes_right(
+    volume: Path, web: HttpServer, taken: list[bool], returned: list[object]
+) -> None:
+    files = offer(web)
+    report = fetch(volume, web)
+    assert (report.error, report.total_files) == (None, COUNT)
+    assert report.total_bytes == sum(len(f) for f in files.values())
+    assert [f.path for f in report.files] == sorted(f"/data/{name}" for name in files)
+    assert arrived(volume) == files
+    assert taken == [True] * (COUNT - staging.MANY + 1)
+    assert returned == []
+    assert set(Counter(r.path for r in web.requests).values()) == {1}
+    assert {r.headers.get("if-match") for r in web.requests[1:]} == {f'"{i}"' for i in range(COUNT)}
+    assert (volume / "root/data" / NAMES[-1]).stat().st_mode & 0o777 == 0o666
+
+
+def test_progress_tells_of_them(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging._Telling, "INTERVAL", 0.002)
+    total = sum(len(data) for data in offer(web).values())
+    told: list[tuple[int, int]] = []
+    directory = given("/data", "s3://bucket/dir", type="DIRECTORY")
+    assert bring(volume, directory, settings=settings(web), progress=lambda *now: told.append(now)).error is None
+    assert told == sorted(told)
+    files, size = told[-1]
+    assert COUNT * 0.6 < files <= COUNT
+    assert total * 0.6 < size <= total
+
+
+def test_objects_that_are_there_already_are_replaced(volume: Path, web: HttpServer) -> None:
+    files = offer(web)
+    (volume / "root/data/0").mkdir(parents=True)
+    (volume / "root/data" / NAMES[-7 * 8]).parent.mkdir(exist_ok=True)
+    for name in NAMES[200:]:
+        path = volume / "root/data" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("from an attempt before")
+    assert fetch(volume, web).error is None
+    assert arrived(volume) == files
+
+
+def test_connections_are_no_more_than_allowed(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    lock, now, most = threading.Lock(), 0, 0
+    connect, close = Connection.connect, Connection.close
+
+    def connecting(self: Connection) -> None:
+        nonlocal now, most
+        connect(self)
+        with lock:
+            now += 1
+            most = max(most, now)
+
+    def closing_(self: Connection) -> None:
+        nonlocal now
+        with lock:
+            now -= self.sock is not None
+        close(self)
+
+    monkeypatch.setattr(Connection, "connect", connecting)
+    monkeypatch.setattr(Connection, "close", closing_)
+    offer(web, content=lambda i: b"x" * (staging.SMALL_BYTES + 1 if i > staging.MANY and i % 3 else 10))
+    assert fetch(volume, web, parallel=8).error is None
+    assert 1 < most <= 8
+    assert now == 0
+
+
+FAULTS = {
+    "cut": Fault(cut=3),
+    "cut before the head": Fault(cut=0, reset=True),
+    "reset": Fault(cut=30, reset=True),
+    "too long": Fault(length=100_000),
+    "too short": Fault(length=1),
+    "busy": Fault(status=503),
+    "closing": Fault(headers={"connection": "close"}),
+    "another": Fault(body=b"another object"),
+    "wrong checksum": Fault(headers={"x-amz-checksum-sha256": "AAAA"}),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+@pytest.mark.parametrize("share", [0.1, 1.0])
+def test_a_fault_costs_another_attempt_and_nothing_else(
+    volume: Path, web: HttpServer, taken: list[bool], fault: Fault, share: float
+) -> None:
+    files = offer(web)
+    web.faults = once(fault, random.Random(1), share)
+    report = fetch(volume, web, attempts=6)
+    assert (report.error, report.total_files) == (None, COUNT)
+    assert arrived(volume) == files
+    assert True in taken
+
+
+@pytest.mark.parametrize("fault", [Fault(chunked=True), Fault(no_length=True)], ids=["chunked", "until the end"])
+def test_an_answer_without_a_length_is_the_error_that_it_is_one_by_one(
+    volume: Path, web: HttpServer, fault: Fault
+) -> None:
+    offer(web)
+    web.faults = lambda r: fault if r.path.endswith("300.bin") else None
+    report = fetch(volume, web)
+    assert NAMES[300] in str(report.error)
+    assert "how long" in str(report.error)
+    assert NAMES[300] not in arrived(volume)
+
+
+def test_a_cut_at_every_byte_gives_whole_objects(volume: Path, web: HttpServer) -> None:
+    files = offer(web)
+    cuts = iter(range(10**6))
+    web.faults = lambda r: Fault(cut=next(cuts) % 2000) if "list-type" not in r.path and next(cuts) % 3 else None
+    report = fetch(volume, web, attempts=60)
+    assert (report.error, report.total_files) == (None, COUNT)
+    assert arrived(volume) == files
+
+
+def test_a_body_that_is_not_what_its_checksum_says_is_fetched_again(volume: Path, web: HttpServer) -> None:
+    files = offer(web)
+    wrong: set[str] = set()
+
+    def fault(request: Request) -> Fault | None:
+        name = unquote(request.path).removeprefix("/bucket/dir/")
+        if name not in files:
+            return None
+        digest = base64.b64encode(hashlib.sha256(files[name]).digest()).decode()
+        is_first = name not in wrong
+        wrong.add(name)
+        return Fault(body=files[name][::-1] if is_first else None, headers={"x-amz-checksum-sha256": digest})
+
+    web.faults = fault
+    report = fetch(volume, web)
+    assert (report.error, report.total_files) == (None, COUNT)
+    assert arrived(volume) == files
+    assert all(str(f.checksum).startswith("sha256:") for f in report.files)
+
+
+def test_a_server_that_falls_silent_is_asked_again(volume: Path, web: HttpServer) -> None:
+    files = offer(web)
+    silent = once(Fault(drip=1.5), random.Random(2), 0.02)
+    web.faults = silent
+    assert fetch(volume, web, stall_timeout=timedelta(seconds=0.4)).error is None
+    assert arrived(volume) == files
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, "not_found"), (403, "access_denied"), (503, "storage_unavailable")])
+def test_an_object_that_cannot_be_had_is_named(volume: Path, web: HttpServer, status: int, code: str) -> None:
+    offer(web)
+    bad = NAMES[300]
+    web.faults = lambda r: Fault(status=status) if r.path.endswith("300.bin") else None
+    report = fetch(volume, web)
+    assert report.error_code == code
+    assert f"/data/{bad}" in str(report.error)
+    assert bad not in arrived(volume)
+
+
+def test_an_error_ends_it_before_all_others_have_come(volume: Path, web: HttpServer) -> None:
+    offer(web, [f"{i}" for i in range(5000)])
+    web.faults = lambda r: Fault(status=404) if r.path.endswith("/300") else None
+    report = fetch(volume, web)
+    assert report.error_code == "not_found"
+    assert len(web.requests) < 3000
+
+
+def test_an_object_that_changes_after_the_listing_comes_as_it_is_listed_or_not_at_all(
+    volume: Path, web: HttpServer
+) -> None:
+    offer(web)
+    web.etags[f"/bucket/dir/{NAMES[300]}"] = '"new"'
+    report = fetch(volume, web)
+    assert "changed" in str(report.error)
+    assert NAMES[300] not in arrived(volume)
+
+
+def test_a_server_that_refuses_everything_is_not_asked_for_everything(volume: Path, web: HttpServer) -> None:
+    offer(web, [f"{i}" for i in range(5000)])
+    served = iter(range(10**6))
+    web.faults = lambda r: None if "list-type" in r.path or next(served) < 150 else Fault(status=403)
+    report = fetch(volume, web)
+    assert report.error_code == "access_denied"
+    assert len(web.requests) < 150 + 2 * many.MAX_GIVEN_BACK + many.MAX_WAITING
+
+
+def test_a_stop_in_the_middle_leaves_nothing_half(volume: Path, web: HttpServer) -> None:
+    files = offer(web)
+    report = fetch(volume, web, cancelled=lambda: len(web.requests) > 250)
+    assert (report.error_code, report.retryable) == ("cancelled", True)
+    assert report.total_files < COUNT
+    assert all(files[name] == data for name, data in arrived(volume).items())
+
+
+def test_a_fault_in_our_own_reading_falls_back(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = offer(web)
+    answered, calls = Get.answered, iter(range(10**6))
+
+    def failing(self: Get, *arguments: Any):
+        if next(calls) % 10 == 5:
+            raise KeyError("a bug")
+        return answered(self, *arguments)
+
+    monkeypatch.setattr(Get, "answered", failing)
+    report = fetch(volume, web)
+    assert (report.error, report.total_files) == (None, COUNT)
+    assert arrived(volume) == files
+
+
+def test_directories_of_several_servers(volume: Path, web: HttpServer, taken: list[bool]) -> None:
+    with http_server() as other:
+        files, others = offer(web), offer(other, [f"o{i}" for i in range(COUNT)])
+        inputs = [given(f"/data/{i}", f"s3://s{i}/bucket/dir", type="DIRECTORY") for i in range(2)]
+        report = bring(volume, *inputs, settings=settings(web, other))
+    assert (report.error, report.total_files) == (None, 2 * COUNT)
+    expected = {f"0/{n}": d for n, d in files.items()} | {f"1/{n}": d for n, d in others.items()}
+    assert arrived(volume) == expected
+    assert len(taken) > COUNT
+
+
+def test_a_name_that_is_a_file_and_a_directory_is_an_error_that_says_so(volume: Path, web: HttpServer) -> None:  # I10
+    offer(web, [*(f"{i}" for i in range(200)), "150/below"])
+    report = fetch(volume, web)
+    assert "/data/150" in str(report.error)
+
+
+def test_limits_hold_for_many_too(volume: Path, web: HttpServer) -> None:
+    offer(web)
+    assert "more than 300 files" in str(fetch(volume, web, max_files=300).error)
+    assert "at most 1900" in str(fetch(volume, web, max_file_bytes=1900).error)
+
+
+def test_what_the_cache_keeps_goes_through_it(volume: Path, web: HttpServer, tmp_path: Path, taken: list[bool]) -> None:
+    offer(web, NAMES[:150])
+    cache = {"cache_dir": str(tmp_path / "cache"), "cache_min_bytes": 1}
+    assert fetch(volume, web, **cache).error is None
+    assert len(taken) < 10  # the empty ones
+    assert any((tmp_path / "cache").rglob("*"))
+
+
+def test_few_files_and_one_connection_need_no_such_thread(
+    volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def begin(_: object) -> None:
+        raise AssertionError("begun")
+
+    monkeypatch.setattr(staging._Stage, "_begin_many", begin)
+    offer(web, NAMES[: staging.MANY - 1])
+    assert fetch(volume, web).error is None
+    offer(web)
+    assert fetch(volume, web, parallel=1).error is None
+
+
+def test_without_a_further_thread_it_goes_on_as_before(
+    volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(Many, "__init__", refuse)
+    files = offer(web)
+    assert fetch(volume, web).error is None
+    assert arrived(volume) == files
+
+
+def test_a_directory_whose_type_is_not_told_is_as_fast(volume: Path, web: HttpServer, taken: list[bool]) -> None:
+    files = offer(web)
+    report = bring(volume, given("/data", "s3://bucket/dir"), settings=settings(web))
+    assert (report.error, report.total_files) == (None, COUNT)
+    assert arrived(volume) == files
+    assert taken == [True] * (COUNT - staging.MANY + 1)
+
+
+# a real server, and out
+
+
+def fill(directory: Path) -> Path:
+    for i, name in enumerate(NAMES):
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content(i))
+    return directory
+
+
+def test_a_directory_goes_to_a_real_server_and_comes_back(
+    volume: Path, s3: S3Server, taken: list[bool], returned: list[object]
+) -> None:
+    source, url = fill(volume / "root/out"), f"s3://{s3.bucket}/many"
+    report = send(volume, wanted("/out", url, "DIRECTORY"), settings=settings_of(s3, parallel=16))
+    assert (report.error, report.total_files) == (None, COUNT)
+    assert all(str(f.checksum).startswith("sha256:") for f in report.files)
+    assert set(keys(s3)) == {f"many/{name}" for name in NAMES}
+    assert len(taken) == COUNT - staging.MANY + 1
+    report = bring(volume, given("/data", url, type="DIRECTORY"), settings=settings_of(s3, parallel=16))
+    assert (report.error, report.total_files) == (None, COUNT)
+    assert tree(volume / "root/data") == tree(source)
+    assert len(taken) == 2 * (COUNT - staging.MANY + 1)
+    assert returned == []
+
+
+def test_it_goes_and_comes_over_tls(
+    volume: Path,
+    s3: S3Server,
+    tmp_path: Path,
+    taken: list[bool],
+    returned: list[object],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "ca").mkdir()
+    ours = authority(tmp_path / "ca", "127.0.0.1")
+    source, url = fill(volume / "root/out"), f"s3://{s3.bucket}/many"
+    (source / "long").mkdir()
+    for i in range(20):
+        (source / "long" / f"{i}").write_bytes(random.Random(i).randbytes(staging.SMALL_BYTES))
+    front = TlsFront(s3.endpoint, ours.context())
+    with closing(front):
+        endpoint = {"url": front.url, "region": s3.region, "access_key": s3.access_key, "secret_key": s3.secret_key}
+        made = quick(s3={"main": {**endpoint, "ca_file": str(ours.ca_file)}}, parallel=16)
+        assert send(volume, wanted("/out", url, "DIRECTORY"), settings=made).error is None
+        assert bring(volume, given("/data", url, type="DIRECTORY"), settings=made).error is None
+    assert tree(volume / "root/data") == tree(source)
+    assert taken.count(True) == 2 * (COUNT + 20 - staging.MANY + 1)
+    assert returned == []
+
+
+def test_records_of_tls_may_come_in_parts(
+    volume: Path, web: HttpServer, tmp_path: Path, returned: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+    files = offer(web, NAMES[:200])
+    (tmp_path / "ca").mkdir()
+    ours = authority(tmp_path / "ca", "127.0.0.1")
+    front = TlsFront(web.url, ours.context())
+    with closing(front):
+        slow = Pieces(front.port, 700)
+        with closing(slow):
+            endpoint = {"url": f"https://127.0.0.1:{slow.port}", "anonymous": True, "ca_file": str(ours.ca_file)}
+            directory = given("/data", "s3://bucket/dir", type="DIRECTORY")
+            report = bring(volume, directory, settings=quick(s3={"main": endpoint}, parallel=16))
+    assert (report.error, report.total_files) == (None, 200)
+    assert arrived(volume) == files
+    assert returned == []
+
+
+def test_matches_of_a_pattern_go_as_fast(volume: Path, s3: S3Server, taken: list[bool]) -> None:
+    fill(volume / "root/out")
+    output = wanted("/out/*/*.bin", f"s3://{s3.bucket}/m", prefix="/out")
+    report = send(volume, output, settings=settings_of(s3, parallel=16))
+    assert (report.error, report.total_files) == (None, COUNT)
+    assert set(keys(s3)) == {f"m/{name}" for name in NAMES}
+    assert len(taken) == COUNT - staging.MANY + 1
+
+
+@pytest.mark.parametrize("fault", [Fault(status=503), Fault(status=500), Fault(status=409)])
+def test_uploads_that_fail_are_tried_again(volume: Path, web: HttpServer, fault: Fault) -> None:
+    sent = tree(fill(volume / "root/out"))
+    web.put_status = 200
+    web.faults = once(fault, random.Random(3), 0.2)
+    report = send(volume, wanted("/out", "s3://bucket/dir", "DIRECTORY"), settings=settings(web, attempts=6))
+    stored = {p.removeprefix("/bucket/dir/"): data for p, data in web.files.items()}
+    refused = fault.status == 409  # for good
+    assert (report.error is not None) is refused
+    assert report.total_files == len(stored)
+    assert stored.items() <= sent.items()
+    assert refused or len(stored) == COUNT
+
+
+def test_a_file_that_vanishes_is_the_only_one_that_does_not_go(
+    volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = fill(volume / "root/out")
+    web.put_status = 200
+    request = Put.request
+    gone: list[str] = []
+
+    def requesting(self: Put) -> bytes:
+        if not gone:
+            gone.append(self._place.url.removeprefix("s3://bucket/dir/"))
+            (source / gone[0]).unlink()
+        return request(self)
+
+    monkeypatch.setattr(Put, "request", requesting)
+    report = send(volume, wanted("/out", "s3://bucket/dir", "DIRECTORY"), settings=settings(web))
+    assert (report.error_code, report.total_files) == ("not_found", COUNT - 1)
+    assert gone[0] in str(report.error)
+
+
+def test_a_file_that_grows_meanwhile_goes_whole(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = fill(volume / "root/out")
+    web.put_status = 200
+    request = Put.request
+    grown: list[str] = []
+
+    def requesting(self: Put) -> bytes:
+        if not grown:
+            grown.append(self._place.url.removeprefix("s3://bucket/dir/"))
+            (source / grown[0]).write_bytes(b"x" * 600_000)
+        return request(self)
+
+    monkeypatch.setattr(Put, "request", requesting)
+    report = send(volume, wanted("/out", "s3://bucket/dir", "DIRECTORY"), settings=settings(web))
+    assert (report.error, report.total_files) == (None, COUNT)
+    assert web.files[f"/bucket/dir/{grown[0]}"] == b"x" * 600_000
+
+
+def test_files_that_are_not_small_are_not_offered(volume: Path, s3: S3Server, taken: list[bool]) -> None:
+    for i in range(150):
+        put(s3, f"dir/{i}", b"x" * (staging.SMALL_BYTES + 1 if i > 120 else 10))
+    report = bring(volume, given("/data", f"s3://{s3.bucket}/dir", type="DIRECTORY"), settings=settings_of(s3))
+    assert (report.error, report.total_files) == (None, 150)
+    assert len(taken) == 121 - staging.MANY + 1

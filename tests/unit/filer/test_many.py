@@ -1,0 +1,228 @@
+"""One thread for many small files: answers in any pieces, connections that end anywhere, files that are given back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from poiesis.filer import many
+from poiesis.filer.many import Many
+from poiesis.filer.transfer import POLL, Control
+from poiesis.filer.wire import Wire
+from poiesis.ports.filer import Sent
+from tests.unit.filer.tasks import quick
+from tests.unit.filer.test_wire import CHUNKED, PROVISIONAL, UNTIL_CLOSE, WHOLE, Served, pieces, wired
+
+BOTH = CHUNKED.replace(b"Transfer", b"Content-Length: 38\r\nTransfer")  # the former counts (RFC 9112, 6.3)
+REQUEST = b"GET /x HTTP/1.1\r\n\r\n"
+
+
+class Asked:
+    """An exchange that keeps what it is told."""
+
+    def __init__(self, wire: Wire, request: bytes = REQUEST, error: Exception | None = None) -> None:
+        self.wire = wire
+        self.answers: list[tuple[int, bytes]] = []
+        self._request, self._error = request, error
+
+    def request(self) -> bytes:
+        return self._request
+
+    def answered(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
+        if self._error is not None:
+            raise self._error
+        self.answers.append((status, bytes(body)))
+        return Sent("u", len(body))
+
+
+def control(cancelled: Callable[[], bool] = lambda: False, stall_s: float = 2.0) -> Control:
+    return Control(quick(stall_timeout=timedelta(seconds=stall_s)), cancelled)
+
+
+def move(made: Many, *exchanges: Asked) -> tuple[list[int], list[int]]:
+    """Numbers of the exchanges that went well, and of those that were given back."""
+    moved: list[int] = []
+    back: list[int] = []
+    for i, exchange in enumerate(exchanges):
+        otherwise = lambda i=i: back.append(i)  # noqa: E731
+        if not made.take(exchange, lambda _, i=i: moved.append(i), otherwise):  # type: ignore[misc]
+            otherwise()
+    made.finish()
+    for job in made.given_back():
+        job()
+    return sorted(moved), sorted(back)
+
+
+@settings(max_examples=60)
+@given(cuts=st.lists(st.integers(0, 200), max_size=8))
+def test_answers_are_the_same_in_any_pieces(cuts: list[int]) -> None:
+    with wired(Served([pieces(WHOLE, cuts)] * 3)) as wire:
+        asked = [Asked(wire) for _ in range(3)]
+        assert move(Many(control(), lambda: 1), *asked) == ([0, 1, 2], [])
+    assert [a.answers for a in asked] == [[(200, b"hello")]] * 3
+
+
+def test_an_answer_that_ends_at_any_byte_is_given_back() -> None:
+    for cut in range(len(WHOLE)):
+        with wired(Served([[WHOLE[:cut]]])) as wire:
+            asked = Asked(wire)
+            assert move(Many(control(), lambda: 1), asked) == ([], [0])
+            assert asked.answers == []
+
+
+@pytest.mark.parametrize(
+    "data",
+    [BOTH, CHUNKED, UNTIL_CLOSE, PROVISIONAL, b"rubbish\r\n\r\n", WHOLE + b"more", b"HTTP/1.1 200 OK\r\n\r\n"],
+    ids=["chunked and a length", "chunked", "until the end", "provisional", "no HTTP", "more than said", "no length"],
+)
+def test_what_is_not_the_usual_answer_is_given_back(data: bytes) -> None:
+    with wired(Served([[data]], close=False)) as wire:
+        assert move(Many(control(), lambda: 1), Asked(wire)) == ([], [0])
+
+
+def test_an_answer_that_is_longer_than_the_buffer_is_given_back() -> None:
+    body = b"x" * 70_000
+    with wired(Served([[b"HTTP/1.1 200 OK\r\ncontent-length: 70000\r\n\r\n" + body]])) as wire:
+        assert move(Many(control(), lambda: 1), Asked(wire)) == ([], [0])
+
+
+def test_a_head_that_never_ends_is_given_back() -> None:
+    with wired(Served([[b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000]])) as wire:
+        assert move(Many(control(), lambda: 1), Asked(wire)) == ([], [0])
+
+
+def test_any_error_of_an_exchange_gives_that_file_back_alone() -> None:
+    with wired(*(Served([[WHOLE]] * 9) for _ in range(4))) as wire:
+        asked = [Asked(wire, error=KeyError(i) if i == 3 else None) for i in range(6)]
+        assert move(Many(control(), lambda: 2), *asked) == ([0, 1, 2, 4, 5], [3])
+
+
+def test_an_error_before_the_request_gives_that_file_back_alone() -> None:
+    def fail() -> bytes:
+        raise ValueError("no")
+
+    with wired(Served([[WHOLE]] * 9)) as wire:
+        asked = [Asked(wire) for _ in range(5)]
+        asked[2].request = fail  # type: ignore[method-assign]
+        assert move(Many(control(), lambda: 1), *asked) == ([0, 1, 3, 4], [2])
+
+
+def test_a_kept_connection_that_was_closed_costs_no_file() -> None:
+    with wired(Served([[WHOLE]]), Served([[WHOLE]] * 5)) as wire:
+        assert move(Many(control(), lambda: 1), *(Asked(wire) for _ in range(4))) == ([0, 1, 2, 3], [])
+
+
+def test_a_server_that_closes_after_each_answer_gets_new_connections() -> None:
+    closing = WHOLE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    with wired(*(Served([[closing]]) for _ in range(6))) as wire:
+        assert move(Many(control(), lambda: 2), *(Asked(wire) for _ in range(6))) == (list(range(6)), [])
+
+
+def test_nothing_is_asked_on_a_connection_that_is_about_to_close() -> None:
+    closing = WHOLE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+    with wired(Served([[closing], []], close=False), Served([[WHOLE]])) as wire:
+        assert move(Many(control(stall_s=1), lambda: 1), Asked(wire), Asked(wire)) == ([0, 1], [])
+
+
+def test_connections_are_no_more_than_asked_for_and_are_given_back() -> None:
+    with wired(*(Served([[WHOLE]] * 60) for _ in range(9))) as wire:
+        assert move(Many(control(), lambda: 3), *(Asked(wire) for _ in range(60)))[0] == list(range(60))
+        assert (wire._open, len(wire._idle)) == (3, 3)
+        with wire.request("GET", "/x", {}) as answer:  # they wait again, as others expect
+            assert answer.read() == b"hello"
+
+
+def test_large_requests_are_sent_in_pieces() -> None:
+    body = bytes(range(256)) * 8000
+    served = Served([[WHOLE], [WHOLE]])
+    with wired(served) as wire:
+        request = b"PUT /x HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(body) + body
+        assert move(Many(control(), lambda: 1), Asked(wire, request), Asked(wire)) == ([0, 1], [])
+    assert served.requests == [request, REQUEST]
+
+
+def test_a_silent_server_gets_its_files_taken_away() -> None:
+    with wired(Served([[WHOLE], []], close=False)) as wire:
+        assert move(Many(control(stall_s=0.3), lambda: 1), Asked(wire), Asked(wire)) == ([0], [1])
+
+
+def test_when_nobody_answers_it_ends_soon() -> None:
+    def connect() -> Served:
+        raise ConnectionRefusedError("no")
+
+    wire = Wire(connect, buffer_bytes=4096, stall_s=2, keep=4)
+    moved, back = move(Many(control(), lambda: 2), *(Asked(wire) for _ in range(100)))
+    assert (moved, back) == ([], list(range(100)))
+
+
+def test_when_too_many_are_given_back_it_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many, "MAX_GIVEN_BACK", 5)
+    served = [Served([[b"HTTP/1.1 204 No Content\r\n\r\n"]]) for _ in range(50)]
+    with wired(*served) as wire:
+        assert move(Many(control(), lambda: 2), *(Asked(wire) for _ in range(50))) == ([], list(range(50)))
+        assert sum(len(s.requests) for s in served) < 15
+
+
+def test_a_stop_gives_back_what_was_not_done() -> None:
+    stopped = threading.Event()
+    with wired(Served([[WHOLE], []], close=False)) as wire:
+        made = Many(control(stopped.is_set, stall_s=60), lambda: 1)
+        asked = [Asked(wire) for _ in range(3)]
+        jobs = [made.take(a, lambda _: None, lambda: None) for a in asked]
+        assert jobs == [True] * 3
+        threading.Timer(0.1, stopped.set).start()
+        made.finish()
+        assert len(list(made.given_back())) == 2
+        assert wire._open == 0
+
+
+def test_taking_waits_for_room_but_not_behind_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many, "MAX_WAITING", 4)
+    monkeypatch.setattr(many, "FEW_WAITING", 2)
+    stopped = threading.Event()
+    with wired(Served([[]], close=False)) as wire:
+        made = Many(control(stopped.is_set, stall_s=60), lambda: 1)
+        threading.Timer(0.2, stopped.set).start()
+        taken = [made.take(Asked(wire), lambda _: None, lambda: None) for _ in range(8)]
+        assert taken.count(True) in (4, 5)
+        assert stopped.is_set()
+        made.finish()
+
+
+def test_more_files_than_wait_at_once_all_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(many, "MAX_WAITING", 4)
+    monkeypatch.setattr(many, "FEW_WAITING", 2)
+    with wired(*(Served([[WHOLE]] * 300) for _ in range(2))) as wire:
+        assert move(Many(control(), lambda: 2), *(Asked(wire) for _ in range(300))) == (list(range(300)), [])
+
+
+def test_files_that_come_late_wake_it() -> None:
+    with wired(Served([[WHOLE]] * 9)) as wire:
+        made = Many(control(), lambda: 1)
+        moved = threading.Event()
+        for _ in range(3):
+            time.sleep(0.01)
+            moved.clear()
+            assert made.take(Asked(wire), lambda _: moved.set(), lambda: None)
+            assert moved.wait(POLL * 20)
+        made.finish()
+        assert list(made.given_back()) == []
+        assert not made.take(Asked(wire), lambda _: None, lambda: None)
+
+
+def test_a_fault_of_its_own_loses_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)  # which would print it
+
+    def bug(_: Many, __: object) -> bool:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(Many, "_is_whole", bug)
+    with wired(*(Served([[WHOLE]] * 9) for _ in range(2))) as wire:
+        assert move(Many(control(), lambda: 2), *(Asked(wire) for _ in range(20))) == ([], list(range(20)))
+        assert wire._open == 0
