@@ -16,7 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -29,6 +29,7 @@ from poiesis.ports.filer import Sent
 MAX_WAITING: Final = 512  # files taken and not begun
 FEW_WAITING: Final = 256  # from which on there is room again: both sides wake each other once in that many files
 MAX_GIVEN_BACK: Final = 64  # and a tenth of the files: then something is wrong, and the ordinary way finds out what
+SLOW_S: Final = 0.001  # to read or write a file, in the mean of the last hundred: then threads are better, which wait beside each other
 SOON: Final = 0.01  # seconds; until there may be a connection
 
 
@@ -60,7 +61,7 @@ class Many:
     """Takes files until `finish`. `width`: how many connections it may have at work at the moment."""
 
     def __init__(self, control: Control, width: Callable[[], int]) -> None:
-        """Raises: RuntimeError when there are no more threads to be had."""
+        """Raises: RuntimeError, OSError when there are no more threads or descriptors to be had."""
         self._control, self._width = control, width
         self._stall_s = control.settings.stall_timeout.total_seconds()
         self._queue: deque[_File] = deque()
@@ -70,12 +71,17 @@ class Many:
         self._lock = threading.Lock()
         self._room = threading.Event()
         self._is_hungry = self._is_ending = self._is_closed = False
+        self._can_connect, self._is_growing, self._gave_up = True, False, False
+        self._pace_s = 0.0
         self._not_yet: tuple[type[OSError], ...] = (BlockingIOError,)
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._poll = select.epoll()
-        self._poll.register(self._wake, select.EPOLLIN)
         self._thread = threading.Thread(target=self._run, name="filer-many", daemon=True)
-        self._thread.start()
+        with ExitStack() as undone:
+            self._poll = undone.enter_context(select.epoll())
+            self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            undone.callback(os.close, self._wake)
+            self._poll.register(self._wake, select.EPOLLIN)
+            self._thread.start()
+            undone.pop_all()
 
     def take(self, exchange: Exchange, moved: Callable[[Sent], None], otherwise: Job) -> bool:
         """Whether it takes a file, which waits until there is room. `moved` is called by its thread when all went well; else `otherwise` is
@@ -97,8 +103,21 @@ class Many:
 
     def given_back(self) -> Iterator[Job]:
         """The jobs of files that were given back since the last call."""
-        while self._given_back:
-            yield self._given_back.popleft()
+        while True:
+            try:
+                job = self._given_back.popleft()
+            except IndexError:
+                return
+            yield job
+
+    @property
+    def is_idle(self) -> bool:
+        return not self._queue and not self._busy
+
+    @property
+    def gave_up(self) -> bool:
+        """Whether it takes no more files, and did not do all of those that it took."""
+        return self._gave_up
 
     def finish(self) -> None:
         """Returns when all files have been moved or given back."""
@@ -114,11 +133,11 @@ class Many:
             while self._goes_on():
                 self._wait()
                 self._begin()
-        except (OSError, WireError, PoiesisError):
+        except (OSError, ValueError, WireError, PoiesisError):
             pass  # of connecting; the ordinary way says it
         finally:
             with self._lock:
-                self._is_closed = True
+                self._is_closed, self._gave_up = True, bool(self._queue or self._busy)
                 self._poll.close()
                 os.close(self._wake)
             for busy in self._busy.values():
@@ -128,7 +147,7 @@ class Many:
             self._room.set()
 
     def _goes_on(self) -> bool:
-        if self._control.is_stopped or self._not_done > max(MAX_GIVEN_BACK, self._done // 10):
+        if self._control.is_stopped or self._not_done > max(MAX_GIVEN_BACK, self._done // 10) or self._pace_s > SLOW_S:
             return False
         with self._lock:
             self._is_hungry = not self._queue
@@ -136,9 +155,18 @@ class Many:
 
     def _begin(self) -> None:
         """Put waiting files on connections, of which one at most is new: to connect is to wait. Raises: what connecting raises."""
+        self._is_growing = False
         while self._queue and len(self._busy) < self._width():
-            line = self._queue[0].exchange.wire.spare()
+            try:
+                line = self._queue[0].exchange.wire.spare(connect=self._can_connect)
+            except Exception:
+                if not self._busy:
+                    raise
+                self._can_connect = False  # those that there are go on
+                return
             if line is None:
+                if not self._busy:
+                    self._can_connect = True
                 return
             is_new = not line.is_used
             busy = _Busy(line, self._next())
@@ -153,6 +181,7 @@ class Many:
             self._poll.register(line.socket, select.EPOLLIN)
             self._start(busy)
             if is_new:
+                self._is_growing = True
                 return
 
     def _next(self) -> _File:
@@ -166,6 +195,7 @@ class Many:
         busy.since, busy.end, busy.need = time.monotonic(), 0, None
         try:
             busy.out = memoryview(busy.file.exchange.request())
+            self._pace(busy.since)
         except Exception:
             self._give_back(busy.file)
             self._leave(busy)
@@ -187,7 +217,10 @@ class Many:
             self._poll.modify(busy.line.socket, select.EPOLLIN | (select.EPOLLOUT if busy.out else 0))
 
     def _wait(self) -> None:
-        for descriptor, event in self._poll.poll(POLL if self._busy or not self._queue else SOON):
+        patience = POLL if self._busy or not self._queue else SOON
+        events = self._poll.poll(0 if self._is_growing else patience)
+        silent = time.monotonic() - self._stall_s  # before the files, which may take their time
+        for descriptor, event in events:
             busy = self._busy.get(descriptor)
             if busy is None:
                 with suppress(BlockingIOError):
@@ -196,7 +229,6 @@ class Many:
                 self._read(busy)
             else:
                 self._send(busy)
-        silent = time.monotonic() - self._stall_s
         for busy in [b for b in self._busy.values() if b.since < silent]:
             self._give_back(busy.file)
             self._drop(busy)
@@ -212,7 +244,7 @@ class Many:
             is_whole = self._is_whole(busy)
         except self._not_yet:
             return
-        except (OSError, WireError):
+        except (OSError, ValueError, WireError):
             self._lose(busy)
             return
         if is_whole:
@@ -226,7 +258,7 @@ class Many:
                 return False
             busy.status, busy.headers = parsed(str(busy.line.view[: busy.start - 4], "latin-1"))
             length = busy.headers.get("content-length", "")
-            if not length.isdigit() or "transfer-encoding" in busy.headers:
+            if not length.isdecimal() or "transfer-encoding" in busy.headers:
                 raise WireError("an answer of unknown length")
             busy.need = busy.start + int(length)
         return busy.end >= busy.need
@@ -236,6 +268,7 @@ class Many:
             if busy.out or busy.end != busy.need:
                 raise WireError("an answer that is none to the request")
             sent = busy.file.exchange.answered(busy.status, busy.headers, busy.line.view[busy.start : busy.need])
+            self._pace(busy.since)
         except Exception:
             self._give_back(busy.file)
             self._drop(busy)
@@ -250,6 +283,10 @@ class Many:
             self._start(busy)
         else:
             self._leave(busy)
+
+    def _pace(self, since: float) -> None:
+        """Note how long the files' part took; one that takes long says little."""
+        self._pace_s += (min(time.monotonic() - since, 10 * SLOW_S) - self._pace_s) / 200
 
     def _lose(self, busy: _Busy) -> None:
         """The connection is no good. One that was kept may have been closed before it had the request, so the file gets another."""

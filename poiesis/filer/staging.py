@@ -241,7 +241,7 @@ class _Stage:
     def __init__(self, tools: _Tools) -> None:
         self._volume, self._control, self._filers = tools.volume, tools.control, tools.filers
         self._pool, self._ledger = tools.pool, tools.ledger
-        self._small = 0
+        self._small, self._gave_up = 0, False
         self._many: Many | None = None
         self._starting = threading.Lock()
 
@@ -252,10 +252,11 @@ class _Stage:
             self._control.stop()
             raise
         finally:
-            if self._many:
-                self._many.finish()
-        if self._many:
-            self._pool.run(self._many.given_back())
+            many = self._many
+            if many is not None:
+                self._end_many(many)
+        if many is not None:
+            self._pool.run(many.given_back())
 
     def _fail(self, error: Exception, path: str) -> None:
         self._ledger.failed(error, path)
@@ -276,8 +277,11 @@ class _Stage:
         """`job`, unless the one thread moves the file, for which `exchange` makes what it needs; and what it gives back of others."""
         if not self._is_taken(filer, path, size, job, exchange):
             yield job
-        if self._many:
-            yield from self._many.given_back()
+        many = self._many
+        if many is not None:
+            if many.gave_up or (size > SMALL_BYTES and many.is_idle):
+                self._end_many(many)
+            yield from many.given_back()
 
     def _is_taken(
         self, filer: Filer, path: str, size: int, job: Job, exchange: Callable[[SmallFiles], Exchange | None]
@@ -286,23 +290,36 @@ class _Stage:
             return False
         with self._starting:
             self._small += 1
-            if self._small == MANY and self._control.settings.parallel > 1:
+            if self._small == MANY and self._control.settings.parallel > 1 and not self._gave_up:
                 self._begin_many()
-        if self._many is None:
+            many = self._many
+        if many is None:
             return False
         try:
             found = exchange(filer)
-        except PoiesisError:
+        except Exception:
             return False  # the job says it
-        return found is not None and self._many.take(found, lambda sent: self._ledger.moved(path, sent), job)
+        return found is not None and many.take(found, lambda sent: self._ledger.moved(path, sent), job)
+
+    def _end_many(self, many: Many) -> None:
+        """It has nothing to do, or gave up: its connections are for all threads again. Another hundred small files begin another one, in
+        the former case."""
+        many.finish()
+        with self._starting:
+            if self._many is many:
+                self._many = None
+                self._small, self._gave_up = 0, many.gave_up
+                self._pool.limit(self._control.settings.parallel)
 
     def _begin_many(self) -> None:
         from poiesis.filer.many import Many  # for many files alone
 
         parallel = self._control.settings.parallel
         theirs = max(1, parallel // 4)
-        with suppress(RuntimeError):  # the system gives no more threads; those that run do the work
-            self._many = Many(self._control, lambda: parallel - max(theirs, self._pool.running))
+        with suppress(
+            RuntimeError, OSError
+        ):  # the system gives no more threads or descriptors; the threads that run do the work
+            self._many = Many(self._control, lambda: max(1, parallel - max(theirs, self._pool.running)))
             self._pool.limit(theirs)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Final, Protocol, TypeVar
 
 from poiesis.domain.errors import PoiesisError, StorageUnavailable
@@ -18,6 +18,7 @@ from poiesis.filer.settings import FilerSettings
 
 T = TypeVar("T")
 PARTS_AT_ONCE: Final = 8  # of one file: more make servers read back and forth, and no network faster
+_END: Final = object()
 POLL: Final = 0.2  # seconds; how soon a wait notices that it is to stop
 
 
@@ -173,66 +174,40 @@ class Pool:
     """Threads for jobs and parts of jobs, each started when there is something for it to do. Used by one `run` at a time."""
 
     def __init__(self, threads: int) -> None:
-        self._threads = threads
+        self._most = self._threads = threads
         self._lock = threading.Condition()
         self._offers: deque[_Parts] = deque()
-        self._jobs: Iterator[Job] = iter(())
-        self._has_jobs = False
+        self._has_jobs = self._is_drawing = False
         self._busy = self._idle = self._running = 0
         self._begun: list[threading.Thread] = []
+        self._alive: set[int] = set()
         self._work: Callable[[int], None] | None = None
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Run all jobs; returns when the last one has ended. Jobs have to handle their own errors. `jobs` is drawn from lazily, by one
-        thread at a time; what it raises is raised here at the end."""
-        self._jobs, self._has_jobs = iter(jobs), True
-        draw = threading.Lock()
+        thread at a time while others help with parts; what it raises is raised here at the end."""
+        source = iter(jobs)
         raised: list[BaseException] = []
 
-        def next_job(number: int) -> Job | None:
-            with draw:
-                if not self._has_jobs or number >= self._threads:
-                    return None
-                try:
-                    job = next(self._jobs, None)
-                except BaseException as error:
-                    raised.append(error)
-                    job = None
-                with self._lock:
-                    self._running += job is not None
-                    if job is None:
-                        self._has_jobs = False
-                        self._lock.notify_all()
-                return job
+        def draw() -> Job | None:
+            try:
+                return next(source, None)
+            except BaseException as error:
+                raised.append(error)
+                return None
 
         def work(number: int) -> None:
-            while True:
-                with self._lock:
-                    if number >= self._threads:
-                        return
-                    offer = next((o for o in self._offers if o.has_room), None)
-                    if offer is None and not self._has_jobs:
-                        if self._busy == 0:
-                            self._lock.notify_all()
-                            return
-                        self._idle += 1
-                        self._lock.wait()
-                        self._idle -= 1
-                        continue
-                    self._busy += offer is None
-                    self._running += offer is not None
-                if offer is not None:
+            while (offer := self._next(number)) is not _END:
+                if isinstance(offer, _Parts):
                     if not offer.run_one():
                         self._withdraw(offer)
                     with self._lock:
                         self._running -= 1
                     continue
-                job = next_job(number)
+                job = draw()
+                self._drawn(job)
                 try:
                     if job is not None:
-                        with self._lock:
-                            if self._idle == 0:
-                                self._grow()
                         job()
                 except BaseException as error:
                     raised.append(error)
@@ -240,15 +215,53 @@ class Pool:
                     with self._lock:
                         self._busy -= 1
                         self._running -= job is not None
-                        self._lock.notify_all()
+                        if not self._has_jobs:
+                            self._lock.notify_all()
 
         with self._lock:
-            self._begun, self._work, self._idle = [], work, 0
+            self._has_jobs, self._is_drawing = True, False
+            self._begun, self._alive, self._work, self._idle = [], set(), work, 0
             self._grow()
         for thread in self._begun:  # which grows meanwhile, but not behind the last one's end
             thread.join()
         if raised:
             raise raised[0]
+
+    def _next(self, number: int) -> _Parts | object | None:
+        """What the thread of that number does next: parts of a job, None to draw one, `_END` to end. Waits for one of these."""
+        with self._lock:
+            while True:
+                offer = next((o for o in self._offers if o.has_room), None) if number < self._threads else None
+                if offer is not None:
+                    self._running += 1
+                elif number >= self._threads or not (self._has_jobs or self._busy):
+                    self._alive.discard(number)
+                    self._lock.notify_all()
+                    return _END
+                elif self._is_drawing or not self._has_jobs:
+                    self._idle += 1
+                    self._lock.wait()
+                    self._idle -= 1
+                    continue
+                else:
+                    self._busy += 1
+                    self._is_drawing = True
+                    return None
+                if self._has_jobs and not self._is_drawing:
+                    self._lock.notify()  # somebody else is to draw
+                return offer
+
+    def _drawn(self, job: Job | None) -> None:
+        with self._lock:
+            self._is_drawing = False
+            self._running += job is not None
+            if job is None:
+                self._has_jobs = False
+                self._lock.notify_all()
+            elif self._idle:
+                self._lock.notify()
+            else:
+                self._grow()
 
     def together(self, calls: Iterable[Callable[[], object]], most: int = PARTS_AT_ONCE) -> None:
         """From within a job: run `calls` (drawn lazily) here and on threads without other work, about `most` at a time.
@@ -272,21 +285,21 @@ class Pool:
 
     @property
     def running(self) -> int:
-        """How many threads have a job or a part of one."""
-        return self._running
+        """How many threads have a job or a part of one, or are about to."""
+        return self._running + self._is_drawing
 
     def limit(self, threads: int) -> None:
-        """At most so many from now on; those beyond end with the job that they have. To be called while jobs are drawn, by what draws them:
-        then no thread beyond is about to begin one."""
+        """At most so many from now on, of those that it was made with; those beyond end with the job that they have. To be called by what
+        draws jobs: then no thread beyond is about to begin one."""
         with self._lock:
-            self._threads = max(1, min(threads, self._threads))
+            self._threads = max(1, min(threads, self._most))
             self._lock.notify_all()
 
     def _grow(self) -> None:
         """Under the lock: one more thread, unless there are enough."""
-        if self._work is None or len(self._begun) >= self._threads:
+        if self._work is None or len(self._alive) >= self._threads:
             return
-        number = len(self._begun)
+        number = next(n for n in range(self._threads) if n not in self._alive)
         thread = threading.Thread(target=self._work, args=(number,), name=f"filer-{number}", daemon=True)
         try:
             thread.start()
@@ -295,6 +308,7 @@ class Pool:
                 raise
         else:
             self._begun.append(thread)
+            self._alive.add(number)
 
     def _withdraw(self, offer: _Parts) -> None:
         with self._lock:

@@ -74,7 +74,7 @@ class Answer:
         self.headers = headers
         self._chunked = has_body and "chunked" in headers.get("transfer-encoding", "").lower()
         length = headers.get("content-length", "")
-        self.size_bytes: int | None = int(length) if length.isdigit() and not self._chunked else None
+        self.size_bytes: int | None = int(length) if length.isdecimal() and not self._chunked else None
         """Of the body, where the server said so."""
         if not has_body:
             self.size_bytes = 0
@@ -336,7 +336,7 @@ def parsed(head: str) -> tuple[int, dict[str, str]]:
     """Status and headers of an answer's head, names in lower case. Raises: WireError."""
     first, *lines = head.split("\r\n")
     version, _, rest = first.partition(" ")
-    if not version.startswith("HTTP/1.") or not rest[:3].isdigit():
+    if not version.startswith("HTTP/1.") or not rest[:3].isdecimal():
         raise WireError("the server's answer is no HTTP/1.1")
     headers: dict[str, str] = {}
     for line in lines:
@@ -427,12 +427,14 @@ class Wire:
             self._open += 1
         return self._opened()
 
-    def spare(self) -> Line | None:
-        """A connection to give back or drop; None when there are as many as may be. Raises: what connecting raises."""
+    def spare(self, *, connect: bool = True) -> Line | None:
+        """A connection to give back or drop; None when there are as many as may be. `connect`: whether it may be a new one.
+
+        Raises: what connecting raises."""
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-            if self._open >= self._keep:
+            if self._open >= self._keep or not connect:
                 return None
             self._open += 1
         return self._opened()

@@ -70,8 +70,9 @@ def partial(
             if not is_named:
                 is_final = _link(descriptor, final, directory)
             if not is_named and not is_final:
-                _link(descriptor, name, directory)
-                is_named = True
+                is_named = _link(descriptor, name, directory)
+                if not is_named:
+                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             if not is_final:
                 os.rename(name, final, src_dir_fd=directory, dst_dir_fd=directory)
             if sync:

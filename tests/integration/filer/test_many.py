@@ -21,6 +21,7 @@ from poiesis.filer import many, staging
 from poiesis.filer.connections import Connection
 from poiesis.filer.many import Many
 from poiesis.filer.s3_small import Get, Put
+from poiesis.filer.transfer import Pool
 from tests.integration.filer.middlemen import Pieces, TlsFront, authority, closing
 from tests.integration.filer.servers import Fault, HttpServer, Request, http_server
 from tests.integration.filer.test_s3 import keys, put, settings_of
@@ -370,6 +371,40 @@ def test_a_directory_whose_type_is_not_told_is_as_fast(volume: Path, web: HttpSe
     assert (report.error, report.total_files) == (None, COUNT)
     assert arrived(volume) == files
     assert taken == [True] * (COUNT - staging.MANY + 1)
+
+
+def test_directories_whose_type_is_not_told_may_be_as_many_as_threads(
+    volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is listed within a job, so every thread may wait for room at once."""
+    monkeypatch.setattr(many, "MAX_WAITING", 8)
+    monkeypatch.setattr(many, "FEW_WAITING", 4)
+    files = offer(web)
+    inputs = [given(f"/data/{i}", "s3://bucket/dir") for i in range(6)]
+    report = bring(volume, *inputs, settings=settings(web, parallel=4))
+    assert (report.error, report.total_files) == (None, 6 * COUNT)
+    assert arrived(volume) == {f"{i}/{name}": data for i in range(6) for name, data in files.items()}
+
+
+def test_when_the_small_files_are_done_the_others_have_all_connections(
+    volume: Path, web: HttpServer, taken: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[int] = []
+    limit = Pool.limit
+
+    def noted(self: Pool, threads: int) -> None:
+        limits.append(threads)
+        limit(self, threads)
+
+    monkeypatch.setattr(Pool, "limit", noted)
+    large = b"x" * (staging.SMALL_BYTES + 1)
+    files = offer(web, [f"{i:03}" for i in range(700)], lambda i: large if 300 <= i < 400 else b"%d" % i)
+    report = fetch(volume, web, parallel=8)
+    assert (report.error, report.total_files) == (None, 700)
+    assert arrived(volume) == files
+    assert limits[0] == 2 and limits[-1] == 8
+    assert limits.count(2) == limits.count(8) in (1, 2)
+    assert len(taken) > 300
 
 
 # a real server, and out

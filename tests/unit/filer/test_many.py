@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 
 import pytest
@@ -20,6 +21,8 @@ from tests.unit.filer.tasks import quick
 from tests.unit.filer.test_wire import CHUNKED, PROVISIONAL, UNTIL_CLOSE, WHOLE, Served, pieces, wired
 
 BOTH = CHUNKED.replace(b"Transfer", b"Content-Length: 38\r\nTransfer")  # the former counts (RFC 9112, 6.3)
+ODD_LENGTH = b"HTTP/1.1 200 OK\r\ncontent-length: \xb2\r\n\r\nhi"
+ODD_STATUS = b"HTTP/1.1 \xb2\xb2\xb2 OK\r\ncontent-length: 0\r\n\r\n"
 REQUEST = b"GET /x HTTP/1.1\r\n\r\n"
 
 
@@ -78,8 +81,28 @@ def test_an_answer_that_ends_at_any_byte_is_given_back() -> None:
 
 @pytest.mark.parametrize(
     "data",
-    [BOTH, CHUNKED, UNTIL_CLOSE, PROVISIONAL, b"rubbish\r\n\r\n", WHOLE + b"more", b"HTTP/1.1 200 OK\r\n\r\n"],
-    ids=["chunked and a length", "chunked", "until the end", "provisional", "no HTTP", "more than said", "no length"],
+    [
+        ODD_LENGTH,
+        ODD_STATUS,
+        BOTH,
+        CHUNKED,
+        UNTIL_CLOSE,
+        PROVISIONAL,
+        b"rubbish\r\n\r\n",
+        WHOLE + b"more",
+        b"HTTP/1.1 200 OK\r\n\r\n",
+    ],
+    ids=[
+        "a length of ²",
+        "a status of ²",
+        "chunked and a length",
+        "chunked",
+        "until the end",
+        "provisional",
+        "no HTTP",
+        "more than said",
+        "no length",
+    ],
 )
 def test_what_is_not_the_usual_answer_is_given_back(data: bytes) -> None:
     with wired(Served([[data]], close=False)) as wire:
@@ -214,6 +237,67 @@ def test_files_that_come_late_wake_it() -> None:
         made.finish()
         assert list(made.given_back()) == []
         assert not made.take(Asked(wire), lambda _: None, lambda: None)
+
+
+def test_when_no_more_connections_can_be_had_those_that_there_are_go_on() -> None:
+    made = iter([Served([[WHOLE]] * 50), Served([[WHOLE]] * 50)])
+    tried: list[int] = []
+
+    def connect() -> Served:
+        tried.append(1)
+        try:
+            return next(made)
+        except StopIteration:
+            raise ConnectionRefusedError("no more") from None
+
+    wire = Wire(connect, buffer_bytes=4096, stall_s=2, keep=9)
+    assert move(Many(control(), lambda: 5), *(Asked(wire) for _ in range(60))) == (list(range(60)), [])
+    assert len(tried) == 3
+    wire.close()
+
+
+def test_where_files_take_long_it_gives_up() -> None:
+    class Slow(Asked):
+        def answered(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
+            time.sleep(0.006)
+            return super().answered(status, headers, body)
+
+    with wired(*(Served([[WHOLE]] * 300) for _ in range(2))) as wire:
+        made = Many(control(), lambda: 2)
+        moved, back = move(made, *(Slow(wire) for _ in range(300)))
+        assert made.gave_up
+        assert sorted(moved + back) == list(range(300))
+        assert 20 < len(moved) < 150
+
+
+def test_a_file_that_takes_long_makes_no_other_connection_silent() -> None:
+    class Slow(Asked):
+        def answered(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
+            time.sleep(0.5)
+            return super().answered(status, headers, body)
+
+    def late(seconds: float) -> Iterator[bytes]:
+        time.sleep(seconds)
+        yield WHOLE
+
+    with wired(Served([late(0.05)]), *(Served([late(0.1)]) for _ in range(3))) as wire:
+        asked = [Slow(wire), *(Asked(wire) for _ in range(3))]
+        assert move(Many(control(stall_s=0.3), lambda: 4), *asked) == ([0, 1, 2, 3], [])
+
+
+def test_without_descriptors_nothing_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(24, "too many open files")
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "eventfd", refuse)
+    with pytest.raises(OSError, match="too many"):
+        Many(control(), lambda: 1)
+    monkeypatch.undo()
+    monkeypatch.setattr(threading.Thread, "start", lambda _: refuse())
+    with pytest.raises(OSError, match="too many"):
+        Many(control(), lambda: 1)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_fault_of_its_own_loses_no_file(monkeypatch: pytest.MonkeyPatch) -> None:

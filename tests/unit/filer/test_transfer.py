@@ -153,6 +153,55 @@ def test_the_first_error_of_parts_is_raised_when_all_have_ended() -> None:
     assert len(ended) < 50
 
 
+def test_parts_get_threads_while_the_next_job_is_waited_for() -> None:
+    pool, lock = Pool(4), threading.Lock()
+    ran_by: set[int] = set()
+    both = threading.Event()
+
+    def part() -> None:
+        with lock:
+            ran_by.add(threading.get_ident())
+            if len(ran_by) > 2:
+                both.set()
+        both.wait(0.2)
+
+    def jobs() -> Iterator[Job]:
+        yield lambda: pool.together([part] * 12)
+        assert both.wait(10), "nobody helped"
+
+    pool.run(jobs())
+    assert len(ran_by) > 2
+
+
+def test_a_limit_holds_until_it_is_lifted() -> None:
+    pool, lock = Pool(8), threading.Lock()
+    now = 0
+    most: dict[str, int] = {}
+    phase = "all"
+
+    def job() -> None:
+        nonlocal now
+        mine = phase
+        with lock:
+            now += 1
+            most[mine] = max(most.get(mine, 0), now)
+        time.sleep(0.002)
+        with lock:
+            now -= 1
+
+    def jobs() -> Iterator[Job]:
+        nonlocal phase
+        for phase, threads in (("all", 8), ("few", 2), ("again", 8)):  # noqa: B007
+            pool.limit(threads)
+            while pool.running > 1:  # itself
+                time.sleep(0.001)
+            yield from [job] * 100
+
+    pool.run(jobs())
+    assert most["few"] <= 3 < most["all"] <= 8  # the one that draws may be beyond, once
+    assert 3 < most["again"] <= 8
+
+
 def test_an_error_of_the_sequence_of_jobs_is_raised_at_the_end() -> None:
     ran: list[int] = []
 
