@@ -97,6 +97,50 @@ def parts(site: Site, task: str) -> list[str]:
     return [p["metadata"]["labels"]["poiesis/part"] for p in pods]
 
 
+AWAY = "cut-off"  # a bucket whose store the filers reach at s3-away alone
+
+
+def _store_of(bucket_leads: bool) -> Json:
+    """The Service of the bucket that is away: without a server behind it, or with one."""
+    spec = {"ports": [{"port": S3_PORT, "targetPort": S3_PORT}], "selector": OURS if bucket_leads else {PART: "nobody"}}
+    metadata = {"name": "s3-away", "labels": {PART: "web"}}
+    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
+
+
+@posted(
+    lambda site: {
+        "inputs": [content("/data/in", "in\n")],
+        "executors": [shell("cat in > out; hostname >> out", workdir="/data")],
+        "outputs": [{"path": "/data/out", "url": f"s3://{AWAY}/{site.run}/out"}],
+    }
+)
+def test_a_lost_upload_pod_is_repeated_alone(site: Site, task: str):
+    """Its store is away, so that the first one is at it for long enough to be deleted: this comes first, before it gives up."""
+    service = site.service
+    client = service.s3.client()
+    if not client.bucket_exists(AWAY):
+        client.make_bucket(AWAY)
+    service.kubectl("apply", "-f", "-", stdin=json.dumps(_store_of(False)))
+
+    def uploader(part: str) -> str | None:
+        found = [n for n, p in site.pods.of(task).items() if p["metadata"]["labels"]["poiesis/part"] == part]
+        return found[0] if found else None
+
+    first = site.until(lambda: uploader("tof"), 120, "no TOF pod was made")
+    site.kubectl("delete", "pod", first, "--grace-period=0", "--force")
+    second = site.until(lambda: uploader("tof-2"), 60, "no second TOF pod was made")
+    service.kubectl("apply", "-f", "-", stdin=json.dumps(_store_of(True)))
+    found = site.complete(task)
+    log = one_log(found)
+    with client.get_object(AWAY, f"{site.run}/out") as answer:
+        assert answer.read() == f"in\npoiesis-{task}-1-executors\n".encode()
+    assert (first, second) == (f"poiesis-{task}-1-tof", f"poiesis-{task}-1-tof-2")
+    assert parts(site, task) == ["tif", "executors", "tof", "tof-2"]
+    assert (log["metadata"]["uploads"], "attempts" in log["metadata"], len(log["outputs"])) == ("2", False, 1)
+    assert any("The upload was lost and begins again" in line for line in log["system_logs"])
+    site.assert_gone(task)
+
+
 @posted(
     lambda site: {
         "inputs": [content("/data/in.txt", "in\n"), {"url": site.put("in", b"by s3\n"), "path": "/data/s3.txt"}],
@@ -191,50 +235,6 @@ def test_canceled_while_the_executors_pod_runs_it_is_gone(site: Site, task: str)
     site.assert_gone(task)
     assert site.got("never") is None
     assert "tof" not in parts(site, task)
-
-
-AWAY = "cut-off"  # a bucket whose store the filers reach at s3-away alone
-
-
-def _store_of(bucket_leads: bool) -> Json:
-    """The Service of the bucket that is away: without a server behind it, or with one."""
-    spec = {"ports": [{"port": S3_PORT, "targetPort": S3_PORT}], "selector": OURS if bucket_leads else {PART: "nobody"}}
-    metadata = {"name": "s3-away", "labels": {PART: "web"}}
-    return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
-
-
-@posted(
-    lambda site: {
-        "inputs": [content("/data/in", "in\n")],
-        "executors": [shell("cat in > out; hostname >> out", workdir="/data")],
-        "outputs": [{"path": "/data/out", "url": f"s3://{AWAY}/{site.run}/out"}],
-    }
-)
-def test_a_lost_upload_pod_is_repeated_alone(site: Site, task: str):
-    """Its store is away, so that the first one is at it for long enough to be deleted."""
-    service = site.service
-    client = service.s3.client()
-    if not client.bucket_exists(AWAY):
-        client.make_bucket(AWAY)
-    service.kubectl("apply", "-f", "-", stdin=json.dumps(_store_of(False)))
-
-    def uploader(part: str) -> str | None:
-        found = [n for n, p in site.pods.of(task).items() if p["metadata"]["labels"]["poiesis/part"] == part]
-        return found[0] if found else None
-
-    first = site.until(lambda: uploader("tof"), 120, "no TOF pod was made")
-    site.kubectl("delete", "pod", first, "--grace-period=0", "--force")
-    second = site.until(lambda: uploader("tof-2"), 60, "no second TOF pod was made")
-    service.kubectl("apply", "-f", "-", stdin=json.dumps(_store_of(True)))
-    found = site.complete(task)
-    log = one_log(found)
-    with client.get_object(AWAY, f"{site.run}/out") as answer:
-        assert answer.read() == f"in\npoiesis-{task}-1-executors\n".encode()
-    assert (first, second) == (f"poiesis-{task}-1-tof", f"poiesis-{task}-1-tof-2")
-    assert parts(site, task) == ["tif", "executors", "tof", "tof-2"]
-    assert (log["metadata"]["uploads"], "attempts" in log["metadata"], len(log["outputs"])) == ("2", False, 1)
-    assert any("The upload was lost and begins again" in line for line in log["system_logs"])
-    site.assert_gone(task)
 
 
 def test_every_pod_meets_pod_security_restricted(site: Site, tasks_posted: Mapping[str, str]):
