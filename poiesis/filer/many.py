@@ -23,7 +23,7 @@ from typing import Final
 from poiesis.domain.errors import PoiesisError
 from poiesis.filer.small import Exchange
 from poiesis.filer.transfer import POLL, Control, Job
-from poiesis.filer.wire import Line, WireError, parsed
+from poiesis.filer.wire import Line, WireError, closes
 from poiesis.ports.filer import Sent
 
 MAX_WAITING: Final = 512  # files taken and not begun
@@ -71,7 +71,9 @@ class Many:
         self._lock = threading.Lock()
         self._room = threading.Event()
         self._is_hungry = self._is_ending = self._is_closed = False
-        self._can_connect, self._is_growing, self._gave_up = True, False, False
+        self._can_connect, self._is_growing = True, False
+        self.gave_up = False
+        """Whether it takes no more files, and did not do all of those that it took."""
         self._pace_s = 0.0
         self._not_yet: tuple[type[OSError], ...] = (BlockingIOError,)
         self._thread = threading.Thread(target=self._run, name="filer-many", daemon=True)
@@ -114,11 +116,6 @@ class Many:
     def is_idle(self) -> bool:
         return not self._queue and not self._busy
 
-    @property
-    def gave_up(self) -> bool:
-        """Whether it takes no more files, and did not do all of those that it took."""
-        return self._gave_up
-
     def finish(self) -> None:
         """Returns when all files have been moved or given back."""
         with self._lock:
@@ -137,7 +134,7 @@ class Many:
             pass  # of connecting; the ordinary way says it
         finally:
             with self._lock:
-                self._is_closed, self._gave_up = True, bool(self._queue or self._busy)
+                self._is_closed, self.gave_up = True, bool(self._queue or self._busy)
                 self._poll.close()
                 os.close(self._wake)
             for busy in self._busy.values():
@@ -253,10 +250,10 @@ class Many:
     def _is_whole(self, busy: _Busy) -> bool:
         """Raises: WireError."""
         if busy.need is None:
-            busy.start = busy.line.end_of_head(busy.end)
-            if busy.start < 0:
+            head = busy.line.head(0, busy.end)
+            if head is None:
                 return False
-            busy.status, busy.headers = parsed(str(busy.line.view[: busy.start - 4], "latin-1"))
+            busy.start, busy.status, busy.headers = head
             length = busy.headers.get("content-length", "")
             if not length.isdecimal() or "transfer-encoding" in busy.headers:
                 raise WireError("an answer of unknown length")
@@ -276,7 +273,7 @@ class Many:
         busy.file.moved(sent)
         self._done += 1
         busy.line.is_used = True
-        if "close" in busy.headers.get("connection", "").lower():
+        if closes(busy.headers):
             self._drop(busy)
         elif self._queue and self._queue[0].exchange.wire is busy.file.exchange.wire:
             busy.file = self._next()

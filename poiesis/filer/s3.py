@@ -381,10 +381,21 @@ class S3Filer:
         return digest.digest()
 
     @contextmanager
-    def _asked(self, place: Place, method: str, **more: Any) -> Iterator[Answer]:
-        """A request whose answer is a success. Raises the family of domain.errors, and Elsewhere."""
+    def _asked(
+        self,
+        place: Place,
+        method: str,
+        *,
+        body: bytes | Slice = b"",
+        moved: Callable[[int], None] = lambda _: None,
+        **signed: Any,
+    ) -> Iterator[Answer]:
+        """A request over the thin path whose answer is a success; `signed`: what `Site.signed` takes.
+
+        Raises the family of domain.errors, and Elsewhere."""
         try:
-            with place.site.request(method, place.bucket, place.key, **more) as answer:
+            target, headers = place.site.signed(method, place.bucket, place.key, **signed)
+            with place.site.wire(place.bucket).request(method, target, headers, body, moved) as answer:
                 if answer.status not in (200, 204, 206):
                     if answer.status == 416 and method == "GET":
                         raise _EmptyObject

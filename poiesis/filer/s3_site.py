@@ -7,8 +7,8 @@ import os
 import re
 import threading
 from binascii import b2a_base64
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -22,7 +22,7 @@ from poiesis.filer.network import proxy_of, tls_context
 from poiesis.filer.s3_credentials import provider
 from poiesis.filer.s3_signature import EMPTY_SHA256, Signer
 from poiesis.filer.settings import FilerSettings, S3Endpoint
-from poiesis.filer.wire import Answer, Slice, Wire
+from poiesis.filer.wire import Wire
 
 if TYPE_CHECKING:
     from poiesis.filer.sdk import Client
@@ -83,24 +83,6 @@ class Site:
 
                 self._client = Client(self)
             return self._client
-
-    @contextmanager
-    def request(
-        self,
-        method: str,
-        bucket: str,
-        key: str,
-        *,
-        headers: Mapping[str, str] | None = None,
-        query: Mapping[str, str] | None = None,
-        body: bytes | Slice = b"",
-        sha256: str = EMPTY_SHA256,
-        moved: Callable[[int], None] = lambda _: None,
-    ) -> Iterator[Answer]:
-        """One signed request over the thin path. Raises: what `Wire.request` and providers of credentials raise."""
-        target, sent = self.signed(method, bucket, key, headers=headers, query=query, sha256=sha256)
-        with self.wire(bucket).request(method, target, sent, body, moved) as answer:
-            yield answer
 
     def signed(
         self,

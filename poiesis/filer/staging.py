@@ -316,9 +316,8 @@ class _Stage:
 
         parallel = self._control.settings.parallel
         theirs = max(1, parallel // 4)
-        with suppress(
-            RuntimeError, OSError
-        ):  # the system gives no more threads or descriptors; the threads that run do the work
+        # where the system gives no more threads or descriptors, the threads that run do the work
+        with suppress(RuntimeError, OSError):
             self._many = Many(self._control, lambda: max(1, parallel - max(theirs, self._pool.running)))
             self._pool.limit(theirs)
 
@@ -417,14 +416,16 @@ class _StageIn(_Stage):
 
     def _fetching(self, filer: Filer, file: RemoteFile, path: str) -> Iterator[Job]:
         def exchange(filer: SmallFiles) -> Exchange | None:
+            self._check_size(file)
             self._parent(path)
             return filer.getting(file, self._volume.place(path))
 
         job = self._job(path, lambda: self._fetch(filer, file, path))
-        size, settings = file.size_bytes, self._control.settings
-        is_plain = size is not None and (self._cache is None or size < settings.cache_min_bytes)
-        is_plain = is_plain and (settings.max_file_bytes is None or (size or 0) <= settings.max_file_bytes)
-        yield from self._moving(filer, path, size or 0, job, exchange) if is_plain else (job,)
+        size = file.size_bytes
+        if size is None or (self._cache is not None and size >= self._control.settings.cache_min_bytes):
+            yield job
+        else:
+            yield from self._moving(filer, path, size, job, exchange)
 
     def _listed(self, filer: Filer, url: str) -> Iterator[RemoteFile]:
         """The listing, begun anew after a transient fault as long as nothing of it was used, resumed behind what was."""
@@ -455,13 +456,17 @@ class _StageIn(_Stage):
             yield file
 
     def _fetch(self, filer: Filer, file: RemoteFile, path: str) -> None:
-        most = self._control.settings.max_file_bytes
-        if most is not None and (file.size_bytes or 0) > most:
-            raise StagingFailed(f"{shown(file.url)}: {file.size_bytes} bytes; at most {most}")
+        self._check_size(file)
         self._parent(path)
         target = self._volume.place(path)
         sent = self._cached(filer, file, target) if self._cache else self._fetched(filer, file, target)
         self._ledger.moved(path, sent)
+
+    def _check_size(self, file: RemoteFile) -> None:
+        """As far as the listing tells. Raises: StagingFailed."""
+        most = self._control.settings.max_file_bytes
+        if most is not None and (file.size_bytes or 0) > most:
+            raise StagingFailed(f"{shown(file.url)}: {file.size_bytes} bytes; at most {most}")
 
     def _fetched(self, filer: Filer, file: RemoteFile, target: Path) -> Sent:
         return self._control.repeat(lambda: filer.fetch(file, target))

@@ -178,7 +178,7 @@ class Pool:
         self._lock = threading.Condition()
         self._offers: deque[_Parts] = deque()
         self._has_jobs = self._is_drawing = False
-        self._busy = self._idle = self._running = 0
+        self._busy = self._helping = self._idle = 0  # drawing or at a job; at a part of somebody else's; waiting
         self._begun: list[threading.Thread] = []
         self._alive: set[int] = set()
         self._work: Callable[[int], None] | None = None
@@ -202,7 +202,7 @@ class Pool:
                     if not offer.run_one():
                         self._withdraw(offer)
                     with self._lock:
-                        self._running -= 1
+                        self._helping -= 1
                     continue
                 job = draw()
                 self._drawn(job)
@@ -214,7 +214,6 @@ class Pool:
                 finally:
                     with self._lock:
                         self._busy -= 1
-                        self._running -= job is not None
                         if not self._has_jobs:
                             self._lock.notify_all()
 
@@ -233,7 +232,7 @@ class Pool:
             while True:
                 offer = next((o for o in self._offers if o.has_room), None) if number < self._threads else None
                 if offer is not None:
-                    self._running += 1
+                    self._helping += 1
                 elif number >= self._threads or not (self._has_jobs or self._busy):
                     self._alive.discard(number)
                     self._lock.notify_all()
@@ -254,7 +253,6 @@ class Pool:
     def _drawn(self, job: Job | None) -> None:
         with self._lock:
             self._is_drawing = False
-            self._running += job is not None
             if job is None:
                 self._has_jobs = False
                 self._lock.notify_all()
@@ -286,7 +284,7 @@ class Pool:
     @property
     def running(self) -> int:
         """How many threads have a job or a part of one, or are about to."""
-        return self._running + self._is_drawing
+        return self._busy + self._helping
 
     def limit(self, threads: int) -> None:
         """At most so many from now on, of those that it was made with; those beyond end with the job that they have. To be called by what

@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -86,7 +87,7 @@ class Answer:
     @property
     def keeps(self) -> bool:
         """Whether the connection is good for another request."""
-        return self.is_spent and not self._until_close and "close" not in self.headers.get("connection", "").lower()
+        return self.is_spent and not self._until_close and not closes(self.headers)
 
     def chunks(self) -> Iterator[memoryview]:
         """The body; each view is good until the next one. Raises: WireError when it ends early."""
@@ -150,10 +151,12 @@ class Line:
         """Whether more came than was asked for."""
         return self._start != self._end
 
-    def end_of_head(self, end: int) -> int:
-        """Where the head of an answer ends, in the first `end` bytes of the buffer; below 0: not yet."""
-        at = self._buffer.find(_END, 0, end)
-        return at if at < 0 else at + len(_END)
+    def head(self, start: int, end: int) -> tuple[int, int, dict[str, str]] | None:
+        """Of an answer's head that begins at `start` of the buffer: its end, status and headers; None when it is not whole by `end`.
+
+        Raises: WireError."""
+        at = self._buffer.find(_END, start, end)
+        return None if at < 0 else (at + len(_END), *_parsed(str(self.view[start:at], "latin-1")))
 
     def wait(self) -> None:
         """Let calls wait for the other side, as long as it may be silent. The kernel keeps that time for plain connections: a time-out of
@@ -203,16 +206,13 @@ class Line:
                 return Answer(self, status, headers, method != "HEAD" and status not in (204, 304))
 
     def _head(self) -> tuple[int, dict[str, str]]:
-        at = self._buffer.find(_END, self._start, self._end)
-        while at < 0:
+        while (found := self.head(self._start, self._end)) is None:
             if self._end - self._start >= MAX_HEAD_BYTES or not self._fill():
                 if self._end == self._start:
                     raise _Dropped("the server closed the connection without an answer")
                 raise WireError("the server's answer has no proper head")
-            at = self._buffer.find(_END, self._start, self._end)
-        text = str(self.view[self._start : at], "latin-1")
-        self._start = at + len(_END)
-        return parsed(text)
+        self._start, status, headers = found
+        return status, headers
 
     def exactly(self, count: int) -> Iterator[memoryview]:
         while count:
@@ -332,7 +332,12 @@ def head_of(method: str, target: str, headers: Mapping[str, str], size: int) -> 
     return ("\r\n".join(lines) + "\r\n\r\n").encode("latin-1")
 
 
-def parsed(head: str) -> tuple[int, dict[str, str]]:
+def closes(headers: Mapping[str, str]) -> bool:
+    """Whether the server is about to close the connection."""
+    return "close" in headers.get("connection", "").lower()
+
+
+def _parsed(head: str) -> tuple[int, dict[str, str]]:
     """Status and headers of an answer's head, names in lower case. Raises: WireError."""
     first, *lines = head.split("\r\n")
     version, _, rest = first.partition(" ")
@@ -421,25 +426,24 @@ class Wire:
                 raise
 
     def _take(self) -> Line:
-        with self._lock:
-            if self._idle:
-                return self._idle.pop()
-            self._open += 1
-        return self._opened()
+        line = self._kept_or_new(sys.maxsize)
+        assert line is not None
+        return line
 
     def spare(self, *, connect: bool = True) -> Line | None:
         """A connection to give back or drop; None when there are as many as may be. `connect`: whether it may be a new one.
 
         Raises: what connecting raises."""
+        return self._kept_or_new(self._keep if connect else 0)
+
+    def _kept_or_new(self, most: int) -> Line | None:
+        """A new one as long as fewer than `most` are open."""
         with self._lock:
             if self._idle:
                 return self._idle.pop()
-            if self._open >= self._keep or not connect:
+            if self._open >= most:
                 return None
             self._open += 1
-        return self._opened()
-
-    def _opened(self) -> Line:
         try:
             return Line(self._connect(), self._buffer_bytes, self._stall_s)
         except BaseException:

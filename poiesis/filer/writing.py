@@ -55,7 +55,7 @@ def partial(
     final = str(target) if directory is None else target.name
     folder = final[: final.rfind("/") + 1]
     name = f"{folder}{PREFIX}{_RUN}{next(_COUNT):x}"
-    descriptor, is_named, is_final = -1, False, False
+    descriptor, is_named = -1, False
     try:
         try:
             descriptor, is_named = _open(name, folder or ".", directory)
@@ -68,12 +68,12 @@ def partial(
             if sync:
                 os.fsync(descriptor)
             if not is_named:
-                is_final = _link(descriptor, final, directory)
-            if not is_named and not is_final:
-                is_named = _link(descriptor, name, directory)
-                if not is_named:
-                    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            if not is_final:
+                try:
+                    _link(descriptor, final, directory)
+                except FileExistsError:  # to be replaced, which needs a name
+                    _link(descriptor, name, directory)
+                    is_named = True
+            if is_named:
                 os.rename(name, final, src_dir_fd=directory, dst_dir_fd=directory)
             if sync:
                 _sync(folder or ".", directory)
@@ -100,14 +100,10 @@ def _open(name: str, folder: str, directory: int | None) -> tuple[int, bool]:
     return os.open(name, flags | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, FILE_MODE, dir_fd=directory), True
 
 
-def _link(descriptor: int, name: str, directory: int | None) -> bool:
-    """Give the file a name; False when something has it."""
-    try:
-        # src_dir_fd says nothing about an absolute path, but it is what makes the standard library follow the link
-        os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=descriptor, dst_dir_fd=directory)
-    except FileExistsError:
-        return False
-    return True
+def _link(descriptor: int, name: str, directory: int | None) -> None:
+    """Give the file a name. Raises: FileExistsError when something has it."""
+    # src_dir_fd says nothing about an absolute path, but it is what makes the standard library follow the link
+    os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=descriptor, dst_dir_fd=directory)
 
 
 def _sync(folder: str, directory: int | None) -> None:
