@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.integration.filer.middlemen import Authority, authority
 from tests.integration.filer.servers import HttpServer, http_server
 
 
@@ -14,6 +15,20 @@ from tests.integration.filer.servers import HttpServer, http_server
 def web() -> Iterator[HttpServer]:
     with http_server() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A certificate authority of one's own."""
+    return authority(tmp_path_factory.mktemp("ca"), "127.0.0.1", "localhost")
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No proxies and certificates by variables."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from poiesis.filer.connections import Connection
 from poiesis.filer.many import Many
 from poiesis.filer.s3_small import Get, Put
 from poiesis.filer.transfer import Pool
-from tests.integration.filer.middlemen import Pieces, TlsFront, authority, closing
+from tests.integration.filer.middlemen import Authority, Pieces, TlsFront, closing
 from tests.integration.filer.servers import Fault, HttpServer, Request, http_server
 from tests.integration.filer.test_s3 import keys, put, settings_of
 from tests.servers import S3Server
@@ -434,18 +434,10 @@ def test_a_directory_goes_to_a_real_server_and_comes_back(
     assert returned == []
 
 
+@pytest.mark.usefixtures("bare")
 def test_it_goes_and_comes_over_tls(
-    volume: Path,
-    s3: S3Server,
-    tmp_path: Path,
-    taken: list[bool],
-    returned: list[object],
-    monkeypatch: pytest.MonkeyPatch,
+    volume: Path, s3: S3Server, ours: Authority, taken: list[bool], returned: list[object]
 ) -> None:
-    for name in ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
-        monkeypatch.delenv(name, raising=False)
-    (tmp_path / "ca").mkdir()
-    ours = authority(tmp_path / "ca", "127.0.0.1")
     source, url = fill(volume / "root/out"), f"s3://{s3.bucket}/many"
     (source / "long").mkdir()
     for i in range(20):
@@ -461,14 +453,11 @@ def test_it_goes_and_comes_over_tls(
     assert returned == []
 
 
+@pytest.mark.usefixtures("bare")
 def test_records_of_tls_may_come_in_parts(
-    volume: Path, web: HttpServer, tmp_path: Path, returned: list[object], monkeypatch: pytest.MonkeyPatch
+    volume: Path, web: HttpServer, ours: Authority, returned: list[object]
 ) -> None:
-    for name in ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
-        monkeypatch.delenv(name, raising=False)
     files = offer(web, NAMES[:200])
-    (tmp_path / "ca").mkdir()
-    ours = authority(tmp_path / "ca", "127.0.0.1")
     front = TlsFront(web.url, ours.context())
     with closing(front):
         slow = Pieces(front.port, 700)
