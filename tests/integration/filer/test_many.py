@@ -330,6 +330,10 @@ def test_limits_hold_for_many_too(volume: Path, web: HttpServer) -> None:
     offer(web)
     assert "more than 300 files" in str(fetch(volume, web, max_files=300).error)
     assert "at most 1900" in str(fetch(volume, web, max_file_bytes=1900).error)
+    offer(web, content=lambda i: b"x" * (2000 if i == 300 else 10))
+    report = fetch(volume, web, max_file_bytes=1900)
+    assert f"/data/{NAMES[300]}" in str(report.error)
+    assert "at most 1900" in str(report.error)
 
 
 def test_what_the_cache_keeps_goes_through_it(volume: Path, web: HttpServer, tmp_path: Path, taken: list[bool]) -> None:
@@ -384,6 +388,25 @@ def test_directories_whose_type_is_not_told_may_be_as_many_as_threads(
     report = bring(volume, *inputs, settings=settings(web, parallel=4))
     assert (report.error, report.total_files) == (None, 6 * COUNT)
     assert arrived(volume) == {f"{i}/{name}": data for i in range(6) for name, data in files.items()}
+
+
+def test_large_files_of_a_directory_whose_type_is_not_told_come_beside_each_other(
+    volume: Path, web: HttpServer
+) -> None:
+    files = offer(web, ["a", "b"], lambda i: b"%d" % i * (staging.SMALL_BYTES + 1))
+    asked: set[str] = set()
+    both = threading.Event()
+
+    def meet(request: Request) -> None:
+        asked.add(request.path)
+        if {"/bucket/dir/a", "/bucket/dir/b"} <= asked:
+            both.set()
+        if request.path in ("/bucket/dir/a", "/bucket/dir/b"):
+            both.wait(10)
+
+    web.faults = meet
+    assert bring(volume, given("/data", "s3://bucket/dir"), settings=settings(web)).error is None
+    assert arrived(volume) == files
 
 
 def test_when_the_small_files_are_done_the_others_have_all_connections(

@@ -158,12 +158,15 @@ def test_parts_get_threads_while_the_next_job_is_waited_for() -> None:
     ran_by: set[int] = set()
     both = threading.Event()
 
+    counted: list[int] = []
+
     def part() -> None:
         with lock:
             ran_by.add(threading.get_ident())
             if len(ran_by) > 2:
                 both.set()
-        both.wait(0.2)
+        if both.wait(0.2):
+            counted.append(pool.running)
 
     def jobs() -> Iterator[Job]:
         yield lambda: pool.together([part] * 12)
@@ -171,6 +174,7 @@ def test_parts_get_threads_while_the_next_job_is_waited_for() -> None:
 
     pool.run(jobs())
     assert len(ran_by) > 2
+    assert 3 <= max(counted) <= 4  # those with parts, and the one that draws
 
 
 def test_a_limit_holds_until_it_is_lifted() -> None:

@@ -268,3 +268,38 @@ def test_a_silent_server_is_an_error_after_a_while() -> None:
     with pytest.raises(TimeoutError):
         ask(wire)
     silent.close()
+
+
+@pytest.mark.parametrize("in_one_piece", [True, False])
+def test_a_server_that_does_not_read_is_an_error_after_a_while(tmp_path: Path, in_one_piece: bool) -> None:
+    (tmp_path / "x").write_bytes(bytes(20_000_000))  # more than the buffers between the two hold
+    descriptor = os.open(tmp_path / "x", os.O_RDONLY)
+    body = bytes(20_000_000) if in_one_piece else Slice(descriptor, 0, 20_000_000)
+
+    class Deaf(Served):
+        def _read(self, other: socket.socket) -> bool:
+            ended.wait(30)
+            return False
+
+    ended = threading.Event()
+    try:
+        with wired(Deaf([[WHOLE]])) as wire:
+            try:
+                with pytest.raises(TimeoutError, match="sent"):
+                    ask(wire, "PUT", body)
+            finally:
+                ended.set()
+    finally:
+        os.close(descriptor)
+
+
+def test_spare_connections_are_no_more_than_are_kept() -> None:
+    with wired(*(Served([[WHOLE]]) for _ in range(4))) as wire:
+        assert wire.spare(connect=False) is None
+        lines = [wire.spare() for _ in range(4)]
+        assert None not in lines
+        assert wire.spare() is None
+        for line in lines:
+            assert line is not None
+            wire.give_back(line)
+        assert wire.spare(connect=False) in lines
