@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from poiesis.domain.errors import PoiesisError
+from poiesis.filer.atomic_write import atomic_file
 from poiesis.filer.settings import FilerSettings
 from poiesis.filer.transfer import POLL, Control
-from poiesis.filer.writing import partial
 from poiesis.ports.filer import RemoteFile, Sent
 
 WAIT_S: Final = 3600.0  # for another task's fetch; after that this one fetches by itself
@@ -102,7 +102,7 @@ class Cache:
                 return False
             with suppress(OSError):
                 os.utime(entry)  # used now: evicted late
-            with partial(target, sync=self._control.sync, size_bytes=size) as part:
+            with atomic_file(target, sync=self._control.sync, size_bytes=size) as part:
                 try:
                     fcntl.ioctl(part.descriptor, _CLONE, source)
                 except OSError:

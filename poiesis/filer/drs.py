@@ -22,9 +22,9 @@ from poiesis.domain.errors import (
     StorageUnavailable,
     UnsupportedUrl,
 )
-from poiesis.filer.addresses import is_safe_name, scheme_of, shown
 from poiesis.filer.http import Client, HttpFiler, refused
 from poiesis.filer.registry import Context
+from poiesis.filer.urls import is_safe_name, scheme_of, shown
 from poiesis.ports.filer import RemoteFile, Sent
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024  # of the description of a bundle with all its files

@@ -30,12 +30,12 @@ from poiesis.domain.errors import (
     StorageUnavailable,
     UnsupportedUrl,
 )
-from poiesis.filer.addresses import is_safe_name, join, shown
+from poiesis.filer.atomic_write import PREFIX, PartialFile, atomic_file
 from poiesis.filer.guard import Guard
-from poiesis.filer.network import logins, tls_context
+from poiesis.filer.proxy_tls import logins, tls_context
 from poiesis.filer.registry import Context
 from poiesis.filer.transfer import Changed
-from poiesis.filer.writing import PREFIX, Partial, partial
+from poiesis.filer.urls import is_safe_name, join, shown
 from poiesis.ports.filer import RemoteFile, Sent
 
 IMPLICIT_PORT: Final = 990
@@ -131,7 +131,7 @@ class FtpFiler:
 
     def fetch(self, file: RemoteFile, target: Path) -> Sent:
         reached = _Reached(expected=file.version)
-        with partial(target, sync=self._control.sync, size_bytes=file.size_bytes) as part:
+        with atomic_file(target, sync=self._control.sync, size_bytes=file.size_bytes) as part:
             self._control.repeat(
                 lambda: self._continue(file.url, part, reached), lambda: reached.offset, final=(Changed,)
             )
@@ -178,7 +178,7 @@ class FtpFiler:
             else:
                 yield RemoteFile(address, inner, size)
 
-    def _continue(self, url: str, part: Partial, reached: _Reached) -> None:
+    def _continue(self, url: str, part: PartialFile, reached: _Reached) -> None:
         with self._session(url) as (session, path):
             session.voidcmd("TYPE I")
             size, changed = None, _changed(session, path)

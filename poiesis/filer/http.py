@@ -34,14 +34,14 @@ from poiesis.domain.errors import (
     StorageUnavailable,
     UnsupportedUrl,
 )
-from poiesis.filer.addresses import shown
-from poiesis.filer.connections import PROXY_WANTS, Proxy, tunnel_refused
+from poiesis.filer.atomic_write import PartialFile, atomic_file
 from poiesis.filer.guard import Guard
-from poiesis.filer.network import logins, proxy_of, tls_context
+from poiesis.filer.proxy_tls import logins, proxy_of, tls_context
 from poiesis.filer.registry import Context
 from poiesis.filer.settings import FilerSettings
+from poiesis.filer.tcp_connection import PROXY_WANTS, Proxy, tunnel_refused
 from poiesis.filer.transfer import Changed
-from poiesis.filer.writing import Partial, partial
+from poiesis.filer.urls import shown
 from poiesis.ports.filer import RemoteFile, Sent
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -287,7 +287,7 @@ class HttpFiler:
 
     def _fetch(self, file: RemoteFile, target: Path, headers: Mapping[str, str]) -> Sent:
         reached = _Reached(expected=file.version)
-        with partial(target, sync=self._control.sync, size_bytes=file.size_bytes) as part:
+        with atomic_file(target, sync=self._control.sync, size_bytes=file.size_bytes) as part:
             self._control.repeat(
                 lambda: self._continue(file.url, part, reached, headers), lambda: reached.offset, final=(Changed,)
             )
@@ -296,7 +296,7 @@ class HttpFiler:
             size = part.size_bytes
         return Sent(file.url, size)
 
-    def _fetch_rest(self, url: str, part: Partial, begun: _Reached, headers: Mapping[str, str]) -> None:
+    def _fetch_rest(self, url: str, part: PartialFile, begun: _Reached, headers: Mapping[str, str]) -> None:
         """What follows the first part of a large file, in ranges beside each other."""
         total, step = begun.total or 0, self._settings.part_bytes
 
@@ -330,7 +330,7 @@ class HttpFiler:
     def make_directory(self, url: str) -> None:
         pass
 
-    def _continue(self, url: str, part: Partial, reached: _Reached, more: Mapping[str, str]) -> None:
+    def _continue(self, url: str, part: PartialFile, reached: _Reached, more: Mapping[str, str]) -> None:
         """One request for what is missing."""
         headers = {}
         if reached.offset and reached.validator:
@@ -340,7 +340,7 @@ class HttpFiler:
             self._continue_now(url, part, reached, more, headers)
 
     def _continue_now(
-        self, url: str, part: Partial, reached: _Reached, more: Mapping[str, str], headers: Mapping[str, str]
+        self, url: str, part: PartialFile, reached: _Reached, more: Mapping[str, str], headers: Mapping[str, str]
     ) -> None:
         answer = self._client.request("GET", url, {**more, **headers})
         try:
@@ -365,7 +365,7 @@ class HttpFiler:
         finally:
             answer.close() if not _is_spent(answer) else answer.release_conn()
 
-    def _begin(self, url: str, answer: urllib3.BaseHTTPResponse, part: Partial, reached: _Reached) -> None:
+    def _begin(self, url: str, answer: urllib3.BaseHTTPResponse, part: PartialFile, reached: _Reached) -> None:
         length = answer.headers.get("content-length", "")
         if length.isdigit():
             reached.total = int(length)
@@ -392,7 +392,7 @@ class HttpFiler:
         ):
             reached.stop = self._settings.part_bytes
 
-    def _read(self, url: str, answer: urllib3.BaseHTTPResponse, part: Partial, reached: _Reached) -> None:
+    def _read(self, url: str, answer: urllib3.BaseHTTPResponse, part: PartialFile, reached: _Reached) -> None:
         encoding = answer.headers.get("content-encoding", "").lower()
         path = urlsplit(url).path.lower()
         unpack = encoding in ("gzip", "x-gzip", "deflate") and not path.endswith(_PACKED)

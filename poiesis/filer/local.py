@@ -15,9 +15,9 @@ from typing import Final
 from urllib.parse import unquote
 
 from poiesis.domain.errors import AccessDenied, NotFound, StagingFailed, UnsupportedUrl
-from poiesis.filer.addresses import join, scheme_of, shown
+from poiesis.filer.atomic_write import PREFIX, PartialFile, atomic_file, local_errors
 from poiesis.filer.registry import Context
-from poiesis.filer.writing import PREFIX, Partial, local_errors, partial
+from poiesis.filer.urls import join, scheme_of, shown
 from poiesis.ports.filer import RemoteFile, Sent
 
 _LOOK: Final = os.O_PATH | os.O_CLOEXEC
@@ -57,7 +57,7 @@ class LocalFiler:
             with local_errors(shown(file.url)):
                 source = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                with partial(target, sync=self._control.sync, size_bytes=state.st_size) as part:
+                with atomic_file(target, sync=self._control.sync, size_bytes=state.st_size) as part:
                     size = self._copy(source, part, shown(file.url))
                     if state.st_mode & stat.S_IXUSR:
                         part.executable()
@@ -71,7 +71,7 @@ class LocalFiler:
             if not self._is_allowed(os.path.join(os.readlink(f"/proc/self/fd/{folder}"), target.name)):
                 raise self._refusal(url)
             mode = os.fstat(source).st_mode
-            with partial(
+            with atomic_file(
                 target, sync=self._control.sync, size_bytes=os.fstat(source).st_size, directory=folder
             ) as part:
                 size = self._copy(source, part, shown(url))
@@ -171,7 +171,7 @@ class LocalFiler:
     def _refusal(self, url: str) -> AccessDenied:
         return AccessDenied(f"{shown(url)}: is not below a directory that this service may use")
 
-    def _copy(self, source: int, part: Partial, what: str) -> int:
+    def _copy(self, source: int, part: PartialFile, what: str) -> int:
         """By the kernel where it can (reflinks on file systems that have them), else through memory."""
         offset = 0
         with local_errors(what):
@@ -190,7 +190,7 @@ class LocalFiler:
                 return self._copy_through_memory(source, part)
         return offset
 
-    def _copy_through_memory(self, source: int, part: Partial) -> int:
+    def _copy_through_memory(self, source: int, part: PartialFile) -> int:
         offset = 0
         while data := os.pread(source, 1 << 20, offset):
             part.write(data, offset)

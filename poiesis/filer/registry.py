@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from poiesis.domain.errors import ConfigurationError, StagingFailed, UnsupportedUrl
-from poiesis.filer.addresses import scheme_of, shown
+from poiesis.filer.urls import scheme_of, shown
 
 if TYPE_CHECKING:
     from poiesis.filer.settings import FilerSettings

@@ -1,8 +1,8 @@
-"""S3: any number of endpoints, each with credentials of its own.
+"""S3: any number of endpoints, each with its own credentials.
 
-What is asked for once a file takes the thin path of `poiesis.filer.wire`: objects and pages of listings. It costs a fifth of the MinIO
-SDK's CPU, and large objects come and go in parallel ranges straight between socket and file. The SDK (`poiesis.filer.sdk`) has the
-rest: roles, multipart uploads, odd addresses. It is imported when one of these is met, since importing it takes longer than a small file.
+Requests that are made once per file (objects, pages of listings) go through `poiesis.filer.http_connection`, at a fifth of the CPU of the
+MinIO SDK; large objects are moved in parallel ranges directly between socket and file. The SDK (`poiesis.filer.minio_client`) does the
+rest: roles, multipart uploads, unusual AWS host names. It is imported on first use, because the import costs more than a small file.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from poiesis.domain.errors import (
     StorageUnavailable,
     UnsupportedUrl,
 )
-from poiesis.filer.addresses import shown
+from poiesis.filer.atomic_write import PartialFile, atomic_file
+from poiesis.filer.http_connection import MAX_HEAD_BYTES, FileRange, FileWriter, HttpConnectionError, Response
 from poiesis.filer.registry import Context
 from poiesis.filer.s3_checksum import Check
-from poiesis.filer.s3_errors import Elsewhere, refusal, translated
-from poiesis.filer.s3_site import Place, Site, default_region, get_headers, put_headers
-from poiesis.filer.s3_small import Get, Put
+from poiesis.filer.s3_endpoint import ObjectRef, RegionalEndpoint, default_region, get_headers, put_headers
+from poiesis.filer.s3_errors import WrongRegion, refusal, translated
+from poiesis.filer.s3_small_files import Get, Put
 from poiesis.filer.settings import MIB, S3Endpoint
-from poiesis.filer.small import Exchange
+from poiesis.filer.small_file_protocol import Exchange
 from poiesis.filer.transfer import Changed
-from poiesis.filer.wire import MAX_HEAD_BYTES, Answer, Slice, WireError, Writable
-from poiesis.filer.writing import Partial, partial
+from poiesis.filer.urls import shown
 from poiesis.ports.filer import RemoteFile, Sent
 
 T = TypeVar("T")
@@ -53,13 +53,13 @@ class S3Filer:
         self._control = context.control
         self._pool = context.pool
         self._endpoints = context.settings.endpoints() or (_default_endpoint(),)
-        self._sites: dict[tuple[str, str], Site] = {}
+        self._regional: dict[tuple[str, str], RegionalEndpoint] = {}
         self._regions: dict[tuple[str, str], str] = {}  # of buckets, as far as they were found elsewhere
         self._lock = threading.Lock()
 
     def close(self) -> None:
-        for site in self._sites.values():
-            site.close()
+        for endpoint in self._regional.values():
+            endpoint.close()
 
     def stat(self, url: str) -> RemoteFile | None:
         return self._at(url, self._stat)
@@ -71,7 +71,7 @@ class S3Filer:
         base = base if base.endswith("/") else base + "/"
         token = ""
         while True:
-            found, token = self._at(url, lambda place, token=token: self._page(place, prefix, token))  # type: ignore[misc]
+            found, token = self._at(url, lambda ref, token=token: self._page(ref, prefix, token))  # type: ignore[misc]
             for key, size, etag in found:
                 name = key[len(prefix) :]
                 if not name or name.endswith("/"):
@@ -81,15 +81,15 @@ class S3Filer:
             if not token:
                 return
 
-    def _page(self, place: Place, prefix: str, token: str) -> tuple[list[tuple[str, int, str | None]], str]:
+    def _page(self, ref: ObjectRef, prefix: str, token: str) -> tuple[list[tuple[str, int, str | None]], str]:
         """One page of a listing, of at most a thousand: key, size, ETag; and what the next page is asked for with. Read here, since
         the SDK takes longer over an entry than over a whole request."""
         query = {"list-type": "2", "prefix": prefix, "encoding-type": "url", "max-keys": "1000"}
         if token:
             query["continuation-token"] = token
-        bucket = Place(place.url, place.site, place.bucket, "")
-        with self._asked(bucket, "GET", query=query) as answer:
-            text = answer.read(MAX_PAGE_BYTES)
+        bucket = ObjectRef(ref.url, ref.endpoint, ref.bucket, "")
+        with self._asked(bucket, "GET", query=query) as response:
+            text = response.read(MAX_PAGE_BYTES)
         from xml.etree import ElementTree  # for listings alone
 
         try:
@@ -105,31 +105,31 @@ class S3Filer:
             following = page.findtext(f"{space}NextContinuationToken") or ""
             more = page.findtext(f"{space}IsTruncated") == "true"
         except (ElementTree.ParseError, ValueError) as error:
-            raise StorageUnavailable(f"{shown(place.url)}: the listing cannot be read") from error
+            raise StorageUnavailable(f"{shown(ref.url)}: the listing cannot be read") from error
         if more and (not following or following == token):
-            raise StagingFailed(f"{shown(place.url)}: the listing has no proper end")
+            raise StagingFailed(f"{shown(ref.url)}: the listing has no proper end")
         return entries, following if more else ""
 
     def fetch(self, file: RemoteFile, target: Path) -> Sent:
-        return self._at(file.url, lambda place: self._fetch(place, file, target))
+        return self._at(file.url, lambda ref: self._fetch(ref, file, target))
 
     def send(self, source: int, url: str) -> Sent:
         size = os.fstat(source).st_size
         self._check_name(url)
         if size <= 2 * self._settings.part_bytes:
-            return self._at(url, lambda place: self._put(place, source, size))
-        return self._at(url, lambda place: self._put_in_parts(place, source, size))
+            return self._at(url, lambda ref: self._put(ref, source, size))
+        return self._at(url, lambda ref: self._put_in_parts(ref, source, size))
 
     def getting(self, file: RemoteFile, target: Path) -> Exchange | None:
         if (file.size_bytes or 0) > self._room:
             return None
-        return Get(self._control, self._place(file.url), file, target)
+        return Get(self._control, self._ref(file.url), file, target)
 
     def putting(self, opened: Callable[[], AbstractContextManager[int]], size: int, url: str) -> Exchange | None:
         if size > self._room:
             return None
         self._check_name(url)
-        return Put(self._control, self._place(url), opened, self._room)
+        return Put(self._control, self._ref(url), opened, self._room)
 
     @property
     def _room(self) -> int:
@@ -151,76 +151,74 @@ class S3Filer:
             return
         marker = url.rstrip("/") + "/"
 
-        def put(place: Place) -> None:
-            with self._asked(place, "PUT", headers=place.site.write_headers):
+        def put(ref: ObjectRef) -> None:
+            with self._asked(ref, "PUT", headers=ref.endpoint.write_headers):
                 pass
 
         self._at(marker, put)
 
     # one object
 
-    def _stat(self, place: Place) -> RemoteFile | None:
-        if not place.key or place.key.endswith("/"):
+    def _stat(self, ref: ObjectRef) -> RemoteFile | None:
+        if not ref.key or ref.key.endswith("/"):
             return None
         try:
-            with self._asked(place, "HEAD", headers=place.site.read_headers) as answer:
-                length = answer.headers.get("content-length", "")
+            with self._asked(ref, "HEAD", headers=ref.endpoint.read_headers) as response:
+                length = response.headers.get("content-length", "")
                 size = int(length) if length.isdigit() else None
-                version = answer.headers.get("etag", "").strip('"') or None
+                version = response.headers.get("etag", "").strip('"') or None
         except NotFound:
             return None
-        return RemoteFile(place.url, place.key.rsplit("/", 1)[-1], size, version)
+        return RemoteFile(ref.url, ref.key.rsplit("/", 1)[-1], size, version)
 
-    def _fetch(self, place: Place, file: RemoteFile, target: Path) -> Sent:
-        if not place.key or place.key.endswith("/"):
-            raise NotFound(f"{shown(place.url)}: names no object")
+    def _fetch(self, ref: ObjectRef, file: RemoteFile, target: Path) -> Sent:
+        if not ref.key or ref.key.endswith("/"):
+            raise NotFound(f"{shown(ref.url)}: names no object")
         step = self._settings.part_bytes
-        with partial(target, sync=self._control.sync, size_bytes=file.size_bytes) as part:
+        with atomic_file(target, sync=self._control.sync, size_bytes=file.size_bytes) as part:
             if file.size_bytes is not None and file.size_bytes <= 2 * step:
-                size, checksum = self._get_whole(place, file.version, part)
+                size, checksum = self._get_whole(ref, file.version, part)
                 if size != file.size_bytes:
-                    raise Changed(f"{shown(place.url)}: {size} bytes came, {file.size_bytes} were listed")
+                    raise Changed(f"{shown(ref.url)}: {size} bytes came, {file.size_bytes} were listed")
             else:
-                size, checksum = self._get_in_parts(place, file, part, step), None
-        return Sent(place.url, size, checksum)
+                size, checksum = self._get_in_parts(ref, file, part, step), None
+        return Sent(ref.url, size, checksum)
 
-    def _get_whole(self, place: Place, version: str | None, part: Partial) -> tuple[int, str | None]:
-        with self._asked(place, "GET", headers=get_headers(place.site, version)) as answer:
-            total = self._promised(place, answer)
-            check = Check(answer.headers)
-            size = self._take(answer, part, check)
+    def _get_whole(self, ref: ObjectRef, version: str | None, part: PartialFile) -> tuple[int, str | None]:
+        with self._asked(ref, "GET", headers=get_headers(ref.endpoint, version)) as response:
+            total = self._promised(ref, response)
+            check = Check(response.headers)
+            size = self._take(response, part, check)
         if size != total:
-            raise StorageUnavailable(f"{shown(place.url)}: {size} bytes of {total} came")
-        return size, check.verified(place.url)
+            raise StorageUnavailable(f"{shown(ref.url)}: {size} bytes of {total} came")
+        return size, check.verified(ref.url)
 
-    def _get_in_parts(self, place: Place, file: RemoteFile, part: Partial, step: int) -> int:
+    def _get_in_parts(self, ref: ObjectRef, file: RemoteFile, part: PartialFile, step: int) -> int:
         """The head of the first range tells the size; then all come beside each other, and one that breaks off is gone on with."""
-        headers = {**place.site.read_headers, "range": f"bytes=0-{step - 1}"}
+        headers = {**ref.endpoint.read_headers, "range": f"bytes=0-{step - 1}"}
         if file.version:
             headers["if-match"] = f'"{file.version}"'
         try:
-            with self._asked(place, "GET", headers=headers) as answer:
-                if answer.status == 200:  # a server without ranges
-                    total = self._promised(place, answer)
-                    self._check_size(place, total)
-                    if self._take(answer, part) != total:
-                        raise StorageUnavailable(f"{shown(place.url)}: fewer than {total} bytes came")
+            with self._asked(ref, "GET", headers=headers) as response:
+                if response.status == 200:  # a server without ranges
+                    total = self._promised(ref, response)
+                    self._check_size(ref, total)
+                    if self._take(response, part) != total:
+                        raise StorageUnavailable(f"{shown(ref.url)}: fewer than {total} bytes came")
                     return total
-                first, last, total = self._range(place, answer)
+                first, last, total = self._range(ref, response)
                 end = last + 1
                 if first != 0 or end != min(step, total):
-                    raise StorageUnavailable(
-                        f"{shown(place.url)}: the server answered with another range than asked for"
-                    )
-                self._check_size(place, total)
-                etag = answer.headers.get("etag", "")
+                    raise StorageUnavailable(f"{shown(ref.url)}: the server answered with another range than asked for")
+                self._check_size(ref, total)
+                etag = response.headers.get("etag", "")
                 if total > step and not etag:
                     raise StagingFailed(
-                        f"{shown(place.url)}: the server tells no ETag, so its parts might be of different objects"
+                        f"{shown(ref.url)}: the server tells no ETag, so its parts might be of different objects"
                     )
-                calls = [lambda: self._get_first(place, part, answer, end, etag, total)]
+                calls = [lambda: self._get_first(ref, part, response, end, etag, total)]
                 calls += [
-                    lambda start=start: self._get_range(place, part, start, min(start + step, total), etag, total)  # type: ignore[misc]
+                    lambda start=start: self._get_range(ref, part, start, min(start + step, total), etag, total)  # type: ignore[misc]
                     for start in range(step, total, step)
                 ]
                 self._pool.together(calls)
@@ -228,143 +226,143 @@ class S3Filer:
             return 0
         return total
 
-    def _get_first(self, place: Place, part: Partial, answer: Answer, end: int, etag: str, total: int) -> None:
+    def _get_first(
+        self, ref: ObjectRef, part: PartialFile, response: Response, end: int, etag: str, total: int
+    ) -> None:
         reached = 0
         try:
-            for count in answer.save(Writable(part.descriptor, 0, part.write)):
+            for count in response.save(FileWriter(part.descriptor, 0, part.write)):
                 reached += count
                 self._control.moved(count)
-        except (WireError, OSError) as error:
+        except (HttpConnectionError, OSError) as error:
             if not etag or not reached:
-                raise StorageUnavailable(f"{shown(place.url)}: {error}") from error
+                raise StorageUnavailable(f"{shown(ref.url)}: {error}") from error
         if reached < end and not etag:
-            raise StorageUnavailable(f"{shown(place.url)}: fewer than {end} bytes came")
+            raise StorageUnavailable(f"{shown(ref.url)}: fewer than {end} bytes came")
         if reached < end:
-            self._get_range(place, part, reached, end, etag, total)
+            self._get_range(ref, part, reached, end, etag, total)
 
-    def _get_range(self, place: Place, part: Partial, start: int, end: int, etag: str, total: int) -> None:
+    def _get_range(self, ref: ObjectRef, part: PartialFile, start: int, end: int, etag: str, total: int) -> None:
         reached = start
 
         def once() -> None:
             nonlocal reached
-            headers = {**place.site.read_headers, "range": f"bytes={reached}-{end - 1}", "if-match": etag}
-            with self._asked(place, "GET", headers=headers) as answer:
-                if answer.status != 206 or self._range(place, answer) != (reached, end - 1, total):
-                    raise StorageUnavailable(
-                        f"{shown(place.url)}: the server answered with another range than asked for"
-                    )
-                for count in answer.save(Writable(part.descriptor, reached, part.write)):
+            headers = {**ref.endpoint.read_headers, "range": f"bytes={reached}-{end - 1}", "if-match": etag}
+            with self._asked(ref, "GET", headers=headers) as response:
+                if response.status != 206 or self._range(ref, response) != (reached, end - 1, total):
+                    raise StorageUnavailable(f"{shown(ref.url)}: the server answered with another range than asked for")
+                for count in response.save(FileWriter(part.descriptor, reached, part.write)):
                     reached += count
                     self._control.moved(count)
             if reached != end:
-                raise StorageUnavailable(f"{shown(place.url)}: the connection ended early")
+                raise StorageUnavailable(f"{shown(ref.url)}: the connection ended early")
 
         self._control.repeat(once, lambda: reached, final=(Changed,))
 
-    def _take(self, answer: Answer, part: Partial, check: Check | None = None) -> int:
+    def _take(self, response: Response, part: PartialFile, check: Check | None = None) -> int:
         """All of the answer's body, from the file's beginning; how much that was."""
         size = 0
         if check is None or check.is_void:
-            for count in answer.save(Writable(part.descriptor, 0, part.write)):
+            for count in response.save(FileWriter(part.descriptor, 0, part.write)):
                 size += count
                 self._control.moved(count)
             return size
-        for view in answer.chunks():
+        for view in response.chunks():
             part.write(view, size)
             check.update(view)
             size += len(view)
             self._control.moved(len(view))
         return size
 
-    def _promised(self, place: Place, answer: Answer) -> int:
-        if answer.size_bytes is None:
-            raise StagingFailed(f"{shown(place.url)}: the server does not say how long the object is")
-        return answer.size_bytes
+    def _promised(self, ref: ObjectRef, response: Response) -> int:
+        if response.size_bytes is None:
+            raise StagingFailed(f"{shown(ref.url)}: the server does not say how long the object is")
+        return response.size_bytes
 
-    def _range(self, place: Place, answer: Answer) -> tuple[int, int, int]:
-        match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+    def _range(self, ref: ObjectRef, response: Response) -> tuple[int, int, int]:
+        match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         if match is None:
-            raise StorageUnavailable(f"{shown(place.url)}: the server answered without a proper range")
+            raise StorageUnavailable(f"{shown(ref.url)}: the server answered without a proper range")
         return int(match[1]), int(match[2]), int(match[3])
 
-    def _check_size(self, place: Place, size: int) -> None:
+    def _check_size(self, ref: ObjectRef, size: int) -> None:
         most = self._settings.max_file_bytes
         if most is not None and size > most:
-            raise FileTooLarge(f"{shown(place.url)}: {size} bytes; at most {most}")
+            raise FileTooLarge(f"{shown(ref.url)}: {size} bytes; at most {most}")
 
-    def _put(self, place: Place, source: int, size: int) -> Sent:
-        body: bytes | Slice = Slice(source, 0, size)
+    def _put(self, ref: ObjectRef, source: int, size: int) -> Sent:
+        body: bytes | FileRange = FileRange(source, 0, size)
         if size <= _AT_ONCE:
             body = os.pread(source, size, 0)
             size = len(body)
             digest = hashlib.sha256(body).digest()
         else:
             digest = self._hash(source, 0, size)
-        headers = put_headers(place.site, digest)
-        with self._asked(place, "PUT", headers=headers, body=body, sha256=digest.hex(), moved=self._control.moved):
+        headers = put_headers(ref.endpoint, digest)
+        with self._asked(ref, "PUT", headers=headers, body=body, sha256=digest.hex(), moved=self._control.moved):
             if isinstance(body, bytes):
                 self._control.moved(size)
-        return Sent(place.url, size, f"sha256:{digest.hex()}")
+        return Sent(ref.url, size, f"sha256:{digest.hex()}")
 
-    def _put_in_parts(self, place: Place, source: int, size: int) -> Sent:
+    def _put_in_parts(self, ref: ObjectRef, source: int, size: int) -> Sent:
         """Nothing shows under the name before the last part has arrived; after an error nothing is left."""
         step = max(self._settings.part_bytes, -(-size // MAX_PARTS))
         step = -(-step // MIB) * MIB
-        client, headers = place.site.client, place.site.write_headers
-        upload = self._control.repeat(lambda: client.begin(place.url, place.bucket, place.key, headers))
+        client, headers = ref.endpoint.client, ref.endpoint.write_headers
+        upload = self._control.repeat(lambda: client.begin(ref.url, ref.bucket, ref.key, headers))
         starts = range(0, size, step)
         etags = [""] * len(starts)
 
         def put(index: int) -> None:
             start = index * step
             etags[index] = self._control.repeat(
-                lambda: self._put_part(place, source, start, min(step, size - start), upload, index + 1)
+                lambda: self._put_part(ref, source, start, min(step, size - start), upload, index + 1)
             )
 
         try:
             self._pool.together(lambda index=index: put(index) for index in range(len(starts)))  # type: ignore[misc]
-            self._complete(place, upload, etags, size)
+            self._complete(ref, upload, etags, size)
         except BaseException:
-            client.abort(place.bucket, place.key, upload)
+            client.abort(ref.bucket, ref.key, upload)
             raise
-        return Sent(place.url, size)
+        return Sent(ref.url, size)
 
-    def _put_part(self, place: Place, source: int, start: int, count: int, upload: str, number: int) -> str:
-        sha256 = UNSIGNED if place.site.is_secure else self._hash(source, start, count).hex()
+    def _put_part(self, ref: ObjectRef, source: int, start: int, count: int, upload: str, number: int) -> str:
+        sha256 = UNSIGNED if ref.endpoint.is_secure else self._hash(source, start, count).hex()
         with self._asked(
-            place,
+            ref,
             "PUT",
-            headers={k: v for k, v in place.site.read_headers.items()},
+            headers={k: v for k, v in ref.endpoint.read_headers.items()},
             query={"partNumber": str(number), "uploadId": upload},
-            body=Slice(source, start, count),
+            body=FileRange(source, start, count),
             sha256=sha256,
             moved=self._control.moved,
-        ) as answer:
-            etag = answer.headers.get("etag", "").strip('"')
+        ) as response:
+            etag = response.headers.get("etag", "").strip('"')
         if not etag:
-            raise StagingFailed(f"{shown(place.url)}: the server confirmed a part without an ETag")
+            raise StagingFailed(f"{shown(ref.url)}: the server confirmed a part without an ETag")
         return etag
 
-    def _complete(self, place: Place, upload: str, etags: list[str], size: int) -> None:
+    def _complete(self, ref: ObjectRef, upload: str, etags: list[str], size: int) -> None:
         tried = 0
 
         def complete() -> None:
             nonlocal tried
             tried += 1
             try:
-                if not place.site.client.complete(place.url, place.bucket, place.key, upload, etags):
-                    raise StorageUnavailable(f"{shown(place.url)}: the server did not confirm the upload")
+                if not ref.endpoint.client.complete(ref.url, ref.bucket, ref.key, upload, etags):
+                    raise StorageUnavailable(f"{shown(ref.url)}: the server did not confirm the upload")
             except PoiesisError:
                 # an answer that was lost: the upload is gone because it is complete
-                if tried > 1 and self._is_there(place, size, len(etags)):
+                if tried > 1 and self._is_there(ref, size, len(etags)):
                     return
                 raise
 
         self._control.repeat(complete)
 
-    def _is_there(self, place: Place, size: int, parts: int) -> bool:
+    def _is_there(self, ref: ObjectRef, size: int, parts: int) -> bool:
         with suppress(PoiesisError):
-            found = self._stat(place)
+            found = self._stat(ref)
             return found is not None and found.size_bytes == size and str(found.version).endswith(f"-{parts}")
         return False
 
@@ -383,36 +381,36 @@ class S3Filer:
     @contextmanager
     def _asked(
         self,
-        place: Place,
+        ref: ObjectRef,
         method: str,
         *,
-        body: bytes | Slice = b"",
+        body: bytes | FileRange = b"",
         moved: Callable[[int], None] = lambda _: None,
         **signed: Any,
-    ) -> Iterator[Answer]:
-        """A request over the thin path whose answer is a success; `signed`: what `Site.signed` takes.
+    ) -> Iterator[Response]:
+        """A request over the thin path whose answer is a success; `signed`: what `RegionalEndpoint.signed` takes.
 
-        Raises the family of domain.errors, and Elsewhere."""
+        Raises the family of domain.errors, and WrongRegion."""
         try:
-            target, headers = place.site.signed(method, place.bucket, place.key, **signed)
-            with place.site.wire(place.bucket).request(method, target, headers, body, moved) as answer:
-                if answer.status not in (200, 204, 206):
-                    if answer.status == 416 and method == "GET":
+            target, headers = ref.endpoint.signed(method, ref.bucket, ref.key, **signed)
+            with ref.endpoint.pool(ref.bucket).request(method, target, headers, body, moved) as response:
+                if response.status not in (200, 204, 206):
+                    if response.status == 416 and method == "GET":
                         raise _EmptyObject
-                    raise refusal(place.url, answer, answer.read(MIB))
-                yield answer
-        except WireError as error:
-            raise StorageUnavailable(f"{shown(place.url)}: {error}") from error
+                    raise refusal(ref.url, response, response.read(MIB))
+                yield response
+        except HttpConnectionError as error:
+            raise StorageUnavailable(f"{shown(ref.url)}: {error}") from error
         except (OSError, ValueError) as error:
-            raise translated(place.url, error, str(error)[:200] or type(error).__name__) from error
+            raise translated(ref.url, error, str(error)[:200] or type(error).__name__) from error
 
     # where
 
-    def _at(self, url: str, call: Callable[[Place], T]) -> T:
+    def _at(self, url: str, call: Callable[[ObjectRef], T]) -> T:
         for _ in range(3):
             try:
-                return call(self._place(url))
-            except Elsewhere as elsewhere:
+                return call(self._ref(url))
+            except WrongRegion as elsewhere:
                 self._moved_to(url, elsewhere.region)
         raise StagingFailed(f"{shown(url)}: its region cannot be found")
 
@@ -421,13 +419,13 @@ class S3Filer:
         with self._lock:
             self._regions[endpoint.name, bucket] = region
 
-    def _place(self, url: str) -> Place:
+    def _ref(self, url: str) -> ObjectRef:
         endpoint, bucket, key = self._parsed(url)
         with self._lock:
             region = self._regions.get((endpoint.name, bucket)) or endpoint.region or default_region()
-            if (endpoint.name, region) not in self._sites:
-                self._sites[endpoint.name, region] = Site(endpoint, region, self._settings)
-            return Place(url, self._sites[endpoint.name, region], bucket, key)
+            if (endpoint.name, region) not in self._regional:
+                self._regional[endpoint.name, region] = RegionalEndpoint(endpoint, region, self._settings)
+            return ObjectRef(url, self._regional[endpoint.name, region], bucket, key)
 
     def _parsed(self, url: str) -> tuple[S3Endpoint, str, str]:
         """Endpoint, bucket, key. The key is all that follows, as it is. Raises: UnsupportedUrl."""

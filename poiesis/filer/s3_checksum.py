@@ -7,8 +7,8 @@ from binascii import crc32
 from collections.abc import Mapping
 
 from poiesis.domain.errors import StorageUnavailable
-from poiesis.filer.addresses import shown
-from poiesis.filer.s3_site import base64
+from poiesis.filer.s3_endpoint import base64
+from poiesis.filer.urls import shown
 
 
 class Check:

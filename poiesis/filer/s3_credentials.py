@@ -35,7 +35,7 @@ def provider(endpoint: S3Endpoint) -> Provider | None:
     if found := _of_variables():
         return lambda: found
     if any(os.environ.get(name) for name in ROLES):
-        from poiesis.filer.sdk import of_roles
+        from poiesis.filer.minio_client import of_roles
 
         return of_roles()
     path = _usual_file()

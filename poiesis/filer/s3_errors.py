@@ -6,12 +6,12 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from poiesis.domain.errors import AccessDenied, FileTooLarge, NotFound, StagingFailed, StorageUnavailable
-from poiesis.filer.addresses import shown
-from poiesis.filer.connections import PROXY_WANTS
+from poiesis.filer.tcp_connection import PROXY_WANTS
 from poiesis.filer.transfer import Changed
+from poiesis.filer.urls import shown
 
 if TYPE_CHECKING:
-    from poiesis.filer.wire import Answer
+    from poiesis.filer.http_connection import Response
 
 REGION: Final = re.compile(rb"<Region>([^<]{1,60})</Region>")
 
@@ -72,7 +72,7 @@ _WRONG_REGION: Final = frozenset(
 )
 
 
-class Elsewhere(Exception):
+class WrongRegion(Exception):
     """The bucket lives in another region."""
 
     def __init__(self, region: str) -> None:
@@ -80,7 +80,7 @@ class Elsewhere(Exception):
         self.region = region
 
 
-def refusal(url: str, answer: Answer, body: bytes) -> Exception:
+def refusal(url: str, answer: Response, body: bytes) -> Exception:
     """Of an answer whose status is no success."""
     code = re.search(rb"<Code>([^<]{1,100})</Code>", body)
     message = re.search(rb"<Message>([^<]{1,500})</Message>", body)
@@ -105,7 +105,7 @@ def problem(url: str, status: int, code: str, message: str, region: str) -> Exce
     if code in _MISSING or (status == 404 and code not in _PASSING):
         return NotFound(text + _MISSING.get(code, "there is no such object"))
     if region and (status in (301, 307, 400)) and (code in _WRONG_REGION or not code):
-        return Elsewhere(region)
+        return WrongRegion(region)
     if code in _DENIED or status in (401, 403):
         explained = _DENIED.get(code, "access denied")
         return AccessDenied(f"{text}{explained}" + (f" ({code})" if code else ""))

@@ -19,7 +19,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from poiesis.domain.errors import NotFound, PoiesisError, StagingFailed, UnsupportedUrl
 from poiesis.domain.report import FilerReport, TransferredFile
-from poiesis.filer.addresses import (
+from poiesis.filer.atomic_write import atomic_file
+from poiesis.filer.matching import expand_braces, has_braces, is_pattern
+from poiesis.filer.registry import Context, Filers, Scheme
+from poiesis.filer.settings import FilerSettings
+from poiesis.filer.small_file_protocol import Exchange, SmallFiles, moves_small_files
+from poiesis.filer.transfer import Cancelled, Changed, Control, Job, Pool
+from poiesis.filer.urls import (
     ends_with_slash,
     is_safe_name,
     join,
@@ -29,18 +35,12 @@ from poiesis.filer.addresses import (
     without_slash,
     without_suffix,
 )
-from poiesis.filer.matching import expand_braces, has_braces, is_pattern
-from poiesis.filer.registry import Context, Filers, Scheme
-from poiesis.filer.settings import FilerSettings
-from poiesis.filer.small import Exchange, SmallFiles, moves_small_files
-from poiesis.filer.transfer import Cancelled, Changed, Control, Job, Pool
 from poiesis.filer.volume import Volume
-from poiesis.filer.writing import partial
 from poiesis.ports.filer import Filer, RemoteFile, Sent
 
 if TYPE_CHECKING:
     from poiesis.filer.cache import Cache
-    from poiesis.filer.many import Many
+    from poiesis.filer.small_files import SmallFileMover
 
 MAX_FILES_TOLD: Final = 10_000  # more would not fit in a report
 MAX_NOTES: Final = 100
@@ -56,7 +56,7 @@ class OutputMissing(StagingFailed):
     code = "output_missing"
 
 
-class _Ledger:
+class _TransferLog:
     """What happened so far; written by many threads, bounded."""
 
     def __init__(self, control: Control) -> None:
@@ -177,7 +177,7 @@ class _Tools:
     control: Control
     pool: Pool
     filers: Filers
-    ledger: _Ledger
+    ledger: _TransferLog
 
 
 def _run(
@@ -189,10 +189,10 @@ def _run(
     schemes: Mapping[str, Scheme] | None,
 ) -> FilerReport:
     control = Control(settings, cancelled)
-    ledger = _Ledger(control)
+    ledger = _TransferLog(control)
     pool = Pool(settings.parallel)
     filers = Filers(Context(settings, control, pool), schemes)
-    told = _Telling(control, progress)
+    told = _ProgressReporter(control, progress)
     try:
         tree = Volume(volume)
         try:
@@ -207,7 +207,7 @@ def _run(
     return ledger.report()
 
 
-class _Telling:
+class _ProgressReporter:
     """Calls `progress` from a thread of its own while there is something new."""
 
     INTERVAL: Final = 1.0  # seconds
@@ -236,13 +236,13 @@ class _Telling:
 
 
 class _Stage:
-    """What both directions have in common: jobs, and one thread for small files once there are many."""
+    """What both directions have in common: jobs, and one thread for small files once there are mover."""
 
     def __init__(self, tools: _Tools) -> None:
         self._volume, self._control, self._filers = tools.volume, tools.control, tools.filers
         self._pool, self._ledger = tools.pool, tools.ledger
         self._small, self._gave_up = 0, False
-        self._many: Many | None = None
+        self._mover: SmallFileMover | None = None
         self._starting = threading.Lock()
 
     def run(self, jobs: Iterable[Job]) -> None:
@@ -252,11 +252,11 @@ class _Stage:
             self._control.stop()
             raise
         finally:
-            many = self._many
-            if many is not None:
-                self._end_many(many)
-        if many is not None:
-            self._pool.run(many.given_back())
+            mover = self._mover
+            if mover is not None:
+                self._end_mover(mover)
+        if mover is not None:
+            self._pool.run(mover.given_back())
 
     def _fail(self, error: Exception, path: str) -> None:
         self._ledger.failed(error, path)
@@ -277,11 +277,11 @@ class _Stage:
         """`job`, unless the one thread moves the file, for which `exchange` makes what it needs; and what it gives back of others."""
         if not self._is_taken(filer, path, size, job, exchange):
             yield job
-        many = self._many
-        if many is not None:
-            if many.gave_up or (size > SMALL_BYTES and many.is_idle):
-                self._end_many(many)
-            yield from many.given_back()
+        mover = self._mover
+        if mover is not None:
+            if mover.gave_up or (size > SMALL_BYTES and mover.is_idle):
+                self._end_mover(mover)
+            yield from mover.given_back()
 
     def _is_taken(
         self, filer: Filer, path: str, size: int, job: Job, exchange: Callable[[SmallFiles], Exchange | None]
@@ -291,41 +291,41 @@ class _Stage:
         with self._starting:
             self._small += 1
             if self._small == MANY and self._control.settings.parallel > 1 and not self._gave_up:
-                self._begin_many()
-            many = self._many
-        if many is None:
+                self._begin_mover()
+            mover = self._mover
+        if mover is None:
             return False
         try:
             found = exchange(filer)
         except Exception:
             return False  # the job says it
-        return found is not None and many.take(found, lambda sent: self._ledger.moved(path, sent), job)
+        return found is not None and mover.take(found, lambda sent: self._ledger.moved(path, sent), job)
 
-    def _end_many(self, many: Many) -> None:
+    def _end_mover(self, mover: SmallFileMover) -> None:
         """It has nothing to do, or gave up: its connections are for all threads again. Another hundred small files begin another one, in
         the former case."""
-        many.finish()
+        mover.finish()
         with self._starting:
-            if self._many is many:
-                self._many = None
-                self._small, self._gave_up = 0, many.gave_up
+            if self._mover is mover:
+                self._mover = None
+                self._small, self._gave_up = 0, mover.gave_up
                 self._pool.limit(self._control.settings.parallel)
 
-    def _begin_many(self) -> None:
-        from poiesis.filer.many import Many  # for many files alone
+    def _begin_mover(self) -> None:
+        from poiesis.filer.small_files import SmallFileMover  # for many files alone
 
         parallel = self._control.settings.parallel
         theirs = max(1, parallel // 4)
         # where the system gives no more threads or descriptors, the threads that run do the work
         with suppress(RuntimeError, OSError):
-            self._many = Many(self._control, lambda: max(1, parallel - max(theirs, self._pool.running)))
+            self._mover = SmallFileMover(self._control, lambda: max(1, parallel - max(theirs, self._pool.running)))
             self._pool.limit(theirs)
 
 
 # in
 
 
-def _make_directory(volume: Volume, path: str, ledger: _Ledger) -> None:
+def _make_directory(volume: Volume, path: str, ledger: _TransferLog) -> None:
     if not volume.make_directory(path):
         ledger.note(f"{path}: is not writable for everybody, and that cannot be changed")
 
@@ -374,7 +374,7 @@ class _StageIn(_Stage):
     def _write(self, path: str, content: str) -> None:
         self._parent(path)
         data = content.encode(errors="surrogatepass")
-        with partial(self._volume.place(path), sync=self._control.settings.sync) as part:
+        with atomic_file(self._volume.place(path), sync=self._control.settings.sync) as part:
             part.write(data, 0)
         self._control.moved(len(data))
         self._ledger.moved(path, Sent("", len(data)))

@@ -9,7 +9,7 @@ import pytest
 from minio.helpers import BaseURL
 
 from poiesis.domain.errors import ConfigurationError
-from poiesis.filer.s3_site import Site
+from poiesis.filer.s3_endpoint import RegionalEndpoint
 from poiesis.filer.settings import FilerSettings, S3Endpoint
 
 USUAL = (
@@ -34,8 +34,8 @@ ODD = (
 )
 
 
-def site(url: str, region: str = "eu-central-1", **more: Any) -> Site:
-    return Site(S3Endpoint("x", url, anonymous=True, **more), region, FilerSettings())
+def site(url: str, region: str = "eu-central-1", **more: Any) -> RegionalEndpoint:
+    return RegionalEndpoint(S3Endpoint("x", url, anonymous=True, **more), region, FilerSettings())
 
 
 @pytest.mark.parametrize("virtual", [False, True])
@@ -55,7 +55,7 @@ def test_an_address_is_the_sdks(url: str, bucket: str, virtual: bool) -> None:
 
 
 def test_the_usual_ones_need_no_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "poiesis.filer.sdk", None)
+    monkeypatch.setitem(sys.modules, "poiesis.filer.minio_client", None)
     for url in USUAL:
         site(url).address("bucket")
     with pytest.raises(ImportError):

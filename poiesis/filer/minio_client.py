@@ -40,7 +40,7 @@ from poiesis.filer.s3_credentials import Credentials, Provider
 from poiesis.filer.s3_errors import REGION, problem, translated
 
 if TYPE_CHECKING:
-    from poiesis.filer.s3_site import Site
+    from poiesis.filer.s3_endpoint import RegionalEndpoint
 
 
 class _Ours(SdkProvider):
@@ -68,38 +68,41 @@ def of_roles() -> Provider:
 
 
 class Client:
-    """The SDK's client of one site."""
+    """The SDK's client of one endpoint."""
 
-    def __init__(self, site: Site) -> None:
+    def __init__(self, endpoint: RegionalEndpoint) -> None:
         """Raises: ConfigurationError."""
         options: dict[str, Any] = {
             "maxsize": 8,
             "retries": False,
-            "timeout": urllib3.Timeout(connect=site.timeout_s, read=site.stall_s),
-            "ssl_context": site.tls,
+            "timeout": urllib3.Timeout(connect=endpoint.timeout_s, read=endpoint.stall_s),
+            "ssl_context": endpoint.tls,
         }
-        if site.proxy is None:
+        if endpoint.proxy is None:
             self._manager = urllib3.PoolManager(**options)
         else:
             self._manager = urllib3.ProxyManager(
-                site.proxy.url, proxy_headers=site.proxy.headers, proxy_ssl_context=site.proxy_tls, **options
+                endpoint.proxy.url,
+                proxy_headers=endpoint.proxy.headers,
+                proxy_ssl_context=endpoint.proxy_tls,
+                **options,
             )
-        if not site.endpoint.verify:  # the site knows
+        if not endpoint.config.verify:  # the endpoint knows
             urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        provider = site.provider
+        provider = endpoint.provider
         try:
             self._client = Minio(
-                site.netloc,
+                endpoint.netloc,
                 credentials=_Ours(provider) if provider else None,
-                secure=site.is_secure,
-                region=site.region,
+                secure=endpoint.is_secure,
+                region=endpoint.region,
                 http_client=self._manager,
             )
         except ValueError as error:
-            raise ConfigurationError(f"filer: s3 endpoint {site.endpoint.name!r} cannot be used: {error}") from error
-        if site.endpoint.virtual_style:
+            raise ConfigurationError(f"filer: s3 endpoint {endpoint.config.name!r} cannot be used: {error}") from error
+        if endpoint.config.virtual_style:
             self._client.enable_virtual_style_endpoint()  # type: ignore[no-untyped-call]
-        self._region = site.region
+        self._region = endpoint.region
 
     def close(self) -> None:
         self._manager.clear()

@@ -43,7 +43,7 @@ class Proxy:
             self.headers["proxy-authorization"] = _basic(unquote(parts.username), unquote(parts.password or ""))
 
 
-class Connection:
+class TcpConnection:
     """Not open before `connect`. `timeout_s` is for everything up to the first byte of a request."""
 
     def __init__(

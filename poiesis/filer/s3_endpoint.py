@@ -16,27 +16,27 @@ from urllib.parse import quote, urlsplit
 
 from poiesis import __version__
 from poiesis.domain.errors import ConfigurationError
-from poiesis.filer.addresses import shown
-from poiesis.filer.connections import Connection, Proxy
-from poiesis.filer.network import proxy_of, tls_context
+from poiesis.filer.http_connection import ConnectionPool
+from poiesis.filer.proxy_tls import proxy_of, tls_context
 from poiesis.filer.s3_credentials import provider
 from poiesis.filer.s3_signature import EMPTY_SHA256, Signer
 from poiesis.filer.settings import FilerSettings, S3Endpoint
-from poiesis.filer.wire import Wire
+from poiesis.filer.tcp_connection import Proxy, TcpConnection
+from poiesis.filer.urls import shown
 
 if TYPE_CHECKING:
-    from poiesis.filer.sdk import Client
+    from poiesis.filer.minio_client import Client
 
 SSE: Final = "x-amz-server-side-encryption"
 _PLAIN_AWS: Final = r"s3\.(dualstack\.)?([a-z0-9-]+\.)?(amazonaws\.com(?:\.cn)?)"
 
 
-class Site:
+class RegionalEndpoint:
     """One endpoint in one region."""
 
     def __init__(self, endpoint: S3Endpoint, region: str, settings: FilerSettings) -> None:
         """Raises: ConfigurationError."""
-        self.endpoint, self.region, self._settings = endpoint, region, settings
+        self.config, self.region, self._settings = endpoint, region, settings
         parts = urlsplit(endpoint.url)
         wrong = f"filer: s3 endpoint {endpoint.name!r}: {shown(endpoint.url)} "
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -63,7 +63,7 @@ class Site:
         self.provider = provider(endpoint)
         self.read_headers, self.write_headers = _sse(endpoint)
         self._client: Client | None = None
-        self._wires: dict[str, Wire] = {}
+        self._pools: dict[str, ConnectionPool] = {}
         self._addresses: dict[str, tuple[str, str]] = {}
         self._signer = Signer(region)
         self._lock = threading.Lock()
@@ -71,15 +71,15 @@ class Site:
     def close(self) -> None:
         if self._client is not None:
             self._client.close()
-        for wire in self._wires.values():
-            wire.close()
+        for pool in self._pools.values():
+            pool.close()
 
     @property
     def client(self) -> Client:
         """The SDK's, made when first needed."""
         with self._lock:
             if self._client is None:
-                from poiesis.filer.sdk import Client
+                from poiesis.filer.minio_client import Client
 
                 self._client = Client(self)
             return self._client
@@ -122,7 +122,7 @@ class Site:
         return found
 
     def _made_address(self, bucket: str) -> tuple[str, str]:
-        netloc, virtual = self.netloc, self.endpoint.virtual_style
+        netloc, virtual = self.netloc, self.config.virtual_style
         if "amazonaws.com" in self.host or self.host.endswith("aliyuncs.com"):
             match = re.fullmatch(_PLAIN_AWS, netloc)
             if match is None:
@@ -132,22 +132,22 @@ class Site:
             return f"{bucket}.{netloc}", "/"
         return netloc, f"/{bucket}/"
 
-    def wire(self, bucket: str) -> Wire:
+    def pool(self, bucket: str) -> ConnectionPool:
         """The connections to where the bucket is."""
         netloc = self.address(bucket)[0]
         with self._lock:
-            if netloc not in self._wires:
-                self._wires[netloc] = Wire(
+            if netloc not in self._pools:
+                self._pools[netloc] = ConnectionPool(
                     lambda: self._connection(netloc),
                     buffer_bytes=self._settings.buffer_bytes,
                     stall_s=self.stall_s,
                     keep=self._settings.parallel,
                 )
-            return self._wires[netloc]
+            return self._pools[netloc]
 
-    def _connection(self, netloc: str) -> Connection:
+    def _connection(self, netloc: str) -> TcpConnection:
         parts = urlsplit(f"//{netloc}")
-        return Connection(
+        return TcpConnection(
             str(parts.hostname),
             parts.port or (443 if self.is_secure else 80),
             timeout_s=self.timeout_s,
@@ -158,25 +158,25 @@ class Site:
 
 
 @dataclass(frozen=True)
-class Place:
+class ObjectRef:
     url: str
-    site: Site
+    endpoint: RegionalEndpoint
     bucket: str
     key: str
 
 
-def get_headers(site: Site, version: str | None) -> dict[str, str]:
+def get_headers(endpoint: RegionalEndpoint, version: str | None) -> dict[str, str]:
     """Of a request for a whole object, of that version (ETag)."""
-    headers = {**site.read_headers, "x-amz-checksum-mode": "ENABLED"}
+    headers = {**endpoint.read_headers, "x-amz-checksum-mode": "ENABLED"}
     if version:
         headers["if-match"] = f'"{version}"'
     return headers
 
 
-def put_headers(site: Site, sha256: bytes) -> dict[str, str]:
+def put_headers(endpoint: RegionalEndpoint, sha256: bytes) -> dict[str, str]:
     """Of a request that stores a whole object."""
     content = {"content-type": "application/octet-stream", "x-amz-checksum-sha256": base64(sha256)}
-    return {**site.write_headers, **content}
+    return {**endpoint.write_headers, **content}
 
 
 def default_region() -> str:

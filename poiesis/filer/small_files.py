@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from poiesis.domain.errors import PoiesisError
-from poiesis.filer.small import Exchange
+from poiesis.filer.http_connection import HttpConnection, HttpConnectionError, closes
+from poiesis.filer.small_file_protocol import Exchange
 from poiesis.filer.transfer import POLL, Control, Job
-from poiesis.filer.wire import Line, WireError, closes
 from poiesis.ports.filer import Sent
 
 MAX_WAITING: Final = 512  # files taken and not begun
@@ -45,7 +45,7 @@ class _File:
 class _Busy:
     """A connection at work. In its buffer, `end` bytes came; the body is from `start` to `need`, once the head is there."""
 
-    line: Line
+    connection: HttpConnection
     file: _File
     since: float = 0.0
     out: memoryview = field(default_factory=lambda: memoryview(b""))
@@ -57,7 +57,7 @@ class _Busy:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-class Many:
+class SmallFileMover:
     """Takes files until `finish`. `width`: how many connections it may have at work at the moment."""
 
     def __init__(self, control: Control, width: Callable[[], int]) -> None:
@@ -76,7 +76,7 @@ class Many:
         """Whether it takes no more files, and did not do all of those that it took."""
         self._pace_s = 0.0
         self._not_yet: tuple[type[OSError], ...] = (BlockingIOError,)
-        self._thread = threading.Thread(target=self._run, name="filer-many", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="filer-small", daemon=True)
         with ExitStack() as undone:
             self._poll = undone.enter_context(select.epoll())
             self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -130,7 +130,7 @@ class Many:
             while self._goes_on():
                 self._wait()
                 self._begin()
-        except (OSError, ValueError, WireError, PoiesisError):
+        except (OSError, ValueError, HttpConnectionError, PoiesisError):
             pass  # of connecting; the ordinary way says it
         finally:
             with self._lock:
@@ -138,7 +138,7 @@ class Many:
                 self._poll.close()
                 os.close(self._wake)
             for busy in self._busy.values():
-                busy.file.exchange.wire.drop(busy.line)
+                busy.file.exchange.pool.drop(busy.connection)
             for file in [*(busy.file for busy in self._busy.values()), *self._queue]:
                 self._give_back(file)
             self._room.set()
@@ -155,27 +155,27 @@ class Many:
         self._is_growing = False
         while self._queue and len(self._busy) < self._width():
             try:
-                line = self._queue[0].exchange.wire.spare(connect=self._can_connect)
+                connection = self._queue[0].exchange.pool.spare(connect=self._can_connect)
             except Exception:
                 if not self._busy:
                     raise
                 self._can_connect = False  # those that there are go on
                 return
-            if line is None:
+            if connection is None:
                 if not self._busy:
                     self._can_connect = True
                 return
-            is_new = not line.is_used
-            busy = _Busy(line, self._next())
-            self._busy[line.socket.fileno()] = busy
-            if not isinstance(line.socket, socket.socket):
-                raise WireError("nothing that can be waited for")  # TLS within TLS
-            if not line.is_plain:
+            is_new = not connection.is_used
+            busy = _Busy(connection, self._next())
+            self._busy[connection.socket.fileno()] = busy
+            if not isinstance(connection.socket, socket.socket):
+                raise HttpConnectionError("nothing that can be waited for")  # TLS within TLS
+            if not connection.is_plain:
                 from ssl import SSLWantReadError, SSLWantWriteError  # is there by now
 
                 self._not_yet = (BlockingIOError, SSLWantReadError, SSLWantWriteError)
-            line.socket.setblocking(False)
-            self._poll.register(line.socket, select.EPOLLIN)
+            connection.socket.setblocking(False)
+            self._poll.register(connection.socket, select.EPOLLIN)
             self._start(busy)
             if is_new:
                 self._is_growing = True
@@ -201,7 +201,7 @@ class Many:
 
     def _send(self, busy: _Busy) -> None:
         try:
-            sent = busy.line.socket.send(busy.out)
+            sent = busy.connection.socket.send(busy.out)
             busy.since = time.monotonic()
         except self._not_yet:
             sent = 0
@@ -211,7 +211,7 @@ class Many:
         busy.out = busy.out[sent:]
         if bool(busy.out) is not busy.is_sending:
             busy.is_sending = bool(busy.out)
-            self._poll.modify(busy.line.socket, select.EPOLLIN | (select.EPOLLOUT if busy.out else 0))
+            self._poll.modify(busy.connection.socket, select.EPOLLIN | (select.EPOLLOUT if busy.out else 0))
 
     def _wait(self) -> None:
         patience = POLL if self._busy or not self._queue else SOON
@@ -233,38 +233,38 @@ class Many:
     def _read(self, busy: _Busy) -> None:
         """What has come. One call is enough with TLS, too: it brings a record, and an answer ends with one."""
         try:
-            count = busy.line.socket.recv_into(busy.line.view[busy.end :])
+            count = busy.connection.socket.recv_into(busy.connection.view[busy.end :])
             if count == 0:
-                raise WireError("the connection ended early")
+                raise HttpConnectionError("the connection ended early")
             busy.end += count
             busy.since = time.monotonic()
             is_whole = self._is_whole(busy)
         except self._not_yet:
             return
-        except (OSError, ValueError, WireError):
+        except (OSError, ValueError, HttpConnectionError):
             self._lose(busy)
             return
         if is_whole:
             self._answered(busy)
 
     def _is_whole(self, busy: _Busy) -> bool:
-        """Raises: WireError."""
+        """Raises: HttpConnectionError."""
         if busy.need is None:
-            head = busy.line.head(0, busy.end)
+            head = busy.connection.head(0, busy.end)
             if head is None:
                 return False
             busy.start, busy.status, busy.headers = head
             length = busy.headers.get("content-length", "")
             if not length.isdecimal() or "transfer-encoding" in busy.headers:
-                raise WireError("an answer of unknown length")
+                raise HttpConnectionError("an answer of unknown length")
             busy.need = busy.start + int(length)
         return busy.end >= busy.need
 
     def _answered(self, busy: _Busy) -> None:
         try:
             if busy.out or busy.end != busy.need:
-                raise WireError("an answer that is none to the request")
-            sent = busy.file.exchange.answered(busy.status, busy.headers, busy.line.view[busy.start : busy.need])
+                raise HttpConnectionError("an answer that is none to the request")
+            sent = busy.file.exchange.answered(busy.status, busy.headers, busy.connection.view[busy.start : busy.need])
             self._pace(busy.since)
         except Exception:
             self._give_back(busy.file)
@@ -272,10 +272,10 @@ class Many:
             return
         busy.file.moved(sent)
         self._done += 1
-        busy.line.is_used = True
+        busy.connection.is_used = True
         if closes(busy.headers):
             self._drop(busy)
-        elif self._queue and self._queue[0].exchange.wire is busy.file.exchange.wire:
+        elif self._queue and self._queue[0].exchange.pool is busy.file.exchange.pool:
             busy.file = self._next()
             self._start(busy)
         else:
@@ -287,7 +287,7 @@ class Many:
 
     def _lose(self, busy: _Busy) -> None:
         """The connection is no good. One that was kept may have been closed before it had the request, so the file gets another."""
-        if busy.line.is_used and busy.end == 0 and not busy.file.is_again:
+        if busy.connection.is_used and busy.end == 0 and not busy.file.is_again:
             busy.file.is_again = True
             self._queue.appendleft(busy.file)
         else:
@@ -300,13 +300,13 @@ class Many:
 
     def _drop(self, busy: _Busy) -> None:
         self._forget(busy)
-        busy.file.exchange.wire.drop(busy.line)
+        busy.file.exchange.pool.drop(busy.connection)
 
     def _leave(self, busy: _Busy) -> None:
         self._forget(busy)
-        busy.line.wait()
-        busy.file.exchange.wire.give_back(busy.line)
+        busy.connection.wait()
+        busy.file.exchange.pool.give_back(busy.connection)
 
     def _forget(self, busy: _Busy) -> None:
-        self._poll.unregister(busy.line.socket)
-        del self._busy[busy.line.socket.fileno()]
+        self._poll.unregister(busy.connection.socket)
+        del self._busy[busy.connection.socket.fileno()]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poiesis.filer.wire import Slice, Wire, WireError, Writable
+from poiesis.filer.http_connection import ConnectionPool, FileRange, FileWriter, HttpConnectionError
 
 HEAD = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "x"\r\n\r\n'
 WHOLE = HEAD + b"hello"
@@ -75,19 +75,19 @@ class Served:
 
 
 @contextmanager
-def wired(*served: Served, buffer_bytes: int = 4096) -> Iterator[Wire]:
+def wired(*served: Served, buffer_bytes: int = 4096) -> Iterator[ConnectionPool]:
     left = iter(served)
-    wire = Wire(lambda: next(left), buffer_bytes=buffer_bytes, stall_s=2, keep=4)
+    pool = ConnectionPool(lambda: next(left), buffer_bytes=buffer_bytes, stall_s=2, keep=4)
     try:
-        yield wire
+        yield pool
     finally:
-        wire.close()
+        pool.close()
         for each in served:
             each.close()
 
 
-def ask(wire: Wire, method: str = "GET", body: bytes | Slice = b"") -> tuple[int, bytes]:
-    with wire.request(method, "/x", {"host": "h"}, body) as answer:
+def ask(pool: ConnectionPool, method: str = "GET", body: bytes | FileRange = b"") -> tuple[int, bytes]:
+    with pool.request(method, "/x", {"host": "h"}, body) as answer:
         return answer.status, answer.read()
 
 
@@ -104,58 +104,58 @@ PROVISIONAL = b"HTTP/1.1 100 Continue\r\n\r\n" + WHOLE
 @settings(max_examples=60)
 @given(data=st.sampled_from([WHOLE, CHUNKED, UNTIL_CLOSE, PROVISIONAL]), cuts=st.lists(st.integers(0, 200), max_size=8))
 def test_an_answer_is_the_same_in_any_pieces(data: bytes, cuts: list[int]) -> None:
-    with wired(Served([pieces(data, cuts)])) as wire:
-        assert ask(wire) == (200, b"hello")
+    with wired(Served([pieces(data, cuts)])) as pool:
+        assert ask(pool) == (200, b"hello")
 
 
 @pytest.mark.parametrize("data", [WHOLE, CHUNKED, PROVISIONAL])
 def test_an_answer_that_ends_at_any_byte_is_an_error(data: bytes) -> None:
     for cut in range(len(data)):
-        with wired(Served([[data[:cut]]])) as wire, pytest.raises((WireError, OSError)):
-            ask(wire)
+        with wired(Served([[data[:cut]]])) as pool, pytest.raises((HttpConnectionError, OSError)):
+            ask(pool)
 
 
 def test_a_connection_serves_many_requests_with_bodies_of_any_size() -> None:
     bodies = [os.urandom(n) for n in (0, 1, 5000, 70_000, 3, 200_000)]
     scripts = [[b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(b) + b] for b in bodies]
     served = Served(scripts)
-    with wired(served) as wire:
-        assert [ask(wire)[1] for _ in bodies] == bodies
+    with wired(served) as pool:
+        assert [ask(pool)[1] for _ in bodies] == bodies
     assert len(served.requests) == len(bodies)
 
 
 def test_a_kept_connection_that_was_closed_is_replaced() -> None:
-    with wired(Served([[WHOLE]]), Served([[WHOLE]])) as wire:
-        assert [ask(wire), ask(wire)] == [(200, b"hello")] * 2
+    with wired(Served([[WHOLE]]), Served([[WHOLE]])) as pool:
+        assert [ask(pool), ask(pool)] == [(200, b"hello")] * 2
 
 
 def test_a_new_connection_that_is_closed_is_an_error_at_once() -> None:
-    with wired(Served([[]]), Served([[WHOLE]])) as wire, pytest.raises(WireError):
-        ask(wire)
+    with wired(Served([[]]), Served([[WHOLE]])) as pool, pytest.raises(HttpConnectionError):
+        ask(pool)
 
 
 def test_an_answer_left_unread_ends_its_connection() -> None:
     large = b"HTTP/1.1 200 OK\r\ncontent-length: 900000\r\n\r\n" + bytes(900000)
-    with wired(Served([[large]]), Served([[WHOLE]])) as wire:
-        with wire.request("GET", "/x", {}) as answer:
+    with wired(Served([[large]]), Served([[WHOLE]])) as pool:
+        with pool.request("GET", "/x", {}) as answer:
             assert answer.size_bytes == 900000
-        assert ask(wire) == (200, b"hello")
+        assert ask(pool) == (200, b"hello")
 
 
 def test_head_and_empty_answers_have_no_body() -> None:
     script = [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"], [b"HTTP/1.1 204 No\r\n\r\n"], [WHOLE]
-    with wired(Served(script)) as wire:
-        assert ask(wire, "HEAD") == (200, b"")
-        assert ask(wire, "DELETE") == (204, b"")
-        assert ask(wire) == (200, b"hello")
+    with wired(Served(script)) as pool:
+        assert ask(pool, "HEAD") == (200, b"")
+        assert ask(pool, "DELETE") == (204, b"")
+        assert ask(pool) == (200, b"hello")
 
 
 @pytest.mark.parametrize(
     "bad", [b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"x" * 70_000, CHUNKED.replace(b"3;ext=1", b"zz")]
 )
 def test_what_is_no_http_is_an_error(bad: bytes) -> None:
-    with wired(Served([[bad]])) as wire, pytest.raises(WireError):
-        ask(wire)
+    with wired(Served([[bad]])) as pool, pytest.raises(HttpConnectionError):
+        ask(pool)
 
 
 def test_a_part_of_a_file_is_a_body(tmp_path: Path) -> None:
@@ -166,8 +166,8 @@ def test_a_part_of_a_file_is_a_body(tmp_path: Path) -> None:
     served = Served([[WHOLE]])
     try:
         with (
-            wired(served) as wire,
-            wire.request("PUT", "/x", {}, Slice(descriptor, 1000, 2_000_000), moved.append) as answer,
+            wired(served) as pool,
+            pool.request("PUT", "/x", {}, FileRange(descriptor, 1000, 2_000_000), moved.append) as answer,
         ):
             assert answer.status == 200
     finally:
@@ -193,8 +193,8 @@ def saved(
 
     try:
         os.write(descriptor, b"abc")
-        with wired(Served([sent])) as wire, wire.request("GET", "/x", {}) as answer:
-            return list(answer.save(Writable(descriptor, 3, write_at)))
+        with wired(Served([sent])) as pool, pool.request("GET", "/x", {}) as answer:
+            return list(answer.save(FileWriter(descriptor, 3, write_at)))
     finally:
         assert len(os.listdir("/proc/self/fd")) <= before + 1, (
             "pipes are left open"
@@ -210,7 +210,7 @@ def test_a_body_is_saved_where_it_belongs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("cut", [0, 1, 100_000, len(BODY) - 1])
 def test_a_body_that_ends_early_is_no_whole_one(tmp_path: Path, cut: int) -> None:
-    with pytest.raises(WireError, match="before the end"):
+    with pytest.raises(HttpConnectionError, match="before the end"):
         saved(tmp_path / "x", [LONG, BODY[:cut]])
     assert (tmp_path / "x").read_bytes() == b"abc" + BODY[:cut]
 
@@ -256,17 +256,17 @@ def test_a_file_that_became_shorter_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"x" * 100)
     descriptor = os.open(tmp_path / "f", os.O_RDONLY)
     try:
-        with wired(Served([[WHOLE]])) as wire, pytest.raises(WireError, match="shorter"):
-            ask(wire, "PUT", Slice(descriptor, 0, 200))
+        with wired(Served([[WHOLE]])) as pool, pytest.raises(HttpConnectionError, match="shorter"):
+            ask(pool, "PUT", FileRange(descriptor, 0, 200))
     finally:
         os.close(descriptor)
 
 
 def test_a_silent_server_is_an_error_after_a_while() -> None:
     silent = Served([[]], close=False)
-    wire = Wire(lambda: silent, buffer_bytes=4096, stall_s=0.1, keep=1)
+    pool = ConnectionPool(lambda: silent, buffer_bytes=4096, stall_s=0.1, keep=1)
     with pytest.raises(TimeoutError):
-        ask(wire)
+        ask(pool)
     silent.close()
 
 
@@ -274,7 +274,7 @@ def test_a_silent_server_is_an_error_after_a_while() -> None:
 def test_a_server_that_does_not_read_is_an_error_after_a_while(tmp_path: Path, in_one_piece: bool) -> None:
     (tmp_path / "x").write_bytes(bytes(20_000_000))  # more than the buffers between the two hold
     descriptor = os.open(tmp_path / "x", os.O_RDONLY)
-    body = bytes(20_000_000) if in_one_piece else Slice(descriptor, 0, 20_000_000)
+    body = bytes(20_000_000) if in_one_piece else FileRange(descriptor, 0, 20_000_000)
 
     class Deaf(Served):
         def _read(self, other: socket.socket) -> bool:
@@ -283,10 +283,10 @@ def test_a_server_that_does_not_read_is_an_error_after_a_while(tmp_path: Path, i
 
     ended = threading.Event()
     try:
-        with wired(Deaf([[WHOLE]])) as wire:
+        with wired(Deaf([[WHOLE]])) as pool:
             try:
                 with pytest.raises(TimeoutError, match="sent"):
-                    ask(wire, "PUT", body)
+                    ask(pool, "PUT", body)
             finally:
                 ended.set()
     finally:
@@ -294,12 +294,12 @@ def test_a_server_that_does_not_read_is_an_error_after_a_while(tmp_path: Path, i
 
 
 def test_spare_connections_are_no_more_than_are_kept() -> None:
-    with wired(*(Served([[WHOLE]]) for _ in range(4))) as wire:
-        assert wire.spare(connect=False) is None
-        lines = [wire.spare() for _ in range(4)]
+    with wired(*(Served([[WHOLE]]) for _ in range(4))) as pool:
+        assert pool.spare(connect=False) is None
+        lines = [pool.spare() for _ in range(4)]
         assert None not in lines
-        assert wire.spare() is None
+        assert pool.spare() is None
         for line in lines:
             assert line is not None
-            wire.give_back(line)
-        assert wire.spare(connect=False) in lines
+            pool.give_back(line)
+        assert pool.spare(connect=False) in lines

@@ -1,4 +1,4 @@
-"""What a filer whose small files one thread can move (`poiesis.filer.many`) says of each: a request and its answer."""
+"""What a filer whose small files one thread can move (`poiesis.filer.small_files`) says of each: a request and its answer."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Protocol, TypeGuard
 from poiesis.ports.filer import RemoteFile, Sent
 
 if TYPE_CHECKING:
-    from poiesis.filer.wire import Wire
+    from poiesis.filer.http_connection import ConnectionPool
 
 
 class Exchange(Protocol):
     """One small file as a request and its answer. What its methods raise, whatever it is, gives the file back."""
 
-    wire: Wire
+    pool: ConnectionPool
 
     def request(self) -> bytes:
         """Head and body."""

@@ -19,7 +19,7 @@ _COUNT: Final = itertools.count()
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
-class Partial:
+class PartialFile:
     """A file that is being written. Use its `descriptor` with `write`, or `pwrite` from many threads."""
 
     def __init__(self, descriptor: int) -> None:
@@ -44,9 +44,9 @@ class Partial:
 
 
 @contextmanager
-def partial(
+def atomic_file(
     target: Path, *, sync: bool, size_bytes: int | None = None, directory: int | None = None
-) -> Iterator[Partial]:
+) -> Iterator[PartialFile]:
     """A new file for `target`, renamed to it when the block ends well and removed when not.
 
     `size_bytes` reserves the room first, so that a full disk is known before the transfer. `directory`: a descriptor of the directory
@@ -63,7 +63,7 @@ def partial(
             _check_room(descriptor, size_bytes or 0)
         except OSError as error:
             raise translated(str(target), error) from error
-        yield Partial(descriptor)
+        yield PartialFile(descriptor)
         try:
             if sync:
                 os.fsync(descriptor)

@@ -17,10 +17,10 @@ from xml.sax.saxutils import escape
 import pytest
 
 from poiesis.domain.report import FilerReport
-from poiesis.filer import many, staging
-from poiesis.filer.connections import Connection
-from poiesis.filer.many import Many
-from poiesis.filer.s3_small import Get, Put
+from poiesis.filer import small_files, staging
+from poiesis.filer.s3_small_files import Get, Put
+from poiesis.filer.small_files import SmallFileMover
+from poiesis.filer.tcp_connection import TcpConnection
 from poiesis.filer.transfer import Pool
 from tests.integration.filer.middlemen import Authority, Pieces, TlsFront, closing
 from tests.integration.filer.servers import Fault, HttpServer, Request, http_server
@@ -36,13 +36,13 @@ NAMES = [f"{i % 7}/ü & {i}.bin" for i in range(COUNT)]
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each file that the one thread was offered, whether it took it."""
     found: list[bool] = []
-    take = Many.take
+    take = SmallFileMover.take
 
-    def noted(self: Many, *arguments: Any) -> bool:
+    def noted(self: SmallFileMover, *arguments: Any) -> bool:
         found.append(take(self, *arguments))
         return found[-1]
 
-    monkeypatch.setattr(Many, "take", noted)
+    monkeypatch.setattr(SmallFileMover, "take", noted)
     return found
 
 
@@ -50,13 +50,13 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def returned(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What that thread gave back."""
     found: list[object] = []
-    give_back = Many._give_back
+    give_back = SmallFileMover._give_back
 
-    def noted(self: Many, file: Any) -> None:
+    def noted(self: SmallFileMover, file: Any) -> None:
         found.append(file)
         give_back(self, file)
 
-    monkeypatch.setattr(Many, "_give_back", noted)
+    monkeypatch.setattr(SmallFileMover, "_give_back", noted)
     return found
 
 
@@ -125,7 +125,7 @@ def test_each_object_is_asked_for_once_and_comes_right(
 
 
 def test_progress_tells_of_them(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging._Telling, "INTERVAL", 0.002)
+    monkeypatch.setattr(staging._ProgressReporter, "INTERVAL", 0.002)
     total = sum(len(data) for data in offer(web).values())
     told: list[tuple[int, int]] = []
     directory = given("/data", "s3://bucket/dir", type="DIRECTORY")
@@ -150,23 +150,23 @@ def test_objects_that_are_there_already_are_replaced(volume: Path, web: HttpServ
 
 def test_connections_are_no_more_than_allowed(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, now, most = threading.Lock(), 0, 0
-    connect, close = Connection.connect, Connection.close
+    connect, close = TcpConnection.connect, TcpConnection.close
 
-    def connecting(self: Connection) -> None:
+    def connecting(self: TcpConnection) -> None:
         nonlocal now, most
         connect(self)
         with lock:
             now += 1
             most = max(most, now)
 
-    def closing_(self: Connection) -> None:
+    def closing_(self: TcpConnection) -> None:
         nonlocal now
         with lock:
             now -= self.sock is not None
         close(self)
 
-    monkeypatch.setattr(Connection, "connect", connecting)
-    monkeypatch.setattr(Connection, "close", closing_)
+    monkeypatch.setattr(TcpConnection, "connect", connecting)
+    monkeypatch.setattr(TcpConnection, "close", closing_)
     offer(web, content=lambda i: b"x" * (staging.SMALL_BYTES + 1 if i > staging.MANY and i % 3 else 10))
     assert fetch(volume, web, parallel=8).error is None
     assert 1 < most <= 8
@@ -283,7 +283,7 @@ def test_a_server_that_refuses_everything_is_not_asked_for_everything(volume: Pa
     web.faults = lambda r: None if "list-type" in r.path or next(served) < 150 else Fault(status=403)
     report = fetch(volume, web)
     assert report.error_code == "access_denied"
-    assert len(web.requests) < 150 + 2 * many.MAX_GIVEN_BACK + many.MAX_WAITING
+    assert len(web.requests) < 150 + 2 * small_files.MAX_GIVEN_BACK + small_files.MAX_WAITING
 
 
 def test_a_stop_in_the_middle_leaves_nothing_half(volume: Path, web: HttpServer) -> None:
@@ -350,7 +350,7 @@ def test_few_files_and_one_connection_need_no_such_thread(
     def begin(_: object) -> None:
         raise AssertionError("begun")
 
-    monkeypatch.setattr(staging._Stage, "_begin_many", begin)
+    monkeypatch.setattr(staging._Stage, "_begin_mover", begin)
     offer(web, NAMES[: staging.MANY - 1])
     assert fetch(volume, web).error is None
     offer(web)
@@ -363,7 +363,7 @@ def test_without_a_further_thread_it_goes_on_as_before(
     def refuse(*_: Any) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(Many, "__init__", refuse)
+    monkeypatch.setattr(SmallFileMover, "__init__", refuse)
     files = offer(web)
     assert fetch(volume, web).error is None
     assert arrived(volume) == files
@@ -381,8 +381,8 @@ def test_directories_whose_type_is_not_told_may_be_as_many_as_threads(
     volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is listed within a job, so every thread may wait for room at once."""
-    monkeypatch.setattr(many, "MAX_WAITING", 8)
-    monkeypatch.setattr(many, "FEW_WAITING", 4)
+    monkeypatch.setattr(small_files, "MAX_WAITING", 8)
+    monkeypatch.setattr(small_files, "FEW_WAITING", 4)
     files = offer(web)
     inputs = [given(f"/data/{i}", "s3://bucket/dir") for i in range(6)]
     report = bring(volume, *inputs, settings=settings(web, parallel=4))
@@ -526,7 +526,7 @@ def test_a_file_that_vanishes_is_the_only_one_that_does_not_go(
 
     def requesting(self: Put) -> bytes:
         if not gone:
-            gone.append(self._place.url.removeprefix("s3://bucket/dir/"))
+            gone.append(self._ref.url.removeprefix("s3://bucket/dir/"))
             (source / gone[0]).unlink()
         return request(self)
 
@@ -544,7 +544,7 @@ def test_a_file_that_grows_meanwhile_goes_whole(volume: Path, web: HttpServer, m
 
     def requesting(self: Put) -> bytes:
         if not grown:
-            grown.append(self._place.url.removeprefix("s3://bucket/dir/"))
+            grown.append(self._ref.url.removeprefix("s3://bucket/dir/"))
             (source / grown[0]).write_bytes(b"x" * 600_000)
         return request(self)
 

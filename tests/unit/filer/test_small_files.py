@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poiesis.filer import many
-from poiesis.filer.many import Many
+from poiesis.filer import small_files
+from poiesis.filer.http_connection import ConnectionPool
+from poiesis.filer.small_files import SmallFileMover
 from poiesis.filer.transfer import POLL, Control
-from poiesis.filer.wire import Wire
 from poiesis.ports.filer import Sent
 from tests.unit.filer.tasks import quick
-from tests.unit.filer.test_wire import CHUNKED, PROVISIONAL, UNTIL_CLOSE, WHOLE, Served, pieces, wired
+from tests.unit.filer.test_http_connection import CHUNKED, PROVISIONAL, UNTIL_CLOSE, WHOLE, Served, pieces, wired
 
 BOTH = CHUNKED.replace(b"Transfer", b"Content-Length: 38\r\nTransfer")  # the former counts (RFC 9112, 6.3)
 ODD_LENGTH = b"HTTP/1.1 200 OK\r\ncontent-length: \xb2\r\n\r\nhi"
@@ -29,8 +29,8 @@ REQUEST = b"GET /x HTTP/1.1\r\n\r\n"
 class Asked:
     """An exchange that keeps what it is told."""
 
-    def __init__(self, wire: Wire, request: bytes = REQUEST, error: Exception | None = None) -> None:
-        self.wire = wire
+    def __init__(self, pool: ConnectionPool, request: bytes = REQUEST, error: Exception | None = None) -> None:
+        self.pool = pool
         self.answers: list[tuple[int, bytes]] = []
         self._request, self._error = request, error
 
@@ -48,7 +48,7 @@ def control(cancelled: Callable[[], bool] = lambda: False, stall_s: float = 2.0)
     return Control(quick(stall_timeout=timedelta(seconds=stall_s)), cancelled)
 
 
-def move(made: Many, *exchanges: Asked) -> tuple[list[int], list[int]]:
+def move(made: SmallFileMover, *exchanges: Asked) -> tuple[list[int], list[int]]:
     """Numbers of the exchanges that went well, and of those that were given back."""
     moved: list[int] = []
     back: list[int] = []
@@ -65,17 +65,17 @@ def move(made: Many, *exchanges: Asked) -> tuple[list[int], list[int]]:
 @settings(max_examples=60)
 @given(cuts=st.lists(st.integers(0, 200), max_size=8))
 def test_answers_are_the_same_in_any_pieces(cuts: list[int]) -> None:
-    with wired(Served([pieces(WHOLE, cuts)] * 3)) as wire:
-        asked = [Asked(wire) for _ in range(3)]
-        assert move(Many(control(), lambda: 1), *asked) == ([0, 1, 2], [])
+    with wired(Served([pieces(WHOLE, cuts)] * 3)) as pool:
+        asked = [Asked(pool) for _ in range(3)]
+        assert move(SmallFileMover(control(), lambda: 1), *asked) == ([0, 1, 2], [])
     assert [a.answers for a in asked] == [[(200, b"hello")]] * 3
 
 
 def test_an_answer_that_ends_at_any_byte_is_given_back() -> None:
     for cut in range(len(WHOLE)):
-        with wired(Served([[WHOLE[:cut]]])) as wire:
-            asked = Asked(wire)
-            assert move(Many(control(), lambda: 1), asked) == ([], [0])
+        with wired(Served([[WHOLE[:cut]]])) as pool:
+            asked = Asked(pool)
+            assert move(SmallFileMover(control(), lambda: 1), asked) == ([], [0])
             assert asked.answers == []
 
 
@@ -105,138 +105,138 @@ def test_an_answer_that_ends_at_any_byte_is_given_back() -> None:
     ],
 )
 def test_what_is_not_the_usual_answer_is_given_back(data: bytes) -> None:
-    with wired(Served([[data]], close=False)) as wire:
-        assert move(Many(control(), lambda: 1), Asked(wire)) == ([], [0])
+    with wired(Served([[data]], close=False)) as pool:
+        assert move(SmallFileMover(control(), lambda: 1), Asked(pool)) == ([], [0])
 
 
 def test_an_answer_that_is_longer_than_the_buffer_is_given_back() -> None:
     body = b"x" * 70_000
-    with wired(Served([[b"HTTP/1.1 200 OK\r\ncontent-length: 70000\r\n\r\n" + body]])) as wire:
-        assert move(Many(control(), lambda: 1), Asked(wire)) == ([], [0])
+    with wired(Served([[b"HTTP/1.1 200 OK\r\ncontent-length: 70000\r\n\r\n" + body]])) as pool:
+        assert move(SmallFileMover(control(), lambda: 1), Asked(pool)) == ([], [0])
 
 
 def test_a_head_that_never_ends_is_given_back() -> None:
-    with wired(Served([[b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000]])) as wire:
-        assert move(Many(control(), lambda: 1), Asked(wire)) == ([], [0])
+    with wired(Served([[b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000]])) as pool:
+        assert move(SmallFileMover(control(), lambda: 1), Asked(pool)) == ([], [0])
 
 
 def test_any_error_of_an_exchange_gives_that_file_back_alone() -> None:
-    with wired(*(Served([[WHOLE]] * 9) for _ in range(4))) as wire:
-        asked = [Asked(wire, error=KeyError(i) if i == 3 else None) for i in range(6)]
-        assert move(Many(control(), lambda: 2), *asked) == ([0, 1, 2, 4, 5], [3])
+    with wired(*(Served([[WHOLE]] * 9) for _ in range(4))) as pool:
+        asked = [Asked(pool, error=KeyError(i) if i == 3 else None) for i in range(6)]
+        assert move(SmallFileMover(control(), lambda: 2), *asked) == ([0, 1, 2, 4, 5], [3])
 
 
 def test_an_error_before_the_request_gives_that_file_back_alone() -> None:
     def fail() -> bytes:
         raise ValueError("no")
 
-    with wired(Served([[WHOLE]] * 9)) as wire:
-        asked = [Asked(wire) for _ in range(5)]
+    with wired(Served([[WHOLE]] * 9)) as pool:
+        asked = [Asked(pool) for _ in range(5)]
         asked[2].request = fail  # type: ignore[method-assign]
-        assert move(Many(control(), lambda: 1), *asked) == ([0, 1, 3, 4], [2])
+        assert move(SmallFileMover(control(), lambda: 1), *asked) == ([0, 1, 3, 4], [2])
 
 
 def test_a_kept_connection_that_was_closed_costs_no_file() -> None:
-    with wired(Served([[WHOLE]]), Served([[WHOLE]] * 5)) as wire:
-        assert move(Many(control(), lambda: 1), *(Asked(wire) for _ in range(4))) == ([0, 1, 2, 3], [])
+    with wired(Served([[WHOLE]]), Served([[WHOLE]] * 5)) as pool:
+        assert move(SmallFileMover(control(), lambda: 1), *(Asked(pool) for _ in range(4))) == ([0, 1, 2, 3], [])
 
 
 def test_a_server_that_closes_after_each_answer_gets_new_connections() -> None:
     closing = WHOLE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-    with wired(*(Served([[closing]]) for _ in range(6))) as wire:
-        assert move(Many(control(), lambda: 2), *(Asked(wire) for _ in range(6))) == (list(range(6)), [])
+    with wired(*(Served([[closing]]) for _ in range(6))) as pool:
+        assert move(SmallFileMover(control(), lambda: 2), *(Asked(pool) for _ in range(6))) == (list(range(6)), [])
 
 
 def test_nothing_is_asked_on_a_connection_that_is_about_to_close() -> None:
     closing = WHOLE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
-    with wired(Served([[closing], []], close=False), Served([[WHOLE]])) as wire:
-        assert move(Many(control(stall_s=1), lambda: 1), Asked(wire), Asked(wire)) == ([0, 1], [])
+    with wired(Served([[closing], []], close=False), Served([[WHOLE]])) as pool:
+        assert move(SmallFileMover(control(stall_s=1), lambda: 1), Asked(pool), Asked(pool)) == ([0, 1], [])
 
 
 def test_connections_are_no_more_than_asked_for_and_are_given_back() -> None:
-    with wired(*(Served([[WHOLE]] * 60) for _ in range(9))) as wire:
-        assert move(Many(control(), lambda: 3), *(Asked(wire) for _ in range(60)))[0] == list(range(60))
-        assert (wire._open, len(wire._idle)) == (3, 3)
-        with wire.request("GET", "/x", {}) as answer:  # they wait again, as others expect
+    with wired(*(Served([[WHOLE]] * 60) for _ in range(9))) as pool:
+        assert move(SmallFileMover(control(), lambda: 3), *(Asked(pool) for _ in range(60)))[0] == list(range(60))
+        assert (pool._open, len(pool._idle)) == (3, 3)
+        with pool.request("GET", "/x", {}) as answer:  # they wait again, as others expect
             assert answer.read() == b"hello"
 
 
 def test_large_requests_are_sent_in_pieces() -> None:
     body = bytes(range(256)) * 8000
     served = Served([[WHOLE], [WHOLE]])
-    with wired(served) as wire:
+    with wired(served) as pool:
         request = b"PUT /x HTTP/1.1\r\ncontent-length: %d\r\n\r\n" % len(body) + body
-        assert move(Many(control(), lambda: 1), Asked(wire, request), Asked(wire)) == ([0, 1], [])
+        assert move(SmallFileMover(control(), lambda: 1), Asked(pool, request), Asked(pool)) == ([0, 1], [])
     assert served.requests == [request, REQUEST]
 
 
 def test_a_silent_server_gets_its_files_taken_away() -> None:
-    with wired(Served([[WHOLE], []], close=False)) as wire:
-        assert move(Many(control(stall_s=0.3), lambda: 1), Asked(wire), Asked(wire)) == ([0], [1])
+    with wired(Served([[WHOLE], []], close=False)) as pool:
+        assert move(SmallFileMover(control(stall_s=0.3), lambda: 1), Asked(pool), Asked(pool)) == ([0], [1])
 
 
 def test_when_nobody_answers_it_ends_soon() -> None:
     def connect() -> Served:
         raise ConnectionRefusedError("no")
 
-    wire = Wire(connect, buffer_bytes=4096, stall_s=2, keep=4)
-    moved, back = move(Many(control(), lambda: 2), *(Asked(wire) for _ in range(100)))
+    pool = ConnectionPool(connect, buffer_bytes=4096, stall_s=2, keep=4)
+    moved, back = move(SmallFileMover(control(), lambda: 2), *(Asked(pool) for _ in range(100)))
     assert (moved, back) == ([], list(range(100)))
 
 
 def test_when_too_many_are_given_back_it_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(many, "MAX_GIVEN_BACK", 5)
+    monkeypatch.setattr(small_files, "MAX_GIVEN_BACK", 5)
     served = [Served([[b"HTTP/1.1 204 No Content\r\n\r\n"]]) for _ in range(50)]
-    with wired(*served) as wire:
-        assert move(Many(control(), lambda: 2), *(Asked(wire) for _ in range(50))) == ([], list(range(50)))
+    with wired(*served) as pool:
+        assert move(SmallFileMover(control(), lambda: 2), *(Asked(pool) for _ in range(50))) == ([], list(range(50)))
         assert sum(len(s.requests) for s in served) < 15
 
 
 def test_a_stop_gives_back_what_was_not_done() -> None:
     stopped = threading.Event()
-    with wired(Served([[WHOLE], []], close=False)) as wire:
-        made = Many(control(stopped.is_set, stall_s=60), lambda: 1)
-        asked = [Asked(wire) for _ in range(3)]
+    with wired(Served([[WHOLE], []], close=False)) as pool:
+        made = SmallFileMover(control(stopped.is_set, stall_s=60), lambda: 1)
+        asked = [Asked(pool) for _ in range(3)]
         jobs = [made.take(a, lambda _: None, lambda: None) for a in asked]
         assert jobs == [True] * 3
         threading.Timer(0.1, stopped.set).start()
         made.finish()
         assert len(list(made.given_back())) == 2
-        assert wire._open == 0
+        assert pool._open == 0
 
 
 def test_taking_waits_for_room_but_not_behind_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(many, "MAX_WAITING", 4)
-    monkeypatch.setattr(many, "FEW_WAITING", 2)
+    monkeypatch.setattr(small_files, "MAX_WAITING", 4)
+    monkeypatch.setattr(small_files, "FEW_WAITING", 2)
     stopped = threading.Event()
-    with wired(Served([[]], close=False)) as wire:
-        made = Many(control(stopped.is_set, stall_s=60), lambda: 1)
+    with wired(Served([[]], close=False)) as pool:
+        made = SmallFileMover(control(stopped.is_set, stall_s=60), lambda: 1)
         threading.Timer(0.2, stopped.set).start()
-        taken = [made.take(Asked(wire), lambda _: None, lambda: None) for _ in range(8)]
+        taken = [made.take(Asked(pool), lambda _: None, lambda: None) for _ in range(8)]
         assert taken.count(True) in (4, 5)
         assert stopped.is_set()
         made.finish()
 
 
 def test_more_files_than_wait_at_once_all_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(many, "MAX_WAITING", 4)
-    monkeypatch.setattr(many, "FEW_WAITING", 2)
-    with wired(*(Served([[WHOLE]] * 300) for _ in range(2))) as wire:
-        assert move(Many(control(), lambda: 2), *(Asked(wire) for _ in range(300))) == (list(range(300)), [])
+    monkeypatch.setattr(small_files, "MAX_WAITING", 4)
+    monkeypatch.setattr(small_files, "FEW_WAITING", 2)
+    with wired(*(Served([[WHOLE]] * 300) for _ in range(2))) as pool:
+        assert move(SmallFileMover(control(), lambda: 2), *(Asked(pool) for _ in range(300))) == (list(range(300)), [])
 
 
 def test_files_that_come_late_wake_it() -> None:
-    with wired(Served([[WHOLE]] * 9)) as wire:
-        made = Many(control(), lambda: 1)
+    with wired(Served([[WHOLE]] * 9)) as pool:
+        made = SmallFileMover(control(), lambda: 1)
         moved = threading.Event()
         for _ in range(3):
             time.sleep(0.01)
             moved.clear()
-            assert made.take(Asked(wire), lambda _: moved.set(), lambda: None)
+            assert made.take(Asked(pool), lambda _: moved.set(), lambda: None)
             assert moved.wait(POLL * 20)
         made.finish()
         assert list(made.given_back()) == []
-        assert not made.take(Asked(wire), lambda _: None, lambda: None)
+        assert not made.take(Asked(pool), lambda _: None, lambda: None)
 
 
 def test_when_no_more_connections_can_be_had_those_that_there_are_go_on() -> None:
@@ -250,10 +250,10 @@ def test_when_no_more_connections_can_be_had_those_that_there_are_go_on() -> Non
         except StopIteration:
             raise ConnectionRefusedError("no more") from None
 
-    wire = Wire(connect, buffer_bytes=4096, stall_s=2, keep=9)
-    assert move(Many(control(), lambda: 5), *(Asked(wire) for _ in range(60))) == (list(range(60)), [])
+    pool = ConnectionPool(connect, buffer_bytes=4096, stall_s=2, keep=9)
+    assert move(SmallFileMover(control(), lambda: 5), *(Asked(pool) for _ in range(60))) == (list(range(60)), [])
     assert len(tried) == 3
-    wire.close()
+    pool.close()
 
 
 def test_where_files_take_long_it_gives_up() -> None:
@@ -262,9 +262,9 @@ def test_where_files_take_long_it_gives_up() -> None:
             time.sleep(0.006)
             return super().answered(status, headers, body)
 
-    with wired(*(Served([[WHOLE]] * 300) for _ in range(2))) as wire:
-        made = Many(control(), lambda: 2)
-        moved, back = move(made, *(Slow(wire) for _ in range(300)))
+    with wired(*(Served([[WHOLE]] * 300) for _ in range(2))) as pool:
+        made = SmallFileMover(control(), lambda: 2)
+        moved, back = move(made, *(Slow(pool) for _ in range(300)))
         assert made.gave_up
         assert sorted(moved + back) == list(range(300))
         assert 20 < len(moved) < 150
@@ -280,9 +280,9 @@ def test_a_file_that_takes_long_makes_no_other_connection_silent() -> None:
         time.sleep(seconds)
         yield WHOLE
 
-    with wired(Served([late(0.05)]), *(Served([late(0.1)]) for _ in range(3))) as wire:
-        asked = [Slow(wire), *(Asked(wire) for _ in range(3))]
-        assert move(Many(control(stall_s=0.3), lambda: 4), *asked) == ([0, 1, 2, 3], [])
+    with wired(Served([late(0.05)]), *(Served([late(0.1)]) for _ in range(3))) as pool:
+        asked = [Slow(pool), *(Asked(pool) for _ in range(3))]
+        assert move(SmallFileMover(control(stall_s=0.3), lambda: 4), *asked) == ([0, 1, 2, 3], [])
 
 
 def test_without_descriptors_nothing_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,21 +292,21 @@ def test_without_descriptors_nothing_is_left_open(monkeypatch: pytest.MonkeyPatc
     before = len(os.listdir("/proc/self/fd"))
     monkeypatch.setattr(os, "eventfd", refuse)
     with pytest.raises(OSError, match="too many"):
-        Many(control(), lambda: 1)
+        SmallFileMover(control(), lambda: 1)
     monkeypatch.undo()
     monkeypatch.setattr(threading.Thread, "start", lambda _: refuse())
     with pytest.raises(OSError, match="too many"):
-        Many(control(), lambda: 1)
+        SmallFileMover(control(), lambda: 1)
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_fault_of_its_own_loses_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # which would print it
 
-    def bug(_: Many, __: object) -> bool:
+    def bug(_: SmallFileMover, __: object) -> bool:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Many, "_is_whole", bug)
-    with wired(*(Served([[WHOLE]] * 9) for _ in range(2))) as wire:
-        assert move(Many(control(), lambda: 2), *(Asked(wire) for _ in range(20))) == ([], list(range(20)))
-        assert wire._open == 0
+    monkeypatch.setattr(SmallFileMover, "_is_whole", bug)
+    with wired(*(Served([[WHOLE]] * 9) for _ in range(2))) as pool:
+        assert move(SmallFileMover(control(), lambda: 2), *(Asked(pool) for _ in range(20))) == ([], list(range(20)))
+        assert pool._open == 0
