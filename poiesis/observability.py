@@ -12,7 +12,9 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
@@ -43,6 +45,29 @@ LEADING = Gauge("poiesis_monitor_is_leader", "1 in the monitor that leads.")
 def without_credentials(text: str) -> str:
     """The text with `user:password@` taken out of its URLs."""
     return _CREDENTIALS.sub("", text)
+
+
+_task_id: ContextVar[str | None] = ContextVar("task_id", default=None)
+
+
+@contextmanager
+def bind_task(task_id: str) -> Iterator[None]:
+    """Every log line of this thread gets `task_id` until the block ends."""
+    token = _task_id.set(task_id)
+    try:
+        yield
+    finally:
+        _task_id.reset(token)
+
+
+class TaskIdFilter(logging.Filter):
+    """Add the bound task id to records that do not name a task themselves."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        task_id = _task_id.get()
+        if task_id is not None and not hasattr(record, "task_id"):
+            record.task_id = task_id
+        return True
 
 
 class JsonFormatter(logging.Formatter):
@@ -96,6 +121,7 @@ def configure_logging(level: str, form: str) -> None:
     if form not in ("json", "text"):
         raise ConfigurationError(f"{form!r} is no log format; give json or text")
     handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(TaskIdFilter())
     handler.setFormatter(TextFormatter() if form == "text" else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

@@ -45,6 +45,11 @@ class Stage(StrEnum):
     CLEAN = "clean"  # torc: remove every object, see that it is gone
     DONE = "done"  # nothing is left to do, nothing is left behind
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether the task, or its attempt, has an outcome: from here on objects are only deleted."""
+        return self in (Stage.FINISH, Stage.CLEAN, Stage.DONE)
+
 
 class Role(StrEnum):
     TORC = "torc"

@@ -196,6 +196,6 @@ class Task:
     @property
     def due_stage(self) -> Stage:
         """The stage to act on now: a cancel request goes straight to the finish."""
-        if self.cancel_requested_at is not None and self.stage not in (Stage.FINISH, Stage.CLEAN, Stage.DONE):
+        if self.cancel_requested_at is not None and not self.stage.is_ending:
             return Stage.FINISH
         return self.stage

@@ -29,20 +29,24 @@ class Cluster(Protocol):
         """Start one pod of the plan; its containers begin side by side and take turns."""
         ...
 
-    def observe(self, task: Task, *, poked: bool = False, tails: bool = False) -> Observed:
-        """All that exists of the task, all attempts.
+    def observe(self, task: Task, *, plan: Plan | None = None, poked: bool = False, tails: bool = False) -> Observed:
+        """Everything that exists of the task, from all attempts.
 
-        Records and reports of the present attempt are filled in for what has ended. `poked`: the task's containers said that the end
-        has come, so look for records before the cluster shows it. `tails`: read live ends of running executors' output too.
+        Records and reports of the current attempt are filled in for containers that have ended. `plan`: the task's, if the caller
+        has made it. `poked`: a container reported its end, so look for records before the cluster shows it. `tails`: also read the
+        last output of running executors.
         """
         ...
 
-    def delete_pods(self, task: Task) -> None:
-        """Ask for the end of every pod of the task, all attempts: their commands get SIGTERM, after a grace SIGKILL."""
+    def delete_pods(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
+        """Request deletion of every pod of attempts 1 to `attempts`: their commands get SIGTERM, and SIGKILL after a grace period.
+
+        `plan`, of the last attempt, saves looking up the names of its objects.
+        """
         ...
 
-    def delete_all(self, task: Task) -> None:
-        """Ask for the removal of every object of the task, all attempts: pods first, then documents and volumes."""
+    def delete_all(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
+        """Like `delete_pods`, and of documents and volumes after the pods."""
         ...
 
     def ready(self) -> None:
@@ -65,7 +69,7 @@ class ClusterEvents(Protocol):
 
 
 @runtime_checkable
-class TellsStarting(Protocol):
+class ReportsStarting(Protocol):
     """Optional ability: tell which tasks keep the nodes busy with starting their pods."""
 
     def starting(self) -> Collection[TaskId]:
@@ -74,9 +78,9 @@ class TellsStarting(Protocol):
 
 
 @runtime_checkable
-class HearsRecords(Protocol):
+class AcceptsRecords(Protocol):
     """Optional ability: take closing records from the containers themselves, before the cluster can show them."""
 
-    def hear(self, task: Task, records: Sequence[Record]) -> None:
+    def accept_records(self, task: Task, records: Sequence[Record]) -> None:
         """What containers of the task's present pod sent along with a poke; `observe` shows it from now on. Bounded, may be forgotten."""
         ...

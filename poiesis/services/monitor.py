@@ -19,13 +19,13 @@ from poiesis.domain.observed import Record
 from poiesis.domain.policy import Policy
 from poiesis.domain.records import MAX_RECORD_BYTES, parse_record
 from poiesis.domain.states import ROLE_OF, Role, Stage
-from poiesis.domain.task import Executor, Task, TaskId, TaskSpec, Version, View
+from poiesis.domain.task import Task, TaskId, Version, View
 from poiesis.observability import SWEPT
 from poiesis.ports.clock import Clock
-from poiesis.ports.cluster import Cluster, ClusterEvents, TellsStarting
+from poiesis.ports.cluster import Cluster, ClusterEvents, ReportsStarting
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskFilter, TaskRepository
-from poiesis.services.clean_ups import CleanUps
+from poiesis.services.deferred_cleanup import DeferredCleanup
 from poiesis.services.orchestrator import Orchestrator
 from poiesis.services.work_queue import WorkQueue
 
@@ -35,8 +35,8 @@ MONITORED: Final = frozenset({Stage.RUN})  # stages whose effects the monitor ap
 RESYNC_BATCH: Final = 500
 RESYNC_ALL: Final = 100_000
 REPUBLISH: Final = timedelta(seconds=15)  # a published link has this long to be taken before it is published again
-FORGET_EVERY: Final = timedelta(minutes=10)
-FORGET_BATCH: Final = 200
+PURGE_EVERY: Final = timedelta(minutes=10)
+PURGE_BATCH: Final = 200
 SWEEP_EVERY: Final = timedelta(minutes=5)
 MAX_HEARD_BYTES: Final = 32 * 1024 * 1024  # of records that came with pokes and wait for reconcile
 REPUBLISH_LATER: Final = timedelta(minutes=5)  # the longest time between two publications of the same link
@@ -82,19 +82,23 @@ class Monitor:
         # what was published last for a task, and when: its pod's events find the same stage due over and over
         self._last: OrderedDict[TaskId, tuple[Version, Stage, datetime]] = OrderedDict()
         self._last_lock = threading.Lock()
-        starting = events.starting if isinstance(events, TellsStarting) else tuple
-        self._clean_ups = CleanUps(lambda task_id: queue.publish(task_id, Stage.CLEAN), starting)
+        starting = events.starting if isinstance(events, ReportsStarting) else tuple
+        self._cleanup = DeferredCleanup(lambda task_id: queue.publish(task_id, Stage.CLEAN), starting)
         self._stop = threading.Event()
         self._threads: list[threading.Thread] = []
 
     def listen(self) -> None:
         """Begin to handle wake-ups: enough for one that does not lead, whom pokes may reach too."""
         self._work.start()
-        self._clean_ups.start()
+        self._cleanup.start()
 
     def start(self) -> None:
         """Lead: follow the cluster, resync, sweep."""
-        for target, every in ((self.resync, self._resync), (self.sweep, SWEEP_EVERY), (self.forget, FORGET_EVERY)):
+        for target, every in (
+            (self.resync, self._resync),
+            (self.sweep, SWEEP_EVERY),
+            (self.purge_expired, PURGE_EVERY),
+        ):
             thread = threading.Thread(target=self._repeat, args=(target, every), name=target.__name__, daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -115,7 +119,7 @@ class Monitor:
     def close(self) -> None:
         self._stop.set()
         self._work.close()
-        self._clean_ups.close()
+        self._cleanup.close()
         for thread in self._threads:
             thread.join(5)
 
@@ -189,29 +193,26 @@ class Monitor:
             log.warning("sweep_found", extra={"tasks": found})
         return found
 
-    def forget(self) -> int:
+    def purge_expired(self) -> int:
         """Delete done tasks older than the retention from the store; answers how many. Ids sort by time, so no other index is needed."""
         if self._retention is None:
             return 0
         after: TaskId | None = new_task_id(self._clock.now() - self._retention, bytes)
-        forgotten = 0
+        purged = 0
         while after is not None and not self._stop.is_set():
-            page = self._repository.list(TaskFilter(), limit=FORGET_BATCH, after=after, view=View.MINIMAL)
-            forgotten += sum(self._repository.delete(task.id) for task in page.tasks)
+            page = self._repository.list(TaskFilter(), limit=PURGE_BATCH, after=after, view=View.MINIMAL)
+            purged += sum(self._repository.delete(task.id) for task in page.tasks)
             after = page.next_after
-        return forgotten
+        return purged
 
     def _remove_unknown(self, task_id: TaskId) -> None:
         """Objects whose task the store does not have. A task is stored before anything is made for it, so nothing of it is to come."""
-        nobody = TaskSpec(executors=(Executor("none", ("none",)),))
         log.warning("sweep_unknown_task", extra={"task_id": task_id})
-        self._cluster.delete_all(
-            Task(id=task_id, spec=nobody, created_at=self._clock.now(), attempt=self._policy.max_attempts)
-        )
+        self._cluster.delete_all(task_id, self._policy.max_attempts)
 
     def _reconcile(self, task_id: TaskId, hint: str | None) -> None:
         heard = self._take_heard(task_id, hint) if hint is not None else ()
-        if self._clean_ups.holds(task_id):
+        if self._cleanup.holds(task_id):
             return
         try:
             reconciled = self._orchestrator.reconcile(task_id, MONITORED, poked=hint, heard=heard)
@@ -239,7 +240,7 @@ class Monitor:
                 self._last.popitem(last=False)
         try:
             if stage is Stage.CLEAN:
-                self._clean_ups.add(task.id)
+                self._cleanup.add(task.id)
             else:
                 self._queue.publish(task.id, stage)
         except QueueUnavailable:

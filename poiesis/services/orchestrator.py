@@ -36,12 +36,13 @@ from poiesis.domain.decide import (
 )
 from poiesis.domain.errors import ClusterRefused, PoiesisError, Unavailable, UnknownTask
 from poiesis.domain.observed import Record
+from poiesis.domain.plan import Plan
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import Outcome, Task, TaskId, Version
 from poiesis.observability import TASKS_ENDED
 from poiesis.ports.clock import Clock
-from poiesis.ports.cluster import Cluster, HearsRecords
+from poiesis.ports.cluster import AcceptsRecords, Cluster
 from poiesis.ports.repository import TaskRepository
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,6 @@ CLAIM: Final = timedelta(
 )  # longer than a call to the cluster lasts with all its retries, begun within CLAIM_FRESH
 CLAIM_FRESH: Final = timedelta(seconds=5)
 MAX_STEPS: Final = 50  # of one call; a task needs fewer than one for each stage and executor pod
-_DELETIONS: Final = (Stage.FINISH, Stage.CLEAN, Stage.DONE)
 
 
 def stages_of(role: Role) -> frozenset[Stage]:
@@ -125,7 +125,7 @@ class Orchestrator:
                         desired = stored
                         continue
                     desired = stored
-                if stage in _DELETIONS:  # what is known has to be safe before what it came from goes
+                if stage.is_ending:  # what is known has to be safe before what it came from goes
                     stored, lost = self._settle(stored, desired, mine)
                     if lost:
                         desired = stored
@@ -163,7 +163,7 @@ class Orchestrator:
         except UnknownTask:
             return
         repeats = task.outcome is not None and task.outcome.retry and task.cancel_requested_at is None
-        if task.state.is_terminal or (task.due_stage in _DELETIONS and not repeats):
+        if task.state.is_terminal or (task.due_stage.is_ending and not repeats):
             return
         message = f"{type(error).__name__} in stage {task.stage.value}; the service's log has the trace"
         now = self._clock.now()
@@ -189,8 +189,8 @@ class Orchestrator:
     ) -> Decision:
         """Raises: Unavailable when the cluster had to be observed and could not."""
         was_poked = poked is not None and poked == task.poke_nonce
-        if was_poked and heard and isinstance(self._cluster, HearsRecords):
-            self._cluster.hear(task, heard)
+        if was_poked and heard and isinstance(self._cluster, AcceptsRecords):
+            self._cluster.accept_records(task, heard)
         observed = None
         now = self._clock.now()
         if needs_observation(task) and not self._is_all_there(stored, task, mine, now):
@@ -218,14 +218,13 @@ class Orchestrator:
                 "error": str(error),
             }
             log.warning("effect_failed", extra=extra)
-            if task.due_stage in _DELETIONS:  # tried again for ever, by resync
+            if task.due_stage.is_ending:  # tried again for ever, by resync
                 return Decision(task)
             after = decide_after(task, error, self._clock.now(), self._policy)
             return Decision(after, decision.effects, again=after.due_stage is Stage.FINISH)
         return decision
 
     def _do(self, effect: Effect, task: Task) -> None:
-        """The plan is made only where it is needed: a task that cannot be planned has to be cleaned up all the same."""
         match effect:
             case CreateVolume():
                 self._cluster.create_volume(task, plan_of(task, self._policy))
@@ -238,9 +237,16 @@ class Orchestrator:
                     raise ClusterRefused(f"the plan has no pod {part!r}")
                 self._cluster.launch(task, plan, pod)
             case DeletePods():
-                self._cluster.delete_pods(task)
+                self._cluster.delete_pods(task.id, task.attempt, self._plan_if_valid(task))
             case DeleteAll():
-                self._cluster.delete_all(task)
+                self._cluster.delete_all(task.id, task.attempt, self._plan_if_valid(task))
+
+    def _plan_if_valid(self, task: Task) -> Plan | None:
+        """None for a task that cannot be planned, which must be deleted nevertheless."""
+        try:
+            return plan_of(task, self._policy)
+        except ValueError:
+            return None
 
     def _settle(self, stored: Task, desired: Task, mine: frozenset[Stage]) -> tuple[Task, bool]:
         """Save steps taken without effects, where this process is the one to: its own stage, or one that it alone has observed."""
@@ -268,8 +274,8 @@ class Orchestrator:
     def _undo(self, before: Task, decision: Decision, now_stored: Task) -> None:
         """After a lost race: what was made for a task that meanwhile came to its end must not stay."""
         made = any(isinstance(e, Launch | CreateVolume | CreateDocuments) for e in decision.effects)
-        if made and now_stored.due_stage in _DELETIONS:
+        if made and now_stored.due_stage.is_ending:
             try:
-                self._cluster.delete_all(before)
+                self._cluster.delete_all(before.id, before.attempt, self._plan_if_valid(before))
             except PoiesisError as error:  # the sweep finds it
                 log.warning("undo_failed", extra={"task_id": before.id, "error": str(error)})

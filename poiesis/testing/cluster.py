@@ -81,15 +81,15 @@ class MemoryCluster:
     # ── the port ────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def create_volume(self, task: Task, plan: Plan) -> None:
-        with self._call("create_volume", task) as mine:
+        with self._call("create_volume", task.id, task.attempt) as mine:
             mine.volumes.add(object_name(task.id, task.attempt, "volume"))
 
     def create_documents(self, task: Task, plan: Plan) -> None:
-        with self._call("create_documents", task) as mine:
+        with self._call("create_documents", task.id, task.attempt) as mine:
             mine.documents.add(object_name(task.id, task.attempt, "filer"))
 
     def launch(self, task: Task, plan: Plan, pod: PodPlan) -> None:
-        with self._call("launch", task, pod.part) as mine:
+        with self._call("launch", task.id, task.attempt, pod.part) as mine:
             name = object_name(task.id, task.attempt, pod.part)
             if name not in mine.pods:
                 self.created[task.id, task.attempt, pod.part] += 1
@@ -97,8 +97,8 @@ class MemoryCluster:
                 now = self._clock.now()
                 mine.pods[name] = Pod(name, task.attempt, pod.part, created_at=now, containers=containers)
 
-    def observe(self, task: Task, *, poked: bool = False, tails: bool = False) -> Observed:
-        with self._call("observe", task, changes=False) as mine:
+    def observe(self, task: Task, *, plan: Plan | None = None, poked: bool = False, tails: bool = False) -> Observed:
+        with self._call("observe", task.id, task.attempt, changes=False) as mine:
             return Observed(
                 pods=tuple(mine.pods.values()),
                 volumes=tuple(sorted(mine.volumes)),
@@ -107,12 +107,12 @@ class MemoryCluster:
                 tails=dict(mine.tails) if tails else {},
             )
 
-    def delete_pods(self, task: Task) -> None:
-        with self._call("delete_pods", task) as mine:
+    def delete_pods(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
+        with self._call("delete_pods", task_id, attempts) as mine:
             self._delete_pods(mine)
 
-    def delete_all(self, task: Task) -> None:
-        with self._call("delete_all", task) as mine:
+    def delete_all(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
+        with self._call("delete_all", task_id, attempts) as mine:
             self._delete_pods(mine)
             mine.documents.clear()
             mine.volumes.clear()
@@ -219,29 +219,31 @@ class MemoryCluster:
         """Somebody deletes the pod, and it is gone."""
         with self._lock:
             del self._of(task_id).pods[self._pod(task_id, part).name]
-        self._tell(TaskId(task_id))
+        self._notify(TaskId(task_id))
 
     def remove(self, task_id: str) -> None:
         """What is being deleted is gone."""
         with self._lock:
             mine = self._of(task_id)
             mine.pods = {name: pod for name, pod in mine.pods.items() if not pod.deleting}
-        self._tell(TaskId(task_id))
+        self._notify(TaskId(task_id))
 
     # ── inside ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @contextmanager
-    def _call(self, method: Method, task: Task, part: str | None = None, *, changes: bool = True) -> Iterator[_Objects]:
+    def _call(
+        self, method: Method, task_id: TaskId, attempt: int, part: str | None = None, *, changes: bool = True
+    ) -> Iterator[_Objects]:
         with self._lock:
-            self.calls.append(Call(method, task.id, task.attempt, part))
+            self.calls.append(Call(method, task_id, attempt, part))
             if self.down:
                 raise ClusterUnavailable("the cluster is down")
             fault = self._fault(method)
             if fault is not None and not fault.after:
                 raise fault.error
-            yield self._of(task.id)
+            yield self._of(task_id)
         if changes:
-            self._tell(task.id)
+            self._notify(task_id)
         if fault is not None:
             raise fault.error
 
@@ -266,12 +268,12 @@ class MemoryCluster:
         with self._lock:
             pod = self._pod(task_id, part)
             self._of(task_id).pods[pod.name] = change(pod)
-        self._tell(TaskId(task_id))
+        self._notify(TaskId(task_id))
 
     def _delete_pods(self, mine: _Objects) -> None:
         mine.pods = {name: replace(pod, deleting=True) for name, pod in mine.pods.items()} if self.slow else {}
 
-    def _tell(self, task_id: TaskId) -> None:
+    def _notify(self, task_id: TaskId) -> None:
         if self._wake is not None:
             for _ in range(self.events):
                 self._wake(task_id)

@@ -20,6 +20,7 @@ from poiesis.observability import (
     HealthServer,
     JsonFormatter,
     TextFormatter,
+    bind_task,
     configure_logging,
     without_credentials,
 )
@@ -214,3 +215,18 @@ def test_a_connection_that_says_nonsense_does_no_harm(make_site: Callable[..., S
             connection.shutdown(socket.SHUT_WR)
             connection.recv(100)
     assert site.ask("GET", "/healthz")[0] == 200
+
+
+def test_log_lines_get_the_bound_task_id_unless_they_have_their_own(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info", "json")
+    logger = logging.getLogger("poiesis.test")
+    with bind_task("outer"):
+        with bind_task("inner"):
+            logger.info("bound")
+        logger.info("explicit", extra={"task_id": "other"})
+        logger.info("restored")
+    logger.info("unbound")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [line.get("task_id") for line in lines] == ["inner", "other", "outer", None]

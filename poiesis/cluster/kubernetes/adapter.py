@@ -42,7 +42,6 @@ from poiesis.domain.observed import Observed, Pod, Record
 from poiesis.domain.plan import Plan, PodPlan
 from poiesis.domain.policy import Policy
 from poiesis.domain.report import FilerReport
-from poiesis.domain.states import Stage
 from poiesis.domain.task import Task, TaskId
 
 log = logging.getLogger(__name__)
@@ -52,7 +51,6 @@ BINDING_PAUSE_S: Final = 0.02  # before the second look at a volume; grows by ha
 BINDS_LATE_S: Final = 60.0  # how long volumes that were not bound in time are not waited for
 LAUNCHER_SEEN_S: Final = 600.0  # how long the launcher's ConfigMap is believed to be still there
 MAX_UIDS: Final = 10_000
-_ENDING: Final = (Stage.FINISH, Stage.CLEAN, Stage.DONE)
 
 
 class KubernetesCluster:
@@ -251,14 +249,14 @@ class KubernetesCluster:
             while len(self._volume_uids) > MAX_UIDS:
                 self._volume_uids.popitem(last=False)
 
-    def hear(self, task: Task, records: Sequence[Record]) -> None:
+    def accept_records(self, task: Task, records: Sequence[Record]) -> None:
         part = task.part or plan_of(task, self._policy).executor_pods[0].part  # its launch may not be saved yet
-        self._records.hear(object_name(task.id, task.attempt, part), records)
+        self._records.accept_records(object_name(task.id, task.attempt, part), records)
 
     # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def observe(self, task: Task, *, poked: bool = False, tails: bool = False) -> Observed:
-        pod_views, volume_views = self._views(task)
+    def observe(self, task: Task, *, plan: Plan | None = None, poked: bool = False, tails: bool = False) -> Observed:
+        pod_views, volume_views = self._views(task, plan)
         found: list[Pod] = []
         reports: dict[str, FilerReport] = {}
         live: dict[str, tuple[str, str]] = {}
@@ -274,18 +272,19 @@ class KubernetesCluster:
                 live |= self._records.tails(view, said)
         return Observed(pods=tuple(found), volumes=tuple(v.name for v in volume_views), reports=reports, tails=live)
 
-    def _views(self, task: Task) -> tuple[tuple[PodView, ...], tuple[VolumeView, ...]]:
+    def _views(self, task: Task, plan: Plan | None) -> tuple[tuple[PodView, ...], tuple[VolumeView, ...]]:
         if self._is_followed():
             known, volumes = self._cache.pods(task.id), self._cache.volumes(task.id)
-            if self._is_certain(task, {v.name for v in known}, {v.name for v in volumes}):
+            if self._is_certain(task, plan, {v.name for v in known}, {v.name for v in volumes}):
                 return known, volumes
-        return self._listed(task)
+        following = not task.due_stage.is_ending and task.part is not None
+        return self._listed(task.id, (PODS,) if following else (PODS, VOLUMES))
 
-    def _is_certain(self, task: Task, pod_names: set[str], volume_names: set[str]) -> bool:
+    def _is_certain(self, task: Task, plan: Plan | None, pod_names: set[str], volume_names: set[str]) -> bool:
         """Whether the cache's answer needs no second look: what the task's stage asks about is there, or was seen deleted."""
-        if task.due_stage not in _ENDING and task.part is not None:
+        if not task.due_stage.is_ending and task.part is not None:
             return self._is_known(PODS, object_name(task.id, task.attempt, task.part), pod_names)
-        plan = plan_of(task, self._policy)
+        plan = plan or plan_of(task, self._policy)
         wanted = [object_name(task.id, task.attempt, p.part) for p in plan.pods]
         if not all(self._is_known(PODS, name, pod_names) for name in wanted):
             return False
@@ -296,39 +295,38 @@ class KubernetesCluster:
     def _is_known(self, kind: str, name: str, present: set[str]) -> bool:
         return name in present or self._cache.is_gone(kind, name)
 
-    def _listed(self, task: Task) -> tuple[tuple[PodView, ...], tuple[VolumeView, ...]]:
-        query = {"labelSelector": labels.selector(self.settings, task.id)}
-        following = task.due_stage not in _ENDING and task.part is not None
-        kinds = (PODS,) if following else (PODS, VOLUMES)
+    def _listed(
+        self, task_id: TaskId, kinds: Sequence[str] = (PODS, VOLUMES)
+    ) -> tuple[tuple[PodView, ...], tuple[VolumeView, ...]]:
+        query = {"labelSelector": labels.selector(self.settings, task_id)}
         try:
             lists = {kind: self.client.get(f"{self._core}/{kind}", query) for kind in kinds}
         except ApiError as error:
-            raise translate(error, f"list objects of task {task.id}") from error
+            raise translate(error, f"list objects of task {task_id}") from error
         pod_views = (project_pod(d) for d in lists[PODS].get("items") or [])
         volume_views = (project_volume(d) for d in lists.get(VOLUMES, {}).get("items") or [])
         return (
-            tuple(v for v in pod_views if v is not None and v.task_id == task.id),
-            tuple(v for v in volume_views if v is not None and v.task_id == task.id),
+            tuple(v for v in pod_views if v is not None and v.task_id == task_id),
+            tuple(v for v in volume_views if v is not None and v.task_id == task_id),
         )
 
     # ── removing ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def delete_pods(self, task: Task) -> None:
-        self._delete(task, with_volumes=False)
+    def delete_pods(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
+        self._delete(task_id, attempts, plan, with_volumes=False)
 
-    def delete_all(self, task: Task) -> None:
-        self._delete(task, with_volumes=True)
+    def delete_all(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
+        self._delete(task_id, attempts, plan, with_volumes=True)
 
-    def _delete(self, task: Task, *, with_volumes: bool) -> None:
-        """Names of this attempt come from the plan; what else there may be (earlier attempts, a task nobody knows) from the cache, or
-        from a list. The Secrets are the volume's and go with it."""
-        plan = plan_of(task, self._policy)
-        pod_names = [object_name(task.id, task.attempt, p.part) for p in plan.pods]
-        volume_names = [] if plan.volume_bytes is None else [objects.volume_name(task.id, task.attempt)]
+    def _delete(self, task_id: TaskId, attempts: int, plan: Plan | None, *, with_volumes: bool) -> None:
+        """Names of the last attempt come from the plan, other names (earlier attempts, a task without a plan) from the cache or a list.
+        The volume owns the Secrets, which are deleted with it."""
+        pod_names = [object_name(task_id, attempts, p.part) for p in plan.pods] if plan else []
+        volume_names = [objects.volume_name(task_id, attempts)] if plan and plan.volume_bytes is not None else []
         if self._is_followed():
-            known, volumes = self._cache.pods(task.id), self._cache.volumes(task.id)
-        elif task.attempt > 1:
-            known, volumes = self._listed(task)
+            known, volumes = self._cache.pods(task_id), self._cache.volumes(task_id)
+        elif attempts > 1 or plan is None:
+            known, volumes = self._listed(task_id)
         else:
             known, volumes = (), ()
         pod_names += [v.name for v in known if v.name not in pod_names]

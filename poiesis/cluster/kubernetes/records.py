@@ -83,7 +83,7 @@ class Records:
             return said | self._from_logs_early(pod, missing)
         return said
 
-    def hear(self, pod_name: str, records: Iterable[Record]) -> None:
+    def accept_records(self, pod_name: str, records: Iterable[Record]) -> None:
         """Records that came with a poke, before the pod's status or log can be read. They are as trustworthy as the log: user code can
         write both."""
         with self._lock:

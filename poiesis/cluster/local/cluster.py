@@ -148,7 +148,7 @@ class LocalCluster:
             write_document(folder.pod(pod.part), {**local.document(), "created_at": self._clock.now().isoformat()})
             self._enqueue(local)
 
-    def observe(self, task: Task, *, poked: bool = False, tails: bool = False) -> Observed:
+    def observe(self, task: Task, *, plan: Plan | None = None, poked: bool = False, tails: bool = False) -> Observed:
         with self._translated():
             return self._observe(task, tails)
 
@@ -173,12 +173,12 @@ class LocalCluster:
                     live |= self._tails(folder)
         return Observed(tuple(pods), tuple(volumes), tuple(documents), reports, live)
 
-    def delete_pods(self, task: Task) -> None:
-        for folder in folders_of(self._tasks, task.id, task.attempt):
+    def delete_pods(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
+        for folder in folders_of(self._tasks, task_id, attempts):
             self._delete_pods(folder)
 
-    def delete_all(self, task: Task) -> None:
-        for folder in folders_of(self._tasks, task.id, task.attempt):
+    def delete_all(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
+        for folder in folders_of(self._tasks, task_id, attempts):
             with self._lock, self._translated():
                 if folder.name in self._removing or not folder.exists:  # a mark made now would outlive the rest
                     continue

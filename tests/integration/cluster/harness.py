@@ -7,7 +7,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -125,7 +124,7 @@ class Lab:
         return found
 
     def remove(self, task: Task) -> None:
-        self.cluster.delete_all(task)
+        self.cluster.delete_all(task.id, task.attempt)
         eventually(lambda: self.cluster.observe(task).is_empty, "the removal")
 
     def live(self, task: Task, name: str = "executor-0") -> str:
@@ -135,7 +134,7 @@ class Lab:
         """Nothing is left behind by a test, however it went."""
         for task_id in self.cluster.task_ids():
             for attempt in range(1, 4):
-                self.cluster.delete_all(replace(self.task(sh("true")), id=task_id, attempt=attempt))
+                self.cluster.delete_all(task_id, attempt)
         with contextlib.suppress(AssertionError):
             eventually(lambda: not list(self.cluster.task_ids()), "clean-up")
         self.cluster.close()

@@ -103,7 +103,7 @@ def test_a_cancelled_command_that_ignores_sigterm_is_killed_with_its_children(la
     mark = f"sleep {600 + time.time_ns() % 10**9}"
     task = lab.launch(lab.task(sh(f"trap '' TERM; {mark} & {mark} & echo ready; wait; wait; {mark}")))
     eventually(lambda: "ready" in lab.live(task), "output")
-    lab.cluster.delete_pods(task)
+    lab.cluster.delete_pods(task.id, task.attempt)
     assert all(p.deleting for p in lab.cluster.observe(task).pods)
     eventually(lambda: not lab.cluster.observe(task).pods, "the end of the pod")
     eventually(lambda: not processes_with(mark.replace(" ", "\0")), "the end of the processes")
@@ -122,7 +122,7 @@ def test_a_command_that_is_cancelled_while_it_starts_ends_at_once(make_lab: Call
         while not folder.state("executor-0", "pid").exists():
             time.sleep(0.001)
         time.sleep(n * 0.01)
-        lab.cluster.delete_pods(task)
+        lab.cluster.delete_pods(task.id, task.attempt)
         eventually(partial(_has_no_pod, lab, task), "the end of the pod", deadline=30)
 
 
@@ -223,7 +223,7 @@ def test_an_image_that_cannot_be_had_is_told_while_the_task_waits(make_lab: Call
 
     eventually(lambda: reasons() & {"ErrImagePull", "ImageRefused"}, "the reason")
     assert "localhost:1/no/such:image" in (container(lab.cluster.observe(task)).message or "")
-    lab.cluster.delete_pods(task)
+    lab.cluster.delete_pods(task.id, task.attempt)
     eventually(lambda: not lab.cluster.observe(task).pods, "the end")
 
 

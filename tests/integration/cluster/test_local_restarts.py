@@ -166,7 +166,7 @@ def test_a_command_whose_launcher_is_gone_is_lost_and_not_repeated(
     assert container(seen).phase is Phase.ENDED and container(seen).record is None
     process_lab.reopen()
     assert process_lab.ended(task).pods[0].lost == "ExecutorLost"
-    process_lab.cluster.delete_pods(task)
+    process_lab.cluster.delete_pods(task.id, task.attempt)
     eventually(lambda: not process_lab.cluster.observe(task).pods, "the end")
     process_lab.launch(task)  # a link that comes late
     assert process_lab.ended(task).pods[0].lost == "ExecutorLost"
@@ -178,7 +178,7 @@ def test_a_deletion_that_was_asked_for_goes_on_after_a_restart(process_lab: Lab)
         process_lab.task(sh("trap '' TERM; echo up; while :; do sleep 0.1; done"), volumes=("/work",))
     )
     eventually(lambda: "up" in process_lab.live(task), "output")
-    process_lab.cluster.delete_all(task)
+    process_lab.cluster.delete_all(task.id, task.attempt)
     process_lab.reopen()
     eventually(lambda: process_lab.cluster.observe(task).is_empty, "the removal")
     assert list((process_lab.directory / "tasks").iterdir()) == []

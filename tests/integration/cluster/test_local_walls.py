@@ -163,7 +163,7 @@ def test_tasks_wait_for_room_in_their_order(make_lab: Callable[..., Lab]) -> Non
     assert [p.scheduled for p in pods] == [True, False, False]
     assert pods[0].waiting is None and "room" in (pods[1].waiting or "")
     lab.reopen()
-    lab.cluster.delete_pods(tasks[1])
+    lab.cluster.delete_pods(tasks[1].id, tasks[1].attempt)
     assert not lab.cluster.observe(tasks[1]).pods
     for task in (tasks[0], tasks[2]):
         eventually(partial(is_scheduled, lab, task), "room")
@@ -201,7 +201,7 @@ def test_fifty_tasks_at_once(make_lab: Callable[..., Lab], tmp_path: Path) -> No
         (root / f"poiesis-{task.id}-1/volume/root/data/go").touch()
     for task in tasks:
         assert record(lab.ended(task)).ok
-        lab.cluster.delete_all(task)
+        lab.cluster.delete_all(task.id, task.attempt)
     eventually(lambda: not list(root.iterdir()), "the removal")
     eventually(lambda: threading.active_count() - before <= 5, "the end of threads")
 
@@ -219,7 +219,7 @@ def test_a_filer_is_asked_to_stop(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab("process", filers=Filers(endless, stage_out))
     task = lab.launch(lab.task(sh("true"), inputs=(Input("/data/in", content=""),)))
     assert begun.wait(30)
-    lab.cluster.delete_pods(task)
+    lab.cluster.delete_pods(task.id, task.attempt)
     eventually(lambda: not lab.cluster.observe(task).pods, "the end")
     assert stopped.is_set()
 

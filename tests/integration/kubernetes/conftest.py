@@ -156,13 +156,13 @@ class Driver:
         return pod
 
     def clean(self, task: Task) -> None:
-        self.cluster.delete_all(task)
+        self.cluster.delete_all(task.id, task.attempt)
         ending = replace(task, stage=Stage.CLEAN)
         eventually(lambda: self.cluster.observe(ending).is_empty, 60)
 
     def close(self) -> None:
         for task in self.tasks:
-            self.cluster.delete_all(task)
+            self.cluster.delete_all(task.id, task.attempt)
         for task in self.tasks:
             self.clean(task)
         self.cluster.close()

@@ -17,6 +17,7 @@ import pytest
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.leader import Election
 from poiesis.domain.observed import Record
+from poiesis.domain.plan import plan
 from poiesis.domain.policy import Policy
 from poiesis.domain.records import parse_record
 from poiesis.domain.states import Stage
@@ -85,7 +86,7 @@ def test_a_poke_brings_the_record(namespace: str, listener: Listener, driver: Dr
         made.begin(task)
         with listener.heard:
             assert listener.heard.wait_for(lambda: len(listener.records) == 2, 30)
-        made.cluster.hear(task, listener.records)
+        made.cluster.accept_records(task, listener.records)
         pod = made.cluster.observe(task).pods[0]
         assert pod.ended and record_of(pod, "executor-0").stdout == "one\n"
         assert record_of(pod, "executor-1").exit_code == 3
@@ -109,7 +110,7 @@ def test_the_calls_that_a_task_takes(driver: Driver) -> None:
         task = driver.task(spec)
         driver.begin(task)
         driver.until(task, lambda pod: pod.ended)
-        driver.cluster.delete_all(replace(task, stage=Stage.CLEAN))
+        driver.cluster.delete_all(task.id, task.attempt, plan(spec, driver.policy))
         eventually(lambda task=task: driver.cluster.observe(replace(task, stage=Stage.CLEAN)).is_empty, 60)  # type: ignore[misc]
         once = ("create configmaps", "get configmaps")  # of a process, for all tasks
         made = {call: n for call, n in calls.items() if call not in once and not call.startswith("watch")}

@@ -103,7 +103,7 @@ def test_the_live_end_of_a_running_executors_output(driver: Driver) -> None:
             break
         driver.changed.wait(0.1)
     assert found == {"executor-0": ("begun\n", "")}
-    driver.cluster.delete_pods(task)
+    driver.cluster.delete_pods(task.id, task.attempt)
     pod = driver.until(task, lambda pod: pod.deleting).pods[0]
     assert pod.deleting
 

@@ -69,8 +69,8 @@ def test_our_own_deletion_is_no_loss_and_reaches_the_command(driver: Driver) -> 
     driver.begin(task)
     driver.until(task, lambda pod: pod.containers[0].started_at is not None)
     ending = replace(task, stage=Stage.FINISH)
-    driver.cluster.delete_pods(ending)
-    driver.cluster.delete_pods(ending)
+    driver.cluster.delete_pods(ending.id, ending.attempt)
+    driver.cluster.delete_pods(ending.id, ending.attempt)
     pod = driver.until(ending, lambda pod: pod.ended).pods[0]
     assert pod.lost is None and pod.deleting
     record = record_of(pod)
@@ -130,8 +130,7 @@ def test_the_sweep_sees_every_task_and_removes_one_that_nobody_knows(driver: Dri
     driver.begin(task)
     driver.until(task, lambda pod: pod.scheduled)
     assert task.id in set(driver.cluster.task_ids())
-    nobody = replace(task, spec=TaskSpec((Executor("none", ("none",)),)), attempt=3, stage=Stage.CLEAN)
-    driver.cluster.delete_all(nobody)
+    driver.cluster.delete_all(task.id, 3)
     eventually(lambda: task.id not in set(driver.cluster.task_ids()), 60)
 
 
@@ -148,7 +147,7 @@ def test_without_a_watch_everything_is_listed(driver: Driver) -> None:
         assert blind.client.calls == {"list pods": 1}
         ending = replace(task, stage=Stage.CLEAN)
         assert blind.observe(ending).volumes and task.id in set(blind.task_ids())
-        blind.delete_all(ending)
+        blind.delete_all(ending.id, ending.attempt)
         eventually(lambda: blind.observe(ending).is_empty)
     finally:
         blind.close()

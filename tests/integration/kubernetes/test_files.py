@@ -75,7 +75,7 @@ def test_everything_of_a_task_is_gone_after_its_volume(driver: Driver, admin: Cl
     assert [len(admin.get(f"{core}/{kind}", query)["items"]) for kind in kinds] == [1, 1, 1]
     driver.clean(task)
     eventually(lambda: not any(admin.get(f"{core}/{kind}", query)["items"] for kind in kinds))
-    driver.cluster.delete_all(task)  # again: nothing to do
+    driver.cluster.delete_all(task.id, task.attempt)  # again: nothing to do
 
 
 def test_executors_see_neither_documents_nor_the_whole_volume(driver: Driver) -> None:

@@ -10,7 +10,7 @@ from poiesis.domain.decide import SOON
 from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.states import Role, Stage, State
 from poiesis.domain.task import TaskId
-from poiesis.services.clean_ups import CleanUps
+from poiesis.services.deferred_cleanup import DeferredCleanup
 from poiesis.services.monitor import MAX_PASSED_OVER, REPUBLISH, Monitor
 from poiesis.testing.cluster import MemoryCluster
 from poiesis.testing.queue import RecordingQueue
@@ -134,7 +134,9 @@ def test_what_is_due_is_published_once_however_many_events_find_it(scene):
 def test_an_ended_task_whose_removal_yields_to_starts_is_not_looked_at_meanwhile(scene):
     world = scene.world
     starting = [TaskId("7" * 26)]
-    scene.monitor._clean_ups = CleanUps(lambda task_id: scene.queue.publish(task_id, Stage.CLEAN), lambda: starting)
+    scene.monitor._cleanup = DeferredCleanup(
+        lambda task_id: scene.queue.publish(task_id, Stage.CLEAN), lambda: starting
+    )
     world.launch()
     world.cluster.run(ID, "task")
     scene.monitor._reconcile(ID, None)
@@ -214,5 +216,5 @@ def test_events_are_told_as_often_as_the_test_wants():
     cluster.follow(told.append)
     for times in (0, 1, 2):
         cluster.events = times
-        cluster.delete_all(stored())
+        cluster.delete_all(ID, 1)
     assert len(told) == 3

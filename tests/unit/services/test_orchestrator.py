@@ -235,9 +235,9 @@ def test_only_the_right_nonce_makes_the_cluster_look_early():
     looked: list[bool] = []
 
     class Looking(MemoryCluster):
-        def observe(self, task, *, poked=False, tails=False):
+        def observe(self, task, *, plan=None, poked=False, tails=False):
             looked.append(poked)
-            return super().observe(task, poked=poked, tails=tails)
+            return super().observe(task, plan=plan, poked=poked, tails=tails)
 
     world = World(SMALL)
     world = World(SMALL, cluster=Looking(world.clock))
@@ -254,7 +254,7 @@ def test_what_a_container_of_an_earlier_pod_pokes_is_not_heard(since):
     heard: list[str] = []
 
     class Hearing(MemoryCluster):
-        def hear(self, task, records):
+        def accept_records(self, task, records):
             heard.extend(record.name for record in records)
 
     world = World(SMALL)

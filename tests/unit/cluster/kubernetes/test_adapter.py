@@ -14,6 +14,7 @@ from poiesis.cluster.kubernetes.adapter import KubernetesCluster
 from poiesis.cluster.kubernetes.cache import PODS, VOLUMES, project_pod, project_volume
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
+from poiesis.domain.decide import plan_of
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, ConfigurationError
 from poiesis.domain.observed import Record
 from poiesis.domain.plan import plan
@@ -107,11 +108,15 @@ def followed(cluster: KubernetesCluster) -> None:
     cluster._is_followed = lambda: True  # type: ignore[method-assign]
 
 
+def delete_all(cluster: KubernetesCluster, task: Task) -> None:
+    cluster.delete_all(task.id, task.attempt, plan_of(task, Policy()))
+
+
 def test_a_task_without_files_is_one_call_to_begin_and_one_to_end(cluster: KubernetesCluster, store: Store) -> None:
     task = make_task(PLAIN)
     begin(cluster, task)
     assert store.calls() == ["POST pods"]
-    cluster.delete_all(task)
+    delete_all(cluster, task)
     assert store.calls() == ["DELETE pods/poiesis-ID-1-task"]
 
 
@@ -123,7 +128,7 @@ def test_a_task_with_files(cluster: KubernetesCluster, store: Store) -> None:
     secret = store.objects[f"{CORE}/secrets/poiesis-{TASK_ID}-1-filer"]
     volume = store.objects[f"{CORE}/persistentvolumeclaims/poiesis-{TASK_ID}-1-volume"]
     assert secret["metadata"]["ownerReferences"][0]["uid"] == volume["metadata"]["uid"]
-    cluster.delete_all(task)
+    delete_all(cluster, task)
     assert store.calls() == ["DELETE pods/poiesis-ID-1-task", "DELETE persistentvolumeclaims/poiesis-ID-1-volume"]
 
 
@@ -133,8 +138,8 @@ def test_all_that_is_done_twice_is_done_once(cluster: KubernetesCluster, store: 
     before = dict(store.objects)
     begin(cluster, task)
     assert store.objects == before
-    cluster.delete_all(task)
-    cluster.delete_all(task)
+    delete_all(cluster, task)
+    delete_all(cluster, task)
 
 
 def test_an_object_of_another_attempt_or_service_is_not_ours(cluster: KubernetesCluster, store: Store) -> None:
@@ -228,7 +233,7 @@ def test_earlier_attempts_are_removed_too(cluster: KubernetesCluster, store: Sto
     for attempt in (1, 2):
         name = f"poiesis-{TASK_ID}-{attempt}-task"
         store.objects[f"{CORE}/pods/{name}"] = pod_json(name, attempt=attempt)
-    cluster.delete_all(make_task(PLAIN, attempt=2))
+    delete_all(cluster, make_task(PLAIN, attempt=2))
     assert not store.objects or all("configmaps" in p for p in store.objects)
 
 
@@ -238,7 +243,7 @@ def test_what_is_already_gone_is_not_deleted_again(cluster: KubernetesCluster, s
     assert view is not None
     cluster._cache.put(PODS, 5, view)
     cluster._cache.delete(PODS, 6, view)
-    cluster.delete_all(make_task(PLAIN))
+    delete_all(cluster, make_task(PLAIN))
     assert store.calls() == []
 
 
@@ -261,7 +266,7 @@ def test_an_api_server_that_is_away_is_unavailable(cluster: KubernetesCluster, s
         cluster.ready,
         lambda: begin(cluster, task),
         lambda: cluster.observe(task),
-        lambda: cluster.delete_all(task),
+        lambda: delete_all(cluster, task),
         lambda: list(cluster.task_ids()),
     ]
     for call in calls:
@@ -286,7 +291,7 @@ def test_of_two_uploaders_the_present_one_has_the_last_word(
     for part, size in (("tof", 1), ("tof-2", 2)):
         report = format_report(FilerReport(total_files=1, total_bytes=size))
         record = Record("tof", ok=True, exit_code=0, stdout=report)
-        cluster.hear(make_task(UPLOADED, stage=Stage.STAGE_OUT, part=part), [record])
+        cluster.accept_records(make_task(UPLOADED, stage=Stage.STAGE_OUT, part=part), [record])
     for part, size in (("tof", 1), ("tof-2", 2)):
         observed = cluster.observe(make_task(UPLOADED, stage=Stage.STAGE_OUT, part=part, uploads=2))
         assert observed.reports["tof"].total_bytes == size
@@ -296,7 +301,7 @@ def test_of_two_uploaders_the_present_one_has_the_last_word(
 def test_every_uploader_of_an_attempt_is_removed_and_seen_to_be_gone(cluster: KubernetesCluster, store: Store) -> None:
     followed(cluster)
     task = make_task(UPLOADED, stage=Stage.CLEAN, part=None, layout="staged", uploads=2)
-    cluster.delete_all(task)
+    delete_all(cluster, task)
     assert store.calls() == [
         *(f"DELETE pods/poiesis-ID-1-{part}" for part in ("executors", "tof", "tof-2")),
         "DELETE persistentvolumeclaims/poiesis-ID-1-volume",

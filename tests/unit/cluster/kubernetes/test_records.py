@@ -149,7 +149,7 @@ def test_records_of_others_in_the_last_ones_log_save_reading_theirs(
 
 def test_a_record_that_was_heard_needs_neither_status_nor_log(make: Callable[..., Records], server: ApiServer) -> None:
     records, view = make(), pod(executor_0=RUNNING)
-    records.hear(view.name, [Record("executor-0", True, 0, stdout="x" * 1000), Record("other", True, 0)])
+    records.accept_records(view.name, [Record("executor-0", True, 0, stdout="x" * 1000), Record("other", True, 0)])
     said = records.of(view, poked=False)
     assert said["executor-0"].record is not None and len(said["executor-0"].record.stdout) == 100
     assert set(records.of(view, poked=False)) == {"executor-0"} and not server.requests

@@ -24,7 +24,7 @@ LOOK_S: Final = 0.1
 MAX_HELD: Final = 100_000  # one more is published at once
 
 
-class CleanUps:
+class DeferredCleanup:
     """`publish` hands a task to the role that cleans up; `starting` tells which tasks' pods are being started now."""
 
     def __init__(

@@ -7,7 +7,7 @@ import pytest
 
 from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.task import TaskId
-from poiesis.services.clean_ups import CleanUps
+from poiesis.services.deferred_cleanup import DeferredCleanup
 
 PATIENCE_S = 20.0
 A, B, C = TaskId("a"), TaskId("b"), TaskId("c")
@@ -19,7 +19,7 @@ class Desk:
         self.starting: list[TaskId] = []
         self.error: Exception | None = None
         self._changed = threading.Condition()
-        self.clean_ups = CleanUps(self.publish, lambda: list(self.starting), patience=patience)
+        self.deferred_cleanup = DeferredCleanup(self.publish, lambda: list(self.starting), patience=patience)
 
     def publish(self, task_id: TaskId) -> None:
         with self._changed:
@@ -36,27 +36,27 @@ class Desk:
 @pytest.fixture
 def desk():
     made = Desk()
-    made.clean_ups.start()
+    made.deferred_cleanup.start()
     yield made
-    made.clean_ups.close()
+    made.deferred_cleanup.close()
 
 
 def test_nothing_is_held_while_nothing_starts(desk):
-    desk.clean_ups.add(A)
+    desk.deferred_cleanup.add(A)
     assert desk.published == ["a"]
 
 
 def test_the_pod_of_the_ended_task_itself_holds_nothing(desk):
     desk.starting = [A]
-    desk.clean_ups.add(A)
+    desk.deferred_cleanup.add(A)
     assert desk.published == ["a"]
 
 
 def test_what_is_held_goes_in_order_when_only_ended_tasks_are_shown_as_starting(desk):
     desk.starting = [C]
-    desk.clean_ups.add(A)
-    desk.clean_ups.add(B)
-    desk.clean_ups.add(A)
+    desk.deferred_cleanup.add(A)
+    desk.deferred_cleanup.add(B)
+    desk.deferred_cleanup.add(A)
     assert desk.published == []
     desk.starting = [A, B]
     desk.wait(["a", "b"])
@@ -65,32 +65,32 @@ def test_what_is_held_goes_in_order_when_only_ended_tasks_are_shown_as_starting(
 def test_patience_ends_though_others_start_for_ever():
     desk = Desk(patience=timedelta(milliseconds=20))
     desk.starting = [B]
-    desk.clean_ups.start()
-    desk.clean_ups.add(A)
+    desk.deferred_cleanup.start()
+    desk.deferred_cleanup.add(A)
     desk.wait(["a"])
-    desk.clean_ups.close()
+    desk.deferred_cleanup.close()
 
 
 def test_a_broker_that_is_away_stops_nothing(desk):
     desk.starting, desk.error = [C], QueueUnavailable("away")
-    desk.clean_ups.add(A)
-    desk.clean_ups.add(B)
+    desk.deferred_cleanup.add(A)
+    desk.deferred_cleanup.add(B)
     desk.starting = []
     desk.wait(["a", "b"])
     desk.error = None
-    desk.clean_ups.add(C)
+    desk.deferred_cleanup.add(C)
     desk.wait(["a", "b", "c"])
 
 
 def test_a_broker_that_is_away_is_told_who_publishes_now(desk):
     desk.error = QueueUnavailable("away")
     with pytest.raises(QueueUnavailable):
-        desk.clean_ups.add(A)
+        desk.deferred_cleanup.add(A)
 
 
 def test_after_close_nothing_is_published():
     desk = Desk()
-    desk.clean_ups.start()
-    desk.clean_ups.close()
-    desk.clean_ups.add(A)
+    desk.deferred_cleanup.start()
+    desk.deferred_cleanup.close()
+    desk.deferred_cleanup.add(A)
     assert desk.published == []
