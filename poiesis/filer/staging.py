@@ -21,6 +21,7 @@ from poiesis.domain.errors import NotFound, PoiesisError, StagingFailed, Unsuppo
 from poiesis.domain.report import FilerReport, TransferredFile
 from poiesis.filer.atomic_write import atomic_file
 from poiesis.filer.matching import expand_braces, has_braces, is_pattern
+from poiesis.filer.placeholder import is_placeholder
 from poiesis.filer.registry import Context, Filers, Scheme
 from poiesis.filer.settings import FilerSettings
 from poiesis.filer.small_file_protocol import Exchange, SmallFiles, moves_small_files
@@ -141,7 +142,7 @@ def stage_in(
         for path in document.get("directories", ()):
             _make_directory(tools.volume, path, tools.ledger)
         for path in document.get("touched", ()):
-            tools.volume.touch(path)
+            tools.volume.make_placeholder(path)
         tools.control.sync = False  # all of them at once, at the end
         stage = _StageIn(tools)
         stage.run(stage.jobs(document.get("inputs", ())))
@@ -507,7 +508,7 @@ class _StageOut(_Stage):
     def __init__(self, tools: _Tools, document: Mapping[str, Any]) -> None:
         super().__init__(tools)
         self._optional = bool(document.get("optional"))
-        self._touched = frozenset(document.get("touched", ()))
+        self._placeholders = frozenset(document.get("touched", ()))
         self._count = 0
 
     def jobs(self, outputs: Iterable[Mapping[str, Any]]) -> Iterator[Job]:
@@ -575,8 +576,8 @@ class _StageOut(_Stage):
                 self._ledger.note(f"{path}: is a directory, and was sent as one although its type is FILE")
             yield from self._directory(filer, clean, without_slash(url))
             return
-        if clean in self._touched and not self._volume.was_written(clean):
-            raise NotFound(f"{path}: no executor wrote it")
+        if clean in self._placeholders and is_placeholder(found):
+            raise NotFound(f"{path}: no command wrote it")
         if kind == "DIRECTORY":
             self._ledger.note(f"{path}: is a file, and was sent as one although its type is DIRECTORY")
         if ends_with_slash(url):

@@ -20,6 +20,7 @@ from typing import Final
 from poiesis.domain.errors import NotFound, StagingFailed
 from poiesis.domain.report import ROOT
 from poiesis.filer.matching import is_pattern, matcher
+from poiesis.filer.placeholder import mark_as_placeholder
 
 MAX_LINKS: Final = 40  # as the kernel's own
 MAX_DEPTH: Final = 256  # of directories; each level holds a descriptor
@@ -93,8 +94,8 @@ class Volume:
         finally:
             os.close(current)
 
-    def touch(self, path: str) -> None:
-        """An empty file whose time is the epoch, so that `was_written` tells whether anybody opened it for writing since."""
+    def make_placeholder(self, path: str) -> None:
+        """An empty file for the file mount of an output; nothing where there is a file already. Raises: StagingFailed."""
         self.make_directory(os.path.dirname(path))
         try:
             descriptor = os.open(
@@ -106,7 +107,9 @@ class Volume:
             raise StagingFailed(f"{path}: the file cannot be made: {error.strerror}") from error
         try:
             os.fchmod(descriptor, FILE_MODE)
-            os.utime(descriptor, ns=(0, 0))
+            mark_as_placeholder(descriptor)
+        except OSError as error:
+            raise StagingFailed(f"{path}: the file cannot be made: {error.strerror}") from error
         finally:
             os.close(descriptor)
 
@@ -125,12 +128,6 @@ class Volume:
             os.close(descriptor)
 
     # reading, after user code ran
-
-    def was_written(self, path: str) -> bool:
-        """Whether a file that `touch` made is more than that now."""
-        with self.resolved(path) as descriptor:
-            found = os.fstat(descriptor)
-        return found.st_size > 0 or found.st_mtime_ns != 0
 
     def stat(self, path: str) -> os.stat_result:
         """Of the file or directory itself, links followed. Raises: NotFound, StagingFailed."""

@@ -176,14 +176,14 @@ class Folder:
         write_document(self.state(name, what), {})
 
     def mount_source(self, mount: Mount) -> Path:
-        """What a mount shows: inside of the volume whatever links lie there, and made if it is missing. Raises: OSError."""
+        """The source of a mount, never outside of the volume whatever links it holds. A missing directory is made; files are TIF's to make,
+        and are left as they are: their times are the mark of placeholders. Raises: OSError."""
         volume = self.volume.resolve()
         path = Path(os.path.normpath(volume / mount.sub_path))
         if path.resolve() != path or not path.is_relative_to(volume):
             raise PermissionError(errno.EPERM, "leads out of the task's volume", mount.sub_path)
         if mount.is_file:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(exist_ok=True)
+            path.stat()
         else:
             path.mkdir(parents=True, exist_ok=True)
         return path

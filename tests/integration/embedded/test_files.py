@@ -92,6 +92,34 @@ def test_a_missing_output_is_an_error_of_the_task(service: Service, files: Path)
     assert list(files.iterdir()) == []
 
 
+IN_IMAGE_DIRECTORIES = ("/home/u/result.txt", "/opt/a/r", "/mnt/r", "/root/r", "/var/lib/r", "/etc/r")
+
+
+def test_an_output_in_an_image_directory_that_no_command_writes_is_missing(service: Service, files: Path) -> None:
+    for number in range(len(IN_IMAGE_DIRECTORIES)):
+        (files / str(number)).write_text("of an earlier task")
+    task = service.run(
+        sh("echo hello"),
+        sh("cat " + " ".join(IN_IMAGE_DIRECTORIES)),
+        outputs=[{"path": p, "url": f"file://{files}/{n}"} for n, p in enumerate(IN_IMAGE_DIRECTORIES)],
+    )
+    assert task["state"] == "SYSTEM_ERROR"
+    assert task["logs"][0]["metadata"]["failure_reason"] == "OutputMissing"
+    assert task["logs"][0]["outputs"] == []
+    assert all(path in system_log(task) for path in IN_IMAGE_DIRECTORIES[:5])
+    assert {p.name: p.read_text() for p in files.iterdir()} == {
+        str(n): "of an earlier task" for n in range(len(IN_IMAGE_DIRECTORIES))
+    }
+
+
+@pytest.mark.parametrize("script", [": > /home/u/r", "true >> /home/u/r; touch /home/u/r", "cp /dev/null /home/u/r"])
+def test_an_output_in_an_image_directory_may_be_written_empty(service: Service, files: Path, script: str) -> None:
+    (files / "r").write_text("of an earlier task")
+    task = service.run(sh(script), sh("true"), outputs=[{"path": "/home/u/r", "url": f"file://{files}/r"}])
+    assert task["state"] == "COMPLETE", task["logs"]
+    assert (files / "r").read_bytes() == b""
+
+
 def test_a_missing_output_may_be_optional(service: Service, files: Path) -> None:
     task = service.run(
         sh("echo x > /data/there"),

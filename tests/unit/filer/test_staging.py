@@ -201,7 +201,7 @@ def test_a_stop_is_said_and_may_be_tried_again(volume: Path) -> None:
     assert (report.error_code, report.retryable) == ("cancelled", True)
 
 
-def test_touched_files_are_empty_and_directories_made(volume: Path) -> None:
+def test_placeholders_are_empty_and_directories_made(volume: Path) -> None:
     assert bring(volume, settings=quick(), touched=("/etc/out",), directories=("/d",)).error is None
     assert tree(volume / "root") == {"etc/out": b"", "d": None}
     assert mode(volume / "root/etc/out") == 0o666
@@ -274,14 +274,22 @@ def test_a_missing_optional_output_is_a_note(volume: Path, store: Path) -> None:
     assert len(report.notes) == 2
 
 
-@pytest.mark.parametrize("act, is_there", [("nothing", False), ("touch", True), ("truncate", True), ("write", True)])
-def test_a_touched_output_counts_once_somebody_opened_it(
+@pytest.mark.parametrize(
+    "act, is_there",
+    [("nothing", False), ("chmod", False), ("read", False), ("touch", True), ("truncate", True), ("write", True)],
+)
+def test_a_placeholder_counts_as_an_output_once_a_command_wrote_it(
     volume: Path, store: Path, act: str, is_there: bool
 ) -> None:  # O7
     settings = quick(file_roots=(str(store),))
     assert bring(volume, settings=settings, touched=("/etc/out",)).error is None
     path = volume / "root/etc/out"
-    if act == "touch":
+    (store / "out").write_text("of an earlier task")
+    if act == "chmod":
+        path.chmod(0o640)
+    elif act == "read":
+        path.read_bytes()
+    elif act == "touch":
         path.touch()
     elif act == "truncate":
         path.open("w").close()
@@ -290,6 +298,14 @@ def test_a_touched_output_counts_once_somebody_opened_it(
     report = send(volume, wanted("/etc/out", f"file://{store}/out"), settings=settings, touched=("/etc/out",))
     assert (report.error is None) == is_there
     assert report.error_code == (None if is_there else "output_missing")
+    assert (store / "out").read_text() == (path.read_text() if is_there else "of an earlier task")
+
+
+def test_a_volume_that_keeps_no_file_times_is_refused(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "utime", lambda *_, **__: None)
+    report = bring(volume, settings=quick(), touched=("/etc/out",))
+    assert report.error is not None
+    assert "modification times" in report.error
 
 
 @pytest.mark.parametrize(

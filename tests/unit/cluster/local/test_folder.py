@@ -82,11 +82,25 @@ def test_mounts_stay_inside_of_the_volume(tmp_path: Path) -> None:
     found = folder(tmp_path)
     (found.volume / "root").mkdir(parents=True)
     assert found.mount_source(Mount("/data/x", "root/data/x")).is_dir()
+    (found.volume / "root/in.txt").touch()
     assert found.mount_source(Mount("/in.txt", "root/in.txt", is_file=True)).is_file()
     (found.volume / "root" / "link").symlink_to("/etc")
     for path in ("root/link", "root/link/x", "root/../../task.json", "../state"):
         with pytest.raises(OSError, match="leads out"):
             found.mount_source(Mount("/x", path))
+
+
+def test_a_file_to_mount_is_neither_made_nor_touched(tmp_path: Path) -> None:
+    found = folder(tmp_path)
+    (found.volume / "root").mkdir(parents=True)
+    path = found.volume / "root/out"
+    mount = Mount("/etc/out", "root/out", is_file=True)
+    with pytest.raises(FileNotFoundError):
+        found.mount_source(mount)
+    path.touch()
+    os.utime(path, ns=(10**9, 10**9))
+    assert found.mount_source(mount) == path
+    assert path.stat().st_mtime_ns == 10**9
 
 
 def test_anything_can_be_removed(tmp_path: Path) -> None:
