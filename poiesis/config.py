@@ -97,6 +97,8 @@ class Settings:
     """Where TExAM's monitor listens for pokes, and every role for health and metrics."""
     retention: timedelta | None = None
     """How long finished tasks stay in the store; None: for ever."""
+    shutdown_grace: timedelta = timedelta(seconds=25)
+    """How long after SIGTERM a process ends at the latest. Keep it below Kubernetes' terminationGracePeriodSeconds (30)."""
     log_level: str = "INFO"
     log_format: str = "json"
     """json, or `text` for people."""

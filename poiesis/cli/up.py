@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
-import signal
 import sys
 import threading
 from contextlib import ExitStack
@@ -20,6 +19,7 @@ from poiesis.domain.states import TERMINAL, State
 from poiesis.filer.settings import FilerSettings
 from poiesis.observability import configure_logging
 from poiesis.ports.repository import TaskFilter
+from poiesis.roles.shutdown import stop_on_signal
 
 
 class Embedded:
@@ -129,8 +129,7 @@ def run(arguments: argparse.Namespace) -> int:
     settings, filer = embedded_settings(arguments, port=arguments.port)
     configure_logging(settings.log_level, settings.log_format)
     stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+    stop_on_signal(stop, settings.shutdown_grace)
     with Embedded(settings, filer) as service:
         print(f"Poiesis is up at {service.url} (TES 1.1 at {service.url}/ga4gh/tes/v1, stop with Ctrl-C).")
         print(service.description)
