@@ -22,8 +22,9 @@ from poiesis.domain.errors import (
     StorageUnavailable,
     UnsupportedUrl,
 )
+from poiesis.filer.credentials import http_unencrypted
 from poiesis.filer.http import Client, HttpFiler, refused
-from poiesis.filer.registry import Context
+from poiesis.filer.registry import UNENCRYPTED, Context
 from poiesis.filer.urls import is_safe_name, scheme_of, shown
 from poiesis.ports.filer import RemoteFile, Sent
 
@@ -76,6 +77,11 @@ class DrsFiler:
         arrived = target.with_name(f"{target.name}.drs")
         try:
             if scheme_of(address) in ("http", "https"):
+                is_open = (headers and scheme_of(address) == "http") or http_unencrypted(
+                    address, self._context.settings
+                )
+                if is_open and not self._context.allow_unencrypted_credentials:
+                    raise AccessDenied(f"{shown(file.url)}: {UNENCRYPTED}")
                 sent = self._http.fetch_with(address, arrived, headers)
             elif self._context.reader is None:
                 raise UnsupportedUrl(f"{shown(file.url)}: nobody can read {shown(address)}")

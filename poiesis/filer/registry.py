@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from poiesis.domain.errors import ConfigurationError, StagingFailed, UnsupportedUrl
+from poiesis.domain.errors import AccessDenied, ConfigurationError, StagingFailed, UnsupportedUrl
+from poiesis.filer.credentials import drs_unencrypted, ftp_unencrypted, http_unencrypted, s3_unencrypted
 from poiesis.filer.urls import scheme_of, shown
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from poiesis.ports.filer import Filer
 
 GROUP: Final = "poiesis.filers"
+UNENCRYPTED: Final = (
+    "credentials would be sent unencrypted on a network that the task's commands share; use an encrypted connection, or ask"
+    " the operator to set POIESIS_FILER__ALLOW_UNENCRYPTED_CREDENTIALS or the staged layout"
+)
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Context:
     settings: FilerSettings
     control: Control
     pool: Pool
+    allow_unencrypted_credentials: bool = True
+    """Whether credentials may be sent over connections that others might read."""
     reader: Callable[[str], Filer] | None = None
     """The filer that reads another URL, for schemes that only point to one."""
 
@@ -47,6 +54,12 @@ class Scheme:
     """Whether a site's settings let it write; None: always."""
     library: str | None = None
     """Of an optional extra: without it the scheme is not offered."""
+    unencrypted: Callable[[str, FilerSettings], bool] | None = None
+    """Whether a transfer would send credentials over a connection without encryption; None: never. Answers without network access."""
+
+
+def _can_put(settings: FilerSettings) -> bool:
+    return settings.http_put
 
 
 BUILT_IN: Final[Mapping[str, Scheme]] = {
@@ -54,13 +67,13 @@ BUILT_IN: Final[Mapping[str, Scheme]] = {
     for s in (
         Scheme("", "poiesis.filer.local:LocalFiler", group="file"),
         Scheme("file", "poiesis.filer.local:LocalFiler", group="file"),
-        Scheme("s3", "poiesis.filer.s3:S3Filer"),
-        Scheme("http", "poiesis.filer.http:HttpFiler", group="http", needs=lambda s: s.http_put),
-        Scheme("https", "poiesis.filer.http:HttpFiler", group="http", needs=lambda s: s.http_put),
-        Scheme("ftp", "poiesis.filer.ftp:FtpFiler", group="ftp"),
+        Scheme("s3", "poiesis.filer.s3:S3Filer", unencrypted=s3_unencrypted),
+        Scheme("http", "poiesis.filer.http:HttpFiler", group="http", needs=_can_put, unencrypted=http_unencrypted),
+        Scheme("https", "poiesis.filer.http:HttpFiler", group="http", needs=_can_put, unencrypted=http_unencrypted),
+        Scheme("ftp", "poiesis.filer.ftp:FtpFiler", group="ftp", unencrypted=ftp_unencrypted),
         Scheme("ftps", "poiesis.filer.ftp:FtpFiler", group="ftp"),
         Scheme("sftp", "poiesis.filer.sftp:SftpFiler", library="paramiko"),
-        Scheme("drs", "poiesis.filer.drs:DrsFiler", writes=False),
+        Scheme("drs", "poiesis.filer.drs:DrsFiler", writes=False, unencrypted=drs_unencrypted),
     )
 }
 
@@ -68,6 +81,12 @@ BUILT_IN: Final[Mapping[str, Scheme]] = {
 def scheme(name: str) -> Scheme | None:
     """The scheme of that name, a third party's too."""
     return BUILT_IN.get(name) or _third_parties().get(name)
+
+
+def sends_unencrypted(url: str, settings: FilerSettings) -> bool:
+    """Whether a transfer of `url` would send credentials unencrypted (`poiesis.filer.credentials`). Raises: UnsupportedUrl."""
+    found = scheme(scheme_of(url))
+    return found is not None and found.unencrypted is not None and found.unencrypted(url, settings)
 
 
 def readable(settings: FilerSettings) -> frozenset[str]:
@@ -123,14 +142,14 @@ class Filers:
         found = self._find(url)
         if not found.reads:
             raise UnsupportedUrl(f"{shown(url)}: nothing can be read by {found.name!r}")
-        return self._filer(found)
+        return self._filer(found, url)
 
     def writer(self, url: str) -> Filer:
         """Raises: UnsupportedUrl."""
         found = self._find(url)
         if not found.writes or (found.needs and not found.needs(self._context.settings)):
             raise UnsupportedUrl(f"{shown(url)}: this service cannot write by {found.name!r}")
-        return self._filer(found)
+        return self._filer(found, url)
 
     def close(self) -> None:
         for filer in self._filers.values():
@@ -143,7 +162,14 @@ class Filers:
             raise UnsupportedUrl(f"{shown(url)}: unknown scheme {name!r}")
         return found
 
-    def _filer(self, found: Scheme) -> Filer:
+    def _filer(self, found: Scheme, url: str) -> Filer:
+        context = self._context
+        if (
+            not context.allow_unencrypted_credentials
+            and found.unencrypted is not None
+            and found.unencrypted(url, context.settings)
+        ):
+            raise AccessDenied(f"{shown(url)}: {UNENCRYPTED}")
         key = found.group or found.name
         with self._lock:
             if key not in self._filers:

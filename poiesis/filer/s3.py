@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import unquote_plus, urlsplit
+from urllib.parse import unquote_plus
 
 from poiesis.domain.errors import (
     FileTooLarge,
@@ -32,6 +32,7 @@ from poiesis.filer.s3_checksum import Check
 from poiesis.filer.s3_endpoint import ObjectRef, RegionalEndpoint, default_region, get_headers, put_headers
 from poiesis.filer.s3_errors import WrongRegion, refusal, translated
 from poiesis.filer.s3_small_files import Get, Put
+from poiesis.filer.s3_urls import parse_s3_url, s3_endpoints
 from poiesis.filer.settings import MIB, S3Endpoint
 from poiesis.filer.small_file_protocol import Exchange
 from poiesis.filer.transfer import Changed
@@ -44,7 +45,6 @@ UNSIGNED: Final = "UNSIGNED-PAYLOAD"  # over TLS, which guards the content alrea
 MAX_PAGE_BYTES: Final = 16 * MIB  # a thousand keys of 1 KiB, percent-encoded, with their tags
 _AT_ONCE: Final = 1 * MIB  # a body up to this is sent with its head, in one piece
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
-_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}")
 
 
 class S3Filer:
@@ -52,7 +52,7 @@ class S3Filer:
         self._settings = context.settings
         self._control = context.control
         self._pool = context.pool
-        self._endpoints = context.settings.endpoints() or (_default_endpoint(),)
+        self._endpoints = s3_endpoints(context.settings)
         self._regional: dict[tuple[str, str], RegionalEndpoint] = {}
         self._regions: dict[tuple[str, str], str] = {}  # of buckets, as far as they were found elsewhere
         self._lock = threading.Lock()
@@ -428,29 +428,8 @@ class S3Filer:
             return ObjectRef(url, self._regional[endpoint.name, region], bucket, key)
 
     def _parsed(self, url: str) -> tuple[S3Endpoint, str, str]:
-        """Endpoint, bucket, key. The key is all that follows, as it is. Raises: UnsupportedUrl."""
-        first, _, tail = url.partition("://")[2].partition("/")
-        endpoint = next((e for e in self._endpoints if first in (e.name, urlsplit(e.url).netloc)), None)
-        if endpoint is not None:
-            first, _, tail = tail.partition("/")
-        else:
-            claiming = (e for e in self._endpoints if any(_claims(pattern, first) for pattern in e.buckets))
-            endpoint = next(claiming, self._endpoints[0])
-        if not _BUCKET.fullmatch(first):
-            raise UnsupportedUrl(f"{shown(url)}: names no bucket; write s3://bucket/key")
-        return endpoint, first, tail
+        return parse_s3_url(url, self._endpoints)
 
 
 class _EmptyObject(Exception):
     """A range of nothing was asked for."""
-
-
-def _default_endpoint() -> S3Endpoint:
-    url = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
-    return S3Endpoint("aws", url)
-
-
-def _claims(pattern: str, bucket: str) -> bool:
-    from fnmatch import fnmatchcase
-
-    return fnmatchcase(bucket, pattern)

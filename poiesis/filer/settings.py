@@ -83,6 +83,9 @@ class FilerSettings:
     """Whether outputs may be sent to http(s) URLs by PUT."""
     allow_addresses: tuple[str, ...] = ()
     """Networks (`10.1.0.0/16`) and host names that user-given URLs may reach although they are private, loopback or link-local."""
+    allow_unencrypted_credentials: bool = False
+    """Whether filers that share a pod's network with a task's commands may send credentials (S3 keys, passwords, those of proxies) over
+    unencrypted connections. Off: on Kubernetes such a task gets filer pods of its own (the staged layout). No effect on one machine."""
     proxy: str | None = field(default=None, repr=False)
     """For http and https URLs; None: HTTPS_PROXY and HTTP_PROXY, with NO_PROXY."""
     ca_file: str | None = None

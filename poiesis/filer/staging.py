@@ -149,7 +149,7 @@ def stage_in(
         if settings.sync and not tools.ledger.errors:
             tools.volume.sync()
 
-    return _run(run, volume, settings, cancelled, progress, schemes)
+    return _run(run, document, volume, settings, cancelled, progress, schemes)
 
 
 def stage_out(
@@ -167,7 +167,7 @@ def stage_out(
         stage = _StageOut(tools, document)
         stage.run(stage.jobs(document.get("outputs", ())))
 
-    return _run(run, volume, settings, cancelled, progress, schemes)
+    return _run(run, document, volume, settings, cancelled, progress, schemes)
 
 
 @dataclass(frozen=True)
@@ -183,6 +183,7 @@ class _Tools:
 
 def _run(
     direction: Callable[[_Tools], None],
+    document: Mapping[str, Any],
     volume: Path,
     settings: FilerSettings,
     cancelled: Callable[[], bool],
@@ -192,7 +193,8 @@ def _run(
     control = Control(settings, cancelled)
     ledger = _TransferLog(control)
     pool = Pool(settings.parallel)
-    filers = Filers(Context(settings, control, pool), schemes)
+    allow = settings.allow_unencrypted_credentials or document.get("allow_unencrypted_credentials", True)
+    filers = Filers(Context(settings, control, pool, allow), schemes)
     told = _ProgressReporter(control, progress)
     try:
         tree = Volume(volume)

@@ -11,6 +11,8 @@ from poiesis.domain.report import FilerReport
 from poiesis.filer.settings import FilerSettings
 from poiesis.filer.staging import stage_in, stage_out
 
+FLAGS = ("optional", "allow_unencrypted_credentials")
+
 
 def quick(**changes: Any) -> FilerSettings:
     """Settings for tests: no waiting between attempts, loopback allowed."""
@@ -37,18 +39,25 @@ def wanted(path: str, url: str, type: str | None = None, prefix: str | None = No
 def bring(
     volume: Path, *inputs: Mapping[str, Any], settings: FilerSettings, directories: tuple[str, ...] = (), **more: Any
 ) -> FilerReport:
-    document = {"v": 1, "task_id": "t", "inputs": list(inputs), "directories": list(directories), "touched": []}
+    document: dict[str, Any] = {
+        "v": 1,
+        "task_id": "t",
+        "inputs": list(inputs),
+        "directories": list(directories),
+        "touched": [],
+    }
     document["touched"] = list(more.pop("touched", ()))
+    document |= {name: more.pop(name) for name in FLAGS if name in more}
     return stage_in(document, volume, settings, **more)
 
 
 def send(volume: Path, *outputs: Mapping[str, Any], settings: FilerSettings, **more: Any) -> FilerReport:
-    document = {
+    document: dict[str, Any] = {
         "v": 1,
         "task_id": "t",
         "outputs": list(outputs),
-        "optional": more.pop("optional", False),
         "touched": list(more.pop("touched", ())),
+        **{name: more.pop(name) for name in FLAGS if name in more},
     }
     return stage_out(document, volume, settings, **more)
 
