@@ -1,0 +1,244 @@
+"""The path of an output (spec: tesOutput.path), parsed in this one place. Validation, plan and filers use the parsed value.
+
+Syntax (POSIX 2.13, glob(7)): `*`, `?` and `[...]` match within one name; a leading dot is matched only by a dot; a backslash makes the next
+character a plain one, inside brackets too. `path_prefix` knows the same escapes. So `/w/a\\*b` is the one file `/w/a*b`.
+
+    from poiesis.domain.patterns import parse_pattern, unescape
+
+    pattern = parse_pattern("/w/s\\[1\\]/part-*.txt")
+    pattern.has_wildcard     True
+    pattern.fixed_directory  "/w/s[1]"               exists before the first command; matching starts here
+    pattern.fixed_text       "/w/s[1]/part-"         what every match begins with; `path_prefix` is a beginning of it
+    pattern.literal          "/w/s[1]/part-*.txt"    escapes resolved: the file to try first where `needs_matching` is False
+    pattern.names[-1].matches("part-1.txt")          one name of a directory, in time linear in the name
+
+Clients also send shell braces (`a.{x,y}`), which are no wildcards of TES: `brace_alternatives` is for when nothing matches literally.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, NamedTuple
+
+from poiesis.domain import paths
+
+MAX_ALTERNATIVES: Final = 1000
+
+_NOT_PLAIN: Final = re.compile(r"[*?\[\\]")
+_ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
+_BRACES: Final = re.compile(r"(?<!\\)\{([^{}/,]*,[^{}/]*)\}")
+_CLASSES: Final = {
+    "alnum": "0-9A-Za-z",
+    "alpha": "A-Za-z",
+    "blank": " \\t",
+    "digit": "0-9",
+    "lower": "a-z",
+    "punct": r"!-/:-@\[-`{-~",
+    "space": r"\s",
+    "upper": "A-Z",
+    "xdigit": "0-9A-Fa-f",
+}
+
+
+class _Token(NamedTuple):
+    """One character or wildcard: `plain` is its text with escapes resolved, `wildcard` one of `*`, `?`, `[`, or empty."""
+
+    plain: str
+    expression: str
+    wildcard: str = ""
+
+
+@dataclass(frozen=True)
+class Name:
+    """One component of a pattern. `literal`: with escapes resolved. `fixed_length`: of the beginning of `literal` before any wildcard."""
+
+    text: str
+    literal: str
+    fixed_length: int
+
+    @property
+    def has_wildcard(self) -> bool:
+        return self.fixed_length < len(self.literal)
+
+    def matches(self, name: str) -> bool:
+        """Whether the component matches the name of a file or directory."""
+        if not self.has_wildcard:
+            return name == self.literal
+        return (self.literal.startswith(".") or not name.startswith(".")) and self._compiled.fullmatch(name) is not None
+
+    @cached_property
+    def _compiled(self) -> re.Pattern[str]:
+        return re.compile(_join(_tokens(self.text)), re.DOTALL)
+
+
+@dataclass(frozen=True)
+class PathPattern:
+    """A parsed path; see the head of the module. `names` leaves out empty components."""
+
+    text: str
+    names: tuple[Name, ...]
+    needs_matching: bool
+    """Whether there is a `*` or `?`. A path with nothing but brackets may as well be the name of a file, which is tried first."""
+
+    @cached_property
+    def literal(self) -> str:
+        return "/" + "/".join(name.literal for name in self.names) + ("/" if self.is_directory else "")
+
+    @cached_property
+    def has_wildcard(self) -> bool:
+        return any(name.has_wildcard for name in self.names)
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether a trailing slash says so."""
+        return self.text.endswith("/") and bool(self.names)
+
+    @cached_property
+    def fixed_text(self) -> str:
+        """The beginning without any wildcard, with escapes resolved; the whole `literal` where there is no wildcard."""
+        if not self.has_wildcard:
+            return self.literal
+        before, first = self._split
+        return "".join(f"/{name.literal}" for name in before) + "/" + first.literal[: first.fixed_length]
+
+    @cached_property
+    def fixed_directory(self) -> str:
+        """The innermost directory without any wildcard that all matches lie in; of a plain path its parent."""
+        if not self.has_wildcard:
+            return paths.parent(paths.without_slash(self.literal))
+        return "/" + "/".join(name.literal for name in self._split[0])
+
+    @property
+    def _split(self) -> tuple[tuple[Name, ...], Name]:
+        i = next(i for i, name in enumerate(self.names) if name.has_wildcard)
+        return self.names[:i], self.names[i]
+
+
+def parse_pattern(text: str) -> PathPattern:
+    """The path of an output; every text has a meaning: an unclosed `[` and a backslash that nothing follows stand for themselves."""
+    names = tuple(_parse_name(name) for name in text.split("/") if name)
+    return PathPattern(text, names, _NOT_PLAIN.search(text) is not None and any(map(_needs_matching, names)))
+
+
+def unescape(text: str) -> str:
+    """The text with each escaped character as itself: what a `path_prefix` means."""
+    return _ESCAPE.sub(r"\1", text)
+
+
+def brace_alternatives(text: str) -> list[PathPattern]:
+    """`a.{x,y}` → `a.x`, `a.y`; nested ones too, at most MAX_ALTERNATIVES. Empty without braces that hold a comma."""
+    if _BRACES.search(text) is None:
+        return []
+    done: list[str] = []
+    todo = [text]  # the next one is the last one
+    while todo and len(done) + len(todo) <= MAX_ALTERNATIVES:
+        item = todo.pop()
+        match = _BRACES.search(item)
+        if match is None:
+            done.append(item)
+        else:
+            todo += [item[: match.start()] + part + item[match.end() :] for part in reversed(match[1].split(","))]
+    return [parse_pattern(item) for item in dict.fromkeys(done)]
+
+
+def _parse_name(text: str) -> Name:
+    if _NOT_PLAIN.search(text) is None:
+        return Name(text, text, len(text))
+    tokens = list(_tokens(text))
+    literal = "".join(token.plain for token in tokens)
+    fixed = itertools.takewhile(lambda token: not token.wildcard, tokens)
+    return Name(text, literal, sum(len(token.plain) for token in fixed))
+
+
+def _needs_matching(name: Name) -> bool:
+    return name.has_wildcard and any(token.wildcard in ("*", "?") for token in _tokens(name.text) if token.wildcard)
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    """A run of stars is one token: as several, an expression would try every way to split a name."""
+    i = 0
+    while i < len(text):
+        character = text[i]
+        end = i + 1
+        if character == "*":
+            while text[end : end + 1] == "*":
+                end += 1
+            yield _Token(text[i:end], "", "*")
+        elif character == "?":
+            yield _Token("?", ".", "?")
+        elif character == "\\" and end < len(text):
+            yield _Token(text[end], re.escape(text[end]))
+            end += 1
+        elif character == "[" and (close := _end_of_bracket(text, end)) is not None:
+            yield _Token(text[i : close + 1], _bracket(text[end:close]), "[")
+            end = close + 1
+        else:
+            yield _Token(character, re.escape(character))
+        i = end
+
+
+def _join(tokens: Iterable[_Token]) -> str:
+    """One expression. What follows a star is taken where it first fits and never tried again, so that time is linear in the name."""
+    runs: list[list[str]] = [[]]
+    for token in tokens:
+        if token.wildcard == "*":
+            runs.append([])
+        else:
+            runs[-1].append(token.expression)
+    first, *rest = ("".join(run) for run in runs)
+    if not rest:
+        return first
+    return first + "".join(f"(?>.*?{run})" for run in rest[:-1]) + ".*" + rest[-1]
+
+
+def _end_of_bracket(text: str, start: int) -> int | None:
+    i = start + (text[start : start + 1] in ("!", "^"))
+    i += text[i : i + 1] == "]"  # the first one stands for itself
+    while i < len(text):
+        if text.startswith("[:", i) and (close := text.find(":]", i)) >= 0:
+            i = close + 2
+        elif text[i] == "]":
+            return i
+        else:
+            i += 2 if text[i] == "\\" else 1
+    return None
+
+
+def _bracket(text: str) -> str:
+    negated = text[0] in "!^"
+    items = list(_bracket_items(text[1:] if negated else text))
+    out: list[str] = []
+    i = 0
+    while i < len(items):
+        item, is_class = items[i]
+        if is_class:
+            out.append(_CLASSES.get(item, ""))
+            i += 1
+        elif i + 2 < len(items) and items[i + 1] == ("-", False) and not items[i + 2][1]:
+            if item <= items[i + 2][0]:
+                out.append(f"{re.escape(item)}-{re.escape(items[i + 2][0])}")
+            i += 3
+        else:
+            out.append(re.escape(item))
+            i += 1
+    inner = "".join(out)
+    if not inner:
+        return r"[^\s\S]" if not negated else "."
+    return f"[{'^' if negated else ''}{inner}]"
+
+
+def _bracket_items(text: str) -> Iterator[tuple[str, bool]]:
+    """Each character, or the name of a class with True."""
+    i = 0
+    while i < len(text):
+        if text.startswith("[:", i) and (close := text.find(":]", i)) >= 0:
+            yield text[i + 2 : close], True
+            i = close + 2
+        else:
+            i += text[i] == "\\" and i + 1 < len(text)
+            yield text[i], False
+            i += 1
