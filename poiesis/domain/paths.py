@@ -54,13 +54,3 @@ class PathSet:
         key = sort_key(path)
         i = bisect_right(self._keys, key) - 1
         return self._paths[i] if i >= 0 and key.startswith(self._keys[i]) else None
-
-
-def innermost(paths: Iterable[str]) -> list[str]:
-    """Those that contain none of the others, in `sort_key` order: to make them makes all."""
-    kept: list[tuple[str, str]] = []
-    for key, path in sorted((sort_key(path), path) for path in paths):
-        if kept and key.startswith(kept[-1][0]):
-            kept.pop()
-        kept.append((key, path))
-    return [path for _, path in kept]

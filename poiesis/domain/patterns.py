@@ -12,7 +12,8 @@ character a plain one, inside brackets too. `path_prefix` knows the same escapes
     pattern.literal          "/w/s[1]/part-*.txt"    escapes resolved: the file to try first where `needs_matching` is False
     pattern.names[-1].matches("part-1.txt")          one name of a directory, in time linear in the name
 
-Clients also send shell braces (`a.{x,y}`), which are no wildcards of TES: `brace_alternatives` is for when nothing matches literally.
+Clients also send shell braces (`a.{x,y}`), which are not part of TES. They count as a wildcard, but match only themselves;
+`brace_alternatives` is for when nothing has that literal name.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ from poiesis.domain import paths
 
 MAX_ALTERNATIVES: Final = 1000
 
-_NOT_PLAIN: Final = re.compile(r"[*?\[\\]")
+_NOT_PLAIN: Final = re.compile(r"[*?\[{\\]")
 _ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
-_BRACES: Final = re.compile(r"(?<!\\)\{([^{}/,]*,[^{}/]*)\}")
+_BRACES: Final = re.compile(r"\\.|\{([^{}/,]*,[^{}/]*)\}", re.DOTALL)  # or an escape, to step over
+_BRACKET: Final = re.compile(r"\[([!^]?+\]?+(?:\[:[a-z]*:\]|\\.|[^\]\\])*+)\]", re.DOTALL)
+_BRACKET_ITEM: Final = re.compile(r"\[:([a-z]*):\]|\\(.)|(.)", re.DOTALL)
 _CLASSES: Final = {
     "alnum": "0-9A-Za-z",
     "alpha": "A-Za-z",
@@ -45,7 +48,7 @@ _CLASSES: Final = {
 
 
 class _Token(NamedTuple):
-    """One character or wildcard: `plain` is its text with escapes resolved, `wildcard` one of `*`, `?`, `[`, or empty."""
+    """One character or wildcard: `plain` is its text with escapes resolved, `wildcard` one of `*`, `?`, `[`, `{`, or empty."""
 
     plain: str
     expression: str
@@ -82,7 +85,7 @@ class PathPattern:
     text: str
     names: tuple[Name, ...]
     needs_matching: bool
-    """Whether there is a `*` or `?`. A path with nothing but brackets may as well be the name of a file, which is tried first."""
+    """Whether there is a `*` or `?`. A path with only brackets or braces may as well be the name of a file, which is tried first."""
 
     @cached_property
     def literal(self) -> str:
@@ -131,13 +134,13 @@ def unescape(text: str) -> str:
 
 def brace_alternatives(text: str) -> list[PathPattern]:
     """`a.{x,y}` → `a.x`, `a.y`; nested ones too, at most MAX_ALTERNATIVES. Empty without braces that hold a comma."""
-    if _BRACES.search(text) is None:
+    if _find_braces(text) is None:
         return []
     done: list[str] = []
     todo = [text]  # the next one is the last one
     while todo and len(done) + len(todo) <= MAX_ALTERNATIVES:
         item = todo.pop()
-        match = _BRACES.search(item)
+        match = _find_braces(item)
         if match is None:
             done.append(item)
         else:
@@ -150,17 +153,24 @@ def _parse_name(text: str) -> Name:
         return Name(text, text, len(text))
     tokens = list(_tokens(text))
     literal = "".join(token.plain for token in tokens)
-    fixed = itertools.takewhile(lambda token: not token.wildcard, tokens)
+    ignored = "" if _find_braces(text) else "{"
+    fixed = itertools.takewhile(lambda token: token.wildcard in ("", ignored), tokens)
     return Name(text, literal, sum(len(token.plain) for token in fixed))
 
 
+def _find_braces(text: str) -> re.Match[str] | None:
+    return next((match for match in _BRACES.finditer(text) if match[1] is not None), None)
+
+
 def _needs_matching(name: Name) -> bool:
-    return name.has_wildcard and any(token.wildcard in ("*", "?") for token in _tokens(name.text) if token.wildcard)
+    return name.has_wildcard and any(token.wildcard in ("*", "?") for token in _tokens(name.text))
 
 
 def _tokens(text: str) -> Iterator[_Token]:
-    """A run of stars is one token: as several, an expression would try every way to split a name."""
+    """A run of stars is one token: as several, an expression would try every way to split a name. After a `[` without an end, none of the
+    name is a bracket expression: looking for an end again and again would not be linear."""
     i = 0
+    brackets = True
     while i < len(text):
         character = text[i]
         end = i + 1
@@ -173,11 +183,12 @@ def _tokens(text: str) -> Iterator[_Token]:
         elif character == "\\" and end < len(text):
             yield _Token(text[end], re.escape(text[end]))
             end += 1
-        elif character == "[" and (close := _end_of_bracket(text, end)) is not None:
-            yield _Token(text[i : close + 1], _bracket(text[end:close]), "[")
-            end = close + 1
+        elif character == "[" and brackets and (match := _BRACKET.match(text, i)):
+            yield _Token(match[0], _bracket(match[1]), "[")
+            end = match.end()
         else:
-            yield _Token(character, re.escape(character))
+            brackets &= character != "["
+            yield _Token(character, re.escape(character), "{" if character == "{" else "")
         i = end
 
 
@@ -195,50 +206,22 @@ def _join(tokens: Iterable[_Token]) -> str:
     return first + "".join(f"(?>.*?{run})" for run in rest[:-1]) + ".*" + rest[-1]
 
 
-def _end_of_bracket(text: str, start: int) -> int | None:
-    i = start + (text[start : start + 1] in ("!", "^"))
-    i += text[i : i + 1] == "]"  # the first one stands for itself
-    while i < len(text):
-        if text.startswith("[:", i) and (close := text.find(":]", i)) >= 0:
-            i = close + 2
-        elif text[i] == "]":
-            return i
-        else:
-            i += 2 if text[i] == "\\" else 1
-    return None
-
-
 def _bracket(text: str) -> str:
     negated = text[0] in "!^"
-    items = list(_bracket_items(text[1:] if negated else text))
+    items = [(match[1], match[2] or match[3]) for match in _BRACKET_ITEM.finditer(text, negated)]  # class or character
     out: list[str] = []
     i = 0
     while i < len(items):
-        item, is_class = items[i]
-        if is_class:
-            out.append(_CLASSES.get(item, ""))
-            i += 1
-        elif i + 2 < len(items) and items[i + 1] == ("-", False) and not items[i + 2][1]:
-            if item <= items[i + 2][0]:
-                out.append(f"{re.escape(item)}-{re.escape(items[i + 2][0])}")
-            i += 3
+        class_name, character = items[i]
+        if class_name is not None:
+            out.append(_CLASSES.get(class_name, ""))
+        elif i + 2 < len(items) and items[i + 1][1] == "-" and (last := items[i + 2][1]) is not None:
+            out.append(f"{re.escape(character)}-{re.escape(last)}" if character <= last else "")
+            i += 2
         else:
-            out.append(re.escape(item))
-            i += 1
+            out.append(re.escape(character))
+        i += 1
     inner = "".join(out)
     if not inner:
         return r"[^\s\S]" if not negated else "."
     return f"[{'^' if negated else ''}{inner}]"
-
-
-def _bracket_items(text: str) -> Iterator[tuple[str, bool]]:
-    """Each character, or the name of a class with True."""
-    i = 0
-    while i < len(text):
-        if text.startswith("[:", i) and (close := text.find(":]", i)) >= 0:
-            yield text[i + 2 : close], True
-            i = close + 2
-        else:
-            i += text[i] == "\\" and i + 1 < len(text)
-            yield text[i], False
-            i += 1

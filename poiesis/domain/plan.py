@@ -16,15 +16,14 @@ without rights can write there. Elsewhere (`/app`, `/opt/tool`) it may be what t
 from __future__ import annotations
 
 import math
-import posixpath
-import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
 from typing import Final
 
 from poiesis.domain.observed import TIF, TOF, executor_name
 from poiesis.domain.parameters import gpu_count, time_limit
+from poiesis.domain.paths import PathSet, is_within, parent, without_slash
 from poiesis.domain.policy import GIGABYTE, Policy
 from poiesis.domain.report import ROOT
 from poiesis.domain.task import FileType, Input, Output, Resources, TaskSpec
@@ -40,7 +39,8 @@ OWN_DIRECTORIES: Final = frozenset({"/var/tmp", "/mnt/data"})  # below one of th
 SCRATCH_DIRECTORIES: Final = ("/tmp", "/var/tmp", "/work", "/workdir", "/scratch")
 FORBIDDEN_DIRECTORIES: Final = frozenset({"/dev", "/proc", "/sys", "/poiesis"})
 
-_WILDCARD: Final = re.compile(r"[*?\[]")
+MAX_LAUNCHER_DIRECTORIES: Final = 200
+"""More directories than these are made by TIF: the launcher gets them as arguments, which have to fit into a pod's description."""
 
 
 class Layout(StrEnum):
@@ -110,104 +110,112 @@ class Plan:
         return next((p for p in self.pods if p.part == part), None)
 
 
-def has_wildcard(path: str) -> bool:
-    """Whether an output path is a pattern (POSIX 2.13: `*`, `?`, `[...]`)."""
-    return _WILDCARD.search(path) is not None
-
-
-def fixed_directory(path: str) -> str:
-    """The directory of a pattern or path that holds no wildcard: `/work/*/a.txt` → `/work`, `/data/out.txt` → `/data`."""
-    match = _WILDCARD.search(path)
-    return posixpath.dirname(path[: match.start()] if match else path.rstrip("/")) or "/"
+def declares_directory(item: Input | Output) -> bool:
+    """Whether its type, or without a type the trailing slash of its path, says that it is a directory."""
+    return item.path.endswith("/") if item.type is None else item.type is FileType.DIRECTORY
 
 
 def is_directory(item: Input | Output) -> bool:
-    """Whether it is certainly a directory: said so, or a trailing slash of the path or of the URL where nothing is said."""
-    if item.type is not None:
-        return item.type is FileType.DIRECTORY
-    return item.path.endswith("/") or (item.url or "").endswith("/")
+    """Whether it is most likely a directory: declared as one, or with a URL that ends in a slash and no type."""
+    return declares_directory(item) or (item.type is None and (item.url or "").endswith("/"))
 
 
 def belongs_to_image(directory: str) -> bool:
     """Whether mounting over `directory` would hide what images have there."""
     if directory == "/":
         return True
-    if any(_is_within(directory, own) for own in OWN_DIRECTORIES):
-        return False
-    return any(_is_within(directory, filled) for filled in IMAGE_DIRECTORIES)
+    top = "/" + directory.split("/", 2)[1]
+    return top in IMAGE_DIRECTORIES and not any(is_within(directory, own) for own in OWN_DIRECTORIES)
 
 
 def plan(spec: TaskSpec, policy: Policy, *, uploads: int = 1) -> Plan:
     """The plan of a task. The same arguments give the same plan. `uploads`: how often the upload has been begun by now."""
-    directories: set[str] = set()  # mounted, or below a mount
-    files: dict[str, bool] = {}  # mounted as a file: path → has to be made (it is no input)
-    items: tuple[Input | Output, ...] = (*spec.inputs, *spec.outputs)
-    for item in items:
-        target = item.path.rstrip("/") or "/"
-        if isinstance(item, Output) and has_wildcard(item.path):
-            directories.add(fixed_directory(item.path))
-        elif is_directory(item):
-            parent = posixpath.dirname(target)
-            directories.add(target if belongs_to_image(parent) else parent)
-        else:
-            _add_file(target, isinstance(item, Output), directories, files)
-    for executor in spec.executors:
-        for stream in (executor.stdout, executor.stderr):
-            if stream is not None:
-                _add_file(stream, True, directories, files)
-    volumes = {v.rstrip("/") for v in spec.volumes}
-    directories |= volumes
+    places = _places(spec)
     resources = spec.resources or Resources()
-    scratch = {w for w in _workdirs(spec) if not any(_is_within(w, d) for d in directories)}
-    if directories or files or resources.disk_gb is not None:
-        directories, scratch = directories | scratch, set()
-    mounted = _outermost(directories)
-    files = {f: made for f, made in files.items() if not any(_is_within(f, d) for d in mounted)}
-    mounts = tuple(
-        [Mount(d, f"{ROOT}{d}") for d in mounted] + [Mount(f, f"{ROOT}{f}", is_file=True) for f in sorted(files)]
-    )
-    needs_volume = bool(mounts) or resources.disk_gb is not None
+    mounted = PathSet(places.mounted)
+    workdirs = {w for w in _scratch_workdirs(spec) if w not in mounted}
+    has_volume = bool(places.mounted or places.files or resources.disk_gb is not None)
+    if has_volume:
+        mounted = PathSet([*mounted, *workdirs])
+    files = {path: is_new for path, is_new in places.files.items() if path not in mounted}
+    directories = places.mounted | places.made | (workdirs if has_volume else set())
     size = policy.default_disk_bytes if resources.disk_gb is None else math.ceil(resources.disk_gb * GIGABYTE)
     layout = _layout(spec, resources, policy)
-    touched = tuple(sorted(f for f, made in files.items() if made))
     return Plan(
         layout=layout,
         pods=_pods(
             spec,
             layout,
             file_mounts=bool(files),
+            many_directories=len(directories) > MAX_LAUNCHER_DIRECTORIES,
             one_by_one=gpu_count(resources.backend_parameters) > 0,
             uploads=uploads,
         ),
-        volume_bytes=max(size, 1) if needs_volume else None,
-        mounts=mounts,
+        volume_bytes=max(size, 1) if has_volume else None,
+        mounts=(
+            *(Mount(path, f"{ROOT}{path}") for path in mounted),
+            *(Mount(path, f"{ROOT}{path}", is_file=True) for path in sorted(files)),
+        ),
         directories=tuple(sorted(directories)),
-        touched=touched,
+        touched=tuple(sorted(path for path, is_new in files.items() if is_new)),
         time_limit=time_limit(resources.backend_parameters, policy),
-        scratch=tuple(_outermost(scratch)),
+        scratch=() if has_volume else tuple(PathSet(workdirs)),
     )
 
 
-def _workdirs(spec: TaskSpec) -> set[str]:
+@dataclass(frozen=True)
+class _Places:
+    """Where the task's volume shows in the executors' containers.
+
+    `mounted`: directories to mount, or in one that is mounted. `made`: other directories that exist before the first command.
+    `files`: to mount as a file, in directories that belong to the image; True for those that no input makes.
+    """
+
+    mounted: set[str] = field(default_factory=set)
+    made: set[str] = field(default_factory=set)
+    files: dict[str, bool] = field(default_factory=dict)
+
+    def add_file(self, path: str, *, is_new: bool) -> None:
+        directory = parent(path)
+        if belongs_to_image(directory):
+            self.files[path] = self.files.get(path, True) and is_new
+        else:
+            self.mounted.add(directory)
+
+    def add_directory(self, path: str) -> None:
+        directory = parent(path)
+        self.mounted.add(path if belongs_to_image(directory) else directory)
+
+
+def _places(spec: TaskSpec) -> _Places:
+    places = _Places()
+    for item in spec.inputs:
+        if is_directory(item):
+            places.add_directory(without_slash(item.path))
+        else:
+            places.add_file(without_slash(item.path), is_new=False)
+    for output in spec.outputs:
+        path = without_slash(output.pattern.literal)
+        if output.pattern.has_wildcard:
+            places.mounted.add(output.pattern.fixed_directory)
+        elif is_directory(output):
+            places.add_directory(path)
+            if declares_directory(output):
+                places.made.add(path)
+        else:
+            places.add_file(path, is_new=True)
+    for executor in spec.executors:
+        for stream in (executor.stdout, executor.stderr):
+            if stream is not None:
+                places.add_file(stream, is_new=True)
+    places.mounted.update(map(without_slash, spec.volumes))
+    return places
+
+
+def _scratch_workdirs(spec: TaskSpec) -> set[str]:
     """Working directories where a mount hides nothing."""
-    found = {executor.workdir.rstrip("/") for executor in spec.executors if executor.workdir is not None}
-    return {w for w in found if any(_is_within(w, own) for own in SCRATCH_DIRECTORIES)}
-
-
-def _outermost(directories: set[str]) -> list[str]:
-    return sorted(d for d in directories if not any(d != o and _is_within(d, o) for o in directories))
-
-
-def _is_within(path: str, directory: str) -> bool:
-    return path == directory or path.startswith(directory.rstrip("/") + "/")
-
-
-def _add_file(target: str, made: bool, directories: set[str], files: dict[str, bool]) -> None:
-    parent = posixpath.dirname(target)
-    if belongs_to_image(parent):
-        files[target] = files.get(target, True) and made
-    else:
-        directories.add(parent)
+    found = {without_slash(executor.workdir) for executor in spec.executors if executor.workdir is not None}
+    return {workdir for workdir in found if any(is_within(workdir, scratch) for scratch in SCRATCH_DIRECTORIES)}
 
 
 def _layout(spec: TaskSpec, resources: Resources, policy: Policy) -> Layout:
@@ -218,10 +226,12 @@ def _layout(spec: TaskSpec, resources: Resources, policy: Policy) -> Layout:
     return Layout.STAGED if holds_devices and (moves_files or len(spec.executors) > 1) else Layout.SINGLE
 
 
-def _pods(spec: TaskSpec, layout: Layout, *, file_mounts: bool, one_by_one: bool, uploads: int) -> tuple[PodPlan, ...]:
+def _pods(
+    spec: TaskSpec, layout: Layout, *, file_mounts: bool, many_directories: bool, one_by_one: bool, uploads: int
+) -> tuple[PodPlan, ...]:
     count = len(spec.executors)
     names = [executor_name(i) for i in range(count)]
-    stages_in = bool(spec.inputs) or file_mounts
+    stages_in = bool(spec.inputs) or file_mounts or many_directories
     stages_out = bool(spec.outputs)
     again = [PodPlan(f"{TOF}-{n}", (ContainerPlan(TOF),)) for n in range(2, uploads + 1) if stages_out]
     if layout is Layout.STAGED:

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import NewType
 
+from poiesis.domain.patterns import PathPattern, parse_pattern
 from poiesis.domain.states import Stage, State
 
 TaskId = NewType("TaskId", str)
@@ -62,7 +64,8 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """Spec: tesOutput. `path` may hold wildcards; then `path_prefix` is set and `url` names a directory."""
+    """Spec: tesOutput. `path` may hold wildcards and escapes, read from `pattern`; with wildcards `path_prefix` is set and `url` is a
+    directory's."""
 
     path: str
     url: str
@@ -70,6 +73,10 @@ class Output:
     type: FileType | None = None
     name: str | None = None
     description: str | None = None
+
+    @cached_property
+    def pattern(self) -> PathPattern:
+        return parse_pattern(self.path)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
-"""The rules of a task that the TES schema says only in words, and the site's limits. All problems are found at once.
+"""The rules of a task that the TES schema states only in words, and the site's limits. All problems are found at once.
 
-`check` takes a `TaskSpec` whose types are right already and answers the spec to store, with what was dropped from it said in notes.
+`check` takes a `TaskSpec` whose types are right already and returns the spec to store, with notes on what was dropped from it. Its cost is
+near-linear in the size of the task, and each problem it reports is short.
 """
 
 from __future__ import annotations
@@ -8,43 +9,40 @@ from __future__ import annotations
 import dataclasses
 import posixpath
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from poiesis.domain.errors import InvalidTask, Problem
+from poiesis.domain.images import image_problem
 from poiesis.domain.parameters import PARAMETERS
-from poiesis.domain.plan import FORBIDDEN_DIRECTORIES, fixed_directory, has_wildcard, is_directory
+from poiesis.domain.paths import is_within, sort_key, without_slash
+from poiesis.domain.patterns import unescape
+from poiesis.domain.plan import FORBIDDEN_DIRECTORIES, declares_directory, is_directory
 from poiesis.domain.policy import Policy
 from poiesis.domain.task import Executor, FileType, Input, Output, Resources, TaskSpec
 
-_ENV_NAME: Final = re.compile(r"[^=\0]+")
-_IMAGE: Final = re.compile(r"[^\s\0]+")
 _CONTENT: Final = re.compile(r"\$\.inputs\[\d+\]\.content")
-_ASKS_FOR_MATCHING: Final = re.compile(r"[*?]")
-MAX_PATH_BYTES: Final = 4096
-MAX_NAME_BYTES: Final = 255
+MAX_PATH_BYTES: Final = 4096  # Linux: PATH_MAX
+MAX_NAME_BYTES: Final = 255  # Linux: NAME_MAX
 MAX_URL_BYTES: Final = 16 * 1024
 
 
 def check(spec: TaskSpec, policy: Policy) -> tuple[TaskSpec, tuple[str, ...]]:
     """The spec to store and notes for its system log (what was dropped and why). Raises: InvalidTask with every problem."""
-    problems = list(_text_problems(dataclasses.asdict(spec), "$"))
-    if problems:  # the other rules take text for granted
+    problems = list(_text_problems(dataclasses.asdict(spec), "$")) if _has_unusable_text(spec) else []
+    if problems:  # the other rules rely on valid text
         raise InvalidTask(problems)
-    limits = policy.limits
     problems += _counts(spec, policy)
     for i, executor in enumerate(spec.executors):
         problems += _executor(executor, f"$.executors[{i}]", policy)
     for i, item in enumerate(spec.inputs):
         problems += _input(item, f"$.inputs[{i}]", policy)
-    total = sum(len((i.content or "").encode()) for i in spec.inputs)
-    if total > limits.max_total_content_bytes:
+    total, most = sum(len((i.content or "").encode()) for i in spec.inputs), policy.limits.max_total_content_bytes
+    if total > most:
         problems.append(
-            Problem(
-                "$.inputs", f"all content together is {total} bytes; at most {limits.max_total_content_bytes}, use URLs"
-            )
+            Problem("$.inputs", f"too much content: {total} bytes together; at most {most}, use URLs for more")
         )
     for i, output in enumerate(spec.outputs):
         problems += _output(output, f"$.outputs[{i}]", policy)
@@ -62,15 +60,31 @@ def check(spec: TaskSpec, policy: Policy) -> tuple[TaskSpec, tuple[str, ...]]:
     return dataclasses.replace(spec, resources=resources), notes
 
 
+def _has_unusable_text(value: Any) -> bool:
+    """Whether `_text_problems` may find something; without the cost of keeping track of paths."""
+    if isinstance(value, str):
+        if "\0" in value:
+            return True
+        try:
+            return not value.isascii() and not value.encode()
+        except UnicodeEncodeError:
+            return True
+    if isinstance(value, Mapping):
+        return any(map(_has_unusable_text, value.keys())) or any(map(_has_unusable_text, value.values()))
+    if isinstance(value, tuple):
+        return any(map(_has_unusable_text, value))
+    return dataclasses.is_dataclass(value) and any(map(_has_unusable_text, vars(value).values()))
+
+
 def _text_problems(value: Any, path: str) -> Iterator[Problem]:
     """Strings that no program argument, path or UTF-8 file can hold."""
     if isinstance(value, str):
         if "\0" in value and not _CONTENT.fullmatch(path):
-            yield Problem(path, "holds a NUL character; remove it")
+            yield Problem(path, "invalid text: must not contain a NUL character")
         try:
             value.encode()
         except UnicodeEncodeError:
-            yield Problem(path, "holds half of a surrogate pair, which is no text; send valid Unicode")
+            yield Problem(path, "invalid text: contains half of a surrogate pair; must be valid Unicode")
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _text_problems(key, path)
@@ -83,7 +97,7 @@ def _text_problems(value: Any, path: str) -> Iterator[Problem]:
 def _counts(spec: TaskSpec, policy: Policy) -> list[Problem]:
     limits = policy.limits
     problems = [
-        Problem(f"$.{name}", f"{count} of them; this service takes at most {most}")
+        Problem(f"$.{name}", f"too many: {count}; at most {most}")
         for name, count, most in (
             ("executors", len(spec.executors), limits.max_executors),
             ("inputs", len(spec.inputs), limits.max_inputs),
@@ -94,186 +108,249 @@ def _counts(spec: TaskSpec, policy: Policy) -> list[Problem]:
         if count > most
     ]
     if not spec.executors:
-        problems.append(Problem("$.executors", "is empty; a task needs at least one executor"))
+        problems.append(Problem("$.executors", "must not be empty: a task needs at least one executor"))
     return problems
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 100 else text[:99] + "…")
 
 
 def _short(text: str | None, path: str, policy: Policy) -> list[Problem]:
     most = policy.limits.max_text_bytes
     if text is not None and len(text.encode()) > most:
-        return [Problem(path, f"is longer than {most} bytes; shorten it")]
+        return [Problem(path, f"too long: {len(text.encode())} bytes; at most {most}")]
     return []
 
 
-def _path(path: str, where: str) -> list[Problem]:
-    """An absolute path in a container that can be mounted or written."""
+def _path(path: str, where: str, *, is_pattern: bool = False) -> list[Problem]:
+    """An absolute path in a container that can be mounted or written. `is_pattern`: with the escapes of output paths."""
+    problem = _path_problem(path, is_pattern)
+    return [Problem(where, problem)] if problem else []
+
+
+def _path_problem(path: str, is_pattern: bool) -> str | None:
     if not path.startswith("/"):
-        return [Problem(where, f"{path!r} is relative; give an absolute path such as /data/{path or 'file'}")]
-    parts = path.split("/")
-    if ".." in parts or "." in parts:
-        return [Problem(where, f"{path!r} holds '.' or '..'; write the path without them")]
+        return f"invalid path {_quoted(path)}: must be absolute, such as {_quoted('/data/' + (path or 'file'))}"
+    if len(path.encode()) > MAX_PATH_BYTES:
+        return f"invalid path {_quoted(path)}: must be at most {MAX_PATH_BYTES} bytes"
+    names = (unescape(path) if is_pattern and "\\" in path else path).split("/")
+    if ".." in names or "." in names:
+        return f"invalid path {_quoted(path)}: must not contain '.' or '..' as a name"
     if "//" in path:
-        return [Problem(where, f"{path!r} holds '//'; write single slashes")]
-    if len(path.encode()) > MAX_PATH_BYTES or any(len(p.encode()) > MAX_NAME_BYTES for p in parts):
-        return [Problem(where, f"is too long; at most {MAX_PATH_BYTES} bytes, and {MAX_NAME_BYTES} between slashes")]
+        return f"invalid path {_quoted(path)}: must not contain '//'"
+    if len(path) > MAX_NAME_BYTES // 4 and any(len(name.encode()) > MAX_NAME_BYTES for name in names):
+        return f"invalid path {_quoted(path)}: each name in it must be at most {MAX_NAME_BYTES} bytes"
     if path == "/":
-        return [Problem(where, "is the root directory, which belongs to the image; use a directory below it")]
-    top = "/" + parts[1]
+        return "invalid path '/': the root directory belongs to the image; use a directory below it"
+    top = "/" + names[1]
     if top in FORBIDDEN_DIRECTORIES:
-        return [Problem(where, f"{top} belongs to the system; use another directory such as /data")]
-    return []
+        return f"invalid path {_quoted(path)}: {top} belongs to the system; use another directory, such as /data"
+    return None
 
 
 def _executor(executor: Executor, where: str, policy: Policy) -> list[Problem]:
     problems: list[Problem] = []
-    if not _IMAGE.fullmatch(executor.image):
-        problems.append(Problem(f"{where}.image", "give the name of a container image, without spaces"))
+    if problem := image_problem(executor.image):
+        problems.append(Problem(f"{where}.image", problem))
     if not executor.command or executor.command[0] == "":
-        problems.append(Problem(f"{where}.command", "give the program to run as the first element"))
+        problems.append(Problem(f"{where}.command", "missing program: must be the first element"))
     most = policy.limits.max_command_bytes
-    for i, argument in enumerate(executor.command):
-        if len(argument.encode()) >= most:
-            problems.append(
-                Problem(
-                    f"{where}.command[{i}]", f"is {most} bytes or longer; put it into an input with `content` instead"
-                )
-            )
+    too_long = f"too long: must be less than {most} bytes; use an input with `content` instead"
+    problems += [
+        Problem(f"{where}.command[{i}]", too_long) for i, a in enumerate(executor.command) if len(a.encode()) >= most
+    ]
     for name, value in executor.env.items():
-        if not _ENV_NAME.fullmatch(name):
-            problems.append(Problem(f"{where}.env", f"{name!r} is no name of a variable: empty or with '='"))
-        elif len(name.encode()) + len(value.encode()) + 1 >= most:
+        if not name or "=" in name:
             problems.append(
-                Problem(f"{where}.env.{name[:40]}", f"is {most} bytes or longer; use an input with `content`")
+                Problem(f"{where}.env", f"invalid variable name {_quoted(name)}: must not be empty or contain '='")
             )
+        elif len(name.encode()) + len(value.encode()) + 1 >= most:
+            problems.append(Problem(f"{where}.env.{name[:40]}", too_long))
     size = sum(len(a.encode()) + 1 for a in executor.command)
     size += sum(len(n.encode()) + len(v.encode()) + 2 for n, v in executor.env.items())
     if size > 5 * most:
-        problems.append(Problem(where, f"command and env together are {size} bytes; at most {5 * most}"))
+        problems.append(Problem(where, f"too long: command and env are {size} bytes together; at most {5 * most}"))
     if executor.workdir is not None and executor.workdir != "/":
         problems += _path(executor.workdir, f"{where}.workdir")
-    if executor.stdin is not None and not executor.stdin.startswith("/"):
-        problems.append(Problem(f"{where}.stdin", f"{executor.stdin!r} is relative; give an absolute path"))
+    if executor.stdin is not None:
+        problems += _stdin(executor.stdin, f"{where}.stdin")
     for name in ("stdout", "stderr"):
         path = getattr(executor, name)
         if path is not None:
             found = _path(path, f"{where}.{name}")
             if not found and path.endswith("/"):
-                found = [Problem(f"{where}.{name}", "ends with '/', as a directory does; give the path of a file")]
+                found = [
+                    Problem(
+                        f"{where}.{name}", f"invalid path {_quoted(path)}: must be a file's, without '/' at the end"
+                    )
+                ]
             problems += found
     return problems
 
 
+def _stdin(path: str, where: str) -> list[Problem]:
+    """Unlike other paths it may be anything in the image, such as /dev/zero."""
+    if not path.startswith("/"):
+        return [Problem(where, f"invalid path {_quoted(path)}: must be absolute")]
+    if len(path.encode()) > MAX_PATH_BYTES:
+        return [Problem(where, f"invalid path {_quoted(path)}: must be at most {MAX_PATH_BYTES} bytes")]
+    return []
+
+
 def _url(url: str, where: str, schemes: frozenset[str], policy: Policy) -> list[Problem]:
+    problem = _url_problem(url, schemes, policy)
+    return [Problem(where, problem)] if problem else []
+
+
+def _url_problem(url: str, schemes: frozenset[str], policy: Policy) -> str | None:
+    """Without the URL in it, which may hold a password."""
     if len(url.encode()) > MAX_URL_BYTES:
-        return [Problem(where, f"is longer than {MAX_URL_BYTES} bytes")]
+        return f"invalid URL: must be at most {MAX_URL_BYTES} bytes"
+    known = ", ".join(sorted(schemes)) or "none"
     try:
         parts = urlsplit("file://" + url if url.startswith("/") else url)
         host = parts.hostname
         _ = parts.port
-    except ValueError as error:
-        return [Problem(where, f"is no URL: {error}")]
+    except ValueError:
+        return "invalid URL: host and port must be host, host:port or [IPv6 address]:port, with a port from 0 to 65535"
     if not parts.scheme:
-        known = ", ".join(sorted(schemes))
-        return [Problem(where, f"is no URL; give one with a scheme ({known}), such as s3://bucket/key")]
+        return f"invalid URL: missing scheme; use one of: {known}, such as s3://bucket/key"
     if parts.scheme not in schemes:
-        known = ", ".join(sorted(schemes)) or "none"
-        return [Problem(where, f"scheme {parts.scheme!r} cannot be used here; usable: {known}")]
+        return f"unsupported URL scheme {_quoted(parts.scheme)}: must be one of: {known}"
     if parts.scheme == "file":
         path = parts.path
         if host not in (None, "", "localhost"):
-            return [Problem(where, "a file URL names no host; write file:///path")]
+            return "invalid file URL: must not have a host; use file:///path"
         if ".." in path.split("/"):
-            return [Problem(where, "holds '..'; write the path without it")]
-        normal = posixpath.normpath(path)
-        if not any(normal == root or normal.startswith(root.rstrip("/") + "/") for root in policy.file_roots):
+            return "invalid file URL: must not contain '..'"
+        if not any(is_within(posixpath.normpath(path), root) for root in policy.file_roots):
             roots = ", ".join(policy.file_roots) or "none are configured"
-            return [Problem(where, f"{path!r} is not below a directory that this service may use ({roots})")]
+            return f"forbidden file URL: {_quoted(path)} is outside the directories that this service may use: {roots}"
     elif not host:
-        return [Problem(where, f"names no {'bucket' if parts.scheme == 's3' else 'host'}")]
-    return []
+        part, example = ("host", "host/path") if parts.scheme in _WITH_HOST else ("bucket", "bucket/key")
+        return f"invalid URL: missing {part}; use {parts.scheme}://{example}"
+    return None
+
+
+_WITH_HOST: Final = frozenset({"http", "https", "ftp", "ftps", "sftp", "drs"})
 
 
 def _input(item: Input, where: str, policy: Policy) -> list[Problem]:
     problems = _path(item.path, f"{where}.path")
     if item.content is not None:
-        size = len(item.content.encode())
-        if size > policy.limits.max_content_bytes:
-            most = policy.limits.max_content_bytes
-            problems.append(Problem(f"{where}.content", f"is {size} bytes; at most {most}, use a URL for more"))
+        size, most = len(item.content.encode()), policy.limits.max_content_bytes
+        if size > most:
+            problems.append(Problem(f"{where}.content", f"too long: {size} bytes; at most {most}, use a URL for more"))
         if item.type is FileType.DIRECTORY:
-            problems.append(Problem(f"{where}.type", "content makes a FILE, not a DIRECTORY"))
+            problems.append(
+                Problem(f"{where}.type", "invalid type DIRECTORY: must be FILE for an input with `content`")
+            )
         if item.path.endswith("/"):
-            problems.append(Problem(f"{where}.path", "ends with '/', but content makes a file"))
+            problems.append(Problem(f"{where}.path", "invalid path: must not end with '/' for an input with `content`"))
     elif not item.url:
-        problems.append(Problem(f"{where}.url", "is missing; give a URL, or the file itself as `content`"))
+        problems.append(Problem(f"{where}.url", "missing: give a URL, or the file itself as `content`"))
     else:
         problems += _url(item.url, f"{where}.url", policy.url_schemes_in, policy)
     return problems
 
 
 def _output(output: Output, where: str, policy: Policy) -> list[Problem]:
-    problems = _path(output.path, f"{where}.path")
+    problems = _path(output.path, f"{where}.path", is_pattern=True)
     problems += _url(output.url, f"{where}.url", policy.url_schemes_out, policy)
-    if problems or not has_wildcard(output.path):
+    if problems or not output.pattern.has_wildcard:
         return problems
-    if fixed_directory(output.path) == "/":
+    pattern, prefix = output.pattern, output.path_prefix
+    if pattern.fixed_directory == "/":
         return [
             Problem(
-                f"{where}.path", "matches in the root directory, which belongs to the image; match below a directory"
+                f"{where}.path", "invalid pattern: the root directory belongs to the image; match below a directory"
             )
         ]
-    prefix = output.path_prefix
-    if prefix:
-        problems += [] if prefix == "/" else _path(prefix, f"{where}.path_prefix")
-        if not problems and not output.path.startswith(prefix):
-            problems.append(Problem(f"{where}.path_prefix", f"{prefix!r} is not the beginning of path {output.path!r}"))
-        elif has_wildcard(prefix):
-            problems.append(Problem(f"{where}.path_prefix", "holds wildcards; give the fixed beginning of the path"))
-    elif _ASKS_FOR_MATCHING.search(output.path):
-        problems.append(
-            Problem(f"{where}.path_prefix", "is required when path holds wildcards (TES: tesOutput.path_prefix)")
-        )
+    if not prefix:
+        if pattern.needs_matching:
+            problems.append(Problem(f"{where}.path_prefix", "missing: required when path contains wildcards (TES 1.1)"))
+    elif len(prefix) > MAX_PATH_BYTES or not pattern.fixed_text.startswith(unescape(prefix)):
+        expected = f"must be a beginning of path that contains no wildcard, such as {_quoted(pattern.fixed_directory)}"
+        problems.append(Problem(f"{where}.path_prefix", f"invalid prefix {_quoted(prefix)}: {expected}"))
     return problems
 
 
-def _collisions(spec: TaskSpec) -> list[Problem]:
-    problems: list[Problem] = []
-    kinds: dict[str, tuple[str, bool]] = {}  # path → (where, is a directory)
+@dataclass(frozen=True)
+class _Placed:
+    """What the task has at a path: `is_file`, `is_directory` where that is certain."""
+
+    path: str
+    where: str
+    is_file: bool = False
+    is_directory: bool = False
+
+
+def _placed(spec: TaskSpec) -> Iterator[_Placed]:
+    """An output of type FILE is not certainly a file: clients declare directories so."""
     for i, item in enumerate(spec.inputs):
-        path, where = item.path.rstrip("/"), f"$.inputs[{i}].path"
-        if path in kinds:
-            problems.append(Problem(where, f"{item.path!r} is the path of {kinds[path][0]} too"))
-        else:
-            kinds[path] = (where, item.content is None and (is_directory(item) or item.type is None))
+        is_file = item.content is not None or not (is_directory(item) or item.type is None)
+        yield _Placed(item.path, f"$.inputs[{i}].path", is_file, not is_file and declares_directory(item))
+    for i, executor in enumerate(spec.executors):
+        for name in ("stdin", "stdout", "stderr"):
+            if path := getattr(executor, name):
+                yield _Placed(path, f"$.executors[{i}].{name}", is_file=True)
     for i, volume in enumerate(spec.volumes):
-        path, where = volume.rstrip("/"), f"$.volumes[{i}]"
-        if path in kinds:
-            problems.append(Problem(where, f"{volume!r} is the path of {kinds[path][0]} too"))
-        kinds[path] = (where, True)
+        yield _Placed(volume, f"$.volumes[{i}]", is_directory=True)
     for i, output in enumerate(spec.outputs):
-        path, where = output.path.rstrip("/"), f"$.outputs[{i}].path"
-        if output.type is FileType.FILE and path in {v.rstrip("/") for v in spec.volumes}:
-            problems.append(Problem(where, f"{output.path!r} is a volume; its type has to be DIRECTORY"))
-    placed = [(path, where) for path, (where, _) in kinds.items()]
-    placed += [(o.path.rstrip("/"), f"$.outputs[{i}].path") for i, o in enumerate(spec.outputs)]
-    for path, where in placed:
-        for parent in _parents(path):
-            if parent in kinds and not kinds[parent][1]:
-                problems.append(Problem(where, f"{path!r} is below {kinds[parent][0]}, which is a file"))
-    urls = Counter(o.url for o in spec.outputs if not has_wildcard(o.path))
-    for i, output in enumerate(spec.outputs):
-        if urls.get(output.url, 0) > 1 and not is_directory(output):
-            problems.append(Problem(f"$.outputs[{i}].url", "another output goes to the same URL; give each its own"))
-    return problems
+        if output.pattern.has_wildcard:
+            yield _Placed(output.pattern.fixed_directory, f"$.outputs[{i}].path", is_directory=True)
+        else:
+            yield _Placed(output.pattern.literal, f"$.outputs[{i}].path", is_directory=declares_directory(output))
+    for i, executor in enumerate(spec.executors):
+        if executor.workdir:
+            yield _Placed(executor.workdir, f"$.executors[{i}].workdir", is_directory=True)
 
 
-def _parents(path: str) -> Iterator[str]:
-    while (path := posixpath.dirname(path)) != "/" and path:
-        yield path
+def _collisions(spec: TaskSpec) -> Iterator[Problem]:
+    yield from _repeated_inputs(spec.inputs)
+    yield from _files_with_something_below(list(_placed(spec)))
+    volumes = {without_slash(volume) for volume in spec.volumes}
+    sources: dict[str, set[str]] = {}  # by URL
+    for output in spec.outputs:
+        if not output.pattern.has_wildcard:
+            sources.setdefault(output.url, set()).add(without_slash(output.pattern.literal))
+    for i, output in enumerate(spec.outputs):
+        where = f"$.outputs[{i}]"
+        if output.type is FileType.FILE and without_slash(output.pattern.literal) in volumes:
+            yield Problem(f"{where}.path", f"conflict: {_quoted(output.path)} is a volume; its type must be DIRECTORY")
+        if len(sources.get(output.url, ())) > 1 and not is_directory(output):
+            yield Problem(f"{where}.url", "conflict: another output has the same URL; each needs its own")
+
+
+def _repeated_inputs(inputs: Sequence[Input]) -> Iterator[Problem]:
+    """The same file at the same path twice is no conflict."""
+    first: dict[str, int] = {}
+    for i, item in enumerate(inputs):
+        j = first.setdefault(without_slash(item.path), i)
+        if (inputs[j].url, inputs[j].content) != (item.url, item.content):
+            yield Problem(
+                f"$.inputs[{i}].path",
+                f"conflict: {_quoted(item.path)} is also the path of $.inputs[{j}], which is different",
+            )
+
+
+def _files_with_something_below(placed: Sequence[_Placed]) -> Iterator[Problem]:
+    """In the order of their paths, everything in a directory follows it: so only the last file can have the next path below it."""
+    file: _Placed | None = None
+    file_key = ""
+    for key, item in sorted(((sort_key(item.path), item) for item in placed), key=lambda i: (i[0], not i[1].is_file)):
+        if file is not None and key.startswith(file_key):
+            if key != file_key:
+                yield Problem(item.where, f"conflict: {_quoted(item.path)} is below {file.where}, which is a file")
+            elif item.is_directory:
+                yield Problem(item.where, f"conflict: {_quoted(item.path)} is a directory, but a file for {file.where}")
+        elif item.is_file:
+            file, file_key = item, key
 
 
 def _resources(resources: Resources | None, policy: Policy) -> tuple[Resources | None, tuple[str, ...], list[Problem]]:
-    """The resources with supported backend parameters alone (lower-case keys), notes on what was dropped, problems."""
+    """The resources with only the supported backend parameters (lower-case keys), notes on what was dropped, problems."""
     if resources is None:
         return None, (), []
     problems: list[Problem] = []
@@ -285,9 +362,11 @@ def _resources(resources: Resources | None, policy: Policy) -> tuple[Resources |
     ):
         asked = getattr(resources, name)
         if asked is not None and not 0 <= asked < 1e9:
-            problems.append(Problem(f"$.resources.{name}", "give a number above zero, or leave it out"))
+            problems.append(Problem(f"$.resources.{name}", "invalid number: must be at least 0 and less than 1e9"))
         elif asked is not None and most is not None and asked > most:
-            problems.append(Problem(f"$.resources.{name}", f"asks for {asked:g}; this service gives at most {most:g}"))
+            problems.append(
+                Problem(f"$.resources.{name}", f"too much: {asked:g}; this service allows at most {most:g}")
+            )
     kept: dict[str, str] = {}
     notes: list[str] = []
     supported = policy.backend_parameters & PARAMETERS.keys()
@@ -296,19 +375,17 @@ def _resources(resources: Resources | None, policy: Policy) -> tuple[Resources |
         where, name = f"$.resources.backend_parameters.{key[:60]}", key.lower()
         if name not in supported:
             if resources.backend_parameters_strict:
-                problems.append(Problem(where, f"is not supported; supported keys: {known}"))
+                problems.append(Problem(where, f"unsupported backend parameter: must be one of: {known}"))
             else:
-                notes.append(
-                    f"backend parameter {key[:60]!r} is not supported and was ignored; supported keys: {known}"
-                )
+                notes.append(f"ignored unsupported backend parameter {key[:60]!r}; supported keys: {known}")
         elif name in kept:
-            problems.append(Problem(where, "is given twice; keys are case-insensitive"))
+            problems.append(Problem(where, "duplicate key: keys are case-insensitive"))
         else:
             kept[name] = value
             try:
                 PARAMETERS[name].parse(value)
             except ValueError as error:
-                problems.append(Problem(where, f"{value[:60]!r} cannot be used: {error}"))
+                problems.append(Problem(where, f"invalid value {_quoted(value)}: {error}"))
     accepted = dataclasses.replace(
         resources,
         cpu_cores=resources.cpu_cores or None,  # 0 asks for nothing

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poiesis.domain.paths import PathSet, innermost, is_within
+from poiesis.domain.paths import PathSet, is_within
 
 PATHS = st.lists(st.sampled_from(["a", "b", "a-", "a b", "!"]), min_size=1, max_size=4).map(lambda p: "/" + "/".join(p))
 
@@ -17,11 +17,6 @@ def test_a_path_set_keeps_the_outermost_and_finds_the_holder(some, path):
     assert (path in found) == any(is_within(path, p) for p in some)
     holder = found.holder(path)
     assert holder is None or is_within(path, holder)
-
-
-@given(st.lists(PATHS, max_size=8))
-def test_the_innermost_contain_no_other(some):
-    assert set(innermost(some)) == {p for p in some if not any(p != other and is_within(other, p) for other in some)}
 
 
 def test_the_root_contains_everything():

@@ -34,6 +34,9 @@ def matches(pattern: str, name: str) -> bool:
         ("/w/d/", "/w/d/", "/w/d/", "/w", False, False),
         ("/w/*/", "/w/*/", "/w/", "/w", True, True),
         ("/*", "/*", "/", "/", True, True),
+        ("/w/x{a,b}/c", "/w/x{a,b}/c", "/w/x", "/w", True, False),
+        ("/w/{a,{b,c}}", "/w/{a,{b,c}}", "/w/", "/w", True, False),
+        ("/w/\\{a,b}{a}", "/w/{a,b}{a}", "/w/{a,b}{a}", "/w", False, False),
         ("/w/[*]", "/w/[*]", "/w/", "/w", True, False),
     ],
 )

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from poiesis.domain.plan import Layout, Mount, belongs_to_image, fixed_directory, plan
+from poiesis.domain.plan import Layout, Mount, belongs_to_image, plan
 from poiesis.domain.policy import GIGABYTE
 from poiesis.domain.staging import tif_document, tof_document
 from poiesis.domain.task import FileType, Input, Output, Resources
@@ -124,6 +124,31 @@ def test_mounts_below_others_collapse_and_all_directories_are_made():
     assert made.directories == ("/work", "/work/in/a", "/work/logs", "/work/scratch", "/workspace")
 
 
+def test_declared_directories_and_those_above_patterns_exist_before_the_first_command():
+    made = plan(
+        spec(
+            outputs=(
+                output_file("/out/d", type=DIRECTORY),
+                output_file("/out/e/", "s3://b/e/"),
+                output_file("/out/result", "s3://b/f/"),  # most likely a file: nothing but its URL ends in a slash
+                output_file("/opt/g", type=DIRECTORY),
+                output_file("/logs/x/*.txt", path_prefix="/logs"),
+                output_file("/runs/{a,b}/x.txt", type=DIRECTORY),
+                output_file("/s\\[1\\]/a\\*b", type=DIRECTORY),
+            )
+        ),
+        POLICY,
+    )
+    assert made.directories == ("/logs/x", "/opt/g", "/out", "/out/d", "/out/e", "/runs", "/s[1]", "/s[1]/a*b")
+    assert [m.path for m in made.mounts] == ["/logs/x", "/opt/g", "/out", "/runs", "/s[1]"]
+
+
+def test_more_directories_than_fit_into_a_command_line_are_made_by_tif():
+    outputs = tuple(output_file(f"/out/{i}/x", f"s3://b/{i}") for i in range(1000))
+    assert [pod.names for pod in plan(spec(outputs=outputs[:100]), POLICY).pods] == [("executor-0", "tof")]
+    assert [pod.names for pod in plan(spec(outputs=outputs), POLICY).pods] == [("tif", "executor-0", "tof")]
+
+
 def test_a_file_mount_below_a_mounted_directory_is_no_mount_of_its_own():
     made = plan(spec(volumes=("/opt/tool",), outputs=(output_file("/opt/tool/out.txt"),)), POLICY)
     assert (made.mounts, made.touched) == ((Mount("/opt/tool", "root/opt/tool"),), ())
@@ -221,15 +246,6 @@ def test_a_task_without_files_has_a_volume_only_when_it_asks(resources, volume_b
     assert plan(FILES, POLICY).volume_bytes == POLICY.default_disk_bytes
 
 
-@pytest.mark.parametrize(
-    ("path", "directory"),
-    [("/work/*/a.txt", "/work"), ("/work/a*.txt", "/work"), ("/work/*", "/work"), ("/data/out.txt", "/data"),
-     ("/data/dir/", "/data"), ("/*", "/"), ("/x", "/"), ("/w/[ab]/c", "/w")],
-)  # fmt: skip
-def test_the_fixed_directory_of_a_pattern(path, directory):
-    assert fixed_directory(path) == directory
-
-
 def test_what_belongs_to_the_image():
     assert all(belongs_to_image(d) for d in ("/", "/etc", "/usr/local/bin", "/opt", "/home/user", "/var/lib"))
     assert not any(belongs_to_image(d) for d in ("/data", "/tmp", "/var/tmp", "/var/tmp/x", "/etcetera", "/mnt/data"))
@@ -259,6 +275,14 @@ def test_the_filers_are_told_their_part_and_nothing_else():
         "v": 1, "task_id": ID, "optional": True, "touched": ["/etc/out"],
         "outputs": [{"path": "/etc/out", "url": "s3://bucket/out.txt", "path_prefix": "/etc", "type": None}],
     }  # fmt: skip
+
+
+def test_equal_inputs_and_outputs_are_staged_once():
+    item, other = input_file("/data/a"), input_file("/data/b")
+    task = stored(spec(inputs=(item, other, replace(item, path="/data/a/")), outputs=(output_file(), output_file())))
+    made = plan(task.spec, POLICY)
+    assert [i["path"] for i in tif_document(task, made)["inputs"]] == ["/data/a", "/data/b"]
+    assert len(tof_document(task, made)["outputs"]) == 1
 
 
 @pytest.mark.parametrize("streamable", [True, False])

@@ -49,7 +49,7 @@ def test_what_real_clients_send_is_taken(task_spec):
 BROKEN = [
     (TaskSpec(()), ["$.executors"]),
     (spec((executor(image=""),)), ["$.executors[0].image"]),
-    (spec((executor(image="two words"),)), ["$.executors[0].image"]),
+    (spec((executor(image="../../etc"),)), ["$.executors[0].image"]),
     (spec((executor(command=()),)), ["$.executors[0].command"]),
     (spec((executor(command=("",)),)), ["$.executors[0].command"]),
     (spec((executor(command=("a\0b",)),)), ["$.executors[0].command[0]"]),
@@ -91,11 +91,27 @@ BROKEN = [
     (spec(outputs=(output_file("/o/*.txt", path_prefix="o"),)), ["$.outputs[0].path_prefix"]),
     (spec(outputs=(output_file("/o/*/a.txt", path_prefix="/o/*"),)), ["$.outputs[0].path_prefix"]),
     (spec(volumes=("data",)), ["$.volumes[0]"]),
-    (spec(inputs=(content("/a/b"), content("/a/b"))), ["$.inputs[1].path"]),
-    (spec(volumes=("/a", "/a/")), ["$.volumes[1]"]),
+    (spec(inputs=(content("/a/b", "x"), content("/a/b", "y"))), ["$.inputs[1].path"]),
+    (spec(inputs=(input_file("/a/b", "s3://b/1"), input_file("/a/b/", "s3://b/2"))), ["$.inputs[1].path"]),
     (spec(inputs=(content("/a"),), volumes=("/a",)), ["$.volumes[0]"]),
     (spec(inputs=(content("/a/b"), content("/a/b/c"))), ["$.inputs[1].path"]),
     (spec(inputs=(content("/a/b"),), outputs=(output_file("/a/b/c"),)), ["$.outputs[0].path"]),
+    (spec(inputs=(input_file("/a/b", type=FILE),), outputs=(output_file("/a/b/*", path_prefix="/a"),)),
+     ["$.outputs[0].path"]),
+    (spec((executor(stdout="/w/f/o"),), inputs=(content("/w/f"),)), ["$.executors[0].stdout"]),
+    (spec((executor(stdin="/w/f/o"),), inputs=(content("/w/f"),)), ["$.executors[0].stdin"]),
+    (spec((executor(workdir="/w/f"),), inputs=(content("/w/f"),)), ["$.executors[0].workdir"]),
+    (spec((executor(workdir="/w/f/g"), executor(stderr="/w/f"))), ["$.executors[0].workdir"]),
+    (spec((executor(stdout="/w/f"),), volumes=("/w/f/v",)), ["$.volumes[0]"]),
+    (spec((executor(stdout="/w/f"),), volumes=("/w/f",)), ["$.volumes[0]"]),
+    (spec((executor(stdout="/w/f"),), outputs=(output_file("/w/f/o"),)), ["$.outputs[0].path"]),
+    (spec((executor(stdout="/w/f"),), outputs=(output_file("/w/f", type=DIRECTORY),)), ["$.outputs[0].path"]),
+    (spec((executor(stdout="/w/f"),), inputs=(input_file("/w/f/i"),)), ["$.inputs[0].path"]),
+    (spec((executor(stdout="/w/f"), executor(stdin="/w/f/i"))), ["$.executors[1].stdin"]),
+    (spec((executor(stdout="/w/a*b"),), outputs=(output_file("/w/a\\*b/c"),)), ["$.outputs[0].path"]),
+    (spec((executor(stdin="/w/" + "x" * 4096),)), ["$.executors[0].stdin"]),
+    (spec(outputs=(output_file("/o/\\.\\./x"),)), ["$.outputs[0].path"]),
+    (spec(outputs=(output_file("/o/*", path_prefix="/" + "o" * 5000),)), ["$.outputs[0].path_prefix"]),
     (spec(volumes=("/v",), outputs=(output_file("/v", type=FILE),)), ["$.outputs[0].path"]),
     (spec(outputs=(output_file("/o/a"), output_file("/o/b"))), ["$.outputs[0].url", "$.outputs[1].url"]),
     (spec(resources=Resources(cpu_cores=-1)), ["$.resources.cpu_cores"]),
@@ -140,6 +156,38 @@ LIMITED = [
 def test_a_sites_limit_is_told_with_its_path(task_spec, expected):
     assert paths(task_spec, SMALL_LIMITS) == expected
     assert paths(task_spec) == []
+
+
+SAME = [
+    spec(inputs=(content("/a/b"), content("/a/b"))),
+    spec(inputs=(input_file("/a/b", name="x"), input_file("/a/b/", name="y"))),
+    spec(volumes=("/v", "/v", "/v/")),
+    spec(outputs=(output_file(), output_file())),
+    spec(volumes=("/v",), inputs=(input_file("/v", type=DIRECTORY),)),
+    spec((executor(stdin="/w/f", stdout="/w/f"), executor(stderr="/w/f")), inputs=(input_file("/w/f"),)),
+    spec((executor(workdir="/w"),), volumes=("/w",), outputs=(output_file("/w", type=DIRECTORY),)),
+    spec(outputs=(output_file("/w/d", "s3://b/d", type=FILE), output_file("/w/d/x", "s3://b/d/x", type=FILE))),
+]
+
+
+@pytest.mark.parametrize("task_spec", SAME, ids=range(len(SAME)))
+def test_the_same_thing_twice_at_one_path_is_no_conflict(task_spec):
+    assert paths(task_spec) == []
+
+
+def test_a_conflict_names_both_places():
+    with pytest.raises(InvalidTask) as caught:
+        check(spec((executor(stdout="/w/f/o"),), inputs=(content("/w/f"),)), POLICY)
+    assert str(caught.value) == ("$.executors[0].stdout: conflict: '/w/f/o' is below $.inputs[0].path, which is a file")
+
+
+@pytest.mark.parametrize(
+    ("path", "prefix"),
+    [("/w/s\\[1\\]/*", "/w/s\\[1\\]"), ("/w/s\\[1\\]/*", "/w/s[1]/"), ("/w/a\\ b/*.txt", "/w/a\\ b"),
+     ("/w/a\\*b", None), ("/w/x_*", "/w/x_"), ("/w/a[1]", None), ("/w/{a,b}", None)],
+)  # fmt: skip
+def test_an_escaped_character_is_a_plain_one(path, prefix):
+    assert paths(spec(outputs=(output_file(path, path_prefix=prefix),))) == []
 
 
 def test_all_problems_are_told_at_once():
