@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from poiesis.domain.errors import FileTooLarge, PoiesisError, StagingFailed, StorageUnavailable
-from poiesis.filer.volume import EXECUTABLE_MODE, FILE_MODE
+from poiesis.domain.errors import FileTooLarge, PoiesisError, StorageUnavailable
+from poiesis.filer.volume import EXECUTABLE_MODE, FILE_MODE, LocalPathError
 
 PREFIX: Final = ".poiesis-"  # of temporary names; never listed as a file of the user
 _RUN: Final = os.urandom(8).hex()
@@ -26,13 +26,13 @@ class PartialFile:
         self.descriptor = descriptor
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
-        """All of `data` at `offset`. Raises: StagingFailed, StorageUnavailable."""
+        """All of `data` at `offset`. Raises: LocalPathError, FileTooLarge, StorageUnavailable."""
         view = memoryview(data)
         while view:
             try:
                 count = os.pwrite(self.descriptor, view, offset)
             except OSError as error:
-                raise translated("writing", error) from error
+                raise local_error(error) from error
             view, offset = view[count:], offset + count
 
     @property
@@ -50,7 +50,7 @@ def atomic_file(
     """A new file for `target`, renamed to it when the block ends well and removed when not.
 
     `size_bytes` reserves the room first, so that a full disk is known before the transfer. `directory`: a descriptor of the directory
-    that is certainly `target`'s. Raises: StagingFailed for a full disk, a missing directory and the like.
+    that is certainly `target`'s. Raises: LocalPathError for a full disk, a missing directory and the like.
     """
     final = str(target) if directory is None else target.name
     folder = final[: final.rfind("/") + 1]
@@ -62,7 +62,7 @@ def atomic_file(
             os.fchmod(descriptor, FILE_MODE)
             _check_room(descriptor, size_bytes or 0)
         except OSError as error:
-            raise translated(str(target), error) from error
+            raise local_error(error) from error
         yield PartialFile(descriptor)
         try:
             if sync:
@@ -78,7 +78,7 @@ def atomic_file(
             if sync:
                 _sync(folder or ".", directory)
         except OSError as error:
-            raise translated(str(target), error) from error
+            raise local_error(error) from error
     except BaseException:
         if is_named:
             with suppress(OSError):
@@ -130,15 +130,18 @@ def local_errors(what: str) -> Iterator[None]:
     except PoiesisError:
         raise
     except OSError as error:
-        raise translated(what, error) from error
+        raise local_error(error, f"{what}: ") from error
 
 
-def translated(what: str, error: OSError) -> PoiesisError:
+def local_error(error: OSError, prefix: str = "") -> PoiesisError:
+    """The error without the path, which is the service's own; staging adds the task's."""
     reason = error.strerror or type(error).__name__
     if error.errno in _FULL:
-        return StagingFailed(f"{what}: there is no room left on the disk ({reason})")
+        return LocalPathError(f"{prefix}no space left on the disk ({reason})")
     if error.errno == errno.EFBIG:
-        return FileTooLarge(f"{what}: {reason}")
+        return FileTooLarge(prefix + reason)
     if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT):
-        return StorageUnavailable(f"{what}: {reason}")
-    return StagingFailed(f"{what}: {reason}")
+        return StorageUnavailable(prefix + reason)
+    if error.errno == errno.EISDIR:
+        return LocalPathError(f"{prefix}a directory is already there")
+    return LocalPathError(prefix + reason)

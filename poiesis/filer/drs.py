@@ -25,7 +25,7 @@ from poiesis.domain.errors import (
 from poiesis.filer.credentials import http_unencrypted
 from poiesis.filer.http import Client, HttpFiler, refused
 from poiesis.filer.registry import UNENCRYPTED, Context
-from poiesis.filer.urls import is_safe_name, scheme_of, shown
+from poiesis.filer.urls import name_problem, scheme_of, shown
 from poiesis.ports.filer import RemoteFile, Sent
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024  # of the description of a bundle with all its files
@@ -105,7 +105,7 @@ class DrsFiler:
             raise StagingFailed(f"{shown(url)}: bundles within more than 50 bundles")
         for item in contents:
             child = str(item.get("name") or "") if isinstance(item, dict) else ""
-            if not is_safe_name(child) or "/" in child:
+            if name_problem(child) or "/" in child:
                 raise StagingFailed(f"{shown(url)}: the bundle has a file of name {child!r}, which is none")
             inner = f"{name}/{child}" if name else child
             if isinstance(item.get("contents"), list) and item["contents"]:

@@ -35,7 +35,7 @@ from poiesis.filer.guard import Guard
 from poiesis.filer.proxy_tls import logins, tls_context
 from poiesis.filer.registry import Context
 from poiesis.filer.transfer import Changed
-from poiesis.filer.urls import is_safe_name, join, shown
+from poiesis.filer.urls import join, name_problem, shown
 from poiesis.ports.filer import RemoteFile, Sent
 
 IMPLICIT_PORT: Final = 990
@@ -170,7 +170,7 @@ class FtpFiler:
         if not entries:
             yield RemoteFile(url, name, 0, is_directory=True)
         for child, is_directory, size in entries:
-            if not is_safe_name(child) or "/" in child:
+            if name_problem(child) or "/" in child:
                 raise StagingFailed(f"{shown(url)}: lists the name {child!r}, which is none of a file in it")
             inner, address = (f"{name}/{child}" if name else child), join(url, child)
             if is_directory:

@@ -66,18 +66,35 @@ class S3Filer:
 
     def walk(self, url: str) -> Iterator[RemoteFile]:
         _, __, key = self._parsed(url)
-        prefix = key.rstrip("/") + "/" if key.strip("/") else ""
         base = url[: len(url) - len(key)]
         base = base if base.endswith("/") else base + "/"
+        plain = key.rstrip("/") + "/" if key.strip("/") else ""
+        if key.startswith(plain + "/"):  # an empty part, unless nothing is there: then a slash too many
+            found = False
+            for file in self._walk(url, base, key):
+                found = True
+                yield file
+            if found:
+                return
+        yield from self._walk(url, base, plain)
+
+    def _walk(self, url: str, base: str, prefix: str) -> Iterator[RemoteFile]:
         token = ""
         while True:
             found, token = self._at(url, lambda ref, token=token: self._page(ref, prefix, token))  # type: ignore[misc]
             for key, size, etag in found:
+                if not key.startswith(prefix):
+                    continue  # a server that reads "//" as "/"
                 name = key[len(prefix) :]
-                if not name or name.endswith("/"):
-                    yield RemoteFile(base + key, name.rstrip("/"), 0, is_directory=True)
-                else:
+                if name and not name.endswith("/"):
                     yield RemoteFile(base + key, name, size, etag)
+                elif size:
+                    raise StagingFailed(
+                        f'{shown(base + key)}: the key ends with "/" but the object is not empty ({size} bytes), so it is neither'
+                        " a directory nor a file that can be staged in one; use an input of type FILE for it"
+                    )
+                else:
+                    yield RemoteFile(base + key, name.removesuffix("/"), 0, is_directory=True)
             if not token:
                 return
 
@@ -140,7 +157,7 @@ class S3Filer:
         """Of a new object. Raises: UnsupportedUrl, StagingFailed."""
         _, __, key = self._parsed(url)
         if not key or key.endswith("/"):
-            raise UnsupportedUrl(f"{shown(url)}: names no object")
+            raise UnsupportedUrl(f"{shown(url)}: missing key; use s3://bucket/key")
         try:
             key.encode()
         except UnicodeEncodeError:
@@ -160,7 +177,7 @@ class S3Filer:
     # one object
 
     def _stat(self, ref: ObjectRef) -> RemoteFile | None:
-        if not ref.key or ref.key.endswith("/"):
+        if not ref.key:
             return None
         try:
             with self._asked(ref, "HEAD", headers=ref.endpoint.read_headers) as response:
@@ -169,11 +186,13 @@ class S3Filer:
                 version = response.headers.get("etag", "").strip('"') or None
         except NotFound:
             return None
+        if ref.key.endswith("/") and not size:
+            return None  # a directory marker
         return RemoteFile(ref.url, ref.key.rsplit("/", 1)[-1], size, version)
 
     def _fetch(self, ref: ObjectRef, file: RemoteFile, target: Path) -> Sent:
-        if not ref.key or ref.key.endswith("/"):
-            raise NotFound(f"{shown(ref.url)}: names no object")
+        if not ref.key:
+            raise NotFound(f"{shown(ref.url)}: missing key; use s3://bucket/key")
         step = self._settings.part_bytes
         with atomic_file(target, sync=self._control.sync, size_bytes=file.size_bytes) as part:
             if file.size_bytes is not None and file.size_bytes <= 2 * step:
@@ -182,6 +201,8 @@ class S3Filer:
                     raise Changed(f"{shown(ref.url)}: {size} bytes came, {file.size_bytes} were listed")
             else:
                 size, checksum = self._get_in_parts(ref, file, part, step), None
+            if size == 0 and ref.key.endswith("/"):
+                raise NotFound(f"{shown(ref.url)}: is a directory marker, not a file")
         return Sent(ref.url, size, checksum)
 
     def _get_whole(self, ref: ObjectRef, version: str | None, part: PartialFile) -> tuple[int, str | None]:

@@ -12,7 +12,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -28,15 +28,15 @@ from poiesis.filer.small_file_protocol import Exchange, SmallFiles, moves_small_
 from poiesis.filer.transfer import Cancelled, Changed, Control, Job, Pool
 from poiesis.filer.urls import (
     ends_with_slash,
-    is_safe_name,
     join,
+    name_problem,
     scheme_of,
     shown,
     without_secrets,
     without_slash,
     without_suffix,
 )
-from poiesis.filer.volume import Volume
+from poiesis.filer.volume import LocalPathError, Volume
 from poiesis.ports.filer import Filer, RemoteFile, Sent
 
 if TYPE_CHECKING:
@@ -333,6 +333,15 @@ def _make_directory(volume: Volume, path: str, ledger: _TransferLog) -> None:
         ledger.note(f"{path}: is not writable for everybody, and that cannot be changed")
 
 
+@contextmanager
+def _staging_at(url: str, path: str) -> Iterator[None]:
+    """Let an error about the local path name both the source and the path."""
+    try:
+        yield
+    except LocalPathError as error:
+        raise StagingFailed(f"{shown(url)}: cannot be staged at {path}: {error}") from error
+
+
 class _StageIn(_Stage):
     def __init__(self, tools: _Tools) -> None:
         super().__init__(tools)
@@ -405,13 +414,12 @@ class _StageIn(_Stage):
                 self._make(path)
             if file.is_directory and not file.name:
                 continue
-            if not is_safe_name(file.name):
-                raise StagingFailed(
-                    f"{shown(url)}: lists the name {file.name!r}, which would leave the directory {path}"
-                )
+            if problem := name_problem(file.name):
+                raise StagingFailed(f"{shown(file.url)}: cannot be staged below {path}: its name {problem}")
             target = f"{path}/{file.name}"
             if file.is_directory:
-                self._make(target)
+                with _staging_at(file.url, target):
+                    self._make(target)
             else:
                 yield from self._fetching(filer, file, target)
         if not any_found:
@@ -460,9 +468,10 @@ class _StageIn(_Stage):
 
     def _fetch(self, filer: Filer, file: RemoteFile, path: str) -> None:
         self._check_size(file)
-        self._parent(path)
         target = self._volume.place(path)
-        sent = self._cached(filer, file, target) if self._cache else self._fetched(filer, file, target)
+        with _staging_at(file.url, path):
+            self._parent(path)
+            sent = self._cached(filer, file, target) if self._cache else self._fetched(filer, file, target)
         self._ledger.moved(path, sent)
 
     def _check_size(self, file: RemoteFile) -> None:

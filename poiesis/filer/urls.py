@@ -74,6 +74,12 @@ def without_suffix(url: str, suffix: str) -> str | None:
     return None
 
 
-def is_safe_name(name: str) -> bool:
-    """Whether a name from a listing stays below the directory it is for."""
-    return bool(name) and "\0" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
+def name_problem(name: str) -> str | None:
+    """Why a name from a listing cannot be the path of a file below a directory; None: it can."""
+    if "\0" in name:
+        return "holds a NUL character"
+    parts = name.split("/")
+    if "" in parts:
+        return 'has an empty part ("//")'
+    dots = next((part for part in parts if part in (".", "..")), None)
+    return f'has the part "{dots}"' if dots else None

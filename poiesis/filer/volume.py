@@ -37,6 +37,10 @@ _KINDS: Final = {
 }
 
 
+class LocalPathError(StagingFailed):
+    """A path of the volume cannot be made or written. The message has no path but the executor's."""
+
+
 @dataclass(frozen=True)
 class Entry:
     """One thing below a directory of the volume. `path`: the executor's. A directory is told only when it is empty. `problem`: why
@@ -72,11 +76,12 @@ class Volume:
         """Make `path` and what is above it, all writable for everybody; set-group-ID and sticky bits stay. False: one that was there
         already belongs to somebody else and is writable neither for everybody nor for a group of ours (a pod's fsGroup).
 
-        Raises: StagingFailed."""
+        Raises: LocalPathError."""
         open_to_all = True
-        current = os.dup(self._root)
+        current, reached = os.dup(self._root), ""
         try:
             for name in _names(path):
+                reached += f"/{name}"
                 made = False
                 try:
                     os.mkdir(name, dir_fd=current)
@@ -90,7 +95,9 @@ class Volume:
                 open_to_all = _open_to_all(current, status.st_mode) or made or _open_to_our_group(status)
             return open_to_all
         except OSError as error:
-            raise StagingFailed(f"{path}: the directory cannot be made: {error.strerror}") from error
+            if error.errno == errno.ENOTDIR:
+                raise LocalPathError(f"{reached} is not a directory") from error
+            raise LocalPathError(f"cannot make the directory {reached}: {error.strerror}") from error
         finally:
             os.close(current)
 

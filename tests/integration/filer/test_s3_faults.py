@@ -148,16 +148,29 @@ def test_the_listing_has_pages_markers_and_odd_names(volume: Path, s3: S3Server)
     assert tree(volume / "root/d") == {**expected, "sub": None}
 
 
-@pytest.mark.parametrize("name", ["../../../etc/evil", "/abs", "a/../../b", "./a", "a//b"])
-def test_a_name_in_a_listing_that_leaves_the_directory_is_refused(
-    volume: Path, web: HttpServer, name: str
-) -> None:  # I9
-    listing = f"<R><Contents><Key>p/{name}</Key><Size>1</Size><ETag>x</ETag></Contents></R>"
-    web.faults = lambda r: Fault(body=listing.encode()) if "list-type" in r.path else None
-    web.files[f"/bucket/p/{name}"] = b"x"
+def listing(web: HttpServer, *keys: str) -> None:
+    """Let the store hold one byte at each of the keys, and list them."""
+    entries = "".join(f"<Contents><Key>{key}</Key><Size>1</Size></Contents>" for key in keys)
+    web.faults = lambda r: Fault(body=f"<R>{entries}</R>".encode()) if "list-type" in r.path else None
+    for key in keys:
+        web.files[f"/bucket/{key}"] = b"x"
+
+
+@pytest.mark.parametrize(
+    "name, problem",
+    [
+        ("../../../etc/evil", 'has the part ".."'),
+        ("/abs", 'has an empty part ("//")'),
+        ("a/../../b", 'has the part ".."'),
+        ("./a", 'has the part "."'),
+        ("a//b", 'has an empty part ("//")'),
+    ],
+)
+def test_a_key_that_no_path_can_have_is_refused(volume: Path, web: HttpServer, name: str, problem: str) -> None:  # I9
+    listing(web, f"p/{name}")
     report = bring(volume, given("/data/d", "s3://bucket/p/"), settings=anonymous(web))
     assert report.error_code == "staging_failed"
-    assert "would leave" in str(report.error)
+    assert f"s3://bucket/p/{name}: cannot be staged below /data/d: its name {problem}" in str(report.error)
     assert not (volume.parent / "etc").exists()
 
 
@@ -165,13 +178,71 @@ def test_a_name_in_a_listing_that_leaves_the_directory_is_refused(
 def test_a_name_that_is_a_file_and_a_directory_at_once_is_an_error(
     volume: Path, web: HttpServer, names: tuple[str, str]
 ) -> None:  # I10
-    entries = "".join(f"<Contents><Key>p/{name}</Key><Size>1</Size></Contents>" for name in names)
-    web.faults = lambda r: Fault(body=f"<R>{entries}</R>".encode()) if "list-type" in r.path else None
-    for name in names:
-        web.files[f"/bucket/p/{name}"] = b"x"
+    listing(web, *(f"p/{name}" for name in names))
     report = bring(volume, given("/data/d", "s3://bucket/p/"), settings=anonymous(web))
     assert (report.error_code, report.retryable) == ("staging_failed", False)
-    assert "/a" in str(report.error) and "directory" in str(report.error), report.error
+    assert str(volume) not in str(report.error)
+    assert str(report.error) in (
+        "s3://bucket/p/a: cannot be staged at /data/d/a: a directory is already there",
+        "s3://bucket/p/a/b: cannot be staged at /data/d/a/b: /data/d/a is not a directory",
+    )
+
+
+def test_no_message_shows_where_the_service_keeps_the_volume(volume: Path, web: HttpServer) -> None:
+    (volume / "root/data/x").mkdir(parents=True)
+    web.files["/bucket/key"] = b"x"
+    report = bring(volume, given("/data/x", "s3://bucket/key"), settings=anonymous(web))
+    assert str(report.error) == "s3://bucket/key: cannot be staged at /data/x: a directory is already there"
+    report = bring(volume, given("/data/x", content="x"), settings=anonymous(web))
+    assert str(report.error) == "/data/x: a directory is already there"
+
+
+def test_an_object_whose_key_ends_in_a_slash_is_a_file_input(volume: Path, s3: S3Server, web: HttpServer) -> None:
+    web.files["/bucket/a/"] = b"bytes"
+    report = bring(volume, given("/data/x", "s3://bucket/a/", type="FILE"), settings=anonymous(web))
+    assert report.error is None
+    assert tree(volume / "root/data") == {"x": b"bytes"}
+
+
+def test_an_empty_object_whose_key_ends_in_a_slash_is_a_directory(volume: Path, s3: S3Server) -> None:
+    put(s3, "a/", b"")
+    put(s3, "a/b", b"x")
+    report = bring(volume, given("/data/x", f"s3://{s3.bucket}/a/", type="FILE"), settings=settings_of(s3))
+    assert report.error is None
+    assert tree(volume / "root/data") == {"x/b": b"x"}
+
+
+@pytest.mark.parametrize("key", ["p/", "p/a/"])
+def test_bytes_at_a_key_that_ends_in_a_slash_are_not_lost_in_a_directory(
+    volume: Path, web: HttpServer, key: str
+) -> None:
+    listing(web, key, "p/b")
+    report = bring(volume, given("/data/d", "s3://bucket/p/"), settings=anonymous(web))
+    assert report.error_code == "staging_failed"
+    assert f's3://bucket/{key}: the key ends with "/" but the object is not empty (1 bytes)' in str(report.error)
+
+
+def test_a_prefix_with_an_empty_part_is_staged(volume: Path, web: HttpServer) -> None:
+    def answer(request: Any) -> Fault | None:
+        if "list-type" not in request.path:
+            return None
+        found = "q/1//x" if "prefix=q%2F1%2F%2F" in request.path else None
+        return Fault(
+            body=f"<R><Contents><Key>{found}</Key><Size>1</Size></Contents></R>".encode() if found else b"<R/>"
+        )
+
+    web.faults = answer
+    web.files["/bucket/q/1//x"] = b"x"
+    report = bring(volume, given("/data/d", "s3://bucket/q/1//", type="DIRECTORY"), settings=anonymous(web))
+    assert report.error is None
+    assert tree(volume / "root/data/d") == {"x": b"x"}
+
+
+def test_a_second_slash_at_the_end_of_a_prefix_is_tolerated(volume: Path, s3: S3Server) -> None:
+    put(s3, "q/1/x", b"x")
+    report = bring(volume, given("/data/d", f"s3://{s3.bucket}/q/1//", type="DIRECTORY"), settings=settings_of(s3))
+    assert report.error is None
+    assert tree(volume / "root/data/d") == {"x": b"x"}
 
 
 def test_credentials_of_variables_profiles_and_web_identity(
