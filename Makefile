@@ -5,42 +5,66 @@ ARGS   ?=
 
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+RUN    := $(VENV)/.runtime
+DEV    := $(VENV)/.development
+ZIG    := $(CURDIR)/.cache/zig/ziglang/zig
+ZIG_ENV := ZIG_GLOBAL_CACHE_DIR=$(CURDIR)/.cache/zig-cache ZIG_LOCAL_CACHE_DIR=$(CURDIR)/.cache/zig-cache
+SUMS   := launcher/shipped.sha256
 CLUSTER := ../shared/cluster
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv launcher demo up test lint format e2e bench chaos image lock docs clean distclean
+.PHONY: help venv launcher launcher-build launcher-check demo up test lint format e2e bench chaos image lock docs clean distclean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-venv: $(STAMP) ## .venv with the exact versions of requirements/dev.txt and this package, editable; no work when nothing changed
+venv: $(DEV) ## .venv with everything for development: the exact versions of requirements/dev.txt, and this package, editable
 
-$(STAMP): requirements/dev.txt setup.cfg pyproject.toml
+# In two layers of the same pins: what the service needs, then the tools. uv is several times quicker than pip; where it cannot be had or
+# cannot reach the index (it does not read pip's settings), pip does the same.
+define install
+$(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || { echo "uv failed; trying pip"; $(BIN)/python -m pip install --quiet $(1); }
+endef
+
+$(RUN): requirements/uv.txt requirements/lock.txt setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo "Poiesis needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1 || true). Name another one: make venv PYTHON=python3.12" >&2; exit 1; }
+	  echo "Poiesis needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1 || true). Use another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
-	  rm -rf $(VENV); echo "No virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	$(BIN)/python -m pip install --quiet --no-deps --require-hashes -r requirements/dev.txt
-	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps --editable .
+	  rm -rf $(VENV); echo "cannot create a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
+	-$(BIN)/python -m pip install --quiet --only-binary :all: --no-deps --require-hashes -r requirements/uv.txt
+	$(call install,--no-deps --require-hashes -r requirements/lock.txt)
+	$(call install,--no-build-isolation --no-deps --editable .)
 	@touch $@
 
-launcher: ## the static program that runs executors, to poiesis/bin/launcher-ARCH (skipped where there is no C compiler)
-	@if [ ! -f launcher/Makefile ]; then echo "launcher: no launcher/Makefile, skipped"; \
-	elif ! command -v musl-gcc >/dev/null && ! command -v cc >/dev/null; then echo "launcher: no C compiler (Debian: apt-get install musl-tools), skipped"; \
-	elif $(MAKE) -C launcher; then \
-	  arch=$$(uname -m | sed 's/^x86_64$$/amd64/; s/^aarch64$$/arm64/'); \
-	  mkdir -p poiesis/bin && install -m 0755 launcher/build/launcher poiesis/bin/launcher-$$arch; \
-	elif command -v musl-gcc >/dev/null; then exit 1; \
-	else echo "launcher: this compiler cannot build it (static libc missing? Debian: apt-get install musl-tools), skipped"; fi
+$(DEV): $(RUN) requirements/dev.txt
+	$(call install,--no-deps --require-hashes -r requirements/dev.txt)
+	@touch $@
 
-demo: venv launcher ## start the whole service here, post a real task to it, show the result
+# The two launchers are in git, built by one pinned compiler, so that nobody needs one to start (docs/adr/0010-launcher-build.md).
+launcher: ## poiesis/bin/launcher-{amd64,arm64}, built again when launcher/ has changed
+	@sha256sum --status --check $(SUMS) || $(MAKE) launcher-build
+
+launcher-build: $(ZIG)
+	$(ZIG_ENV) $(MAKE) -C launcher shipped ZIG=$(ZIG) SHIPPED=$(CURDIR)/poiesis/bin
+	sha256sum launcher/Makefile launcher/*.[ch] requirements/launcher.txt poiesis/bin/launcher-* > $(SUMS)
+
+launcher-check: $(ZIG) ## build both launchers from nothing and compare them with those in git, byte for byte
+	rm -rf build/launcher launcher/build
+	$(ZIG_ENV) $(MAKE) -C launcher shipped ZIG=$(ZIG) SHIPPED=$(CURDIR)/build/launcher
+	for arch in amd64 arm64; do cmp build/launcher/launcher-$$arch poiesis/bin/launcher-$$arch || exit 1; done
+
+$(ZIG): requirements/launcher.txt | $(RUN)
+	$(BIN)/uv pip install --quiet --no-deps --require-hashes --target .cache/zig -r requirements/launcher.txt
+	@touch $@
+
+demo: $(RUN) launcher ## start the whole service here, post a real task to it, show the result
 	$(BIN)/python -m poiesis demo $(ARGS)
 
-up: venv launcher ## start the whole service here and keep it running
+up: $(RUN) launcher ## start the whole service here and keep it running
 	$(BIN)/python -m poiesis up $(ARGS)
 
 test: venv launcher ## every test that needs no cluster; servers are started by the tests themselves
@@ -52,7 +76,7 @@ lint: venv ## ruff, mypy and the import direction; changes nothing
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: venv ## let ruff mend what it can
+format: venv ## let ruff fix what it can
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -65,7 +89,7 @@ chaos: venv ## kill processes at every step on a real cluster, and count what wa
 bench: venv ## the measurements, as bench/ prints them
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/python -m bench $(ARGS)
 
-image: ## IMAGE from docker/Dockerfile, with the first builder found
+image: launcher ## IMAGE from docker/Dockerfile, with the first builder found
 	@if [ -x $(CLUSTER)/build ]; then set -x; $(CLUSTER)/build -t $(IMAGE) -f docker/Dockerfile .; \
 	elif command -v docker >/dev/null; then set -x; docker build -t $(IMAGE) -f docker/Dockerfile .; \
 	elif command -v podman >/dev/null; then set -x; podman build -t $(IMAGE) -f docker/Dockerfile .; \
@@ -78,13 +102,15 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --gene
 lock: venv ## requirements/*.txt again from setup.cfg (ARGS=--upgrade for newer versions)
 	$(COMPILE) setup.cfg requirements/build.in --extra flower --extra sftp -o requirements/lock.txt
 	$(COMPILE) setup.cfg requirements/build.in --all-extras -c requirements/lock.txt -o requirements/dev.txt
-	@! grep -nE '://|^--|file:|$(CURDIR)' requirements/*.txt || { echo "lock: an address or a path stands in a lock file" >&2; exit 1; }
+	$(COMPILE) requirements/uv.in -c requirements/dev.txt -o requirements/uv.txt
+	$(COMPILE) requirements/launcher.in -o requirements/launcher.txt
+	@! grep -nE '://|^--|file:|$(CURDIR)' requirements/*.txt || { echo "lock: a lock file contains an address or a path" >&2; exit 1; }
 
 docs: venv ## the documentation as HTML in docs/_build
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build $(ARGS)
 
 clean: ## remove what was built and measured; .venv and .cache stay
-	rm -rf build dist docs/_build htmlcov coverage.xml .coverage .coverage.* *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis poiesis/bin
+	rm -rf build dist docs/_build htmlcov coverage.xml .coverage .coverage.* *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find poiesis tests -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 	@[ ! -f launcher/Makefile ] || $(MAKE) -C launcher clean
 

@@ -155,9 +155,7 @@ class Bootstrap:
         arch = ARCHITECTURES.get(platform.machine(), platform.machine())
         launcher = shipped_launchers().get(arch)
         if launcher is None:
-            raise ConfigurationError(
-                f"there is no launcher for {arch}: `make launcher` builds it (needs a C compiler; Debian: apt-get install musl-tools)"
-            )
+            raise ConfigurationError(f"unsupported architecture {arch}: tasks run on amd64 and arm64")
         return LocalCluster(
             Path(self.settings.directory),
             self.settings.runtime,

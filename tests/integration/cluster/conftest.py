@@ -1,9 +1,9 @@
-"""The launcher, built where it is not yet, and a laboratory for each runtime that this machine has."""
+"""The launcher, and a laboratory for each runtime that this machine has."""
 
 from __future__ import annotations
 
 import os
-import shutil
+import platform
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -13,23 +13,17 @@ from typing import Any
 import pytest
 
 from poiesis.cluster.local.choice import choose_runtime
+from poiesis.config import ARCHITECTURES, shipped_launchers
 from poiesis.domain.errors import ConfigurationError
 from tests.integration.cluster.harness import IMAGE, Lab, laboratory
 
-SOURCES = Path(__file__).parents[3] / "launcher"
-
 
 @pytest.fixture(scope="session")
-def launcher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def launcher() -> Path:
     given = os.environ.get("POIESIS_LAUNCHER")
     if given:
         return Path(given)
-    if not (shutil.which("musl-gcc") or shutil.which("cc")) or not shutil.which("make"):
-        pytest.skip("no C compiler or no make: the launcher cannot be built")
-    build = tmp_path_factory.mktemp("launcher")
-    made = subprocess.run(["make", "-C", str(SOURCES), f"BUILD={build}"], capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
-    return build / "launcher"
+    return shipped_launchers()[ARCHITECTURES.get(platform.machine(), platform.machine())]
 
 
 @pytest.fixture(scope="session")
