@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from poiesis.api.app import Services
     from poiesis.cluster.kubernetes.leader import Election
+    from poiesis.cluster.kubernetes.pokes import PokeListener
     from poiesis.cluster.kubernetes.settings import KubernetesSettings
 
 log = logging.getLogger(__name__)
@@ -192,6 +193,14 @@ class Bootstrap:
             retention=self.settings.retention,
             settle=SETTLE if self._kubernetes is not None and self._kubernetes.poke_address else timedelta(0),
         )
+
+    def poke_listener(self, monitor: Monitor) -> PokeListener:
+        from poiesis.cluster.kubernetes.adapter import KubernetesCluster
+        from poiesis.cluster.kubernetes.pokes import PokeListener
+
+        assert self._kubernetes is not None
+        assert isinstance(self.cluster, KubernetesCluster)
+        return PokeListener(self._kubernetes.poke_listen, monitor.poke, self.cluster.may_have_pod)
 
     def election(self, on_start: Callable[[], None], on_stop: Callable[[], None]) -> Election:
         """Of the monitor that leads, among those of this namespace and instance."""

@@ -94,7 +94,7 @@ class Settings:
     monitor_threads: int = 8
     """Tasks that the monitor reconciles at once."""
     listen: str = "0.0.0.0:8081"
-    """Where TExAM's monitor listens for pokes, and every role for health and metrics."""
+    """Where every role serves health checks and metrics."""
     retention: timedelta | None = None
     """How long finished tasks stay in the store; None: for ever."""
     shutdown_grace: timedelta = timedelta(seconds=25)

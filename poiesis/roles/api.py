@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from poiesis.bootstrap import Bootstrap
-from poiesis.observability import HealthServer
+from poiesis.roles.health import HealthServer
 
 
 def main(environ: Mapping[str, str]) -> int:

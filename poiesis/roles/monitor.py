@@ -11,8 +11,8 @@ import threading
 from collections.abc import Mapping
 
 from poiesis.bootstrap import Bootstrap
-from poiesis.domain.task import TaskId
-from poiesis.observability import LEADING, HealthServer
+from poiesis.observability import LEADING
+from poiesis.roles.health import HealthServer
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +29,11 @@ def main(environ: Mapping[str, str]) -> int:
 
     with Bootstrap.from_environ(environ) as parts:
         monitor = parts.monitor()
-        health = HealthServer(
-            parts.settings.listen,
-            parts.ready,
-            poke=lambda task_id, nonce, body: monitor.poke(TaskId(task_id), nonce, body),
-        )
+        health = HealthServer(parts.settings.listen, parts.ready)
+        pokes = parts.poke_listener(monitor)
         monitor.listen()
         health.start()
+        pokes.start()
         election = parts.election(leads.set, depose)
         election.start()
         while not stop.wait(0.1):
@@ -45,6 +43,7 @@ def main(environ: Mapping[str, str]) -> int:
                 monitor.start()
         ended_by_request = not deposed.is_set()
         election.close()
+        pokes.close()
         health.close()
         monitor.close()
     return 0 if ended_by_request else 1

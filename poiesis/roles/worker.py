@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 from poiesis.bootstrap import Bootstrap
 from poiesis.domain.states import Role
-from poiesis.observability import HealthServer
 from poiesis.queue.links import register
 from poiesis.queue.worker import run_worker
+from poiesis.roles.health import HealthServer
 
 
 def main(role: Role, environ: Mapping[str, str]) -> int:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
+from urllib.parse import urlsplit
 
 import pytest
 import urllib3
@@ -101,6 +102,34 @@ def posted(make: Callable[..., Json]) -> Callable[[F], F]:
 def shell(script: str, **more: Any) -> Json:
     """An executor that runs a script."""
     return {"image": BUSYBOX, "command": ["sh", "-c", script], **more}
+
+
+HIJACK: Final = r"""
+echo real > /data/result
+(echo "127.0.0.1 $STORE" >> /etc/hosts; echo nameserver 127.0.0.1 > /etc/resolv.conf) 2>/dev/null
+while true; do nc -l -p $PORT >> /tmp/stolen; done &
+echo '{"ok": true}' > /poiesis/control/executor-0.json    # TOF starts while this command still runs
+sleep 12
+cat /etc/hosts /tmp/stolen
+"""
+
+
+def hijack(site: Site, key: str) -> Json:
+    """A task that tries to send its own upload to a listener in its pod; what the listener received is in its stdout."""
+    store = urlsplit(site.service.s3.endpoint)
+    environment = {"STORE": str(store.hostname), "PORT": str(store.port)}
+    return {
+        "inputs": [content("/data/in", "x")],
+        "executors": [shell(HIJACK, env=environment)],
+        "outputs": [{"path": "/data/result", "url": site.url(key)}],
+    }
+
+
+def assert_not_hijacked(site: Site, found: Json, key: str) -> None:
+    log = one_log(found)["logs"][0]
+    assert "PUT" not in log["stdout"], log["stdout"]
+    assert "Signature" not in log["stdout"], log["stdout"]
+    assert site.got(key) == b"real\n"
 
 
 def content(path: str, text: str) -> Json:

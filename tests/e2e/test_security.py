@@ -6,7 +6,16 @@ import base64
 from typing import Final
 
 from tests.e2e.conftest import S3_PASSWORD, S3_SECRET, Json
-from tests.e2e.site import TASK_LABEL, Site, one_log, posted, shell, why
+from tests.e2e.site import (
+    TASK_LABEL,
+    Site,
+    assert_not_hijacked,
+    hijack,
+    one_log,
+    posted,
+    shell,
+    why,
+)
 
 URL_PASSWORD: Final = "not-for-anybodys-eyes"
 LOOK: Final = r"""
@@ -100,6 +109,25 @@ def test_every_pod_of_every_task_is_confined(site: Site, task: str):
                 assert "envFrom" not in container, name
                 assert not [e for e in container.get("env", []) if "valueFrom" in e], name
                 assert not {"documents"} & mounts, name
+
+
+@posted(lambda site: hijack(site, "hijacked/single"))
+def test_a_command_cannot_redirect_the_upload_of_its_own_pod(site: Site, task: str):
+    """By /etc/hosts, by /etc/resolv.conf, and with a listener at the address they lead to."""
+    found = site.complete(task)
+    pods = site.pods.of(task).values()
+    assert [[c["name"] for c in pod["spec"]["containers"]] for pod in pods] == [["tif", "executor-0", "tof"]]
+    assert "127.0.0.1 s3." in one_log(found)["logs"][0]["stdout"], "the attack was tried"
+    assert_not_hijacked(site, found, "hijacked/single")
+
+
+@posted(lambda site: {"executors": [shell("grep -E '^Cap(Eff|Bnd)' /proc/self/status")]})
+def test_a_command_cannot_read_the_traffic_of_its_pod(site: Site, task: str):
+    """NET_RAW is needed to open a raw or packet socket."""
+    log = one_log(site.complete(task))["logs"][0]
+    capabilities = [int(line.split()[1], 16) for line in log["stdout"].splitlines()]
+    assert len(capabilities) == 2
+    assert not [c for c in capabilities if c & 1 << 13], log["stdout"]
 
 
 def test_secrets_stand_in_no_log_and_no_document(site: Site, tasks_posted: object):

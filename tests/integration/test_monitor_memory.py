@@ -145,7 +145,7 @@ def test_memory_is_flat_from_a_hundred_to_five_thousand_tasks():
 
     server = ApiServer()
     server.answer = answer
-    settings = KubernetesSettings(namespace="tasks", delivery="init", image="poiesis")
+    settings = KubernetesSettings(namespace="tasks", delivery="init", image="poiesis", resolv_conf="")
     client = Client(settings, Configuration(host=server.url, retries=0))
     cluster = KubernetesCluster(settings, Policy(), client=client)
     clock = SystemClock()

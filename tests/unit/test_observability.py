@@ -1,31 +1,24 @@
-"""Logs that never fail and never tell a password; health, metrics and pokes over a real socket."""
+"""Logs never fail and never show a password."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
-import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import urllib3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
+from poiesis.domain.errors import ConfigurationError
 from poiesis.observability import (
-    MAX_POKE_BYTES,
-    HealthServer,
     JsonFormatter,
     TextFormatter,
     bind_task,
     configure_logging,
     without_credentials,
 )
-
-HTTP = urllib3.PoolManager(timeout=urllib3.Timeout(10), retries=False)
 
 
 def record(message: str = "event", *arguments: object, **fields: Any) -> logging.LogRecord:
@@ -127,94 +120,6 @@ def test_logs_go_to_stderr(root: logging.Logger, capsys: pytest.CaptureFixture[s
 def test_a_level_or_form_that_is_none_is_refused(root: logging.Logger, level: str, form: str) -> None:
     with pytest.raises(ConfigurationError):
         configure_logging(level, form)
-
-
-class Site:
-    def __init__(self, **options: Any) -> None:
-        self.error: Exception | None = None
-        self.pokes: list[tuple[str, str, bytes]] = []
-        poke = (
-            (lambda task_id, nonce, body: self.pokes.append((task_id, nonce, body)))
-            if options.pop("pokes", True)
-            else None
-        )
-        self.server = HealthServer("127.0.0.1:0", self.ready, poke=poke, **options)
-        self.url = f"http://127.0.0.1:{self.server.port}"
-        self.server.start()
-
-    def ready(self) -> None:
-        if self.error is not None:
-            raise self.error
-
-    def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, str]:
-        answer = HTTP.request(method, self.url + path, body=body)
-        return answer.status, answer.data.decode()
-
-
-@pytest.fixture
-def make_site() -> Iterator[Callable[..., Site]]:
-    sites: list[Site] = []
-
-    def make(**options: Any) -> Site:
-        sites.append(Site(**options))
-        return sites[-1]
-
-    yield make
-    for site in sites:
-        site.server.close()
-    HTTP.clear()
-
-
-def test_health_and_readiness(make_site: Callable[..., Site]) -> None:
-    site = make_site()
-    assert site.ask("GET", "/healthz") == (200, "ok\n") and site.ask("GET", "/readyz") == (200, "ready\n")
-    site.error = RepositoryUnavailable("the store is away")
-    assert site.ask("GET", "/readyz") == (503, "the store is away\n")
-    assert site.ask("GET", "/healthz")[0] == 200
-    assert site.ask("GET", "/else")[0] == 404
-
-
-def test_metrics_end_in_their_unit(make_site: Callable[..., Site]) -> None:
-    status, text = make_site().ask("GET", "/metrics")
-    ours = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE poiesis_")}
-    assert status == 200 and len(ours) >= 6
-    assert all(name.endswith(("_total", "_seconds", "_created", "_is_leader")) for name in ours), ours
-
-
-def test_a_poke_wakes_its_task_and_nothing_else_is_taken(make_site: Callable[..., Site]) -> None:
-    site = make_site()
-    assert site.ask("POST", "/poke/abc123/0f", b'{"name": "x"}')[0] == 202
-    assert site.ask("POST", "/poke/abc123/0f-1-1")[0] == 202
-    assert site.pokes == [("abc123", "0f", b'{"name": "x"}'), ("abc123", "0f-1-1", b"")]
-    for path in ("/poke/", "/poke/ABC/0f", "/poke/a/zz", "/poke/a/0f/x", f"/poke/{'a' * 65}/0f", "/poke/..%2f/0f", "/"):
-        assert site.ask("POST", path)[0] == 404, path
-    assert len(site.pokes) == 2
-
-
-def test_pokes_are_bounded_in_number_and_size(make_site: Callable[..., Site]) -> None:
-    site = make_site(pokes_per_second=3)
-    answers = [site.ask("POST", "/poke/a/0f")[0] for _ in range(40)]
-    assert (
-        set(answers) == {202, 429} and len(site.pokes) == answers.count(202) <= 3 * 11
-    )  # ten seconds on the slowest machine
-    site = make_site()
-    with contextlib.suppress(urllib3.exceptions.HTTPError):  # refused before it was all sent
-        assert site.ask("POST", "/poke/a/0f", b"x" * (MAX_POKE_BYTES + 1))[0] != 202
-    assert site.pokes == []
-
-
-def test_who_takes_no_pokes_says_so(make_site: Callable[..., Site]) -> None:
-    assert make_site(pokes=False).ask("POST", "/poke/a/0f")[0] in (404, 429)
-
-
-def test_a_connection_that_says_nonsense_does_no_harm(make_site: Callable[..., Site]) -> None:
-    site = make_site()
-    for said in (b"", b"\0\xff\n\n", b"GET\r\n\r\n", b"POST /poke/a/0f HTTP/1.1\r\nContent-Length: -5\r\n\r\n"):
-        with socket.create_connection(("127.0.0.1", site.server.port), timeout=10) as connection:
-            connection.sendall(said)
-            connection.shutdown(socket.SHUT_WR)
-            connection.recv(100)
-    assert site.ask("GET", "/healthz")[0] == 200
 
 
 def test_log_lines_get_the_bound_task_id_unless_they_have_their_own(

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-from poiesis.cluster.kubernetes import labels, objects, pods
+from poiesis.cluster.kubernetes import labels, name_resolution, objects, pods
 from poiesis.cluster.kubernetes.cache import (
     PODS,
     VOLUMES,
@@ -70,7 +70,10 @@ class KubernetesCluster:
     ) -> None:
         self.settings = settings = _completed(settings)
         self._policy = policy
-        self._filer_settings_json = objects.filer_settings(filer_settings_json, settings)
+        self._filer_files = {
+            objects.SETTINGS_KEY: objects.filer_settings(filer_settings_json, settings).encode(),
+            **name_resolution.files(settings),
+        }
         self.client = client or Client(settings)
         self._monotonic = monotonic
         self._core = f"/api/v1/namespaces/{settings.namespace}"
@@ -100,7 +103,7 @@ class KubernetesCluster:
             return
         name = objects.volume_name(task.id, task.attempt)
         owned_by = objects.owner("PersistentVolumeClaim", name, self._volume_uid(task, name))
-        for secret in objects.secrets(task, plan, self.settings, self._filer_settings_json, owned_by):
+        for secret in objects.secrets(task, plan, self.settings, self._filer_files, owned_by):
             self._create("secrets", secret)
 
     def launch(self, task: Task, plan: Plan, pod: PodPlan) -> None:
@@ -108,7 +111,7 @@ class KubernetesCluster:
             self._await_binding(task)
         files: dict[str, int] = {}
         if plan.has_filers:
-            contents = objects.secret_contents(objects.documents(task, plan, self._filer_settings_json))
+            contents = objects.secret_contents(objects.documents(task, plan, self._filer_files))
             files = {name: index for index, content in enumerate(contents) for name in content}
         document = pods.pod(
             task,
@@ -378,6 +381,10 @@ class KubernetesCluster:
             ids = (labels.task_id_of(item.get("metadata") or {}) for item in items)
             found |= dict.fromkeys(i for i in ids if i is not None)
         return list(found)
+
+    def may_have_pod(self, task_id: TaskId) -> bool:
+        """True also while there is no watch that would show it."""
+        return not self._is_followed() or bool(self._cache.pods(task_id))
 
     def starting(self) -> Collection[TaskId]:
         return self._cache.starting() if self._is_followed() else ()

@@ -25,6 +25,7 @@ from poiesis.domain.task import Task, TaskId
 MAX_SECRET_BYTES: Final = 900 * 1024  # of a Secret's data; Kubernetes takes 1 MiB
 MAX_DOCUMENTS_BYTES: Final = 24 * 1024 * 1024  # of all documents of a task
 SETTINGS_KEY: Final = "filer.json"
+NAME_FILES: Final = {"hosts": "/etc/hosts", "resolv.conf": "/etc/resolv.conf"}  # key → path in filer containers
 CACHE: Final = "/poiesis/cache"  # where TIF's container has `KubernetesSettings.cache_volume`
 
 Owner = Mapping[str, Any]
@@ -62,9 +63,9 @@ def volume(task: Task, plan: Plan, settings: KubernetesSettings, owned_by: Owner
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
 
 
-def documents(task: Task, plan: Plan, settings_json: str) -> dict[str, bytes]:
-    """File name → content, as filers see them below /poiesis/task. A document too large for one Secret comes in pieces `NAME.0`,
-    `NAME.1`, … instead, to be read one after the other.
+def documents(task: Task, plan: Plan, shared: Mapping[str, bytes]) -> dict[str, bytes]:
+    """File name → content, as filers see them below /poiesis/task. `shared`: the files that are the same for every task. A document
+    too large for one Secret is split into `NAME.0`, `NAME.1`, …, to be read one after the other.
 
     Raises: ClusterRefused above MAX_DOCUMENTS_BYTES.
     """
@@ -74,7 +75,7 @@ def documents(task: Task, plan: Plan, settings_json: str) -> dict[str, bytes]:
         wanted["tif.json"] = _json(tif_document(task, plan))
     if TOF in names:
         wanted["tof.json"] = _json(tof_document(task, plan))
-    wanted[SETTINGS_KEY] = settings_json.encode()
+    wanted |= shared
     if sum(map(len, wanted.values())) > MAX_DOCUMENTS_BYTES:
         raise ClusterRefused("inputs and outputs of the task are too long to be handed to its filers")
     files: dict[str, bytes] = {}
@@ -95,10 +96,10 @@ def secret_contents(files: Mapping[str, bytes]) -> list[dict[str, bytes]]:
 
 
 def secrets(
-    task: Task, plan: Plan, settings: KubernetesSettings, settings_json: str, owned_by: Owner | None
+    task: Task, plan: Plan, settings: KubernetesSettings, shared: Mapping[str, bytes], owned_by: Owner | None
 ) -> list[dict[str, Any]]:
     made = []
-    for index, content in enumerate(secret_contents(documents(task, plan, settings_json))):
+    for index, content in enumerate(secret_contents(documents(task, plan, shared))):
         name = documents_name(task.id, task.attempt, index)
         made.append(
             {

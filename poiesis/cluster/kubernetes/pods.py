@@ -169,6 +169,10 @@ class _Builder:
             {"name": "documents", "mountPath": DOCUMENTS, "readOnly": True},
             {"name": "volume", "mountPath": WHOLE_VOLUME},
             {"name": "filer-tmp", "mountPath": "/tmp"},
+            *(
+                {"name": "documents", "mountPath": path, "subPath": key, "readOnly": True}
+                for key, path in objects.NAME_FILES.items()
+            ),
             *(_cache_mount(settings) if planned.name == TIF else []),
             *(
                 {"name": f"secret-{i}", "mountPath": path, "readOnly": True}
@@ -342,6 +346,8 @@ def _executor_security(settings: KubernetesSettings) -> Json:
     made: Json = {"allowPrivilegeEscalation": False}
     if settings.pod_security == "restricted":
         made |= {"runAsNonRoot": True, "capabilities": {"drop": ["ALL"]}}
+    elif not settings.net_raw:
+        made["capabilities"] = {"drop": ["NET_RAW"]}
     if settings.read_only_root:
         made["readOnlyRootFilesystem"] = True
     if settings.run_as_user is not None:
@@ -358,6 +364,8 @@ def _filer_security(settings: KubernetesSettings) -> Json:
         made["runAsUser"] = user
     if user != 0:
         made |= {"runAsNonRoot": True, "capabilities": {"drop": ["ALL"]}}
+    else:
+        made["capabilities"] = {"drop": ["NET_RAW"]}
     return made
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import PurePosixPath
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from poiesis.domain.errors import ConfigurationError
 
@@ -129,6 +130,11 @@ class KubernetesSettings:
     fs_group: int | None = 65532
     """Group of the volume's files, so that filers and executors of any user can write where the other one did. None: not set, for
     clusters that choose one themselves (OpenShift)."""
+    net_raw: bool = False
+    """Whether executors keep the capability NET_RAW, with which a command can read the unencrypted traffic of its pod."""
+    resolv_conf: str | None = None
+    """Content of /etc/resolv.conf in filer containers. None: that of the service's own pod, with the search list of the tasks'
+    namespace and the `dnsConfig` of `extra_pod_spec`."""
     read_only_root: bool = False
     """Executors' root file system; most images expect to write to /tmp."""
     service_account: str | None = None
@@ -181,6 +187,8 @@ class KubernetesSettings:
 
     poke_address: str | None = None
     """`host:port` where TExAM listens for wake-ups by the launcher; None: ends are learnt from the watch alone, half a second later."""
+    poke_listen: str = "0.0.0.0:8082"
+    """Where TExAM's monitor listens for pokes: the only port of the service that task pods need to reach."""
     poke_path: str = "/poke/{task_id}/{nonce}"
     poke_start: bool = False
     """Also when an executor's command begins."""
@@ -204,3 +212,13 @@ class KubernetesSettings:
     def __post_init__(self) -> None:
         if self.pod_security == "restricted" and self.cache_volume.host_path:
             raise ConfigurationError("Pod Security `restricted` has no host_path: keep the cache on a claim")
+        for name, value in self.filer_env.items():
+            if name.lower().endswith("_proxy") and name.lower() != "no_proxy" and _is_loopback(value):
+                raise ConfigurationError(
+                    f"filer_env: {name} is an address of the pod itself, where a task's command can listen: use a proxy outside of it"
+                )
+
+
+def _is_loopback(proxy: str) -> bool:
+    host = urlsplit(proxy if "://" in proxy else f"//{proxy}").hostname or ""
+    return host in ("localhost", "::1", "::", "0.0.0.0") or host.startswith("127.")

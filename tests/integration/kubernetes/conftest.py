@@ -61,6 +61,7 @@ def settings(namespace: str, **changes: object) -> KubernetesSettings:
         image=BUSYBOX,
         filer_command=("sh", "-c", FILER, "filer"),
         filer_resources=Resources(),
+        resolv_conf="nameserver 127.0.0.1",  # the stand-ins look up no names
     )
     return replace(base, **changes)  # type: ignore[arg-type]
 

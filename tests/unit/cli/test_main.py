@@ -169,12 +169,12 @@ def test_a_secret_is_hashed_and_an_empty_one_refused(poiesis: Poiesis) -> None:
         assert poiesis("hash-secret", kind, stdin="\n").code == 2
 
 
-def test_a_taken_port_of_health_is_told_in_a_sentence(poiesis: Poiesis, tmp_path: Path) -> None:
-    from poiesis.observability import HealthServer
+def test_a_health_port_in_use_is_reported_in_a_sentence(poiesis: Poiesis, tmp_path: Path) -> None:
+    from poiesis.roles.health import HealthServer
 
     with (
         socket.create_server(("127.0.0.1", 0)) as taken,
-        pytest.raises(ConfigurationError, match="cannot be listened on"),
+        pytest.raises(ConfigurationError, match="cannot listen on"),
     ):
         HealthServer(f"127.0.0.1:{taken.getsockname()[1]}", lambda: None)
     for address in ("nonsense", "127.0.0.1:99999", "127.0.0.1:"):

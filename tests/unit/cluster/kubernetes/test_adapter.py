@@ -81,7 +81,9 @@ def make(client: Client, tmp_path: Path) -> Iterator[Callable[..., KubernetesClu
     binary.write_bytes(b"launcher")
 
     def made(**changes: Any) -> KubernetesCluster:
-        settings = KubernetesSettings(namespace="tasks", launchers={"amd64": str(binary)})
+        settings = KubernetesSettings(
+            namespace="tasks", launchers={"amd64": str(binary)}, resolv_conf="nameserver 10.96.0.10"
+        )
         return KubernetesCluster(replace(settings, **changes), Policy(), client=client)
 
     yield made
@@ -275,7 +277,7 @@ def test_an_api_server_that_is_away_is_unavailable(cluster: KubernetesCluster, s
 
 
 def test_a_launcher_that_is_not_there_is_a_mistake_of_the_settings(client: Client) -> None:
-    settings = KubernetesSettings(launchers={"amd64": "/nowhere"})
+    settings = KubernetesSettings(launchers={"amd64": "/nowhere"}, resolv_conf="")
     with pytest.raises(ConfigurationError, match="launcher"):
         KubernetesCluster(settings, Policy(), client=client)
     KubernetesCluster(replace(settings, delivery="init"), Policy(), client=client)
@@ -343,7 +345,9 @@ def test_tasks_run_on_the_architecture_of_the_service_unless_another_is_named(
         path.write_bytes(name.encode())
     monkeypatch.setattr(adapter, "shipped_launchers", lambda: launchers)
     monkeypatch.setattr("platform.machine", lambda: machine)
-    cluster = KubernetesCluster(KubernetesSettings(namespace="tasks", architecture=named), Policy(), client=client)
+    cluster = KubernetesCluster(
+        KubernetesSettings(namespace="tasks", architecture=named, resolv_conf=""), Policy(), client=client
+    )
     begin(cluster, make_task(PLAIN))
     (made,) = (o for path, o in store.objects.items() if "/configmaps/" in path)
     assert sorted(made["binaryData"]) == [f"launcher-{name}" for name in built]

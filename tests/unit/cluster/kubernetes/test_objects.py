@@ -60,7 +60,7 @@ def test_the_documents_are_owned_by_the_volume() -> None:
         outputs=(Output(path="/data/b", url="s3://b/b", type=FileType.FILE),),
     )
     task = make_task(spec, attempt=2)
-    (secret,) = objects.secrets(task, plan(spec, Policy()), SITE, '{"a": 1}', OWNER)
+    (secret,) = objects.secrets(task, plan(spec, Policy()), SITE, {"filer.json": b'{"a": 1}'}, OWNER)
     data = {key: json.loads(base64.b64decode(value)) for key, value in secret.pop("data").items()}
     assert secret == {
         "apiVersion": "v1",
@@ -85,7 +85,7 @@ def test_a_document_above_the_limit_comes_in_pieces_over_several_secrets(megabyt
     spec = TaskSpec((TRUE,), inputs=inputs)
     task = make_task(spec)
     the_plan = plan(spec, Policy())
-    made = objects.secrets(task, the_plan, SITE, "{}", OWNER)
+    made = objects.secrets(task, the_plan, SITE, {"filer.json": b"{}"}, OWNER)
     files: dict[str, bytes] = {}
     for index, secret in enumerate(made):
         content = {key: base64.b64decode(value) for key, value in secret["data"].items()}
@@ -100,7 +100,7 @@ def test_a_document_above_the_limit_comes_in_pieces_over_several_secrets(megabyt
 def test_documents_beyond_all_bounds_are_refused() -> None:
     spec = TaskSpec((TRUE,), inputs=tuple(Input(path=f"/data/{i}", content="x" * 1024 * 1024) for i in range(25)))
     with pytest.raises(ClusterRefused, match="too long"):
-        objects.documents(make_task(spec), plan(spec, Policy()), "{}")
+        objects.documents(make_task(spec), plan(spec, Policy()), {})
 
 
 def test_the_launcher_is_named_by_its_content() -> None:

@@ -187,6 +187,23 @@ def test_only_filers_see_secrets_and_documents() -> None:
         assert any(m["name"] == "volume" and "subPath" not in m for m in each["volumeMounts"]) is is_filer
 
 
+@pytest.mark.parametrize("layout", ["single", "staged"])
+def test_filers_do_not_share_hosts_and_resolv_conf_with_executors(layout: str) -> None:
+    spec = TaskSpec((TRUE,), inputs=(IN,), outputs=(OUT,))
+    for each in (c for made in build(spec, PLAIN, Policy(layout=layout)) for c in made["spec"]["containers"]):
+        own = {m["mountPath"]: m for m in each["volumeMounts"] if m["mountPath"].startswith("/etc/")}
+        assert set(own) == (set() if each["name"] == "executor-0" else {"/etc/hosts", "/etc/resolv.conf"})
+        assert all(m["name"] == "documents" and m["readOnly"] for m in own.values())
+
+
+def test_no_container_has_net_raw_unless_the_site_keeps_it() -> None:
+    spec = TaskSpec((TRUE,), inputs=(IN,), outputs=(OUT,))
+    as_root = replace(PLAIN, filer_run_as_user=0)
+    for each in (c for made in build(spec, as_root) for c in made["spec"]["containers"]):
+        assert each["securityContext"]["capabilities"] == {"drop": ["NET_RAW"]}
+    assert "capabilities" not in container(build(spec, replace(PLAIN, net_raw=True))[0])["securityContext"]
+
+
 HOST_CACHE = replace(PLAIN, cache_volume=CacheVolume(host_path="/var/cache/poiesis"))
 
 

@@ -1,0 +1,73 @@
+"""The listener for pokes: `POST /poke/<task id>/<nonce>`, sent by the launcher when a container has ended.
+
+It is the only port of the service that task pods may reach. A poke wakes the reconcile of its own task and may carry the container's
+closing record (docs/adr/0004); it can do nothing else. Pokes beyond a rate, for each address and in all, and of tasks without a pod are
+dropped: a lost poke costs a second.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Final
+
+from poiesis.domain.task import TaskId
+from poiesis.http_listener import Bounds, HttpListener, Request, Response
+from poiesis.observability import POKES
+
+MAX_POKE_BYTES: Final = 128 * 1024  # POKE_BODY_MAX of the launcher
+BOUNDS: Final = Bounds(body_bytes=MAX_POKE_BYTES)
+POKES_PER_SECOND: Final = 1000
+POKES_PER_ADDRESS: Final = 200  # a second; a node of 110 pods may show them all under its own address
+_PATH: Final = re.compile(r"/poke/([0-9a-z]{1,64})/([0-9a-f-]{1,64})")
+
+
+class PokeListener(HttpListener):
+    """`poke(task id, nonce, record)`. `may_exist`: whether a task can have a pod, as far as this process knows."""
+
+    def __init__(
+        self,
+        address: str,
+        poke: Callable[[TaskId, str, bytes], None],
+        may_exist: Callable[[TaskId], bool],
+        bounds: Bounds = BOUNDS,
+        *,
+        per_second: int = POKES_PER_SECOND,
+        per_address: int = POKES_PER_ADDRESS,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        super().__init__(address, self._respond, bounds, name="pokes")
+        self._poke = poke
+        self._may_exist = may_exist
+        self._per_second = per_second
+        self._per_address = per_address
+        self._monotonic = monotonic
+        self._second = 0
+        self._counts: Counter[str] = Counter()  # of this second, by address
+
+    def _respond(self, request: Request) -> Response:
+        match = _PATH.fullmatch(request.path)
+        if match is None or request.method != "POST":
+            return Response(404, b"not found\n")
+        if not self._is_within_rate(request.address):
+            POKES.labels("dropped").inc()
+            return Response(429)
+        task_id = TaskId(match[1])
+        if not self._may_exist(task_id):
+            POKES.labels("unknown").inc()
+            return Response(404)
+        POKES.labels("taken").inc()
+        self._poke(task_id, match[2], request.body)
+        return Response(202)
+
+    def _is_within_rate(self, address: str) -> bool:
+        second = int(self._monotonic())
+        if second != self._second:
+            self._second = second
+            self._counts.clear()
+        if self._counts.total() >= self._per_second or self._counts[address] >= self._per_address:
+            return False
+        self._counts[address] += 1
+        return True
