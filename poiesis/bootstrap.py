@@ -99,11 +99,13 @@ class Bootstrap:
     def settings(self) -> Settings:
         """With the policy completed by what the adapters can do."""
         policy = self._given.policy
+        queues: dict[str, tuple[str, ...]] = {}
         keys = frozenset(p.key for p in PARAMETERS.values() if not p.kubernetes_only)
         if self._kubernetes is not None:
-            from poiesis.cluster.kubernetes.placement import usable_parameters
+            from poiesis.cluster.kubernetes.placement import allowed_queues, usable_parameters
 
             keys = usable_parameters(self._kubernetes)
+            queues = allowed_queues(self._kubernetes)
         return replace(
             self._given,
             policy=replace(
@@ -112,6 +114,7 @@ class Bootstrap:
                 url_schemes_out=registry.writable(self.filer),
                 file_roots=self.filer.file_roots,
                 backend_parameters=keys,
+                queues=queues,
             ),
         )
 

@@ -56,6 +56,7 @@ _MAX_REMEMBERED: Final = 1_000
 class User:
     name: str
     admin: bool = False
+    groups: tuple[str, ...] = ()
 
 
 def hash_secret(secret: str, method: Method) -> str:
@@ -201,14 +202,17 @@ def _user(entry: Any) -> User:
         raise ValueError("it has to be an object with a name")
     if ":" in entry["name"]:
         raise ValueError("a name cannot hold ':'")
-    unknown = set(entry) - {"name", "admin", *_HASH_FIELD.values()}
+    unknown = set(entry) - {"name", "admin", "groups", *_HASH_FIELD.values()}
     if unknown:
         raise ValueError(f"it has an unknown key, {sorted(unknown)[0]!r}")
     if not isinstance(entry.get("admin", False), bool):
         raise ValueError("admin has to be true or false")
+    groups = entry.get("groups", [])
+    if not isinstance(groups, list) or not all(isinstance(g, str) and g for g in groups):
+        raise ValueError("groups has to be a list of names")
     if not any(name in entry for name in _HASH_FIELD.values()):
         raise ValueError("it has none of " + ", ".join(_HASH_FIELD.values()))
-    return User(entry["name"], entry.get("admin", False))
+    return User(entry["name"], entry.get("admin", False), tuple(groups))
 
 
 def _scrypt_parts(text: Any) -> tuple[bytes, bytes]:

@@ -58,6 +58,11 @@ class Request:
         return None if user is None else user.name
 
     @property
+    def groups(self) -> tuple[str, ...]:
+        user: User | None = self.scope.get(USER)
+        return () if user is None else user.groups
+
+    @property
     def sees(self) -> str | None:
         """Whose tasks the caller may see; None: everybody's."""
         user: User | None = self.scope.get(USER)
@@ -84,7 +89,9 @@ class Handlers:
 
     async def CreateTask(self, request: Request) -> Document:
         spec = load_task(request.document)
-        return views.created(await self._in_thread(self._tasks.create, spec, owner=request.owner))
+        return views.created(
+            await self._in_thread(self._tasks.create, spec, owner=request.owner, groups=request.groups)
+        )
 
     async def GetTask(self, request: Request) -> Document:
         view = request.query.view

@@ -34,6 +34,8 @@ class Limits:
     """None: no site limit."""
     max_ram_gb: float | None = None
     max_disk_gb: float | None = None
+    max_shm_gb: float | None = None
+    """Of the backend parameter shm_gb. None: the task's ram_gb, or 1 where it asks for none."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,9 @@ class Policy:
         default=frozenset({"time_limit", "optional_outputs"}), metadata=NO_SETTING
     )
     """Keys of tesResources.backend_parameters that this service understands (lower case); see `domain.parameters`."""
+
+    queues: Mapping[str, tuple[str, ...]] = field(default_factory=dict, metadata=NO_SETTING)
+    """Kueue's local queues that tasks may name, by user, `group:NAME`, or `*` for everyone."""
 
     layout: str = "auto"
     """auto, or always `single` or `staged`."""

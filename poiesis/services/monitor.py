@@ -38,7 +38,9 @@ REPUBLISH: Final = timedelta(seconds=15)  # a published link has this long to be
 PURGE_EVERY: Final = timedelta(minutes=10)
 PURGE_BATCH: Final = 200
 SWEEP_EVERY: Final = timedelta(minutes=5)
-MAX_HEARD_BYTES: Final = 32 * 1024 * 1024  # of records that came with pokes and wait for reconcile
+MAX_RECORDS_BYTES: Final = 32 * 1024 * 1024  # of records that came with pokes and wait for reconcile, in memory
+RECORD_BYTES: Final = 2048  # of a parsed record and its keys, beside its texts
+BYTES_PER_CHARACTER: Final = 4  # of a Python string at worst
 REPUBLISH_LATER: Final = timedelta(minutes=5)  # the longest time between two publications of the same link
 MAX_PUBLISHED: Final = 100_000
 MAX_PASSED_OVER: Final = (
@@ -73,12 +75,12 @@ class Monitor:
         self._retention = retention
         self._work = WorkQueue(self._reconcile, threads, settle=settle)
         # records that came with pokes, with their size, until reconcile takes them
-        self._heard: dict[tuple[TaskId, str], list[tuple[int, Record]]] = {}
-        self._heard_bytes = 0
+        self._records: dict[tuple[TaskId, str], list[tuple[int, Record]]] = {}
+        self._records_bytes = 0
         self._published: OrderedDict[tuple[TaskId, Stage], int] = (
             OrderedDict()
         )  # how often resync published it without a change
-        self._heard_lock = threading.Lock()
+        self._records_lock = threading.Lock()
         # what was published last for a task, and when: its pod's events find the same stage due over and over
         self._last: OrderedDict[TaskId, tuple[Version, Stage, datetime]] = OrderedDict()
         self._last_lock = threading.Lock()
@@ -105,15 +107,16 @@ class Monitor:
         self._events.follow(self._work.wake)
 
     def poke(self, task_id: TaskId, nonce: str, body: bytes = b"") -> None:
-        """A container says that it ended, and how if `body` is its record. It may lie, about its own task alone."""
+        """A container reports that it has ended, with its record in `body` or without. It may lie, but only about its own task."""
         record = parse_record(body, MAX_RECORD_BYTES) if body else None
         if record is not None:
-            with self._heard_lock:
-                self._heard_bytes += len(body)
-                if self._heard_bytes > MAX_HEARD_BYTES:
-                    self._heard.clear()  # they are in the containers' logs too
-                    self._heard_bytes = len(body)
-                self._heard.setdefault((task_id, nonce), []).append((len(body), record))
+            size = RECORD_BYTES + BYTES_PER_CHARACTER * len(body)
+            with self._records_lock:
+                self._records_bytes += size
+                if self._records_bytes > MAX_RECORDS_BYTES:
+                    self._records.clear()  # they are in the containers' logs too
+                    self._records_bytes = size
+                self._records.setdefault((task_id, nonce), []).append((size, record))
         self._work.wake(task_id, nonce)
 
     def close(self) -> None:
@@ -211,11 +214,11 @@ class Monitor:
         self._cluster.delete_all(task_id, self._policy.max_attempts)
 
     def _reconcile(self, task_id: TaskId, hint: str | None) -> None:
-        heard = self._take_heard(task_id, hint) if hint is not None else ()
+        records = self._take_records(task_id, hint) if hint is not None else ()
         if self._cleanup.holds(task_id):
             return
         try:
-            reconciled = self._orchestrator.reconcile(task_id, MONITORED, poked=hint, heard=heard)
+            reconciled = self._orchestrator.reconcile(task_id, MONITORED, poked=hint, heard=records)
         except UnknownTask:
             return
         except PoiesisError:
@@ -248,10 +251,10 @@ class Monitor:
                 self._last.pop(task.id, None)
             raise
 
-    def _take_heard(self, task_id: TaskId, nonce: str) -> tuple[Record, ...]:
-        with self._heard_lock:
-            taken = self._heard.pop((task_id, nonce), [])
-            self._heard_bytes = max(0, self._heard_bytes - sum(size for size, _ in taken))
+    def _take_records(self, task_id: TaskId, nonce: str) -> tuple[Record, ...]:
+        with self._records_lock:
+            taken = self._records.pop((task_id, nonce), [])
+            self._records_bytes = max(0, self._records_bytes - sum(size for size, _ in taken))
         return tuple(record for _, record in taken)
 
     def _is_ours_to_publish(self, task: Task) -> bool:

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from poiesis.domain.decide import plan_of
+from poiesis.domain.entitlements import check_entitlements
 from poiesis.domain.errors import QueueUnavailable, RepositoryUnavailable, UnknownTask
 from poiesis.domain.naming import is_task_id, new_task_id
 from poiesis.domain.policy import Policy
@@ -48,12 +49,15 @@ class TaskService:
         self._policy = policy
         self._tails_asked: dict[TaskId, datetime] = {}
 
-    def create(self, spec: TaskSpec, *, owner: str | None = None, notes: Sequence[str] = ()) -> TaskId:
+    def create(
+        self, spec: TaskSpec, *, owner: str | None = None, groups: Sequence[str] = (), notes: Sequence[str] = ()
+    ) -> TaskId:
         """Check, store, publish. `notes` begin the task's system log.
 
         Raises: InvalidTask (nothing stored), RepositoryUnavailable (unknown whether stored).
         """
         spec, dropped = check(spec, self._policy)
+        check_entitlements(spec, self._policy, owner, groups)
         now = self._clock.now()
         task_id = new_task_id(now)
         task = Task(

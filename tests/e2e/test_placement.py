@@ -88,6 +88,7 @@ def placed(cluster: Cluster, image: str, node: str) -> Iterator[Installation]:
             },
             "priorityClasses": [PRIORITY_CLASS],
             "queue": "batch",
+            "queues": {"*": ["urgent"], "group:other": ["theirs"]},
             "limits": {"shmGb": 0.5},
         }
     }

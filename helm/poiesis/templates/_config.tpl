@@ -2,7 +2,9 @@
 {{- define "poiesis.config" -}}
 {{- $v := .Values -}}
 {{- $c := dict -}}
-{{- $_ := set $c "POIESIS_LISTEN" (printf "%s:%d" (ternary (printf "[%s]" $v.listenHost) $v.listenHost (contains ":" $v.listenHost)) (int $v.ports.health)) -}}
+{{- $host := ternary (printf "[%s]" $v.listenHost) $v.listenHost (contains ":" $v.listenHost) -}}
+{{- $_ := set $c "POIESIS_LISTEN" (printf "%s:%d" $host (int $v.ports.health)) -}}
+{{- $_ := set $c "POIESIS_KUBERNETES__POKE_LISTEN" (printf "%s:%d" $host (int $v.ports.poke)) -}}
 {{- $_ := set $c "POIESIS_API__HOST" $v.listenHost -}}
 {{- $_ := set $c "POIESIS_API__PORT" $v.ports.api -}}
 {{- $_ := set $c "POIESIS_API__WORKERS" $v.api.workers -}}
@@ -26,6 +28,7 @@
 {{- $_ := set $c "POIESIS_POLICY__LIMITS__MAX_CPU_CORES" $v.tasks.limits.cpuCores -}}
 {{- $_ := set $c "POIESIS_POLICY__LIMITS__MAX_RAM_GB" $v.tasks.limits.ramGb -}}
 {{- $_ := set $c "POIESIS_POLICY__LIMITS__MAX_DISK_GB" $v.tasks.limits.diskGb -}}
+{{- $_ := set $c "POIESIS_POLICY__LIMITS__MAX_SHM_GB" $v.tasks.limits.shmGb -}}
 {{- $_ := set $c "POIESIS_POLICY__DEFAULT_TIME_LIMIT" $v.tasks.timeLimit.default -}}
 {{- $_ := set $c "POIESIS_POLICY__MAX_TIME_LIMIT" $v.tasks.timeLimit.max -}}
 {{- $_ := set $c "POIESIS_POLICY__MAX_ATTEMPTS" $v.tasks.maxAttempts -}}
@@ -48,6 +51,8 @@
 {{- $_ := set $c (print $k "RUN_AS_USER") $v.tasks.runAsUser -}}
 {{- $_ := set $c (print $k "RUN_AS_GROUP") $v.tasks.runAsGroup -}}
 {{- $_ := set $c (print $k "FS_GROUP") (ternary "none" $v.tasks.fsGroup (or $v.openshift (kindIs "invalid" $v.tasks.fsGroup))) -}}
+{{- $_ := set $c (print $k "NET_RAW") $v.tasks.netRaw -}}
+{{- $_ := set $c (print $k "RESOLV_CONF") $v.filer.resolvConf -}}
 {{- $_ := set $c (print $k "READ_ONLY_ROOT") $v.tasks.readOnlyRootFilesystem -}}
 {{- $_ := set $c (print $k "SERVICE_ACCOUNT") $v.tasks.serviceAccountName -}}
 {{- $_ := set $c (print $k "STORAGE_CLASS") $v.tasks.volume.storageClass -}}
@@ -71,7 +76,7 @@
 {{- $_ := set $c (print $k "PRIORITY_CLASSES") $v.tasks.priorityClasses -}}
 {{- $_ := set $c (print $k "DEFAULT_PRIORITY_CLASS") $v.tasks.defaultPriorityClass -}}
 {{- $_ := set $c (print $k "QUEUE") $v.tasks.queue -}}
-{{- $_ := set $c (print $k "MAX_SHM_GB") $v.tasks.limits.shmGb -}}
+{{- $_ := set $c (print $k "QUEUES") $v.tasks.queues -}}
 {{- $_ := set $c (print $k "LABELS") $v.tasks.labels -}}
 {{- $_ := set $c (print $k "ANNOTATIONS") $v.tasks.annotations -}}
 {{- $_ := set $c (print $k "EXTRA_POD_SPEC") $v.tasks.extraPodSpec -}}

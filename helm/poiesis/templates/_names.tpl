@@ -46,7 +46,7 @@
 
 {{/* Whole, with a dot at its end: resolvers ask once, and do not try it below each search domain first. */}}
 {{- define "poiesis.poke.address" -}}
-{{- printf "%s.%s.svc.%s.:%d" (include "poiesis.component.name" (dict "root" . "component" "monitor")) .Release.Namespace (trimSuffix "." .Values.clusterDomain) (int .Values.ports.health) -}}
+{{- printf "%s.%s.svc.%s.:%d" (include "poiesis.component.name" (dict "root" . "component" "monitor")) .Release.Namespace (trimSuffix "." .Values.clusterDomain) (int .Values.ports.poke) -}}
 {{- end -}}
 
 {{- define "poiesis.image" -}}

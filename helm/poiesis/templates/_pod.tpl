@@ -177,6 +177,10 @@ spec:
           ports:
             - name: health
               containerPort: {{ .root.Values.ports.health }}
+            {{- if eq .component "monitor" }}
+            - name: poke
+              containerPort: {{ .root.Values.ports.poke }}
+            {{- end }}
           startupProbe:
             httpGet: {path: /healthz, port: health}
             periodSeconds: 2

@@ -23,9 +23,17 @@ def usable_parameters(settings: KubernetesSettings) -> frozenset[str]:
         "node_class": bool(settings.node_classes),
         "service_class": bool(settings.service_classes),
         "priority_class": bool(settings.priority_classes),
-        "queue": settings.queue is not None,
+        "queue": bool(allowed_queues(settings)),
     }
     return frozenset(key for key in PARAMETERS if needs.get(key, True))
+
+
+def allowed_queues(settings: KubernetesSettings) -> dict[str, tuple[str, ...]]:
+    """Kueue's queues that tasks may name, by user or group; the default one is everyone's."""
+    found = {key: tuple(queues) for key, queues in settings.queues.items()}
+    if settings.queue is not None:
+        found["*"] = (*found.get("*", ()), settings.queue)
+    return found
 
 
 def asked_of(task: Task) -> Asked:
@@ -137,14 +145,9 @@ def filer_resources(resources: Resources) -> dict[str, Any]:
     return _both(_said(requests), _said(limits))
 
 
-def shm_bytes(task: Task, settings: KubernetesSettings) -> str | None:
+def shm_bytes(task: Task) -> str | None:
     text = asked_of(task).backend_parameters.get("shm_gb")
-    if text is None:
-        return None
-    size = parse_size_gb(text)
-    if settings.max_shm_gb is not None and size > settings.max_shm_gb:
-        raise ClusterRefused(f"shm_gb is {size:g}; this site allows {settings.max_shm_gb:g}")
-    return bytes_quantity(size)
+    return None if text is None else bytes_quantity(parse_size_gb(text))
 
 
 def cores_quantity(cores: float) -> str:

@@ -215,7 +215,7 @@ class _Builder:
         return ["--poke", settings.poke_address + path, *(["--poke-start"] if begins else [])]
 
     def _shm_mount(self) -> list[Json]:
-        size = placement.shm_bytes(self._task, self._settings)
+        size = placement.shm_bytes(self._task)
         return [{"name": "shm", "mountPath": "/dev/shm"}] if size is not None else []
 
 
@@ -312,7 +312,7 @@ def _volumes(
         made.append({"name": "volume", "persistentVolumeClaim": {"claimName": claim}})
     runs = any(c.executor is not None for c in pod_plan.containers)
     made += [{"name": name, "emptyDir": {}} for name, _ in _scratch(plan) if runs]
-    shm = placement.shm_bytes(task, settings)
+    shm = placement.shm_bytes(task)
     if shm is not None and runs:
         made.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm}})
     if has_filers:

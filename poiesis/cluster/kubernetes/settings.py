@@ -172,8 +172,9 @@ class KubernetesSettings:
     """PriorityClasses that tasks may name."""
     default_priority_class: str | None = None
     queue: str | None = None
-    """Kueue's local queue of tasks that name none; None: none, Kueue is not used."""
-    max_shm_gb: float | None = None
+    """Kueue's local queue of tasks that do not name one. None: such tasks are not Kueue's."""
+    queues: Mapping[str, Any] = field(default_factory=dict)
+    """Further local queues that tasks may name: a JSON object of lists, by user, `group:NAME`, or `*` for everyone."""
 
     owner: str | None = None
     """Name of a ConfigMap in the namespace that owns all tasks' objects: when it goes (helm uninstall), Kubernetes collects them. It
@@ -210,6 +211,9 @@ class KubernetesSettings:
     """Of closing records kept so that no log is read twice."""
 
     def __post_init__(self) -> None:
+        for key, queues in self.queues.items():
+            if not isinstance(queues, list | tuple) or not all(isinstance(queue, str) for queue in queues):
+                raise ConfigurationError(f"queues: {key!r} must be a list of queue names")
         if self.pod_security == "restricted" and self.cache_volume.host_path:
             raise ConfigurationError("Pod Security `restricted` has no host_path: keep the cache on a claim")
         for name, value in self.filer_env.items():

@@ -179,7 +179,17 @@ def test_values_that_the_schema_does_not_know_are_refused(template: Run, wrong: 
 
 def test_every_object_of_the_schema_is_closed_or_meant_to_be_open():
     schema = json.loads((CHART / "values.schema.json").read_text())
-    open_ones = {"object", "settings", "nodeClasses", "serviceClasses", "fileSecrets", "strings", "requests", "limits"}
+    open_ones = {
+        "object",
+        "settings",
+        "nodeClasses",
+        "serviceClasses",
+        "queues",
+        "fileSecrets",
+        "strings",
+        "requests",
+        "limits",
+    }
 
     def check(node: Any, name: str) -> None:
         if not isinstance(node, dict):
@@ -495,7 +505,9 @@ def test_listeners_and_ports_agree(chart: Rendered):
     for component, template in chart.pods():
         ports = [port["containerPort"] for port in template["spec"]["containers"][0].get("ports", [])]
         if component in ROLES:
-            assert ports == [int(settings.listen.rpartition(":")[2])]
+            listening = [settings.listen]
+            listening += [kubernetes_settings(chart).poke_listen] if component == "monitor" else []
+            assert ports == [int(address.rpartition(":")[2]) for address in listening]
         elif component == "api":
             assert ports == [settings.api.port]
 
@@ -589,7 +601,7 @@ def test_no_container_of_a_task_has_a_user_on_openshift(render: Callable[[str], 
 def test_the_defaults_of_the_chart_are_those_of_the_settings(render: Callable[[str], Rendered]):
     """A value that the chart sets without need would hide a better default."""
     ours, default = kubernetes_settings(render("external")), KubernetesSettings()
-    of_the_release = {"namespace", "instance", "image", "filer_pull_policy", "owner", "poke_address"}
+    of_the_release = {"namespace", "instance", "image", "filer_pull_policy", "owner", "poke_address", "poke_listen"}
     different = {f.name for f in dataclasses.fields(ours) if getattr(ours, f.name) != getattr(default, f.name)}
     assert different <= of_the_release
     filer = read(FilerSettings, environment(render("external"), "tif"), FILER_PREFIX)
@@ -699,7 +711,24 @@ def test_task_pods_reach_the_monitor_and_nothing_else_of_the_release(chart: Rend
         host, _, port = pokes.rpartition(":")
         service = chart.named("Service", "-monitor")
         assert host == f"{service['metadata']['name']}.{NAMESPACE}.svc.cluster.local."
-        assert int(port) == service["spec"]["ports"][0]["port"]
+        assert service["spec"]["ports"] == [{"name": "poke", "port": int(port), "targetPort": "poke"}]
+
+
+def test_pokes_are_the_only_port_of_the_service_that_task_pods_reach(render: Callable[[str], Rendered]):
+    """Not that of health checks: what a task does to the one must not reach the other."""
+    chart = render("external")
+    monitor = dict(chart.pods())["monitor"]["spec"]["containers"][0]
+    ports = {port["name"]: port["containerPort"] for port in monitor["ports"]}
+    assert ports["poke"] != ports["health"]
+    assert [
+        probe for name, probe in monitor.items() if name.endswith("Probe") and probe["httpGet"]["port"] != "health"
+    ] == []
+    out = [rule for rule in chart.named("NetworkPolicy", "-tasks")["spec"]["egress"] if "podSelector" in str(rule)]
+    assert [rule["ports"] for rule in out] == [[{"protocol": "TCP", "port": ports["poke"]}]]
+    entered = chart.named("NetworkPolicy", "-monitor")["spec"]["ingress"]
+    assert [rule["ports"] for rule in entered] == [[{"protocol": "TCP", "port": "poke"}]]
+    assert chart.variables()["POIESIS_KUBERNETES__POKE_LISTEN"] == f"0.0.0.0:{ports['poke']}"
+    assert chart.variables()["POIESIS_LISTEN"] == f"0.0.0.0:{ports['health']}"
 
 
 def test_task_pods_may_ask_for_names(chart: Rendered):

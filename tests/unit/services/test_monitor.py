@@ -2,6 +2,7 @@
 
 import threading
 import time
+import tracemalloc
 from datetime import timedelta
 
 import pytest
@@ -10,6 +11,8 @@ from poiesis.domain.decide import SOON
 from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.states import Role, Stage, State
 from poiesis.domain.task import TaskId
+from poiesis.services import monitor as monitor_module
+from poiesis.services import work_queue
 from poiesis.services.deferred_cleanup import DeferredCleanup
 from poiesis.services.monitor import MAX_PASSED_OVER, REPUBLISH, Monitor
 from poiesis.testing.cluster import MemoryCluster
@@ -179,6 +182,24 @@ def test_a_poke_wakes_and_a_poke_for_nobody_does_no_harm(scene):
     scene.monitor.poke(TaskId("8" * 26), "x")
     scene.monitor.poke(ID, "nonce-1-1")
     scene.until(lambda: world.task.state is State.COMPLETE)
+
+
+@pytest.mark.parametrize(
+    "body", [b"{}", b'{"name": "a", "ok": true, "stdout": "' + "\U0001f9ec".encode() + b"x" * 500 + b'"}']
+)
+def test_pokes_that_wait_are_bounded_in_real_bytes(scene, monkeypatch, body):
+    """Of unknown tasks, while nothing takes them."""
+    limit = 500_000
+    monkeypatch.setattr(monitor_module, "MAX_RECORDS_BYTES", limit)
+    monkeypatch.setattr(work_queue, "MAX_KEYS", 1000)
+    tracemalloc.start()
+    try:
+        for i in range(5000):
+            scene.monitor.poke(TaskId(f"{i:026d}"), "0f", body)
+        used = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert used < limit + 1_000_000
 
 
 def test_a_bug_while_reconciling_ends_the_task(scene):

@@ -78,6 +78,18 @@ def test_a_broken_task_is_neither_stored_nor_published(desk):
     assert desk.repository.count(TaskFilter()) == 0
 
 
+def test_a_queue_of_another_team_is_refused_and_nothing_stored(desk):
+    policy = replace(
+        POLICY, backend_parameters=frozenset({"queue"}), queues={"*": ("small",), "group:imaging": ("large",)}
+    )
+    service = TaskService(desk.repository, desk.queue, desk.clock, policy)
+    large = spec(resources=with_parameters(queue="large"))
+    with pytest.raises(InvalidTask, match="use one of small"):
+        service.create(large, owner="ada")
+    assert desk.queue.published == []
+    assert service.create(large, owner="ada", groups=["imaging"])
+
+
 def test_a_task_that_could_not_be_stored_is_not_published(desk):
     desk.repository.down = True
     with pytest.raises(RepositoryUnavailable):

@@ -295,11 +295,10 @@ def test_every_pod_of_a_task_stays_where_its_volume_can_follow() -> None:
         ({"service_class": "none"}, "service_class"),
         ({"priority_class": "system"}, "priority class"),
         ({"architecture": "s390x"}, "no launcher for architecture 's390x'"),
-        ({"shm_gb": "100"}, "this site allows 10"),
     ],
 )
 def test_what_the_site_does_not_have_is_refused(parameters: dict[str, str], words: str) -> None:
-    settings = replace(SITE, launchers={"amd64": "x"}, max_shm_gb=10)
+    settings = replace(SITE, launchers={"amd64": "x"})
     with pytest.raises(ClusterRefused, match=words):
         build(TaskSpec((TRUE,), resources=Asked(backend_parameters=parameters)), settings)
 

@@ -1,0 +1,46 @@
+"""What a task may ask of the site beyond its shape: Kueue's queues, by user and group, and shared memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from poiesis.domain.errors import InvalidTask, Problem
+from poiesis.domain.parameters import parse_size_gb
+from poiesis.domain.policy import Policy
+from poiesis.domain.task import TaskSpec
+
+DEFAULT_SHM_GB: Final = 1.0  # of tasks that ask for no memory
+EVERYONE: Final = "*"
+GROUP: Final = "group:"
+
+
+def allowed_queues(policy: Policy, user: str | None, groups: Sequence[str]) -> frozenset[str]:
+    keys = (EVERYONE, *([user] if user is not None else []), *(GROUP + g for g in groups))
+    return frozenset(queue for key in keys for queue in policy.queues.get(key, ()))
+
+
+def check_entitlements(spec: TaskSpec, policy: Policy, user: str | None, groups: Sequence[str]) -> None:
+    """`spec` as checked by `validate`. Raises: InvalidTask."""
+    if spec.resources is None:
+        return
+    parameters, problems = spec.resources.backend_parameters, []
+    queue = parameters.get("queue")
+    allowed = allowed_queues(policy, user, groups)
+    if queue is not None and queue not in allowed:
+        use = f"use one of {', '.join(sorted(allowed))}" if allowed else "leave it out"
+        problems.append(
+            Problem("$.resources.backend_parameters.queue", f"queue {queue[:63]!r} is not available to you: {use}")
+        )
+    if "shm_gb" in parameters:
+        asked = parse_size_gb(parameters["shm_gb"])
+        most = policy.limits.max_shm_gb
+        reason = "this service's limit"
+        if most is None:
+            most, reason = spec.resources.ram_gb or DEFAULT_SHM_GB, "the task's ram_gb, or 1 without it"
+        if asked > most:
+            problems.append(
+                Problem("$.resources.backend_parameters.shm_gb", f"{asked:g} is too much: at most {most:g} ({reason})")
+            )
+    if problems:
+        raise InvalidTask(problems)
