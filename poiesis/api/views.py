@@ -31,6 +31,7 @@ from poiesis.domain.task import (
     Task,
     TaskId,
     TaskLog,
+    TaskSummary,
     View,
 )
 
@@ -46,9 +47,9 @@ class Views:
     def __init__(self, settings: ApiSettings) -> None:
         self._shown = {state: _shown(state, settings) for state in State}
 
-    def task(self, task: Task, view: View) -> Document:
+    def task(self, task: Task | TaskSummary, view: View) -> Document:
         document: Document = {"id": task.id, "state": self._shown[task.state]}
-        if view is View.MINIMAL:
+        if isinstance(task, TaskSummary):
             return document
         spec, full = task.spec, view is View.FULL
         document |= _given(name=spec.name, description=spec.description)

@@ -155,6 +155,14 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class TaskSummary:
+    """What the view MINIMAL shows."""
+
+    id: TaskId
+    state: State
+
+
+@dataclass(frozen=True)
 class Task:
     """One stored task.
 
@@ -188,6 +196,10 @@ class Task:
     launching_at: datetime | None = None
     outcome: Outcome | None = None
     log: TaskLog = field(default_factory=TaskLog)
+
+    @property
+    def summary(self) -> TaskSummary:
+        return TaskSummary(self.id, self.state)
 
     @property
     def ram_gb(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Where tasks are kept."""
+"""Where tasks are stored."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from datetime import datetime
 from typing import Protocol
 
 from poiesis.domain.states import Stage, State
-from poiesis.domain.task import Task, TaskId, Version, View
+from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
 
 
 @dataclass(frozen=True)
 class TaskFilter:
     """What a list is narrowed to; all given conditions hold at once (spec: ListTasks).
 
-    `tags` pairs of (key, value); an empty value matches any value of that key. `owner` None: everybody's.
+    `tags` pairs of (key, value); an empty value matches any value of that key. `owner` None: any.
     """
 
     name_prefix: str = ""
@@ -26,9 +26,9 @@ class TaskFilter:
 
 @dataclass(frozen=True)
 class Page:
-    """`tasks` newest first; `next_after` is the id to go on after, None on the last page."""
+    """`tasks` newest first, summaries in the view MINIMAL; `next_after` is the id to go on after, None on the last page."""
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[Task | TaskSummary, ...]
     next_after: TaskId | None
 
 
@@ -42,11 +42,16 @@ class TaskRepository(Protocol):
         """Store a new task as version 1. The same id and content again: nothing changes."""
         ...
 
-    def get(self, task_id: TaskId, view: View = View.FULL) -> Task:
-        """The task as last saved. MINIMAL and BASIC may leave out what those views do not show: such a task is for reading.
+    def get(self, task_id: TaskId, view: View = View.FULL, *, owner: str | None = None) -> Task:
+        """The task as last saved. Without FULL, it may lack what BASIC does not show: such a task is only for reading.
 
-        Raises: UnknownTask.
+        With `owner`, only a task of this owner; the store compares before it reads any more of the task.
+        Raises: UnknownTask, also for a task of another owner.
         """
+        ...
+
+    def summary(self, task_id: TaskId, *, owner: str | None = None) -> TaskSummary:
+        """The same for the view MINIMAL, which needs no more than the store's index. Raises: UnknownTask."""
         ...
 
     def save(self, task: Task, *, seen: Version) -> bool:
@@ -66,7 +71,7 @@ class TaskRepository(Protocol):
         ...
 
     def postpone(self, task_ids: Collection[TaskId], *, until: datetime) -> None:
-        """Set `wake_at` alone, where it is earlier, without a new version. Of unknown or done tasks: nothing."""
+        """Set only `wake_at`, where it is earlier, without a new version. Unknown and done tasks are ignored."""
         ...
 
     def count(self, where: TaskFilter) -> int:
@@ -74,11 +79,11 @@ class TaskRepository(Protocol):
         ...
 
     def delete(self, task_id: TaskId) -> bool:
-        """Forget a task that is done (retention). False where there is none or it is not done."""
+        """Delete a task that is done (retention). False if it is unknown or not done."""
         ...
 
     def ready(self) -> None:
-        """Answer whether the store can be used now: returns, or raises RepositoryUnavailable."""
+        """Return if the store can be used now. Raises: RepositoryUnavailable."""
         ...
 
     def close(self) -> None: ...

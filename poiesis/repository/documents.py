@@ -53,8 +53,6 @@ MAX_BYTES: Final = 15 * 1024 * 1024  # MongoDB refuses documents above 16 MiB; t
 MAX_SPEC_BYTES: Final = 12 * 1024 * 1024  # leaves a log at least 3 MiB, so that every accepted task can end
 MAX_TOKEN_TEXT: Final = 128  # characters; longer keys and values are hashed in tokens, to keep indexes small
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
 
 def to_document(task: Task) -> Document:
     """The whole task. Raises: ValueError for a time without a zone (a bug)."""
@@ -126,11 +124,6 @@ def from_document(document: Document) -> Task:
         outcome=None if outcome is None else Outcome(**{**outcome, "state": State(outcome["state"])}),
         log=_to_log(document["log"], bulk),
     )
-
-
-def minimal_task(task_id: str, state: str) -> Task:
-    """A task for the view MINIMAL: everything but id and state is a placeholder."""
-    return Task(id=TaskId(task_id), spec=TaskSpec(executors=()), created_at=_EPOCH, state=State(state))
 
 
 def upgrade(document: Document, migrations: Mapping[int, Callable[[Document], Document]] = MIGRATIONS) -> Document:

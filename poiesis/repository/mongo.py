@@ -32,7 +32,7 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, State, path
-from poiesis.domain.task import Task, TaskId, Version, View
+from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
 from poiesis.ports.repository import Page, TaskFilter
 from poiesis.repository.documents import (
     Document,
@@ -41,7 +41,6 @@ from poiesis.repository.documents import (
     format_time,
     from_document,
     id_taken,
-    minimal_task,
     same_request,
     sources,
     tag_token,
@@ -123,15 +122,21 @@ class MongoTaskRepository:
             except DuplicateKeyError:
                 stored = self._tasks.find_one({"_id": task.id})
                 # None: added, done and forgotten since, so there is nothing to do
-                if stored is not None and not same_request(_decode(stored, View.FULL), task):
+                if stored is not None and not same_request(_decode(stored), task):
                     raise id_taken(task.id) from None
 
-    def get(self, task_id: TaskId, view: View = View.FULL) -> Task:
+    def get(self, task_id: TaskId, view: View = View.FULL, *, owner: str | None = None) -> Task:
+        return _decode(self._find(task_id, owner, PROJECTIONS[view]))
+
+    def summary(self, task_id: TaskId, *, owner: str | None = None) -> TaskSummary:
+        return _summary(self._find(task_id, owner, PROJECTIONS[View.MINIMAL]))
+
+    def _find(self, task_id: TaskId, owner: str | None, projection: Mapping[str, int] | None) -> Document:
         with self._available():
-            found = self._tasks.find_one({"_id": task_id}, PROJECTIONS[view])
+            found = self._tasks.find_one({"_id": task_id, **({} if owner is None else {"owner": owner})}, projection)
         if found is None:
             raise UnknownTask(task_id)
-        return _decode(found, view)
+        return found
 
     def save(self, task: Task, *, seen: Version) -> bool:
         document = encode_within_bounds(task, lambda plain: _encode({**plain, "version": seen + 1}))
@@ -152,7 +157,8 @@ class MongoTaskRepository:
             query["_id"] = {"$lt": after}
         with self._available():
             found = list(self._tasks.find(query, PROJECTIONS[view]).sort("_id", DESCENDING).limit(limit + 1))
-        tasks = tuple(_decode(document, view) for document in found[:limit])
+        decode = _summary if view is View.MINIMAL else _decode
+        tasks = tuple(decode(document) for document in found[:limit])
         return Page(tasks, next_after=tasks[-1].id if len(found) > limit else None)
 
     def due(self, now: datetime, *, limit: int) -> Sequence[tuple[TaskId, Stage]]:
@@ -198,7 +204,7 @@ class MongoTaskRepository:
         try:
             yield
         except (PyMongoError, BSONError) as error:
-            raise RepositoryUnavailable(f"the task store does not answer: {_summary(error)}") from error
+            raise RepositoryUnavailable(f"the task store does not answer: {_message(error)}") from error
 
     def _begin_indexes(self) -> None:
         """Make missing indexes in a thread, unless it is done or under way; one that failed is begun again."""
@@ -238,9 +244,11 @@ def _json(part: object) -> str:
     return json.dumps(part, ensure_ascii=False, separators=(",", ":"))
 
 
-def _decode(document: Document, view: View) -> Task:
-    if view is View.MINIMAL:
-        return minimal_task(document["_id"], document["state"])
+def _summary(document: Document) -> TaskSummary:
+    return TaskSummary(document["_id"], State(document["state"]))
+
+
+def _decode(document: Document) -> Task:
     found = {**json.loads(document["core"]), **{key: document.get(key) for key in HEAD}}
     found["wake_at"] = found["due_at"] or found["wake_at"]  # `postpone` writes the field alone
     if "bulk" in document:
@@ -262,7 +270,7 @@ def _query(where: TaskFilter) -> dict[str, Any]:
     return query
 
 
-def _summary(error: Exception) -> str:
+def _message(error: Exception) -> str:
     """The kind of the error and the beginning of its message, without user names and passwords of URLs."""
     text = re.sub(r"//[^/\s@]*@", "//", str(error)).split(", Timeout:")[0]  # then comes a dump of the topology
     return f"{type(error).__name__}: {text[:200]}"

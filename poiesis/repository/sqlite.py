@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, State, path
-from poiesis.domain.task import Task, TaskId, Version, View
+from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
 from poiesis.ports.repository import Page, TaskFilter
 from poiesis.repository.documents import (
     Document,
@@ -34,7 +34,6 @@ from poiesis.repository.documents import (
     format_time,
     from_document,
     id_taken,
-    minimal_task,
     same_request,
     sources,
     tag_token,
@@ -98,15 +97,19 @@ class SqliteTaskRepository:
                 head,
             )
             if added.rowcount == 0:
-                if not same_request(self._read(db, task.id, View.FULL), task):
+                if not same_request(_decode(self._find(db, task.id, View.FULL, None)), task):
                     raise id_taken(task.id)
                 return
             db.execute("INSERT INTO documents (id, core, bulk) VALUES (?, ?, ?)", (task.id, core, bulk))
             db.executemany("INSERT INTO tags (token, id) VALUES (?, ?)", [(token, task.id) for token in tokens])
 
-    def get(self, task_id: TaskId, view: View = View.FULL) -> Task:
+    def get(self, task_id: TaskId, view: View = View.FULL, *, owner: str | None = None) -> Task:
         with self._reading() as db:
-            return self._read(db, task_id, view)
+            return _decode(self._find(db, task_id, View.FULL if view is View.FULL else View.BASIC, owner))
+
+    def summary(self, task_id: TaskId, *, owner: str | None = None) -> TaskSummary:
+        with self._reading() as db:
+            return _summary(self._find(db, task_id, View.MINIMAL, owner))
 
     def save(self, task: Task, *, seen: Version) -> bool:
         head, core, bulk, tokens = encode_within_bounds(task, _encode)
@@ -138,7 +141,8 @@ class SqliteTaskRepository:
             query, values = _list_query(where, limit + 1, after, view, few_names=_has_few_names(db, where.name_prefix))
             rows = db.execute(query, values).fetchall()
         more = len(rows) > limit
-        tasks = tuple(_decode(row) for row in rows[:limit])
+        decode = _summary if view is View.MINIMAL else _decode
+        tasks = tuple(decode(row) for row in rows[:limit])
         return Page(tasks, next_after=tasks[-1].id if more else None)
 
     def due(self, now: datetime, *, limit: int) -> Sequence[tuple[TaskId, Stage]]:
@@ -184,14 +188,18 @@ class SqliteTaskRepository:
         for db in idle:
             db.close()
 
-    def _read(self, db: sqlite3.Connection, task_id: TaskId, view: View) -> Task:
-        row = db.execute(
-            f"SELECT {_columns(view)} FROM tasks{_join(view)} WHERE tasks.id = ?",
-            (task_id,),
+    @staticmethod
+    def _find(db: sqlite3.Connection, task_id: TaskId, view: View, owner: str | None) -> tuple[Any, ...]:
+        """The join reads the narrow row first: of another owner's task nothing else is read."""
+        query = f"SELECT {_columns(view)} FROM tasks{_join(view)} WHERE tasks.id = ?"
+        row: tuple[Any, ...] | None = (
+            db.execute(query, (task_id,))
+            if owner is None
+            else db.execute(query + " AND tasks.owner = ?", (task_id, owner))
         ).fetchone()
         if row is None:
             raise UnknownTask(task_id)
-        return _decode(row)
+        return row
 
     @staticmethod
     def _forget_tags(db: sqlite3.Connection, task_id: TaskId, tokens: str) -> None:
@@ -341,10 +349,13 @@ def _join(view: View) -> str:
     return "" if view is View.MINIMAL else " CROSS JOIN documents ON documents.id = tasks.id"
 
 
+def _summary(row: tuple[Any, ...]) -> TaskSummary:
+    task_id, state = row
+    return TaskSummary(TaskId(task_id), State(state))
+
+
 def _decode(row: tuple[Any, ...]) -> Task:
-    """A task from the columns of `_columns`; MINIMAL has two of them, BASIC three, FULL four."""
-    if len(row) == 2:
-        return minimal_task(*row)
+    """A task from the columns of `_columns`: three for BASIC, four for FULL."""
     version, wake_at, core, *bulk = row
     document = {**json.loads(core), "version": version, "wake_at": wake_at}  # `postpone` writes the column alone
     if bulk:

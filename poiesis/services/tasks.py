@@ -18,7 +18,7 @@ from poiesis.domain.errors import QueueUnavailable, RepositoryUnavailable, Unkno
 from poiesis.domain.naming import is_task_id, new_task_id
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import Stage, State
-from poiesis.domain.task import Task, TaskId, TaskLog, TaskSpec, View
+from poiesis.domain.task import Task, TaskId, TaskLog, TaskSpec, TaskSummary, View
 from poiesis.domain.validate import check
 from poiesis.observability import TASKS_CREATED
 from poiesis.ports.clock import Clock
@@ -39,6 +39,13 @@ def _first_stage(task: Task, policy: Policy) -> Stage:
     if the_plan.volume_bytes is not None:
         return Stage.PREPARE
     return Stage.STAGE_IN if the_plan.has_filers else Stage.LAUNCH
+
+
+def _checked(task_id: str) -> TaskId:
+    """Raises: UnknownTask for an id that this service cannot have made, which need not be looked up."""
+    if not is_task_id(task_id):
+        raise UnknownTask(task_id[:100])
+    return TaskId(task_id)
 
 
 class TaskService:
@@ -75,9 +82,11 @@ class TaskService:
         self._publish(task_id, _first_stage(task, self._policy))
         return task_id
 
-    def get(self, task_id: str, view: View, *, owner: str | None = None) -> Task:
+    def get(self, task_id: str, view: View, *, owner: str | None = None) -> Task | TaskSummary:
         """Raises: UnknownTask, also for a task of another owner. A running task in FULL has its live tail read soon after."""
-        task = self._owned(task_id, view if view is not View.MINIMAL or owner is None else View.BASIC, owner)
+        if view is View.MINIMAL:
+            return self._repository.summary(_checked(task_id), owner=owner)
+        task = self._repository.get(_checked(task_id), view, owner=owner)
         if view is View.FULL and task.state is State.RUNNING:
             self._ask_for_tail(task.id)
         return task
@@ -95,7 +104,7 @@ class TaskService:
         Raises: UnknownTask, RepositoryUnavailable.
         """
         for _ in range(MAX_RACES):
-            task = self._owned(task_id, View.FULL, owner)
+            task = self._repository.get(_checked(task_id), owner=owner)
             if task.state.is_terminal or task.cancel_requested_at is not None:
                 return
             now = self._clock.now()
@@ -109,14 +118,6 @@ class TaskService:
                 self._publish(task.id, Stage.FINISH)
                 return
         raise RepositoryUnavailable(f"task {task_id} changes too fast to be canceled; try again")
-
-    def _owned(self, task_id: str, view: View, owner: str | None) -> Task:
-        if not is_task_id(task_id):
-            raise UnknownTask(task_id[:100])
-        task = self._repository.get(TaskId(task_id), view)
-        if owner is not None and task.owner != owner:
-            raise UnknownTask(task_id)
-        return task
 
     def _publish(self, task_id: TaskId, stage: Stage) -> None:
         try:

@@ -33,7 +33,6 @@ from poiesis.repository.documents import (
     encode_within_bounds,
     format_time,
     from_document,
-    minimal_task,
     parse_time,
     shortened,
     sources,
@@ -139,10 +138,6 @@ def test_without_the_bulk_a_document_is_what_basic_shows(task):
     assert all((item.stdout, item.stderr) == ("", "") for item in basic.log.logs)
     assert basic.log.system_logs == ()
     assert replace(basic, spec=task.spec, log=task.log) == task
-
-
-def test_a_minimal_task_is_a_task():
-    assert minimal_task("id", "RUNNING").state is State.RUNNING
 
 
 def test_only_what_is_not_done_is_due():

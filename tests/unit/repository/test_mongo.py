@@ -11,7 +11,7 @@ import pytest
 from pymongo import MongoClient, monitoring
 from pymongo.errors import PyMongoError
 
-from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
+from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Input, Task, TaskId, TaskSpec, Version, View
 from poiesis.ports.repository import TaskFilter
@@ -138,6 +138,13 @@ def test_a_save_is_one_round_trip_and_views_are_projected_in_the_store(mongo_url
     assert dict(minimal["sort"]) == {"_id": -1}
     assert minimal["limit"] == 257
     assert basic["projection"] == {"bulk": 0}
+    commands.seen.clear()
+    for view in View:
+        with pytest.raises(UnknownTask):
+            made.get(TaskId("one"), view, owner="bob")
+    with pytest.raises(UnknownTask):
+        made.summary(TaskId("one"), owner="bob")
+    assert [command["filter"] for command in commands.seen] == [{"_id": "one", "owner": "bob"}] * 4
     made.close()
 
 
@@ -149,20 +156,20 @@ def test_a_document_has_what_it_is_found_by_and_two_texts():
     assert set(document) == {"_id", "version", "state", "core", "bulk"}, (
         "no field that is null, none that nobody asks for"
     )
-    assert mongo._decode(document, View.FULL) == task
+    assert mongo._decode(document) == task
 
 
 def test_an_empty_name_is_a_name():
     task = replace(a_task(), spec=TaskSpec(executors=(), name=""))
     raw, _ = mongo._encode(to_document(task))
-    assert mongo._decode(bson.decode(raw.raw), View.FULL).spec.name == ""
+    assert mongo._decode(bson.decode(raw.raw)).spec.name == ""
 
 
 def test_a_postponed_wake_up_wins_over_the_one_that_was_saved():
     raw, _ = mongo._encode(to_document(a_task()))
     later = a_task().created_at + timedelta(hours=1)
     document = {**bson.decode(raw.raw), "due_at": format_time(later)}
-    assert mongo._decode(document, View.FULL).wake_at == later
+    assert mongo._decode(document).wake_at == later
 
 
 def test_filters_are_equalities_and_ranges():
@@ -178,7 +185,7 @@ def test_filters_are_equalities_and_ranges():
 
 def test_a_message_tells_the_fault_and_no_credentials():
     error = PyMongoError("mongodb://user:hunter2@host:1 failed, Timeout: 3s, Topology Description: <...>")
-    assert mongo._summary(error) == "PyMongoError: mongodb://host:1 failed"
+    assert mongo._message(error) == "PyMongoError: mongodb://host:1 failed"
 
 
 def test_the_cause_of_an_unavailable_store_is_chained(free_port):

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
+from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Executor, Task, TaskId, TaskSpec, Version, View
 from poiesis.ports.repository import TaskFilter
@@ -78,6 +78,21 @@ def test_a_list_walks_an_index_in_the_order_of_ids(repository, file, where, few_
     reads_documents = [step for step in whole if "documents" in step]
     assert bool(reads_documents) == (view is not View.MINIMAL)
     assert all("SEARCH documents USING INDEX" in step for step in reads_documents)
+
+
+def test_nothing_is_read_of_another_owners_task_but_its_row(repository, file):
+    repository.add(a_task("one", owner="ada"))
+    statements: list[str] = []
+    with repository._reading() as db:
+        db.execute("UPDATE documents SET core = 'damaged'")
+        db.set_trace_callback(statements.append)
+    for view in View:
+        with pytest.raises(UnknownTask):
+            repository.get(TaskId("one"), view, owner="bob")
+    for query in (statement for statement in statements if statement.startswith("SELECT")):
+        first, second = plan(file, query, ())
+        assert first.startswith("SEARCH tasks") and "tasks.owner = 'bob'" in query
+        assert second.startswith("SEARCH documents")
 
 
 def test_a_rare_name_is_found_by_its_index(repository, file):
