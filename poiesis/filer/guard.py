@@ -1,7 +1,8 @@
 """Keeps user-given URLs from reaching what only this machine can reach: metadata services, the cluster, loopback.
 
 The check is on the address that the socket is about to connect to, after the name was resolved and with no second resolution in
-between, so a name that answers differently each time gains nothing; every redirect connects anew and is checked anew.
+between, so a name that resolves differently each time gains nothing; the connection of every redirect is checked too. Through a
+proxy, which resolves names itself, only a name that resolves here can be checked (`FilerSettings.resolve_before_proxy`).
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 from poiesis.domain.errors import AccessDenied, ConfigurationError, StorageUnavailable
@@ -21,7 +21,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 class Guard:
     def __init__(self, allow: Iterable[str] = ()) -> None:
-        """`allow`: networks, addresses and host names that may be reached all the same. Raises: ConfigurationError."""
+        """`allow`: networks, addresses and host names that may be reached although they are not public. Raises: ConfigurationError."""
         self._networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network] = []
         self._names: set[str] = set()
         for item in allow:
@@ -33,13 +33,13 @@ class Guard:
                 self._names.add(item.lower().rstrip("."))
 
     def check(self, host: str, address: str) -> None:
-        """Raises: AccessDenied when `address`, which `host` resolved to, is none of the public ones and not allowed."""
+        """Raises: AccessDenied when `address`, which `host` resolved to, is not public and not allowed."""
         found = ipaddress.ip_address(address.partition("%")[0])
         inner = _inside(found)
         for candidate in (found, inner):
             if any(candidate.version == n.version and candidate in n for n in self._networks):
                 return
-        if host.lower().rstrip(".") in self._names:
+        if self._is_allowed_name(host):
             return
         if not all(_is_public(a) for a in (found, inner)):
             where = host if host == address else f"{host} ({address})"
@@ -75,12 +75,27 @@ class Guard:
             raise last
         raise StorageUnavailable(f"{name}:{port} cannot be reached: {last or 'no address'}") from last
 
-    def check_name(self, host: str) -> None:
-        """For connections through a proxy, which resolves by itself: refuse what is private as far as we can see."""
+    def check_name(self, host: str, *, must_resolve: bool) -> None:
+        """Check the addresses that `host` resolves to here, for a connection through a proxy, which resolves names itself.
+
+        Raises: AccessDenied for an address as in `check`, and with `must_resolve` for a name that does not resolve here.
+        """
         name = host.strip("[]")
-        with suppress(OSError, UnicodeError):
-            for *_, address in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM):
-                self.check(name, str(address[0]))
+        if self._is_allowed_name(name):
+            return
+        try:
+            found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            if must_resolve:
+                raise AccessDenied(
+                    f"{name} is reached through a proxy and does not resolve here, so its address cannot be checked"
+                ) from None
+            return
+        for *_, address in found:
+            self.check(name, str(address[0]))
+
+    def _is_allowed_name(self, host: str) -> bool:
+        return host.lower().rstrip(".") in self._names
 
 
 def _open(

@@ -156,7 +156,7 @@ class Client:
     def _manager(self, url: Url) -> urllib3.PoolManager:
         proxy = self._settings.proxy or proxy_of(str(url.scheme), str(url.host)) or ""
         if proxy:
-            self._guard.check_name(str(url.host))
+            self._guard.check_name(str(url.host), must_resolve=self._settings.resolve_before_proxy)
         with self._lock:
             if (proxy, str(url.scheme)) not in self._managers:
                 self._managers[proxy, str(url.scheme)] = self._made(proxy, str(url.scheme))

@@ -1,7 +1,7 @@
 """`file://` URLs and plain absolute paths: directories of this machine that the site allows.
 
-What counts is where a name really leads: a descriptor is opened first and its true path compared with the allowed roots, so that a symbolic
-link below a root, however new, leads nowhere else.
+A descriptor is opened first and its true path compared with the allowed roots, so that no symbolic link below a root leads out of
+them, however recently it was made.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from poiesis.domain.errors import AccessDenied, NotFound, StagingFailed, Unsuppo
 from poiesis.filer.atomic_write import PREFIX, PartialFile, atomic_file, local_errors
 from poiesis.filer.registry import Context
 from poiesis.filer.urls import join, scheme_of, shown
+from poiesis.filer.volume import special_kind
 from poiesis.ports.filer import RemoteFile, Sent
 
 _LOOK: Final = os.O_PATH | os.O_CLOEXEC
+MAX_DEPTH: Final = 200
 _CHUNK: Final = 64 * 1024 * 1024  # of one copy_file_range: between two looks at whether to stop
 
 
@@ -46,14 +48,15 @@ class LocalFiler:
     def walk(self, url: str) -> Iterator[RemoteFile]:
         with self._found(url) as (_, state, path):
             if not stat.S_ISDIR(state.st_mode):
-                raise NotFound(f"{shown(url)}: is no directory")
+                raise NotFound(f"{shown(url)}: is not a directory")
         yield from self._walk(url, path, "", ())
 
     def fetch(self, file: RemoteFile, target: Path) -> Sent:
         with self._found(file.url) as (descriptor, state, _):
-            if not stat.S_ISREG(state.st_mode):
-                kind = NotFound if stat.S_ISDIR(state.st_mode) else StagingFailed
-                raise kind(f"{shown(file.url)}: is no regular file")
+            if stat.S_ISDIR(state.st_mode):
+                raise NotFound(f"{shown(file.url)}: is a directory")
+            if problem := special_kind(state.st_mode):
+                raise StagingFailed(f"{shown(file.url)}: {problem}")
             with local_errors(shown(file.url)):
                 source = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
             try:
@@ -112,24 +115,43 @@ class LocalFiler:
         try:
             self._checked(url, descriptor)
             state = os.fstat(descriptor)
-            here = (state.st_dev, state.st_ino)
-            if here in above or len(above) > 200:
-                raise StagingFailed(f"{shown(url)}: {name!r} is a symbolic link to a directory that it is in")
+            above = (*above, (state.st_dev, state.st_ino))
             with local_errors(shown(url)):
                 children = sorted(os.listdir(descriptor))
             children = [c for c in children if not c.startswith(PREFIX) and os.path.join(path, c) not in self._hidden]
             if not children:
                 yield RemoteFile(url, name, 0, is_directory=True)
             for child in children:
-                inner = f"{name}/{child}" if name else child
-                with self._found(join(url, child)) as (_, found, true_path):
-                    is_directory = stat.S_ISDIR(found.st_mode)
-                if is_directory:
-                    yield from self._walk(join(url, child), true_path, inner, (*above, here))
-                else:
-                    yield RemoteFile(join(url, child), inner, found.st_size)
+                yield from self._entry(join(url, child), f"{name}/{child}" if name else child, descriptor, child, above)
         finally:
             os.close(descriptor)
+
+    def _entry(
+        self, url: str, name: str, parent: int, child: str, above: tuple[tuple[int, int], ...]
+    ) -> Iterator[RemoteFile]:
+        try:
+            is_link = stat.S_ISLNK(os.stat(child, dir_fd=parent, follow_symlinks=False).st_mode)
+        except FileNotFoundError:
+            return  # removed meanwhile
+        problem = None
+        try:
+            with self._found(url) as (_, state, path):
+                mode, size, identity = state.st_mode, state.st_size, (state.st_dev, state.st_ino)
+        except (NotFound, AccessDenied, StagingFailed):
+            if not is_link:
+                raise
+            problem = "is a symbolic link that leads nowhere or out of the directories that this service may use"
+        if problem is None and stat.S_ISDIR(mode):
+            if identity in above:
+                problem = "is a symbolic link to a directory that holds it"
+            elif len(above) >= MAX_DEPTH:
+                problem = f"is more than {MAX_DEPTH} directories deep"
+            else:
+                yield from self._walk(url, path, name, above)
+                return
+        elif problem is None:
+            problem = special_kind(mode)
+        yield RemoteFile(url, name, None if problem else size, problem=problem)
 
     @contextmanager
     def _directory(self, url: str, path: Path) -> Iterator[int]:

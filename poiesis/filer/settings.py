@@ -88,6 +88,9 @@ class FilerSettings:
     unencrypted connections. Off: on Kubernetes such a task gets filer pods of its own (the staged layout). No effect on one machine."""
     proxy: str | None = field(default=None, repr=False)
     """For http and https URLs; None: HTTPS_PROXY and HTTP_PROXY, with NO_PROXY."""
+    resolve_before_proxy: bool = False
+    """Whether hosts of http, https and drs URLs that are reached through a proxy have to resolve here too, to addresses that may be
+    reached. Off: a name that only the proxy can resolve is left to the proxy's rules, which then have to keep tasks out of the site."""
     ca_file: str | None = None
     """Certificates to trust for https beside the usual ones."""
     netrc_file: str | None = None

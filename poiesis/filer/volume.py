@@ -1,9 +1,9 @@
-"""The executors' files as they lie on the task's volume: what an executor calls `/data/x` is `<volume>/root/data/x`.
+"""The executors' files on the task's volume: an executor's `/data/x` is `<volume>/root/data/x`.
 
-Everything below is the user's: names, symbolic links, FIFOs, and programs that may still change them. So no path is handed to the
-kernel as a whole. `resolve` goes one name at a time with O_PATH and O_NOFOLLOW from a held directory, follows symbolic links by itself as
-the executor saw them (an absolute one starts at the volume's root, `..` stops there), and a file is opened for reading only when
-the very inode in hand is a regular file. Nothing outside can be reached, whatever is renamed meanwhile.
+Everything below is under the user's control: names, symbolic links, FIFOs, and programs that may still change them. So no path is given
+to the kernel as a whole. `resolved` opens one name at a time with O_PATH and O_NOFOLLOW from a directory that it holds open, follows
+symbolic links itself as the executor saw them (an absolute one starts at the volume's root, `..` stops there), and a file is opened for
+reading only after the inode it holds is known to be a regular file. Nothing outside can be reached, whatever is renamed meanwhile.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from poiesis.domain.errors import NotFound, StagingFailed
+from poiesis.domain.patterns import Name, PathPattern
 from poiesis.domain.report import ROOT
-from poiesis.filer.matching import is_pattern, matcher
 from poiesis.filer.placeholder import mark_as_placeholder
 
 MAX_LINKS: Final = 40  # as the kernel's own
@@ -41,10 +41,18 @@ class LocalPathError(StagingFailed):
     """A path of the volume cannot be made or written. The message has no path but the executor's."""
 
 
+class _NotADirectory(StagingFailed):
+    pass
+
+
+class DanglingLink(NotFound):
+    """A symbolic link on the way leads to nothing on the volume."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """One thing below a directory of the volume. `path`: the executor's. A directory is told only when it is empty. `problem`: why
-    the thing cannot be taken, in words, None when it can."""
+    """A file or directory of the volume. `path`: the executor's. `problem`: why it cannot be uploaded, as a sentence that begins with its
+    path; None when it can. A special file, or a link that leads to nothing, out of the volume or in a circle, has one wherever it is."""
 
     path: str
     size_bytes: int
@@ -141,12 +149,20 @@ class Volume:
         with self.resolved(path) as descriptor:
             return os.fstat(descriptor)
 
-    def exists(self, path: str) -> bool:
+    def look(self, path: str) -> Entry | None:
+        """What `path` is in the end, links followed. None: there is nothing of that name."""
         try:
-            self.stat(path)
+            return self.entry(path, self.stat(path))
+        except DanglingLink as error:
+            return Entry(path, 0, problem=str(error))
         except NotFound:
-            return False
-        return True
+            return None
+        except StagingFailed as error:
+            return Entry(path, 0, problem=str(error))
+
+    def entry(self, path: str, state: os.stat_result) -> Entry:
+        is_directory = stat.S_ISDIR(state.st_mode)
+        return Entry(path, state.st_size, is_directory, None if is_directory else _problem(path, state.st_mode))
 
     @contextmanager
     def opened(self, path: str) -> Iterator[int]:
@@ -199,11 +215,11 @@ class Volume:
             yield stack[-1]
         except (FileNotFoundError, NotADirectoryError) as error:
             if followed is not None:
-                raise NotFound(
-                    f"{path}: is or goes through a symbolic link to {followed}, which is nothing in the task's own directories"
+                raise DanglingLink(
+                    f"{path}: is or goes through a symbolic link to {followed}, which does not exist in the task's own directories"
                     " (links that lead out of them are not followed)"
                 ) from error
-            raise NotFound(f"{path}: there is no such file or directory") from error
+            raise NotFound(f"{path}: no such file or directory") from error
         except OSError as error:
             raise StagingFailed(f"{path}: cannot be read: {error.strerror}") from error
         finally:
@@ -211,8 +227,8 @@ class Volume:
                 os.close(descriptor)
 
     def walk(self, path: str) -> Iterator[Entry]:
-        """All files below the directory `path`, empty directories and what cannot be taken. Links are followed inside the volume; one
-        that leads back to a directory it is in is a problem. Raises: NotFound, StagingFailed."""
+        """All files below the directory `path`, empty directories, and entries with a problem. Links are followed inside the volume; one
+        that leads back to a directory that holds it is a problem. Raises: NotFound, StagingFailed."""
         with self.resolved(path) as found:
             descriptor = _list(path, found)
         yield from self._walk(path.rstrip("/"), descriptor, ())
@@ -239,14 +255,14 @@ class Volume:
         except FileNotFoundError:
             return  # removed meanwhile
         try:
-            state = os.fstat(found)
-            if stat.S_ISLNK(state.st_mode):
-                with self.resolved(path) as target:
-                    yield from self._target(path, target, os.fstat(target), above)
-            else:
-                yield from self._target(path, found, state, above)
-        except (NotFound, StagingFailed) as error:
-            yield Entry(path, 0, problem=str(error))
+            if stat.S_ISLNK(os.fstat(found).st_mode):
+                try:
+                    with self.resolved(path) as target:
+                        os.dup2(target, found, inheritable=False)
+                except (NotFound, StagingFailed) as error:
+                    yield Entry(path, 0, problem=str(error))
+                    return
+            yield from self._target(path, found, os.fstat(found), above)
         finally:
             os.close(found)
 
@@ -254,41 +270,53 @@ class Volume:
         self, path: str, found: int, state: os.stat_result, above: tuple[tuple[int, int], ...]
     ) -> Iterator[Entry]:
         if not stat.S_ISDIR(state.st_mode):
-            yield Entry(path, state.st_size, problem=_problem(path, state.st_mode))
+            yield self.entry(path, state)
         elif (state.st_dev, state.st_ino) in above:
-            yield Entry(path, 0, problem=f"{path}: a symbolic link to a directory that it is in")
+            yield Entry(path, 0, problem=f"{path}: is a symbolic link to a directory that holds it")
         elif len(above) >= MAX_DEPTH:
-            yield Entry(path, 0, problem=f"{path}: more than {MAX_DEPTH} directories deep")
+            yield Entry(path, 0, problem=f"{path}: is more than {MAX_DEPTH} directories deep")
         else:
-            yield from self._walk(path, _list(path, found), above)
+            try:
+                descriptor = _list(path, found)
+            except StagingFailed as error:
+                yield Entry(path, 0, problem=str(error))
+                return
+            yield from self._walk(path, descriptor, above)
 
-    def match(self, pattern: str) -> Iterator[str]:
-        """Paths that match (glob(7); POSIX 2.13), each existing, in order of their names. With a slash at the end: directories alone."""
-        for path in self._match("", [n for n in pattern.split("/") if n]):
-            if not pattern.endswith("/") or stat.S_ISDIR(self.stat(path).st_mode):
-                yield path
+    def match(self, pattern: PathPattern, count: Callable[[str], None] = lambda _: None) -> Iterator[Entry]:
+        """What matches, in order of names; with a slash at the end only directories, and entries with a problem, which may be one.
+        `count` is called with each path on the way and may raise: links in a circle make for endless matches."""
+        for entry in self._match("", pattern.names, 0, count):
+            if entry.is_directory or entry.problem is not None or not pattern.is_directory:
+                yield entry
 
-    def _match(self, directory: str, names: list[str]) -> Iterator[str]:
-        if not names:
-            if self.exists(directory):
-                yield directory
-            return
-        name, rest = names[0], names[1:]
-        if not is_pattern(name):
-            yield from self._match(f"{directory}/{name}", rest)
-            return
-        matches = matcher(name)
-        try:
-            with self.resolved(directory or "/") as found:
-                descriptor = _list(directory, found)
-        except (NotFound, StagingFailed):
+    def _match(
+        self, directory: str, names: tuple[Name, ...], start: int, count: Callable[[str], None]
+    ) -> Iterator[Entry]:
+        while start < len(names) and not names[start].has_wildcard:
+            directory += f"/{names[start].literal}"
+            start += 1
+        count(directory)
+        if start == len(names):
+            if (found := self.look(directory or "/")) is not None:
+                yield found
             return
         try:
-            hits = sorted(n for n in os.listdir(descriptor) if matches(n))
+            with self.resolved(directory or "/") as opened:
+                descriptor = _list(directory, opened)
+        except (NotFound, _NotADirectory) as error:
+            if isinstance(error, DanglingLink):
+                yield Entry(directory, 0, problem=str(error))
+            return
+        except StagingFailed as error:
+            yield Entry(directory, 0, problem=str(error))
+            return
+        try:
+            hits = sorted(filter(names[start].matches, os.listdir(descriptor)))
         finally:
             os.close(descriptor)
         for hit in hits:
-            yield from self._match(f"{directory}/{hit}", rest)
+            yield from self._match(f"{directory}/{hit}", names, start + 1, count)
 
 
 def _names(path: str) -> list[str]:
@@ -316,14 +344,18 @@ def _list(path: str, found: int) -> int:
     try:
         return os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except NotADirectoryError:
-        raise StagingFailed(f"{path}: is no directory") from None
+        raise _NotADirectory(f"{path}: is not a directory") from None
     except OSError as error:
         raise StagingFailed(f"{path}: cannot be listed: {error.strerror}") from error
 
 
 def _problem(path: str, mode: int) -> str | None:
+    kind = "is a directory" if stat.S_ISDIR(mode) else special_kind(mode)
+    return f"{path}: {kind}" if kind else None
+
+
+def special_kind(mode: int) -> str | None:
+    """Why something that is not a directory cannot be staged; None for regular files."""
     if stat.S_ISREG(mode):
         return None
-    if stat.S_ISDIR(mode):
-        return f"{path}: is a directory"
-    return f"{path}: is {_KINDS.get(stat.S_IFMT(mode), 'no regular file')}, which cannot be uploaded"
+    return f"is {_KINDS.get(stat.S_IFMT(mode), 'not a regular file')}, which cannot be staged"

@@ -11,13 +11,15 @@ from typing import Protocol
 @dataclass(frozen=True)
 class RemoteFile:
     """One file below a URL. `name` is its path relative to the listed URL (`/` between parts, never absolute, no `..`); `is_directory`: an
-    empty directory or a marker of one. `version` is an ETag or the like, None where the protocol has none."""
+    empty directory or a marker of one. `version` is an ETag or the like, None where the protocol has none. `problem`: why an entry of a
+    listing is neither a file nor a directory ("is a FIFO", "is a symbolic link to ..."); it is left out, with a note."""
 
     url: str
     name: str
     size_bytes: int | None
     version: str | None = None
     is_directory: bool = False
+    problem: str | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from xml.sax.saxutils import escape
 import pytest
 
 from poiesis.domain.report import FilerReport
-from poiesis.filer import small_files, staging
+from poiesis.filer import small_files, stage, staging
 from poiesis.filer.s3_small_files import Get, Put
 from poiesis.filer.small_files import SmallFileMover
 from poiesis.filer.tcp_connection import TcpConnection
@@ -117,7 +117,7 @@ def test_each_object_is_asked_for_once_and_comes_right(
     assert report.total_bytes == sum(len(f) for f in files.values())
     assert [f.path for f in report.files] == sorted(f"/data/{name}" for name in files)
     assert arrived(volume) == files
-    assert taken == [True] * (COUNT - staging.MANY + 1)
+    assert taken == [True] * (COUNT - stage.MANY + 1)
     assert returned == []
     assert set(Counter(r.path for r in web.requests).values()) == {1}
     assert {r.headers.get("if-match") for r in web.requests[1:]} == {f'"{i}"' for i in range(COUNT)}
@@ -125,7 +125,7 @@ def test_each_object_is_asked_for_once_and_comes_right(
 
 
 def test_progress_tells_of_them(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging._ProgressReporter, "INTERVAL", 0.002)
+    monkeypatch.setattr(staging.ProgressReporter, "INTERVAL", 0.002)
     total = sum(len(data) for data in offer(web).values())
     told: list[tuple[int, int]] = []
     directory = given("/data", "s3://bucket/dir", type="DIRECTORY")
@@ -167,7 +167,7 @@ def test_connections_are_no_more_than_allowed(volume: Path, web: HttpServer, mon
 
     monkeypatch.setattr(TcpConnection, "connect", connecting)
     monkeypatch.setattr(TcpConnection, "close", closing_)
-    offer(web, content=lambda i: b"x" * (staging.SMALL_BYTES + 1 if i > staging.MANY and i % 3 else 10))
+    offer(web, content=lambda i: b"x" * (stage.SMALL_BYTES + 1 if i > stage.MANY and i % 3 else 10))
     assert fetch(volume, web, parallel=8).error is None
     assert 1 < most <= 8
     assert now == 0
@@ -350,8 +350,8 @@ def test_few_files_and_one_connection_need_no_such_thread(
     def begin(_: object) -> None:
         raise AssertionError("begun")
 
-    monkeypatch.setattr(staging._Stage, "_begin_mover", begin)
-    offer(web, NAMES[: staging.MANY - 1])
+    monkeypatch.setattr(stage.Stage, "_begin_mover", begin)
+    offer(web, NAMES[: stage.MANY - 1])
     assert fetch(volume, web).error is None
     offer(web)
     assert fetch(volume, web, parallel=1).error is None
@@ -374,7 +374,7 @@ def test_a_directory_whose_type_is_not_told_is_as_fast(volume: Path, web: HttpSe
     report = bring(volume, given("/data", "s3://bucket/dir"), settings=settings(web))
     assert (report.error, report.total_files) == (None, COUNT)
     assert arrived(volume) == files
-    assert taken == [True] * (COUNT - staging.MANY + 1)
+    assert taken == [True] * (COUNT - stage.MANY + 1)
 
 
 def test_directories_whose_type_is_not_told_may_be_as_many_as_threads(
@@ -393,7 +393,7 @@ def test_directories_whose_type_is_not_told_may_be_as_many_as_threads(
 def test_large_files_of_a_directory_whose_type_is_not_told_come_beside_each_other(
     volume: Path, web: HttpServer
 ) -> None:
-    files = offer(web, ["a", "b"], lambda i: b"%d" % i * (staging.SMALL_BYTES + 1))
+    files = offer(web, ["a", "b"], lambda i: b"%d" % i * (stage.SMALL_BYTES + 1))
     asked: set[str] = set()
     both = threading.Event()
 
@@ -420,7 +420,7 @@ def test_when_the_small_files_are_done_the_others_have_all_connections(
         limit(self, threads)
 
     monkeypatch.setattr(Pool, "limit", noted)
-    large = b"x" * (staging.SMALL_BYTES + 1)
+    large = b"x" * (stage.SMALL_BYTES + 1)
     files = offer(web, [f"{i:03}" for i in range(700)], lambda i: large if 300 <= i < 400 else b"%d" % i)
     report = fetch(volume, web, parallel=8)
     assert (report.error, report.total_files) == (None, 700)
@@ -449,11 +449,11 @@ def test_a_directory_goes_to_a_real_server_and_comes_back(
     assert (report.error, report.total_files) == (None, COUNT)
     assert all(str(f.checksum).startswith("sha256:") for f in report.files)
     assert set(keys(s3)) == {f"many/{name}" for name in NAMES}
-    assert len(taken) == COUNT - staging.MANY + 1
+    assert len(taken) == COUNT - stage.MANY + 1
     report = bring(volume, given("/data", url, type="DIRECTORY"), settings=settings_of(s3, parallel=16))
     assert (report.error, report.total_files) == (None, COUNT)
     assert tree(volume / "root/data") == tree(source)
-    assert len(taken) == 2 * (COUNT - staging.MANY + 1)
+    assert len(taken) == 2 * (COUNT - stage.MANY + 1)
     assert returned == []
 
 
@@ -464,7 +464,7 @@ def test_it_goes_and_comes_over_tls(
     source, url = fill(volume / "root/out"), f"s3://{s3.bucket}/many"
     (source / "long").mkdir()
     for i in range(20):
-        (source / "long" / f"{i}").write_bytes(random.Random(i).randbytes(staging.SMALL_BYTES))
+        (source / "long" / f"{i}").write_bytes(random.Random(i).randbytes(stage.SMALL_BYTES))
     front = TlsFront(s3.endpoint, ours.context())
     with closing(front):
         endpoint = {"url": front.url, "region": s3.region, "access_key": s3.access_key, "secret_key": s3.secret_key}
@@ -472,7 +472,7 @@ def test_it_goes_and_comes_over_tls(
         assert send(volume, wanted("/out", url, "DIRECTORY"), settings=made).error is None
         assert bring(volume, given("/data", url, type="DIRECTORY"), settings=made).error is None
     assert tree(volume / "root/data") == tree(source)
-    assert taken.count(True) == 2 * (COUNT + 20 - staging.MANY + 1)
+    assert taken.count(True) == 2 * (COUNT + 20 - stage.MANY + 1)
     assert returned == []
 
 
@@ -499,7 +499,7 @@ def test_matches_of_a_pattern_go_as_fast(volume: Path, s3: S3Server, taken: list
     report = send(volume, output, settings=settings_of(s3, parallel=16))
     assert (report.error, report.total_files) == (None, COUNT)
     assert set(keys(s3)) == {f"m/{name}" for name in NAMES}
-    assert len(taken) == COUNT - staging.MANY + 1
+    assert len(taken) == COUNT - stage.MANY + 1
 
 
 @pytest.mark.parametrize("fault", [Fault(status=503), Fault(status=500), Fault(status=409)])
@@ -556,7 +556,7 @@ def test_a_file_that_grows_meanwhile_goes_whole(volume: Path, web: HttpServer, m
 
 def test_files_that_are_not_small_are_not_offered(volume: Path, s3: S3Server, taken: list[bool]) -> None:
     for i in range(150):
-        put(s3, f"dir/{i}", b"x" * (staging.SMALL_BYTES + 1 if i > 120 else 10))
+        put(s3, f"dir/{i}", b"x" * (stage.SMALL_BYTES + 1 if i > 120 else 10))
     report = bring(volume, given("/data", f"s3://{s3.bucket}/dir", type="DIRECTORY"), settings=settings_of(s3))
     assert (report.error, report.total_files) == (None, 150)
-    assert len(taken) == 121 - staging.MANY + 1
+    assert len(taken) == 121 - stage.MANY + 1

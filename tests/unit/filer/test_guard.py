@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+from pathlib import Path
 
 import pytest
 
 from poiesis.domain.errors import AccessDenied, ConfigurationError, StorageUnavailable
 from poiesis.filer.guard import Guard
+from tests.unit.filer.tasks import bring, given, quick
 
 PRIVATE = [
     "127.0.0.1",
@@ -86,3 +88,40 @@ def test_a_name_without_an_address_may_have_one_later(monkeypatch: pytest.Monkey
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     with pytest.raises(StorageUnavailable):
         Guard().connect("example.org", 80, 1)
+
+
+@pytest.mark.parametrize("must_resolve", [False, True])
+@pytest.mark.parametrize(
+    "host, addresses, is_refused",
+    [
+        ("public.example", ["8.8.8.8"], (False, False)),
+        ("inside.example", ["8.8.8.8", "10.0.0.1"], (True, True)),
+        ("only-the-proxy-knows.example", [], (False, True)),
+        ("allowed.example", [], (False, False)),
+    ],
+)
+def test_names_behind_a_proxy(
+    monkeypatch: pytest.MonkeyPatch, host: str, addresses: list[str], is_refused: tuple[bool, bool], must_resolve: bool
+) -> None:
+    def resolve(*_: object, **__: object) -> list[tuple[object, ...]]:
+        if not addresses:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    guard = Guard(["allowed.example"])
+    if is_refused[must_resolve]:
+        with pytest.raises(AccessDenied, match=host):
+            guard.check_name(host, must_resolve=must_resolve)
+    else:
+        guard.check_name(host, must_resolve=must_resolve)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "drs"])
+def test_a_name_that_only_the_proxy_knows_is_refused_where_the_site_says_so(tmp_path: Path, scheme: str) -> None:
+    """The proxy is not even asked: nothing listens on its port."""
+    item = given("/data/x", f"{scheme}://nothing.invalid/x")
+    for resolve_first, code in ((True, "access_denied"), (False, "storage_unavailable")):
+        settings = quick(proxy="http://127.0.0.1:1", resolve_before_proxy=resolve_first, attempts=1)
+        report = bring(tmp_path, item, settings=settings)
+        assert report.error_code == code, report.error

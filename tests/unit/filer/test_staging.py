@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 import stat
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from poiesis.filer.atomic_write import atomic_file
+from poiesis.filer.registry import Scheme
+from poiesis.ports.filer import RemoteFile, Sent
 from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted
 
 
@@ -178,9 +183,10 @@ def test_a_link_out_of_an_allowed_root_is_refused(volume: Path, store: Path, tmp
     (store / "d").mkdir()
     (store / "d/l").symlink_to(tmp_path / "secret")
     settings = quick(file_roots=(str(store),))
-    for item in (given("/data/a", f"file://{store}/d/l"), given("/data/d", f"file://{store}/d", type="DIRECTORY")):
-        report = bring(volume, item, settings=settings)
-        assert report.error_code == "access_denied"
+    assert bring(volume, given("/data/a", f"file://{store}/d/l"), settings=settings).error_code == "access_denied"
+    report = bring(volume, given("/data/d", f"file://{store}/d", type="DIRECTORY"), settings=settings)
+    assert (report.error, tree(volume / "root/data")) == (None, {"d": None})
+    assert "/data/d/l: not staged" in report.notes[0]
     (store / "inside").symlink_to(store / "d")
     (store / "d/l").unlink()
     (store / "d/x").write_text("x")
@@ -450,3 +456,111 @@ def test_a_listing_without_an_end_is_an_error(volume: Path, store: Path) -> None
     assert report.error_code == "staging_failed"
     assert report.error is not None
     assert "more than 10 files" in report.error
+
+
+@pytest.mark.parametrize(
+    "path, prefix, expected",
+    [
+        (r"/w/a\*b", None, {"o": b"a*b"}),
+        (r"/w/s\[1\]/c", None, {"o": b"c"}),
+        (r"/w/s\[1\]/*", r"/w/s\[1\]", {"o/c": b"c"}),
+        (r"/w/a\ b/*.txt", "/w", {"o/a b/t.txt": b"t"}),
+        (r"/w/a\ b/*.txt", r"/w/a\ b", {"o/t.txt": b"t"}),
+        (r"/w/\{x,y\}", None, {"o": b"braces"}),
+        (r"/w/back\\slash", None, {"o": b"back"}),
+        (r"/w/a[*]b", "/w", {"o/a*b": b"a*b"}),
+    ],
+)
+def test_escapes_mean_the_plain_character(
+    volume: Path, store: Path, path: str, prefix: str | None, expected: dict[str, bytes]
+) -> None:  # O8
+    files = {"w/a*b": "a*b", "w/axb": "wrong", "w/s[1]/c": "c", "w/a b/t.txt": "t", "w/{x,y}": "braces", "w/x": "wrong"}
+    make(volume, **files, **{"w/back\\slash": "back"})
+    report = send(volume, wanted(path, f"file://{store}/o", None, prefix), settings=quick(file_roots=(str(store),)))
+    assert report.error is None
+    assert tree(store) == expected
+    assert "\\" not in report.files[0].path or "back" in path
+
+
+def test_matching_hostile_names_takes_linear_time(volume: Path, store: Path) -> None:
+    (volume / "root/w").mkdir(parents=True)
+    for i in range(50):
+        (volume / "root/w" / ("a" * (200 + i))).touch()
+    started = time.monotonic()
+    for pattern in ("*a" * 100 + "b", "*[a]" * 100 + "b", "*?" * 100 + "b", "**a" * 100 + "b", "[" * 250 + "*"):
+        report = send(
+            volume, wanted(f"/w/{pattern}", f"{store}/o", None, "/w"), settings=quick(file_roots=(str(store),))
+        )
+        assert report.error_code == "output_missing"
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize("name", ["a/../../x", "a//b", "./a", "/a", "a/", "a\0b", ".."])
+def test_a_listed_name_that_is_no_path_below_the_directory_is_refused(volume: Path, name: str) -> None:  # I9
+    report = bring(volume, given("/data/d", "odd://x/", type="DIRECTORY"), settings=quick(), schemes=listing(name))
+    assert report.error_code == "staging_failed"
+    assert report.error is not None
+    assert "odd://x: cannot be staged below /data/d: its name" in report.error
+    assert str(volume) not in report.error
+
+
+@pytest.mark.parametrize("names", [("foo", "foo/bar"), ("foo/bar", "foo")])
+def test_a_file_and_a_directory_of_one_name_are_an_error_in_the_tasks_paths(
+    volume: Path, names: tuple[str, ...]
+) -> None:  # I10
+    report = bring(volume, given("/data/t", "odd://x/", type="DIRECTORY"), settings=quick(), schemes=listing(*names))
+    assert report.error_code == "staging_failed"
+    assert report.error is not None
+    assert "/data/t/foo" in report.error
+    assert "directory" in report.error
+    assert str(volume) not in report.error
+    assert "Errno" not in report.error
+
+
+def test_a_bug_is_one_line_for_the_user_and_a_traceback_for_the_operator(
+    volume: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Broken(Listing):
+        def fetch(self, file: RemoteFile, target: Path) -> Sent:
+            raise KeyError("secret")
+
+    inputs = [given(f"/data/{i}", f"odd://x/{i}") for i in range(20)]
+    schemes = {"odd": Scheme("odd", lambda _: Broken(()))}
+    report = bring(volume, *inputs, settings=quick(parallel=1), schemes=schemes)
+    assert report.error == "/data/0: internal error of the filer (KeyError); the traceback is in its container's log"
+    assert (report.error_code, report.retryable) == ("staging_failed", False)
+    assert [(r.getMessage(), r.exc_info is not None and r.exc_info[0]) for r in caplog.records] == [
+        ("unexpected_error", KeyError)
+    ]
+
+
+class Listing:
+    """A filer whose directory has the given names."""
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._names = names
+
+    def stat(self, url: str) -> RemoteFile | None:
+        return None
+
+    def walk(self, url: str) -> Iterator[RemoteFile]:
+        for name in self._names:
+            yield RemoteFile("odd://x", name, 1)
+
+    def fetch(self, file: RemoteFile, target: Path) -> Sent:
+        with atomic_file(target, sync=False) as part:
+            part.write(b"x", 0)
+        return Sent(file.url, 1)
+
+    def send(self, source: int, url: str) -> Sent:
+        raise AssertionError
+
+    def make_directory(self, url: str) -> None:
+        raise AssertionError
+
+    def close(self) -> None:
+        pass
+
+
+def listing(*names: str) -> dict[str, Scheme]:
+    return {"odd": Scheme("odd", lambda _: Listing(names))}

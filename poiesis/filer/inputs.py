@@ -1,0 +1,209 @@
+"""TIF: what inputs mean (I1 to I12 of docs/data-plane.md), and fetching them."""
+
+from __future__ import annotations
+
+import itertools
+import posixpath
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from poiesis.domain.errors import NotFound, PoiesisError, StagingFailed, UnsupportedUrl
+from poiesis.filer.atomic_write import atomic_file
+from poiesis.filer.small_file_protocol import Exchange, SmallFiles
+from poiesis.filer.stage import Stage, Tools
+from poiesis.filer.transfer import Cancelled, Changed, Job
+from poiesis.filer.urls import ends_with_slash, name_problem, scheme_of, shown, without_slash
+from poiesis.filer.volume import LocalPathError
+from poiesis.ports.filer import Filer, RemoteFile, Sent
+
+if TYPE_CHECKING:
+    from poiesis.filer.cache import Cache
+
+
+class StageIn(Stage):
+    def __init__(self, tools: Tools) -> None:
+        super().__init__(tools)
+        self._cache: Cache | None = None
+        if self._control.settings.cache_dir is not None:
+            from poiesis.filer.cache import Cache
+
+            self._cache = Cache(self._control.settings, self._control, self._log.note)
+        self._made: set[str] = set()
+        self._lock = threading.Lock()
+
+    def make_directory(self, path: str) -> None:
+        with self._lock:
+            if path not in self._made:
+                if not self._volume.make_directory(path):
+                    self._log.note(f"{path}: is not writable for every user, and its owner or mode cannot be changed")
+                if len(self._made) < 100_000:
+                    self._made.add(path)
+
+    def jobs(self, inputs: Iterable[Mapping[str, Any]]) -> Iterator[Job]:
+        """One job for each file, drawn lazily; errors of listings are recorded as those of files are."""
+        for item in inputs:
+            path = str(item["path"])
+            if self._control.is_stopped:
+                self._log.failed(Cancelled("stopped before the end"), path)
+                return
+            try:
+                yield from self._input(item, path)
+            except Exception as error:
+                self._fail(error, path)
+
+    def _input(self, item: Mapping[str, Any], path: str) -> Iterator[Job]:
+        if item.get("content") is not None:
+            yield self._job(path, lambda: self._write(path, str(item["content"])))
+            return
+        url, kind = str(item["url"]), item.get("type")
+        filer = self._filers.reader(url)
+        clean = path.rstrip("/")
+        if kind == "DIRECTORY" or (kind is None and (path.endswith("/") or ends_with_slash(url))):
+            yield from self._directory_or_file(filer, url, clean)
+        else:
+            yield self._job(path, lambda: self._file_or_directory(filer, url, clean, kind))
+
+    def _fail(self, error: Exception, path: str) -> None:
+        super()._fail(error, path)
+        self._control.stop()
+
+    def _write(self, path: str, content: str) -> None:
+        data = content.encode(errors="surrogatepass")
+        self.make_directory(posixpath.dirname(path))
+        with atomic_file(self._volume.place(path), sync=self._control.settings.sync) as part:
+            part.write(data, 0)
+        self._control.moved(len(data))
+        self._log.moved(path, Sent("", len(data)))
+
+    def _file_or_directory(self, filer: Filer, url: str, path: str, kind: str | None) -> None:
+        """The file, without asking for it first; if there is none, the directory of that name."""
+        try:
+            self._fetch(filer, RemoteFile(url, posixpath.basename(path), None), path)
+            return
+        except NotFound as error:
+            missing = error
+        try:
+            jobs = list(self._directory(filer, url, path))
+        except (NotFound, UnsupportedUrl):
+            raise missing from None
+        if kind is not None:
+            self._log.note(f"{path}: {shown(url)} is a directory; staged as one although its type is {kind}")
+        self._pool.together(jobs, most=self._control.settings.parallel)
+
+    def _directory_or_file(self, filer: Filer, url: str, path: str) -> Iterator[Job]:
+        """The directory; if it is a file instead, a directory that holds the file, since commands expect a directory at `path`."""
+        try:
+            yield from self._directory(filer, url, path)
+            return
+        except NotFound as error:
+            missing = error
+        file = self._control.repeat(lambda: filer.stat(without_slash(url)))
+        if file is None:
+            raise missing
+        target = f"{path}/{posixpath.basename(file.name) or posixpath.basename(path)}"
+        self._log.note(f"{path}: {shown(url)} is a file, not a directory; staged as {target}")
+        yield from self._fetching(filer, file, target)
+
+    def _directory(self, filer: Filer, url: str, path: str) -> Iterator[Job]:
+        any_found = False
+        for file in self._listed(filer, url):
+            if not any_found:
+                any_found = True
+                with _staging_at(url, path):
+                    self.make_directory(path)
+            if file.is_directory and not file.name:
+                continue
+            if problem := name_problem(file.name):
+                raise StagingFailed(f"{shown(file.url)}: cannot be staged below {path}: its name {problem}")
+            target = f"{path}/{file.name}"
+            if file.problem is not None:
+                self._log.note(f"{target}: not staged, because {shown(file.url)} {file.problem}")
+            elif file.is_directory:
+                with _staging_at(file.url, target):
+                    self.make_directory(target)
+            else:
+                yield from self._fetching(filer, file, target)
+        if not any_found:
+            raise NotFound(f"{shown(url)}: there is no such directory, or it is empty")
+
+    def _listed(self, filer: Filer, url: str) -> Iterator[RemoteFile]:
+        """The listing, repeated from its start after a transient error, without the entries that were used already."""
+        done = 0
+
+        def listing() -> Iterator[RemoteFile]:
+            yield from itertools.islice(filer.walk(url), done, None)
+
+        source = listing()
+
+        def step() -> RemoteFile | None:
+            nonlocal source
+            try:
+                return next(source, None)
+            except PoiesisError:
+                source = listing()
+                raise
+
+        while (file := self._control.repeat(step)) is not None:
+            done += 1
+            self._count_entry(shown(url))
+            yield file
+
+    def _fetching(self, filer: Filer, file: RemoteFile, path: str) -> Iterator[Job]:
+        def exchange(filer: SmallFiles) -> Exchange | None:
+            self._check_size(file)
+            self.make_directory(posixpath.dirname(path))
+            return filer.getting(file, self._volume.place(path))
+
+        job = self._job(path, lambda: self._fetch(filer, file, path))
+        size = file.size_bytes
+        if size is None or (self._cache is not None and size >= self._control.settings.cache_min_bytes):
+            yield job
+        else:
+            yield from self._moving(filer, path, size, job, exchange)
+
+    def _fetch(self, filer: Filer, file: RemoteFile, path: str) -> None:
+        self._check_size(file)
+        target = self._volume.place(path)
+        with _staging_at(file.url, path):
+            self.make_directory(posixpath.dirname(path))
+            sent = self._cached(filer, file, target) if self._cache else self._fetched(filer, file, target)
+        self._log.moved(path, sent)
+
+    def _check_size(self, file: RemoteFile) -> None:
+        """Where the listing has it. Raises: StagingFailed."""
+        most = self._control.settings.max_file_bytes
+        if most is not None and (file.size_bytes or 0) > most:
+            raise StagingFailed(f"{shown(file.url)}: {file.size_bytes} bytes; at most {most}")
+
+    def _fetched(self, filer: Filer, file: RemoteFile, target: Path) -> Sent:
+        return self._control.repeat(lambda: filer.fetch(file, target))
+
+    def _cached(self, filer: Filer, file: RemoteFile, target: Path) -> Sent:
+        """From the cache, by the version that the store has now; asking for it also proves the right to read."""
+        if self._cache is None or scheme_of(file.url) in ("", "file"):
+            return self._fetched(filer, file, target)
+        found: RemoteFile | None = file
+        if file.version is None:
+            found = self._control.repeat(lambda: filer.stat(file.url))
+            if found is None:
+                raise NotFound(f"{shown(file.url)}: there is no such file")
+
+        def fetch(file: RemoteFile, target: Path) -> Sent:
+            return self._control.repeat(lambda: filer.fetch(file, target), final=(Changed,))
+
+        try:
+            return self._cache.fetch(found or file, target, fetch)
+        except Changed:
+            return self._fetched(filer, RemoteFile(file.url, file.name, None), target)
+
+
+@contextmanager
+def _staging_at(source: str, path: str) -> Iterator[None]:
+    """Let an error about the local path name both the source and the path."""
+    try:
+        yield
+    except LocalPathError as error:
+        raise StagingFailed(f"{shown(source)}: cannot be staged at {path}: {error}") from error
