@@ -355,7 +355,7 @@ def test_a_pod_that_is_deleted_while_it_uploads_repeats_the_upload_alone(site: S
         assert (answer.read(), site.counted(counter)) == (b"1\n", 1)
     assert sorted(site.pods.of(task)) == [f"poiesis-{task}-1-task", f"poiesis-{task}-1-tof-2"]
     assert (log["metadata"]["uploads"], "attempts" in log["metadata"], len(log["outputs"])) == ("2", False, 1)
-    assert any("The upload was lost and begins again" in line for line in log["system_logs"])
+    assert any("The upload was interrupted and starts again" in line for line in log["system_logs"])
     site.assert_gone(task)
 
 

@@ -137,7 +137,7 @@ def test_a_lost_upload_pod_is_repeated_alone(site: Site, task: str):
     assert (first, second) == (f"poiesis-{task}-1-tof", f"poiesis-{task}-1-tof-2")
     assert parts(site, task) == ["tif", "executors", "tof", "tof-2"]
     assert (log["metadata"]["uploads"], "attempts" in log["metadata"], len(log["outputs"])) == ("2", False, 1)
-    assert any("The upload was lost and begins again" in line for line in log["system_logs"])
+    assert any("The upload was interrupted and starts again" in line for line in log["system_logs"])
     site.assert_gone(task)
 
 

@@ -19,6 +19,8 @@ POLICY = Policy(
     file_roots=("/srv/share",),
     backend_parameters=frozenset({"time_limit", "optional_outputs", "gpu", "memory_retries"}),
 )
+STAGED = replace(POLICY, layout="staged")
+FAULT = timedelta(minutes=6)  # longer than any delay before a retry
 
 
 def executor(**fields: Any) -> Executor:
@@ -135,3 +137,15 @@ def stored(task_spec: TaskSpec = SMALL, **fields: Any) -> Task:
             **fields,
         }
     )
+
+
+def running(task_spec: TaskSpec = SMALL, policy: Policy = POLICY) -> World:
+    world = World(task_spec, policy)
+    world.launch()
+    world.cluster.start(ID, "task")
+    world.settle()
+    return world
+
+
+def text_of(task: Task) -> str:
+    return "\n".join(task.log.system_logs)

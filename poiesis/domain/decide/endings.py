@@ -1,0 +1,217 @@
+"""How containers ended: reading records and reports into the task's log, and classifying what they mean for the task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+
+from poiesis.domain.decide.journal import MAX_MESSAGE, add_metadata, note, note_progress
+from poiesis.domain.observed import TIF, TOF, Container, Pod, Record, executor_name
+from poiesis.domain.parameters import parse_count
+from poiesis.domain.plan import PodPlan
+from poiesis.domain.policy import Policy
+from poiesis.domain.report import FilerReport
+from poiesis.domain.states import State
+from poiesis.domain.task import ExecutorLog, Outcome, OutputFileLog, Task
+
+MAX_CHECKSUMS: Final = 100
+MAX_MEMORY_RETRIES: Final = 10  # a thousand times the memory
+
+START_FAILURES: Final = frozenset({"StartError", "ContainerCannotRun"})  # reasons of a container that never ran
+_RECORD_REASONS: Final = {  # of the launcher → failure_reason of the task
+    "NotFound": "CommandNotFound",
+    "NotExecutable": "CommandNotExecutable",
+    **{
+        r: r
+        for r in ("StartFailed", "StdinUnavailable", "StdoutUnavailable", "StderrUnavailable", "WorkdirUnavailable")
+    },
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault of the infrastructure, after which another attempt may succeed. `began`: a user's command may have started."""
+
+    reason: str
+    message: str
+    began: bool
+
+
+Cause = Fault | Outcome
+"""Why something ended: a fault that the policy may answer with another attempt, or a final outcome."""
+
+
+def outcome_of(cause: Cause, task: Task, policy: Policy) -> Outcome:
+    """How this attempt ends; a fault is retried where the policy allows."""
+    if isinstance(cause, Outcome):
+        return cause
+    retry = task.attempt < policy.max_attempts and (policy.retry_started or not cause.began)
+    return Outcome(fault_state(cause, policy), cause.reason, cause.message[:MAX_MESSAGE], retry=retry)
+
+
+def fault_state(fault: Fault, policy: Policy) -> State:
+    """The state in which a fault that is not retried ends the task."""
+    return State.PREEMPTED if fault.reason == "Preempted" and policy.show_preempted else State.SYSTEM_ERROR
+
+
+def read_tif(task: Task, pod: Pod, report: FilerReport | None, now: datetime) -> tuple[Task, Cause | None]:
+    container = pod.container(TIF)
+    task = _read_report(task, report, "inputs", now)
+    if container is not None and container.record is not None and container.record.ok:
+        return task, None
+    if report is not None and report.error is not None:
+        if report.retryable:
+            return task, Fault("InputFailed", report.error, began=False)
+        return task, Outcome(State.SYSTEM_ERROR, _filer_reason(report, "InputFailed"), report.error)
+    return task, Fault("InputFilerFailed", describe_end(container), began=False)
+
+
+def read_tof(
+    task: Task, pod: Pod, report: FilerReport | None, outcome: Outcome | None, now: datetime
+) -> tuple[Task, Outcome]:
+    """Record the outputs; a failed upload is the outcome only if no executor failed."""
+    container = pod.container(TOF)
+    task = _read_report(task, report, "outputs", now)
+    if report is not None:
+        outputs = tuple(OutputFileLog(f.url, f.path, f.size_bytes) for f in report.files)
+        task = replace(task, log=replace(task.log, outputs=outputs))
+        task = add_metadata(
+            task, {f"checksum:{f.path}": f.checksum for f in report.files[:MAX_CHECKSUMS] if f.checksum}
+        )
+        if report.omitted:
+            task = note(task, now, f"{report.omitted} more uploaded files are not listed.")
+    if container is not None and container.record is not None and container.record.ok:
+        return task, outcome or Outcome(State.COMPLETE)
+    error = report.error if report is not None and report.error else describe_end(container)
+    if outcome is not None:
+        return note(task, now, f"Some outputs could not be uploaded after the failure: {error}"), outcome
+    reason = _filer_reason(report, "OutputFailed") if report is not None else "OutputFilerFailed"
+    return task, Outcome(State.SYSTEM_ERROR, reason, error)
+
+
+def interrupted_upload(pod: Pod, report: FilerReport | None) -> Fault | None:
+    """The fault if TOF ended without a result of the upload: terminated from outside, or without a record."""
+    container = pod.container(TOF)
+    record = container.record if container is not None else None
+    if (record is not None and record.reason != "Terminated") or (report is not None and report.error is None):
+        return None
+    return Fault("OutputFilerLost", describe_end(container), began=False)
+
+
+def read_executors(task: Task, pod: Pod, pod_plan: PodPlan, now: datetime, policy: Policy) -> tuple[Task, Cause | None]:
+    """Record a log entry and the usage of each executor that ran, and return why the first failed one failed."""
+    indices = [c.executor for c in pod_plan.containers if c.executor is not None]
+    logs = list(task.log.logs[: indices[0]]) if indices else []  # keep those of earlier pods
+    usage: dict[str, str] = {}
+    cause: Cause | None = None
+    for index in indices:
+        container = pod.container(executor_name(index))
+        record = container.record if container is not None else None
+        if record is None:
+            entry, cause = _cause_without_record(task, index, container, policy)
+            logs += [entry] if entry is not None else []
+        elif record.exit_code is None:
+            # The launcher never started the command. A failed executor before this one has already ended the loop.
+            message = f"executor {index} was not started: {record.message or record.reason}"
+            cause = Fault(record.reason or "NotStarted", message, began=record.reason == "AlreadyBegun")
+        else:
+            logs.append(log_entry(record))
+            usage |= _usage(index, record)
+            if record.ok and record.oom_killed:  # a failed executor with it ends as OutOfMemory
+                text = f"executor {index} continued after one of its processes was killed for running out of memory."
+                task = note(task, now, text)
+            cause = _cause_of_record(task, index, record, policy)
+        if cause is not None:
+            break
+    task = add_metadata(task, usage)
+    return replace(task, log=replace(task.log, logs=tuple(logs))), cause
+
+
+def log_entry(record: Record) -> ExecutorLog:
+    return ExecutorLog(record.exit_code, record.started_at, record.ended_at, record.stdout, record.stderr)
+
+
+def describe_end(container: Container | None) -> str:
+    if container is None:
+        return "its container no longer exists"
+    record = container.record
+    if record is not None:
+        tail = record.stderr.strip()[-500:]
+        reason = record.message or record.reason or f"exit code {record.exit_code}"
+        return f"{container.name} failed: {reason}" + (f": {tail}" if tail else "")
+    details = ", ".join(d for d in (container.reason, container.message) if d)
+    code = "" if container.exit_code is None else f" with exit code {container.exit_code}"
+    return f"{container.name} ended{code} without a launcher record" + (f" ({details})" if details else "")
+
+
+def _filer_reason(report: FilerReport, default: str) -> str:
+    """`not_found` → `NotFound`: the filer's error code in the form of the other reasons."""
+    return "".join(w.capitalize() for w in report.error_code.split("_")) if report.error_code else default
+
+
+def _read_report(task: Task, report: FilerReport | None, prefix: str, now: datetime) -> Task:
+    if report is None:
+        return task
+    entries = {
+        f"{prefix}_files": str(report.total_files),
+        f"{prefix}_bytes": str(report.total_bytes),
+        f"{prefix}_seconds": f"{report.seconds:.3f}",
+    }
+    task = add_metadata(task, entries)
+    for text in report.notes:
+        task = note_progress(task, now, text)
+    return task
+
+
+def _usage(index: int, record: Record) -> dict[str, str]:
+    usage = {}
+    if record.peak_memory_bytes is not None:
+        usage[f"executor_{index}_peak_memory_bytes"] = str(record.peak_memory_bytes)
+    if record.cpu_seconds is not None:
+        usage[f"executor_{index}_cpu_seconds"] = f"{record.cpu_seconds:.3f}"
+    if record.oom_killed:
+        usage[f"executor_{index}_oom_killed"] = "true"
+    return usage
+
+
+def _cause_of_record(task: Task, index: int, record: Record, policy: Policy) -> Cause | None:
+    if record.ok:
+        return None
+    who = f"executor {index}"
+    if record.reason == "Terminated":
+        return Fault("PodTerminated", f"{who} was terminated from outside: {record.message or 'SIGTERM'}", began=True)
+    if record.reason == "TimeLimit":
+        return Outcome(State.EXECUTOR_ERROR, "TimeLimit", f"{who} exceeded its time limit and was terminated")
+    if record.oom_killed:
+        peak = f", its peak was {record.peak_memory_bytes} bytes" if record.peak_memory_bytes is not None else ""
+        return _out_of_memory(task, who, peak, policy)
+    if record.reason == "OutputLost":
+        return Outcome(State.SYSTEM_ERROR, "OutputLost", f"{who}: {record.message or 'its output file is incomplete'}")
+    if record.reason in _RECORD_REASONS:
+        message = f"{who}: {record.message or record.reason}"
+        return Outcome(State.EXECUTOR_ERROR, _RECORD_REASONS[record.reason], message)
+    return Outcome(State.EXECUTOR_ERROR, "ExecutorFailed", f"{who} failed with exit code {record.exit_code}")
+
+
+def _cause_without_record(
+    task: Task, index: int, container: Container | None, policy: Policy
+) -> tuple[ExecutorLog | None, Cause]:
+    who = f"executor {index}"
+    if container is not None and container.reason == "OOMKilled":
+        entry = ExecutorLog(137, container.started_at, container.ended_at, stderr="Killed: out of memory\n")
+        return entry, _out_of_memory(task, who, "", policy)
+    if container is not None and container.reason in START_FAILURES:
+        return None, Fault("ContainerNotStarted", describe_end(container), began=False)
+    return None, Fault("ContainerLost", f"{who}: {describe_end(container)}", began=True)
+
+
+def _out_of_memory(task: Task, who: str, peak: str, policy: Policy) -> Outcome:
+    """The task may ask for retries with twice the memory each (`memory_retries`)."""
+    parameters = task.spec.resources.backend_parameters if task.spec.resources else {}
+    retries = min(parse_count(parameters.get("memory_retries", "0")), MAX_MEMORY_RETRIES)
+    most = policy.limits.max_ram_gb
+    fits = task.ram_gb is not None and (most is None or task.ram_gb * 2 <= most)
+    limit = f", its limit was {task.ram_gb:g} GB" if task.ram_gb is not None else ""
+    message = f"{who} ran out of memory{limit}{peak}: request more with resources.ram_gb"
+    return Outcome(State.EXECUTOR_ERROR, "OutOfMemory", message, retry=fits and task.memory_scale < 2**retries)

@@ -1,0 +1,310 @@
+"""The stage machine: one function for each row group of the table in the package's docstring."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from poiesis.domain.decide.actions import (
+    CreateDocuments,
+    CreateVolume,
+    Decision,
+    DeleteAll,
+    DeletePods,
+    Launch,
+)
+from poiesis.domain.decide.endings import (
+    Cause,
+    Fault,
+    fault_state,
+    interrupted_upload,
+    outcome_of,
+    read_executors,
+    read_tif,
+    read_tof,
+)
+from poiesis.domain.decide.journal import MAX_MESSAGE, add_metadata, move, note, wait, waiting_since
+from poiesis.domain.decide.progress import Ended, Lost, Waiting, follow, look_again, still_runs
+from poiesis.domain.errors import ClusterRefused, PoiesisError, QuotaExceeded
+from poiesis.domain.observed import TIF, TOF, Observed
+from poiesis.domain.plan import Layout, Plan, plan
+from poiesis.domain.policy import Policy
+from poiesis.domain.report import FilerReport
+from poiesis.domain.states import Stage, State
+from poiesis.domain.task import Outcome, Task
+
+CLEAN_AGAIN: Final = timedelta(
+    seconds=20
+)  # normally an event reports that everything is gone; this is for a lost event
+CANCEL_AGAIN: Final = timedelta(seconds=5)
+SOON: Final = timedelta(seconds=20)  # the next link is published at once; this is for a lost message
+MAX_RETRY_DELAY: Final = timedelta(minutes=5)
+
+
+def plan_of(task: Task, policy: Policy) -> Plan:
+    """The plan of this attempt: its layout stays as first decided even if the policy changes meanwhile."""
+    return plan(task.spec, policy if task.layout is None else replace(policy, layout=task.layout), uploads=task.uploads)
+
+
+def needs_observation(task: Task) -> bool:
+    """Whether `decide` needs to see the cluster; if not, no call is made to it."""
+    stage = task.due_stage
+    if stage is Stage.FINISH:
+        return not task.state.is_terminal and (_is_canceled(task) or (task.outcome is not None and task.outcome.retry))
+    return stage in (Stage.CLEAN, Stage.DONE) or task.part is not None
+
+
+def decide(
+    task: Task, observed: Observed | None, now: datetime, policy: Policy, the_plan: Plan | None = None
+) -> Decision:
+    """See the package.
+
+    `observed` None: not observed, which is allowed where `needs_observation` is False and in stage `clean`. `the_plan`: of this
+    task, if the caller has made it; else it is made here where the stage needs it.
+    """
+    stage = task.due_stage
+    if task.state.is_terminal and stage not in (Stage.CLEAN, Stage.DONE):
+        return Decision(_enter(task, Stage.CLEAN, now, wake=now), again=True)
+    if stage is Stage.DONE:
+        return Decision(task, (DeleteAll(),) if observed is not None and not observed.is_empty else ())
+    if stage is Stage.CLEAN:
+        return _clean(task, observed, now, policy)
+    if stage is Stage.FINISH:
+        return _finish(task, observed, now, policy)
+    if stage is Stage.PREPARE and task.attempt > 1 and _is_too_early(task, _retry_delay(task.attempt, policy), now):
+        return Decision(task)
+    the_plan = the_plan or plan_of(task, policy)
+    if stage is Stage.PREPARE:
+        first = Stage.STAGE_IN if the_plan.has_filers else Stage.LAUNCH
+        effects = (CreateVolume(),) if the_plan.volume_bytes is not None else ()
+        task = replace(task, layout=the_plan.layout.value)
+        return Decision(_enter(task, first, now, wake=now + SOON), effects, again=True)
+    if stage is Stage.STAGE_IN:
+        return _stage_in(task, observed, now, policy, the_plan)
+    if stage is Stage.LAUNCH:
+        part = the_plan.executor_pods[0].part
+        return Decision(_launched(_enter(task, Stage.RUN, now, wake=now + SOON), part, now), (Launch(part),))
+    if stage is Stage.RUN:
+        return _run(task, observed, now, policy, the_plan)
+    return _stage_out(task, observed, now, policy, the_plan)
+
+
+def decide_after(task: Task, error: PoiesisError, now: datetime, policy: Policy) -> Task:
+    """The task to save after the cluster did not accept an effect: wait and show why, or give up."""
+    if isinstance(error, ClusterRefused):
+        return _end(task, Outcome(State.SYSTEM_ERROR, "ClusterRefused", str(error)), now)
+    reason = "QuotaExceeded" if isinstance(error, QuotaExceeded) else "ClusterUnavailable"
+    since = waiting_since(task, reason, now)
+    if now - since > policy.cluster_deadline:
+        return _end(task, Outcome(State.SYSTEM_ERROR, reason, str(error)), now)
+    delay = (
+        error.delay
+        if isinstance(error, QuotaExceeded)
+        else min(timedelta(seconds=2) + (now - since) / 4, timedelta(minutes=1))
+    )
+    return replace(wait(task, f"{reason}: {error}", now), wake_at=now + delay)
+
+
+# ── stages ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _stage_in(task: Task, observed: Observed | None, now: datetime, policy: Policy, the_plan: Plan) -> Decision:
+    pod_plan = the_plan.pod(TIF) if the_plan.layout is Layout.STAGED else None
+    if pod_plan is None:
+        return Decision(_enter(task, Stage.LAUNCH, now, wake=now + SOON), (CreateDocuments(),), again=True)
+    if task.part is None:
+        return Decision(_launched(task, TIF, now), (CreateDocuments(), Launch(TIF)))
+    match follow(task, observed, pod_plan, now, policy):
+        case Waiting(task):
+            return Decision(task)
+        case Lost(task, cause):
+            return _end_attempt(task, cause, now, policy)
+        case Ended(task, pod):
+            task, failure = read_tif(task, pod, _report(observed, TIF), now)
+            if failure is not None:
+                return _end_attempt(task, failure, now, policy)
+            return Decision(_enter(task, Stage.LAUNCH, now, wake=now + SOON), again=True)
+
+
+def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, the_plan: Plan) -> Decision:
+    pods = the_plan.executor_pods
+    pod_plan = next((p for p in pods if p.part == task.part), pods[0])
+    match follow(task, observed, pod_plan, now, policy):
+        case Waiting(task):
+            return Decision(task)
+        case Lost(task, cause):
+            return _end_attempt(task, cause, now, policy)
+        case Ended(task, pod):
+            pass
+    if TIF in pod_plan.names:
+        task, failure = read_tif(task, pod, _report(observed, TIF), now)
+        if failure is not None:
+            return _end_attempt(task, failure, now, policy)
+    task, failure = read_executors(task, pod, pod_plan, now, policy)
+    outcome = None if failure is None else outcome_of(failure, task, policy)
+    if outcome is not None and outcome.retry:
+        return _end_attempt(task, outcome, now, policy)
+    later = pods[pods.index(pod_plan) + 1 :]
+    if later and outcome is None:
+        return Decision(_launched(task, later[0].part, now), (Launch(later[0].part),))
+    if the_plan.layout is Layout.STAGED and the_plan.pod(TOF) is not None:
+        return Decision(replace(_enter(task, Stage.STAGE_OUT, now, wake=now + SOON), outcome=outcome), again=True)
+    if TOF not in pod_plan.names:
+        return _end_attempt(task, outcome or Outcome(State.COMPLETE), now, policy)
+    report = _report(observed, TOF)
+    interrupted = interrupted_upload(pod, report)
+    if interrupted is not None:
+        return _retry_upload(task, interrupted, outcome, now, policy)
+    task, outcome = read_tof(task, pod, report, outcome, now)
+    return _end_attempt(task, outcome, now, policy)
+
+
+def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Policy, the_plan: Plan) -> Decision:
+    """A TOF pod that was lost is made again over the same volume: what executors did is not repeated for it."""
+    pod_plan = the_plan.pods[-1]
+    if pod_plan.names != (TOF,):
+        return _end_attempt(task, task.outcome or Outcome(State.COMPLETE), now, policy)
+    if task.part is None:
+        if task.uploads > 1 and _is_too_early(task, _retry_delay(task.uploads, policy), now):
+            return Decision(task)
+        return Decision(_launched(task, pod_plan.part, now), (Launch(pod_plan.part),))
+    match follow(task, observed, pod_plan, now, policy):
+        case Waiting(shown):
+            unreachable = _unreachable_volume(task, observed, pod_plan.part, now, policy)
+            return Decision(shown) if unreachable is None else _end_attempt(task, unreachable, now, policy)
+        case Lost(_, cause):
+            return _retry_upload(task, cause, task.outcome, now, policy)
+        case Ended(shown, pod):
+            report = _report(observed, TOF)
+            interrupted = interrupted_upload(pod, report)
+            if interrupted is not None:
+                return _retry_upload(task, interrupted, task.outcome, now, policy)
+            task, outcome = read_tof(shown, pod, report, task.outcome, now)
+            return _end_attempt(task, outcome, now, policy)
+
+
+def _finish(task: Task, observed: Observed | None, now: datetime, policy: Policy) -> Decision:
+    if _is_canceled(task):
+        if observed is None:
+            return Decision(task)
+        if observed.pods:
+            canceling = replace(move(task, State.CANCELING, now), stage=Stage.FINISH, wake_at=now + CANCEL_AGAIN)
+            return Decision(canceling, () if all(p.deleting for p in observed.pods) else (DeletePods(),))
+        task = note(move(task, State.CANCELED, now), now, "Canceled by request.")
+        return Decision(_cleanable(task, now), again=True)
+    outcome = task.outcome or Outcome(State.SYSTEM_ERROR, "Bug", "the task ended without an outcome")
+    if outcome.retry:
+        if observed is None:
+            return Decision(task)
+        if not observed.is_empty:
+            return Decision(replace(task, wake_at=now + CLEAN_AGAIN), (DeleteAll(),))
+        task = replace(task, attempt=task.attempt + 1, uploads=1, outcome=None, layout=None)
+        delay = _retry_delay(task.attempt, policy)
+        task = note(task, now, f"Attempt {task.attempt} starts in {delay.total_seconds():g} s.")
+        task = replace(task, log=replace(task.log, logs=(), outputs=()))
+        return Decision(_enter(task, Stage.PREPARE, now, wake=now + delay))
+    task = move(task, outcome.state, now)
+    if outcome.reason is not None:
+        failure = {"failure_reason": outcome.reason, "failure_message": (outcome.message or "")[:MAX_MESSAGE]}
+        task = note(add_metadata(task, failure), now, f"{outcome.reason}: {outcome.message}")
+    return Decision(_cleanable(task, now), again=True)
+
+
+def _clean(task: Task, observed: Observed | None, now: datetime, policy: Policy) -> Decision:
+    kept_until = (task.log.end_time or now) + policy.keep
+    if now < kept_until:
+        if observed is None:
+            return Decision(task)
+        if any(still_runs(pod) for pod in observed.pods):
+            return Decision(replace(task, wake_at=now + CLEAN_AGAIN), (DeletePods(),))
+        return Decision(look_again(task, now, kept_until))
+    if observed is None:
+        return Decision(task, (DeleteAll(),))
+    if observed.is_empty:
+        return Decision(replace(_enter(task, Stage.DONE, now, wake=now), wake_at=None))
+    if task.wake_at is not None and now < task.wake_at:
+        return Decision(task, (DeleteAll(),))
+    delay = min(max(now - (task.stage_since or now), CLEAN_AGAIN), timedelta(minutes=5))
+    return Decision(replace(task, wake_at=now + delay), (DeleteAll(),))
+
+
+# ── steps that stages share ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _end(task: Task, outcome: Outcome, now: datetime) -> Task:
+    """Enter the finish stage with `outcome`; a retry is noted."""
+    if outcome.retry:
+        task = note(task, now, f"Attempt {task.attempt} failed. {outcome.reason}: {outcome.message}")
+        task = add_metadata(task, {"attempts": str(task.attempt + 1)})
+        if outcome.reason == "OutOfMemory":
+            task = replace(task, memory_scale=task.memory_scale * 2)
+    return replace(_enter(task, Stage.FINISH, now, wake=now), outcome=outcome)
+
+
+def _end_attempt(task: Task, cause: Cause, now: datetime, policy: Policy) -> Decision:
+    return Decision(_end(task, outcome_of(cause, task, policy), now), again=True)
+
+
+def _retry_upload(task: Task, cause: Cause, earlier: Outcome | None, now: datetime, policy: Policy) -> Decision:
+    """Another TOF pod over the same volume, under the next name, after a delay; no command is run again for it.
+
+    `earlier`: the outcome of an executor that failed before the upload, which stays the task's.
+    """
+    is_last = not isinstance(cause, Fault) or task.uploads >= policy.max_attempts
+    message = (cause.message or "")[:MAX_MESSAGE]
+    if is_last and earlier is not None:
+        task = note(task, now, f"The outputs could not be uploaded after the failure: {message}")
+        return Decision(_end(task, earlier, now), again=True)
+    if is_last:
+        state = fault_state(cause, policy) if isinstance(cause, Fault) else cause.state
+        return Decision(_end(task, Outcome(state, cause.reason, message), now), again=True)
+    task = replace(task, uploads=task.uploads + 1, outcome=earlier)
+    delay = _retry_delay(task.uploads, policy)
+    text = f"The upload was interrupted and starts again in {delay.total_seconds():g} s. {cause.reason}: {message}"
+    task = add_metadata(note(task, now, text), {"uploads": str(task.uploads)})
+    return Decision(_enter(task, Stage.STAGE_OUT, now, wake=now + delay))
+
+
+def _unreachable_volume(
+    task: Task, observed: Observed | None, part: str, now: datetime, policy: Policy
+) -> Fault | None:
+    """A repeated upload that no node can run: the volume may have been on the node that was lost, so only a new attempt helps."""
+    pod = observed.pod(part, task.attempt) if observed is not None else None
+    if task.outcome is not None or task.uploads == 1 or pod is None or pod.scheduled:
+        return None
+    if now - (pod.created_at or now) <= policy.start_deadline:
+        return None
+    message = f"the outputs are no longer reachable: {pod.waiting or 'the upload was not scheduled to a node'}"
+    return Fault("VolumeLost", message, began=True)
+
+
+def _report(observed: Observed | None, filer: str) -> FilerReport | None:
+    return observed.reports.get(filer) if observed is not None else None
+
+
+def _is_canceled(task: Task) -> bool:
+    return task.cancel_requested_at is not None and not task.state.is_terminal
+
+
+def _is_too_early(task: Task, delay: timedelta, now: datetime) -> bool:
+    """Whether the task was woken before the delay of its retry has passed."""
+    return now < (task.stage_since or now) + delay
+
+
+def _retry_delay(number: int, policy: Policy) -> timedelta:
+    """Before the attempt, or the upload, with this number (2 or more)."""
+    return min(policy.retry_delay * (1 << min(max(number - 2, 0), 20)), MAX_RETRY_DELAY)
+
+
+def _enter(task: Task, stage: Stage, now: datetime, *, wake: datetime) -> Task:
+    return replace(task, stage=stage, stage_since=now, wake_at=wake, part=None, waiting=None, waiting_since=None)
+
+
+def _launched(task: Task, part: str, now: datetime) -> Task:
+    return replace(task, part=part, stage_since=now, wake_at=now + SOON, waiting=None, waiting_since=None)
+
+
+def _cleanable(task: Task, now: datetime) -> Task:
+    end = task.log.end_time or now
+    return replace(_enter(task, Stage.CLEAN, now, wake=now + CLEAN_AGAIN), log=replace(task.log, end_time=end))

@@ -1,0 +1,298 @@
+"""The stage machine, row by row: what each stage does, cancel, clean-up, retries."""
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from poiesis.domain.decide import (
+    CreateDocuments,
+    CreateVolume,
+    DeleteAll,
+    DeletePods,
+    Launch,
+    decide,
+)
+from poiesis.domain.observed import Observed, Pod
+from poiesis.domain.states import Role, Stage, State
+from poiesis.domain.task import Outcome
+from poiesis.testing.clock import START
+from tests.unit.domain.samples import (
+    FAULT,
+    FILES,
+    GPUS,
+    ID,
+    POLICY,
+    SMALL,
+    THREE,
+    World,
+    running,
+    spec,
+    stored,
+    text_of,
+    with_parameters,
+)
+
+
+@pytest.mark.parametrize(
+    ("task", "effects", "stage", "part"),
+    [
+        (stored(SMALL), (), Stage.LAUNCH, None),
+        (stored(FILES), (CreateVolume(),), Stage.STAGE_IN, None),
+        (stored(spec(volumes=("/scratch",))), (CreateVolume(),), Stage.LAUNCH, None),
+        (stored(FILES, stage=Stage.STAGE_IN, layout="single"), (CreateDocuments(),), Stage.LAUNCH, None),
+        (stored(GPUS, stage=Stage.STAGE_IN, layout="staged"), (CreateDocuments(), Launch("tif")), Stage.STAGE_IN, "tif"),
+        (stored(FILES, stage=Stage.LAUNCH, layout="single"), (Launch("task"),), Stage.RUN, "task"),
+        (stored(GPUS, stage=Stage.LAUNCH, layout="staged"), (Launch("executor-0"),), Stage.RUN, "executor-0"),
+        (stored(FILES, stage=Stage.LAUNCH, layout="staged"), (Launch("executors"),), Stage.RUN, "executors"),
+        (stored(GPUS, stage=Stage.STAGE_OUT, layout="staged"), (Launch("tof"),), Stage.STAGE_OUT, "tof"),
+    ],
+)  # fmt: skip
+def test_each_stage_creates_its_objects_and_names_the_pod_it_waits_for(task, effects, stage, part):
+    decision = decide(task, None, START, POLICY)
+    assert (decision.effects, decision.task.stage, decision.task.part) == (effects, stage, part)
+    assert decision.task.wake_at is not None and decision.task.wake_at > START
+
+
+def test_a_task_without_files_is_one_launch_and_one_deletion():
+    world = World(SMALL)
+    world.launch()
+    world.cluster.run(ID, "task")
+    world.to_the_end()
+    calls = [call.method for call in world.cluster.calls]
+    assert calls.count("launch") == 1
+    assert [c for c in calls if c != "observe"] == ["launch", "delete_all"]
+
+
+def test_a_finished_pod_never_seen_running_passes_through_every_state():
+    world = World(SMALL)
+    world.launch()
+    world.cluster.run(ID, "task")
+    task = world.settle()
+    assert task.state is State.COMPLETE
+    assert task.log.start_time is not None and task.log.end_time is not None
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["still shown running", "lost meanwhile"])
+def test_records_of_all_containers_end_the_pod_whatever_the_cluster_shows(lost):
+    world = running(FILES)
+    for name in ("tif", "executor-0", "tof"):
+        world.cluster.set(ID, "task", name, record=world.cluster.record(name))
+    if lost:
+        world.cluster.lose(ID, "task", "NodeLost")
+    assert (world.settle().state, world.task.attempt) == (State.COMPLETE, 1)
+
+
+def test_a_scheduled_pod_is_initializing_and_a_started_one_running():
+    world = World(FILES)
+    assert world.launch().state is State.QUEUED
+    world.cluster.schedule(ID, "task", "node-7")
+    assert world.settle().state is State.INITIALIZING
+    assert world.task.log.metadata["node"] == "node-7"
+    world.cluster.start(ID, "task")
+    assert world.settle().state is State.INITIALIZING  # TIF is still copying
+    world.cluster.end(ID, "task", "tif", world.cluster.record("tif"))
+    assert world.settle().state is State.RUNNING
+
+
+def test_a_task_whose_input_failed_was_never_running():
+    world = World(FILES)
+    world.launch()
+    world.cluster.start(ID, "task")
+    world.cluster.end(ID, "task", "tif", world.cluster.record("tif", 1))
+    assert world.settle().state is State.INITIALIZING
+
+
+def test_the_staged_layout_launches_one_pod_after_the_other():
+    world = World(GPUS)
+    for part in ("tif", "executor-0", "executor-1", "tof"):
+        assert world.settle().part == part
+        world.cluster.run(ID, part)
+    assert world.to_the_end().state is State.COMPLETE
+    assert [entry.exit_code for entry in world.task.log.logs] == [0, 0]
+    assert world.cluster.is_empty(ID)
+
+
+def test_the_layout_of_an_attempt_stays_when_the_policy_changes():
+    task = stored(FILES, stage=Stage.LAUNCH, layout="staged")
+    assert decide(task, None, START, replace(POLICY, layout="single")).effects == (Launch("executors"),)
+
+
+@pytest.mark.parametrize("fault", ["lose", "vanish", "terminated", "no record"])
+def test_a_lost_pod_is_recreated_within_the_same_task_log(fault):
+    world = running()
+    match fault:
+        case "lose":
+            world.cluster.lose(ID, "task", "NodeLost")
+        case "vanish":
+            world.cluster.vanish(ID, "task")
+        case "terminated":
+            record = world.cluster.record("executor-0", 143, reason="Terminated")
+            world.cluster.end(ID, "task", "executor-0", record)
+        case "no record":
+            world.cluster.end(ID, "task", "executor-0", reason="Error", exit_code=255)
+    world.settle()
+    assert world.task.log.logs == ()
+    world.wait(FAULT)
+    assert (world.task.attempt, world.task.stage) == (2, Stage.RUN)
+    world.cluster.run(ID, "task")
+    task = world.to_the_end()
+    assert task.state is State.COMPLETE
+    assert task.log.metadata["attempts"] == "2"
+    assert [entry.exit_code for entry in task.log.logs] == [0]
+    assert "Attempt 1 failed" in text_of(task)
+    assert world.cluster.created == {(ID, 1, "task"): 1, (ID, 2, "task"): 1}
+
+
+def test_faults_of_the_infrastructure_end_the_task_after_the_last_attempt():
+    world = World(SMALL)
+    for _ in range(3):
+        world.wait(FAULT)
+        world.cluster.lose(ID, "task", "Evicted", "the node was low on memory")
+        world.settle()
+    task = world.to_the_end()
+    assert (task.state, task.attempt) == (State.SYSTEM_ERROR, 3)
+    assert task.log.metadata["failure_reason"] == "Evicted"
+    assert task.log.system_logs[-1].endswith(" Evicted: the node was low on memory")
+
+
+@pytest.mark.parametrize(("shown", "state"), [(False, State.SYSTEM_ERROR), (True, State.PREEMPTED)])
+def test_preemption_ends_as_the_site_configures(shown, state):
+    world = World(SMALL, replace(POLICY, max_attempts=1, show_preempted=shown))
+    world.launch()
+    world.cluster.lose(ID, "task", "Preempted")
+    assert world.to_the_end().state is state
+
+
+def test_a_command_that_may_have_begun_is_not_repeated_where_the_site_forbids_it():
+    world = running(policy=replace(POLICY, retry_started=False))
+    world.cluster.lose(ID, "task", "NodeLost")
+    assert (world.to_the_end().state, world.task.attempt) == (State.SYSTEM_ERROR, 1)
+
+
+def test_a_pod_that_never_started_is_repeated_even_there():
+    world = World(SMALL, replace(POLICY, retry_started=False))
+    world.launch()
+    world.cluster.lose(ID, "task", "NodeLost")
+    world.wait(FAULT)
+    assert world.task.attempt == 2
+
+
+def test_a_command_that_failed_is_never_repeated_though_its_pod_is_lost_afterwards():
+    world = running(THREE)
+    world.cluster.end(ID, "task", "tif", world.cluster.record("tif"))
+    world.cluster.end(ID, "task", "executor-0", world.cluster.record("executor-0", 9))
+    world.cluster.lose(ID, "task", "Evicted")
+    task = world.to_the_end()
+    assert (task.state, task.attempt, task.log.logs[0].exit_code) == (State.EXECUTOR_ERROR, 1, 9)
+    assert "outputs" in text_of(task)
+
+
+def test_a_retry_waits_its_delay_even_when_woken_early():
+    world = running()
+    world.cluster.lose(ID, "task", "NodeLost")
+    world.settle()
+    assert (world.task.stage, world.task.attempt) == (Stage.PREPARE, 2)
+    world.link(Role.TORC)
+    assert world.task.stage is Stage.PREPARE
+    world.clock.advance(POLICY.retry_delay)
+    world.link(Role.TORC)
+    assert world.task.stage is not Stage.PREPARE
+
+
+def test_the_delay_of_retries_is_bounded():
+    policy = replace(POLICY, max_attempts=500)
+    task = stored(stage=Stage.FINISH, attempt=400, state=State.RUNNING)
+    task = replace(task, outcome=Outcome(State.SYSTEM_ERROR, "Evicted", "", retry=True))
+    decided = decide(task, Observed(), START, policy).task
+    assert (decided.attempt, decided.wake_at) == (401, START + timedelta(minutes=5))
+
+
+def test_out_of_memory_is_repeated_with_twice_the_memory_where_the_task_asks():
+    world = World(spec(resources=replace(with_parameters(memory_retries="1"), ram_gb=2.0)))
+    for ram_gb in (2.0, 4.0):
+        world.wait(FAULT)
+        assert world.task.ram_gb == ram_gb
+        record = world.cluster.record("executor-0", 137, oom_killed=True)
+        world.cluster.run(ID, "task", executor_0=record)
+        world.settle()
+    task = world.to_the_end()
+    assert (task.state, task.attempt) == (State.EXECUTOR_ERROR, 2)
+    assert [entry.exit_code for entry in task.log.logs] == [137]
+
+
+def test_memory_is_not_doubled_above_the_limit_of_the_site():
+    policy = replace(POLICY, limits=replace(POLICY.limits, max_ram_gb=3))
+    world = World(spec(resources=replace(with_parameters(memory_retries="5"), ram_gb=2.0)), policy)
+    world.launch()
+    world.cluster.run(ID, "task", executor_0=world.cluster.record("executor-0", 137, oom_killed=True))
+    assert (world.to_the_end().state, world.task.attempt) == (State.EXECUTOR_ERROR, 1)
+
+
+@pytest.mark.parametrize("links", range(6))
+@pytest.mark.parametrize("task_spec", [SMALL, FILES, GPUS], ids=["small", "files", "gpus"])
+def test_a_cancel_request_at_any_stage_ends_as_canceled_with_nothing_left(task_spec, links):
+    world = World(task_spec)
+    world.cluster.slow = True
+    for role in [Role.TORC, Role.TIF, Role.TEXAM][: min(links, 3)]:
+        world.link(role)
+    if links > 3 and world.task.part:
+        world.cluster.start(ID, world.task.part)
+        world.monitor()
+    world.cancel()
+    world.settle()
+    if world.cluster.pods(ID):
+        assert world.task.state is State.CANCELING
+        assert all(pod.deleting for pod in world.cluster.pods(ID))
+    world.cluster.remove(ID)
+    task = world.to_the_end()
+    assert task.state is State.CANCELED
+    assert world.cluster.is_empty(ID)
+    assert "Canceled by request." in text_of(task)
+
+
+def test_pods_that_are_being_deleted_are_not_deleted_again():
+    pod = Pod("pod", 1, "task", deleting=True)
+    task = stored(stage=Stage.RUN, state=State.CANCELING, cancel_requested_at=START, part="task")
+    assert decide(task, Observed(pods=(pod,)), START, POLICY).effects == ()
+    assert decide(task, Observed(pods=(replace(pod, deleting=False),)), START, POLICY).effects == (DeletePods(),)
+
+
+def test_objects_of_a_finished_task_are_kept_as_long_as_configured():
+    world = World(FILES, replace(POLICY, keep=timedelta(hours=1)))
+    world.launch()
+    world.cluster.run(ID, "task")
+    world.settle()
+    assert world.task.state is State.COMPLETE
+    world.wait(timedelta(minutes=59))
+    assert len(world.cluster.pods(ID)) == 1
+    world.wait(timedelta(minutes=2))
+    world.to_the_end()
+    assert world.cluster.is_empty(ID)
+
+
+def test_a_container_still_running_after_the_end_is_not_kept():
+    world = World(SMALL, replace(POLICY, keep=timedelta(hours=1)))
+    world.launch()
+    world.cluster.schedule(ID, "task")
+    world.cluster.stick(ID, "task", "executor-0", "InvalidImageName")
+    world.settle()
+    world.wait(timedelta(seconds=10))
+    assert world.cluster.pods(ID) == ()
+    assert world.task.stage is Stage.CLEAN
+
+
+def test_cleanup_continues_until_everything_is_observed_to_be_gone():
+    task = stored(stage=Stage.CLEAN, state=State.COMPLETE, wake_at=START)
+    left = Observed(documents=("secret",))
+    decision = decide(task, left, START, POLICY)
+    assert decision.effects == (DeleteAll(),)
+    assert decision.task.stage is Stage.CLEAN
+    assert decide(task, Observed(), START, POLICY).task.stage is Stage.DONE
+    assert decide(task, None, START, POLICY).effects == (DeleteAll(),)
+
+
+def test_objects_that_appear_after_the_end_are_removed():
+    done = stored(stage=Stage.DONE, state=State.COMPLETE, wake_at=None)
+    assert decide(done, Observed(volumes=("late",)), START, POLICY).effects == (DeleteAll(),)
+    assert decide(done, Observed(), START, POLICY).effects == ()
