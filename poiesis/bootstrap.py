@@ -175,8 +175,8 @@ class Bootstrap:
 
     @cached_property
     def orchestrator(self) -> Orchestrator:
-        alone_since = self.clock.now() if self.is_embedded else None  # its folder is locked by now
-        return Orchestrator(self.repository, self.cluster, self.clock, self.policy, alone_since=alone_since)
+        exclusive_since = self.clock.now() if self.is_embedded else None  # its folder is locked by now
+        return Orchestrator(self.repository, self.cluster, self.clock, self.policy, exclusive_since=exclusive_since)
 
     @cached_property
     def tasks(self) -> TaskService:

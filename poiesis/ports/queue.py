@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from poiesis.domain.states import Stage
@@ -9,14 +10,21 @@ from poiesis.domain.task import TaskId
 
 
 class Queue(Protocol):
-    """At-least-once, unordered, may lose: the store's `wake_at` is what makes it sure."""
+    """At-least-once and unordered; messages may be lost, which the store's `wake_at` makes up for.
+
+    Methods raise QueueUnavailable; nothing is lost then, resync publishes.
+    """
+
+    def begin(self, task_id: TaskId, stages: Sequence[Stage]) -> None:
+        """Enqueue the chain of links of a new task: those that act on `stages`, one after the other."""
+        ...
 
     def publish(self, task_id: TaskId, stage: Stage) -> None:
-        """Enqueue the chain of links from `stage` on. Raises: QueueUnavailable (nothing is lost, resync publishes)."""
+        """Enqueue the link that acts on `stage`."""
         ...
 
     def waiting(self, stage: Stage) -> int:
-        """How many links wait for the role that acts on `stage`. Raises: QueueUnavailable."""
+        """Return how many links are queued for the role that acts on `stage`."""
         ...
 
     def ready(self) -> None:

@@ -16,17 +16,17 @@ from kombu import Queue as KombuQueue
 
 from poiesis.domain.states import Role, Stage
 
-LINKS: Final = ("torc.prepare", "tif.stage_in", "texam.launch", "tof.stage_out", "torc.finish")
-LINK_OF: Final[Mapping[Stage, int]] = {  # index into LINKS of the link that acts on a stage
-    Stage.PREPARE: 0,
-    Stage.STAGE_IN: 1,
-    Stage.LAUNCH: 2,
-    Stage.RUN: 2,
-    Stage.STAGE_OUT: 3,
-    Stage.FINISH: 4,
-    Stage.CLEAN: 4,
-    Stage.DONE: 4,
+LINK_OF: Final[Mapping[Stage, str]] = {
+    Stage.PREPARE: "torc.prepare",
+    Stage.STAGE_IN: "tif.stage_in",
+    Stage.LAUNCH: "texam.launch",
+    Stage.RUN: "texam.launch",
+    Stage.STAGE_OUT: "tof.stage_out",
+    Stage.FINISH: "torc.finish",
+    Stage.CLEAN: "torc.finish",
+    Stage.DONE: "torc.finish",
 }
+LINKS: Final = tuple(dict.fromkeys(LINK_OF.values()))
 VISIBILITY_TIMEOUT_S: Final = 300  # links last at most seconds; Redis redelivers what was not acknowledged by then
 SOCKET_TIMEOUT_S: Final = 5
 MEMORY_POLL_S: Final = 0.01  # the in-memory transport polls; at 10 ms an idle process costs about 1 % of a core

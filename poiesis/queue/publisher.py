@@ -3,42 +3,47 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
-from celery import Celery, chain
+from celery import Celery, Signature, chain
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.states import ROLE_OF, Stage
 from poiesis.domain.task import TaskId
-from poiesis.queue.app import LINK_OF, LINKS
+from poiesis.queue.app import LINK_OF
 
 AWAY_S: Final = 2.0
 
 
 class CeleryQueue:
-    """Publishes chains of links. Safe to use from any thread.
+    """Publishes links. Safe to use from any thread.
 
     A broker that does not answer costs its callers seconds, and the API has few threads: for AWAY_S after a failure nothing is tried.
-    What is not published meanwhile, resync publishes.
+    Resync publishes what was not published meanwhile.
     """
 
     def __init__(self, app: Celery) -> None:
         self._app = app
         self._away_until = 0.0  # on the monotonic clock
 
+    def begin(self, task_id: TaskId, stages: Sequence[Stage]) -> None:
+        first, *rest = (self._app.signature(LINK_OF[stage], args=(task_id,), immutable=True) for stage in stages)
+        self._publish(chain(first.set(task_id=task_id), *rest), task_id)
+
     def publish(self, task_id: TaskId, stage: Stage) -> None:
+        self._publish(self._app.signature(LINK_OF[stage], args=(task_id,), immutable=True), task_id)
+
+    def _publish(self, links: Signature[Any], task_id: TaskId) -> None:
+        """The first link of a task has the task's id, which is the root id of all its links: Flower shows them as one."""
         if time.monotonic() < self._away_until:
             raise QueueUnavailable("the queue did not answer a moment ago")
-        links = LINKS[LINK_OF[stage] :]
         try:
             with _answers():
-                chain(*(self._app.signature(link, args=(task_id,), immutable=True) for link in links)).apply_async(
-                    ignore_result=True
-                )
+                links.apply_async(root_id=task_id, ignore_result=True)
         except QueueUnavailable:
             self._away_until = time.monotonic() + AWAY_S
             raise
@@ -49,7 +54,7 @@ class CeleryQueue:
             channel: Any = connection.default_channel
             try:
                 declared = channel.queue_declare(queue=ROLE_OF[stage].value, passive=True)
-            except connection.channel_errors:  # Redis knows no empty lists
+            except connection.channel_errors:  # Redis has no empty lists
                 return 0
             return int(declared.message_count)
 

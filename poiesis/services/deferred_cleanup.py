@@ -1,7 +1,7 @@
-"""Clean-ups of ended tasks, held back while pods are being started.
+"""Cleanup of ended tasks, deferred while pods are being started.
 
-A burst of tasks keeps the nodes busy from its first pod to its last one. Removing the first ones' pods and volumes meanwhile takes time
-from starting the others, and nobody waits for it: so removal comes when nothing starts, or when its patience is over.
+During a burst of tasks the nodes are busy starting pods. Deleting the pods and volumes of the first tasks meanwhile slows the start of
+the others, and no client waits for it: so cleanup is published when no pod is starting, or after MAX_DELAY.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from poiesis.domain.task import TaskId
 
 log = logging.getLogger(__name__)
 
-PATIENCE: Final = timedelta(seconds=30)
-LOOK_S: Final = 0.1
+MAX_DELAY: Final = timedelta(seconds=30)
+CHECK_S: Final = 0.1
 MAX_HELD: Final = 100_000  # one more is published at once
 
 
 class DeferredCleanup:
-    """`publish` hands a task to the role that cleans up; `starting` tells which tasks' pods are being started now."""
+    """`publish` enqueues the cleanup of a task; `starting` returns the tasks whose pods are being started now."""
 
     def __init__(
         self,
         publish: Callable[[TaskId], None],
         starting: Callable[[], Collection[TaskId]],
         *,
-        patience: timedelta = PATIENCE,
+        max_delay: timedelta = MAX_DELAY,
     ) -> None:
         self._publish = publish
         self._starting = starting
-        self._patience_s = patience.total_seconds()
-        self._held: OrderedDict[TaskId, float] = OrderedDict()  # since when, on the monotonic clock
+        self._max_delay_s = max_delay.total_seconds()
+        self._held: OrderedDict[TaskId, float] = OrderedDict()  # since when, by the monotonic clock
         self._lock = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="clean-ups", daemon=True)
@@ -46,7 +46,7 @@ class DeferredCleanup:
         self._thread.start()
 
     def add(self, task_id: TaskId) -> None:
-        """Publish now or soon. Raises: QueueUnavailable, only when it is now."""
+        """Publish now or later. Raises: QueueUnavailable, only if it is published now."""
         with self._lock:
             if self._closed or task_id in self._held:
                 return
@@ -58,12 +58,12 @@ class DeferredCleanup:
             self._publish(task_id)
 
     def holds(self, task_id: TaskId) -> bool:
-        """Whether the task has ended and waits here: its pod's events tell nothing new."""
+        """Whether the task has ended and its cleanup is deferred: the events of its pod can be ignored."""
         with self._lock:
             return task_id in self._held
 
     def close(self) -> None:
-        """What is held is forgotten: the store knows when it has to be looked at."""
+        """Drop what is deferred: resync publishes it when its `wake_at` has come."""
         with self._lock:
             self._closed = True
             self._lock.notify()
@@ -71,7 +71,7 @@ class DeferredCleanup:
             self._thread.join(5)
 
     def _others_start(self, ended: Collection[TaskId]) -> bool:
-        """A pod whose end came by a poke may still be shown as starting: those of ended tasks do not count."""
+        """Pods of ended tasks do not count: a pod whose end was reported by a poke may still be shown as starting."""
         return any(task_id not in ended for task_id in self._starting())
 
     def _work(self) -> None:
@@ -83,7 +83,7 @@ class DeferredCleanup:
                     return
                 ready = self._take()
                 if not ready:
-                    self._lock.wait(LOOK_S)
+                    self._lock.wait(CHECK_S)
             for task_id in ready:
                 try:
                     self._publish(task_id)
@@ -94,7 +94,7 @@ class DeferredCleanup:
         if not self._others_start(self._held):
             ready = list(self._held)
         else:
-            oldest = time.monotonic() - self._patience_s
+            oldest = time.monotonic() - self._max_delay_s
             ready = [task_id for task_id, since in self._held.items() if since <= oldest]
         for task_id in ready:
             del self._held[task_id]

@@ -1,7 +1,8 @@
 """What wakes `reconcile`: changes in the cluster, pokes, and the clock.
 
-`Monitor` feeds a `WorkQueue` from the cluster's events and pokes, publishes what another role has to do, and runs two loops: resync
-publishes tasks whose time has come, the sweep removes what belongs to no task. Everything it knows can be lost: resync finds it again.
+`Monitor` feeds a `WorkQueue` from the cluster's events and pokes, publishes links that other roles have to run, and has three loops:
+resync publishes overdue tasks, the sweep deletes objects without a task, and expired tasks are purged from the store. Everything it keeps
+in memory may be lost: resync finds it again.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from poiesis.domain.naming import new_task_id
 from poiesis.domain.observed import Record
 from poiesis.domain.policy import Policy
 from poiesis.domain.records import MAX_RECORD_BYTES, parse_record
-from poiesis.domain.states import ROLE_OF, Role, Stage
+from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import Task, TaskId, Version, View
 from poiesis.observability import SWEPT
 from poiesis.ports.clock import Clock
@@ -39,12 +40,12 @@ PURGE_EVERY: Final = timedelta(minutes=10)
 PURGE_BATCH: Final = 200
 SWEEP_EVERY: Final = timedelta(minutes=5)
 MAX_RECORDS_BYTES: Final = 32 * 1024 * 1024  # of records that came with pokes and wait for reconcile, in memory
-RECORD_BYTES: Final = 2048  # of a parsed record and its keys, beside its texts
+RECORD_BYTES: Final = 2048  # of a parsed record and its keys, besides its texts
 BYTES_PER_CHARACTER: Final = 4  # of a Python string at worst
-REPUBLISH_LATER: Final = timedelta(minutes=5)  # the longest time between two publications of the same link
+MAX_REPUBLISH: Final = timedelta(minutes=5)  # the longest time between two publications of the same link
 MAX_PUBLISHED: Final = 100_000
 MAX_PASSED_OVER: Final = (
-    8  # times that an overdue link is left alone, since its queue is not empty and it is most likely in it
+    8  # times an overdue link is not published because its queue is not empty and most likely holds it
 )
 
 
@@ -77,11 +78,10 @@ class Monitor:
         # records that came with pokes, with their size, until reconcile takes them
         self._records: dict[tuple[TaskId, str], list[tuple[int, Record]]] = {}
         self._records_bytes = 0
-        self._published: OrderedDict[tuple[TaskId, Stage], int] = (
-            OrderedDict()
-        )  # how often resync published it without a change
         self._records_lock = threading.Lock()
-        # what was published last for a task, and when: its pod's events find the same stage due over and over
+        # how often resync has published a link without any change of its task
+        self._published: OrderedDict[tuple[TaskId, Stage], int] = OrderedDict()
+        # the last publication of each task: the events of its pod find the same stage due repeatedly
         self._last: OrderedDict[TaskId, tuple[Version, Stage, datetime]] = OrderedDict()
         self._last_lock = threading.Lock()
         starting = events.starting if isinstance(events, ReportsStarting) else tuple
@@ -90,7 +90,7 @@ class Monitor:
         self._threads: list[threading.Thread] = []
 
     def listen(self) -> None:
-        """Begin to handle wake-ups: enough for one that does not lead, whom pokes may reach too."""
+        """Start handling wake-ups; a monitor that does not lead needs only this, since pokes may reach it too."""
         self._work.start()
         self._cleanup.start()
 
@@ -127,7 +127,7 @@ class Monitor:
             thread.join(5)
 
     def resync(self) -> int:
-        """Publish every task whose time has come; answers how many. One published is looked at again after REPUBLISH at the earliest."""
+        """Publish every overdue task and return how many there were; each is considered again after REPUBLISH at the earliest."""
         now = self._clock.now()
         due = self._repository.due(now, limit=RESYNC_BATCH)
         postponed: defaultdict[timedelta, list[TaskId]] = defaultdict(list)
@@ -137,7 +137,7 @@ class Monitor:
             pause = REPUBLISH
             if stage in MONITORED:
                 self._work.wake(task_id)
-            elif queue_is_away:  # one try in a round: each may take seconds
+            elif queue_is_away:  # one try per round: each may take seconds
                 continue
             else:
                 try:
@@ -154,9 +154,9 @@ class Monitor:
         return len(due)
 
     def _publish_again(self, task_id: TaskId, stage: Stage, backlog: int) -> timedelta:
-        """Publish an overdue link, unless links wait for its role, of which it is most likely one; how long until the next look.
+        """Publish an overdue link, unless its role's queue is not empty and most likely holds it. Return the time until the next check.
 
-        That time doubles: while a role is down or slow, its queue must not fill with the same links over and over.
+        That time doubles, so that the queue of a role that is down or slow does not fill with copies of the same links.
         """
         count = self._published.pop((task_id, stage), 0)
         self._published[task_id, stage] = count + 1
@@ -165,10 +165,10 @@ class Monitor:
         if backlog and count < MAX_PASSED_OVER:
             return REPUBLISH
         self._queue.publish(task_id, stage)
-        return min(REPUBLISH * (1 << min(count, 10)), REPUBLISH_LATER)
+        return min(REPUBLISH * (1 << min(count, 10)), MAX_REPUBLISH)
 
     def resume(self) -> int:
-        """After a start with an empty queue: publish all that is not done, whenever it is due."""
+        """After a start with an empty queue: publish every task that is not done, whether due or not."""
         due = self._repository.due(datetime.max.replace(tzinfo=UTC), limit=RESYNC_ALL)
         for task_id, stage in due:
             if stage in MONITORED:
@@ -178,9 +178,9 @@ class Monitor:
         return len(due)
 
     def sweep(self) -> int:
-        """Remove what belongs to a task that is done or that the store has never heard of; answers how many tasks it found."""
+        """Delete the objects of tasks that are done or unknown to the store, and return the number of such tasks."""
         found = 0
-        knows_tasks = self._repository.count(TaskFilter()) > 0  # else this may be the wrong database
+        has_tasks = self._repository.count(TaskFilter()) > 0  # an empty store may be the wrong database
         for task_id in list(self._events.task_ids()):
             try:
                 task = self._repository.get(task_id, View.BASIC)
@@ -189,7 +189,7 @@ class Monitor:
                     self._queue.publish(task_id, Stage.DONE)
             except UnknownTask:
                 found += 1
-                if knows_tasks:
+                if has_tasks:
                     self._remove_unknown(task_id)
         SWEPT.inc(found)
         if found:
@@ -197,7 +197,7 @@ class Monitor:
         return found
 
     def purge_expired(self) -> int:
-        """Delete done tasks older than the retention from the store; answers how many. Ids sort by time, so no other index is needed."""
+        """Delete done tasks older than the retention from the store and return how many. Ids sort by time, so no other index is needed."""
         if self._retention is None:
             return 0
         after: TaskId | None = new_task_id(self._clock.now() - self._retention, bytes)
@@ -209,7 +209,7 @@ class Monitor:
         return purged
 
     def _remove_unknown(self, task_id: TaskId) -> None:
-        """Objects whose task the store does not have. A task is stored before anything is made for it, so nothing of it is to come."""
+        """Delete the objects of a task that the store does not have. A task is stored before its objects are created, so none can follow."""
         log.warning("sweep_unknown_task", extra={"task_id": task_id})
         self._cluster.delete_all(task_id, self._policy.max_attempts)
 
@@ -218,20 +218,20 @@ class Monitor:
         if self._cleanup.holds(task_id):
             return
         try:
-            reconciled = self._orchestrator.reconcile(task_id, MONITORED, poked=hint, heard=records)
+            reconciled = self._orchestrator.reconcile(task_id, MONITORED, poked=hint, records=records)
         except UnknownTask:
             return
         except PoiesisError:
             raise
         except Exception as error:
-            log.exception("reconcile_bug", extra={"task_id": task_id})
+            log.exception("reconcile_bug")
             self._orchestrator.give_up(task_id, error)
             return
-        if reconciled.due is not None and self._is_ours_to_publish(reconciled.task):
+        if reconciled.due is not None and not self._is_in_its_first_chain(reconciled.task):
             self._publish(reconciled.task, reconciled.due)
 
     def _publish(self, task: Task, stage: Stage) -> None:
-        """Once for each version of the task: while its link is under way, the pod's events find the same stage due."""
+        """Publish once for each version of the task: until the link has run, the pod's events find the same stage due."""
         now = self._clock.now()
         with self._last_lock:
             version, last_stage, at = self._last.get(task.id, (None, None, now))
@@ -257,9 +257,9 @@ class Monitor:
             self._records_bytes = max(0, self._records_bytes - sum(size for size, _ in taken))
         return tuple(record for _, record in taken)
 
-    def _is_ours_to_publish(self, task: Task) -> bool:
-        """Whether the links that were published with the task cannot be under way any more: it has been launched once."""
-        return task.due_stage not in (Stage.PREPARE, Stage.STAGE_IN, Stage.LAUNCH) or task.state.value != "QUEUED"
+    def _is_in_its_first_chain(self, task: Task) -> bool:
+        """Whether the chain that was published at creation may still be running: no pod of the task has been scheduled."""
+        return task.state is State.QUEUED and task.due_stage in (Stage.PREPARE, Stage.STAGE_IN, Stage.LAUNCH)
 
     def _repeat(self, work: Callable[[], int], every: timedelta) -> None:
         while not self._stop.wait(every.total_seconds()):

@@ -1,15 +1,15 @@
-"""`reconcile(task_id)`: load, observe, decide, apply, save. The only place where a stored task is moved on and a pod is launched.
+"""`reconcile(task_id)`: load, decide, claim, apply, commit. The only place where a stored task moves on and a pod is launched.
 
-Any process may call it at any time, however often. What keeps that safe: objects in the cluster have names made from task and
-attempt, so doing a thing twice is doing it once; the task is saved by compare-and-set, so of two who decided the same only one
-goes on, and the other reads again and decides again.
+Any process may call it at any time, however often. What makes that safe: objects in the cluster have names made from task and
+attempt, so creating one twice has the effect of creating it once; the task is saved by compare-and-set, so if two processes make the
+same decision only one continues, and the other reads and decides again.
 
-Creating a pod is the one thing that must not be repeated late: after the pod has run and gone, its name is free again. So a launch is
-claimed first (`Task.launching_at`, by compare-and-set), and made at once or not at all; another process may claim it anew only when a
-call that began in time must long be over.
+Creating a pod is the only effect that must not be repeated late: after the pod has run and was deleted, its name is free again. So a
+launch is claimed first (`Task.launching_at`, by compare-and-set), and made immediately or not at all; another process may claim it again
+only when every call that began in time must have ended (docs/adr/0001).
 
-A role applies effects of its own stages alone (`acts_for`): its service account can do no more. Steps without effects are
-taken by whoever meets them.
+A role applies only effects of its own stages (`acts_for`), which is all that its service account permits. Any role may take steps
+without effects.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Final
 
 from poiesis.domain.decide import (
@@ -40,7 +41,7 @@ from poiesis.domain.plan import Plan
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import Outcome, Task, TaskId, Version
-from poiesis.observability import TASKS_ENDED
+from poiesis.observability import TASKS_ENDED, bind_task
 from poiesis.ports.clock import Clock
 from poiesis.ports.cluster import AcceptsRecords, Cluster
 from poiesis.ports.repository import TaskRepository
@@ -49,7 +50,7 @@ log = logging.getLogger(__name__)
 
 CLAIM: Final = timedelta(
     seconds=90
-)  # longer than a call to the cluster lasts with all its retries, begun within CLAIM_FRESH
+)  # longer than a call to the cluster, begun within CLAIM_FRESH, takes with all retries
 CLAIM_FRESH: Final = timedelta(seconds=5)
 MAX_STEPS: Final = 50  # of one call; a task needs fewer than one for each stage and executor pod
 
@@ -58,16 +59,57 @@ def stages_of(role: Role) -> frozenset[Stage]:
     return frozenset(stage for stage, owner in ROLE_OF.items() if owner is role)
 
 
+class Reason(StrEnum):
+    """Why a call of `reconcile` returned."""
+
+    OTHER_ROLE = "other_role"  # the stage that is due belongs to another role
+    WAITING = "waiting"  # for the cluster, or for `wake_at`; or nothing is left to do
+    CLUSTER_UNAVAILABLE = "cluster_unavailable"  # the cluster could not be observed
+    CLAIMED = "claimed"  # another process is launching the pod
+    UNSETTLED = "unsettled"  # MAX_STEPS were not enough: a bug, or very many writers
+
+
 @dataclass(frozen=True)
 class Reconciled:
-    """Where a call left the task. `due`: the stage whose role has to act now; None: it waits for the cluster or its time, or is done."""
+    """How a call left the task, and why it returned. `due`: the stage that another role has to act on now, with OTHER_ROLE only."""
 
     task: Task
-    due: Stage | None
+    reason: Reason
+    due: Stage | None = None
+
+
+@dataclass
+class _Run:
+    """One call of `reconcile`. `stored`: the task as last read or saved. `desired`: where steps without effects have taken it since."""
+
+    stored: Task
+    desired: Task
+    policy: Policy
+    mine: frozenset[Stage]
+    poked: str | None
+    records: Sequence[Record]
+    tails: bool
+    _plan: Plan | None = field(default=None, init=False)
+    _planned_for: tuple[str | None, int] | None = field(default=None, init=False)
+
+    def plan(self) -> Plan:
+        """Made once; again only if the task was given another layout or upload meanwhile. Raises: ValueError."""
+        wanted = (self.desired.layout, self.desired.uploads)
+        if self._plan is None or self._planned_for != wanted:
+            self._plan = plan_of(self.desired, self.policy)
+            self._planned_for = (self._plan.layout.value, self.desired.uploads)
+        return self._plan
+
+    def plan_if_valid(self) -> Plan | None:
+        """None for a task that cannot be planned, which must be deleted nevertheless."""
+        try:
+            return self.plan()
+        except ValueError:
+            return None
 
 
 class Orchestrator:
-    """`alone_since`: from when on nobody but this process works on the store, so that older claims are dead; None: there are others."""
+    """`exclusive_since`: since when this process is the only writer of the store, so that older claims are void; None: it is not."""
 
     def __init__(
         self,
@@ -76,9 +118,9 @@ class Orchestrator:
         clock: Clock,
         policy: Policy,
         *,
-        alone_since: datetime | None = None,
+        exclusive_since: datetime | None = None,
     ) -> None:
-        self._alone_since = alone_since
+        self._exclusive_since = exclusive_since
         self._repository = repository
         self._cluster = cluster
         self._clock = clock
@@ -90,82 +132,35 @@ class Orchestrator:
         acts_for: Iterable[Stage],
         *,
         poked: str | None = None,
-        heard: Sequence[Record] = (),
+        records: Sequence[Record] = (),
         tails: bool = False,
     ) -> Reconciled:
-        """Move the task as far as it goes now.
+        """Move the task as far as possible now.
 
-        `poked`: the nonce that came with a poke, and `heard` the records that it brought; a wrong one is ignored.
-        `tails`: read running executors' output too.
-        Raises: UnknownTask, RepositoryUnavailable. The cluster being away is no error: the task waits and resync comes back.
+        `poked`: the nonce of a poke, and `records` what came with it; they are ignored if the nonce is not the task's. `tails`:
+        also read the output of running executors.
+        Raises: UnknownTask, RepositoryUnavailable. An unavailable cluster is not an error: the task waits, and resync repeats the call.
         """
-        mine = frozenset(acts_for)
-        stored = desired = self._repository.get(task_id)
-        for _ in range(MAX_STEPS):
-            stage = desired.due_stage
-            try:
-                decision = self._decide(stored, desired, mine, poked=poked, heard=heard, tails=tails)
-            except Unavailable as error:
-                log.warning("observe_failed", extra={"task_id": task_id, "stage": stage.value, "error": str(error)})
-                return Reconciled(stored, None)
-            if decision.effects and stage not in mine:
-                stored, lost = self._settle(stored, desired, mine)
-                if not lost:
-                    return Reconciled(stored, stage)
-                desired = stored
-                continue
-            if decision.effects:
-                if any(isinstance(effect, Launch) for effect in decision.effects):
-                    if self._is_claimed(stored):
-                        return Reconciled(stored, None)
-                    begin = time.monotonic()
-                    claimed = replace(desired, launching_at=self._clock.now())
-                    stored, lost = self._save(claimed, stored)
-                    if lost or time.monotonic() - begin > CLAIM_FRESH.total_seconds():
-                        desired = stored
-                        continue
-                    desired = stored
-                if stage.is_ending:  # what is known has to be safe before what it came from goes
-                    stored, lost = self._settle(stored, desired, mine)
-                    if lost:
-                        desired = stored
-                        continue
-                decision = self._apply(desired, decision)
-                if decision.task.launching_at is not None or desired.launching_at is not None:
-                    decision = replace(decision, task=replace(decision.task, launching_at=None))
-                before = stored
-                stored, lost = self._save(decision.task, stored)
-                if lost:
-                    self._undo(before, decision, stored)
-                desired = stored
-                if lost:
-                    continue
-            else:
-                desired = decision.task
-            if not decision.again:
-                stored, lost = self._settle(stored, desired, mine)
-                if not lost:
-                    return Reconciled(stored, None)
-                desired = stored
-        log.error("reconcile_did_not_settle", extra={"task_id": task_id, "stage": desired.stage.value})
-        return Reconciled(stored, None)
-
-    def _is_claimed(self, task: Task) -> bool:
-        """Whether another process is just launching: it saves when it has; if it died, resync comes back when the claim has run out."""
-        if task.launching_at is None or (self._alone_since is not None and task.launching_at < self._alone_since):
-            return False
-        return self._clock.now() - task.launching_at < CLAIM
+        with bind_task(task_id):
+            task = self._repository.get(task_id)
+            run = _Run(task, task, self._policy, frozenset(acts_for), poked, records, tails)
+            for _ in range(MAX_STEPS):
+                reconciled = self._step(run)
+                if reconciled is not None:
+                    return reconciled
+            log.error("reconcile_did_not_settle", extra={"stage": run.desired.stage.value})
+            return Reconciled(run.stored, Reason.UNSETTLED)
 
     def give_up(self, task_id: TaskId, error: BaseException) -> None:
-        """A bug met while reconciling: end the task as SYSTEM_ERROR instead of meeting it for ever."""
+        """Reconciling met a bug: end the task as SYSTEM_ERROR instead of meeting the bug again."""
         try:
             task = self._repository.get(task_id)
         except UnknownTask:
             return
-        repeats = task.outcome is not None and task.outcome.retry and task.cancel_requested_at is None
-        if task.state.is_terminal or (task.due_stage.is_ending and not repeats):
+        retries = task.outcome is not None and task.outcome.retry and task.cancel_requested_at is None
+        if task.state.is_terminal or (task.due_stage.is_ending and not retries):
             return
-        message = f"{type(error).__name__} in stage {task.stage.value}; the service's log has the trace"
+        message = f"unexpected {type(error).__name__} in stage {task.stage.value}: see the service's log"
         now = self._clock.now()
         ended = replace(
             task,
@@ -177,105 +172,152 @@ class Orchestrator:
         )
         self._repository.save(ended, seen=task.version)
 
-    def _decide(
-        self,
-        stored: Task,
-        task: Task,
-        mine: frozenset[Stage],
-        *,
-        poked: str | None,
-        heard: Sequence[Record],
-        tails: bool,
-    ) -> Decision:
-        """Raises: Unavailable when the cluster had to be observed and could not."""
-        was_poked = poked is not None and poked == task.poke_nonce
-        if was_poked and heard and isinstance(self._cluster, AcceptsRecords):
-            self._cluster.accept_records(task, heard)
-        observed = None
-        now = self._clock.now()
-        if needs_observation(task) and not self._is_all_there(stored, task, mine, now):
-            observed = self._cluster.observe(task, poked=was_poked and not heard, tails=tails)
-        return decide(task, observed, now, self._policy)
+    def _step(self, run: _Run) -> Reconciled | None:
+        """Decide once and act on it. None: decide again, about what was done or about what another process has saved."""
+        stage = run.desired.due_stage
+        try:
+            decision = self._decide(run)
+        except Unavailable as error:
+            log.warning("observe_failed", extra={"stage": stage.value, "error": str(error)})
+            return Reconciled(run.stored, Reason.CLUSTER_UNAVAILABLE)
+        if not decision.effects:
+            run.desired = decision.task
+            settled = not decision.again and self._settle(run)
+            return Reconciled(run.stored, Reason.WAITING) if settled else None
+        if stage not in run.mine:
+            backs_off = self._backs_off(run.desired)
+            if not self._settle(run):
+                return None
+            return Reconciled(
+                run.stored, Reason.WAITING if backs_off else Reason.OTHER_ROLE, None if backs_off else stage
+            )
+        if any(isinstance(effect, Launch) for effect in decision.effects):
+            if self._is_claimed(run.stored):
+                return Reconciled(run.stored, Reason.CLAIMED)
+            if not self._claim(run):
+                return None
+        if stage.is_ending and not self._settle(run):  # the result must be saved before its source is deleted
+            return None
+        decision = self._apply(run, decision)
+        if not self._commit(run, decision) or decision.again:
+            return None
+        return Reconciled(run.stored, Reason.WAITING)
 
-    def _is_all_there(self, stored: Task, task: Task, mine: frozenset[Stage], now: datetime) -> bool:
-        """Whether a task is at its end for the first time, so that everything can be removed without a look. Whether it has gone, those
-        see that follow the cluster, or whoever comes when the time for it is over."""
+    # ── decide ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _decide(self, run: _Run) -> Decision:
+        """Raises: Unavailable when the cluster has to be observed and does not answer."""
+        task, now = run.desired, self._clock.now()
+        was_poked = run.poked is not None and run.poked == task.poke_nonce
+        if was_poked and run.records and isinstance(self._cluster, AcceptsRecords):
+            self._cluster.accept_records(task, run.records)
+        observed = None
+        if needs_observation(task) and not self._ends_now(run, now):
+            observed = self._cluster.observe(
+                task, plan=run.plan_if_valid(), poked=was_poked and not run.records, tails=run.tails
+            )
+        plan = None if task.due_stage.is_ending or task.state.is_terminal else run.plan()
+        return decide(task, observed, now, self._policy, plan)
+
+    def _ends_now(self, run: _Run, now: datetime) -> bool:
+        """Whether the task has only now come to its end, so that everything can be deleted without observing it first. Whether it is gone
+        is seen by the process that watches the cluster, or by the next call after `wake_at`."""
+        task = run.desired
         if task.due_stage is not Stage.CLEAN:
             return False
-        is_first = task.wake_at is not None and now < task.wake_at and not self._policy.keep
-        return task is not stored or (is_first and Stage.CLEAN in mine)
+        if run.stored.due_stage is not Stage.CLEAN:
+            return True
+        return task.wake_at is not None and now < task.wake_at and not self._policy.keep and Stage.CLEAN in run.mine
 
-    def _apply(self, task: Task, decision: Decision) -> Decision:
-        """Do what was decided. Where the cluster does not take it, the decision becomes to wait, or to give up."""
-        try:
-            for effect in decision.effects:
-                self._do(effect, task)
-        except (Unavailable, ClusterRefused) as error:
-            extra = {
-                "task_id": task.id,
-                "stage": task.stage.value,
-                "effect": type(effect).__name__,
-                "error": str(error),
-            }
-            log.warning("effect_failed", extra=extra)
-            if task.due_stage.is_ending:  # tried again for ever, by resync
-                return Decision(task)
-            after = decide_after(task, error, self._clock.now(), self._policy)
-            return Decision(after, decision.effects, again=after.due_stage is Stage.FINISH)
+    def _backs_off(self, task: Task) -> bool:
+        """Whether the cluster did not accept the task's objects, and they are to be created again only at `wake_at`."""
+        if task.due_stage.is_ending or task.part is not None or task.waiting is None:
+            return False
+        return task.wake_at is not None and self._clock.now() < task.wake_at
+
+    # ── claim ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _is_claimed(self, task: Task) -> bool:
+        """Whether another process is launching: it saves when it has finished; if it died, resync returns after the claim has expired."""
+        if task.launching_at is None:
+            return False
+        if self._exclusive_since is not None and task.launching_at < self._exclusive_since:
+            return False
+        return self._clock.now() - task.launching_at < CLAIM
+
+    def _claim(self, run: _Run) -> bool:
+        """Whether this process may launch now. A claim that took too long to save is left to expire."""
+        begin = time.monotonic()
+        saved = self._save(run, replace(run.desired, launching_at=self._clock.now()))
+        return saved and time.monotonic() - begin <= CLAIM_FRESH.total_seconds()
+
+    # ── apply ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _apply(self, run: _Run, decision: Decision) -> Decision:
+        """Apply the effects. If the cluster does not accept one, the decision becomes to wait, or to give up."""
+        task = run.desired
+        for effect in decision.effects:
+            try:
+                self._apply_one(effect, run)
+            except (Unavailable, ClusterRefused) as error:
+                extra = {"stage": task.stage.value, "effect": type(effect).__name__, "error": str(error)}
+                log.warning("effect_failed", extra=extra)
+                if task.due_stage.is_ending:  # resync repeats it until it succeeds
+                    return Decision(task)
+                after = decide_after(task, error, self._clock.now(), self._policy)
+                return Decision(after, decision.effects, again=after.due_stage is Stage.FINISH)
         return decision
 
-    def _do(self, effect: Effect, task: Task) -> None:
+    def _apply_one(self, effect: Effect, run: _Run) -> None:
+        task = run.desired
         match effect:
             case CreateVolume():
-                self._cluster.create_volume(task, plan_of(task, self._policy))
+                self._cluster.create_volume(task, run.plan())
             case CreateDocuments():
-                self._cluster.create_documents(task, plan_of(task, self._policy))
+                self._cluster.create_documents(task, run.plan())
             case Launch(part):
-                plan = plan_of(task, self._policy)
-                pod = plan.pod(part)
+                pod = run.plan().pod(part)
                 if pod is None:
                     raise ClusterRefused(f"the plan has no pod {part!r}")
-                self._cluster.launch(task, plan, pod)
+                self._cluster.launch(task, run.plan(), pod)
             case DeletePods():
-                self._cluster.delete_pods(task.id, task.attempt, self._plan_if_valid(task))
+                self._cluster.delete_pods(task.id, task.attempt, run.plan_if_valid())
             case DeleteAll():
-                self._cluster.delete_all(task.id, task.attempt, self._plan_if_valid(task))
+                self._cluster.delete_all(task.id, task.attempt, run.plan_if_valid())
 
-    def _plan_if_valid(self, task: Task) -> Plan | None:
-        """None for a task that cannot be planned, which must be deleted nevertheless."""
-        try:
-            return plan_of(task, self._policy)
-        except ValueError:
-            return None
+    # ── commit ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _settle(self, stored: Task, desired: Task, mine: frozenset[Stage]) -> tuple[Task, bool]:
-        """Save steps taken without effects, where this process is the one to: its own stage, or one that it alone has observed."""
-        if stored.due_stage in mine or needs_observation(stored):
-            return self._save(desired, stored)
-        return stored, False
-
-    def _save(self, desired: Task, stored: Task) -> tuple[Task, bool]:
-        """The task as stored now, and whether somebody else was first."""
-        if replace(desired, version=stored.version) == stored:
-            return stored, False
-        if not self._repository.save(desired, seen=stored.version):
-            return self._repository.get(stored.id), True
-        if desired.state.is_terminal and not stored.state.is_terminal:
-            TASKS_ENDED.labels(desired.state.value).inc()
-        extra = {
-            "task_id": desired.id,
-            "state": desired.state.value,
-            "stage": desired.stage.value,
-            "attempt": desired.attempt,
-        }
-        log.info("task_saved", extra=extra)
-        return replace(desired, version=Version(stored.version + 1)), False
-
-    def _undo(self, before: Task, decision: Decision, now_stored: Task) -> None:
-        """After a lost race: what was made for a task that meanwhile came to its end must not stay."""
-        made = any(isinstance(e, Launch | CreateVolume | CreateDocuments) for e in decision.effects)
-        if made and now_stored.due_stage.is_ending:
+    def _commit(self, run: _Run, decision: Decision) -> bool:
+        """Save what was decided after its effects. After a lost race, what was created for a task that has ended meanwhile is deleted."""
+        created = any(isinstance(e, Launch | CreateVolume | CreateDocuments) for e in decision.effects)
+        before, plan = run.stored, run.plan_if_valid() if created else None
+        if self._save(run, replace(decision.task, launching_at=None)):
+            return True
+        if created and run.stored.due_stage.is_ending:
             try:
-                self._cluster.delete_all(before.id, before.attempt, self._plan_if_valid(before))
+                self._cluster.delete_all(before.id, before.attempt, plan)
             except PoiesisError as error:  # the sweep finds it
-                log.warning("undo_failed", extra={"task_id": before.id, "error": str(error)})
+                log.warning("undo_failed", extra={"error": str(error)})
+        return False
+
+    def _settle(self, run: _Run) -> bool:
+        """Save steps without effects, if that is up to this process: in its own stage, or where it has observed the cluster."""
+        if run.stored.due_stage in run.mine or needs_observation(run.stored):
+            return self._save(run, run.desired)
+        return True
+
+    def _save(self, run: _Run, task: Task) -> bool:
+        """Save by compare-and-set. False: another process was first, and `run` continues with what that process has saved."""
+        stored = run.stored
+        if replace(task, version=stored.version) == stored:
+            run.desired = stored
+            return True
+        if not self._repository.save(task, seen=stored.version):
+            run.stored = run.desired = self._repository.get(stored.id)
+            return False
+        if task.state.is_terminal and not stored.state.is_terminal:
+            TASKS_ENDED.labels(task.state.value).inc()
+        extra = {"state": task.state.value, "stage": task.stage.value, "attempt": task.attempt}
+        log.info("task_saved", extra=extra)
+        run.stored = run.desired = replace(task, version=Version(stored.version + 1))
+        return True

@@ -1,13 +1,14 @@
-"""Create, get, list and cancel tasks: what API, CLI and dashboard do.
+"""Create, get, list and cancel tasks: the use cases of API, CLI and dashboard.
 
-A task is stored before it is published, so an answered id is never lost; what was not published, resync publishes.
+A task is stored before it is published, so an id that was returned is never lost; resync publishes what was not published.
 """
 
 from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -16,29 +17,34 @@ from poiesis.domain.decide import plan_of
 from poiesis.domain.entitlements import check_entitlements
 from poiesis.domain.errors import QueueUnavailable, RepositoryUnavailable, UnknownTask
 from poiesis.domain.naming import is_task_id, new_task_id
+from poiesis.domain.observed import TIF
+from poiesis.domain.plan import Layout, Plan
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Task, TaskId, TaskLog, TaskSpec, TaskSummary, View
 from poiesis.domain.validate import check
-from poiesis.observability import TASKS_CREATED
+from poiesis.observability import TASKS_CREATED, bind_task
 from poiesis.ports.clock import Clock
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import Page, TaskFilter, TaskRepository
 
 log = logging.getLogger(__name__)
 
-FIRST_LOOK: Final = timedelta(seconds=20)  # resync publishes a task again that nobody took by then
+FIRST_WAKE_UP: Final = timedelta(seconds=20)  # resync publishes again a task that no role has taken by then
 MAX_RACES: Final = 20
-TAIL_EVERY: Final = timedelta(seconds=2)  # how often a reader makes the live tail of one task be read anew
-_MAX_TAILS_REMEMBERED: Final = 10_000
+TAIL_EVERY: Final = timedelta(seconds=2)  # how often readers of one task cause its live output to be read
+_MAX_TAILS: Final = 10_000
 
 
-def _first_stage(task: Task, policy: Policy) -> Stage:
-    """The first stage that has something to do for the task: links that would only pass it on are not sent."""
-    the_plan = plan_of(task, policy)
-    if the_plan.volume_bytes is not None:
-        return Stage.PREPARE
-    return Stage.STAGE_IN if the_plan.has_filers else Stage.LAUNCH
+def first_stages(plan: Plan) -> tuple[Stage, ...]:
+    """The stages of a new task that have effects, up to the first pod: what runs without waiting for anything."""
+    waits_for_tif = plan.layout is Layout.STAGED and plan.pod(TIF) is not None
+    has_effects = {
+        Stage.PREPARE: plan.volume_bytes is not None,
+        Stage.STAGE_IN: plan.has_filers,
+        Stage.LAUNCH: not waits_for_tif,
+    }
+    return tuple(stage for stage, has in has_effects.items() if has)
 
 
 def _checked(task_id: str) -> TaskId:
@@ -54,14 +60,14 @@ class TaskService:
         self._queue = queue
         self._clock = clock
         self._policy = policy
-        self._tails_asked: dict[TaskId, datetime] = {}
+        self._tail_requests: dict[TaskId, datetime] = {}
 
     def create(
         self, spec: TaskSpec, *, owner: str | None = None, groups: Sequence[str] = (), notes: Sequence[str] = ()
     ) -> TaskId:
-        """Check, store, publish. `notes` begin the task's system log.
+        """Check, store and publish a task. `notes` are the first lines of its system log.
 
-        Raises: InvalidTask (nothing stored), RepositoryUnavailable (unknown whether stored).
+        Raises: InvalidTask (nothing was stored), RepositoryUnavailable (it may have been stored).
         """
         spec, dropped = check(spec, self._policy)
         check_entitlements(spec, self._policy, owner, groups)
@@ -72,23 +78,25 @@ class TaskService:
             spec=spec,
             created_at=now,
             stage_since=now,
-            wake_at=now + FIRST_LOOK,
+            wake_at=now + FIRST_WAKE_UP,
             nonce=secrets.token_hex(8),
             owner=owner,
             log=TaskLog(system_logs=(*notes, *dropped)),
         )
         self._repository.add(task)
         TASKS_CREATED.inc()
-        self._publish(task_id, _first_stage(task, self._policy))
+        stages = first_stages(plan_of(task, self._policy))
+        with bind_task(task_id), self._tolerating_an_unavailable_queue(stages[0]):
+            self._queue.begin(task_id, stages)
         return task_id
 
     def get(self, task_id: str, view: View, *, owner: str | None = None) -> Task | TaskSummary:
-        """Raises: UnknownTask, also for a task of another owner. A running task in FULL has its live tail read soon after."""
+        """Raises: UnknownTask, also for a task of another owner. Reading a running task in FULL also requests its live output."""
         if view is View.MINIMAL:
             return self._repository.summary(_checked(task_id), owner=owner)
         task = self._repository.get(_checked(task_id), view, owner=owner)
         if view is View.FULL and task.state is State.RUNNING:
-            self._ask_for_tail(task.id)
+            self._request_tail(task.id)
         return task
 
     def list(
@@ -99,7 +107,7 @@ class TaskService:
         )
 
     def cancel(self, task_id: str, *, owner: str | None = None) -> None:
-        """Ask for the end of a task. Repeating changes nothing; a finished task keeps its outcome.
+        """Request cancellation. Repeating it changes nothing; a finished task keeps its outcome.
 
         Raises: UnknownTask, RepositoryUnavailable.
         """
@@ -112,25 +120,30 @@ class TaskService:
                 task,
                 cancel_requested_at=now,
                 state=State.CANCELING if task.state is not State.QUEUED else task.state,
-                wake_at=now + FIRST_LOOK,
+                wake_at=now + FIRST_WAKE_UP,
             )
             if self._repository.save(wanted, seen=task.version):
                 self._publish(task.id, Stage.FINISH)
                 return
-        raise RepositoryUnavailable(f"task {task_id} changes too fast to be canceled; try again")
+        raise RepositoryUnavailable(f"cannot cancel task {task_id} because it is changing too often: try again")
 
     def _publish(self, task_id: TaskId, stage: Stage) -> None:
-        try:
+        with bind_task(task_id), self._tolerating_an_unavailable_queue(stage):
             self._queue.publish(task_id, stage)
-        except QueueUnavailable as error:
-            log.warning("publish_failed", extra={"task_id": task_id, "stage": stage.value, "error": str(error)})
 
-    def _ask_for_tail(self, task_id: TaskId) -> None:
+    @contextmanager
+    def _tolerating_an_unavailable_queue(self, stage: Stage) -> Iterator[None]:
+        try:
+            yield
+        except QueueUnavailable as error:  # resync publishes
+            log.warning("publish_failed", extra={"stage": stage.value, "error": str(error)})
+
+    def _request_tail(self, task_id: TaskId) -> None:
         now = self._clock.now()
-        asked = self._tails_asked.get(task_id)
+        asked = self._tail_requests.get(task_id)
         if asked is not None and now - asked < TAIL_EVERY:
             return
-        if len(self._tails_asked) >= _MAX_TAILS_REMEMBERED:
-            self._tails_asked.clear()
-        self._tails_asked[task_id] = now
+        if len(self._tail_requests) >= _MAX_TAILS:
+            self._tail_requests.clear()
+        self._tail_requests[task_id] = now
         self._publish(task_id, Stage.RUN)

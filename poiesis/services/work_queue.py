@@ -1,4 +1,4 @@
-"""A queue of tasks to reconcile, in memory: what is lost with it, resync finds again."""
+"""An in-memory queue of tasks to reconcile: what is lost with it, resync finds again."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from datetime import timedelta
 from typing import Final
 
 from poiesis.domain.task import TaskId
+from poiesis.observability import bind_task
 
 log = logging.getLogger(__name__)
 
 MAX_FAILURES: Final = 8
 FIRST_BACK_OFF_S: Final = 0.2
 MAX_KEYS: Final = 100_000
-TASKS_A_SETTLE: Final = 10
-MOST_SETTLES: Final = 4
+TASKS_PER_SETTLE: Final = 10
+MAX_SETTLES: Final = 4
 
 
 class WorkQueue:
     """Runs `handle(task_id, hint)` in a few threads, never twice at once for one task.
 
-    `wake` merges: a task that waits already waits once; one being handled is handled again afterwards. The newest hint that is not None
-    wins. A handler that raises is repeated with back-off, at most MAX_FAILURES times; then resync is what is left. At most MAX_KEYS tasks
-    wait; more are dropped (resync finds them). A wake-up without a hint waits for `settle`, in which others join it: a pod's events come in
-    flocks, and each would cost a look at the store. The more tasks wait, the longer it is, up to MOST_SETTLES times that.
+    Wake-ups merge: a task is queued once, and a task that is being handled is handled again afterwards. The newest hint that is not None
+    wins. A handler that raises is retried with back-off at most MAX_FAILURES times, after which resync takes over. At most MAX_KEYS tasks
+    are queued; more are dropped (resync finds them). A wake-up without a hint waits for `settle`, so that the events of one pod, which
+    come in bursts, are handled together and cost one read of the store. The more tasks are queued, the longer it waits, up to MAX_SETTLES
+    times `settle`.
     """
 
     def __init__(
@@ -38,12 +40,12 @@ class WorkQueue:
         self._settle_s = settle.total_seconds()
         self._lock = threading.Condition()
         self._ready: deque[TaskId] = deque()
-        self._hints: dict[TaskId, str | None] = {}  # waiting tasks
+        self._hints: dict[TaskId, str | None] = {}  # queued tasks
         self._busy: set[TaskId] = set()
         self._failures: dict[TaskId, int] = {}
-        self._later: list[tuple[float, TaskId]] = []  # a heap of those backing off: due on the monotonic clock
+        self._later: list[tuple[float, TaskId]] = []  # a heap: when due, by the monotonic clock
         self._backing_off: set[TaskId] = set()
-        self._settling: set[TaskId] = set()  # in the heap too, unless a hint brought them forward
+        self._settling: set[TaskId] = set()  # in the heap too, unless a hint moved them forward
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"reconcile-{i}", daemon=True) for i in range(threads)
@@ -66,7 +68,7 @@ class WorkQueue:
                 self._ready.append(task_id)
             elif task_id not in self._settling:
                 self._settling.add(task_id)
-                settles = min(1 + len(self._hints) // TASKS_A_SETTLE, MOST_SETTLES)
+                settles = min(1 + len(self._hints) // TASKS_PER_SETTLE, MAX_SETTLES)
                 heapq.heappush(self._later, (time.monotonic() + settles * self._settle_s, task_id))
             self._lock.notify()
 
@@ -82,21 +84,22 @@ class WorkQueue:
     def _work(self) -> None:
         while True:
             with self._lock:
-                self._bring_back()
+                self._move_due()
                 while not self._closed and not self._ready:
                     self._lock.wait(self._until_next())
-                    self._bring_back()
+                    self._move_due()
                 if self._closed:
                     return
                 task_id = self._ready.popleft()
                 hint = self._hints.pop(task_id, None)
                 self._busy.add(task_id)
             failed = False
-            try:
-                self._handle(task_id, hint)
-            except Exception as error:
-                failed = True
-                log.warning("wake_failed", extra={"task_id": task_id, "error": f"{type(error).__name__}: {error}"})
+            with bind_task(task_id):
+                try:
+                    self._handle(task_id, hint)
+                except Exception as error:
+                    failed = True
+                    log.warning("wake_failed", extra={"error": f"{type(error).__name__}: {error}"})
             with self._lock:
                 self._busy.discard(task_id)
                 if failed:
@@ -105,7 +108,7 @@ class WorkQueue:
                     self._failures.pop(task_id, None)
                 if task_id in self._hints and task_id not in self._backing_off:
                     self._ready.append(task_id)
-                self._lock.notify()  # something is ready, or the time until the next has changed
+                self._lock.notify()  # a task is ready, or the time until the next one has changed
 
     def _back_off(self, task_id: TaskId, hint: str | None) -> None:
         count = self._failures.get(task_id, 0) + 1
@@ -120,7 +123,7 @@ class WorkQueue:
     def _until_next(self) -> float | None:
         return max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
 
-    def _bring_back(self) -> None:
+    def _move_due(self) -> None:
         now = time.monotonic()
         while self._later and self._later[0][0] <= now:
             _, task_id = heapq.heappop(self._later)

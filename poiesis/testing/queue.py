@@ -1,6 +1,8 @@
-"""A `Queue` that delivers nothing and remembers what was published."""
+"""A `Queue` that delivers nothing and records what was published."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.states import ROLE_OF, Role, Stage
@@ -8,14 +10,20 @@ from poiesis.domain.task import TaskId
 
 
 class RecordingQueue:
-    """`published` in order. `backlog`: what `waiting` answers for a role. `down`: set it to make every call raise QueueUnavailable until it
-    is unset, as a broker that went away."""
+    """`published` in order, of a chain its first link; `chains` holds all stages. `backlog`: what `waiting` returns for a role. While
+    `down` is set every call raises QueueUnavailable."""
 
     def __init__(self) -> None:
         self.down = False
         self.backlog: dict[Role, int] = {}
+        self.chains: dict[TaskId, tuple[Stage, ...]] = {}
         self.published: list[tuple[TaskId, Stage]] = []
         self.closed = False
+
+    def begin(self, task_id: TaskId, stages: Sequence[Stage]) -> None:
+        self.ready()
+        self.chains[task_id] = tuple(stages)
+        self.published.append((task_id, stages[0]))
 
     def publish(self, task_id: TaskId, stage: Stage) -> None:
         self.ready()

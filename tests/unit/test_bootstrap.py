@@ -48,7 +48,7 @@ def test_claims_of_an_earlier_life_are_dead_in_the_embedded_mode_alone(
     embedded: Bootstrap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr(bootstrap, "Orchestrator", lambda *_, **options: seen.append(options.get("alone_since")))
+    monkeypatch.setattr(bootstrap, "Orchestrator", lambda *_, **options: seen.append(options.get("exclusive_since")))
     server = Bootstrap(Settings(), FilerSettings(), KubernetesSettings())
     for parts in (embedded, server):
         parts.__dict__.update(repository=None, cluster=None)

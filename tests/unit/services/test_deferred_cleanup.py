@@ -14,12 +14,12 @@ A, B, C = TaskId("a"), TaskId("b"), TaskId("c")
 
 
 class Desk:
-    def __init__(self, patience: timedelta = timedelta(hours=1)) -> None:
+    def __init__(self, max_delay: timedelta = timedelta(hours=1)) -> None:
         self.published: list[str] = []
         self.starting: list[TaskId] = []
         self.error: Exception | None = None
         self._changed = threading.Condition()
-        self.deferred_cleanup = DeferredCleanup(self.publish, lambda: list(self.starting), patience=patience)
+        self.deferred_cleanup = DeferredCleanup(self.publish, lambda: list(self.starting), max_delay=max_delay)
 
     def publish(self, task_id: TaskId) -> None:
         with self._changed:
@@ -63,7 +63,7 @@ def test_what_is_held_goes_in_order_when_only_ended_tasks_are_shown_as_starting(
 
 
 def test_patience_ends_though_others_start_for_ever():
-    desk = Desk(patience=timedelta(milliseconds=20))
+    desk = Desk(max_delay=timedelta(milliseconds=20))
     desk.starting = [B]
     desk.deferred_cleanup.start()
     desk.deferred_cleanup.add(A)

@@ -262,8 +262,8 @@ def test_what_a_container_of_an_earlier_pod_pokes_is_not_heard(since):
     earlier = world.launch().poke_nonce
     now = world.change(**since).poke_nonce
     late, present = MemoryCluster(world.clock).record("late", 1), MemoryCluster(world.clock).record("present")
-    world.monitor(poked=earlier, heard=(late,))
-    world.monitor(poked=now, heard=(present,))
+    world.monitor(poked=earlier, records=(late,))
+    world.monitor(poked=now, records=(present,))
     assert heard == ["present"]
 
 

@@ -10,7 +10,7 @@ from poiesis.domain.naming import is_task_id
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Task, TaskId, Version, View
 from poiesis.ports.repository import TaskFilter
-from poiesis.services.tasks import FIRST_LOOK, MAX_RACES, TAIL_EVERY, TaskService
+from poiesis.services.tasks import FIRST_WAKE_UP, MAX_RACES, TAIL_EVERY, TaskService
 from poiesis.testing.clock import ManualClock
 from poiesis.testing.queue import RecordingQueue
 from poiesis.testing.repository import MemoryTaskRepository
@@ -55,7 +55,7 @@ def test_a_created_task_is_stored_published_and_looked_at_again(desk):
     task = desk.task(task_id)
     assert is_task_id(task_id)
     assert (task.state, task.stage, task.owner, task.spec) == (State.QUEUED, Stage.PREPARE, "me", FILES)
-    assert task.wake_at == desk.clock.now() + FIRST_LOOK
+    assert task.wake_at == desk.clock.now() + FIRST_WAKE_UP
     assert task.log.system_logs == ("said",)
     assert len(task.nonce) == 16
     assert desk.queue.published == [(task_id, Stage.PREPARE)]
@@ -68,7 +68,7 @@ def test_every_task_has_a_nonce_of_its_own(desk):
 def test_a_task_is_taken_while_the_queue_is_down(desk):
     desk.queue.down = True
     task_id = desk.service.create(SMALL)
-    assert [t for t, _ in desk.repository.due(desk.clock.advance(FIRST_LOOK), limit=1)] == [task_id]
+    assert [t for t, _ in desk.repository.due(desk.clock.advance(FIRST_WAKE_UP), limit=1)] == [task_id]
 
 
 def test_a_broken_task_is_neither_stored_nor_published(desk):
@@ -169,7 +169,7 @@ def test_a_cancel_is_taken_while_the_queue_is_down(desk):
     desk.queue.down = True
     desk.service.cancel(task_id)
     assert desk.task(task_id).wake_at is not None
-    assert desk.repository.due(desk.clock.advance(FIRST_LOOK), limit=1) == [(task_id, Stage.FINISH)]
+    assert desk.repository.due(desk.clock.advance(FIRST_WAKE_UP), limit=1) == [(task_id, Stage.FINISH)]
 
 
 def test_a_cancel_wins_its_races_or_says_that_it_did_not(desk):
@@ -206,9 +206,9 @@ def test_reading_anything_else_asks_for_nothing(desk):
 
 
 def test_what_is_remembered_about_readers_is_bounded(desk, monkeypatch):
-    monkeypatch.setattr("poiesis.services.tasks._MAX_TAILS_REMEMBERED", 3)
+    monkeypatch.setattr("poiesis.services.tasks._MAX_TAILS", 3)
     for _ in range(10):
         task_id = desk.service.create(SMALL)
         desk.put(task_id, state=State.RUNNING, stage=Stage.RUN)
         desk.service.get(task_id, View.FULL)
-    assert len(desk.service._tails_asked) <= 3
+    assert len(desk.service._tail_requests) <= 3
