@@ -1,1 +1,1 @@
-"""Celery: how a task's chain of links reaches the roles. Each link is one call of `reconcile` and carries a task id alone."""
+"""Celery: how the links of a task reach the roles. Each link is one call of `reconcile` and carries only a task id."""

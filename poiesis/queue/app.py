@@ -3,7 +3,7 @@
     torc.prepare → tif.stage_in → texam.launch → tof.stage_out → torc.finish
 
 Delivery is at-least-once and messages may be lost; the store's `wake_at` makes up for it, so nothing here retries for long. Links are
-acknowledged after they ran, one prefetched at a time, and redelivered if a worker dies with one.
+acknowledged after they have run, prefetched one at a time, and redelivered if their worker dies.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LINK_OF: Final[Mapping[Stage, str]] = {
     Stage.DONE: "torc.finish",
 }
 LINKS: Final = tuple(dict.fromkeys(LINK_OF.values()))
-VISIBILITY_TIMEOUT_S: Final = 300  # links last at most seconds; Redis redelivers what was not acknowledged by then
+VISIBILITY_TIMEOUT_S: Final = 300  # a link takes seconds at most; Redis redelivers a message not acknowledged by then
 SOCKET_TIMEOUT_S: Final = 5
 MEMORY_POLL_S: Final = 0.01  # the in-memory transport polls; at 10 ms an idle process costs about 1 % of a core
 
@@ -37,7 +37,7 @@ def role_of(link: str) -> Role:
 
 
 def make_app(broker_url: str) -> Celery:
-    """A Celery app on `redis://…` or `memory://`."""
+    """Return a Celery app on `redis://…` or `memory://`."""
     in_memory = broker_url.startswith("memory:")
     options: dict[str, Any] = (
         {"polling_interval": MEMORY_POLL_S}

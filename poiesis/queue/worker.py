@@ -1,13 +1,13 @@
-"""Running Celery workers: one role's in a process of its own, or all roles' in a thread of the embedded service."""
+"""Celery workers: one role's in its own process, or all roles' in a thread of the embedded service."""
 
 from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from celery import Celery
-from celery.signals import setup_logging
+from celery.signals import setup_logging, worker_shutting_down
 
 from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.states import Role
@@ -15,16 +15,24 @@ from poiesis.domain.states import Role
 
 @setup_logging.connect
 def _keep_logging(**_: object) -> None:
-    """Celery sets up logging by itself unless somebody answers this signal: ours is set up already."""
+    """Celery configures logging itself unless a receiver is connected to this signal; ours is configured already."""
 
 
 def node_name(name: str) -> str:
-    """Of a worker, as Flower and remote control know it: two of one name are taken for one. `%h` is for Celery's command line alone."""
+    """The name of a worker in Flower and remote control, where it must be unique. Only Celery's command line expands `%h`."""
     return f"{name}@{socket.gethostname()}"
 
 
-def run_worker(app: Celery, roles: Iterable[Role], *, threads: int, name: str) -> int:
-    """Consume the roles' queues until SIGTERM; links under way are finished first. Returns the exit code."""
+def run_worker(
+    app: Celery, roles: Iterable[Role], *, threads: int, name: str, on_shutdown: Callable[[], None] = lambda: None
+) -> int:
+    """Consume the roles' queues until SIGTERM; running links are finished first, for which Celery waits without a limit. Returns the
+    exit code. `on_shutdown` is called when the signal comes."""
+
+    def shutting_down(**_: object) -> None:
+        on_shutdown()
+
+    worker_shutting_down.connect(shutting_down)
     worker = app.Worker(
         pool="threads",
         concurrency=threads,
@@ -39,10 +47,10 @@ def run_worker(app: Celery, roles: Iterable[Role], *, threads: int, name: str) -
 
 
 class ThreadWorker:
-    """All roles' links in threads of this process, for the embedded service and its in-memory transport."""
+    """Runs the links of all roles in threads of this process, for the embedded service and its in-memory transport."""
 
     def __init__(self, app: Celery, *, threads: int, roles: Iterable[Role] = tuple(Role)) -> None:
-        app.set_default()  # the links that follow a link are published through the thread's current app
+        app.set_default()  # Celery publishes the next link of a chain through the thread's current app
         self._controller = app.WorkController(
             app=app,
             pool_cls="threads",
@@ -60,10 +68,10 @@ class ThreadWorker:
         self._thread.start()
 
     def close(self, timeout_s: float = 10) -> None:
-        """Stop taking links and wait for those under way. Raises: QueueUnavailable when they do not end in time."""
+        """Stop taking links and wait for the running ones. Raises: QueueUnavailable if they do not end in time."""
         if not self._thread.is_alive():
             return
         self._controller.stop(exitcode=0)
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            raise QueueUnavailable("the worker's links did not end in time")
+            raise QueueUnavailable(f"the worker's links did not end within {timeout_s:g} s")

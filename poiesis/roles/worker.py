@@ -1,4 +1,4 @@
-"""TOrc, TIF, TExAM and TOF: a Celery worker on the role's queue, with health and metrics beside it."""
+"""TOrc, TIF, TExAM and TOF: a Celery worker on the role's queue, and a server for health and metrics."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from poiesis.domain.states import Role
 from poiesis.queue.links import register
 from poiesis.queue.worker import run_worker
 from poiesis.roles.health import HealthServer
+from poiesis.roles.shutdown import end_within
 
 
 def main(role: Role, environ: Mapping[str, str]) -> int:
@@ -17,6 +18,12 @@ def main(role: Role, environ: Mapping[str, str]) -> int:
         health = HealthServer(parts.settings.listen, parts.ready)
         health.start()
         try:
-            return run_worker(parts.celery, [role], threads=parts.settings.role_threads, name=role.value)
+            return run_worker(
+                parts.celery,
+                [role],
+                threads=parts.settings.role_threads,
+                name=role.value,
+                on_shutdown=lambda: end_within(parts.settings.shutdown_grace),
+            )
         finally:
             health.close()

@@ -209,7 +209,7 @@ class Monitor:
         return purged
 
     def _remove_unknown(self, task_id: TaskId) -> None:
-        """Delete the objects of a task that the store does not have. A task is stored before its objects are created, so none can follow."""
+        """Delete the objects of a task that the store does not have. A task is stored before its objects are created, so no more follow."""
         log.warning("sweep_unknown_task", extra={"task_id": task_id})
         self._cluster.delete_all(task_id, self._policy.max_attempts)
 

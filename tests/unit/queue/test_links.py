@@ -3,27 +3,31 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 import pytest
+from celery.signals import before_task_publish
 from kombu.transport import memory
 
-from poiesis.domain.errors import ClusterUnavailable, QueueUnavailable
+from poiesis.domain.decide import plan_of
+from poiesis.domain.errors import ClusterUnavailable, QueueUnavailable, QuotaExceeded
 from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import TaskId
-from poiesis.queue.app import LINK_OF, LINKS, make_app, role_of
-from poiesis.queue.links import _keep_from, register
+from poiesis.queue.app import LINK_OF, make_app, role_of
+from poiesis.queue.links import register
 from poiesis.queue.publisher import CeleryQueue
 from poiesis.queue.worker import ThreadWorker
 from poiesis.services.orchestrator import Orchestrator, stages_of
-from tests.unit.domain.samples import FILES, GPUS, ID, SMALL, World
+from poiesis.services.tasks import first_stages
+from tests.unit.domain.samples import FILES, GPUS, ID, POLICY, SMALL, World, spec
 
 PATIENCE_S = 20.0
 
 
 class Spy:
-    """An orchestrator that notes which stages each link acts for."""
+    """An orchestrator that records which stages each link acts for."""
 
     def __init__(self, orchestrator: Orchestrator) -> None:
         self._orchestrator = orchestrator
@@ -111,23 +115,23 @@ def service(running: Service) -> Iterator[Service]:
     running.quiet()
 
 
-def test_a_chain_takes_a_task_to_its_pod_and_ends_there(service):
+def test_links_take_a_task_to_its_pod_and_end_there(service):
     one = service(World(FILES))
     one.queue.publish(ID, Stage.PREPARE)
     one.until(lambda: one.world.task.part == "task")
     assert one.spy.links == [Role.TORC, Role.TIF, Role.TEXAM]
     one.quiet()
-    assert one.spy.links.count(Role.TOF) == 1  # the one that `quiet` sent: the rest of the chain was dropped
+    assert one.spy.links.count(Role.TOF) == 1  # the one that `quiet` sent
 
 
-def test_a_chain_skips_the_links_that_have_nothing_to_do(service):
+def test_links_without_effects_are_skipped(service):
     one = service(World(SMALL))
     one.queue.publish(ID, Stage.PREPARE)
     one.until(lambda: one.world.task.part == "task")
     assert one.spy.links == [Role.TORC, Role.TEXAM]
 
 
-def test_a_chain_that_comes_too_late_goes_back_to_the_link_that_is_due(service):
+def test_a_link_that_comes_too_late_publishes_the_link_that_is_due(service):
     one = service(World(FILES))
     one.queue.publish(ID, Stage.STAGE_OUT)
     one.until(lambda: one.world.task.part == "task")
@@ -135,7 +139,7 @@ def test_a_chain_that_comes_too_late_goes_back_to_the_link_that_is_due(service):
     assert one.world.cluster.created == {(ID, 1, "task"): 1}
 
 
-def test_chains_take_a_staged_task_to_its_end(service):
+def test_links_take_a_staged_task_to_its_end(service):
     world = World(GPUS)
     one = service(world)
     one.queue.publish(ID, Stage.PREPARE)
@@ -153,7 +157,7 @@ def test_chains_take_a_staged_task_to_its_end(service):
     one.until(lambda: world.task.state is State.COMPLETE and world.cluster.is_empty(ID))
 
 
-def test_the_same_chain_many_times_makes_one_pod(service):
+def test_the_same_chain_many_times_creates_one_pod(service):
     one = service(World(FILES))
     for _ in range(20):
         one.queue.publish(ID, Stage.PREPARE)
@@ -180,7 +184,7 @@ def test_a_bug_in_a_link_gives_the_task_up(service):
     one.until(lambda: one.world.task.state is State.SYSTEM_ERROR)
 
 
-def test_a_fault_in_a_link_drops_the_chain_and_changes_nothing(service):
+def test_a_fault_in_a_link_publishes_nothing_and_changes_nothing(service):
     one = service(World(SMALL))
     one.spy.error = ClusterUnavailable("away")
     one.queue.publish(ID, Stage.PREPARE)
@@ -190,7 +194,7 @@ def test_a_fault_in_a_link_drops_the_chain_and_changes_nothing(service):
     assert one.spy.links.count(Role.TEXAM) == 1
 
 
-def test_a_link_whose_publishing_fails_leaves_it_to_resync(service, monkeypatch):
+def test_a_link_that_cannot_publish_leaves_it_to_resync(service, monkeypatch):
     one = service(World(FILES))
     gone = threading.Event()
 
@@ -206,20 +210,63 @@ def test_a_link_whose_publishing_fails_leaves_it_to_resync(service, monkeypatch)
     one.until(lambda: one.world.task.part == "task")
 
 
-class Request:
-    def __init__(self, first: int) -> None:
-        self.chain: list[dict[str, str]] | None = [{"task": link} for link in reversed(LINKS[first:])]
-
-
 @pytest.mark.parametrize(
-    ("first", "following", "rest"),
-    [(1, 2, LINKS[2:]), (1, 4, LINKS[4:]), (1, None, ()), (5, 4, ()), (3, 2, ())],
+    ("task_spec", "chain"),
+    [
+        (SMALL, ["texam.launch"]),
+        (spec(volumes=("/scratch",)), ["torc.prepare", "texam.launch"]),
+        (FILES, ["torc.prepare", "tif.stage_in", "texam.launch"]),
+        (GPUS, ["torc.prepare", "tif.stage_in"]),
+    ],
+    ids=["small", "volume", "files", "staged"],
 )
-def test_the_rest_of_a_chain_begins_at_the_link_that_is_due(first, following, rest):
-    request = Request(first)
-    _keep_from(request, following)
-    assert [link["task"] for link in reversed(request.chain or [])] == list(rest)
+def test_the_chain_of_a_new_task_is_what_flower_groups_under_its_id(service, task_spec, chain):
+    """Without idle links, and with no more messages than links: Celery continues the chain, so nothing is published twice."""
+    one = service(World(task_spec))
+    with sent_links() as sent:
+        one.queue.begin(ID, first_stages(plan_of(one.world.task, POLICY)))
+        one.until(lambda: one.world.task.part is not None)
+        one.quiet()
+    mine = [headers for headers in sent if headers["root_id"] == ID]
+    assert [headers["task"] for headers in mine] == chain
+    assert mine[0]["id"] == ID
+    assert [headers["parent_id"] for headers in mine] == [None, *(headers["id"] for headers in mine[:-1])]
+
+
+def test_a_link_publishes_what_is_due_under_the_same_root(service):
+    one = service(World(FILES))
+    with sent_links() as sent:
+        one.queue.publish(ID, Stage.STAGE_OUT)  # too late: `prepare` is due
+        one.until(lambda: one.world.task.part == "task")
+    mine = [headers for headers in sent if headers["root_id"] == ID]
+    assert [headers["task"] for headers in mine] == ["tof.stage_out", "torc.prepare", "tif.stage_in", "texam.launch"]
+    assert [headers["parent_id"] for headers in mine] == [None, *(headers["id"] for headers in mine[:-1])]
+
+
+def test_the_rest_of_a_chain_respects_the_back_off_of_a_link_that_the_cluster_refused(service):
+    one = service(World(FILES))
+    one.world.cluster.fail("create_volume", QuotaExceeded("no room"))
+    one.queue.begin(ID, (Stage.PREPARE, Stage.STAGE_IN, Stage.LAUNCH))
+    one.until(lambda: one.spy.links == [Role.TORC, Role.TIF, Role.TEXAM])
+    one.quiet()
+    assert one.spy.links.count(Role.TORC) == 2  # one of them is from `quiet`: nothing was published
+    assert one.world.task.waiting == "QuotaExceeded: no room"
+
+
+@contextmanager
+def sent_links() -> Iterator[list[dict[str, Any]]]:
+    """The headers of every message published meanwhile."""
+    sent: list[dict[str, Any]] = []
+
+    def note(headers: dict[str, Any], **_: object) -> None:
+        sent.append(headers)
+
+    before_task_publish.connect(note)
+    try:
+        yield sent
+    finally:
+        before_task_publish.disconnect(note)
 
 
 def test_every_stage_has_a_link_of_its_role():
-    assert {stage: role_of(LINKS[index]) for stage, index in LINK_OF.items()} == dict(ROLE_OF)
+    assert {stage: role_of(link) for stage, link in LINK_OF.items()} == dict(ROLE_OF)
