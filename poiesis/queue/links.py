@@ -31,9 +31,7 @@ def register(app: Celery, orchestrator: Orchestrator, queue: Queue) -> None:
 
 def _register(app: Celery, name: str, orchestrator: Orchestrator, queue: Queue) -> None:
     def link(self: CeleryTask[Any, Any], task_id: str) -> None:
-        chain: list[dict[str, Any]] = (
-            self.request.chain or []
-        )  # Celery keeps it reversed: the next link is the last element
+        chain: Any = self.request.chain  # reversed: the next link is the last element
         with bind_task(task_id):
             _run(name, TaskId(task_id), chain[-1]["task"] if chain else None, orchestrator, queue)
 

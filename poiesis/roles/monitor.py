@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from poiesis.bootstrap import Bootstrap
 from poiesis.observability import LEADING
 from poiesis.roles.health import HealthServer
-from poiesis.roles.shutdown import stop_on_signal
+from poiesis.roles.shutdown import end_within, stop_on_signal
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +42,11 @@ def main(environ: Mapping[str, str]) -> int:
                 log.info("leading")
                 LEADING.set(1)
                 monitor.start()
-        ended_by_request = not deposed.is_set()
+        lost_leadership = deposed.is_set()  # closing the election deposes too
+        if lost_leadership:
+            end_within(parts.settings.shutdown_grace)
         election.close()
         pokes.close()
         health.close()
         monitor.close()
-    return 0 if ended_by_request else 1
+    return 1 if lost_leadership else 0
