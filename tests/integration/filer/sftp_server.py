@@ -45,13 +45,17 @@ def folder(root: Path) -> type:
 
         def list_folder(self, path: str) -> Any:
             return answer(
-                lambda: [paramiko.SFTPAttributes.from_stat(p.stat(), p.name) for p in sorted(self.at(path).iterdir())]
+                lambda: [paramiko.SFTPAttributes.from_stat(p.lstat(), p.name) for p in sorted(self.at(path).iterdir())]
             )
 
         def stat(self, path: str) -> Any:
             return answer(lambda: paramiko.SFTPAttributes.from_stat(self.at(path).stat()))
 
-        lstat = stat
+        def lstat(self, path: str) -> Any:
+            return answer(lambda: paramiko.SFTPAttributes.from_stat(self.at(path).lstat()))
+
+        def canonicalize(self, path: str) -> str:
+            return "/" + str(self.at(path).resolve().relative_to(root.resolve())).removeprefix(".")
 
         def open(self, path: str, flags: int, attr: Any) -> Any:
             def opened() -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ftplib
 import os
 import random
 import socket
@@ -122,6 +123,38 @@ def test_a_drop_at_any_byte_is_resumed(volume: Path, ftp: FtpServer, monkeypatch
         monkeypatch.setattr(DTPHandler, "send", original)
         assert report.error is None
         assert (volume / f"root/data/{cut}").read_bytes() == BODY
+
+
+def test_links_and_special_files_in_a_listing(volume: Path, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of servers that list links as such, as RFC 3659 describes it."""
+    (ftp.root / "d").mkdir()
+    (ftp.root / "d/x").write_text("x")
+    listed = [
+        (".", {"type": "cdir"}),
+        ("x", {"type": "OS.unix=slink:/d/x"}),
+        ("null", {"type": "OS.unix=chr-1/3"}),
+    ]
+    monkeypatch.setattr(ftplib.FTP, "mlsd", lambda *_, **__: iter(listed))
+    report = bring(volume, given("/data", f"{ftp.url}/d", type="DIRECTORY"), settings=quick())
+    assert (report.error, tree(volume / "root/data")) == (None, {"x": b"x"})
+    assert [note.partition(":")[0] for note in report.notes] == ["/data/null"]
+
+
+@pytest.mark.parametrize("name", ["a/b", "..", "a\0b"])
+def test_a_name_that_no_file_can_have_is_refused(
+    volume: Path, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(ftplib.FTP, "mlsd", lambda *_, **__: iter([(name, {"type": "file"})]))
+    report = bring(volume, given("/data", f"{ftp.url}/", type="DIRECTORY"), settings=quick())
+    assert report.error is not None
+    assert "invalid name" in report.error
+
+
+def test_a_file_as_a_directory_input_is_staged_into_the_directory(volume: Path, ftp: FtpServer) -> None:
+    (ftp.root / "reads").write_text("ACGT")
+    report = bring(volume, given("/data/d", f"{ftp.url}/reads", type="DIRECTORY"), settings=quick())
+    assert (report.error, tree(volume / "root/data")) == (None, {"d/reads": b"ACGT"})
+    assert "is a file, not a directory" in report.notes[0]
 
 
 @dataclass(frozen=True)

@@ -51,3 +51,30 @@ def test_refusals(volume: Path, sftp: Sftp, url: str, code: str) -> None:
     report = bring(volume, given("/data/x", url.format(sftp.url, port=sftp.port)), settings=settings)
     assert report.error_code == code
     assert "wrong" not in str(report.error)
+
+
+def test_unusable_entries_of_a_directory_are_left_out(volume: Path, sftp: Sftp) -> None:
+    directory = sftp.root / "d/e"
+    directory.mkdir(parents=True)
+    (directory / "x").write_text("x")
+    (directory / "y").symlink_to("x")
+    (directory / "dangling").symlink_to("nothing")
+    (directory / "itself").symlink_to("itself")
+    (directory / "above").symlink_to("..")
+    os.mkfifo(directory / "fifo")
+    settings = quick(known_hosts_file=str(sftp.known_hosts))
+    report = bring(volume, given("/data", f"{sftp.url}/d", type="DIRECTORY"), settings=settings)
+    assert report.error is None
+    assert tree(volume / "root/data") == {"e/x": b"x", "e/y": b"x"}
+    assert [note.partition(":")[0] for note in report.notes] == [
+        f"/data/e/{name}" for name in ("above", "dangling", "fifo", "itself")
+    ]
+    assert "a FIFO" in report.notes[2]
+
+
+def test_a_file_as_a_directory_input_is_staged_into_the_directory(volume: Path, sftp: Sftp) -> None:
+    (sftp.root / "reads").write_text("ACGT")
+    settings = quick(known_hosts_file=str(sftp.known_hosts))
+    report = bring(volume, given("/data/d/", f"{sftp.url}/reads/", type="DIRECTORY"), settings=settings)
+    assert (report.error, tree(volume / "root/data")) == (None, {"d/reads": b"ACGT"})
+    assert "is a file, not a directory" in report.notes[0]
