@@ -1,7 +1,7 @@
 """`python -m poiesis.filer in|out --document FILE --volume DIR [--settings FILE]`: the program of TIF's and TOF's containers.
 
 The report is the last line on stdout, as JSON (`domain.report.format_report`); progress and logs go to stderr. Exit code 0: no error.
-SIGTERM and SIGINT end it in order: what was begun is removed, and the report says that it was stopped.
+On SIGTERM and SIGINT it removes unfinished files and reports that it was stopped.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ def main(arguments: list[str]) -> int:
         text = _read(options["--document"])
         document = json.loads(text)
         if not isinstance(document, dict):
-            raise ValueError("is no JSON object")
+            raise ValueError("the document is not a JSON object")
         settings = FilerSettings.from_json(_read(options["--settings"])) if "--settings" in options else FilerSettings()
     except (OSError, ValueError, PoiesisError) as error:
-        report = FilerReport(error=f"the filer cannot begin: {error}", error_code="configuration")
+        report = FilerReport(error=f"the filer cannot start: {error}", error_code="configuration")
     else:
         stage = stage_in if options["direction"] == "in" else stage_out
         report = stage(
@@ -77,7 +77,7 @@ class _Lines:
 
 
 def _parse(arguments: list[str]) -> dict[str, str] | None:
-    """Three options, read by hand: argparse alone costs a tenth of the start."""
+    """Three options, parsed here because importing argparse takes a tenth of the start."""
     if not arguments or arguments[0] not in ("in", "out"):
         return None
     options = {"direction": arguments[0]}
@@ -91,7 +91,7 @@ def _parse(arguments: list[str]) -> dict[str, str] | None:
 
 
 def _read(path: str) -> bytes:
-    """The file; where it came in pieces because it is large, `PATH.0`, `PATH.1`, … one after the other."""
+    """The file, or for a large one its pieces `PATH.0`, `PATH.1`, … joined."""
     text, pieces = b"", [Path(path)]
     if not pieces[0].exists() and Path(f"{path}.0").exists():
         pieces = list(itertools.takewhile(Path.exists, (Path(f"{path}.{i}") for i in itertools.count())))
@@ -112,4 +112,4 @@ if __name__ == "__main__":
     status = main(sys.argv[1:])
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)  # all is said and on the disk: taking the interpreter apart would be for nobody
+    os._exit(status)  # everything is written; tearing the interpreter down takes time and changes nothing

@@ -61,6 +61,17 @@ def test_an_error_ends_with_one(tmp_path: Path) -> None:
     assert report.error_code == "output_missing"
 
 
+def test_a_bug_leaves_its_traceback_on_stderr_and_one_line_in_the_report(tmp_path: Path) -> None:
+    """A document that no planner writes stands for the bug."""
+    out, log = (process := start(tmp_path, "in", {"inputs": [{"no": "path"}]})).communicate(timeout=30)
+    assert process.returncode == 1
+    report = parse_report(out.splitlines()[-1])
+    assert report is not None
+    assert report.error == "internal error of the filer (KeyError); the traceback is in its container's log"
+    assert "Traceback (most recent call last):" in log
+    assert "KeyError: 'path'" in log
+
+
 def test_a_document_that_is_none_is_an_error_in_a_report(tmp_path: Path) -> None:
     process = start(tmp_path, "in", {})
     process.communicate(timeout=30)
