@@ -39,23 +39,56 @@ class ApiSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
-    """Processes; each answers requests by itself."""
-    max_body_bytes: int = 10 * 1024 * 1024 - 1
-    """Of a request. 10 MB bodies are refused by default; `content` inputs have their own limits in the policy."""
-    client_safe_states: bool = True
-    """Show only states that every known client understands: CANCELING as RUNNING, PREEMPTED as SYSTEM_ERROR (docs/api.md)."""
-    queued_as_initializing: bool = False
-    """Show QUEUED as INITIALIZING: for Galaxy/Pulsar, which reads QUEUED as failed."""
+    """Processes; each answers requests by itself, and the limits below are those of each."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names in `Host` that requests may use without authentication, beside loopback names and, unless `host` is a loopback address, `host`,
+    the machine's name and any IP address. `*.example.org` stands for all names below it, `*` for any name (docs/api.md)."""
+    cors_origins: tuple[str, ...] = ()
+    """Origins of web pages that may call the API, such as `https://portal.example.org`; `*` for all."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks of proxies in front of the API. Their `X-Forwarded-For` names the client, and their connections do not count
+    towards `max_connections_per_address`."""
     auth: tuple[str, ...] = ()
-    """Ways to authenticate, any of basic, bearer, api_key; empty: everybody may do everything."""
+    """Authentication methods, any of basic, bearer, api_key; empty: no authentication."""
     credentials_file: str | None = None
     """JSON file of users, tokens and keys; see docs/operators.md."""
-    cors_origins: tuple[str, ...] = ()
-    """Origins of web pages that may call the API; `*` for all."""
+    max_connections: int = 512
+    """Open connections. A new one closes the connection that has been idle longest; it is refused when all are busy."""
+    max_connections_per_address: int = 256
+    """The same for one client address, or one /64 network of IPv6."""
+    max_header_bytes: int = 32 * 1024
+    """Of the request line and headers of a request."""
+    max_body_bytes: int = 10 * 1024 * 1024 - 1
+    """Of the body of a request. `content` of inputs has limits of its own in the policy."""
+    max_buffered_bytes: int = 16 * 1024 * 1024
+    """Of all bodies above 64 KiB that are received or worked on at once; further ones wait, then get 503. A body takes up to 25 times its
+    bytes of memory."""
+    header_timeout: timedelta = timedelta(seconds=10)
+    """How long a request line and its headers may take."""
+    body_timeout: timedelta = timedelta(seconds=15)
+    """How long a body may take, beside one second for each 16 KiB."""
+    idle_timeout: timedelta = timedelta(seconds=75)
+    """How long an idle connection stays open. Longer than the usual 60 s of proxies, so that the proxy closes first."""
+    client_safe_states: bool = False
+    """Show CANCELING as RUNNING, for clients that take CANCELING for the end of a task, such as Galaxy with Pulsar (docs/api.md)."""
+    queued_as_initializing: bool = False
+    """Show QUEUED as INITIALIZING, for Galaxy with Pulsar, which takes QUEUED for a failure."""
+    preempted_as_system_error: bool = True
+    """Show PREEMPTED as SYSTEM_ERROR, since most clients wait forever for a PREEMPTED task to end."""
 
     def __post_init__(self) -> None:
-        _require(0 <= self.port <= 65535, f"port {self.port} is none: give a number from 0 to 65535")
-        _require(self.workers >= 1, f"{self.workers} API workers are too few: give at least 1")
+        _require(0 <= self.port <= 65535, f"invalid port {self.port}: must be between 0 and 65535")
+        for name in (
+            "workers",
+            "max_connections",
+            "max_connections_per_address",
+            "max_body_bytes",
+            "max_buffered_bytes",
+        ):
+            _require_at_least(1, getattr(self, name), f"API__{name.upper()}")
+        _require_at_least(1024, self.max_header_bytes, "API__MAX_HEADER_BYTES")
+        for name in ("header_timeout", "body_timeout", "idle_timeout"):
+            _require(getattr(self, name) > timedelta(0), f"invalid {PREFIX}API__{name.upper()}: must be longer than 0")
 
 
 @dataclass(frozen=True)
@@ -108,13 +141,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("max_parallel", "role_threads", "monitor_threads"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"{PREFIX}{name.upper()} is {value}: give at least 1")
+            _require_at_least(1, getattr(self, name), name.upper())
 
 
-def _require(is_right: bool, message: str) -> None:
-    if not is_right:
+def _require(is_valid: bool, message: str) -> None:
+    if not is_valid:
         raise ConfigurationError(message)
+
+
+def _require_at_least(least: int, value: int | None, name: str) -> None:
+    _require(value is None or value >= least, f"invalid {PREFIX}{name} {value}: must be at least {least}")
 
 
 def read(cls: type[T], environ: Mapping[str, str], prefix: str = PREFIX, *, others: tuple[str, ...] = ()) -> T:

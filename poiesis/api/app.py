@@ -1,11 +1,11 @@
 """The application: Connexion's routes and validation around our handlers, Flask's pages beside them.
 
-    CORS → Front ─┬─ /healthz, /readyz
-                  ├─ other paths: Flask pages, or 404
-                  └─ errors → Swagger UI → routing by the spec → Authentication → validation by the spec → handler
+    server → CORS → Gateway ─┬─ /healthz, /readyz
+                             ├─ other paths: Flask pages, or 404
+                             └─ errors → Swagger UI → routing by the spec → Authentication → validation by the spec → handler
 
-Connexion's own `AsyncOperation` makes its decorators anew for each request and turns parameters into arguments a second time;
-`_Operation` calls the handler with what validation has read (docs/adr/0002).
+Connexion's own `AsyncOperation` makes its decorators again for each request and turns parameters into arguments a second time;
+`_Operation` calls the handler with the values that validation has read (docs/adr/0002).
 """
 
 from __future__ import annotations
@@ -34,16 +34,15 @@ from connexion.middleware.routing import RoutingMiddleware
 from connexion.middleware.swagger_ui import SwaggerUIMiddleware
 from connexion.resolver import Resolver
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 import poiesis
 from poiesis.api import errors
+from poiesis.api.allowed_methods import AllowedMethods
 from poiesis.api.auth import Authenticator
 from poiesis.api.handlers import Handlers, Request
-from poiesis.api.methods import Methods
-from poiesis.api.middleware import BASE_PATHS, Authentication, Front
+from poiesis.api.middleware import BASE_PATHS, Authentication, Cors, Gateway
 from poiesis.api.pages import create_pages
 from poiesis.api.validation import VALIDATORS
 from poiesis.api.views import Views
@@ -52,14 +51,14 @@ from poiesis.domain.policy import Policy
 from poiesis.services.tasks import TaskService
 
 THREADS: Final = 16
-"""Service calls of one process at once: they wait for the store, and more of them only queue there."""
+"""Service calls of one process at once: they wait for the store, where more of them would only queue."""
 PAGE_THREADS: Final = 4
 _encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True)
 class Services:
-    """What the API stands on. `describe` says in a sentence what tasks run on; `ready` raises Unavailable."""
+    """The parts that the API needs. `describe`: one sentence on what tasks run on; `ready` raises Unavailable."""
 
     tasks: TaskService
     policy: Policy
@@ -70,9 +69,16 @@ class Services:
 
 
 def create_app(
-    services: Services, *, blueprints: Sequence[flask.Blueprint] = (), validate_responses: bool = False
+    services: Services,
+    *,
+    blueprints: Sequence[flask.Blueprint] = (),
+    validate_responses: bool = False,
+    on_start: Callable[[], None] = lambda: None,
 ) -> AsyncApp:
-    """The ASGI application. `blueprints`: pages beside the API. `validate_responses`: hold answers against the spec too (tests).
+    """Return the ASGI application.
+
+    `blueprints`: pages beside the API. `validate_responses`: check responses against the spec too (tests). `on_start` is called by the
+    server in its event loop's thread, before the first request.
 
     Raises: ConfigurationError.
     """
@@ -81,11 +87,12 @@ def create_app(
     handlers = Handlers(
         services.tasks, Views(services.api), services.service, services.policy, services.describe, threads
     )
-    pages = create_pages(services.service, services.api, services.describe, blueprints)
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
+        on_start()
         yield
+        authenticator.close()
         threads.shutdown(wait=True, cancel_futures=True)
 
     app = AsyncApp(
@@ -104,45 +111,56 @@ def create_app(
         validate_responses=validate_responses,
     )
     app._middleware_app.api_cls = _Api
+    _add_middleware(app, services, threads, authenticator, blueprints)
+    specification = load_specification()
+    for base_path in BASE_PATHS:
+        app.add_api(specification, base_path=base_path)
+    _add_error_handlers(app, AllowedMethods(specification, BASE_PATHS))
+    return app
+
+
+def _add_middleware(
+    app: AsyncApp,
+    services: Services,
+    threads: ThreadPoolExecutor,
+    authenticator: Authenticator,
+    blueprints: Sequence[flask.Blueprint],
+) -> None:
+    pages = create_pages(services.service, services.api, services.describe, blueprints)
+    app.add_middleware(Authentication, position=MiddlewarePosition.BEFORE_VALIDATION, authenticator=authenticator)
     app.add_middleware(
-        Authentication, position=MiddlewarePosition.BEFORE_VALIDATION, authenticator=authenticator, threads=threads
-    )
-    app.add_middleware(
-        Front,
+        Gateway,
         position=MiddlewarePosition.BEFORE_EXCEPTION,
         pages=WSGIMiddleware(cast(Any, pages.wsgi_app), workers=PAGE_THREADS),
         ready=services.ready,
         threads=threads,
-        max_body_bytes=services.api.max_body_bytes,
+        settings=services.api,
     )
     if services.api.cors_origins:
         app.add_middleware(
-            CORSMiddleware,
+            Cors,
             position=MiddlewarePosition.BEFORE_EXCEPTION,
             allow_origins=services.api.cors_origins,
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "X-API-Key"],
             expose_headers=["Retry-After", "WWW-Authenticate"],
         )
-    specification = load_specification()
-    for base_path in BASE_PATHS:
-        app.add_api(specification, base_path=base_path)
-    methods = Methods(specification, BASE_PATHS)
 
+
+def _add_error_handlers(app: AsyncApp, methods: AllowedMethods) -> None:
     async def failed(request: ConnexionRequest, error: Exception) -> ConnexionResponse:
         if (
             isinstance(error, HTTPException) and error.status_code == 405
-        ):  # its router names the methods of one path alone
+        ):  # the router knows the methods of one path only
             error.headers = {"Allow": methods.allowed(request.scope["path"])}
         return errors.handle(error)
 
     for kind in (Exception, HTTPException, ProblemException):  # Connexion has handlers of its own for the latter two
         app.add_error_handler(kind, failed)
-    return app
 
 
 def load_specification() -> dict[str, Any]:
-    """`specs/tes.openapi.yaml`, which an installed package has beside its modules and a checkout beside the package."""
+    """Return `specs/tes.openapi.yaml`: inside an installed package, beside the package in a checkout."""
     package = Path(poiesis.__file__).parent
     for folder in (package / "specs", package.parent / "specs"):
         if (path := folder / "tes.openapi.yaml").is_file():
@@ -150,11 +168,11 @@ def load_specification() -> dict[str, Any]:
                 path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
             )
             return document
-    raise FileNotFoundError("the package is incomplete: tes.openapi.yaml is missing")
+    raise FileNotFoundError("incomplete package: missing tes.openapi.yaml")
 
 
 class _Operation:
-    """One operation of the spec: its handler's document as JSON."""
+    """One operation of the spec: the document of its handler, as JSON."""
 
     def __init__(self, handler: Callable[[Request], Any]) -> None:
         self._handler = handler

@@ -1,14 +1,16 @@
-"""Every answer that is no success: one body (schema `Error` of the spec), made here and nowhere else.
+"""Every error response: one body (schema `Error` of the spec), made only here.
 
 | Raised | Status |
 |---|---|
-| InvalidTask, InvalidRequest, NotJson | 400, every problem with its place |
+| InvalidTask, InvalidRequest, NotJson, BadRequest | 400, every problem with its path |
 | Unauthenticated / Forbidden / UnknownTask | 401 with WWW-Authenticate / 403 / 404 |
-| BodyTooLarge / UnsupportedEncoding | 413 / 415 |
-| TooManyTasks | 429 with Retry-After |
-| Unavailable and below | 503 with Retry-After |
-| what Starlette and Connexion raise | its own status: 404, 405, 415 |
-| anything else: a bug | 500; the trace goes to the log, once, and not to the client |
+| RequestTimeout / BodyTooLarge / UnsupportedMediaType | 408 / 413 / 415 |
+| TooManyTasks, TooManyLogins | 429 with Retry-After |
+| Unavailable and its subclasses, ServerBusy among them | 503 with Retry-After |
+| exceptions of Starlette and Connexion | their own status: 404, 405, 415 |
+| anything else: a bug | 500; the traceback goes to the log once, and not to the client |
+
+Requests that the server refuses before the application sees them get the same body (`connections`).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -42,13 +45,13 @@ from poiesis.domain.errors import (
 
 log = logging.getLogger(__name__)
 
-RETRY_AFTER_S: Final = 5  # seconds; a restarted store or broker answers again within about that time
+RETRY_AFTER_S: Final = 5  # seconds; about how long a restarted store or broker takes
 MAX_MESSAGE: Final = 2_000  # characters; `problems` has everything
 MAX_PROBLEMS: Final = 1_000
 
 
 class NotJson(InvalidTask):
-    """The body of a request cannot be parsed."""
+    """The body of a request is not JSON."""
 
     code = "not_json"
 
@@ -56,17 +59,43 @@ class NotJson(InvalidTask):
         super().__init__([Problem("$", message)])
 
 
+class BadRequest(PoiesisError):
+    """The request itself is invalid, not one of its parameters."""
+
+    code = "bad_request"
+
+
+class ClientDisconnected(BadRequest):
+    """The client closed the connection; nothing receives the response."""
+
+
+class RequestTimeout(PoiesisError):
+    code = "request_timeout"
+
+
 class BodyTooLarge(PoiesisError):
     code = "body_too_large"
 
     def __init__(self, limit_bytes: int) -> None:
-        super().__init__(
-            f"the body is larger than the {limit_bytes} bytes this service accepts; give large content by URL"
-        )
+        super().__init__(f"the body is larger than {limit_bytes} bytes: pass large content by URL")
 
 
-class UnsupportedEncoding(PoiesisError):
+class UnsupportedMediaType(PoiesisError):
     code = "unsupported_media_type"
+
+
+class ServerBusy(Unavailable):
+    code = "server_busy"
+
+
+class TooManyLogins(PoiesisError):
+    """Too many failed logins; try again after `delay`."""
+
+    code = "too_many_logins"
+
+    def __init__(self, message: str, delay: timedelta) -> None:
+        super().__init__(message)
+        self.delay = delay
 
 
 class NotAuthenticated(Unauthenticated):
@@ -80,12 +109,15 @@ class NotAuthenticated(Unauthenticated):
 _STATUS: Final[tuple[tuple[type[PoiesisError], int], ...]] = (
     (InvalidTask, 400),
     (InvalidRequest, 400),
+    (BadRequest, 400),
     (Unauthenticated, 401),
     (Forbidden, 403),
     (UnknownTask, 404),
+    (RequestTimeout, 408),
     (BodyTooLarge, 413),
-    (UnsupportedEncoding, 415),
+    (UnsupportedMediaType, 415),
     (TooManyTasks, 429),
+    (TooManyLogins, 429),
     (Unavailable, 503),
 )
 
@@ -102,37 +134,44 @@ class ErrorAnswer:
     def body(self) -> bytes:
         return json.dumps(self.document).encode()
 
+    @property
+    def phrase(self) -> str:
+        return HTTPStatus(self.status).phrase
+
+    def response(self) -> Response:
+        """The same as an ASGI application."""
+        return Response(self.body, self.status, dict(self.headers), "application/json")
+
 
 def answer(error: Exception) -> ErrorAnswer:
-    """What a client is told about `error`."""
+    """The response to a client for `error`."""
     if isinstance(error, PoiesisError):
         for kind, status in _STATUS:
             if isinstance(error, kind):
                 return _known(error, status)
     elif isinstance(error, HTTPException):
         return plain(error.status_code, _detail(error), dict(error.headers or {}))
-    return plain(500, "the service failed on this request; its log says why")
+    return plain(500, "internal error: the service's log has the details")
 
 
 def plain(status: int, message: str, headers: Mapping[str, str] | None = None) -> ErrorAnswer:
-    """An answer for an HTTP status as such; its code is the status' name: `not_found`, `method_not_allowed`."""
+    """An answer for a bare HTTP status; its code is the status' name: `not_found`, `method_not_allowed`."""
     code = "internal" if status == 500 else re.sub(r"\W+", "_", HTTPStatus(status).phrase.lower())
     return ErrorAnswer(status, {"status": status, "error": code, "message": message}, headers or {})
 
 
 def response(error: Exception) -> Response:
-    """The same as an ASGI application, for what stands outside Connexion; logs like `handle`."""
+    """The answer as an ASGI application, for what stands outside Connexion; logs like `handle`."""
     _log(error)
-    told = answer(error)
-    return Response(told.body, told.status, dict(told.headers), "application/json")
+    return answer(error).response()
 
 
 def handle(error: Exception) -> ConnexionResponse:
-    """The same in Connexion's words, for its error handlers."""
+    """The answer in Connexion's type, for its error handlers."""
     _log(error)
-    told = answer(error)
+    found = answer(error)
     return ConnexionResponse(
-        status_code=told.status, mimetype="application/json", body=told.body, headers=dict(told.headers)
+        status_code=found.status, mimetype="application/json", body=found.body, headers=dict(found.headers)
     )
 
 
@@ -143,7 +182,7 @@ def _known(error: PoiesisError, status: int) -> ErrorAnswer:
         document["problems"] = [{"path": p.path, "message": p.message} for p in error.problems[:MAX_PROBLEMS]]
     if isinstance(error, NotAuthenticated):
         headers["WWW-Authenticate"] = error.challenge
-    if isinstance(error, QuotaExceeded):
+    if isinstance(error, QuotaExceeded | TooManyLogins):
         headers["Retry-After"] = str(max(1, math.ceil(error.delay.total_seconds())))
     elif error.retryable:
         headers["Retry-After"] = str(RETRY_AFTER_S)
@@ -153,11 +192,11 @@ def _known(error: PoiesisError, status: int) -> ErrorAnswer:
 def _detail(error: HTTPException) -> str:
     match error.status_code:
         case 404:
-            return "there is nothing at this address; tasks are below /ga4gh/tes/v1"
+            return "not found: the API is at /ga4gh/tes/v1"
         case 405:
-            return "this address does not know this method"
+            return "unsupported method"
         case 415:
-            return "send the task as JSON, with the header Content-Type: application/json"
+            return "unsupported Content-Type: send the task with Content-Type: application/json"
     text = error.detail if not isinstance(error, ProblemException) else error.detail or error.title
     return _cut(str(text or HTTPStatus(error.status_code).phrase))
 

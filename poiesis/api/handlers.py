@@ -47,9 +47,9 @@ class Request:
         query: Query = self.scope[QUERY]
         return query
 
-    @property
-    def document(self) -> Any:
-        return self.scope[DOCUMENT]
+    def take_document(self) -> Any:
+        """Return the body; the scope, which outlives the response, keeps nothing of it."""
+        return self.scope.pop(DOCUMENT)
 
     @property
     def owner(self) -> str | None:
@@ -88,7 +88,7 @@ class Handlers:
         return self._info
 
     async def CreateTask(self, request: Request) -> Document:
-        spec = load_task(request.document)
+        spec = load_task(request.take_document())
         return views.created(
             await self._in_thread(self._tasks.create, spec, owner=request.owner, groups=request.groups)
         )

@@ -1,4 +1,4 @@
-"""What stands around Connexion: health, pages, the limit of bodies (`Front`), and who calls (`Authentication`)."""
+"""What stands around Connexion: `Gateway` in front of everything, and `Authentication` behind its routing."""
 
 from __future__ import annotations
 
@@ -6,23 +6,35 @@ import asyncio
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Final
+from typing import Final
+from urllib.parse import urlsplit
 
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poiesis.api.auth import Authenticator
-from poiesis.api.errors import BodyTooLarge, plain, response
+from poiesis.api.bodies import BodyBudget, BodyReader, declared_bytes
+from poiesis.api.errors import BodyTooLarge, UnsupportedMediaType, plain, response
 from poiesis.api.handlers import USER
+from poiesis.api.media_types import parse_media_type
+from poiesis.api.same_origin import RequestGuard, came_from_browser
+from poiesis.config import ApiSettings
 from poiesis.domain.errors import PoiesisError
 
 BASE_PATHS: Final = ("/ga4gh/tes/v1", "/v1")
+HEALTH_PATHS: Final = ("/healthz", "/readyz")
 OPEN_OPERATIONS: Final = frozenset({"GetServiceInfo"})
-"""Asked by clients before they know whether they need credentials."""
+"""Clients call these before they know whether they need credentials."""
+JSON: Final = b"application/json"
 
 
-class Front:
-    """Sends API paths on with their bodies limited, answers health checks itself, and leaves the rest to the pages."""
+class Gateway:
+    """Refuses requests of foreign web pages, answers health checks, passes API paths on with limited bodies, and the rest to the pages.
+
+    Whatever fails further in is answered as JSON, and no redirect leaves the service.
+    """
 
     def __init__(
         self,
@@ -31,33 +43,64 @@ class Front:
         pages: ASGIApp,
         ready: Callable[[], None],
         threads: ThreadPoolExecutor,
-        max_body_bytes: int,
+        settings: ApiSettings,
     ) -> None:
         self._app = app
         self._pages = pages
         self._ready = ready
         self._threads = threads
-        self._max_body_bytes = max_body_bytes
+        self._guard = RequestGuard(settings)
+        self._budget = BodyBudget(settings)
         self._prefixes = tuple(base + "/" for base in BASE_PATHS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        started = False
+
+        async def checked_send(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                _make_redirect_relative(message)
+            await send(message)
+
+        try:
+            await self._route(scope, receive, checked_send)
+        except Exception as error:
+            if started:
+                raise
+            await response(error)(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path.startswith(self._prefixes):
-            await self._app(scope, self._limited(scope, receive), send)
-        elif path in ("/healthz", "/readyz"):
+        if path in HEALTH_PATHS:  # asked by kubelets and load balancers under any name; they reveal nothing
             await (await self._health(scope))(scope, receive, send)
-        elif _declared_bytes(scope) > self._max_body_bytes:
-            await response(BodyTooLarge(self._max_body_bytes))(scope, receive, send)
+            return
+        is_api = path.startswith(self._prefixes)
+        self._guard.check(scope, is_page=not is_api)
+        if is_api:
+            _normalize_content_type(scope)
+            await self._with_body(self._app, scope, receive, send)
+        elif (declared_bytes(scope) or 0) > self._budget.max_body_bytes:
+            raise BodyTooLarge(self._budget.max_body_bytes)
         else:
-            await self._pages(scope, receive, send)
+            await self._with_body(self._pages, scope, receive, send)
+
+    async def _with_body(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+            await app(scope, receive, send)
+            return
+        body = BodyReader(scope, receive, self._budget)
+        try:
+            await app(scope, body, send)
+        finally:
+            body.close()
 
     async def _health(self, scope: Scope) -> Response:
         if scope["method"] not in ("GET", "HEAD"):
-            told = plain(405, "this address does not know this method", {"Allow": "GET, HEAD"})
-            return Response(told.body, told.status, dict(told.headers), "application/json")
+            return plain(405, "unsupported method", {"Allow": "GET, HEAD"}).response()
         if scope["path"] == "/readyz":
             try:
                 await asyncio.get_running_loop().run_in_executor(self._threads, self._ready)
@@ -65,50 +108,57 @@ class Front:
                 return response(error)
         return Response(json.dumps({"status": "ok"}), media_type="application/json")
 
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """Receives no more than the limit: refuses at once what declares to be larger, and a chunked body on the way."""
-        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            return receive
-        limit, declared, seen = self._max_body_bytes, _declared_bytes(scope), 0
-
-        async def limited() -> Message:
-            nonlocal seen
-            if declared > limit:
-                raise BodyTooLarge(limit)
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > limit:
-                raise BodyTooLarge(limit)
-            return message
-
-        return limited
-
 
 class Authentication:
-    """Finds the user of each operation of the API; stands behind Connexion's routing, so that unknown paths are 404 and never 401."""
+    """Finds the user of each operation of the API. Stands behind Connexion's routing, so that unknown paths are 404 and never 401."""
 
-    def __init__(self, app: ASGIApp, *, authenticator: Authenticator, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, app: ASGIApp, *, authenticator: Authenticator) -> None:
         self._app = app
         self._authenticator = authenticator
-        self._threads = threads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._authenticator.enabled and scope["type"] == "http":
             operation = scope["extensions"]["connexion_routing"]["operation_id"]
             if operation is not None and operation not in OPEN_OPERATIONS:
-                scope[USER] = await self._user(scope)
+                address = scope["client"][0] if scope.get("client") else ""
+                scope[USER] = await self._authenticator.user(scope["headers"], scope["query_string"], address)
         await self._app(scope, receive, send)
 
-    async def _user(self, scope: Scope) -> Any:
-        headers, query = scope["headers"], scope["query_string"]
-        slow = any(k == b"authorization" and v[:5].lower() == b"basic" for k, v in headers)
-        if not slow:
-            return self._authenticator.user(headers, query)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._authenticator.user, headers, query)
+
+class Cors(CORSMiddleware):
+    """Starlette's, with JSON for refused preflights."""
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        found = super().preflight_response(request_headers)
+        if found.status_code >= 400:
+            return plain(403, "this origin, method or header is not allowed: see POIESIS_API__CORS_ORIGINS").response()
+        names = ("vary", *(name for name in found.headers if name.startswith("access-control-")))
+        return Response(status_code=204, headers={name: found.headers[name] for name in names if name in found.headers})
 
 
-def _declared_bytes(scope: Scope) -> int:
-    for name, value in scope["headers"]:
-        if name == b"content-length":
-            return int(value) if value.isdigit() else 0
-    return 0
+def _normalize_content_type(scope: Scope) -> None:
+    """Write JSON's media type as Connexion compares it, and give it to programs that left it out.
+
+    Raises: UnsupportedMediaType for a browser that left it out: a page can do so without asking the service first.
+    """
+    values = [v for n, v in scope["headers"] if n == b"content-type"]
+    if values:
+        found = parse_media_type(values[0].decode("latin-1")) if len(values) == 1 else None
+        if found is not None and found.essence == JSON.decode():
+            scope["headers"] = [(n, JSON if n == b"content-type" else v) for n, v in scope["headers"]]
+        elif found is None:
+            raise UnsupportedMediaType("invalid Content-Type: send the task with Content-Type: application/json")
+    elif declared_bytes(scope) != 0 and came_from_browser(scope):
+        raise UnsupportedMediaType("missing Content-Type: send the task with Content-Type: application/json")
+
+
+def _make_redirect_relative(message: Message) -> None:
+    """Redirects of the libraries repeat the name in `Host`, which is the client's own word, and a path such as `//evil.example`."""
+    if not 300 <= message["status"] < 400:
+        return
+    headers = MutableHeaders(raw=list(message["headers"]))
+    parts = urlsplit(headers.get("location", ""))
+    if parts.netloc:
+        path = "/" + parts.path.replace("\\", "/").lstrip("/")
+        headers["location"] = path + (f"?{parts.query}" if parts.query else "")
+        message["headers"] = headers.raw

@@ -7,43 +7,46 @@ from __future__ import annotations
 
 import socket
 import threading
+from datetime import timedelta
+from functools import partial
 from types import TracebackType
 from typing import Any, Final, Self
 
 import uvicorn
 
+from poiesis.api.connections import ConnectionGate, LimitedProtocol
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
 
-GRACE_S: Final = 20  # seconds that requests under way get after SIGTERM; below Kubernetes' 30
-KEEP_ALIVE_S: Final = 75  # seconds; longer than the usual 60 of proxies, so that the proxy closes first
+CLEANUP_S: Final = 5  # seconds of the grace period that are left when requests under way have had their share
 START_S: Final = 30.0
 
 
-def serve(app: Any, settings: ApiSettings) -> None:
+def serve(app: Any, settings: ApiSettings, grace: timedelta) -> None:
     """Serve until SIGTERM or SIGINT; requests under way are answered first.
 
-    `app`: the application, or for several workers the name `package.module:function` of what makes it, since each worker makes its own.
+    `app`: the application, or with several workers the name `package.module:function` of its factory, since each worker makes its own.
     """
     if settings.workers > 1 and not isinstance(app, str):
         raise ConfigurationError("several workers need the name of a function that makes the application")
-    uvicorn.run(app, factory=isinstance(app, str), workers=settings.workers, **_options(settings))
+    uvicorn.run(app, factory=isinstance(app, str), workers=settings.workers, **_options(settings, grace))
 
 
 class BackgroundServer:
     """The application in a thread, for the embedded mode and for tests; a context manager. Port 0 takes a free one."""
 
-    def __init__(self, app: Any, settings: ApiSettings) -> None:
-        self._server = uvicorn.Server(uvicorn.Config(app, **_options(settings)))
+    def __init__(self, app: Any, settings: ApiSettings, grace: timedelta = timedelta(seconds=25)) -> None:
+        self._server = uvicorn.Server(uvicorn.Config(app, **_options(settings, grace)))
         self._socket = socket.create_server((settings.host, settings.port), backlog=2048, reuse_port=False)
         self._thread = threading.Thread(target=self._run, name="api-server", daemon=True)
         self._ended = threading.Event()
+        self._grace_s = grace.total_seconds()
         host, port = self._socket.getsockname()[:2]
         self.port: Final[int] = port
         self.url: Final = f"http://{host}:{port}"
 
     def start(self) -> Self:
-        """Returns when requests are answered. Raises: RuntimeError."""
+        """Return when requests are answered. Raises: RuntimeError."""
         self._thread.start()
         deadline = threading.Event()
         for _ in range(int(START_S / 0.01)):
@@ -55,10 +58,10 @@ class BackgroundServer:
         raise RuntimeError(f"the API did not start at {self.url}")
 
     def stop(self) -> None:
-        """Answer what is under way, then end."""
+        """Answer the requests under way, then end."""
         self._server.should_exit = True
         if self._thread.is_alive():
-            self._thread.join(GRACE_S + 5)
+            self._thread.join(self._grace_s)
 
     def _run(self) -> None:
         try:
@@ -76,14 +79,18 @@ class BackgroundServer:
         self.stop()
 
 
-def _options(settings: ApiSettings) -> dict[str, Any]:
+def _options(settings: ApiSettings, grace: timedelta) -> dict[str, Any]:
     return {
         "host": settings.host,
         "port": settings.port,
+        "http": partial(LimitedProtocol, ConnectionGate(settings)),
+        "ws": "none",
         "access_log": False,
         "log_config": None,
         "server_header": False,
-        "timeout_keep_alive": KEEP_ALIVE_S,
-        "timeout_graceful_shutdown": GRACE_S,
+        "proxy_headers": bool(settings.trusted_proxies),
+        "forwarded_allow_ips": list(settings.trusted_proxies),
+        "timeout_keep_alive": settings.idle_timeout.total_seconds(),
+        "timeout_graceful_shutdown": max(1, int(grace.total_seconds()) - CLEANUP_S),
         "lifespan": "on",
     }

@@ -40,15 +40,19 @@ _KEYS: Final[Mapping[str, Mapping[str, Any]]] = {
 
 
 def parse(body: bytes) -> Any:
-    """JSON as RFC 8259 has it: no NaN, no Infinity. Raises: NotJson."""
+    """Parse JSON as RFC 8259 defines it: no NaN, no Infinity. Raises: NotJson."""
     if not body.strip():
-        raise NotJson("is empty; send the task as a JSON object")
+        raise NotJson("the body is empty: send the task as a JSON object")
     try:
-        return json.loads(body, parse_constant=_no_number)
+        return json.loads(body, parse_constant=_refuse_constant)
     except RecursionError:
-        raise NotJson("is nested too deeply") from None
-    except ValueError as error:  # also bytes that are no UTF-8 and numbers with thousands of digits
-        raise NotJson(f"is no JSON: {error}"[:300]) from None
+        raise NotJson("invalid JSON: nested too deeply") from None
+    except UnicodeDecodeError:
+        raise NotJson("invalid JSON: not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise NotJson(f"invalid JSON at line {error.lineno}, column {error.colno}") from None
+    except ValueError:  # Python's limit for the digits of an integer
+        raise NotJson("invalid JSON: a number has too many digits") from None
 
 
 def normalise(document: Any) -> Any:
@@ -96,5 +100,5 @@ def _number(value: Any) -> Any:
     return value
 
 
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number in JSON")
+def _refuse_constant(name: str) -> NoReturn:
+    raise NotJson(f"invalid JSON: {name} is not a number")

@@ -103,9 +103,10 @@ def usable_storage(policy: Policy) -> list[str]:
 
 
 def _shown(state: State, settings: ApiSettings) -> State:
-    if settings.client_safe_states:
-        # Until it is canceled a task runs for clients: some take any state but three for the end, others forget the task.
-        state = {State.CANCELING: State.RUNNING, State.PREEMPTED: State.SYSTEM_ERROR}.get(state, state)
+    if settings.client_safe_states and state is State.CANCELING:
+        return State.RUNNING
+    if settings.preempted_as_system_error and state is State.PREEMPTED:
+        return State.SYSTEM_ERROR
     if settings.queued_as_initializing and state is State.QUEUED:
         return State.INITIALIZING
     return state

@@ -39,7 +39,7 @@ class Embedded:
             self.description = self.parts.describe()
             app = create_app(self.parts.api_services())
             try:
-                self._server = BackgroundServer(app, settings.api)
+                self._server = BackgroundServer(app, settings.api, settings.shutdown_grace)
             except OSError as error:
                 raise ConfigurationError(
                     f"port {settings.api.port} of {settings.api.host} cannot be used: {error.strerror}; choose another with --port"

@@ -11,7 +11,14 @@
 {{- $_ := set $c "POIESIS_API__MAX_BODY_BYTES" $v.api.maxBodyBytes -}}
 {{- $_ := set $c "POIESIS_API__CLIENT_SAFE_STATES" $v.api.clientSafeStates -}}
 {{- $_ := set $c "POIESIS_API__QUEUED_AS_INITIALIZING" $v.api.queuedAsInitializing -}}
+{{- $_ := set $c "POIESIS_API__PREEMPTED_AS_SYSTEM_ERROR" $v.api.preemptedAsSystemError -}}
 {{- $_ := set $c "POIESIS_API__CORS_ORIGINS" $v.api.corsOrigins -}}
+{{- $_ := set $c "POIESIS_API__TRUSTED_PROXIES" $v.api.trustedProxies -}}
+{{- $service := include "poiesis.component.name" (dict "root" . "component" "api") -}}
+{{- $inNamespace := printf "%s.%s" $service .Release.Namespace -}}
+{{- $inCluster := printf "%s.svc.%s" $inNamespace (trimSuffix "." $v.clusterDomain) -}}
+{{- $hosts := list $service $inNamespace (printf "%s.svc" $inNamespace) $inCluster $v.ingress.host $v.route.host -}}
+{{- $_ := set $c "POIESIS_API__ALLOWED_HOSTS" (concat $hosts $v.api.allowedHosts | compact | uniq) -}}
 {{- $_ := set $c "POIESIS_LOG_LEVEL" $v.logLevel -}}
 {{- $_ := set $c "POIESIS_RETENTION" $v.retention -}}
 {{- $_ := set $c "POIESIS_MONGO_DATABASE" $v.mongodb.database -}}

@@ -43,7 +43,7 @@ class Site:
             Services(self.tasks, self.policy, self.api, self.service, "Tasks run nowhere.", self.ready),
             validate_responses=self.validate_responses,
         )
-        self.client = self.app.test_client()
+        self.client = self.app.test_client(base_url="http://127.0.0.1:8000")
 
     def ready(self) -> None:
         self.repository.ready()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import logging
@@ -166,7 +167,7 @@ class TestTheFile:
         return Authenticator(ApiSettings(auth=ALL, credentials_file=str(file)), clock=lambda: now[0])
 
     def _ask(self, who: Authenticator, headers: dict[str, str]) -> User | None:
-        return who.user([(k.lower().encode(), v.encode()) for k, v in headers.items()], b"")
+        return asyncio.run(who.user([(k.lower().encode(), v.encode()) for k, v in headers.items()], b"", "192.0.2.1"))
 
     def test_is_read_again_when_it_changes(self, file: Path) -> None:
         now = [0.0]
@@ -200,35 +201,6 @@ class TestTheFile:
             self._ask(who, headers)
         assert self._ask(who, _basic("ada", "new")) == User("ada")
 
-    def test_a_verified_password_is_hashed_once_in_a_while(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from poiesis.api import auth
-
-        now = [0.0]
-        hashed: list[str] = []
-        who = self._authenticator(file, now)
-        original = auth._scrypt
-
-        def counted(password: str, salt: bytes) -> bytes:
-            hashed.append(password)
-            return original(password, salt)
-
-        monkeypatch.setattr(auth, "_scrypt", counted)
-        for at in (0, 1, 299, 301):
-            now[0] = at
-            assert self._ask(who, _basic("ada", "correct horse: battery")) == User("ada")
-        assert len(hashed) == 2
-
-    def test_what_is_remembered_is_bounded(self, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        from poiesis.api import auth
-
-        monkeypatch.setattr(auth, "_MAX_REMEMBERED", 3)
-        monkeypatch.setattr(auth, "_scrypt", lambda password, salt: b"same")
-        file.write_text(json.dumps([{"name": "ada", "password_hash": "scrypt$eA==$c2FtZQ=="}]))
-        who = self._authenticator(file, [0.0])
-        for i in range(10):
-            self._ask(who, _basic("ada", str(i)))
-        assert len(who._verified) == 3
-
     @pytest.mark.parametrize(
         "content",
         [
@@ -251,9 +223,9 @@ class TestTheFile:
     def test_has_to_be_there(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="CREDENTIALS_FILE"):
             Authenticator(ApiSettings(auth=("bearer",)))
-        with pytest.raises(ConfigurationError, match="cannot be read"):
+        with pytest.raises(ConfigurationError, match="cannot read"):
             Authenticator(ApiSettings(auth=("bearer",), credentials_file=str(tmp_path / "none")))
-        with pytest.raises(ConfigurationError, match="'oauth' is no way"):
+        with pytest.raises(ConfigurationError, match="invalid authentication method 'oauth'"):
             Authenticator(ApiSettings(auth=("oauth",)))
 
     def test_holds_hashes_that_differ_for_the_same_password(self) -> None:

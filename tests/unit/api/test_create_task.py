@@ -342,3 +342,32 @@ class TestWhenSomethingFails:
         assert_error(response, 500, "internal")
         assert "hunter2" not in response.text
         assert len([r for r in caplog.records if r.exc_info]) == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b"1" * 5_000, "invalid JSON: a number has too many digits"),
+        (b'{"resources": {"cpu_cores": ' + b"9" * 5_000 + b"}}", "invalid JSON: a number has too many digits"),
+        (b'{"resources": {"ram_gb": NaN}}', "invalid JSON: NaN is not a number"),
+        (b'{"resources": {"ram_gb": -Infinity}}', "invalid JSON: -Infinity is not a number"),
+        (b"{\n  'name': 1}", "invalid JSON at line 2, column 3"),
+        (b'{"name": "a\0b"}', "invalid JSON at line 1, column 12"),
+        (b'{"name": "\xff"}', "invalid JSON: not UTF-8"),
+        (b"[" * 100_000, "invalid JSON: nested too deeply"),
+        (b" ", "the body is empty: send the task as a JSON object"),
+    ],
+)
+def test_what_is_not_json_is_refused_in_our_own_words(site: Site, body: bytes, message: str) -> None:
+    found = assert_error(site.post("/tasks", body), 400, "not_json")
+    assert found["problems"] == [{"path": "$", "message": message}]
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"1e-999", b"9" * 4_000, b"1" + b"0" * 400 + b".5"])
+@pytest.mark.parametrize("key", ["ram_gb", "disk_gb", "cpu_cores"])
+def test_numbers_out_of_range_are_answered_in_our_own_words(site: Site, key: str, number: bytes) -> None:
+    body = json.dumps(HELLO | {"resources": {key: 0}}).replace(": 0}", ": " + number.decode() + "}")
+    response = site.post("/tasks", body)
+    if number != b"1e-999":
+        message = assert_error(response, 400, "invalid_task")["message"]
+        assert key in message and "inf" not in message and "int" not in message and len(message) < 200

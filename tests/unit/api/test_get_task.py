@@ -144,11 +144,29 @@ class TestARunningTask:
 
 
 class TestStates:
+    def test_a_running_task_is_canceling_as_soon_as_it_is_canceled(self, site: Site) -> None:
+        task_id = site.create()
+        site.change(task_id, state=State.INITIALIZING)
+        site.change(task_id, state=State.RUNNING)
+
+        assert site.post(f"/tasks/{task_id}:cancel").status_code == 200
+
+        assert site.get(f"/tasks/{task_id}").json()["state"] == "CANCELING"
+        assert [t["id"] for t in site.get("/tasks?state=CANCELING").json()["tasks"]] == [task_id]
+
+    def test_preempted_is_shown_where_the_site_wants(self) -> None:
+        site = Site(api=ApiSettings(preempted_as_system_error=False))
+        task_id = site.create()
+        site.change(task_id, state=State.INITIALIZING)
+        site.change(task_id, state=State.PREEMPTED, stage=Stage.DONE)
+
+        assert site.get(f"/tasks/{task_id}").json()["state"] == "PREEMPTED"
+
     @pytest.mark.parametrize(
         ("client_safe", "as_initializing", "shown"),
         [
             (True, False, {State.CANCELING: "RUNNING", State.PREEMPTED: "SYSTEM_ERROR", State.QUEUED: "QUEUED"}),
-            (False, False, {State.CANCELING: "CANCELING", State.PREEMPTED: "PREEMPTED", State.QUEUED: "QUEUED"}),
+            (False, False, {State.CANCELING: "CANCELING", State.PREEMPTED: "SYSTEM_ERROR", State.QUEUED: "QUEUED"}),
             (True, True, {State.QUEUED: "INITIALIZING", State.RUNNING: "RUNNING"}),
         ],
     )

@@ -1,4 +1,4 @@
-"""Which methods an address of the API takes: what the answer 405 has to say, over all paths of the spec that match."""
+"""The methods that a path of the API supports, for the header Allow of a 405."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 _METHODS = ("get", "post", "put", "patch", "delete")
 
 
-class Methods:
+class AllowedMethods:
     def __init__(self, specification: Mapping[str, Any], base_paths: Iterable[str]) -> None:
         self._bases = "|".join(re.escape(base) for base in base_paths)
         paths = sorted(specification["paths"], key=len, reverse=True)  # `/tasks/{id}:cancel` before `/tasks/{id}`
         self._known = [(self._pattern(path), _allowed(specification["paths"][path])) for path in paths]
 
     def allowed(self, path: str) -> str:
-        """The value of the header Allow."""
+        """Return the value of the header Allow."""
         return next((methods for pattern, methods in self._known if pattern.fullmatch(path)), "")
 
     def _pattern(self, path: str) -> re.Pattern[str]:

@@ -1,0 +1,142 @@
+"""Reading the bodies of requests within limits: of each body's size and speed, and of what one process holds of all of them.
+
+A document takes up to 25 times its bytes as Python objects, so large bodies wait for their turn: together they are within
+`max_buffered_bytes` while they are read and worked on. Small ones do not wait, their number is that of the connections.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+import logging
+from collections import deque
+from typing import Any, Final
+
+from starlette.types import Message, Receive, Scope
+
+from poiesis.api.errors import BodyTooLarge, ClientDisconnected, RequestTimeout, ServerBusy
+from poiesis.config import ApiSettings
+
+log = logging.getLogger(__name__)
+
+SMALL_BYTES: Final = 64 * 1024  # what uvicorn reads ahead of the application
+MIN_BYTES_PER_S: Final = 16 * 1024
+TURN_TIMEOUT_S: Final = 30.0
+TRIM_DELAY_S: Final = 0.5
+
+
+class BodyBudget:
+    """The bytes of large bodies that a process may hold; who finds no room waits, first come, first served."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self.max_body_bytes: Final = settings.max_body_bytes
+        self.timeout_s: Final = settings.body_timeout.total_seconds()
+        self._free = self._limit = max(settings.max_buffered_bytes, settings.max_body_bytes)
+        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._trim: asyncio.TimerHandle | None = None
+
+    async def take(self, size: int) -> None:
+        """Raises: ServerBusy when there is no room for TURN_TIMEOUT_S."""
+        if not self._queue and size <= self._free:
+            self._free -= size
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.append((size, turn))
+        try:
+            async with asyncio.timeout(TURN_TIMEOUT_S):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self.give_back(size)
+            else:
+                self._queue.remove((size, turn))
+                self._serve()
+            if isinstance(error, TimeoutError):
+                raise ServerBusy("too many large requests at once") from None
+            raise
+
+    def give_back(self, size: int) -> None:
+        self._free += size
+        self._serve()
+        if self._free == self._limit and self._trim is None:
+            self._trim = asyncio.get_running_loop().call_later(TRIM_DELAY_S, self._trim_memory)
+
+    def _serve(self) -> None:
+        while self._queue and self._queue[0][0] <= self._free:
+            size, turn = self._queue.popleft()
+            if not turn.done():
+                self._free -= size
+                turn.set_result(None)
+
+    def _trim_memory(self) -> None:
+        self._trim = None
+        if self._free == self._limit:
+            trim_memory()
+
+
+class BodyReader:
+    """The `receive` of one request: raises where the body is too large, too slow, or cut off."""
+
+    def __init__(self, scope: Scope, receive: Receive, budget: BodyBudget) -> None:
+        self._receive = receive
+        self._budget = budget
+        self._declared = declared_bytes(scope)
+        self._seen = 0
+        self._taken = 0
+        self._deadline: float | None = None
+
+    async def __call__(self) -> Message:
+        """Raises: BodyTooLarge, RequestTimeout, ServerBusy, ClientDisconnected."""
+        limit, clock = self._budget.max_body_bytes, asyncio.get_running_loop().time
+        if (self._declared or 0) > limit:
+            raise BodyTooLarge(limit)
+        if self._deadline is None:
+            await self._take(self._declared or 0)
+            self._deadline = clock() + self._budget.timeout_s
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError:
+            raise RequestTimeout("the body did not arrive in time") from None
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnected("the client closed the connection before its request was complete")
+        size = len(message.get("body", b""))
+        self._seen += size
+        if self._seen > limit:
+            raise BodyTooLarge(limit)
+        if self._declared is None and self._seen > SMALL_BYTES and not self._taken:
+            await self._take(limit)
+            self._deadline = clock() + self._budget.timeout_s
+        # each byte buys time, and no haste at the start allows to stall longer later
+        self._deadline = min(self._deadline + size / MIN_BYTES_PER_S, clock() + self._budget.timeout_s)
+        return message
+
+    def close(self) -> None:
+        """Give back what the body took, once nothing of it is in use."""
+        if self._taken:
+            self._budget.give_back(self._taken)
+            self._taken = 0
+
+    async def _take(self, size: int) -> None:
+        if size > SMALL_BYTES and not self._taken:
+            await self._budget.take(size)
+            self._taken = size
+
+
+def declared_bytes(scope: Scope) -> int | None:
+    """Content-Length; None for a chunked body. The parser has refused values that are not numbers."""
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value) if value.isdigit() and len(value) < 20 else None
+        if name == b"transfer-encoding":
+            return None
+    return 0
+
+
+def trim_memory() -> None:
+    """Return freed memory to the system; glibc would keep it for later."""
+    gc.collect()
+    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)

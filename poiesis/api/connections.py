@@ -1,0 +1,286 @@
+"""Limits of a connection outside the bodies of its requests, as a subclass of uvicorn's protocol.
+
+uvicorn passes requests on and bounds neither the bytes of their heads nor the number of connections, and it closes none that stays
+silent or stops in the middle of a head. `LimitedProtocol` is given to it by its option `http`, overrides callbacks of asyncio and
+httptools only, and answers in JSON what the parser refuses (docs/adr/0002). The bodies of requests are limited in `bodies`.
+
+A connection is *waiting* unless it has a request that is complete up to its body and not answered yet. Where a limit on connections
+is reached, the one that has waited longest is closed for the new one; only when none waits is the new one refused with 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final
+
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from poiesis.api.errors import ErrorAnswer, plain
+from poiesis.config import ApiSettings
+from poiesis.domain.errors import ConfigurationError
+
+MAX_HEADERS: Final = 200
+MAX_PIPELINED: Final = 8  # requests sent ahead of an answer; no known client sends any
+HEADER_OVERHEAD_BYTES: Final = 32  # of a name and a value in the list of headers, beside their text
+SWEEP_S: Final = 1.0
+WRITE_TIMEOUT_S: Final = 60.0
+MIN_WRITE_BYTES: Final = 64 * 1024  # that a client has to take of an answer in WRITE_TIMEOUT_S
+
+
+class Refused(Exception):
+    """Stops the parser; `answer` is sent, and the connection closed."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.answer = plain(status, message)
+
+
+class ConnectionGate:
+    """The connections of one process, and who has waited longest. Used in the event loop only."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self.header_bytes: Final = settings.max_header_bytes
+        self.header_timeout_s: Final = settings.header_timeout.total_seconds()
+        self.idle_timeout_s: Final = settings.idle_timeout.total_seconds()
+        self._max = settings.max_connections
+        self._max_per_address = settings.max_connections_per_address
+        self._proxies = parse_networks(settings.trusted_proxies)
+        self._all: set[LimitedProtocol] = set()
+        self._waiting: dict[LimitedProtocol, None] = {}  # in the order in which they began to wait
+        self._per_address: Counter[str] = Counter()
+
+    def enter(self, connection: LimitedProtocol) -> bool:
+        """Count a new connection; False: the limit is reached, and no connection waits that could be closed instead."""
+        address = connection.address
+        while (full := len(self._all) >= self._max) or self._per_address[address] >= self._max_per_address:
+            victim = next((c for c in self._waiting if full or c.address == address), None)
+            if victim is None:
+                return False
+            self.leave(victim)
+            victim.evict()
+        if not self._all:
+            connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)
+        self._all.add(connection)
+        if not is_in(address, self._proxies):
+            self._per_address[address] += 1
+        self._waiting[connection] = None
+        return True
+
+    def leave(self, connection: LimitedProtocol) -> None:
+        if connection not in self._all:
+            return
+        self._all.remove(connection)
+        self._waiting.pop(connection, None)
+        self._per_address[connection.address] -= 1
+        if self._per_address[connection.address] <= 0:
+            del self._per_address[connection.address]
+
+    def set_waiting(self, connection: LimitedProtocol, waits: bool) -> None:
+        self._waiting.pop(connection, None)
+        if waits and connection in self._all:
+            self._waiting[connection] = None
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        now = loop.time()
+        for connection in list(self._all):
+            connection.check_deadlines(now)
+        if self._all:
+            loop.call_later(SWEEP_S, self._sweep, loop)
+
+
+class LimitedProtocol(HttpToolsProtocol):
+    """One connection. Deadlines are times of the event loop."""
+
+    def __init__(self, gate: ConnectionGate, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.address = ""
+        self._gate = gate
+        self._deadline = 0.0  # of a waiting connection
+        self._write_deadline: float | None = None  # while the client does not take its answer
+        self._unwritten = 0
+        self._requests = 0  # begun and not answered
+        self._in_head = False
+        self._in_body = False
+        self._head_bytes = 0
+        self._unparsed = 0  # bytes received since the parser last reported anything
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.address = _network_key(self.client[0] if self.client else "")
+        self._deadline = self.loop.time() + self._gate.header_timeout_s
+        if not self._gate.enter(self):
+            self._refuse(plain(503, "too many connections", {"Retry-After": "5"}))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gate.leave(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        self._unparsed += len(data)
+        super().data_received(data)
+        if (
+            self._unparsed > self._gate.header_bytes and not self.transport.is_closing()
+        ):  # in one header, or in a chunk's extension
+            self._refuse(self._too_long().answer)
+
+    # what the parser reports
+    def on_message_begin(self) -> None:
+        self._in_head, self._head_bytes = True, 0
+        self._deadline = self.loop.time() + self._gate.header_timeout_s
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self._count(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:  # of trailers too
+        self._count(len(name) + len(value) + HEADER_OVERHEAD_BYTES)
+        if len(self.headers) >= MAX_HEADERS:
+            raise Refused(431, f"more than {MAX_HEADERS} headers")
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._unparsed = 0
+        self._in_head, self._in_body = False, True
+        if self._requests >= MAX_PIPELINED:
+            raise Refused(400, "too many requests sent ahead of their answers")
+        for name, value in self.headers:
+            if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
+                raise Refused(501, "the only supported Transfer-Encoding is chunked")
+        super().on_headers_complete()
+        self._requests += 1
+        self._gate.set_waiting(self, False)
+
+    def on_body(self, body: bytes) -> None:
+        self._unparsed = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._unparsed = 0
+        self._in_body = False
+        super().on_message_complete()
+
+    # what uvicorn reports
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._requests -= 1
+        if self._requests == 0:  # what is left of a body that was refused has as long as a head
+            partial = self._in_head or self._in_body
+            self._deadline = self.loop.time() + (self._gate.header_timeout_s if partial else self._gate.idle_timeout_s)
+            self._gate.set_waiting(self, True)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._await_write()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._write_deadline = None
+
+    def send_400_response(self, msg: str) -> None:
+        """Called by uvicorn where the parser stops, in the handler of its exception."""
+        error = sys.exception()
+        cause = error.__context__ if error is not None else None
+        if isinstance(cause, Refused):
+            self._refuse(cause.answer)
+        elif isinstance(error, httptools.HttpParserInvalidMethodError):
+            self._refuse(plain(501, "unknown method"))
+        elif isinstance(error, httptools.HttpParserInvalidURLError | httptools.HttpParserCallbackError):
+            self._refuse(plain(400, "invalid request target"))
+        else:
+            self._refuse(plain(400, "invalid HTTP request: the request line, a header or a chunk is malformed"))
+
+    # what the gate asks
+    def check_deadlines(self, now: float) -> None:
+        if self._write_deadline is not None:
+            if now >= self._write_deadline:
+                if self.transport.get_write_buffer_size() > self._unwritten - MIN_WRITE_BYTES:
+                    self.transport.abort()
+                else:
+                    self._await_write()
+        elif self._requests == 0 and now >= self._deadline:
+            if self._in_head and not self.transport.is_closing():
+                self._refuse(plain(408, "the request did not arrive in time"))
+                self._deadline = now + self._gate.header_timeout_s
+            else:
+                self.evict()
+
+    def evict(self) -> None:
+        """Close without an answer."""
+        if self.transport.is_closing() or self.transport.get_write_buffer_size():
+            self.transport.abort()
+        else:
+            self.transport.close()
+
+    def _await_write(self) -> None:
+        self._unwritten = self.transport.get_write_buffer_size()
+        self._write_deadline = self.loop.time() + WRITE_TIMEOUT_S
+
+    def _count(self, size: int) -> None:
+        self._unparsed = 0
+        self._head_bytes += size
+        if self._head_bytes > self._gate.header_bytes:
+            raise self._too_long()
+
+    def _too_long(self) -> Refused:
+        limit = f"at most {self._gate.header_bytes} bytes"
+        if self._in_head and not self.headers:
+            return Refused(414, f"the request target is too long: {limit}")
+        return Refused(431, f"the headers are too long: {limit}")
+
+    def _refuse(self, answer: ErrorAnswer) -> None:
+        """Answer and close; once another response has begun, only close."""
+        if self._requests == 0 or (self._requests == 1 and not self.cycle.response_started):
+            self.transport.write(http_response(answer))
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+
+def http_response(answer: ErrorAnswer) -> bytes:
+    """An answer that ends its connection, as the bytes of HTTP/1.1."""
+    body = answer.body
+    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
+    lines = [
+        f"HTTP/1.1 {answer.status} {answer.phrase}",
+        *(f"{k}: {v}" for k, v in (headers | dict(answer.headers)).items()),
+    ]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
+    """Addresses and networks in CIDR notation. Raises: ConfigurationError."""
+    try:
+        return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
+    except ValueError as error:
+        raise ConfigurationError(f"invalid address or network in POIESIS_API__TRUSTED_PROXIES: {error}") from None
+
+
+def is_in(address: str, networks: Sequence[Network]) -> bool:
+    if not networks:
+        return False
+    try:
+        found = ipaddress.ip_address(address.partition("/")[0])
+    except ValueError:
+        return False
+    return any(found in network for network in networks)
+
+
+def _network_key(address: str) -> str:
+    """What counts as one address: of IPv6 the /64, which one host can fill at will."""
+    if ":" not in address:
+        return address
+    try:
+        return str(ipaddress.ip_network(f"{address.partition('%')[0]}/64", strict=False))
+    except ValueError:
+        return address

@@ -1,0 +1,117 @@
+"""How many logins with a password are tried: a slow hash must not become a way to keep everybody else waiting.
+
+Each address and each user name has a bucket of attempts that refills slowly; a successful one is given back. One thread hashes, with a
+short queue. Who is over the limit gets 429 a second later, without a hash and without a thread, so that a client that asks again at once
+is slowed down. What was verified is remembered, keyed by an HMAC under a key of this process, until it has not been used for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import math
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final, NoReturn
+
+from poiesis.api.errors import TooManyLogins
+
+REFUSAL_DELAY_S: Final = 1.0
+REMEMBER_S: Final = 300.0  # since the last use
+MAX_REMEMBERED: Final = 1_000
+MAX_BUCKETS: Final = 10_000
+MAX_QUEUED: Final = 16
+
+
+@dataclass(frozen=True)
+class Rate:
+    """`burst` attempts at once, then one every `refill_s` seconds."""
+
+    burst: int
+    refill_s: float
+
+
+PER_ADDRESS: Final = Rate(burst=10, refill_s=6.0)
+PER_USER: Final = Rate(burst=30, refill_s=2.0)  # more, since other people's attempts count against a user
+
+
+class LoginGate:
+    """Used in the event loop only; `verify` runs in a thread of its own."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._key = secrets.token_bytes(32)
+        self._verified: OrderedDict[bytes, float] = OrderedDict()
+        self._buckets: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
+        self._thread = ThreadPoolExecutor(1, "login")
+        self._queued = 0
+        self._attempts: dict[bytes, asyncio.Future[bool]] = {}
+
+    async def check(self, name: str, password: str, expected: bytes, address: str, verify: Callable[[], bool]) -> bool:
+        """Whether the password is right. `expected` is its stored hash: what was remembered counts no longer when that changes.
+
+        Raises: TooManyLogins.
+        """
+        now = self._clock()
+        proof = hmac.digest(self._key, b"\0".join((name.encode(), expected, password.encode())), "sha256")
+        if self._verified.pop(proof, now) > now:
+            self._verified[proof] = now + REMEMBER_S
+            return True
+        attempt = self._attempts.get(proof)
+        if attempt is None:  # a client that begins with many connections makes one attempt
+            attempt = self._attempts[proof] = asyncio.ensure_future(self._attempt(name, address, verify))
+            attempt.add_done_callback(lambda done: self._end(proof, done))
+        return await asyncio.shield(attempt)
+
+    async def _attempt(self, name: str, address: str, verify: Callable[[], bool]) -> bool:
+        buckets = ((("address", address), PER_ADDRESS), (("user", name), PER_USER))
+        for key, rate in buckets:
+            wait_s = self._take(key, rate)
+            if wait_s > 0:
+                await self._refuse("too many failed logins", wait_s)
+        if self._queued >= MAX_QUEUED:
+            await self._refuse("too many logins at once", 1)
+        self._queued += 1
+        try:
+            is_right = await asyncio.get_running_loop().run_in_executor(self._thread, verify)
+        finally:
+            self._queued -= 1
+        if is_right:
+            for key, rate in buckets:
+                self._give_back(key, rate)
+        return is_right
+
+    async def _refuse(self, message: str, wait_s: int) -> NoReturn:
+        await asyncio.sleep(REFUSAL_DELAY_S)
+        raise TooManyLogins(message, timedelta(seconds=wait_s))
+
+    def _end(self, proof: bytes, attempt: asyncio.Future[bool]) -> None:
+        del self._attempts[proof]
+        if not attempt.cancelled() and attempt.exception() is None and attempt.result():
+            self._verified[proof] = self._clock() + REMEMBER_S
+            while len(self._verified) > MAX_REMEMBERED:
+                self._verified.popitem(last=False)
+
+    def close(self) -> None:
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _take(self, key: tuple[str, str], rate: Rate) -> int:
+        """0 where there is an attempt left, else the seconds until there is."""
+        now = self._clock()
+        left, at = self._buckets.pop(key, (float(rate.burst), now))
+        left = min(rate.burst, left + (now - at) / rate.refill_s)
+        self._buckets[key] = (left - 1 if left >= 1 else left, now)
+        while len(self._buckets) > MAX_BUCKETS:
+            self._buckets.popitem(last=False)
+        return 0 if left >= 1 else math.ceil((1 - left) * rate.refill_s)
+
+    def _give_back(self, key: tuple[str, str], rate: Rate) -> None:
+        left, at = self._buckets.get(key, (float(rate.burst), 0.0))
+        if left + 1 >= rate.burst:
+            self._buckets.pop(key, None)
+        else:
+            self._buckets[key] = (left + 1, at)
