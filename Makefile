@@ -16,7 +16,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv launcher launcher-build launcher-check demo up test lint format e2e bench chaos image lock docs clean distclean
+.PHONY: help venv launcher launcher-build launcher-check demo up test wheel-smoke lint format e2e bench chaos image lock docs clean distclean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
@@ -27,7 +27,7 @@ venv: $(DEV) ## .venv with everything for development: the exact versions of req
 # In two layers of the same pins: what the service needs, then the tools. uv is several times quicker than pip; where it cannot be had or
 # cannot reach the index (it does not read pip's settings), pip does the same.
 define install
-$(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || { echo "uv failed; trying pip"; $(BIN)/python -m pip install --quiet $(1); }
+@$(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || { echo "uv failed; trying pip"; $(BIN)/python -m pip install --quiet $(1); }
 endef
 
 $(RUN): requirements/uv.txt requirements/lock.txt setup.cfg pyproject.toml
@@ -35,12 +35,14 @@ $(RUN): requirements/uv.txt requirements/lock.txt setup.cfg pyproject.toml
 	  echo "Poiesis needs Python 3.11 or newer, and '$(PYTHON)' is $$($(PYTHON) -V 2>&1 || true). Use another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	  rm -rf $(VENV); echo "cannot create a virtual environment; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 1; }
-	-$(BIN)/python -m pip install --quiet --only-binary :all: --no-deps --require-hashes -r requirements/uv.txt
+	@echo "installing the packages of requirements/lock.txt into $(VENV)"
+	-@$(BIN)/python -m pip install --quiet --no-compile --only-binary :all: --no-deps --require-hashes -r requirements/uv.txt
 	$(call install,--no-deps --require-hashes -r requirements/lock.txt)
 	$(call install,--no-build-isolation --no-deps --editable .)
 	@touch $@
 
 $(DEV): $(RUN) requirements/dev.txt
+	@echo "installing the packages of requirements/dev.txt into $(VENV)"
 	$(call install,--no-deps --require-hashes -r requirements/dev.txt)
 	@touch $@
 
@@ -69,6 +71,9 @@ up: $(RUN) launcher ## start the whole service here and keep it running
 
 test: venv launcher ## every test that needs no cluster; servers are started by the tests themselves
 	$(BIN)/pytest -n auto -m "not e2e and not chaos" $(ARGS)
+
+wheel-smoke: venv launcher ## sdist and wheel, installed into an empty environment, as root and as an ordinary user: `poiesis up` runs a task
+	$(BIN)/pytest tests/integration/test_wheel.py $(ARGS)
 
 lint: venv ## ruff, mypy and the import direction; changes nothing
 	$(BIN)/ruff check
