@@ -16,11 +16,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv launcher launcher-build launcher-check demo up test wheel-smoke lint format e2e bench chaos image lock docs clean distclean
+.PHONY: help venv launcher launcher-build launcher-check demo up test emulators wheel-smoke lint format e2e bench chaos image lock docs clean distclean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 venv: $(DEV) ## .venv with everything for development: the exact versions of requirements/dev.txt, and this package, editable
 
@@ -71,6 +71,12 @@ up: $(RUN) launcher ## start the whole service here and keep it running
 
 test: venv launcher ## every test that needs no cluster; servers are started by the tests themselves
 	$(BIN)/pytest -n auto -m "not e2e and not chaos" $(ARGS)
+
+emulators: ## servers that speak Azure's and Google Cloud's storage protocols, for tests: needs npm and go
+	@command -v npm >/dev/null && command -v go >/dev/null || { echo "emulators: needs npm and go" >&2; exit 1; }
+	mkdir -p .cache/emulators
+	npm install --silent --no-audit --no-fund --prefix .cache/emulators azurite@3.37.0
+	GOBIN=$(CURDIR)/.cache/emulators/bin go install github.com/fsouza/fake-gcs-server@v1.56.1
 
 wheel-smoke: venv launcher ## sdist and wheel, installed into an empty environment, as root and as an ordinary user: `poiesis up` runs a task
 	$(BIN)/pytest tests/integration/test_wheel.py $(ARGS)
