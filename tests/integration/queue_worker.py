@@ -1,4 +1,4 @@
-"""A worker of all roles in a process of its own: `python -m tests.integration.queue_worker REDIS DATABASE MARKER HOLD`.
+"""A worker of all roles in a separate process: `python -m tests.integration.queue_worker REDIS DATABASE MARKER HOLD`.
 
 Its cluster is in memory. With HOLD `hold`, making a volume touches MARKER and never returns.
 """

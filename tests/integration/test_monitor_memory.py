@@ -29,13 +29,13 @@ from tests.unit.cluster.kubernetes.conftest import Answer, ApiServer, Request, p
 TASKS = 5_000
 WARM = 100
 TOGETHER = 50
-GROWTH_BYTES = 8 * 1024 * 1024  # for 4,900 tasks: names of what is gone and what was published last, both bounded
-PATIENCE_S = 60.0
+GROWTH_BYTES = 8 * 1024 * 1024  # for 4,900 tasks: names of deleted objects and of what was published last, both bounded
+DEADLINE_S = 60.0
 STDOUT = "x" * 1_500
 
 
 class Forgetful(MemoryTaskRepository):
-    """As a store elsewhere would be: what is done takes no memory here."""
+    """Keeps no finished task, so that only the memory of the monitor is measured."""
 
     def save(self, task, *, seen):
         saved = super().save(task, seen=seen)
@@ -50,7 +50,7 @@ def resident_bytes() -> int:
 
 
 def until(condition, what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + DEADLINE_S
     pause = threading.Event()
     while not condition():
         assert time.monotonic() < deadline, what
@@ -117,7 +117,7 @@ def test_memory_is_flat_from_a_hundred_to_five_thousand_tasks():
         ended[0] += len(ids)
 
     def silence() -> Iterator[bytes]:
-        over.wait(2 * PATIENCE_S)
+        over.wait(2 * DEADLINE_S)
         yield from ()
 
     def is_complete(task_id: TaskId) -> bool:
@@ -156,7 +156,7 @@ def test_memory_is_flat_from_a_hundred_to_five_thousand_tasks():
     monitor.listen()
     monitor.start()
     try:
-        assert over.wait(1.5 * PATIENCE_S), f"the stream does not end: {ended[0]} tasks are done, {problems}"
+        assert over.wait(1.5 * DEADLINE_S), f"the stream does not end: {ended[0]} tasks are done, {problems}"
     finally:
         over.set()
         monitor.close()

@@ -1,4 +1,4 @@
-"""Celery over a real Redis, with workers in processes of their own that are killed, and a Redis that goes away and comes back."""
+"""Celery over a real Redis: workers in separate processes that are killed, and a Redis that stops and starts again."""
 
 import signal
 import subprocess
@@ -22,21 +22,21 @@ from tests.servers import redis as server
 from tests.unit.domain.samples import FILES, ID, stored
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 100.0
+DEADLINE_S = 100.0
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + DEADLINE_S
     turn = threading.Event()
     while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s"
         turn.wait(0.02)
 
 
 class Worker:
-    def __init__(self, redis_url: str, folder: Path, *, hold: bool = False) -> None:
-        self.marker = folder / "marker"
-        command = [sys.executable, "-m", "tests.integration.queue_worker", redis_url, str(folder / "tasks.db")]
+    def __init__(self, redis_url: str, directory: Path, *, hold: bool = False) -> None:
+        self.marker = directory / "marker"
+        command = [sys.executable, "-m", "tests.integration.queue_worker", redis_url, str(directory / "tasks.db")]
         self.process = subprocess.Popen([*command, str(self.marker), "hold" if hold else "go"], cwd=ROOT)
 
     def stop(self, how: int = signal.SIGTERM) -> int:
@@ -67,28 +67,28 @@ def repository(tmp_path) -> Iterator[SqliteTaskRepository]:
 
 
 @contextmanager
-def redis_on(port: int, folder: Path) -> Iterator[None]:
+def redis_on(port: int, directory: Path) -> Iterator[None]:
     program = server._program()
     if program is None:
         pytest.skip("no redis-server")
-    command = [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder), "--save", ""]
-    with (folder / "redis.log").open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+    command = [program, "--bind", "127.0.0.1", "--port", str(port), "--dir", str(directory), "--save", ""]
+    with (directory / "redis.log").open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:
             with redis.Redis(port=port) as client:
-                until(lambda: _answers(client))
+                until(lambda: _responds(client))
             yield
         finally:
             process.kill()
 
 
-def _answers(client: redis.Redis) -> bool:
+def _responds(client: redis.Redis) -> bool:
     try:
         return bool(client.ping())
     except redis.RedisError:
         return False
 
 
-def test_links_run_in_a_workers_process_and_it_ends_well_on_sigterm(redis_url, repository, workers):
+def test_links_run_in_a_worker_process_that_exits_cleanly_on_sigterm(redis_url, repository, workers):
     worker = workers(redis_url)
     queue = CeleryQueue(make_app(redis_url))
     queue.publish(ID, Stage.PREPARE)
@@ -111,7 +111,7 @@ def test_a_worker_killed_in_the_middle_of_a_link_loses_nothing(redis_url, reposi
     queue.close()
 
 
-def test_publishing_and_working_go_on_after_redis_was_restarted(free_port, tmp_path, repository, workers):
+def test_publishers_and_workers_recover_after_redis_was_restarted(free_port, tmp_path, repository, workers):
     url = f"redis://127.0.0.1:{free_port}/0"
     queue = CeleryQueue(make_app(url))
     with redis_on(free_port, tmp_path):

@@ -43,20 +43,20 @@ def test_mongo_database_is_empty_for_the_next_test(mongo_url: str) -> None:
         assert client.get_default_database().list_collection_names() == []
 
 
-def test_s3_gives_back_an_object(s3: S3Server) -> None:
+def test_s3_returns_an_object(s3: S3Server) -> None:
     client = s3.client()
-    client.put_object(s3.bucket, "folder/name", io.BytesIO(b"content"), 7)
-    with client.get_object(s3.bucket, "folder/name") as answer:
+    client.put_object(s3.bucket, "directory/name", io.BytesIO(b"content"), 7)
+    with client.get_object(s3.bucket, "directory/name") as answer:
         assert answer.read() == b"content"
 
 
-def test_s3_gives_back_a_multipart_object(s3: S3Server) -> None:
+def test_s3_returns_a_multipart_object(s3: S3Server) -> None:
     client, size = s3.client(), 11 << 20
     client.put_object(s3.bucket, "large", io.BytesIO(bytes(size)), -1, part_size=5 << 20)
     assert client.stat_object(s3.bucket, "large").size == size
 
 
-def test_s3_has_room_for_many_buckets(s3: S3Server) -> None:
+def test_s3_can_hold_many_buckets(s3: S3Server) -> None:
     client = s3.client()
     names = [f"{s3.bucket}-{number}" for number in range(12)]
     for name in names:
@@ -71,7 +71,7 @@ def test_s3_bucket_is_empty_for_the_next_test(s3: S3Server) -> None:
     assert list(s3.client().list_objects(s3.bucket, recursive=True)) == []
 
 
-def test_ftp_shows_its_root_to_anonymous_users(ftp: FtpServer) -> None:
+def test_anonymous_ftp_users_can_read_the_root(ftp: FtpServer) -> None:
     (ftp.root / "name").write_bytes(b"content")
     received = io.BytesIO()
     with ftplib.FTP() as client:
@@ -81,7 +81,7 @@ def test_ftp_shows_its_root_to_anonymous_users(ftp: FtpServer) -> None:
     assert received.getvalue() == b"content"
 
 
-def test_ftp_takes_a_file_from_its_user(ftp: FtpServer) -> None:
+def test_the_ftp_user_can_write(ftp: FtpServer) -> None:
     with ftplib.FTP() as client:
         client.connect(ftp.host, ftp.port, timeout=5)
         client.login(ftp.user, ftp.password)
@@ -99,25 +99,28 @@ def _connect(ports: list[int]) -> int:
     return ports[0]
 
 
-def test_a_server_is_gone_with_its_folder_when_its_block_ends() -> None:
-    folders: list[Path] = []
+def test_a_server_and_its_directory_are_removed_when_the_block_ends() -> None:
+    directories: list[Path] = []
 
-    def command(folder: Path, ports: list[int]) -> list[str]:
-        folders.append(folder)
+    def command(directory: Path, ports: list[int]) -> list[str]:
+        directories.append(directory)
         return [sys.executable, "-m", "http.server", "--bind", HOST, str(ports[0])]
 
     with running("http", 1, command, _connect) as port:
-        assert folders[-1].is_dir()
-    assert not folders[-1].exists()
+        assert directories[-1].is_dir()
+    assert not directories[-1].exists()
     with pytest.raises(ConnectionRefusedError):
         _connect([port])
 
 
-def test_a_server_that_ends_at_once_says_why() -> None:
+def test_the_error_of_a_server_that_ends_at_once_has_its_output() -> None:
     with (
         pytest.raises(ServerFailed, match="no such thing"),
         running(
-            "broken", 1, lambda _folder, _ports: [sys.executable, "-c", "raise SystemExit('no such thing')"], _connect
+            "broken",
+            1,
+            lambda _directory, _ports: [sys.executable, "-c", "raise SystemExit('no such thing')"],
+            _connect,
         ),
     ):
         pass

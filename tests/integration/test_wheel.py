@@ -69,7 +69,7 @@ def usable(python: str) -> bool:
     """Every user can run this interpreter, and it is new enough (one below /root cannot be run by others)."""
     code = "import sys; sys.exit(sys.version_info < (3, 11))"
     try:
-        return subprocess.run([python, "-c", code], cwd="/", **OTHER_USER, check=False).returncode == 0  # type: ignore[call-overload, no-any-return]
+        return subprocess.run([python, "-c", code], cwd="/", **OTHER_USER, check=False).returncode == 0  # type: ignore[call-overload]
     except OSError:
         return False
 

@@ -1,9 +1,9 @@
 """Real servers for tests, as a pytest plugin: Redis, a Mongo-compatible server, S3 and FTP.
 
-Each starts on the first use in a session (under xdist: in each worker that uses it), listens on 127.0.0.1 alone, keeps
-its data in a temporary folder, and is stopped by its process id at the end. Where its program is found nowhere, the
-tests that ask for it are skipped with the reason. Every test gets its own room: an emptied Redis, a fresh database, a
-fresh bucket, a fresh FTP root.
+Each starts on the first use in a session (under xdist: in each worker that uses it), listens on 127.0.0.1 only, keeps
+its data in a temporary directory, and is stopped by its process id at the end. Where its program is not installed, the
+tests that need it are skipped with the reason. Every test starts empty: an emptied Redis, a new database, a
+new bucket, a new FTP root.
 """
 
 from tests.servers.ftp import FtpServer, ftp

@@ -11,12 +11,12 @@ from tests.servers.process import HOST
 
 USER, PASSWORD = "test", "testtest"
 POLL_S = 0.02
-STOP_S = 5.0  # seconds; the loop looks at the flag every POLL_S
+STOP_S = 5.0  # seconds; the loop checks the flag every POLL_S
 
 
 @dataclass(frozen=True)
 class FtpServer:
-    """An FTP server and the folder it shows; anonymous users may read, `user` may do everything."""
+    """An FTP server and the directory that it serves; anonymous users may read, `user` may do everything."""
 
     host: str
     port: int
@@ -37,7 +37,7 @@ class FtpServer:
 
 @pytest.fixture
 def ftp(tmp_path: Path) -> Iterator[FtpServer]:
-    """An FTP server whose root is an empty folder of this test alone."""
+    """An FTP server whose root is an empty directory of this test only."""
     # imported here: only the tests that use it pay for it
     from pyftpdlib.authorizers import DummyAuthorizer
     from pyftpdlib.handlers import FTPHandler

@@ -1,7 +1,7 @@
 """A server that speaks MongoDB's wire protocol: the single-file one (FerretDB over SQLite) or a real mongod.
 
 Looked for in this order: the program that MONGO_SERVER names; `bin/mongo` below CLUSTER_DIR, the test cluster's
-folder; the packed one beside the cluster's scripts, unpacked once into `.cache/`; `mongod` from PATH. A program named
+directory; the packed one beside the cluster's scripts, unpacked once into `.cache/`; `mongod` from PATH. A program named
 `mongod*` gets mongod's arguments.
 """
 
@@ -25,7 +25,7 @@ PACKED = ROOT.parent / "shared" / "cluster" / "mongo.xz"
 
 def _program() -> Path | None:
     if named := os.environ.get("MONGO_SERVER"):
-        return Path(named)  # a wrong name fails loudly at the start
+        return Path(named)  # a wrong name is an error when the server starts
     if cluster := os.environ.get("CLUSTER_DIR"):
         found = Path(cluster, "bin", "mongo")
         if os.access(found, os.X_OK):
@@ -38,8 +38,8 @@ def _program() -> Path | None:
 
 def _unpacked(packed: Path) -> Path:
     """The program in `packed`, in `.cache/` under a name that changes with it; safe for many workers at once."""
-    told = packed.stat()
-    target = ROOT / ".cache" / f"mongo-{told.st_size}-{told.st_mtime_ns}"
+    status = packed.stat()
+    target = ROOT / ".cache" / f"mongo-{status.st_size}-{status.st_mtime_ns}"
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file, lzma.open(packed) as content:
@@ -65,10 +65,10 @@ def mongo_server() -> Iterator[str]:
     """URL, without a database, of a server that all tests of this worker share."""
     program = _program()
     if program is None:
-        missing("no Mongo-compatible server: name one in MONGO_SERVER, or have mongod in PATH")
+        missing("no Mongo-compatible server: set MONGO_SERVER to one, or add mongod to PATH")
 
-    def command(folder: Path, ports: list[int]) -> list[str]:
-        data = folder / "data"
+    def command(directory: Path, ports: list[int]) -> list[str]:
+        data = directory / "data"
         data.mkdir()
         if program.name.startswith("mongod"):
             return [str(program), "--bind_ip", HOST, "--port", str(ports[0]), "--dbpath", str(data)]
@@ -80,7 +80,7 @@ def mongo_server() -> Iterator[str]:
 
 @pytest.fixture
 def mongo_url(mongo_server: str) -> Iterator[str]:
-    """URL of an empty database of this test alone (`client.get_default_database()`), dropped after it."""
+    """URL of an empty database of this test only (`client.get_default_database()`), dropped after it."""
     name = f"test_{uuid.uuid4().hex[:12]}"
     yield f"{mongo_server}/{name}"
     with _client(mongo_server) as client:

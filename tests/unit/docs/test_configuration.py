@@ -1,4 +1,4 @@
-"""docs/configuration.md is what the settings' docstrings say."""
+"""docs/configuration.md is generated from the settings' docstrings."""
 
 import runpy
 from pathlib import Path

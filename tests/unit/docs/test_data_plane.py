@@ -1,4 +1,4 @@
-"""Each number of the tables in docs/data-plane.md marks at least one test."""
+"""Each numbered row of the tables in docs/data-plane.md is cited by at least one test."""
 
 import re
 from pathlib import Path

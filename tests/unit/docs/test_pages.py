@@ -1,4 +1,4 @@
-"""The pages build as HTML, each of them in the index, without a broken link among them."""
+"""All pages build as HTML, are in the index and have no broken links."""
 
 import subprocess
 import sys
