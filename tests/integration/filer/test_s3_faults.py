@@ -197,7 +197,9 @@ def test_no_message_shows_where_the_service_keeps_the_volume(volume: Path, web: 
     assert str(report.error) == "/data/x: a directory is already there"
 
 
-def test_an_object_whose_key_ends_in_a_slash_is_a_file_input(volume: Path, s3: S3Server, web: HttpServer) -> None:
+def test_an_object_whose_key_ends_in_a_slash_is_a_file_input(
+    volume: Path, s3: S3Server, web: HttpServer
+) -> None:  # I11
     web.files["/bucket/a/"] = b"bytes"
     report = bring(volume, given("/data/x", "s3://bucket/a/", type="FILE"), settings=anonymous(web))
     assert report.error is None
