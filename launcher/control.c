@@ -1,9 +1,8 @@
-/* The control directory: containers of one pod take turns by its files.
+/* The control directory: the containers of a pod take turns by means of its files.
  *
- * The commands can write there too, so nothing found there is trusted: links are not followed, only regular files count,
- * and of a record only the first 4 KiB are read, for one word. NAME.up is held locked as long as its launcher lives, so
- * that the others notice a launcher that was killed (a cgroup's OOM kill takes every process) and do not wait for a
- * record that will never come. */
+ * Commands can write there too, so its content is not trusted: symbolic links are not followed, only regular files count, and only the
+ * first 4 KiB of a record are read. A launcher holds a lock on its NAME.up while it lives, so that the others notice when it was killed (an
+ * OOM kill takes every process of a cgroup) and do not wait for a record that never comes. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -16,9 +15,9 @@
 
 #include "launcher.h"
 
-#define POLL_MS 250                  /* where inotify says nothing: too many watches, a network file system */
-#define HEAD_BYTES 4096              /* "ok" stands within the first hundred bytes of a record */
-#define LOCKED "locked\n"            /* says that NAME.up can be asked whether its launcher lives */
+#define POLL_MS 250                  /* where inotify does not work: too many watches, a network file system */
+#define HEAD_BYTES 4096              /* "ok" is within the first hundred bytes of a record */
+#define LOCKED "locked\n"            /* content of a NAME.up whose lock shows whether its launcher lives */
 
 static int directory = -1;
 static int up = -1;
@@ -29,7 +28,7 @@ static void file_name(char *buffer, const char *name, const char *suffix) {
     snprintf(buffer, MAX_NAME + 16, "%s%s", name, suffix);
 }
 
-/* A new file under a name that nobody can have guessed. */
+/* Create a file with an unpredictable name. */
 static int open_temporary(char *buffer, const char *name) {
     for (int i = 0; i < 16; i++) {
         struct timespec t;
@@ -42,7 +41,7 @@ static int open_temporary(char *buffer, const char *name) {
     return -1;
 }
 
-/* rename, also over a directory that somebody put there. */
+/* rename that also replaces a directory put there by a command. */
 static int replace(const char *temporary, const char *name) {
     char aside[MAX_NAME + 80];
     if (renameat(directory, temporary, directory, name) == 0)
@@ -68,12 +67,12 @@ bool control_open(const struct options *o, struct record *r) {
     } else {
         file_name(name, o->name, ".up");
         (void)fchmod(up, 0644);
-        if (flock(up, LOCK_EX | LOCK_NB) == 0)   /* before it gets its name: it is never seen unlocked while we live */
+        if (flock(up, LOCK_EX | LOCK_NB) == 0)   /* before the rename, so that it is never visible unlocked while the launcher lives */
             (void)write_all(up, LOCKED, sizeof LOCKED - 1);
         error = replace(temporary, name);
     }
     if (error != 0)
-        record_say(r, "ControlUnavailable", "control directory %s: %s", o->control, strerror(error));
+        record_reason(r, "ControlUnavailable", "control directory %s: %s", o->control, strerror(error));
     return error == 0;
 }
 
@@ -115,7 +114,7 @@ static bool launcher_is_dead(const char *name) {
     return n == sizeof LOCKED - 1 && memcmp(head, LOCKED, sizeof LOCKED - 1) == 0 && !locked;
 }
 
-static enum verdict look(const struct wait *w) {
+static enum verdict check_wait(const struct wait *w) {
     struct stat st;
     char file[MAX_NAME + 16];
     if (w->up) {
@@ -124,28 +123,28 @@ static enum verdict look(const struct wait *w) {
     }
     enum verdict v = read_verdict(w->name);
     if (v == ABSENT && launcher_is_dead(w->name)) {
-        v = read_verdict(w->name);               /* it may have ended in good order between the two looks */
+        v = read_verdict(w->name);               /* it may have ended normally between the two checks */
         if (v == ABSENT)
             v = DEAD;
     }
     return v;
 }
 
-/* One look at everything awaited: true when the waiting is over. */
-static bool look_around(struct options *o, struct record *r, enum turn *turn) {
+/* Check all waits once: true when waiting is over. */
+static bool check_all_waits(struct options *o, struct record *r, enum turn *turn) {
     bool all = true;
     for (size_t i = 0; i < o->n_waits; i++) {
         struct wait *w = &o->waits[i];
         if (w->done)
             continue;
-        enum verdict v = look(w);
+        enum verdict v = check_wait(w);
         if (v == ABSENT) {
             all = false;
             continue;
         }
         w->done = true;
         if (v != SUCCEEDED && !o->always) {
-            record_say(r, "Skipped", v == DEAD ? "%s ended without a record" : "%s did not succeed", w->name);
+            record_reason(r, "Skipped", v == DEAD ? "%s ended without a record" : "%s did not succeed", w->name);
             *turn = TURN_SKIP;
             return true;
         }
@@ -162,19 +161,19 @@ enum turn control_wait(struct options *o, struct record *r) {
     if (o->n_waits > 0 && (watch = inotify_init1(IN_CLOEXEC | IN_NONBLOCK)) >= 0)
         (void)inotify_add_watch(watch, o->control, IN_CREATE | IN_MOVED_TO | IN_CLOSE_WRITE);
     for (;;) {
-        if (termination_asked()) {
-            record_say(r, "Terminated", "terminated before its turn");
+        if (termination_requested()) {
+            record_reason(r, "Terminated", "terminated before its turn");
             turn = TURN_TERMINATED;
             break;
         }
-        if (look_around(o, r, &turn))
+        if (check_all_waits(o, r, &turn))
             break;
         int64_t left = o->wait_timeout_ms == 0 ? POLL_MS : deadline - now_ms();
         if (left <= 0) {
             const struct wait *w = o->waits;
             while (w->done)
                 w++;
-            record_say(r, "WaitTimeout", "waited %lld s for %s%s", (long long)(o->wait_timeout_ms / 1000), w->name,
+            record_reason(r, "WaitTimeout", "waited %lld s for %s%s", (long long)(o->wait_timeout_ms / 1000), w->name,
                        w->up ? " to start" : " to end");
             turn = TURN_TIMEOUT;
             break;
@@ -200,7 +199,7 @@ enum begin control_begin(const struct options *o) {
     return BEGIN_YES;
 }
 
-/* keep_first: a record that an earlier start of this container left is the true one. */
+/* keep_first: a record left by an earlier start of this container takes precedence. */
 void control_close(const struct options *o, const struct record *r, bool keep_first) {
     char temporary[MAX_NAME + 48], name[MAX_NAME + 16], head[1];
     if (directory < 0)
@@ -208,7 +207,7 @@ void control_close(const struct options *o, const struct record *r, bool keep_fi
     file_name(name, o->name, ".json");
     if (keep_first && read_head(name, head, 1, NULL) >= 0)
         return;
-    for (int with_tails = 1; with_tails >= 0; with_tails--) {    /* a full disk may still take a short one */
+    for (int with_tails = 1; with_tails >= 0; with_tails--) {    /* without tails it may still fit on a full disk */
         int fd = open_temporary(temporary, o->name);
         if (fd < 0)
             continue;

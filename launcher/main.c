@@ -1,4 +1,4 @@
-/* The order of it all: say that we are up, wait for our turn, run, tell how it ended. */
+/* The sequence: announce the start, wait for the turn, run the command, report how it ended. */
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
@@ -7,19 +7,19 @@
 #include "launcher.h"
 
 static struct options options;
-static struct stream out, err;       /* set at run time: their buffers stay out of the file */
+static struct stream out, err;       /* zero-initialized: their buffers take no space in the binary */
 
-/* So that no descriptor of ours ever gets the number of a standard stream. */
+/* Keep the numbers of the standard streams from being assigned to other descriptors. */
 static void fill_standard_streams(void) {
     for (int fd = 0; fd < 3; fd++)
         if (fcntl(fd, F_GETFD) < 0 && errno == EBADF) {
             int nothing = open_nothing();
-            if (nothing >= 0)                    /* the lowest free number, so fd itself; not to be closed on exec */
+            if (nothing >= 0)                    /* gets the lowest free number, fd; stays open across exec */
                 (void)fcntl(nothing, F_SETFD, 0);
         }
 }
 
-/* Returns the launcher's exit status when the command is not to run, -1 when it is. */
+/* Returns -1 when the command is to run, else the launcher's exit status. */
 static int await_turn(struct record *r, bool *keep_first) {
     if (!control_open(&options, r))
         return EXIT_NOT_BEGUN;
@@ -36,10 +36,10 @@ static int await_turn(struct record *r, bool *keep_first) {
     switch (control_begin(&options)) {
     case BEGIN_ALREADY:
         *keep_first = true;
-        record_say(r, "AlreadyBegun", "the command was begun before and is not run again");
+        record_reason(r, "AlreadyBegun", "the command has been started before and is not run again");
         return EXIT_NOT_BEGUN;
     case BEGIN_ERROR:
-        record_say(r, "ControlUnavailable", "%s.begun: %s", options.name, strerror(errno));
+        record_reason(r, "ControlUnavailable", "%s.begun: %s", options.name, strerror(errno));
         return EXIT_NOT_BEGUN;
     case BEGIN_YES:
         break;
@@ -65,13 +65,13 @@ int main(int argc, char **argv) {
     }
     control_close(&options, &r, keep_first);
     if (options.marker != NULL) {
-        if (err.log_last != '\n')                /* readers see both streams as one */
+        if (err.log_last != '\n')                /* readers see both streams merged */
             log_write(&err, "\n", 1, options.log_stall_ms);
         record_line(&r, &out, options.marker, options.log_stall_ms);
     }
     record_termination_log(&r, options.termination_log);
     if (options.poke != NULL)
-        poke_finish(poke_begin(options.poke, &r));
+        poke_wait(poke_start(options.poke, &r));
     log_restore();
     return status;
 }

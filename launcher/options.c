@@ -1,4 +1,4 @@
-/* The command line. Every value is checked here, so that nothing that comes later has to doubt it. */
+/* The command line. All values are validated here; the other modules rely on them. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -9,27 +9,27 @@
 static const char HELP[] =
     "usage: launcher [OPTIONS] -- COMMAND [ARGUMENT...]\n"
     "  --name NAME               this container's name\n"
-    "  --control DIR             directory by whose files containers take turns\n"
+    "  --control DIR             directory with the files by which containers take turns\n"
     "  --wait-up NAME            wait until DIR/NAME.up exists (repeatable)\n"
     "  --wait NAME               wait until DIR/NAME.json exists; skip if it failed (repeatable)\n"
-    "  --always                  run whatever the awaited records say\n"
-    "  --wait-timeout SECONDS    deadline of all waits together (0: none)\n"
+    "  --always                  run even if an awaited container failed\n"
+    "  --wait-timeout SECONDS    deadline for all waits together (0: none)\n"
     "  --ignore-error            a non-zero exit leaves \"ok\" true\n"
     "  --stdin PATH              the command's stdin (else empty)\n"
     "  --stdout PATH             also write its stdout there\n"
     "  --stderr PATH             also write its stderr there\n"
     "  --workdir DIR             run it there\n"
-    "  --mkdir DIR               make DIR before, writable for all, if it is missing (repeatable)\n"
-    "  --tail-bytes N            keep that much of stdout and stderr each (8192)\n"
+    "  --mkdir DIR               create DIR first, writable for all, if it does not exist (repeatable)\n"
+    "  --tail-bytes N            bytes to keep of each of stdout and stderr (8192)\n"
     "  --time-limit SECONDS      then SIGTERM (0: none)\n"
     "  --grace SECONDS           from SIGTERM to SIGKILL (10)\n"
-    "  --log-stall SECONDS       how long a full container log holds the command back (10)\n"
-    "  --poke HOST:PORT/PATH     one POST there when all is done\n"
-    "  --poke-start              and one when the command begins\n"
-    "  --record-line MARKER      print 'MARKER {record}' last on stdout\n"
+    "  --log-stall SECONDS       how long a full container log may block the command (10)\n"
+    "  --poke HOST:PORT/PATH     send a POST there at the end\n"
+    "  --poke-start              and another one when the command starts\n"
+    "  --record-line MARKER      print 'MARKER {record}' as the last line of stdout\n"
     "  --termination-log PATH    (/dev/termination-log), used if it exists\n"
     "  --cgroup                  usage from the container's cgroup\n"
-    "  --cgroup-root DIR         the same, mounted at DIR (/sys/fs/cgroup)\n"
+    "  --cgroup-root DIR         the same, with cgroups mounted at DIR (/sys/fs/cgroup)\n"
     "  --version, --help\n";
 
 static _Noreturn void refuse(const char *what, const char *option) {
@@ -39,22 +39,22 @@ static _Noreturn void refuse(const char *what, const char *option) {
     _exit(EXIT_USAGE);
 }
 
-static _Noreturn void tell(const char *text) {
+static _Noreturn void print_and_exit(const char *text) {
     write_all(1, text, strlen(text));
     _exit(0);
 }
 
-/* A name becomes a file's name in a directory that others write to. */
+/* Names become file names in a directory that others can write to. */
 static const char *name_value(const char *option, const char *value) {
     size_t n = strspn(value, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.");
     if (n == 0 || n > MAX_NAME || value[n] != '\0' || value[0] == '.')
-        refuse("the name has to be 1 to 63 of A-Z a-z 0-9 - _ . and not begin with a dot", option);
+        refuse("invalid name: use 1 to 63 of A-Z a-z 0-9 - _ . without a leading dot", option);
     return value;
 }
 
 static const char *path_value(const char *option, const char *value) {
     if (value[0] == '\0' || strlen(value) >= 4096)
-        refuse("the path is empty or too long", option);
+        refuse("empty path, or longer than 4095 bytes", option);
     return value;
 }
 
@@ -64,7 +64,7 @@ static int64_t seconds_value(const char *option, const char *value) {
     int64_t ms = 0;
     for (; *p >= '0' && *p <= '9'; p++)
         if ((ms = ms * 10 + (*p - '0') * 1000) > 315360000000)
-            refuse("the time is too long", option);
+            refuse("longer than 10 years", option);
     if (p == value)
         refuse("seconds expected", option);
     if (*p == '.') {
@@ -82,7 +82,7 @@ static size_t size_value(const char *option, const char *value) {
     const char *p = value;
     for (; *p >= '0' && *p <= '9'; p++)
         if ((n = n * 10 + (size_t)(*p - '0')) > MAX_TAIL)
-            refuse("at most 4194304 bytes", option);
+            refuse("more than 4194304 bytes", option);
     if (p == value || *p != '\0')
         refuse("a number of bytes expected", option);
     return n;
@@ -105,7 +105,7 @@ void options_parse(struct options *o, char **argv) {
         size_t n = strcspn(option, "=");
 #define FLAG(text) (strcmp(option, text) == 0)
 #define VALUE(text) (n == sizeof text - 1 && memcmp(option, text, n) == 0 &&                                       \
-                     ((value = option[n] == '=' ? option + n + 1 : *++argv) != NULL || (refuse("a value is missing", text), 0)))
+                     ((value = option[n] == '=' ? option + n + 1 : *++argv) != NULL || (refuse("missing value", text), 0)))
         if (FLAG("--")) {
             argv++;
             break;
@@ -113,8 +113,8 @@ void options_parse(struct options *o, char **argv) {
         else if (FLAG("--ignore-error")) o->ignore_error = true;
         else if (FLAG("--poke-start")) o->poke_start = true;
         else if (FLAG("--cgroup")) o->cgroup_root = o->cgroup_root ? o->cgroup_root : "/sys/fs/cgroup";
-        else if (FLAG("--version")) tell("launcher " LAUNCHER_VERSION "\n");
-        else if (FLAG("--help")) tell(HELP);
+        else if (FLAG("--version")) print_and_exit("launcher " LAUNCHER_VERSION "\n");
+        else if (FLAG("--help")) print_and_exit(HELP);
         else if (VALUE("--name")) o->name = name_value(option, value);
         else if (VALUE("--control")) o->control = path_value(option, value);
         else if (VALUE("--wait-up")) add_wait(o, option, value, true);
@@ -142,18 +142,18 @@ void options_parse(struct options *o, char **argv) {
         } else if (option[0] == '-')
             refuse("unknown option", option);
         else
-            refuse("'--' has to stand before the command", option);
+            refuse("missing '--' before the command", option);
     }
     if (*argv == NULL)
-        refuse("no command given", "--");
+        refuse("missing command after", "--");
     if (o->control != NULL && o->name == NULL)
-        refuse("needed with --control", "--name");
+        refuse("--control also needs", "--name");
     if (o->control == NULL && o->n_waits > 0)
-        refuse("needed for --wait and --wait-up", "--control");
+        refuse("--wait and --wait-up also need", "--control");
     if (o->poke_start && o->poke == NULL)
-        refuse("needed for --poke-start", "--poke");
+        refuse("--poke-start also needs", "--poke");
     if (o->marker != NULL && (o->marker[0] == '\0' || strlen(o->marker) > 256 || strpbrk(o->marker, "\r\n") != NULL))
-        refuse("the marker has to be 1 to 256 bytes on one line", "--record-line");
+        refuse("invalid marker: use 1 to 256 bytes without line breaks", "--record-line");
     if (o->name == NULL)
         o->name = "command";
     o->argv = argv;

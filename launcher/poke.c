@@ -1,5 +1,5 @@
-/* A wake-up: one small POST that may get lost, with the closing record where that is not too long. It runs in a process of its own which an alarm ends, so that neither name
- * resolution nor a silent peer can hold the launcher up. */
+/* Poke: one small POST that may get lost, with the closing record unless that is too long. A child process with an alarm sends it, so that
+ * neither name resolution nor a silent peer can delay the launcher. */
 #include <errno.h>
 #include <netdb.h>
 #include <poll.h>
@@ -27,7 +27,7 @@ static bool parse(const char *text, struct target *t) {
     if (slash == NULL || (size_t)(slash - text) >= sizeof t->authority || strlen(slash) > 2048)
         return false;
     for (const char *p = text; *p != '\0'; p++)
-        if (*p <= ' ' || *p >= 0x7F)             /* nothing that could end the request line */
+        if (*p <= ' ' || *p >= 0x7F)             /* nothing that could terminate the request line */
             return false;
     if (*text == '[') {
         host = text + 1;
@@ -87,8 +87,8 @@ static void send_request(const struct target *t, const struct record *r) {
     }
 }
 
-/* 0: none under way. */
-pid_t poke_begin(const char *text, const struct record *r) {
+/* Returns 0 when no poke is being sent. */
+pid_t poke_start(const char *text, const struct record *r) {
     struct target t = {0};
     if (!parse(text, &t))
         return 0;
@@ -96,7 +96,7 @@ pid_t poke_begin(const char *text, const struct record *r) {
     if (pid == 0) {
         signals_default();
         set_alarm(SEND_MS);
-        for (int fd = 0; fd < 64; fd++)          /* hold neither the container's log nor a lock */
+        for (int fd = 0; fd < 64; fd++)          /* keep neither the container's log open nor a lock */
             close(fd);
         send_request(&t, r);
         _exit(0);
@@ -104,7 +104,7 @@ pid_t poke_begin(const char *text, const struct record *r) {
     return pid < 0 ? 0 : pid;
 }
 
-void poke_finish(pid_t pid) {
+void poke_wait(pid_t pid) {
     int64_t deadline = now_ms() + SEND_MS + ANSWER_MS + 20;
     while (pid > 0 && waitpid(pid, NULL, WNOHANG) == 0) {
         int64_t left = deadline - now_ms();
@@ -115,6 +115,6 @@ void poke_finish(pid_t pid) {
             return;
         }
         if (poll(&p, 1, (int)left) > 0)
-            (void)termination_asked();
+            (void)termination_requested();
     }
 }

@@ -1,7 +1,6 @@
-/* The command's process: started, watched, told to end, reaped; with all it leaves behind.
+/* The command's process: start, follow, terminate and reap it, with everything it leaves behind.
  *
- * Signals come through a signalfd, so that one poll loop sees signals, streams and deadlines alike and there is no
- * handler to race with. The command leads a session of its own, and its group gets every signal. */
+ * The command leads a session of its own; signals go to its whole process group. */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -10,69 +9,26 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "launcher.h"
 
-#define SETTLE_MS 200                /* after the command: for its pipes to end, then to TERM, then to KILL what is left */
+#define SETTLE_MS 200                /* after the command, for each step: pipes close, SIGTERM, SIGKILL */
 #define PIPE_BYTES (1 << 20)
-#define SAMPLE_MS 250                /* of memory.current, where the kernel keeps no peak */
+#define SAMPLE_MS 250                /* of memory.current, where the kernel records no peak */
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-int signals_fd = -1;
-static const int PASSED_ON[] = {SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2};
-
-int64_t now_ms(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000 + t.tv_nsec / 1000000;
-}
-
-void signals_prepare(void) {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGCHLD);
-    for (size_t i = 0; i < sizeof PASSED_ON / sizeof *PASSED_ON; i++)
-        sigaddset(&set, PASSED_ON[i]);
-    sigprocmask(SIG_SETMASK, &set, NULL);
-    signal(SIGCHLD, SIG_DFL);                    /* an inherited SIG_IGN would reap for us */
-    signal(SIGPIPE, SIG_IGN);
-    signals_fd = signalfd(-1, &set, SFD_NONBLOCK | SFD_CLOEXEC);
-}
-
-void signals_default(void) {
-    sigset_t none;
-    struct sigaction plain = {.sa_handler = SIG_DFL};
-    for (int n = 1; n < 65; n++)
-        (void)sigaction(n, &plain, NULL);
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
-}
-
-static int next_signal(void) {
-    struct signalfd_siginfo info;
-    return read(signals_fd, &info, sizeof info) == sizeof info ? (int)info.ssi_signo : 0;
-}
-
-bool termination_asked(void) {
-    bool asked = false;
-    for (int n; (n = next_signal()) != 0;)
-        asked |= n == SIGTERM || n == SIGINT;
-    return asked;
-}
 
 /* ---- start */
 
-struct failure {                     /* what the child says when it cannot become the command */
+struct failure {                     /* sent by the child when it cannot execute the command */
     enum { NO_WORKDIR, NO_PROGRAM } what;
     int error;
-    bool interpreter;                /* the program is there; what its first line or header names is not */
+    bool interpreter;                /* the program exists, its interpreter or loader does not */
 };
 
-/* execvp, without its detours: a file that is no program is never given to a shell. */
+/* Like execvp, but never falls back to a shell for a file that is not a program. */
 static void execute(char **argv, struct failure *f) {
     const char *path = getenv("PATH");
     char candidate[4096 + 256];
@@ -108,15 +64,15 @@ static void execute(char **argv, struct failure *f) {
         f->error = EACCES;
 }
 
-static _Noreturn void become_command(const struct options *o, const int fds[3], int report, pid_t parent) {
+static _Noreturn void execute_command(const struct options *o, const int fds[3], int report, pid_t parent) {
     struct failure f = {.what = NO_WORKDIR};
     setsid();
-    prctl(PR_SET_PDEATHSIG, SIGKILL);            /* where we are not PID 1 */
+    prctl(PR_SET_PDEATHSIG, SIGKILL);            /* needed where the launcher is not PID 1 */
     if (getppid() != parent)
         _exit(EXIT_TERMINATED);
     signals_default();
     for (int i = 0; i < 3; i++)
-        dup2(fds[i], i);                         /* clears close-on-exec; main.c sees to it that fds[i] > 2 */
+        dup2(fds[i], i);                         /* clears close-on-exec; main.c ensures that fds[i] > 2 */
     if (o->workdir != NULL && chdir(o->workdir) != 0) {
         f.error = errno;
     } else {
@@ -127,20 +83,20 @@ static _Noreturn void become_command(const struct options *o, const int fds[3], 
     _exit(EXIT_NOT_EXECUTABLE);
 }
 
-/* The command could not run as asked: that is its own failure, told where its errors go. */
+/* The command cannot run as requested: counts as its own failure and is reported on its stderr. */
 static void fail(const struct options *o, struct record *r, struct stream *err, int exit_code, const char *reason,
                  const char *what, int error) {
     char line[MAX_MESSAGE + 1];
-    record_say(r, reason, error == 0 ? "%.300s" : "%.300s: %s", what, strerror(error));
+    record_reason(r, reason, error == 0 ? "%.300s" : "%.300s: %s", what, strerror(error));
     snprintf(line, sizeof line, "%s\n", r->message);
-    stream_say(err, line);
+    stream_print(err, line);
     r->exit_code = exit_code;
     r->ok = o->ignore_error;
     clock_gettime(CLOCK_REALTIME, &r->ended);
 }
 
-/* Directories that the task's outputs go to. Where one cannot be made, the command will say so better than we could. */
-static void make_asked_directories(const struct options *o) {
+/* Directories of the task's outputs. Failures are ignored: the command reports them better. */
+static void make_output_directories(const struct options *o) {
     char directory[4096];
     mode_t mask = umask(0);
     for (size_t i = 0; i < o->n_directories; i++) {
@@ -153,7 +109,7 @@ static void make_asked_directories(const struct options *o) {
 static bool open_streams(const struct options *o, struct record *r, struct stream *out, struct stream *err, int *in) {
     int error;
     char directory[4096], what[4300];
-    make_asked_directories(o);
+    make_output_directories(o);
     if (o->stderr_path != NULL && (error = open_output(o->stderr_path, &err->file)) != 0) {
         fail(o, r, err, 1, "StderrUnavailable", o->stderr_path, error);
         return false;
@@ -189,7 +145,7 @@ static pid_t start(const struct options *o, struct record *r, struct stream *out
         (pid = fork()) < 0)
         error = errno;
     if (pid == 0)
-        become_command(o, (int[]){in, outs[1], errs[1]}, report[1], self);
+        execute_command(o, (int[]){in, outs[1], errs[1]}, report[1], self);
     close(in);
     close(outs[1]);
     close(errs[1]);
@@ -198,11 +154,11 @@ static pid_t start(const struct options *o, struct record *r, struct stream *out
     err->pipe = errs[0];
     if (error != 0) {
         close(report[0]);
-        fail(o, r, err, EXIT_NOT_EXECUTABLE, "StartFailed", "the command cannot be started", error);
+        fail(o, r, err, EXIT_NOT_EXECUTABLE, "StartFailed", "cannot start the command", error);
         r->ok = false;
         return -1;
     }
-    /* Closed by a successful exec. From then on the group exists, and signals reach it. */
+    /* A successful exec closes the pipe. From then on the group exists and receives signals. */
     ssize_t n;
     while ((n = read(report[0], &f, sizeof f)) < 0 && errno == EINTR)
         ;
@@ -220,7 +176,7 @@ static pid_t start(const struct options *o, struct record *r, struct stream *out
         snprintf(what, sizeof what, "working directory %s", o->workdir);
         fail(o, r, err, 1, "WorkdirUnavailable", what, f.error);
     } else if (f.error == ENOENT || f.error == ENOTDIR) {
-        snprintf(what, sizeof what, f.interpreter ? "%.300s: the interpreter or loader it names is not found in the image"
+        snprintf(what, sizeof what, f.interpreter ? "%.300s: its interpreter or loader was not found in the image"
                                                   : "%.300s: not found in the image", o->argv[0]);
         fail(o, r, err, EXIT_NOT_FOUND, "NotFound", what, 0);
     } else {
@@ -244,7 +200,7 @@ struct run {
     int64_t stage_until;
 };
 
-/* True while there is anybody left. Orphans come to us: we are PID 1 or their subreaper. */
+/* True while any process is left. Orphans are reparented to the launcher: it is PID 1 or their subreaper. */
 static bool reap(struct run *x) {
     for (;;) {
         int status;
@@ -262,7 +218,7 @@ static bool reap(struct run *x) {
     }
 }
 
-/* The command's group, and what has left the group to outlive it. */
+/* Signal the command's group and processes that have left the group. */
 static void signal_rest(struct run *x, int number) {
     char text[4096];
     kill(-x->pid, number);
@@ -275,7 +231,7 @@ static void signal_rest(struct run *x, int number) {
     if (fd >= 0)
         close(fd);
     text[n > 0 ? n : 0] = '\0';
-    for (char *p = text, *end; (end = strchr(p, ' ')) != NULL; p = end + 1) {    /* a number cut short has no space */
+    for (char *p = text, *end; (end = strchr(p, ' ')) != NULL; p = end + 1) {    /* a truncated number is not followed by a space */
         pid_t pid = (pid_t)strtol(p, NULL, 10);
         if (pid > 1 && pid != x->poke)
             kill(pid, number);
@@ -283,25 +239,25 @@ static void signal_rest(struct run *x, int number) {
 }
 
 static void take_signals(struct run *x, int64_t now) {
-    for (int n; (n = next_signal()) != 0;) {
+    for (int n; (n = signals_next()) != 0;) {
         if (n == SIGCHLD)
             continue;
         if (!x->exited)
             kill(-x->pid, n);
         if ((n == SIGTERM || n == SIGINT) && !x->exited) {
             if (x->r->reason == NULL)
-                record_say(x->r, "Terminated", "the launcher was told to end by signal %d", n);
+                record_reason(x->r, "Terminated", "terminated by signal %d", n);
             if (x->kill_at == 0)
                 x->kill_at = now + x->o->grace_ms;
         }
     }
 }
 
-static void keep_deadlines(struct run *x, int64_t now) {
+static void enforce_deadlines(struct run *x, int64_t now) {
     if (x->limit_at != 0 && now >= x->limit_at) {
         x->limit_at = 0;
         if (x->r->reason == NULL)
-            record_say(x->r, "TimeLimit", "the time limit of %lld.%03d s was reached", (long long)(x->o->time_limit_ms / 1000),
+            record_reason(x->r, "TimeLimit", "time limit of %lld.%03d s exceeded", (long long)(x->o->time_limit_ms / 1000),
                        (int)(x->o->time_limit_ms % 1000));
         kill(-x->pid, SIGTERM);
         if (x->kill_at == 0)
@@ -313,14 +269,14 @@ static void keep_deadlines(struct run *x, int64_t now) {
     }
 }
 
-/* After the command: its pipes may end by themselves, else what holds them is made to end. True when all is over. */
+/* After the command has exited: wait for its pipes to close, then terminate the processes that hold them. True when finished. */
 static bool settle(struct run *x, bool others, int64_t now) {
     bool drained = x->out->pipe < 0 && x->err->pipe < 0;
     bool flushed = x->out->len == 0 && x->err->len == 0;
     if (x->stage == RUNNING) {
         clock_gettime(CLOCK_REALTIME, &x->r->ended);
         if (x->poke > 0)
-            kill(x->poke, SIGKILL);              /* that of the end says more */
+            kill(x->poke, SIGKILL);              /* the closing poke carries more */
         x->stage = DRAINING;
         x->stage_until = now + SETTLE_MS;
     }
@@ -334,15 +290,15 @@ static bool settle(struct run *x, bool others, int64_t now) {
         signal_rest(x, SIGKILL);
         x->stage = KILLING;
         x->stage_until = now + SETTLE_MS;
-        x->out->budget = x->err->budget = 2 * PIPE_BYTES;    /* more cannot be left in a pipe that nobody of ours fills */
+        x->out->budget = x->err->budget = 2 * PIPE_BYTES;    /* bound for pipes kept open by processes that cannot be reached */
     } else if (x->stage == KILLING) {
         if (others)
-            signal_rest(x, SIGKILL);                         /* children of the killed have come to us since */
+            signal_rest(x, SIGKILL);                         /* children of killed processes may have been reparented since */
         for (int i = 0; i < 2 && now >= x->stage_until; i++) {
             struct stream *s = i == 0 ? x->out : x->err;
             struct pollfd p = {.fd = s->pipe, .events = POLLIN};
             if (s->pipe >= 0 && s->len == 0 && (poll(&p, 1, 0) != 1 || !(p.revents & POLLIN))) {
-                close(s->pipe);                              /* held open from where we cannot reach, and empty */
+                close(s->pipe);                              /* empty, and held open by a process that cannot be reached */
                 s->pipe = -1;
             }
         }
@@ -375,12 +331,12 @@ static void follow(struct run *x) {
         take_signals(x, now);
         bool others = reap(x);
         if (!x->exited)
-            keep_deadlines(x, now);
+            enforce_deadlines(x, now);
         else if (settle(x, others, now))
             return;
         usage_sample(&x->usage, x->o->cgroup_root);
         struct pollfd p[5] = {{.fd = signals_fd, .events = POLLIN}};
-        for (int i = 0; i < 2; i++) {            /* a log that is full holds its pipe back, and only its own */
+        for (int i = 0; i < 2; i++) {            /* a full log holds back only its own pipe */
             bool pending = streams[i]->len > 0;
             p[1 + i] = (struct pollfd){.fd = pending ? -1 : streams[i]->pipe, .events = POLLIN};
             p[3 + i] = (struct pollfd){.fd = pending ? streams[i]->log : -1, .events = POLLOUT};
@@ -407,15 +363,15 @@ void run_command(const struct options *o, struct record *r, struct stream *out, 
         if (o->time_limit_ms > 0)
             x.limit_at = now_ms() + o->time_limit_ms;
         if (o->poke_start)
-            x.poke = poke_begin(o->poke, NULL);
+            x.poke = poke_start(o->poke, NULL);
         follow(&x);
-        poke_finish(x.poke);
+        poke_wait(x.poke);
         r->signal = WIFSIGNALED(x.status) ? WTERMSIG(x.status) : 0;
         r->exit_code = r->signal != 0 ? 128 + r->signal : WEXITSTATUS(x.status);
         r->ok = (r->exit_code == 0 || o->ignore_error) && r->reason == NULL;
         int error = out->file_error != 0 ? out->file_error : err->file_error;
-        if (error != 0 && r->reason == NULL) {   /* the command may have gone well, but its output is not whole */
-            record_say(r, "OutputLost", "%.300s: %s", out->file_error != 0 ? o->stdout_path : o->stderr_path, strerror(error));
+        if (error != 0 && r->reason == NULL) {   /* the command may have succeeded, but its output file is incomplete */
+            record_reason(r, "OutputLost", "%.300s: %s", out->file_error != 0 ? o->stdout_path : o->stderr_path, strerror(error));
             r->ok = o->ignore_error;
         }
     }

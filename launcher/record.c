@@ -1,4 +1,4 @@
-/* The closing record: one JSON object, written piece by piece so that a tail of any size needs no second copy. */
+/* The closing record: one JSON object, written in pieces so that tails are not copied. */
 #include <errno.h>
 #include <fcntl.h>
 #include <stdarg.h>
@@ -8,7 +8,7 @@
 
 #include "launcher.h"
 
-struct sink {                                    /* file, log, or (fd -1, no log) a mere count */
+struct sink {                                    /* file, log, or with fd -1 and no log only a byte count */
     int fd;
     int error;
     struct stream *log;
@@ -47,8 +47,8 @@ static unsigned at(const struct text *t, size_t i) {
     return t->ring[k < t->size ? k : k - t->size];
 }
 
-/* One character at i: its length, and its code point or U+FFFD for the longest piece that no character begins with
- * (the way every decoder replaces: Unicode 15, 3.9, "maximal subpart"). */
+/* Decode the character at i: returns its length; *code is its code point, or U+FFFD for a maximal subpart of an ill-formed sequence
+ * (Unicode 15, section 3.9). */
 static size_t utf8_next(const struct text *t, size_t i, uint32_t *code) {
     unsigned c = at(t, i), low = 0x80, high = 0xBF;
     size_t more;
@@ -86,7 +86,7 @@ static size_t utf8_next(const struct text *t, size_t i, uint32_t *code) {
     return more + 1;
 }
 
-/* Besides what JSON demands, everything that some reader takes for the end of a line is escaped. */
+/* Escapes what JSON requires and every character that some reader treats as a line break. */
 static void put_text(struct sink *s, const struct text *t) {
     char piece[8];
     put(s, "\"", 1);
@@ -113,7 +113,7 @@ static void put_text(struct sink *s, const struct text *t) {
     put(s, "\"", 1);
 }
 
-/* The last `limit` bytes of the tail, from the beginning of a character. */
+/* The last `limit` bytes of the tail, starting at a character boundary. */
 static struct text tail_text(const struct tail *t, size_t limit) {
     size_t n = t->total < t->size ? (size_t)t->total : t->size;
     if (n > limit)
@@ -194,7 +194,7 @@ static void put_record(struct sink *s, const struct record *r, size_t limit) {
     put_string(s, "}");
 }
 
-void record_say(struct record *r, const char *reason, const char *format, ...) {
+void record_reason(struct record *r, const char *reason, const char *format, ...) {
     va_list arguments;
     va_start(arguments, format);
     vsnprintf(r->message, sizeof r->message, format, arguments);
@@ -213,7 +213,7 @@ int record_write(const struct record *r, int fd, bool with_tails) {
 size_t record_size(const struct record *r) {
     struct sink s = {.fd = -1};
     put_record(&s, r, SIZE_MAX);
-    return s.count + 1;                          /* with the line's end of record_write */
+    return s.count + 1;                          /* including the newline of record_write */
 }
 
 void record_line(const struct record *r, struct stream *log, const char *marker, int64_t stall_ms) {

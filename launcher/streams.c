@@ -1,7 +1,7 @@
 /* The command's streams: bytes go from its pipe to a file, to the container's log and into a bounded tail.
  *
- * Nothing works byte by byte. The log is written without blocking: while it is full the command is held back, as any
- * writer to a pipe is, but only for --log-stall; then its bytes are left out of the log (never out of file and tail). */
+ * The log is written without blocking. While it is full the command blocks, like any writer to a full pipe, but for --log-stall at
+ * most; after that its output is dropped from the log (never from file and tail). */
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -12,9 +12,9 @@
 
 #include "launcher.h"
 
-static int log_flags[2] = {-1, -1};              /* of our stdout and stderr, where they were changed */
+static int log_flags[2] = {-1, -1};              /* original flags of the launcher's stdout and stderr, where changed */
 
-/* O_NONBLOCK belongs to the open file, which we may share with whoever started us: see log_restore. */
+/* O_NONBLOCK is a flag of the open file description, which the parent process may share: see log_restore. */
 void stream_prepare(struct stream *s, int fd) {
     struct stat st;
     s->pipe = s->file = -1;
@@ -35,7 +35,7 @@ void log_restore(void) {
 }
 
 bool tail_allocate(struct tail *t, size_t size) {
-    t->ring = size == 0 ? NULL : malloc(size);   /* pages are touched only as output comes */
+    t->ring = size == 0 ? NULL : malloc(size);   /* pages are allocated only when output arrives */
     t->size = t->ring == NULL ? 0 : size;
     return t->size == size;
 }
@@ -88,13 +88,13 @@ void stream_flush(struct stream *s, int64_t now, int64_t log_stall_ms) {
         } else {
             if (k < 0 && errno == EPIPE)
                 s->log = -1;
-            break;                               /* a log on a full disk: left out */
+            break;                               /* a log on a full disk: drop */
         }
     }
     s->off = s->len = 0;
 }
 
-static void stream_take(struct stream *s, const unsigned char *p, size_t n) {
+static void stream_keep(struct stream *s, const unsigned char *p, size_t n) {
     tail_add(&s->tail, p, n);
     if (s->file >= 0 && s->file_error == 0)
         s->file_error = write_all(s->file, p, n);
@@ -111,7 +111,7 @@ void stream_read(struct stream *s, int64_t now, int64_t log_stall_ms) {
     }
     s->bytes += (uint64_t)n;
     s->budget -= s->budget < (uint64_t)n ? s->budget : (uint64_t)n;
-    stream_take(s, s->buffer, (size_t)n);
+    stream_keep(s, s->buffer, (size_t)n);
     s->off = 0;
     s->len = (size_t)n;
     stream_flush(s, now, log_stall_ms);
@@ -127,15 +127,15 @@ void log_write(struct stream *s, const char *data, size_t n, int64_t stall_ms) {
         } else if (k < 0 && errno == EAGAIN) {
             struct pollfd p = {.fd = s->log, .events = POLLOUT};
             if (poll(&p, 1, (int)(s->log_dropping ? 100 : stall_ms)) == 0)
-                s->log = -1;                     /* nobody reads: do not ask again for every piece */
+                s->log = -1;                     /* no reader: do not wait again for each piece */
         } else if (k == 0 || errno != EINTR) {
             s->log = -1;
         }
     }
 }
 
-void stream_say(struct stream *s, const char *text) {
-    stream_take(s, (const unsigned char *)text, strlen(text));
+void stream_print(struct stream *s, const char *text) {
+    stream_keep(s, (const unsigned char *)text, strlen(text));
     log_write(s, text, strlen(text), 1000);
 }
 
@@ -143,7 +143,7 @@ static int make_directory(const char *path) {
     struct stat st;
     if (mkdir(path, 0777) == 0)
         return 0;
-    int error = errno;                           /* a read-only file system says EROFS even where it exists */
+    int error = errno;                           /* on a read-only file system it is EROFS even if the directory exists */
     if (stat(path, &st) != 0)
         return error;
     return S_ISDIR(st.st_mode) ? 0 : ENOTDIR;
@@ -165,7 +165,7 @@ int make_directories(char *path) {
     return make_directory(path);
 }
 
-/* Without O_NONBLOCK a FIFO would keep us here for ever. */
+/* O_NONBLOCK: opening a FIFO must not block. */
 int open_input(const char *path, int *fd) {
     struct stat st;
     if ((*fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC)) < 0)
@@ -180,10 +180,10 @@ int open_input(const char *path, int *fd) {
     return error;
 }
 
-/* O_APPEND: stdout and stderr may be one file, opened twice before anything is written. */
+/* O_APPEND: stdout and stderr may be the same file, opened twice. */
 int open_output(const char *path, int *fd) {
     char parent[4096];
-    strcpy(parent, path);                        /* options.c bounds it */
+    strcpy(parent, path);                        /* options.c limits its length */
     char *slash = strrchr(parent, '/');
     if (slash != NULL && slash != parent) {
         *slash = '\0';
@@ -199,7 +199,7 @@ int open_output(const char *path, int *fd) {
 
 int open_nothing(void) {
     int fd = open("/dev/null", O_RDWR | O_CLOEXEC), ends[2];
-    if (fd < 0 && pipe2(ends, O_CLOEXEC) == 0) { /* a root without /dev: a pipe that nobody writes to */
+    if (fd < 0 && pipe2(ends, O_CLOEXEC) == 0) { /* no /dev: a pipe without a writer */
         close(ends[1]);
         fd = ends[0];
     }

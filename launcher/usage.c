@@ -1,4 +1,4 @@
-/* Memory and CPU: of the container's cgroup where asked for and readable, else of the processes we have reaped. */
+/* Memory and CPU usage: of the container's cgroup if requested and readable, else of the reaped processes. */
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -91,5 +91,5 @@ void usage_end(struct usage *u, const char *root) {
         u->oom_kills = kills >= 0 && (after = oom_kills(root)) > kills ? after - kills : 0;
     }
     if (u->peak_bytes < 0 || (u->sampled && rss > u->peak_bytes))
-        u->peak_bytes = rss;                     /* between two samples it may have been more */
+        u->peak_bytes = rss;                     /* the peak may lie between two samples */
 }

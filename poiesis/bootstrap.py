@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -100,10 +100,13 @@ class Bootstrap:
         """With the policy completed by what the adapters can do."""
         policy = self._given.policy
         queues: dict[str, tuple[str, ...]] = {}
+        exposes = policy.exposes_credentials
         keys = frozenset(p.key for p in PARAMETERS.values() if not p.kubernetes_only)
         if self._kubernetes is not None:
             from poiesis.cluster.kubernetes.placement import allowed_queues, usable_parameters
 
+            if not self.filer.allow_unencrypted_credentials:
+                exposes = self._exposes_credentials
             keys = usable_parameters(self._kubernetes)
             queues = allowed_queues(self._kubernetes)
         return replace(
@@ -115,8 +118,14 @@ class Bootstrap:
                 file_roots=self.filer.file_roots,
                 backend_parameters=keys,
                 queues=queues,
+                exposes_credentials=exposes,
             ),
         )
+
+    def _exposes_credentials(self, urls: Iterable[str]) -> bool:
+        from poiesis.filer.credentials import first_unencrypted
+
+        return first_unencrypted(urls, self.filer) is not None
 
     @property
     def policy(self) -> Policy:

@@ -2,7 +2,8 @@
 
     layout   pods                                        when
     single   task: [tif] executor-0 … executor-n [tof]   most tasks: all containers side by side, each waiting for its turn
-    staged   tif | executors | tof                       GPUs with staging: devices are held only while executors run
+    staged   tif | executors | tof                       GPUs with staging: devices are held only while executors run;
+                                                         uploads that send credentials unencrypted
     staged   tif | executor-0 | executor-1 | … | tof     several executors that ask for GPUs, which containers cannot share
 
 The task's volume mirrors its paths: what an executor sees at `/data/in.txt` is `root/data/in.txt` on the volume. Executors mount the
@@ -223,6 +224,8 @@ def _layout(spec: TaskSpec, resources: Resources, policy: Policy) -> Layout:
         return Layout(policy.layout)
     holds_devices = gpu_count(resources.backend_parameters) > 0
     moves_files = bool(spec.outputs) or any(i.content is None for i in spec.inputs)
+    if policy.exposes_credentials(o.url for o in spec.outputs):  # inputs are staged before any command runs
+        return Layout.STAGED
     return Layout.STAGED if holds_devices and (moves_files or len(spec.executors) > 1) else Layout.SINGLE
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Final
@@ -11,6 +11,10 @@ GIGABYTE = 10**9
 NO_SETTING: Final[Mapping[str, bool]] = {
     "setting": False
 }  # what the adapters can do: `bootstrap` fills it in, nobody sets it
+
+
+def _never(urls: Iterable[str]) -> bool:
+    return False
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ class Policy:
 
     queues: Mapping[str, tuple[str, ...]] = field(default_factory=dict, metadata=NO_SETTING)
     """Kueue's local queues that tasks may name, by user, `group:NAME`, or `*` for everyone."""
+
+    exposes_credentials: Callable[[Iterable[str]], bool] = field(default=_never, metadata=NO_SETTING, compare=False)
+    """Whether transfers to any of these URLs send credentials unencrypted although the site does not allow it beside a task's commands."""
 
     layout: str = "auto"
     """auto, or always `single` or `staged`."""

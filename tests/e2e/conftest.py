@@ -387,6 +387,7 @@ def values_for(image: str, namespace: str) -> Json:
         "redis": {"bundled": True, "image": os.environ.get("POIESIS_TEST_REDIS_IMAGE", "localhost/redis:7")},
         "filer": {
             "envSecrets": [S3_SECRET],
+            "allowUnencryptedCredentials": True,  # else every upload to this S3 would have a pod of its own
             "s3": [
                 {"name": "main", "url": f"http://s3.{namespace}.svc:{S3_PORT}"},
                 # the same server through a Service that a test may cut off

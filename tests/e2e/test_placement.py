@@ -278,10 +278,13 @@ def test_shared_memory_has_the_size_that_was_asked_for_inside_the_container(site
     assert mount.startswith("tmpfs on /dev/shm")
 
 
-@posted(lambda site: asking("true", shm_gb="0.6"))
-def test_more_shared_memory_than_the_site_allows_is_refused(site: Site, task: str):
-    found = site.wait(task, ("SYSTEM_ERROR",))
-    assert "this site allows 0.5" in why(found)
+@pytest.mark.parametrize(
+    ("asked", "words"), [({"shm_gb": "0.6"}, "at most 0.5"), ({"queue": "theirs"}, "use one of batch, urgent")]
+)
+def test_what_the_site_does_not_allow_is_refused_at_once(site: Site, asked: dict[str, str], words: str):
+    status, document = site.service.call("POST", "/tasks", asking("true", **asked))
+    assert status == 400
+    assert words in str(document)
 
 
 @posted(lambda site: asking("trap 'echo told; exit 3' TERM; sleep 600 & wait", time_limit="2s"))

@@ -24,10 +24,12 @@ from tests.e2e.conftest import (
 from tests.e2e.site import (
     NOSHELL,
     Site,
+    assert_not_hijacked,
     assert_nothing_left,
     codes,
     content,
     failure,
+    hijack,
     one_log,
     post_all,
     posted,
@@ -95,6 +97,14 @@ def parts(site: Site, task: str) -> list[str]:
     """Of the task's pods, in the order in which they were made."""
     pods = sorted(site.pods.of(task).values(), key=lambda p: str(p["metadata"]["creationTimestamp"]))
     return [p["metadata"]["labels"]["poiesis/part"] for p in pods]
+
+
+@posted(lambda site: hijack(site, "hijacked/staged"))
+def test_an_upload_has_a_pod_without_the_tasks_commands(site: Site, task: str):
+    """A listener in the executors' pod receives nothing of it."""
+    found = site.complete(task)
+    assert parts(site, task) == ["tif", "executors", "tof"]
+    assert_not_hijacked(site, found, "hijacked/staged")
 
 
 AWAY = "cut-off"  # a bucket whose store the filers reach at s3-away alone

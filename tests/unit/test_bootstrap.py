@@ -147,3 +147,15 @@ def test_nobody_pays_for_what_it_does_not_use(module: str, absent: tuple[str, ..
     program = f"import sys, {module}; print(*sorted(set(sys.modules) & set({absent!r})))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("allow", "kubernetes", "exposes"), [(False, True, True), (True, True, False), (False, False, False)]
+)
+def test_credentials_over_open_connections_count_on_kubernetes_unless_allowed(
+    tmp_path: Path, allow: bool, kubernetes: bool, exposes: bool
+) -> None:
+    filer = FilerSettings(allow_unencrypted_credentials=allow, s3={"main": {"url": "http://s3.example.org"}})
+    parts = Bootstrap(Settings(directory=str(tmp_path)), filer, KubernetesSettings() if kubernetes else None)
+    assert parts.policy.exposes_credentials(["s3://bucket/key"]) is exposes
+    assert parts.policy.exposes_credentials(["https://example.org/file"]) is False

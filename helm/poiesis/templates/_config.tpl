@@ -116,6 +116,7 @@
 {{- end -}}
 {{- $_ := set $c (print $f "S3") (ternary (printf "{%s}" (join "," $endpoints)) "" (not (empty $endpoints))) -}}
 {{- $_ := set $c (print $f "FILE_ROOTS") $v.filer.fileRoots -}}
+{{- $_ := set $c (print $f "ALLOW_UNENCRYPTED_CREDENTIALS") $v.filer.allowUnencryptedCredentials -}}
 {{- $_ := set $c (print $f "HTTP_PUT") $v.filer.httpPut -}}
 {{- $_ := set $c (print $f "ALLOW_ADDRESSES") $v.filer.allowAddresses -}}
 {{- $_ := set $c (print $f "CA_FILE") $v.filer.caFile -}}

@@ -18,7 +18,7 @@ from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.domain.errors import ClusterRefused, ConfigurationError
 from poiesis.domain.naming import object_name
 from poiesis.domain.observed import TIF, TOF
-from poiesis.domain.plan import Plan
+from poiesis.domain.plan import Layout, Plan
 from poiesis.domain.staging import tif_document, tof_document
 from poiesis.domain.task import Task, TaskId
 
@@ -74,7 +74,8 @@ def documents(task: Task, plan: Plan, shared: Mapping[str, bytes]) -> dict[str, 
     if TIF in names:
         wanted["tif.json"] = _json(tif_document(task, plan))
     if TOF in names:
-        wanted["tof.json"] = _json(tof_document(task, plan))
+        apart = plan.layout is Layout.STAGED  # in a pod without the task's commands
+        wanted["tof.json"] = _json({**tof_document(task, plan), "allow_unencrypted_credentials": apart})
     wanted |= shared
     if sum(map(len, wanted.values())) > MAX_DOCUMENTS_BYTES:
         raise ClusterRefused("inputs and outputs of the task are too long to be handed to its filers")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from poiesis.domain.plan import Layout, Mount, belongs_to_image, plan
-from poiesis.domain.policy import GIGABYTE
+from poiesis.domain.policy import GIGABYTE, Policy
 from poiesis.domain.staging import tif_document, tof_document
 from poiesis.domain.task import FileType, Input, Output, Resources
 from tests.unit.domain.samples import (
@@ -291,3 +291,13 @@ def test_a_streamable_input_is_staged_as_any_other(streamable):  # I8
     made = plan(task.spec, POLICY)
     assert made == plan(other.spec, POLICY)
     assert tif_document(task, made) == tif_document(other, made)
+
+
+def test_an_upload_that_sends_credentials_unencrypted_gets_a_pod_of_its_own():
+    policy = Policy(exposes_credentials=lambda urls: any(url.startswith("ftp://") for url in urls))
+    by_ftp = replace(output_file(), url="ftp://user:password@host/out")
+    assert plan(spec(inputs=(input_file(),), outputs=(output_file(),)), policy).layout is Layout.SINGLE
+    assert plan(spec(inputs=(input_file(),), outputs=(output_file(), by_ftp)), policy).layout is Layout.STAGED
+    assert plan(spec(outputs=(by_ftp,)), replace(policy, layout="single")).layout is Layout.SINGLE, "the filer refuses"
+    first = replace(input_file(), url="ftp://user:password@host/in")
+    assert plan(spec(inputs=(first,)), policy).layout is Layout.SINGLE, "inputs are staged before any command runs"

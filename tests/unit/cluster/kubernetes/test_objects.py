@@ -118,3 +118,10 @@ def test_launchers_that_do_not_fit_or_are_not_there_are_a_mistake_of_the_setting
         objects.launcher({"amd64": b"x" * (1024 * 1024)}, SITE)
     with pytest.raises(ConfigurationError, match="no launcher"):
         objects.launcher({}, SITE)
+
+
+@pytest.mark.parametrize("layout", ["single", "staged"])
+def test_credentials_may_go_unencrypted_only_from_a_pod_without_the_tasks_commands(layout: str) -> None:
+    spec = TaskSpec((TRUE,), outputs=(Output(path="/data/b", url="s3://b/b", type=FileType.FILE),))
+    made = objects.documents(make_task(spec), plan(spec, Policy(layout=layout)), {})
+    assert json.loads(made["tof.json"])["allow_unencrypted_credentials"] is (layout == "staged")
