@@ -8,14 +8,11 @@ Without a watch (`follow` was not called, or it is down) `observe` lists by the 
 from __future__ import annotations
 
 import logging
-import platform
-import socket
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 from poiesis.cluster.kubernetes import labels, name_resolution, objects, pods
@@ -29,14 +26,15 @@ from poiesis.cluster.kubernetes.cache import (
     project_volume,
 )
 from poiesis.cluster.kubernetes.client import Client
+from poiesis.cluster.kubernetes.delivery import InstanceOwner, LauncherDelivery, with_launchers
 from poiesis.cluster.kubernetes.errors import ApiError, translate
 from poiesis.cluster.kubernetes.observe import pod_of
+from poiesis.cluster.kubernetes.pokes import PokeAddress
 from poiesis.cluster.kubernetes.records import Records
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.cluster.kubernetes.watch import Watch
-from poiesis.config import ARCHITECTURES, shipped_launchers
 from poiesis.domain.decide import plan_of
-from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, ConfigurationError
+from poiesis.domain.errors import ClusterRefused, ClusterUnavailable
 from poiesis.domain.naming import object_name
 from poiesis.domain.observed import Observed, Pod, Record
 from poiesis.domain.plan import Plan, PodPlan
@@ -46,10 +44,8 @@ from poiesis.domain.task import Task, TaskId
 
 log = logging.getLogger(__name__)
 
-POKE_RESOLVED_S: Final = 30.0  # how long the poke address's numbers are believed
 BINDING_PAUSE_S: Final = 0.02  # before the second look at a volume; grows by half each time
 BINDS_LATE_S: Final = 60.0  # how long volumes that were not bound in time are not waited for
-LAUNCHER_SEEN_S: Final = 600.0  # how long the launcher's ConfigMap is believed to be still there
 MAX_UIDS: Final = 10_000
 
 
@@ -68,7 +64,7 @@ class KubernetesCluster:
         client: Client | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.settings = settings = _completed(settings)
+        self.settings = settings = with_launchers(settings)
         self._policy = policy
         self._filer_files = {
             objects.SETTINGS_KEY: objects.filer_settings(filer_settings_json, settings).encode(),
@@ -78,13 +74,11 @@ class KubernetesCluster:
         self._monotonic = monotonic
         self._core = f"/api/v1/namespaces/{settings.namespace}"
         self._records = Records(self.client, settings.namespace, policy.tail_bytes, settings.record_cache_bytes)
-        self._binaries = {} if settings.delivery == "init" else _read_launchers(settings)
-        self._launcher: dict[str, Any] | None = None
-        self._launcher_seen: float | None = None
-        self._owner: dict[str, Any] | None = None
+        self._owner = InstanceOwner(self.client, settings)
+        self.launcher = LauncherDelivery(self.client, settings, self._owner, monotonic)
+        self._poke_address = PokeAddress(settings.poke_address, monotonic)
         self._lock = threading.Lock()
         self._binds_late_until = 0.0  # on the monotonic clock
-        self._poke_resolved: tuple[str | None, float] = (None, 0.0)  # and until when, on the monotonic clock
         self._volume_uids: OrderedDict[str, str] = OrderedDict()
         self._wake: Callable[[TaskId], None] | None = None
         self._cache = Cache(self._changed, self._records.forget)
@@ -95,7 +89,7 @@ class KubernetesCluster:
     def create_volume(self, task: Task, plan: Plan) -> None:
         if plan.volume_bytes is None:
             return
-        made = self._create(VOLUMES, objects.volume(task, plan, self.settings, self._instance_owner()))
+        made = self._create(VOLUMES, objects.volume(task, plan, self.settings, self._owner.reference()))
         self._remember_uid(made["metadata"]["name"], made["metadata"]["uid"])
 
     def create_documents(self, task: Task, plan: Plan) -> None:
@@ -117,28 +111,13 @@ class KubernetesCluster:
             task,
             plan,
             pod,
-            replace(self.settings, poke_address=self._resolved_poke_address()),
+            replace(self.settings, poke_address=self._poke_address.resolved()),
             self._policy,
-            launcher_name=self._ensure_launcher(),
+            launcher_name=self.launcher.ensure(),
             document_files=files,
-            owned_by=self._instance_owner(),
+            owned_by=self._owner.reference(),
         )
         self._create(PODS, document)
-
-    def _resolved_poke_address(self) -> str | None:
-        """With the Service's address instead of its name: a container then needs no name service to poke, nor time for it."""
-        address = self.settings.poke_address
-        if address is None or self._monotonic() < self._poke_resolved[1]:
-            return self._poke_resolved[0] if address is not None else None
-        host, _, port = address.rpartition(":")
-        try:
-            found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-            number = str(found[4][0])
-            address = f"[{number}]:{port}" if found[0] is socket.AF_INET6 else f"{number}:{port}"
-        except (OSError, ValueError) as error:
-            log.info("poke_address_unresolved", extra={"address": address, "error": str(error)})
-        self._poke_resolved = (address, self._monotonic() + POKE_RESOLVED_S)
-        return address
 
     def _await_binding(self, task: Task) -> None:
         """Give the provisioner a moment: a pod that the scheduler meets before its volume is bound sits in its back-off for a second and
@@ -190,48 +169,6 @@ class KubernetesCluster:
         if not labels.is_same(found.get("metadata") or {}, metadata):
             raise ClusterRefused(f"{what}: another object of that name stands there, which is not this task's")
         return found
-
-    def _ensure_launcher(self) -> str | None:
-        """Name of the ConfigMap, made once for all tasks; None where an init container delivers the launcher."""
-        if self.settings.delivery == "init":
-            return None
-        with self._lock:
-            if self._launcher is None:
-                self._launcher = objects.launcher(self._binaries, self.settings, self._instance_owner())
-            wanted, seen = self._launcher, self._launcher_seen
-        name: str = wanted["metadata"]["name"]
-        if seen is not None and self._monotonic() - seen < LAUNCHER_SEEN_S:
-            return name
-        try:
-            self.client.create(f"{self._core}/configmaps", wanted)
-        except ApiError as error:
-            if error.status != 409:
-                raise translate(error, f"create configmap {name}") from error
-            self._check_launcher(name, wanted)
-        with self._lock:
-            self._launcher_seen = self._monotonic()
-        return name
-
-    def _check_launcher(self, name: str, wanted: Mapping[str, Any]) -> None:
-        """What stands under the name of our hash has to have our content: it runs in every task."""
-        try:
-            found = self.client.get(f"{self._core}/configmaps/{name}")
-        except ApiError as error:
-            raise translate(error, f"look at configmap {name}") from error
-        if found.get("binaryData") != wanted["binaryData"]:
-            raise ClusterRefused(f"configmap {name} is not the launcher that it says; delete it")
-
-    def _instance_owner(self) -> dict[str, Any] | None:
-        """The ConfigMap that owns everything, looked up once: its uid is what ownership goes by."""
-        name = self.settings.owner
-        if name is None or self._owner is not None:
-            return self._owner
-        try:
-            found = self.client.get(f"{self._core}/configmaps/{name}")
-        except ApiError as error:
-            raise translate(error, f"look at configmap {name}, the owner of all tasks") from error
-        self._owner = objects.owner("ConfigMap", name, found["metadata"]["uid"])
-        return self._owner
 
     def _volume_uid(self, task: Task, name: str) -> str:
         with self._lock:
@@ -415,21 +352,3 @@ class KubernetesCluster:
 
 def _reports(found: Mapping[str, FilerReport | None]) -> dict[str, FilerReport]:
     return {name: report for name, report in found.items() if report is not None}
-
-
-def _completed(settings: KubernetesSettings) -> KubernetesSettings:
-    """With the launchers that came with this package where none are named, and the architecture of most tasks: ours, where there is a
-    launcher for it, so that a cluster of one architecture needs no setting."""
-    if settings.delivery == "init":
-        return settings
-    found = dict(settings.launchers) or {name: str(path) for name, path in shipped_launchers().items()}
-    own = ARCHITECTURES.get(platform.machine(), "amd64")
-    default = settings.architecture or (own if own in found or not found else min(found))
-    return replace(settings, launchers=found, architecture=default)
-
-
-def _read_launchers(settings: KubernetesSettings) -> dict[str, bytes]:
-    try:
-        return {architecture: Path(path).read_bytes() for architecture, path in settings.launchers.items()}
-    except OSError as error:
-        raise ConfigurationError(f"the launcher cannot be read: {error}") from error

@@ -1,8 +1,8 @@
 """The filers' own /etc/hosts and /etc/resolv.conf.
 
-The kubelet gives all containers of a pod the same two files, and a user's command that runs as root can write to them: it could send a
-filer's traffic, signed requests included, to an address of its choice. Filers therefore mount read-only files from the Secret with their
-documents; a mount of its own keeps a container from getting the shared file. The content is what the kubelet would have written.
+The kubelet gives all containers of a pod the same two files, and a command that runs as root can write to them: it could send a filer's
+traffic, signed requests included, to an address of its choice. Filers that share a pod with commands therefore mount read-only files from
+the Secret with their documents, which take precedence over the shared ones. The content is what the kubelet would have written.
 """
 
 from __future__ import annotations

@@ -169,10 +169,7 @@ class _Builder:
             {"name": "documents", "mountPath": DOCUMENTS, "readOnly": True},
             {"name": "volume", "mountPath": WHOLE_VOLUME},
             {"name": "filer-tmp", "mountPath": "/tmp"},
-            *(
-                {"name": "documents", "mountPath": path, "subPath": key, "readOnly": True}
-                for key, path in objects.NAME_FILES.items()
-            ),
+            *(_name_files_mounts() if self._first is not None else []),
             *(_cache_mount(settings) if planned.name == TIF else []),
             *(
                 {"name": f"secret-{i}", "mountPath": path, "readOnly": True}
@@ -263,6 +260,14 @@ def _pull(policy: str | None) -> Json:
 
 def _launcher_mounts() -> list[Json]:
     return [{"name": "launcher", "mountPath": BIN, "readOnly": True}, {"name": "control", "mountPath": CONTROL}]
+
+
+def _name_files_mounts() -> list[Json]:
+    """For filers beside executors: see `name_resolution`."""
+    return [
+        {"name": "documents", "mountPath": path, "subPath": key, "readOnly": True}
+        for key, path in objects.NAME_FILES.items()
+    ]
 
 
 def _cache_mount(settings: KubernetesSettings) -> list[Json]:

@@ -1,13 +1,15 @@
-"""The listener for pokes: `POST /poke/<task id>/<nonce>`, sent by the launcher when a container has ended.
+"""Pokes: `POST /poke/<task id>/<nonce>`, sent by the launcher when a container has ended.
 
-It is the only port of the service that task pods may reach. A poke wakes the reconcile of its own task and may carry the container's
-closing record (docs/adr/0004); it can do nothing else. Pokes beyond a rate, for each address and in all, and of tasks without a pod are
-dropped: a lost poke costs a second.
+The listener is the only port of the service that task pods may reach. A poke wakes the reconcile of its own task and may carry the
+container's closing record (docs/adr/0004); it can do nothing else. Pokes beyond a rate, per address and in total, and of tasks without a
+pod are dropped: a lost poke costs a second.
 """
 
 from __future__ import annotations
 
+import logging
 import re
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,11 +19,39 @@ from poiesis.domain.task import TaskId
 from poiesis.http_listener import Bounds, HttpListener, Request, Response
 from poiesis.observability import POKES
 
+log = logging.getLogger(__name__)
+
 MAX_POKE_BYTES: Final = 128 * 1024  # POKE_BODY_MAX of the launcher
 BOUNDS: Final = Bounds(body_bytes=MAX_POKE_BYTES)
 POKES_PER_SECOND: Final = 1000
 POKES_PER_ADDRESS: Final = 200  # a second; a node of 110 pods may show them all under its own address
+RESOLVED_FOR_S: Final = 30.0  # how long a resolved address is used
 _PATH: Final = re.compile(r"/poke/([0-9a-z]{1,64})/([0-9a-f-]{1,64})")
+
+
+class PokeAddress:
+    """The address for launchers, `host:port`, resolved here so that containers need no DNS query to poke."""
+
+    def __init__(self, address: str | None, monotonic: Callable[[], float] = time.monotonic) -> None:
+        self._address = address
+        self._monotonic = monotonic
+        self._resolved = address
+        self._resolved_until = 0.0
+
+    def resolved(self) -> str | None:
+        """With the IP address; unresolved if the look-up fails."""
+        if self._address is None or self._monotonic() < self._resolved_until:
+            return self._resolved
+        host, _, port = self._address.rpartition(":")
+        self._resolved = self._address
+        try:
+            found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+            ip = str(found[4][0])
+            self._resolved = f"[{ip}]:{port}" if found[0] is socket.AF_INET6 else f"{ip}:{port}"
+        except (OSError, ValueError) as error:
+            log.info("poke_address_unresolved", extra={"address": self._address, "error": str(error)})
+        self._resolved_until = self._monotonic() + RESOLVED_FOR_S
+        return self._resolved
 
 
 class PokeListener(HttpListener):

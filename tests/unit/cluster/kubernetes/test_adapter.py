@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from poiesis.cluster.kubernetes import adapter
+from poiesis.cluster.kubernetes import delivery
 from poiesis.cluster.kubernetes.adapter import KubernetesCluster
 from poiesis.cluster.kubernetes.cache import PODS, VOLUMES, project_pod, project_volume
 from poiesis.cluster.kubernetes.client import Client
@@ -92,7 +92,7 @@ def make(client: Client, tmp_path: Path) -> Iterator[Callable[..., KubernetesClu
 @pytest.fixture
 def cluster(make: Callable[..., KubernetesCluster], store: Store) -> KubernetesCluster:
     made = make()
-    made._ensure_launcher()
+    made.launcher.ensure()
     store.calls()
     return made
 
@@ -158,19 +158,19 @@ def test_a_secret_that_may_not_be_read_is_taken_for_ours(cluster: KubernetesClus
     begin(cluster, task)
 
 
-def test_the_launcher_is_made_once_and_checked_when_it_stands_there(
+def test_the_launcher_is_created_once_and_an_existing_one_is_checked(
     make: Callable[..., KubernetesCluster], store: Store
 ) -> None:
-    make()._ensure_launcher()
+    make().launcher.ensure()
     assert store.calls() == ["POST configmaps"]
     again = make()
-    name = again._ensure_launcher()
+    name = again.launcher.ensure()
     assert store.calls() == ["POST configmaps", f"GET configmaps/{name}"]
-    again._ensure_launcher()
+    again.launcher.ensure()
     assert store.calls() == []
     store.objects[f"{CORE}/configmaps/{name}"]["binaryData"] = {"launcher-amd64": "ZXZpbA=="}
-    with pytest.raises(ClusterRefused, match="not the launcher"):
-        make()._ensure_launcher()
+    with pytest.raises(ClusterRefused, match="does not contain the launcher"):
+        make().launcher.ensure()
 
 
 def test_the_owner_of_all_is_looked_up_once(make: Callable[..., KubernetesCluster], store: Store) -> None:
@@ -343,7 +343,7 @@ def test_tasks_run_on_the_architecture_of_the_service_unless_another_is_named(
     launchers = {name: tmp_path / f"launcher-{name}" for name in built}
     for name, path in launchers.items():
         path.write_bytes(name.encode())
-    monkeypatch.setattr(adapter, "shipped_launchers", lambda: launchers)
+    monkeypatch.setattr(delivery, "shipped_launchers", lambda: launchers)
     monkeypatch.setattr("platform.machine", lambda: machine)
     cluster = KubernetesCluster(
         KubernetesSettings(namespace="tasks", architecture=named, resolv_conf=""), Policy(), client=client

@@ -192,7 +192,8 @@ def test_filers_do_not_share_hosts_and_resolv_conf_with_executors(layout: str) -
     spec = TaskSpec((TRUE,), inputs=(IN,), outputs=(OUT,))
     for each in (c for made in build(spec, PLAIN, Policy(layout=layout)) for c in made["spec"]["containers"]):
         own = {m["mountPath"]: m for m in each["volumeMounts"] if m["mountPath"].startswith("/etc/")}
-        assert set(own) == (set() if each["name"] == "executor-0" else {"/etc/hosts", "/etc/resolv.conf"})
+        shares = layout == "single" and each["name"] != "executor-0"
+        assert set(own) == ({"/etc/hosts", "/etc/resolv.conf"} if shares else set())
         assert all(m["name"] == "documents" and m["readOnly"] for m in own.values())
 
 
