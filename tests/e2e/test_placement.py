@@ -10,7 +10,7 @@ import base64
 import json
 import secrets
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 import pytest
 
@@ -281,7 +281,7 @@ def test_shared_memory_has_the_size_that_was_asked_for_inside_the_container(site
 @pytest.mark.parametrize(
     ("asked", "words"), [({"shm_gb": "0.6"}, "at most 0.5"), ({"queue": "theirs"}, "use one of batch, urgent")]
 )
-def test_what_the_site_does_not_allow_is_refused_at_once(site: Site, asked: dict[str, str], words: str):
+def test_what_the_site_does_not_allow_is_refused_at_once(site: Site, asked: dict[str, Any], words: str):
     status, document = site.service.call("POST", "/tasks", asking("true", **asked))
     assert status == 400
     assert words in str(document)
