@@ -1,14 +1,15 @@
 """Inputs kept for other tasks: a thousand tasks with one reference genome fetch it once.
 
-An entry is a file named by URL and version (ETag and the like), so it never changes, and whoever wants it has asked the store for the
-version with rights of its own first. One fetches, under a lock of the entry, and others wait; a lock goes with its process, so a crash
-leaves nothing but a temporary file, which the next eviction removes. What comes out is a reflink where the file system has them, else a
-copy: tasks may write to their inputs, so hard links would let one task change another's. The cache is a help and never a fault:
-whatever goes wrong with it, the file is fetched as if there were none.
+An entry is a file named by URL and version (ETag and the like), so it never changes, and a task asks the store for the version with its
+own credentials before it uses the entry. One process fetches, under a lock of the entry, and others wait; the kernel releases the lock
+of a process that ends, so a crash leaves only a temporary file, which the next eviction removes. A file leaves the cache as a reflink
+where the file system has them, else as a copy: tasks may write to their inputs, and a hard link would let one task change another's. An
+error of the cache is never an error of the task: the file is then fetched as if there were no cache.
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -29,7 +30,7 @@ from poiesis.ports.filer import RemoteFile, Sent
 WAIT_S: Final = 3600.0  # for another task's fetch; after that this one fetches by itself
 SLOT_DIGITS: Final = 3  # of a key, in hexadecimal: 4,096 lock files
 LOW_WATER: Final = 0.9  # an eviction goes on until this share is left
-EVICTION: Final = "all"  # no hexadecimal number
+EVICTION: Final = "all"  # a lock's name that no entry can have
 _CLONE: Final = 0x40049409  # FICLONE
 _CHUNK: Final = 64 * 1024 * 1024
 
@@ -41,7 +42,7 @@ class Cache:
         self._entries, self._locks, self._partial = root / "entries", root / "locks", root / "partial"
 
     def fetch(self, file: RemoteFile, target: Path, fetch: Callable[[RemoteFile, Path], Sent]) -> Sent:
-        """As `fetch(file, target)`, from the cache if it can be. Raises: what `fetch` raises."""
+        """Like `fetch(file, target)`, from the cache where possible. Raises: what `fetch` raises."""
         size = file.size_bytes
         if (
             file.version is None
@@ -63,7 +64,7 @@ class Cache:
                     self._evict(size)
                     return Sent(file.url, size)
         except OSError as error:
-            self._note(f"the input cache was of no use: {error.strerror}")
+            self._note(f"the input cache could not be used: {error.strerror}")
         except _Failed as failed:
             raise failed.error from failed
         return fetch(file, target)
@@ -89,14 +90,14 @@ class Cache:
             shutil.rmtree(room, ignore_errors=True)
 
     def _placed(self, entry: Path, target: Path, size: int) -> bool:
-        """Whether the entry was there, and is at `target` now."""
+        """Copy the entry to `target`; False if there is none."""
         try:
             source = os.open(entry, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
         try:
             state = os.fstat(source)
-            if state.st_size != size:  # somebody has damaged it
+            if state.st_size != size:  # damaged
                 with suppress(OSError):
                     os.unlink(entry)
                 return False
@@ -108,7 +109,7 @@ class Cache:
                 except OSError:
                     self._copy(source, part.descriptor)
                 if os.fstat(part.descriptor).st_size != size:
-                    raise OSError(5, "an entry was shorter than it had been")
+                    raise OSError(errno.EIO, "the entry became shorter")
                 if state.st_mode & 0o111:
                     part.executable()
             return True
@@ -128,7 +129,7 @@ class Cache:
                 break
             offset += count
             self._control.moved(count)
-        while data := os.pread(source, 1 << 20, offset):  # where the kernel cannot
+        while data := os.pread(source, 1 << 20, offset):  # where the kernel cannot copy
             view = memoryview(data)
             while view:
                 count = os.pwrite(target, view, offset)
@@ -137,7 +138,7 @@ class Cache:
 
     @contextmanager
     def _locked(self, key: str, *, wait: bool = True) -> Iterator[bool]:
-        """The lock of a name; False when it could not be had in time. Names share files, since none can be removed safely."""
+        """Hold the lock for a name; False when it could not be acquired in time. Names share lock files, which cannot be removed safely."""
         descriptor = os.open(self._locks / key[:SLOT_DIGITS], os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             deadline = time.monotonic() + (WAIT_S if wait else 0)
@@ -156,7 +157,7 @@ class Cache:
             os.close(descriptor)
 
     def _evict(self, size: int, *, before: bool = False) -> None:
-        """Remove what was not used for longest, when there is too much; one process at a time, the others have no need to."""
+        """Remove the least recently used entries when there are too many bytes. One process at a time; the others go on without."""
         with self._locked(EVICTION, wait=before) as held:
             if not held:
                 return
@@ -177,7 +178,7 @@ class Cache:
                     return
 
     def _remove_stale(self) -> None:
-        """What a crash left: a directory whose entry nobody has locked."""
+        """Remove what a crash left: a directory whose entry is not locked."""
         for path in self._partial.iterdir():
             with self._locked(path.name, wait=False) as held:
                 if held:
@@ -185,7 +186,7 @@ class Cache:
 
 
 class _Failed(Exception):
-    """The fetch itself failed: no fault of the cache."""
+    """The fetch itself failed, not the cache."""
 
     def __init__(self, error: PoiesisError) -> None:
         super().__init__(str(error))

@@ -1,7 +1,7 @@
-"""drs://HOST/ID: GA4GH Data Repository Service 1.x, inputs alone. Resolved to a URL that another filer reads.
+"""drs://HOST/ID: GA4GH Data Repository Service 1.x, only for inputs. Resolved to a URL that another filer reads.
 
-Compact identifiers (`drs://prefix:accession`) are not resolved, since that asks a third party. What comes is held against the size and the
-checksum that the service tells. The bearer token goes to hosts that the site has listed, and to nobody else.
+Compact identifiers (`drs://prefix:accession`) are not resolved, because that would ask a third party. The size and checksum that the
+service reports are verified. The bearer token is sent only to hosts that the site has listed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from poiesis.filer.urls import name_problem, scheme_of, shown
 from poiesis.ports.filer import RemoteFile, Sent
 
 MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024  # of the description of a bundle with all its files
-PREFERRED: Final = ("https", "s3", "http", "ftp", "ftps")  # never file: it would name files of ours
+PREFERRED: Final = ("https", "s3", "http", "ftp", "ftps")  # never file: that would read files of the service
 _SUMS: Final = {"sha-256": "sha256", "sha256": "sha256", "sha-512": "sha512", "sha512": "sha512", "md5": "md5"}
 
 
@@ -65,7 +65,7 @@ class DrsFiler:
         found = self._object(url, expand=True)
         contents = found.get("contents")
         if not isinstance(contents, list) or not contents:
-            raise NotFound(f"{shown(url)}: is no bundle")
+            raise NotFound(f"{shown(url)}: is not a bundle")
         yield from self._contents(url, contents, "", 0)
 
     def fetch(self, file: RemoteFile, target: Path) -> Sent:
@@ -73,7 +73,7 @@ class DrsFiler:
         if found.get("contents"):
             raise NotFound(f"{shown(file.url)}: is a bundle")
         address, headers = self._address(file.url, found)
-        # below a name of its own until it is checked
+        # under a temporary name until it is verified
         arrived = target.with_name(f"{target.name}.drs")
         try:
             if scheme_of(address) in ("http", "https"):
@@ -84,7 +84,7 @@ class DrsFiler:
                     raise AccessDenied(f"{shown(file.url)}: {UNENCRYPTED}")
                 sent = self._http.fetch_with(address, arrived, headers)
             elif self._context.reader is None:
-                raise UnsupportedUrl(f"{shown(file.url)}: nobody can read {shown(address)}")
+                raise UnsupportedUrl(f"{shown(file.url)}: no filer can read {shown(address)}")
             else:
                 sent = self._context.reader(address).fetch(RemoteFile(address, file.name, None), arrived)
             checksum = self._verified(file.url, found, arrived, sent.size_bytes)
@@ -95,18 +95,18 @@ class DrsFiler:
         return Sent(file.url, sent.size_bytes, checksum)
 
     def send(self, source: int, url: str) -> Sent:
-        raise UnsupportedUrl(f"{shown(url)}: drs is for reading")
+        raise UnsupportedUrl(f"{shown(url)}: drs cannot be written")
 
     def make_directory(self, url: str) -> None:
-        raise UnsupportedUrl(f"{shown(url)}: drs is for reading")
+        raise UnsupportedUrl(f"{shown(url)}: drs cannot be written")
 
     def _contents(self, url: str, contents: list[Any], name: str, depth: int) -> Iterator[RemoteFile]:
         if depth > 50:
-            raise StagingFailed(f"{shown(url)}: bundles within more than 50 bundles")
+            raise StagingFailed(f"{shown(url)}: bundles are nested more than 50 deep")
         for item in contents:
             child = str(item.get("name") or "") if isinstance(item, dict) else ""
             if name_problem(child) or "/" in child:
-                raise StagingFailed(f"{shown(url)}: the bundle has a file of name {child!r}, which is none")
+                raise StagingFailed(f"{shown(url)}: invalid name {child!r} in the bundle")
             inner = f"{name}/{child}" if name else child
             if isinstance(item.get("contents"), list) and item["contents"]:
                 yield from self._contents(url, item["contents"], inner, depth + 1)
@@ -127,19 +127,17 @@ class DrsFiler:
             host, identifier = parts.hostname, unquote(parts.path.strip("/"))
             _ = parts.port
         except ValueError:
-            raise UnsupportedUrl(
-                f"{shown(url)}: compact identifiers are not resolved here; write drs://HOST/ID"
-            ) from None
+            raise UnsupportedUrl(f"{shown(url)}: compact identifiers are not supported; use drs://HOST/ID") from None
         if not host or not identifier:
-            raise UnsupportedUrl(f"{shown(url)}: write drs://HOST/ID")
+            raise UnsupportedUrl(f"{shown(url)}: missing host or id; use drs://HOST/ID")
         base = self._bases.get(parts.netloc.lower())
         if base is None and self._bases:
-            raise AccessDenied(f"{shown(url)}: {host} is none of the DRS hosts of this service")
+            raise AccessDenied(f"{shown(url)}: {host} is not one of this service's DRS hosts")
         token = {"authorization": f"Bearer {self._token}"} if base and self._token else {}
         return f"{base or 'https://' + parts.netloc}/ga4gh/drs/v1", quote(identifier, safe=""), token
 
     def _address(self, url: str, found: dict[str, Any]) -> tuple[str, dict[str, str]]:
-        """Where the bytes are, by the method we like best, and the headers to ask with."""
+        """The URL of the bytes, by the preferred access method, and the headers to send."""
         methods = [m for m in found.get("access_methods") or () if isinstance(m, dict)]
         for method in sorted(methods, key=_preference):
             access = method.get("access_url")
@@ -158,7 +156,7 @@ class DrsFiler:
                     headers[name.strip().lower()] = value.strip()
             return access["url"], headers
         kinds = ", ".join(sorted({str(m.get("type")) for m in methods})) or "none"
-        raise UnsupportedUrl(f"{shown(url)}: has no way to its bytes that is known here (it offers: {kinds})")
+        raise UnsupportedUrl(f"{shown(url)}: has no supported access method (it offers: {kinds})")
 
     def _get(self, url: str, address: str, headers: dict[str, str]) -> dict[str, Any]:
         answer = self._client.request("GET", address, {**headers, "accept": "application/json"})
@@ -171,17 +169,17 @@ class DrsFiler:
             text = answer.read(MAX_ANSWER_BYTES + 1)
             found = json.loads(text)
         except (ValueError, OSError) as error:
-            raise StorageUnavailable(f"{shown(url)}: the service's answer is no JSON") from error
+            raise StorageUnavailable(f"{shown(url)}: the service's response is not JSON") from error
         finally:
             answer.close()
         if not isinstance(found, dict) or len(text) > MAX_ANSWER_BYTES:
-            raise StagingFailed(f"{shown(url)}: the service's answer describes no object")
+            raise StagingFailed(f"{shown(url)}: the service's response is not a DRS object")
         return found
 
     def _verified(self, url: str, found: dict[str, Any], path: Path, size: int) -> str | None:
         expected = _size(found)
         if expected is not None and size != expected:
-            raise StorageUnavailable(f"{shown(url)}: {size} bytes came, the service says {expected}")
+            raise StorageUnavailable(f"{shown(url)}: {size} bytes arrived, the service reports {expected}")
         for name, value in _sums(found).items():
             digest = hashlib.new(name, usedforsecurity=False)
             with path.open("rb") as file:
@@ -190,7 +188,7 @@ class DrsFiler:
                     self._control.check()
             if digest.hexdigest() != value.lower():
                 raise StorageUnavailable(
-                    f"{shown(url)}: what came does not have the checksum that the service tells ({name})"
+                    f"{shown(url)}: the checksum differs from the one that the service reports ({name})"
                 )
             return f"{name}:{value.lower()}"
         return None
@@ -207,9 +205,9 @@ def _size(found: dict[str, Any]) -> int | None:
 
 
 def _sums(found: dict[str, Any]) -> dict[str, str]:
-    """Checksums by hashlib's names, the strongest first, as far as they are known here."""
-    told = {}
+    """The supported checksums by hashlib's names, the preferred one first."""
+    found_sums = {}
     for item in found.get("checksums") or ():
         if isinstance(item, dict) and (name := _SUMS.get(str(item.get("type")).lower())):
-            told[name] = str(item.get("checksum"))
-    return {name: told[name] for name in ("sha256", "sha512", "md5") if name in told}
+            found_sums[name] = str(item.get("checksum"))
+    return {name: found_sums[name] for name in ("sha256", "sha512", "md5") if name in found_sums}

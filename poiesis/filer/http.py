@@ -1,8 +1,8 @@
 """http and https: inputs by GET, outputs by PUT where the site allows it.
 
-Every answer is held against what it promised: status, Content-Length, end of chunks, and on a resumption Content-Range and the validator
-(If-Range), so that a file is never glued together from two versions. A server that says neither length nor chunks cannot be held
-against anything; its files are refused.
+Every response is checked: status, Content-Length, end of chunks, and when a transfer resumes Content-Range and the validator
+(If-Range), so that a file is never joined from two versions. Responses with neither a length nor chunks are refused, because a broken
+transfer could not be told from a complete one.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ from poiesis.ports.filer import RemoteFile, Sent
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 TRANSIENT: Final = frozenset({408, 421, 423, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524})
-LEAST_BYTES: Final = 1024  # in a stall_timeout; fewer is a drip, and counts as a stall
-CONNECTIONS: Final = 8  # at once, of all servers: they are other people's
+LEAST_BYTES: Final = 1024  # in a stall_timeout; fewer count as a stall
+CONNECTIONS: Final = 8  # at once, to all servers together
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _TUNNEL: Final = re.compile(r"Tunnel connection failed: (\d+)")
 _PACKED: Final = (".gz", ".tgz", ".bgz", ".svgz", ".emz")
-_DRAIN: Final = 64 * 1024  # of an answer's body nobody wants, to keep its connection; more is cheaper to drop
+_DRAIN: Final = 64 * 1024  # of an unwanted body, to keep its connection; closing is cheaper for more
 
 
 def guarded(guard: Guard) -> dict[str, Any]:
@@ -83,7 +83,7 @@ def _seconds(timeout: Any) -> float | None:
 
 
 class Client:
-    """GET, HEAD and PUT with redirects, the guard, credentials and errors of this family; for other modules that speak HTTP too."""
+    """GET, HEAD and PUT with redirects, address guard and credentials, and errors of domain.errors. Also for DRS."""
 
     def __init__(self, settings: FilerSettings) -> None:
         self._settings = settings
@@ -109,7 +109,7 @@ class Client:
     def request(
         self, method: str, url: str, headers: Mapping[str, str] | None = None, body: Any = None
     ) -> urllib3.BaseHTTPResponse:
-        """An answer that is no redirect, its body unread. `body`: a callable that makes an iterable of chunks anew for each try.
+        """The first response that is not a redirect, its body unread. `body` returns a new iterable of chunks for each attempt.
 
         Raises: AccessDenied, UnsupportedUrl, StagingFailed (too many redirects), StorageUnavailable.
         """
@@ -131,7 +131,7 @@ class Client:
             release(answer)
             following = urljoin(parsed._replace(auth=None).url, answer.headers["location"])
             if urlsplit(following).scheme not in ("http", "https"):
-                raise AccessDenied(f"{shown(url)}: redirects to {shown(following)}, which is no http URL")
+                raise AccessDenied(f"{shown(url)}: redirects to {shown(following)}, which is not an http URL")
             current = following
         raise StagingFailed(f"{shown(url)}: more than {self._settings.max_redirects} redirects")
 
@@ -178,14 +178,14 @@ class Client:
         try:
             parsed = parse_url(url)
         except (LocationParseError, LocationValueError, ValueError) as error:
-            raise UnsupportedUrl(f"{shown(url)}: is no URL: {error}") from error
+            raise UnsupportedUrl(f"{shown(url)}: invalid URL: {error}") from error
         if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise UnsupportedUrl(f"{shown(url)}: is no http URL with a host")
+            raise UnsupportedUrl(f"{shown(url)}: invalid http URL: missing host")
         return parsed
 
 
 def translated(url: str, error: Exception) -> PoiesisError:
-    """A vendor's error as one of ours."""
+    """The error of domain.errors for one of urllib3 or the system."""
     if isinstance(error, PoiesisError):
         return error
     text = shown(url)
@@ -194,19 +194,19 @@ def translated(url: str, error: Exception) -> PoiesisError:
         if isinstance(cause, PoiesisError):
             return cause
         cause = cause.__cause__ or cause.__context__
-    if isinstance(error, ProxyError) and (told := _TUNNEL.search(str(error))):
-        return tunnel_refused(told[1], text)
+    if isinstance(error, ProxyError) and (match := _TUNNEL.search(str(error))):
+        return tunnel_refused(match[1], text)
     if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
         return StagingFailed(f"{text}: the server's certificate is not trusted: {_brief(error)}")
     if isinstance(error, LocationParseError | LocationValueError | UnicodeError):
-        return UnsupportedUrl(f"{text}: is no URL: {_brief(error)}")
+        return UnsupportedUrl(f"{text}: invalid URL: {_brief(error)}")
     return StorageUnavailable(f"{text}: {_brief(error)}")
 
 
 def refused(url: str, answer: urllib3.BaseHTTPResponse) -> PoiesisError:
-    """The error that a status stands for."""
+    """The error for a status."""
     status = answer.status
-    text = f"{shown(url)}: the server answered {status}"
+    text = f"{shown(url)}: the server responded {status}"
     if answer.reason:
         text += f" {answer.reason[:60]}"
     release(answer)
@@ -224,7 +224,7 @@ def refused(url: str, answer: urllib3.BaseHTTPResponse) -> PoiesisError:
 
 
 def release(answer: urllib3.BaseHTTPResponse) -> None:
-    """Give the connection back where little is left to read, else close it."""
+    """Return the connection to its pool where little is left to read, else close it."""
     try:
         left = answer.headers.get("content-length")
         if left is not None and left.isdigit() and int(left) <= _DRAIN:
@@ -238,7 +238,7 @@ def release(answer: urllib3.BaseHTTPResponse) -> None:
 
 @dataclass
 class _Reached:
-    """How far a download is, over all its requests."""
+    """Progress of a download over all its requests."""
 
     offset: int = 0
     validator: str | None = None
@@ -246,9 +246,9 @@ class _Reached:
     stop: int | None = None
     """Where another request takes over; None: at the end."""
     expected: str | None = None
-    """The validator that a look before gave."""
+    """The validator from an earlier HEAD."""
     is_range: bool = False
-    """One of several requests for parts of a file, which cannot begin anew by itself."""
+    """One of several requests for parts of a file, which cannot start again by itself."""
 
 
 class HttpFiler:
@@ -262,27 +262,27 @@ class HttpFiler:
         self._client.close()
 
     def stat(self, url: str) -> RemoteFile | None:
-        """Asks nothing, unless the cache needs a version: signed URLs are often good for one GET and no HEAD."""
+        """Sends a request only where the cache needs a version: signed URLs often allow GET and not HEAD."""
         name = unquote(urlsplit(url).path.rsplit("/", 1)[-1])
         if self._settings.cache_dir is None:
             return RemoteFile(url, name, None)
         answer = self._client.request("HEAD", url)
         release(answer)
         if answer.status in (404, 410):
-            raise NotFound(f"{shown(url)}: the server answered {answer.status}")
+            raise NotFound(f"{shown(url)}: the server responded {answer.status}")
         if answer.status != 200:
             return RemoteFile(url, name, None)
         length = answer.headers.get("content-length", "")
         return RemoteFile(url, name, int(length) if length.isdigit() else None, _validator(answer))
 
     def walk(self, url: str) -> Iterator[RemoteFile]:
-        raise UnsupportedUrl(f"{shown(url)}: http has no directories; give each file as an input of its own")
+        raise UnsupportedUrl(f"{shown(url)}: http has no directories; use one input for each file")
 
     def fetch(self, file: RemoteFile, target: Path) -> Sent:
         return self._fetch(file, target, {})
 
     def fetch_with(self, url: str, target: Path, headers: Mapping[str, str]) -> Sent:
-        """With headers that another service gave for it."""
+        """With headers that another service returned for it."""
         return self._fetch(RemoteFile(url, "", None), target, headers)
 
     def _fetch(self, file: RemoteFile, target: Path, headers: Mapping[str, str]) -> Sent:
@@ -297,7 +297,7 @@ class HttpFiler:
         return Sent(file.url, size)
 
     def _fetch_rest(self, url: str, part: PartialFile, begun: _Reached, headers: Mapping[str, str]) -> None:
-        """What follows the first part of a large file, in ranges beside each other."""
+        """The rest of a large file after its first part, in parallel ranges."""
         total, step = begun.total or 0, self._settings.part_bytes
 
         def ranged(start: int) -> None:
@@ -331,7 +331,7 @@ class HttpFiler:
         pass
 
     def _continue(self, url: str, part: PartialFile, reached: _Reached, more: Mapping[str, str]) -> None:
-        """One request for what is missing."""
+        """Request what is missing."""
         headers = {}
         if reached.offset and reached.validator:
             last = reached.stop - 1 if reached.stop is not None else ""
@@ -348,15 +348,15 @@ class HttpFiler:
                 match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
                 if not match or int(match[1]) != reached.offset or match[3] not in (str(reached.total), "*"):
                     if not reached.is_range:
-                        reached.validator = None  # begin anew
-                    raise StorageUnavailable(f"{shown(url)}: the server answered with another range than asked for")
+                        reached.validator = None  # start again
+                    raise StorageUnavailable(f"{shown(url)}: the server sent another range than requested")
             elif answer.status == 200 and reached.is_range:
                 raise Changed(f"{shown(url)}: the file has changed meanwhile")
             elif answer.status == 200:
                 self._begin(url, answer, part, reached)
             elif answer.status == 416 and headers and not reached.is_range:
                 reached.validator = None
-                raise StorageUnavailable(f"{shown(url)}: the server does not continue the file")
+                raise StorageUnavailable(f"{shown(url)}: the server does not resume the file")
             else:
                 raise refused(url, answer)
             self._read(url, answer, part, reached)
@@ -373,7 +373,7 @@ class HttpFiler:
             reached.total = None
         else:
             raise StagingFailed(
-                f"{shown(url)}: the server does not say how long the file is, so a broken transfer could not be told from a whole one"
+                f"{shown(url)}: the server sends no length, so a broken transfer could not be told from a complete one"
             )
         most = self._settings.max_file_bytes
         if most is not None and (reached.total or 0) > most:
@@ -397,9 +397,9 @@ class HttpFiler:
         path = urlsplit(url).path.lower()
         unpack = encoding in ("gzip", "x-gzip", "deflate") and not path.endswith(_PACKED)
         if unpack:
-            reached.validator = None  # offsets of the packed form are of no use
+            reached.validator = None  # offsets are of the compressed form
         elif encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
-            raise StagingFailed(f"{shown(url)}: the server sends content-encoding {encoding!r}, which nobody asked for")
+            raise StagingFailed(f"{shown(url)}: unexpected content-encoding {encoding!r}")
         unpacker = zlib.decompressobj(wbits=47) if unpack else None
         stall = self._settings.stall_timeout.total_seconds()
         most = self._settings.max_file_bytes
@@ -409,7 +409,7 @@ class HttpFiler:
             arrived += len(data)
             if now - window > stall:
                 if arrived < LEAST_BYTES:
-                    raise StorageUnavailable(f"{shown(url)}: fewer than {LEAST_BYTES} bytes came in {stall:.0f} s")
+                    raise StorageUnavailable(f"{shown(url)}: fewer than {LEAST_BYTES} bytes arrived in {stall:.0f} s")
                 window, arrived = now, 0
             if reached.stop is not None:
                 data = data[: reached.stop - reached.offset]
@@ -424,15 +424,15 @@ class HttpFiler:
             if reached.offset == reached.stop:
                 return
         if unpacker is not None and not unpacker.eof:
-            raise StorageUnavailable(f"{shown(url)}: the compressed answer ended early")
+            raise StorageUnavailable(f"{shown(url)}: the compressed response ended early")
         if reached.stop is not None:
             raise StorageUnavailable(f"{shown(url)}: the connection ended early")
         if reached.total is not None and reached.offset != reached.total:
-            raise StorageUnavailable(f"{shown(url)}: {reached.offset} bytes of {reached.total} came")
+            raise StorageUnavailable(f"{shown(url)}: {reached.offset} bytes of {reached.total} arrived")
 
 
 def _unpacked(unpacker: Any, data: bytes) -> Iterator[bytes]:
-    """In pieces of bounded size, however well it was packed."""
+    """Decompressed, in pieces of bounded size whatever the ratio."""
     try:
         while data:
             yield unpacker.decompress(data, 1 << 20)
@@ -440,11 +440,11 @@ def _unpacked(unpacker: Any, data: bytes) -> Iterator[bytes]:
             if unpacker.eof:
                 return
     except zlib.error as error:
-        raise StagingFailed(f"the compressed answer cannot be unpacked: {error}") from error
+        raise StagingFailed(f"the compressed response is invalid: {error}") from error
 
 
 def _validator(answer: urllib3.BaseHTTPResponse) -> str | None:
-    """What If-Range takes: a strong ETag, else the date of the last change."""
+    """A validator for If-Range: a strong ETag, else the date of the last change."""
     etag = answer.headers.get("etag")
     if etag and etag.startswith('"'):
         return etag
@@ -452,7 +452,7 @@ def _validator(answer: urllib3.BaseHTTPResponse) -> str | None:
 
 
 def _is_spent(answer: urllib3.BaseHTTPResponse) -> bool:
-    """Whether the body was read to its end, so that the connection is good for another request."""
+    """Whether the body was read to its end, so that the connection can be used again."""
     return getattr(answer, "length_remaining", None) == 0
 
 

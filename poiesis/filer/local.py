@@ -23,7 +23,7 @@ from poiesis.ports.filer import RemoteFile, Sent
 
 _LOOK: Final = os.O_PATH | os.O_CLOEXEC
 MAX_DEPTH: Final = 200
-_CHUNK: Final = 64 * 1024 * 1024  # of one copy_file_range: between two looks at whether to stop
+_CHUNK: Final = 64 * 1024 * 1024  # of one copy_file_range, between two checks for cancellation
 
 
 class LocalFiler:
@@ -103,7 +103,7 @@ class LocalFiler:
             except OSError as error:
                 raise StagingFailed(f"{shown(url)}: {error.strerror}") from error
         if descriptor < 0:
-            raise NotFound(f"{shown(url)}: there is no such file")
+            raise NotFound(f"{shown(url)}: no such file or directory")
         try:
             yield descriptor, os.fstat(descriptor), self._checked(url, descriptor)
         finally:
@@ -155,7 +155,7 @@ class LocalFiler:
 
     @contextmanager
     def _directory(self, url: str, path: Path) -> Iterator[int]:
-        """A descriptor of the directory `path`, made if need be, one level at a time from what exists, each checked."""
+        """A descriptor of the directory `path`; missing ones are made level by level, each checked."""
         if not self._may_be_allowed(str(path)):
             raise self._refusal(url)
         existing = path
@@ -177,24 +177,24 @@ class LocalFiler:
                 os.close(descriptor)
 
     def _checked(self, url: str, descriptor: int) -> str:
-        """The true path of an open descriptor. Raises: AccessDenied when it is below no allowed root."""
+        """The true path of an open descriptor. Raises: AccessDenied when it is not in an allowed root."""
         path = os.readlink(f"/proc/self/fd/{descriptor}")
         if not self._is_allowed(path):
             raise self._refusal(url)
         return path
 
     def _may_be_allowed(self, path: str) -> bool:
-        """By name: a first look that touches nothing, so that answers do not tell what else there is on this machine."""
+        """By name, before the path is opened, so that responses do not reveal what else exists on this machine."""
         return self._is_allowed(os.path.normpath(path)) or self._is_allowed(os.path.realpath(path))
 
     def _is_allowed(self, path: str) -> bool:
         return any(_is_below(path, root) for root in self._roots) and not any(_is_below(path, h) for h in self._hidden)
 
     def _refusal(self, url: str) -> AccessDenied:
-        return AccessDenied(f"{shown(url)}: is not below a directory that this service may use")
+        return AccessDenied(f"{shown(url)}: is not in a directory that this service may use")
 
     def _copy(self, source: int, part: PartialFile, what: str) -> int:
-        """By the kernel where it can (reflinks on file systems that have them), else through memory."""
+        """Copy in the kernel where possible (reflinks on file systems that have them), else through memory."""
         offset = 0
         with local_errors(what):
             while True:
@@ -208,7 +208,7 @@ class LocalFiler:
                     break
                 offset += count
                 self._control.moved(count)
-            if offset == 0:  # some file systems of the kernel answer 0 for files they make up
+            if offset == 0:  # some virtual file systems return 0 for files that are not empty
                 return self._copy_through_memory(source, part)
         return offset
 
@@ -230,11 +230,11 @@ def _path(url: str, *, decode: bool = True) -> str:
         if rest.startswith("//"):
             host, slash, tail = rest[2:].partition("/")
             if host not in ("", "localhost"):
-                raise UnsupportedUrl(f"{shown(url)}: a file URL names no host; write file:///path")
+                raise UnsupportedUrl(f"{shown(url)}: a file URL must not have a host; use file:///path")
             rest = slash + tail
         path = unquote(rest, errors="surrogateescape") if decode else rest
     if not path.startswith("/") or "\0" in path or ".." in path.split("/"):
-        raise UnsupportedUrl(f"{shown(url)}: holds no absolute path without '..'")
+        raise UnsupportedUrl(f"{shown(url)}: must have an absolute path without '..'")
     return path.rstrip("/") or "/"
 
 

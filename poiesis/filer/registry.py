@@ -1,7 +1,7 @@
-"""Which schemes there are, what each can do, and where its filer lives. A module is imported when its first URL is met.
+"""Which URL schemes there are, what each can do, and which module implements it. A module is imported at its first URL.
 
-A third party adds a scheme by an entry point in the group `poiesis.filers`, whose name is the scheme and whose object is a `Scheme`.
-Its factory gets the settings and the `Control` of the transfer.
+A third party adds a scheme with an entry point in the group `poiesis.filers`, whose name is the scheme and whose object is a `Scheme`.
+Its factory gets a `Context`.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class Context:
     allow_unencrypted_credentials: bool = True
     """Whether credentials may be sent over connections that others might read."""
     reader: Callable[[str], Filer] | None = None
-    """The filer that reads another URL, for schemes that only point to one."""
+    """Returns the filer for another URL, for schemes that resolve to one."""
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """`factory`: `module:callable`, or the callable; it takes a `Context`. `group`: schemes of the same one share a filer."""
+    """`factory`: `module:callable`, or the callable; it takes a `Context`. Schemes with the same `group` share a filer."""
 
     name: str
     factory: str | Callable[[Context], Filer]
@@ -51,9 +51,9 @@ class Scheme:
     writes: bool = True
     group: str = ""
     needs: Callable[[FilerSettings], bool] | None = None
-    """Whether a site's settings let it write; None: always."""
+    """Whether the settings allow writing; None: always."""
     library: str | None = None
-    """Of an optional extra: without it the scheme is not offered."""
+    """Module of an optional extra; without it the scheme is not available."""
     unencrypted: Callable[[str, FilerSettings], bool] | None = None
     """Whether a transfer would send credentials over a connection without encryption; None: never. Answers without network access."""
 
@@ -79,7 +79,7 @@ BUILT_IN: Final[Mapping[str, Scheme]] = {
 
 
 def scheme(name: str) -> Scheme | None:
-    """The scheme of that name, a third party's too."""
+    """The scheme of that name, built in or from a third party."""
     return BUILT_IN.get(name) or _third_parties().get(name)
 
 
@@ -106,7 +106,7 @@ def _usable(item: Scheme, settings: FilerSettings) -> bool:
 
 
 def _is_installed(library: str) -> bool:
-    from importlib.util import find_spec  # for sites' settings alone, and slow
+    from importlib.util import find_spec  # slow, and not needed in filer containers
 
     return find_spec(library) is not None
 
@@ -116,20 +116,20 @@ def _all() -> list[Scheme]:
 
 
 def _third_parties() -> dict[str, Scheme]:
-    from importlib.metadata import entry_points  # needed for foreign schemes alone, and slow
+    from importlib.metadata import entry_points  # slow, and only needed for third-party schemes
 
     found = {}
     for point in entry_points(group=GROUP):
         if point.name not in BUILT_IN:
             loaded = point.load()
             if not isinstance(loaded, Scheme) or loaded.name != point.name:
-                raise ConfigurationError(f"entry point {point.name!r} of {GROUP} is no Scheme of that name")
+                raise ConfigurationError(f"entry point {point.name!r} of {GROUP} is not a Scheme of that name")
             found[point.name] = loaded
     return found
 
 
 class Filers:
-    """The filers of one run, made when first needed, by URL."""
+    """The filers of one run by URL, each created when it is first needed."""
 
     def __init__(self, context: Context, schemes: Mapping[str, Scheme] | None = None) -> None:
         self._context = replace(context, reader=self.reader)
@@ -141,14 +141,14 @@ class Filers:
         """Raises: UnsupportedUrl."""
         found = self._find(url)
         if not found.reads:
-            raise UnsupportedUrl(f"{shown(url)}: nothing can be read by {found.name!r}")
+            raise UnsupportedUrl(f"{shown(url)}: {found.name!r} URLs cannot be read")
         return self._filer(found, url)
 
     def writer(self, url: str) -> Filer:
         """Raises: UnsupportedUrl."""
         found = self._find(url)
         if not found.writes or (found.needs and not found.needs(self._context.settings)):
-            raise UnsupportedUrl(f"{shown(url)}: this service cannot write by {found.name!r}")
+            raise UnsupportedUrl(f"{shown(url)}: this service cannot write {found.name!r} URLs")
         return self._filer(found, url)
 
     def close(self) -> None:
@@ -183,5 +183,5 @@ class Filers:
             try:
                 factory = getattr(importlib.import_module(module), name)
             except ImportError as error:
-                raise StagingFailed(f"{found.name}: a library is missing here: {error}") from error
+                raise StagingFailed(f"{found.name}: missing library: {error}") from error
         return factory(self._context)

@@ -1,6 +1,6 @@
-"""What a site decides about transfers. Plain data of the standard library, so that it travels as JSON to a filer container.
+"""A site's settings of transfers: plain data, passed to filer containers as JSON.
 
-Secrets do not travel: `to_json` leaves them out, and the container finds them where a site mounts them (the standard AWS variables and
+Secrets are not passed: `to_json` leaves them out, and the container reads them where the site mounts them (the standard AWS variables and
 files, `credentials_file` of an endpoint, a netrc file).
 """
 
@@ -21,7 +21,7 @@ SECRET: Final = frozenset({"access_key", "secret_key", "session_token"})
 
 @dataclass(frozen=True)
 class S3Endpoint:
-    """One S3 service. Credentials are searched in this order: the ones given here (in-process use alone), `credentials_file` and
+    """One S3 service. Credentials are searched in this order: the ones given here (only in-process), `credentials_file` and
     `profile`, then, unless `anonymous`, the standard AWS chain: variables, web identity (IRSA), profile files; without any: anonymous."""
 
     name: str
@@ -40,7 +40,7 @@ class S3Endpoint:
     sse: str | None = None
     """Server-side encryption of uploads: `AES256`, or `aws:kms`, or `aws:kms:KEY`."""
     sse_key_file: str | None = None
-    """32 bytes, of SSE-C: for uploads and downloads (https alone)."""
+    """32 bytes, of SSE-C: for uploads and downloads (https only)."""
     ca_file: str | None = None
     verify: bool = True
     access_key: str | None = field(default=None, repr=False)
@@ -53,36 +53,36 @@ class FilerSettings:
     file_roots: tuple[str, ...] = ()
     """Directories that `file://` URLs may name, after symbolic links are resolved; empty: none."""
     file_hidden: tuple[str, ...] = ()
-    """Directories below those which no URL may name after all; `poiesis up` adds its own folder."""
+    """Directories in those that no URL may name; `poiesis up` adds its own folder."""
     s3: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     """Endpoints by alias: the fields of `S3Endpoint`. The first one is for buckets that no other claims. Empty: AWS, or what
     AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL name."""
 
     parallel: int = 64
-    """Connections at once, files and parts of files together. Servers of http, ftp and sftp get a few of them at most."""
+    """Connections at once, for files and parts of files together. http servers get 8 of them at most, ftp and sftp servers 4."""
     part_bytes: int = 16 * MIB
-    """Of a large file's parts; grows where a protocol allows too few of them."""
+    """Size of the parts of a large file; larger where a protocol limits their number."""
     buffer_bytes: int = MIB // 2
     """Of each connection. Memory for data is `parallel` times this."""
     connect_timeout: timedelta = timedelta(seconds=10)
     stall_timeout: timedelta = timedelta(seconds=60)
-    """Without a byte, after which a transfer counts as broken. There is none for the whole: large files take long."""
+    """Time without a byte after which a transfer counts as broken. A transfer as a whole has no limit."""
     attempts: int = 6
-    """At one file, part or listing, the first one counted; progress starts the count anew, at most `max_resumes` times."""
+    """At one file, part or listing, including the first; progress restarts the count, at most `max_resumes` times."""
     max_resumes: int = 1000
     retry_delay: timedelta = timedelta(milliseconds=300)
-    """Before the second attempt, doubled with each further one up to `max_retry_delay`, with jitter."""
+    """Before the second attempt; doubles with each further one up to `max_retry_delay`, with jitter."""
     max_retry_delay: timedelta = timedelta(seconds=20)
     sync: bool = True
-    """Whether a success means that the data is on the disk (fsync); False where a crash loses the volume too."""
+    """Whether inputs are synced to the disk before success is reported. Off where a crash loses the volume too."""
     max_files: int = 1_000_000
-    """Of one task and direction: a listing that never ends is an error instead."""
+    """Files of one task in one direction; more are an error, so that a listing without an end is one."""
     max_file_bytes: int | None = None
 
     http_put: bool = False
     """Whether outputs may be sent to http(s) URLs by PUT."""
     allow_addresses: tuple[str, ...] = ()
-    """Networks (`10.1.0.0/16`) and host names that user-given URLs may reach although they are private, loopback or link-local."""
+    """Networks (`10.1.0.0/16`) and host names that URLs of tasks may reach although they are private, loopback or link-local."""
     allow_unencrypted_credentials: bool = False
     """Whether filers that share a pod's network with a task's commands may send credentials (S3 keys, passwords, those of proxies) over
     unencrypted connections. Off: on Kubernetes such a task gets filer pods of its own (the staged layout). No effect on one machine."""
@@ -94,7 +94,7 @@ class FilerSettings:
     ca_file: str | None = None
     """Certificates to trust for https beside the usual ones."""
     netrc_file: str | None = None
-    """User names and passwords by host, for http, ftp and sftp URLs that hold none."""
+    """User names and passwords by host, for http, ftp and sftp URLs without them."""
     max_redirects: int = 10
 
     ssh_key_file: str | None = None
@@ -105,16 +105,18 @@ class FilerSettings:
     drs_token_file: str | None = None
 
     cache_dir: str | None = None
-    """Where inputs are kept for other tasks; None: nowhere."""
+    """Directory of the input cache; None: no cache."""
     cache_bytes: int = 100 * 10**9
     cache_min_bytes: int = 1 * MIB
-    """Smaller files are not worth an entry."""
+    """Smaller files are not cached."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.parallel <= 256:
-            raise ConfigurationError("filer: parallel has to be between 1 and 256")
+            raise ConfigurationError("filer: invalid parallel: must be between 1 and 256")
         if self.part_bytes < 5 * MIB or self.buffer_bytes < 4096 or self.attempts < 1:
-            raise ConfigurationError("filer: part_bytes has to be at least 5 MiB, buffer_bytes 4096, attempts 1")
+            raise ConfigurationError(
+                "filer: part_bytes must be at least 5 MiB, buffer_bytes at least 4096, attempts at least 1"
+            )
         self.endpoints()
 
     def endpoints(self) -> tuple[S3Endpoint, ...]:
@@ -127,7 +129,7 @@ class FilerSettings:
                 raise ConfigurationError(f"filer: s3 endpoint {name!r} has unknown fields: {wrong}")
             values = {**options, "name": name}
             if isinstance(values.get("buckets"), str):
-                raise ConfigurationError(f"filer: buckets of s3 endpoint {name!r} has to be a list")
+                raise ConfigurationError(f"filer: buckets of s3 endpoint {name!r} must be a list")
             values["buckets"] = tuple(values.get("buckets", ()))
             found.append(S3Endpoint(**values))
         return tuple(found)

@@ -1,8 +1,8 @@
-"""How transfers run: threads that help each other, retries with back-off, progress, a way to stop.
+"""How transfers run: a pool of threads, retries with back-off, progress, cancellation.
 
 One pool of `FilerSettings.parallel` threads does everything, so that connections and memory are bounded whatever a task asks for. Jobs
-(files) are taken from a lazy sequence. A job that splits into parts offers them to threads without work and does the rest by itself,
-so jobs within jobs never wait for a free thread.
+(files) are drawn from a lazy sequence. A job that splits into parts offers them to idle threads and runs the rest in its own, so nested
+jobs never wait for a free thread.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from poiesis.filer.settings import FilerSettings
 T = TypeVar("T")
 PARTS_AT_ONCE: Final = 8  # of one file: more make servers read back and forth, and no network faster
 _END: Final = object()
-POLL: Final = 0.2  # seconds; how soon a wait notices that it is to stop
+POLL: Final = 0.2  # seconds; how soon a wait notices that it has to stop
 
 
 class Cancelled(PoiesisError):
@@ -30,15 +30,15 @@ class Cancelled(PoiesisError):
 
 
 class Exhausted(StorageUnavailable):
-    """All attempts are used up; nobody further out tries again."""
+    """All attempts are used up; callers do not retry."""
 
 
 class Changed(StorageUnavailable):
-    """What is fetched is another version than when its transfer began: begin anew."""
+    """The file is no longer the version whose transfer began; it has to start again."""
 
 
 class Control:
-    """What every part of a transfer is given: whether to stop, how to wait, whom to tell of progress."""
+    """Shared by all parts of a run: cancellation, retries, progress."""
 
     def __init__(
         self,
@@ -53,12 +53,12 @@ class Control:
         self._sleep = sleep or self._wait
         self._lock = threading.Lock()
         self.sync = settings.sync
-        """Whether each file is to be on the disk before it gets its name; False where somebody sees to all of them later."""
+        """Whether each file is synced to the disk before it gets its name; False where the caller syncs all of them at the end."""
         self.bytes_done = 0
         self.files_done = 0
 
     def stop(self) -> None:
-        """Let everything that runs end soon (another part of it has failed for good)."""
+        """Let all transfers end soon, because one of them failed permanently."""
         self._stopped.set()
 
     @property
@@ -71,7 +71,7 @@ class Control:
             raise Cancelled("stopped before the end")
 
     def moved(self, count: int) -> None:
-        """`count` more bytes arrived somewhere; also the place where a transfer notices that it is to stop."""
+        """Count bytes that were transferred. Raises: Cancelled, which is how a transfer notices that it has to stop."""
         with self._lock:
             self.bytes_done += count
         self.check()
@@ -94,8 +94,8 @@ class Control:
     ) -> T:
         """`call()`, again after transient faults (`PoiesisError.retryable`, but not `final`), with back-off and jitter.
 
-        `progress` gives a number that grows when a failed call got further than the one before; attempts then count from one again, at
-        most `max_resumes` times. Raises: what `call` raises for good, Exhausted, Cancelled.
+        `progress` returns a number that grows when a failed call got further than the one before; attempts then count from one again, at
+        most `max_resumes` times. Raises: permanent errors of `call`, Exhausted, Cancelled.
         """
         settings = self.settings
         attempt = resumes = 0
@@ -130,7 +130,7 @@ class Job(Protocol):
 
 
 class _Parts:
-    """Calls of one job, shared by whoever has time."""
+    """The parts of one job, run by all threads that are free."""
 
     def __init__(self, calls: Iterable[Callable[[], object]], most: int) -> None:
         self._calls = iter(calls)
@@ -142,7 +142,7 @@ class _Parts:
 
     @property
     def has_room(self) -> bool:
-        """Whether another thread is of use; a few too many do no harm."""
+        """Whether another thread helps. Read without the lock: a few too many do no harm."""
         return self._running < self._most
 
     def run_one(self) -> bool:
@@ -171,21 +171,23 @@ class _Parts:
 
 
 class Pool:
-    """Threads for jobs and parts of jobs, each started when there is something for it to do. Used by one `run` at a time."""
+    """Threads for jobs and parts of jobs, each started when there is work for it. Only one `run` at a time."""
 
     def __init__(self, threads: int) -> None:
         self._most = self._threads = threads
         self._lock = threading.Condition()
         self._offers: deque[_Parts] = deque()
         self._has_jobs = self._is_drawing = False
-        self._busy = self._helping = self._idle = 0  # drawing or at a job; at a part of somebody else's; waiting
+        self._busy = self._helping = self._idle = (
+            0  # drawing or running a job; running a part of another thread's; waiting
+        )
         self._begun: list[threading.Thread] = []
         self._alive: set[int] = set()
         self._work: Callable[[int], None] | None = None
 
     def run(self, jobs: Iterable[Job]) -> None:
-        """Run all jobs; returns when the last one has ended. Jobs have to handle their own errors. `jobs` is drawn from lazily, by one
-        thread at a time while others help with parts; what it raises is raised here at the end."""
+        """Run all jobs; returns when the last one has ended. Jobs handle their own errors. `jobs` is drawn from lazily, by one thread at
+        a time while others help with parts; what it raises is raised here at the end."""
         source = iter(jobs)
         raised: list[BaseException] = []
 
@@ -221,13 +223,13 @@ class Pool:
             self._has_jobs, self._is_drawing = True, False
             self._begun, self._alive, self._work, self._idle = [], set(), work, 0
             self._grow()
-        for thread in self._begun:  # which grows meanwhile, but not behind the last one's end
+        for thread in self._begun:  # grows meanwhile, but not after its last thread has ended
             thread.join()
         if raised:
             raise raised[0]
 
     def _next(self, number: int) -> _Parts | object | None:
-        """What the thread of that number does next: parts of a job, None to draw one, `_END` to end. Waits for one of these."""
+        """What thread `number` does next: parts of a job, None to draw a job, `_END` to end. Waits for one of these."""
         with self._lock:
             while True:
                 offer = next((o for o in self._offers if o.has_room), None) if number < self._threads else None
@@ -247,7 +249,7 @@ class Pool:
                     self._is_drawing = True
                     return None
                 if self._has_jobs and not self._is_drawing:
-                    self._lock.notify()  # somebody else is to draw
+                    self._lock.notify()  # another thread can draw
                 return offer
 
     def _drawn(self, job: Job | None) -> None:
@@ -262,9 +264,9 @@ class Pool:
                 self._grow()
 
     def together(self, calls: Iterable[Callable[[], object]], most: int = PARTS_AT_ONCE) -> None:
-        """From within a job: run `calls` (drawn lazily) here and on threads without other work, about `most` at a time.
+        """From within a job: run `calls` (drawn lazily) here and on idle threads, about `most` at a time.
 
-        Raises the first error, when all that had begun have ended.
+        Raises the first error, after all calls that had begun have ended.
         """
         parts = _Parts(calls, most)
         with self._lock:
@@ -283,25 +285,25 @@ class Pool:
 
     @property
     def running(self) -> int:
-        """How many threads have a job or a part of one, or are about to."""
+        """Number of threads that run a job or a part of one, or are about to."""
         return self._busy + self._helping
 
     def limit(self, threads: int) -> None:
-        """At most so many from now on, of those that it was made with; those beyond end with the job that they have. To be called by what
-        draws jobs: then no thread beyond is about to begin one."""
+        """Use at most so many threads from now on; those beyond end with the job that they run. Only the iterator of `run` may call it:
+        no other thread is about to begin a job then."""
         with self._lock:
             self._threads = max(1, min(threads, self._most))
             self._lock.notify_all()
 
     def _grow(self) -> None:
-        """Under the lock: one more thread, unless there are enough."""
+        """Start one more thread unless there are enough. The caller holds the lock."""
         if self._work is None or len(self._alive) >= self._threads:
             return
         number = next(n for n in range(self._threads) if n not in self._alive)
         thread = threading.Thread(target=self._work, args=(number,), name=f"filer-{number}", daemon=True)
         try:
             thread.start()
-        except RuntimeError:  # the system gives no more; those that run do the work
+        except RuntimeError:  # the system's limit; the threads that run do the work
             if not self._begun:
                 raise
         else:

@@ -24,7 +24,7 @@ from poiesis.filer.placeholder import mark_as_placeholder
 
 MAX_LINKS: Final = 40  # as the kernel's own
 MAX_DEPTH: Final = 256  # of directories; each level holds a descriptor
-FILE_MODE: Final = 0o666  # an image's user may be anybody, and may change its inputs
+FILE_MODE: Final = 0o666  # an image may run as any user, and may change its inputs
 EXECUTABLE_MODE: Final = 0o777
 DIRECTORY_MODE: Final = 0o777
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -75,14 +75,14 @@ class Volume:
         os.close(self._root)
 
     def place(self, path: str) -> Path:
-        """Where the executor's `path` lies for us. For writing, after `make_directory` of its parent."""
+        """The executor's `path` as the filer sees it. For writing, after `make_directory` of its parent."""
         return self._directory / path.strip("/")
 
     # writing, before user code runs
 
     def make_directory(self, path: str) -> bool:
-        """Make `path` and what is above it, all writable for everybody; set-group-ID and sticky bits stay. False: one that was there
-        already belongs to somebody else and is writable neither for everybody nor for a group of ours (a pod's fsGroup).
+        """Make `path` and its parents, writable for every user; set-group-ID and sticky bits stay. False: one that existed belongs to
+        another user and is writable neither for every user nor for a group of this process (a pod's fsGroup).
 
         Raises: LocalPathError."""
         open_to_all = True
@@ -129,8 +129,8 @@ class Volume:
             os.close(descriptor)
 
     def sync(self) -> None:
-        """Returns when all that was written is on the disk. Raises: StagingFailed. One call for the file system, since one for each of
-        many files would wait for its journal every time."""
+        """Return when everything written is on the disk. Raises: StagingFailed. One call for the file system, because an fsync for each
+        file would wait for the journal each time."""
         import ctypes  # the standard library has no syncfs
 
         descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -145,7 +145,7 @@ class Volume:
     # reading, after user code ran
 
     def stat(self, path: str) -> os.stat_result:
-        """Of the file or directory itself, links followed. Raises: NotFound, StagingFailed."""
+        """Status of the file or directory, links followed. Raises: NotFound, StagingFailed."""
         with self.resolved(path) as descriptor:
             return os.fstat(descriptor)
 
@@ -172,7 +172,7 @@ class Volume:
             if problem:
                 raise StagingFailed(problem)
             try:
-                descriptor = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)  # the same inode, surely
+                descriptor = os.open(f"/proc/self/fd/{found}", os.O_RDONLY | os.O_CLOEXEC)  # certainly the same inode
             except OSError as error:
                 raise StagingFailed(f"{path}: cannot be read: {error.strerror}") from error
         try:
@@ -324,7 +324,7 @@ def _names(path: str) -> list[str]:
 
 
 def _open_to_our_group(status: os.stat_result) -> bool:
-    """Whether the group may write and we are of it: in a pod all containers are, whatever their user."""
+    """Whether a group of this process may write: all containers of a pod are in it, whatever their user."""
     return bool(status.st_mode & 0o020) and status.st_gid in (os.getegid(), *os.getgroups())
 
 

@@ -222,6 +222,43 @@ def test_a_declared_output_that_is_missing_is_an_error_that_names_it(site: Site,
     assert site.got("missing-true/there") == b"1\n", "what is there is uploaded all the same"
 
 
+IN_IMAGE_DIRECTORIES = ("/home/u/result.txt", "/opt/r", "/mnt/r", "/root/r", "/var/lib/r", "/etc/r")
+"""Outputs here are mounted as files, for which TIF makes placeholders."""
+
+
+@posted(
+    lambda site: {
+        "executors": [shell("true"), shell("cat " + " ".join(IN_IMAGE_DIRECTORIES))],
+        "outputs": [
+            {"path": path, "url": site.put(f"placeholders/{i}", b"from an earlier task")}
+            for i, path in enumerate(IN_IMAGE_DIRECTORIES)
+        ],
+    }
+)
+def test_an_output_in_an_image_directory_that_no_command_writes_is_missing(site: Site, task: str):
+    found = site.wait(task, ("SYSTEM_ERROR",))
+    assert (codes(found), failure(found)) == ([0, 0], "OutputMissing")
+    assert IN_IMAGE_DIRECTORIES[0] in why(found)
+    assert not one_log(found)["outputs"]
+    assert [site.got(f"placeholders/{i}") for i in range(len(IN_IMAGE_DIRECTORIES))] == [b"from an earlier task"] * len(
+        IN_IMAGE_DIRECTORIES
+    )
+
+
+@posted(
+    lambda site: {
+        "executors": [shell(": > /home/u/empty; echo x > /etc/full")],
+        "outputs": [
+            {"path": "/home/u/empty", "url": site.put("written/empty", b"from an earlier task")},
+            {"path": "/etc/full", "url": site.put("written/full", b"from an earlier task")},
+        ],
+    }
+)
+def test_an_output_in_an_image_directory_may_be_written_empty(site: Site, task: str):
+    site.complete(task)
+    assert (site.got("written/empty"), site.got("written/full")) == (b"", b"x\n")
+
+
 @posted(lambda site: _one_missing(site, "exit 9"))
 def test_a_missing_output_does_not_cover_an_executors_error(site: Site, task: str):
     found = site.wait(task, ("EXECUTOR_ERROR",))
