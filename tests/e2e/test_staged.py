@@ -255,3 +255,20 @@ def test_every_pod_meets_pod_security_restricted(site: Site, tasks_posted: Mappi
             assert (security["runAsNonRoot"], security["capabilities"]) == (True, {"drop": ["ALL"]})
             is_ours = container["name"] in ("tif", "tof")
             assert is_ours or security["runAsUser"] == USER
+
+
+@posted(
+    lambda site: {
+        "executors": [shell("cat /home/u/unwritten; : > /home/u/empty")],
+        "outputs": [
+            {"path": f"/home/u/{name}", "url": site.put(f"placeholders/{name}", b"from an earlier task")}
+            for name in ("unwritten", "empty")
+        ],
+    }
+)
+def test_only_outputs_that_a_command_wrote_replace_what_the_store_holds(site: Site, task: str):
+    """The volume is mounted again between making the placeholders and looking at them."""
+    found = site.wait(task, ("SYSTEM_ERROR",))
+    assert (codes(found), failure(found)) == ([0], "OutputMissing")
+    assert site.got("placeholders/unwritten") == b"from an earlier task"
+    assert site.got("placeholders/empty") == b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -118,6 +119,68 @@ def test_an_output_in_an_image_directory_may_be_written_empty(service: Service, 
     task = service.run(sh(script), sh("true"), outputs=[{"path": "/home/u/r", "url": f"file://{files}/r"}])
     assert task["state"] == "COMPLETE", task["logs"]
     assert (files / "r").read_bytes() == b""
+
+
+def test_unusable_entries_are_left_out_with_a_note(service: Service, files: Path) -> None:
+    task = service.run(
+        sh(
+            "cd /work; echo 1 > a.txt; ln -s loop.txt loop.txt; ln -s /nothing dangling.txt; ln -s /etc/hosts out.txt; mkfifo p.txt"
+        ),
+        volumes=["/work"],
+        outputs=[
+            {"path": "/work/*.txt", "path_prefix": "/work", "url": f"file://{files}/matched"},
+            {"path": "/work", "url": f"file://{files}/whole", "type": "DIRECTORY"},
+        ],
+    )
+    assert task["state"] == "COMPLETE", task["logs"]
+    found = {str(p.relative_to(files)): p.read_text() for p in files.rglob("*") if p.is_file()}
+    assert found == {"matched/a.txt": "1\n", "whole/a.txt": "1\n"}
+    assert all(f"not uploaded: /work/{n}.txt: " in system_log(task) for n in ("loop", "dangling", "out", "p"))
+
+
+def test_escapes_in_output_paths_mean_the_plain_character(service: Service, files: Path) -> None:
+    task = service.run(
+        sh("mkdir '/w/s[1]' '/w/a b'; echo star > '/w/a*b'; echo one > '/w/s[1]/x'; echo blank > '/w/a b/y.txt'"),
+        volumes=["/w"],
+        outputs=[
+            {"path": r"/w/a\*b", "url": f"file://{files}/star"},
+            {"path": r"/w/s\[1\]/*", "path_prefix": r"/w/s\[1\]", "url": f"file://{files}/prefix"},
+            {"path": r"/w/a\ b/*.txt", "path_prefix": "/w", "url": f"file://{files}/pattern"},
+        ],
+    )
+    assert task["state"] == "COMPLETE", task["logs"]
+    found = {str(p.relative_to(files)): p.read_text() for p in files.rglob("*") if p.is_file()}
+    assert found == {"star": "star\n", "prefix/x": "one\n", "pattern/a b/y.txt": "blank\n"}
+
+
+def test_a_declared_directory_output_exists_before_the_first_command(service: Service, files: Path) -> None:
+    task = service.run(
+        sh("echo 1 > /out/d/file; echo 2 > /out/matched/x.txt"),
+        outputs=[
+            {"path": "/out/d", "url": f"file://{files}/d", "type": "DIRECTORY"},
+            {"path": "/out/matched/*.txt", "path_prefix": "/out", "url": f"file://{files}/m"},
+        ],
+    )
+    assert task["state"] == "COMPLETE", task["logs"]
+    assert {str(p.relative_to(files)) for p in files.rglob("*") if p.is_file()} == {"d/file", "m/matched/x.txt"}
+
+
+def test_unusable_entries_of_a_directory_input_are_left_out_with_a_note(service: Service, files: Path) -> None:
+    (files / "in").mkdir()
+    (files / "in/x").write_text("x")
+    (files / "in/dangling").symlink_to("nothing")
+    (files / "in/outside").symlink_to("/etc/hostname")
+    os.mkfifo(files / "in/fifo")
+    task = service.run(
+        sh("ls /data /one"),
+        inputs=[
+            {"path": "/data", "url": f"file://{files}/in", "type": "DIRECTORY"},
+            {"path": "/one", "url": f"file://{files}/in/x", "type": "DIRECTORY"},
+        ],
+    )
+    assert task["state"] == "COMPLETE", task["logs"]
+    assert logs_of(task)[0]["stdout"].split() == ["/data:", "x", "/one:", "x"]
+    assert all(f"/data/{n}: not staged" in system_log(task) for n in ("dangling", "outside", "fifo"))
 
 
 def test_a_missing_output_may_be_optional(service: Service, files: Path) -> None:

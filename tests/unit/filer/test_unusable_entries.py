@@ -102,7 +102,7 @@ def test_a_pattern_passes_by_an_unusable_entry_on_the_way(volume: Path, store: P
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_directory_inputs_come_without_an_unusable_entry(volume: Path, store: Path, kind: str) -> None:
+def test_directory_inputs_come_without_an_unusable_entry(volume: Path, store: Path, kind: str) -> None:  # I12
     make, reason = BAD[kind]
     (store / "d/e").mkdir(parents=True)
     (store / "d/e/x").write_text("x")
@@ -137,7 +137,7 @@ def test_a_link_to_the_directory_that_holds_it_is_left_out(volume: Path, store: 
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_a_file_as_a_directory_input_is_staged_into_the_directory(volume: Path, store: Path, slash: str) -> None:
+def test_a_file_as_a_directory_input_is_staged_into_the_directory(volume: Path, store: Path, slash: str) -> None:  # I11
     (store / "reads.fq").write_text("ACGT")
     settings = quick(file_roots=(str(store),))
     item = given("/data/d" + slash, f"file://{store}/reads.fq" + slash, type="DIRECTORY")
