@@ -46,7 +46,7 @@ $(DEV): $(RUN) requirements/dev.txt
 	$(call install,--no-deps --require-hashes -r requirements/dev.txt)
 	@touch $@
 
-# The two launchers are in git, built by one pinned compiler, so that nobody needs one to start (docs/adr/0010-launcher-build.md).
+# The two launchers are in git, built by one pinned compiler, so that a newcomer needs no compiler (docs/adr/0010-launcher-build.md).
 launcher: ## poiesis/bin/launcher-{amd64,arm64}, built again when launcher/ has changed
 	@sha256sum --status --check $(SUMS) || $(MAKE) launcher-build
 

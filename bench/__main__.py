@@ -1,4 +1,4 @@
-"""The measurements: `python -m bench NAME …`; without a name, what there is."""
+"""The benchmarks: `python -m bench NAME …`; without a name, a list of them."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What a request costs: Connexion's FlaskApp and AsyncApp as they come, and the application of Poiesis.
+"""What a request costs: stock FlaskApp and AsyncApp of Connexion, and the application of Poiesis.
 
     python bench/api.py [--seconds 3] [--rounds 3] [--connections 16]
 
-Each variant serves in one uvicorn worker over a store that does nothing; a generator in a process of its own keeps a fixed number of
-connections busy. Variants take turns within a round, so that a busy machine is unfair to all of them alike, and the CPU time of the server
-process is counted beside the rate: it hardly depends on what else runs. Everything ends after rounds x variants x requests x seconds.
+Each variant serves in one uvicorn worker over a store that does nothing; a generator in a separate process keeps a fixed number of
+connections busy. Variants alternate within a round, so that a busy machine slows all of them equally, and the CPU time of the server
+process is reported beside the rate: it hardly depends on other load. Everything ends after rounds x variants x requests x seconds.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _poiesis(**settings: Any) -> Any:
     )
 
     class Nothing:
-        """Repository, queue and clock at once: every call returns at once."""
+        """Repository, queue and clock in one: every call returns immediately."""
 
         page = Page((task,) * 256, TaskId(TASK_ID))
 
@@ -106,7 +106,7 @@ def _poiesis(**settings: Any) -> Any:
 
 
 def _stock(kind: str, handlers: str) -> Any:
-    """Connexion as it comes, with handlers that return ready documents."""
+    """Stock Connexion, with handlers that return ready documents."""
     import connexion
     from connexion.resolver import Resolver
 
@@ -150,7 +150,7 @@ def _stock(kind: str, handlers: str) -> Any:
     cls = connexion.FlaskApp if kind == "flask" else connexion.AsyncApp
     app = cls(__name__, resolver=Resolver(lambda name: functions[name]))
     specification = load_specification()
-    specification.pop("security")  # as the others, which authenticate nobody
+    specification.pop("security")  # the other variants do not authenticate either
     app.add_api(specification, base_path=BASE)
     return app
 

@@ -1,9 +1,9 @@
-"""A bare pod against a Job with `backoffLimit: 0`: how soon its container runs, ends and is known to have ended; alone and in a burst.
+"""A bare pod against a Job with `backoffLimit: 0`: when its container runs, ends and is reported as ended; one at a time and in a burst.
 
     KUBECONFIG=… python bench/pod_or_job.py [--image busybox] [--namespace NAME] [--repeat 7] [--burst 30]
 
-Times are seconds from the create call, by the wall clock of this process, as events of one watch bring them; medians. Numbers that were
-measured with it and what follows from them: docs/adr/0003-bare-pods-or-jobs.md.
+Times are seconds from the create call until the event of one watch arrives, by this process' clock; medians. Results and the decision:
+docs/adr/0003-bare-pods-or-jobs.md.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Bench:
             )
 
     def measure(self, kind: str, count: int) -> dict[str, float]:
-        """Medians over `count` started at once, and when the last one was known to have ended."""
+        """Medians over `count` started at once, and the time until the last one was reported as ended."""
         with ThreadPoolExecutor(min(count, 16)) as pool:
             names = list(pool.map(lambda _: self.start(kind), range(count)))
         self.wait(names, kind)
@@ -105,9 +105,9 @@ def main() -> None:
     parser.add_argument("--burst", type=int, default=30)
     options = parser.parse_args()
     bench = Bench(options.namespace, options.image)
-    time.sleep(1)  # the watches begin
+    time.sleep(1)  # until the watches have started
     one: dict[str, list[dict[str, float]]] = {"pod": [], "job": []}
-    for _ in range(options.repeat):  # in turn, so that both meet the same load
+    for _ in range(options.repeat):  # alternating, so that both run under the same load
         for kind, found in one.items():
             found.append(bench.measure(kind, 1))
     for kind, found in one.items():
@@ -122,4 +122,4 @@ if __name__ == "__main__":
     try:
         main()
     except ApiError as error:
-        raise SystemExit(f"the cluster says: {error}") from error
+        raise SystemExit(f"the Kubernetes API: {error}") from error

@@ -2,8 +2,8 @@
 
     KUBECONFIG=… python -m bench tasks --url http://HOST:PORT --namespace NS [--s3 http://… --bucket B] [--rounds 7] [--burst 30,100]
 
-Rounds alternate pod, task, task with S3, so that a busy machine slows all alike; medians and their ratios are printed. Ends are learnt by
-watch for pods and by polling every 10 ms for tasks.
+Rounds alternate pod, task, task with S3, so that a busy machine slows all equally; medians and their ratios are printed. The end of
+a pod is seen by watch, that of a task by polling every 10 ms.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Tes:
         return seconds
 
     def burst(self, tasks: list[dict[str, Any]]) -> float:
-        """Seconds from the first POST to the end_time of the last one; posted by 8 threads, asked for rarely."""
+        """Seconds from the first POST to the end_time of the last one; posted by 8 threads, polled rarely."""
         tag = f"burst-{time.monotonic()}"
         begin, deadline = time.time(), time.monotonic() + DEADLINE_S
         with ThreadPoolExecutor(8) as pool:
@@ -92,7 +92,7 @@ class Tes:
 
 
 class Pods:
-    """Bare pods that run `true`, in a namespace of their own label."""
+    """Bare pods that run `true`, with a label for each burst."""
 
     def __init__(self, namespace: str) -> None:
         self._core = client.CoreV1Api()

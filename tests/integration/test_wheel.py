@@ -20,8 +20,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCHERS = {"poiesis/bin/launcher-amd64", "poiesis/bin/launcher-arm64"}
 UV = Path(sys.executable).with_name("uv")
-NOBODY = 65534
-OTHER_USER = {"user": NOBODY, "group": NOBODY, "extra_groups": ()}
+OTHER_UID = 65534
+OTHER_USER = {"user": OTHER_UID, "group": OTHER_UID, "extra_groups": ()}
 TASK = {
     "name": "hello",
     "inputs": [{"path": "/data/name.txt", "content": "world"}],
@@ -130,7 +130,7 @@ def test_sdist_and_wheel_have_both_launchers_and_the_specification(dist: Path) -
     assert inside >= LAUNCHERS
 
 
-@pytest.mark.parametrize("user", [None, NOBODY], ids=["this user", "an ordinary user"])
+@pytest.mark.parametrize("user", [None, OTHER_UID], ids=["this user", "an ordinary user"])
 def test_the_installed_wheel_runs_a_task_from_an_empty_directory(
     installed: Path, interpreter: str, public: Path, user: int | None
 ) -> None:
