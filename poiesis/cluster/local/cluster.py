@@ -1,6 +1,6 @@
 """The `Cluster` port on one machine: a pod is a thread here that takes its containers through their turns, and a folder that remembers.
 
-What exists is what is on disk (`folder.py`). This object holds nothing that a new one on the same folder does not find
+What exists is what is on disk (`task_directory.py`). This object holds nothing that a new one on the same folder does not find
 again: unfinished pods are taken up when it is made, commands that run are adopted, deletions go on. Only one may use a
 folder at a time.
 """
@@ -21,18 +21,18 @@ from pathlib import Path
 from typing import Final
 
 from poiesis.cluster.local.admission import Admission, machine_room
-from poiesis.cluster.local.choice import choose_runtime
-from poiesis.cluster.local.folder import (
-    Folder,
-    all_folders,
-    folders_of,
+from poiesis.cluster.local.pod import LocalPod, Member, make_pod, read_pod
+from poiesis.cluster.local.runtime import Runtime, StartFailed
+from poiesis.cluster.local.runtime_selection import select_runtime
+from poiesis.cluster.local.supervisor import Filers, Supervisor, read_record, read_report
+from poiesis.cluster.local.task_directory import (
+    TaskDirectory,
+    all_directories,
+    directories_of,
     read_document,
     remove_broken,
     write_document,
 )
-from poiesis.cluster.local.pod import LocalPod, Member, make_pod, read_pod
-from poiesis.cluster.local.runtime import Runtime, StartFailed
-from poiesis.cluster.local.supervisor import Filers, Supervisor, read_record, read_report
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, ConfigurationError
 from poiesis.domain.naming import object_name
 from poiesis.domain.observed import TIF, TOF, Container, Observed, Phase, Pod
@@ -58,7 +58,7 @@ class LocalCluster:
 
     `directory`: where tasks' files are kept; not shared with another process. `runtime`: auto, docker, podman, process, or a Runtime.
     `filers`: how files are staged, called in this process. `launcher`: the built launcher. `max_parallel`: pods that run at once;
-    None: twice the cores. `hidden`, `shown`, `network`: see `choose_runtime`.
+    None: twice the cores. `hidden`, `shown`, `network`: see `select_runtime`.
 
     Raises: ConfigurationError when nothing can run commands here, or when another process uses the directory.
     """
@@ -95,7 +95,7 @@ class LocalCluster:
         self._closed = False
         try:
             self._runtime = (
-                choose_runtime(
+                select_runtime(
                     runtime,
                     directory,
                     launcher,
@@ -121,31 +121,31 @@ class LocalCluster:
     def create_volume(self, task: Task, plan: Plan) -> None:
         if plan.volume_bytes is None:
             return
-        with self._writing(task) as folder:
-            root = folder.volume / ROOT
+        with self._writing(task) as task_dir:
+            root = task_dir.volume / ROOT
             root.mkdir(mode=0o755, parents=True, exist_ok=True)
             for directory in plan.directories:
                 _make_open(root, directory)
 
     def create_documents(self, task: Task, plan: Plan) -> None:
-        with self._writing(task) as folder:
+        with self._writing(task) as task_dir:
             names = {name for pod in plan.pods for name in pod.names}
             if TIF in names:
-                write_document(folder.path / "documents" / f"{TIF}.json", tif_document(task, plan))
+                write_document(task_dir.path / "documents" / f"{TIF}.json", tif_document(task, plan))
             if TOF in names:
-                write_document(folder.path / "documents" / f"{TOF}.json", tof_document(task, plan))
+                write_document(task_dir.path / "documents" / f"{TOF}.json", tof_document(task, plan))
 
     def launch(self, task: Task, plan: Plan, pod: PodPlan) -> None:
         local = make_pod(task, plan, pod, self._policy)
-        with self._writing(task) as folder, self._lock:
-            if folder.pod(pod.part).exists():
+        with self._writing(task) as task_dir, self._lock:
+            if task_dir.pod(pod.part).exists():
                 return
-            root = folder.volume / ROOT
+            root = task_dir.volume / ROOT
             if plan.scratch:
                 root.mkdir(mode=0o755, parents=True, exist_ok=True)
             for directory in plan.scratch:
                 _make_open(root, directory)
-            write_document(folder.pod(pod.part), {**local.document(), "created_at": self._clock.now().isoformat()})
+            write_document(task_dir.pod(pod.part), {**local.document(), "created_at": self._clock.now().isoformat()})
             self._enqueue(local)
 
     def observe(self, task: Task, *, plan: Plan | None = None, poked: bool = False, tails: bool = False) -> Observed:
@@ -158,33 +158,33 @@ class LocalCluster:
         documents: list[str] = []
         reports: dict[str, FilerReport] = {}
         live: dict[str, tuple[str, str]] = {}
-        for folder in folders_of(self._tasks, task.id, task.attempt):
-            pods += [p for p in (self._observe_pod(folder, part) for part in folder.parts()) if p is not None]
-            if folder.is_removing or folder.volume.exists() or not folder.parts():  # until the last file is gone
-                volumes.append(object_name(task.id, folder.attempt, "volume"))
-            if any(p.suffix == ".json" for p in _entries(folder.path / "documents")):
-                documents.append(object_name(task.id, folder.attempt, "filer"))
-            if folder.attempt == task.attempt:
+        for task_dir in directories_of(self._tasks, task.id, task.attempt):
+            pods += [p for p in (self._observe_pod(task_dir, part) for part in task_dir.parts()) if p is not None]
+            if task_dir.is_removing or task_dir.volume.exists() or not task_dir.parts():  # until the last file is gone
+                volumes.append(object_name(task.id, task_dir.attempt, "volume"))
+            if any(p.suffix == ".json" for p in _entries(task_dir.path / "documents")):
+                documents.append(object_name(task.id, task_dir.attempt, "filer"))
+            if task_dir.attempt == task.attempt:
                 for name in (TIF, TOF):
-                    report = _report(folder, name)
+                    report = _report(task_dir, name)
                     if report is not None:
                         reports[name] = report
                 if tails:
-                    live |= self._tails(folder)
+                    live |= self._tails(task_dir)
         return Observed(tuple(pods), tuple(volumes), tuple(documents), reports, live)
 
     def delete_pods(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
-        for folder in folders_of(self._tasks, task_id, attempts):
-            self._delete_pods(folder)
+        for task_dir in directories_of(self._tasks, task_id, attempts):
+            self._delete_pods(task_dir)
 
     def delete_all(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
-        for folder in folders_of(self._tasks, task_id, attempts):
+        for task_dir in directories_of(self._tasks, task_id, attempts):
             with self._lock, self._translated():
-                if folder.name in self._removing or not folder.exists:  # a mark made now would outlive the rest
+                if task_dir.name in self._removing or not task_dir.exists:  # a mark made now would outlive the rest
                     continue
-                folder.mark_removing()
-            self._delete_pods(folder)
-            self._remove_when_free(folder)
+                task_dir.mark_removing()
+            self._delete_pods(task_dir)
+            self._remove_when_free(task_dir)
 
     def ready(self) -> None:
         if self._closed:
@@ -216,7 +216,7 @@ class LocalCluster:
 
     def task_ids(self) -> Iterable[TaskId]:
         with self._translated():
-            return list(dict.fromkeys(folder.task_id for folder in all_folders(self._tasks)))
+            return list(dict.fromkeys(task_dir.task_id for task_dir in all_directories(self._tasks)))
 
     # ---- running
 
@@ -224,28 +224,28 @@ class LocalCluster:
         """Take up what an earlier process left: runs first, then what waits in the order of its launch, and removals."""
         remove_broken(self._tasks)
         found: list[tuple[str, bool, LocalPod]] = []
-        for folder in all_folders(self._tasks):
-            for part in folder.parts():
-                document = read_document(folder.pod(part))
+        for task_dir in all_directories(self._tasks):
+            for part in task_dir.parts():
+                document = read_document(task_dir.pod(part))
                 try:
                     pod = read_pod(document or {})
                 except (KeyError, TypeError):
-                    log.exception("pod_unreadable", extra={"task_id": folder.task_id, "part": part})
-                    folder.mark(part, "lost", reason="LocalError", message="what was kept of the pod cannot be read")
+                    log.exception("pod_unreadable", extra={"task_id": task_dir.task_id, "part": part})
+                    task_dir.mark(part, "lost", reason="LocalError", message="what was kept of the pod cannot be read")
                     continue
-                admitted = folder.has_mark(part, "admitted")
-                if folder.has_mark(part, "deleting") and (folder.has_mark(part, "ended") or not admitted):
-                    folder.forget_pod(part)
-                elif not folder.has_mark(part, "ended"):
+                admitted = task_dir.has_mark(part, "admitted")
+                if task_dir.has_mark(part, "deleting") and (task_dir.has_mark(part, "ended") or not admitted):
+                    task_dir.forget_pod(part)
+                elif not task_dir.has_mark(part, "ended"):
                     found.append((str((document or {}).get("created_at")), admitted, pod))
         with self._lock:
             for _, admitted, pod in sorted(found, key=lambda f: (not f[1], f[0])):
                 self._enqueue(pod, adopt=admitted)
-        self._runtime.sweep({folder.name for folder in all_folders(self._tasks)})
-        for folder in all_folders(self._tasks):
-            if folder.is_removing:
-                self._delete_pods(folder)
-                self._remove_when_free(folder)
+        self._runtime.sweep({task_dir.name for task_dir in all_directories(self._tasks)})
+        for task_dir in all_directories(self._tasks):
+            if task_dir.is_removing:
+                self._delete_pods(task_dir)
+                self._remove_when_free(task_dir)
 
     def _enqueue(self, pod: LocalPod, *, adopt: bool = False) -> None:
         """Under the lock."""
@@ -262,84 +262,84 @@ class LocalCluster:
     def _start(self, key: Key) -> None:
         """Called by the admission, under the lock."""
         pod = self._pods[key]
-        folder = Folder(self._tasks, pod.task_id, pod.attempt)
-        if not folder.has_mark(pod.part, "admitted"):
+        task_dir = TaskDirectory(self._tasks, pod.task_id, pod.attempt)
+        if not task_dir.has_mark(pod.part, "admitted"):
             with contextlib.suppress(OSError):  # a full disk: then it is admitted again after a restart
-                folder.mark(pod.part, "admitted", at=self._clock.now().isoformat())
+                task_dir.mark(pod.part, "admitted", at=self._clock.now().isoformat())
         supervisor = Supervisor(
-            folder,
+            task_dir,
             pod,
             runtime=self._runtime,
             filers=self._filers,
             clock=self._clock,
             changed=lambda: self._wake(pod.task_id),
-            ended=lambda: self._on_end(folder, key),
+            ended=lambda: self._on_end(task_dir, key),
         )
         self._supervisors[key] = supervisor
         supervisor.start()
         if len(self._wakes) > 0:
             self._wake(pod.task_id)
 
-    def _on_end(self, folder: Folder, key: Key) -> None:
+    def _on_end(self, task_dir: TaskDirectory, key: Key) -> None:
         with self._lock:
             self._supervisors.pop(key, None)
             self._pods.pop(key, None)
             if self._closed:
                 return
             self._admission.remove(key)
-            if folder.has_mark(key[2], "deleting"):  # it was asked for when the supervisor was about to end
-                folder.forget_pod(key[2])
-        if folder.is_removing:
-            self._remove_when_free(folder)
+            if task_dir.has_mark(key[2], "deleting"):  # it was asked for when the supervisor was about to end
+                task_dir.forget_pod(key[2])
+        if task_dir.is_removing:
+            self._remove_when_free(task_dir)
         self._wake(key[0])
 
-    def _delete_pods(self, folder: Folder) -> None:
+    def _delete_pods(self, task_dir: TaskDirectory) -> None:
         gone = False
-        for part in folder.parts():
-            key = (folder.task_id, folder.attempt, part)
+        for part in task_dir.parts():
+            key = (task_dir.task_id, task_dir.attempt, part)
             with self._lock, self._translated():
-                if not folder.has_mark(part, "deleting"):
-                    folder.mark(part, "deleting")
+                if not task_dir.has_mark(part, "deleting"):
+                    task_dir.mark(part, "deleting")
                 supervisor = self._supervisors.get(key)
                 if supervisor is not None:
                     supervisor.delete()
                 else:  # it waits, or has ended
                     self._admission.remove(key)
                     self._pods.pop(key, None)
-                    folder.forget_pod(part)
+                    task_dir.forget_pod(part)
                     gone = True
         if gone:
-            self._wake(folder.task_id)
+            self._wake(task_dir.task_id)
 
-    def _remove_when_free(self, folder: Folder) -> None:
+    def _remove_when_free(self, task_dir: TaskDirectory) -> None:
         with self._lock:
-            if self._closed or folder.name in self._removing or folder.parts():
+            if self._closed or task_dir.name in self._removing or task_dir.parts():
                 return
-            self._removing.add(folder.name)
-            self._removers.submit(self._remove, folder)
+            self._removing.add(task_dir.name)
+            self._removers.submit(self._remove, task_dir)
 
-    def _remove(self, folder: Folder) -> None:
+    def _remove(self, task_dir: TaskDirectory) -> None:
         """Tries for a while; then whoever wants it gone asks again."""
         try:
             for _ in range(REMOVE_TRIES):
-                if self._closed or self._try_to_remove(folder):
+                if self._closed or self._try_to_remove(task_dir):
                     break
                 time.sleep(REMOVE_PAUSE)
         finally:
             with self._lock:
-                self._removing.discard(folder.name)
-        self._wake(folder.task_id)
+                self._removing.discard(task_dir.name)
+        self._wake(task_dir.task_id)
 
-    def _try_to_remove(self, folder: Folder) -> bool:
+    def _try_to_remove(self, task_dir: TaskDirectory) -> bool:
         words = "files are left"
         try:
-            self._runtime.release(folder)
-            self._runtime.take_back(folder)
-            if folder.remove():
+            self._runtime.release(task_dir)
+            self._runtime.take_back(task_dir)
+            if task_dir.remove():
                 return True
         except (OSError, StartFailed) as error:
             words = str(error)
-        log.warning("remove_failed", extra={"task_id": folder.task_id, "folder": str(folder.path), "error": words})
+        log.warning("remove_failed", extra={"task_id": task_dir.task_id, "folder": str(task_dir.path), "error": words})
         return False
 
     def _wake(self, task_id: TaskId) -> None:
@@ -351,28 +351,28 @@ class LocalCluster:
 
     # ---- seeing
 
-    def _observe_pod(self, folder: Folder, part: str) -> Pod | None:
-        document = read_document(folder.pod(part))
+    def _observe_pod(self, task_dir: TaskDirectory, part: str) -> Pod | None:
+        document = read_document(task_dir.pod(part))
         if document is None:
             return None
         try:
             pod = read_pod(document)
         except (KeyError, TypeError):
-            pod = LocalPod(folder.task_id, folder.attempt, part, ())
+            pod = LocalPod(task_dir.task_id, task_dir.attempt, part, ())
         with self._lock:
             is_waiting = self._admission.is_waiting(pod.key)
             waiting = self._admission.why_waiting(pod.key) if is_waiting else None
             supervisor = self._supervisors.get(pod.key)
-        admitted = read_document(folder.pod(part, "admitted"))
-        lost = read_document(folder.pod(part, "lost"))
-        ended = folder.has_mark(part, "ended")
+        admitted = read_document(task_dir.pod(part, "admitted"))
+        lost = read_document(task_dir.pod(part, "lost"))
+        ended = task_dir.has_mark(part, "ended")
         began = parse_time((admitted or {}).get("at"))
         containers = tuple(
-            self._container(folder, m, supervisor, began, ended or lost is not None) for m in pod.members
+            self._container(task_dir, m, supervisor, began, ended or lost is not None) for m in pod.members
         )
         return Pod(
             name=pod.name,
-            attempt=folder.attempt,
+            attempt=task_dir.attempt,
             part=part,
             created_at=began or parse_time(document.get("created_at")),
             scheduled=admitted is not None,
@@ -380,15 +380,20 @@ class LocalCluster:
             waiting=waiting,
             lost=str(lost["reason"]) if lost is not None else None,
             message=str(lost["message"]) if lost is not None else None,
-            deleting=folder.has_mark(part, "deleting"),
+            deleting=task_dir.has_mark(part, "deleting"),
             ended=ended or lost is not None,
             containers=containers,
         )
 
     def _container(
-        self, folder: Folder, member: Member, supervisor: Supervisor | None, began: datetime | None, ended: bool
+        self,
+        task_dir: TaskDirectory,
+        member: Member,
+        supervisor: Supervisor | None,
+        began: datetime | None,
+        ended: bool,
     ) -> Container:
-        record = read_record(folder, member)
+        record = read_record(task_dir, member)
         if record is not None:
             return Container(
                 member.name,
@@ -409,9 +414,9 @@ class LocalCluster:
             return Container(member.name, Phase.WAITING, reason=reason, message=message)
         return Container(member.name, Phase.RUNNING, started_at=began)
 
-    def _tails(self, folder: Folder) -> dict[str, tuple[str, str]]:
+    def _tails(self, task_dir: TaskDirectory) -> dict[str, tuple[str, str]]:
         with self._lock:
-            running = [s for k, s in self._supervisors.items() if k[0] == folder.task_id and k[1] == folder.attempt]
+            running = [s for k, s in self._supervisors.items() if k[0] == task_dir.task_id and k[1] == task_dir.attempt]
         found: dict[str, tuple[str, str]] = {}
         for supervisor in running:
             found |= supervisor.tails()
@@ -420,15 +425,15 @@ class LocalCluster:
     # ---- the disk
 
     @contextlib.contextmanager
-    def _writing(self, task: Task) -> Iterator[Folder]:
+    def _writing(self, task: Task) -> Iterator[TaskDirectory]:
         """The folder of the present attempt, made. A full or broken disk is the cluster being away."""
         self.ready()
-        folder = Folder(self._tasks, task.id, task.attempt)
-        if folder.is_removing:
-            raise ClusterUnavailable(f"{folder.name} is being removed")
+        task_dir = TaskDirectory(self._tasks, task.id, task.attempt)
+        if task_dir.is_removing:
+            raise ClusterUnavailable(f"{task_dir.name} is being removed")
         with self._translated():
-            folder.make()
-            yield folder
+            task_dir.make()
+            yield task_dir
 
     @contextlib.contextmanager
     def _translated(self) -> Iterator[None]:
@@ -470,6 +475,6 @@ def _entries(directory: Path) -> list[Path]:
         return []
 
 
-def _report(folder: Folder, name: str) -> FilerReport | None:
-    data = read_report(folder, name) if folder.has_record(name) else None
+def _report(task_dir: TaskDirectory, name: str) -> FilerReport | None:
+    data = read_report(task_dir, name) if task_dir.has_record(name) else None
     return parse_report(data) if data is not None else None

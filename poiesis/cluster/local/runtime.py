@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from poiesis.cluster.local.folder import Folder
 from poiesis.cluster.local.pod import LocalPod, Member
+from poiesis.cluster.local.task_directory import TaskDirectory
 
 
 class RunState(StrEnum):
@@ -120,17 +120,17 @@ class Runtime(Protocol):
         """Make sure that an image is there. Raises: StartFailed (`ErrImagePull`, `ImageRefused`)."""
         ...
 
-    def run(self, folder: Folder, pod: LocalPod, member: Member) -> Run: ...
+    def run(self, task_dir: TaskDirectory, pod: LocalPod, member: Member) -> Run: ...
 
-    def hand_over(self, folder: Folder) -> None:
+    def hand_over(self, task_dir: TaskDirectory) -> None:
         """Before the first executor: the volume's files are to be changeable by the commands."""
         ...
 
-    def take_back(self, folder: Folder) -> None:
+    def take_back(self, task_dir: TaskDirectory) -> None:
         """Before TOF or the removal: the volume's files are to be readable, and removable, by this process."""
         ...
 
-    def release(self, folder: Folder) -> None:
+    def release(self, task_dir: TaskDirectory) -> None:
         """Before a folder is removed: nothing is left of it elsewhere. Raises: StartFailed."""
         ...
 

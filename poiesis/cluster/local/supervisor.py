@@ -25,9 +25,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from poiesis.cluster.local.folder import Folder, read_bounded, read_document, write_document
 from poiesis.cluster.local.pod import LocalPod, Member
 from poiesis.cluster.local.runtime import Run, RunState, Runtime, Signal, StartFailed
+from poiesis.cluster.local.task_directory import TaskDirectory, read_bounded, read_document, write_document
 from poiesis.domain.errors import PoiesisError
 from poiesis.domain.observed import TIF, Record
 from poiesis.domain.records import MAX_RECORD_BYTES, parse_record
@@ -71,7 +71,7 @@ class Supervisor:
 
     def __init__(
         self,
-        folder: Folder,
+        task_dir: TaskDirectory,
         pod: LocalPod,
         *,
         runtime: Runtime,
@@ -80,7 +80,7 @@ class Supervisor:
         changed: Callable[[], None],
         ended: Callable[[], None],
     ) -> None:
-        self._folder = folder
+        self._task_dir = task_dir
         self._pod = pod
         self._runtime = runtime
         self._filers = filers
@@ -147,16 +147,16 @@ class Supervisor:
         return True
 
     def _go(self) -> None:
-        if self._folder.has_mark(self._pod.part, "deleting"):  # asked for in an earlier life
+        if self._task_dir.has_mark(self._pod.part, "deleting"):  # asked for in an earlier life
             self.delete()
         try:
             if not self.images_ready and not self._pulling:
                 self._pulling = True
                 threading.Thread(target=self._pull_images, name=f"pull-{self._pod.part}", daemon=True).start()
             for member in self._pod.members:
-                if self._stop.is_set or self._folder.has_mark(self._pod.part, "lost"):
+                if self._stop.is_set or self._task_dir.has_mark(self._pod.part, "lost"):
                     break
-                if not self._folder.has_record(member.name):
+                if not self._task_dir.has_record(member.name):
                     self._take_turn(member)
         except Stopped:
             pass
@@ -166,12 +166,12 @@ class Supervisor:
             return
         self._end_runs()
         if self._deleting:
-            self._folder.forget_pod(self._pod.part)
+            self._task_dir.forget_pod(self._pod.part)
         else:
-            self._folder.mark(self._pod.part, "ended", at=_text(self._clock.now()))
+            self._task_dir.mark(self._pod.part, "ended", at=_text(self._clock.now()))
 
     def _lose(self, reason: str, message: str) -> None:
-        self._folder.mark(self._pod.part, "lost", reason=reason, message=message, at=_text(self._clock.now()))
+        self._task_dir.mark(self._pod.part, "lost", reason=reason, message=message, at=_text(self._clock.now()))
 
     def _take_turn(self, member: Member) -> None:
         failed = self._first_failed(member)
@@ -192,7 +192,7 @@ class Supervisor:
         names = [m.name for m in self._pod.members if m.name == TIF]
         names += [] if member.always else member.waits_for
         for name in names:
-            document = read_document(self._folder.state(name))
+            document = read_document(self._task_dir.state(name))
             if name != member.name and document is not None and document.get("ok") is not True:
                 return name
         return None
@@ -200,8 +200,8 @@ class Supervisor:
     # ---- filers
 
     def _transfer(self, member: Member) -> None:
-        folder = self._folder
-        document = read_document(folder.path / "documents" / f"{member.name}.json")
+        task_dir = self._task_dir
+        document = read_document(task_dir.path / "documents" / f"{member.name}.json")
         started = self._clock.now()
         if document is None:
             report = FilerReport(error=f"the document of {member.name} is gone", error_code="internal", retryable=True)
@@ -209,9 +209,9 @@ class Supervisor:
             stage = self._filers.stage_in if member.name == TIF else self._filers.stage_out
             try:
                 if member.name != TIF:
-                    self._runtime.take_back(folder)
-                folder.volume.mkdir(exist_ok=True)
-                report = stage(document, folder.volume, lambda: self._stop.is_set)
+                    self._runtime.take_back(task_dir)
+                task_dir.volume.mkdir(exist_ok=True)
+                report = stage(document, task_dir.volume, lambda: self._stop.is_set)
             except PoiesisError as error:
                 report = FilerReport(error=str(error), error_code=error.code, retryable=error.retryable)
             except Exception as error:
@@ -222,7 +222,7 @@ class Supervisor:
         if self._stop.is_set and report.error is not None:
             raise Stopped
         text = format_report(report)
-        write_document(folder.state(member.name, "report.json"), json.loads(text))
+        write_document(task_dir.state(member.name, "report.json"), json.loads(text))
         self._close(
             member,
             {
@@ -254,11 +254,11 @@ class Supervisor:
             self._stop.wait(PULL_RETRY)
 
     def _execute(self, member: Member) -> None:
-        run = self._runtime.run(self._folder, self._pod, member)
+        run = self._runtime.run(self._task_dir, self._pod, member)
         state = run.state()
         if state is RunState.ABSENT:
-            if not any(m.command is not None and self._folder.has_record(m.name) for m in self._pod.members):
-                self._runtime.hand_over(self._folder)
+            if not any(m.command is not None and self._task_dir.has_record(m.name) for m in self._pod.members):
+                self._runtime.hand_over(self._task_dir)
             try:
                 run.start()
             except StartFailed as error:
@@ -297,13 +297,13 @@ class Supervisor:
 
     def _hears(self, member: Member) -> bool:
         """Whether SIGTERM reaches the launcher: process 1 of a namespace is sent nothing that it is not prepared for."""
-        control = self._folder.control(member.name)
+        control = self._task_dir.control(member.name)
         return any(os.path.lexists(control / f"{member.name}.{mark}") for mark in ("up", "begun"))
 
     def _settle(self, member: Member, run: Run) -> None:
         """The record of a command that has ended, from where user code cannot reach it any more."""
         assert member.command is not None
-        data = read_bounded(self._folder.control(member.name) / f"{member.name}.json", MAX_RECORD_BYTES)
+        data = read_bounded(self._task_dir.control(member.name) / f"{member.name}.json", MAX_RECORD_BYTES)
         record = parse_record(data, member.command.tail_bytes) if data is not None else None
         if record is not None and record.name == member.name:
             ending = run.ending() if not record.ok and not record.oom_killed else None
@@ -316,7 +316,7 @@ class Supervisor:
             message = "the memory limit was reached, and the system ended the whole container"
             self._close(member, {"ok": False, "exit_code": 137, "oom_killed": True, "message": message})
             return
-        began = (self._folder.control(member.name) / f"{member.name}.begun").exists()
+        began = (self._task_dir.control(member.name) / f"{member.name}.begun").exists()
         message = ending.message or (
             "nothing is known of how its command ended" if began else "its command was not begun"
         )
@@ -325,16 +325,16 @@ class Supervisor:
     def _end_runs(self) -> None:
         """After a stop: what an earlier life of this process started has to end too."""
         for member in self._pod.members:
-            if member.command is None or self._folder.has_record(member.name):
+            if member.command is None or self._task_dir.has_record(member.name):
                 continue
-            run = self._runtime.run(self._folder, self._pod, member)
+            run = self._runtime.run(self._task_dir, self._pod, member)
             if run.state() is RunState.RUNNING:
                 self._follow(run, member)
             if run.state() is not RunState.ABSENT:
                 run.clean()
 
     def _close(self, member: Member, document: Mapping[str, Any]) -> None:
-        write_document(self._folder.state(member.name), {"exit_code": None, **document, "name": member.name})
+        write_document(self._task_dir.state(member.name), {"exit_code": None, **document, "name": member.name})
 
     def _safely(self, call: Callable[[], None]) -> None:
         try:
@@ -343,15 +343,15 @@ class Supervisor:
             log.exception("callback_failed", extra={"task_id": self._pod.task_id})
 
 
-def read_record(folder: Folder, member: Member) -> Record | None:
+def read_record(task_dir: TaskDirectory, member: Member) -> Record | None:
     """The record of a container that has ended, as the supervisor kept it."""
-    data = read_bounded(folder.state(member.name), MAX_RECORD_BYTES)
+    data = read_bounded(task_dir.state(member.name), MAX_RECORD_BYTES)
     tail_bytes = member.command.tail_bytes if member.command is not None else 0
     return parse_record(data, tail_bytes) if data is not None else None
 
 
-def read_report(folder: Folder, name: str) -> bytes | None:
-    return read_bounded(folder.state(name, "report.json"), MAX_REPORT_BYTES + 1024)
+def read_report(task_dir: TaskDirectory, name: str) -> bytes | None:
+    return read_bounded(task_dir.state(name, "report.json"), MAX_REPORT_BYTES + 1024)
 
 
 def _document(record: Record, *, oom_killed: bool) -> dict[str, Any]:

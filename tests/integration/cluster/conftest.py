@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from poiesis.cluster.local.choice import choose_runtime
+from poiesis.cluster.local.runtime_selection import select_runtime
 from poiesis.config import ARCHITECTURES, shipped_launchers
 from poiesis.domain.errors import ConfigurationError
 from tests.integration.cluster.harness import IMAGE, Lab, laboratory
@@ -34,7 +34,7 @@ def why_not(launcher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
     def find(runtime: str) -> str | None:
         if runtime not in known:
             try:
-                choose_runtime(runtime, tmp_path_factory.mktemp("probe"), launcher).close()
+                select_runtime(runtime, tmp_path_factory.mktemp("probe"), launcher).close()
                 known[runtime] = None
                 if runtime != "process":
                     command = [runtime, "image", "inspect", IMAGE]

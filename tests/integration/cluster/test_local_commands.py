@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from poiesis.cluster.local.folder import folders_of
+from poiesis.cluster.local.task_directory import directories_of
 from poiesis.domain.observed import Phase
 from poiesis.domain.task import Executor, Input, Output, Resources, Task
 from tests.integration.cluster.harness import IMAGE, POLICY, Lab, container, eventually, processes_with, record, sh
@@ -118,8 +118,8 @@ def test_a_command_that_is_cancelled_while_it_starts_ends_at_once(make_lab: Call
     lab = make_lab("process", policy=dataclasses.replace(POLICY, grace=timedelta(seconds=45)))
     for n in range(5):
         task = lab.launch(lab.task(sh("sleep 600"), id=f"{lab.id}{n}"))
-        (folder,) = folders_of(lab.directory / "tasks", task.id, 1)
-        while not folder.state("executor-0", "pid").exists():
+        (task_dir,) = directories_of(lab.directory / "tasks", task.id, 1)
+        while not task_dir.state("executor-0", "pid").exists():
             time.sleep(0.001)
         time.sleep(n * 0.01)
         lab.cluster.delete_pods(task.id, task.attempt)

@@ -27,8 +27,8 @@ class Victim:
         self.arguments = [str(directory), str(launcher), runtime]
         self.hold = directory.parent / "hold"
         self.task: Task = victim.counted_task(f"v{os.urandom(6).hex()}", self.hold.with_name("count"))
-        self.folder = directory / "tasks" / f"poiesis-{self.task.id}-1"
-        self.volume = self.folder / "volume" / "root" / "work"
+        self.task_dir = directory / "tasks" / f"poiesis-{self.task.id}-1"
+        self.volume = self.task_dir / "volume" / "root" / "work"
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> None:
@@ -57,7 +57,7 @@ class Victim:
         return path.read_text() if path.exists() else ""
 
     def has_record(self, name: str) -> bool:
-        return (self.folder / "state" / f"{name}.json").exists()
+        return (self.task_dir / "state" / f"{name}.json").exists()
 
     def finish(self, make_lab: Callable[..., Lab]) -> Lab:
         """A new service takes over; everything ends well."""
@@ -74,7 +74,7 @@ class Victim:
 
     def leaves_nothing(self, lab: Lab) -> None:
         lab.remove(self.task)
-        assert not self.folder.exists()
+        assert not self.task_dir.exists()
         assert not processes_with(self.task.id)
         assert not [d for d, _, _ in os.walk("/sys/fs/cgroup") if self.task.id in d]
         assert self.task.id not in Path("/proc/mounts").read_text()
@@ -120,7 +120,7 @@ def test_a_command_that_ends_while_there_is_no_service(service: Victim, make_lab
     eventually(service.counted, "the first command")
     service.kill()
     service.go(0)
-    eventually((service.folder / "control/executor-0/executor-0.json").exists, "the record")
+    eventually((service.task_dir / "control/executor-0/executor-0.json").exists, "the record")
     service.finish(make_lab)
 
 

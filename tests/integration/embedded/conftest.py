@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from poiesis.cluster.local.choice import choose_runtime
+from poiesis.cluster.local.runtime_selection import select_runtime
 from poiesis.config import ARCHITECTURES, shipped_launchers
 from poiesis.domain.errors import ConfigurationError
 from tests.integration.embedded.service import Service
@@ -23,7 +23,7 @@ def can_run(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Skips where no process can be walled in."""
     launcher = shipped_launchers()[ARCHITECTURES.get(platform.machine(), platform.machine())]
     try:
-        choose_runtime("process", tmp_path_factory.mktemp("trial"), launcher).close()
+        select_runtime("process", tmp_path_factory.mktemp("trial"), launcher).close()
     except ConfigurationError as error:
         pytest.skip(str(error))
 

@@ -23,10 +23,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from poiesis.cluster.local.folder import Folder
 from poiesis.cluster.local.launcher import arguments
 from poiesis.cluster.local.pod import Command, LocalPod, Member
 from poiesis.cluster.local.runtime import Ending, RunState, Signal, StartFailed
+from poiesis.cluster.local.task_directory import TaskDirectory
 from poiesis.domain.naming import object_name
 
 log = logging.getLogger(__name__)
@@ -134,36 +134,36 @@ class ContainerRuntime:
     def forget_image(self, image: str) -> None:
         self._known.pop(image, None)
 
-    def run(self, folder: Folder, pod: LocalPod, member: Member) -> ContainerRun:
-        return ContainerRun(self, folder, pod, member)
+    def run(self, task_dir: TaskDirectory, pod: LocalPod, member: Member) -> ContainerRun:
+        return ContainerRun(self, task_dir, pod, member)
 
-    def hand_over(self, folder: Folder) -> None:
+    def hand_over(self, task_dir: TaskDirectory) -> None:
         """The volume's files can be changed by anybody: an image's user may be anybody."""
 
-    def take_back(self, folder: Folder) -> None:
+    def take_back(self, task_dir: TaskDirectory) -> None:
         """Files which containers' users made belong to others unless this process is root; then somebody who may gives them to us."""
-        if os.geteuid() == 0 or not _has_foreign(folder.path):
+        if os.geteuid() == 0 or not _has_foreign(task_dir.path):
             return
         if self.engine == "podman":
-            answer = self.call("unshare", "chown", "-R", "0:0", "--", str(folder.path))
+            answer = self.call("unshare", "chown", "-R", "0:0", "--", str(task_dir.path))
         else:
-            answer = self._helper(folder, "chown", "-R", f"{os.geteuid()}:{os.getegid()}", "--", "/poiesis/folder")
+            answer = self._helper(task_dir, "chown", "-R", f"{os.geteuid()}:{os.getegid()}", "--", "/poiesis/folder")
         if answer.returncode != 0:
-            log.warning("take_back_failed", extra={"task_id": folder.task_id, "error": said(answer.stderr)})
+            log.warning("take_back_failed", extra={"task_id": task_dir.task_id, "error": said(answer.stderr)})
 
-    def _helper(self, folder: Folder, *argv: str) -> subprocess.CompletedProcess[bytes]:
+    def _helper(self, task_dir: TaskDirectory, *argv: str) -> subprocess.CompletedProcess[bytes]:
         """Run one of the host's programs as root in a container, in any image that is there."""
         found = self.call("image", "ls", "--quiet").stdout.decode().split()
         if not found:
             return subprocess.CompletedProcess([], 125, b"", b"there is no image")
         binds = [bind(Path(p), p, read_only=True) for p in ("/bin", "/lib", "/lib64", "/usr") if os.path.isdir(p)]
         options = ["--rm", "--user", "0:0", "--network", "none", "--entrypoint", f"/bin/{argv[0]}"]
-        mounts = [o for b in (*binds, bind(folder.path, "/poiesis/folder")) for o in ("--mount", b)]
+        mounts = [o for b in (*binds, bind(task_dir.path, "/poiesis/folder")) for o in ("--mount", b)]
         return self.call("run", *options, *mounts, "--", found[0], *argv[1:])
 
-    def release(self, folder: Folder) -> None:
-        for path in (folder.path / "state").glob("*.intent"):
-            self.remove(object_name(folder.task_id, folder.attempt, path.name.removesuffix(".intent")))
+    def release(self, task_dir: TaskDirectory) -> None:
+        for path in (task_dir.path / "state").glob("*.intent"):
+            self.remove(object_name(task_dir.task_id, task_dir.attempt, path.name.removesuffix(".intent")))
 
     def remove(self, name: str) -> None:
         """Raises: StartFailed when the engine does not do it."""
@@ -187,7 +187,7 @@ class ContainerRuntime:
     def sweep(self, is_ours: set[str]) -> None:
         answer = self.call("ps", "--all", "--filter", f"label={LABEL}={self.directory}", "--format", "{{.Names}}")
         for name in answer.stdout.decode(errors="replace").split() if answer.returncode == 0 else ():
-            if not any(name.startswith(f"{folder}-") for folder in is_ours):
+            if not any(name.startswith(f"{task_dir}-") for task_dir in is_ours):
                 self.remove_later(name)
 
     def close(self) -> None:
@@ -195,10 +195,10 @@ class ContainerRuntime:
 
 
 class ContainerRun:
-    def __init__(self, runtime: ContainerRuntime, folder: Folder, pod: LocalPod, member: Member) -> None:
+    def __init__(self, runtime: ContainerRuntime, task_dir: TaskDirectory, pod: LocalPod, member: Member) -> None:
         assert member.command is not None
         self._runtime = runtime
-        self._folder = folder
+        self._task_dir = task_dir
         self._pod = pod
         self._member = member.name
         self._command: Command = member.command
@@ -208,11 +208,11 @@ class ContainerRun:
 
     def state(self) -> RunState:
         """`intent` is on disk before the container can exist, `created` once it was started."""
-        if not self._folder.state(self._member, "intent").exists():
+        if not self._task_dir.state(self._member, "intent").exists():
             return RunState.ABSENT
         found = self._inspect()
         if found is None:
-            began = self._control("begun").exists() or self._folder.state(self._member, "created").exists()
+            began = self._control("begun").exists() or self._task_dir.state(self._member, "created").exists()
             return RunState.ENDED if began else RunState.ABSENT
         status = found.get("Status")
         if status in ("created", "configured", "initialized"):
@@ -233,15 +233,15 @@ class ContainerRun:
         raise StartFailed("EngineFailed", words or "the engine's answer cannot be understood")
 
     def _control(self, suffix: str) -> Path:
-        return self._folder.control(self._member) / f"{self._member}.{suffix}"
+        return self._task_dir.control(self._member) / f"{self._member}.{suffix}"
 
     # ---- start
 
     def start(self) -> None:
-        control = self._folder.control(self._member)
+        control = self._task_dir.control(self._member)
         control.mkdir(exist_ok=True)
         control.chmod(0o777)  # an image's user may be anybody
-        if self._folder.state(self._member, "intent").exists() and self._inspect() is not None:
+        if self._task_dir.state(self._member, "intent").exists() and self._inspect() is not None:
             answer = self._runtime.call(
                 "start", "--", self._name
             )  # made by an earlier life of this process, and not begun
@@ -250,12 +250,12 @@ class ContainerRun:
                 options = self._options()
             except OSError as error:
                 raise StartFailed("ContainerNotCreated", f"{self._member}: {error}") from error
-            self._folder.note(self._member, "intent")
+            self._task_dir.note(self._member, "intent")
             answer = self._runtime.call("run", *options)
         if answer.returncode != 0 and not self._control("begun").exists():
             self._runtime.forget_image(self._command.image)
             raise StartFailed("ContainerNotCreated", f"{self._member}: {said(answer.stderr)}")
-        self._folder.note(self._member, "created")
+        self._task_dir.note(self._member, "created")
 
     def _options(self) -> list[str]:
         """Of `run`; values never pass a shell. Raises: OSError."""
@@ -263,8 +263,8 @@ class ContainerRun:
         labels = {LABEL: str(runtime.directory), "org.poiesis.task": self._pod.task_id}
         mounts = [
             bind(runtime.launcher, "/poiesis/launcher", read_only=True),
-            bind(self._folder.control(self._member), "/poiesis/control"),
-            *(bind(self._folder.mount_source(m), m.path) for m in self._pod.mounts),
+            bind(self._task_dir.control(self._member), "/poiesis/control"),
+            *(bind(self._task_dir.mount_source(m), m.path) for m in self._pod.mounts),
         ]
         options = ["--detach", "--name", self._name, "--pull", "never", "--entrypoint", "/poiesis/launcher"]
         options += ["--security-opt", "no-new-privileges", "--security-opt", "label=disable"]
@@ -331,7 +331,7 @@ class ContainerRun:
         return Ending(oom_killed=found.get("OOMKilled") is True, message=str(words)[:MAX_SAID])
 
     def clean(self) -> None:
-        if self._folder.state(self._member, "intent").exists():
+        if self._task_dir.state(self._member, "intent").exists():
             self._runtime.remove_later(self._name)
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from poiesis.cluster.local.folder import (
-    Folder,
-    all_folders,
-    folders_of,
+from poiesis.cluster.local.task_directory import (
+    TaskDirectory,
+    all_directories,
+    directories_of,
     read_bounded,
     read_document,
     remove_broken,
@@ -19,8 +19,8 @@ from poiesis.domain.plan import Mount
 from poiesis.domain.task import TaskId
 
 
-def folder(tasks: Path, task_id: str = "a", attempt: int = 1) -> Folder:
-    made = Folder(tasks, TaskId(task_id), attempt)
+def task_dir(tasks: Path, task_id: str = "a", attempt: int = 1) -> TaskDirectory:
+    made = TaskDirectory(tasks, TaskId(task_id), attempt)
     made.make()
     return made
 
@@ -58,20 +58,20 @@ def test_an_error_is_not_absence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_tasks_whose_names_begin_alike_are_kept_apart(tmp_path: Path) -> None:
     for task_id, attempt in (("a", 1), ("a", 2), ("a-1", 2), ("a-1-2", 1)):
-        folder(tmp_path, task_id, attempt)
-    assert [f.name for f in folders_of(tmp_path, TaskId("a"), 2)] == ["poiesis-a-1", "poiesis-a-2"]
-    assert [f.name for f in folders_of(tmp_path, TaskId("a-1"), 2)] == ["poiesis-a-1-2"]
-    assert {(f.task_id, f.attempt) for f in all_folders(tmp_path)} == {("a", 1), ("a", 2), ("a-1", 2), ("a-1-2", 1)}
+        task_dir(tmp_path, task_id, attempt)
+    assert [f.name for f in directories_of(tmp_path, TaskId("a"), 2)] == ["poiesis-a-1", "poiesis-a-2"]
+    assert [f.name for f in directories_of(tmp_path, TaskId("a-1"), 2)] == ["poiesis-a-1-2"]
+    assert {(f.task_id, f.attempt) for f in all_directories(tmp_path)} == {("a", 1), ("a", 2), ("a-1", 2), ("a-1-2", 1)}
 
 
 def test_any_id_has_a_folder_of_its_own(tmp_path: Path) -> None:
-    found = folder(tmp_path, "../../Etc/passwd \n")
+    found = task_dir(tmp_path, "../../Etc/passwd \n")
     assert found.path.parent == tmp_path
-    assert [f.task_id for f in all_folders(tmp_path)] == ["../../Etc/passwd \n"]
+    assert [f.task_id for f in all_directories(tmp_path)] == ["../../Etc/passwd \n"]
 
 
 def test_halves_of_folders_are_removed_at_the_start(tmp_path: Path) -> None:
-    folder(tmp_path)
+    task_dir(tmp_path)
     (tmp_path / "poiesis-half-1" / "volume").mkdir(parents=True)
     (tmp_path / "somebody-elses").mkdir()
     remove_broken(tmp_path)
@@ -79,7 +79,7 @@ def test_halves_of_folders_are_removed_at_the_start(tmp_path: Path) -> None:
 
 
 def test_mounts_stay_inside_of_the_volume(tmp_path: Path) -> None:
-    found = folder(tmp_path)
+    found = task_dir(tmp_path)
     (found.volume / "root").mkdir(parents=True)
     assert found.mount_source(Mount("/data/x", "root/data/x")).is_dir()
     (found.volume / "root/in.txt").touch()
@@ -118,7 +118,7 @@ def test_anything_can_be_removed(tmp_path: Path) -> None:
 
 
 def test_a_folder_remembers_that_it_is_to_go_until_the_last(tmp_path: Path) -> None:
-    found = folder(tmp_path)
+    found = task_dir(tmp_path)
     found.mark_removing()
-    assert Folder(tmp_path, TaskId("a"), 1).is_removing
+    assert TaskDirectory(tmp_path, TaskId("a"), 1).is_removing
     assert found.remove() and not found.exists and found.remove()

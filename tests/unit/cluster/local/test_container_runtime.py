@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from poiesis.cluster.local.choice import choose_runtime
-from poiesis.cluster.local.container import ContainerRun, ContainerRuntime, bind
-from poiesis.cluster.local.folder import Folder
+from poiesis.cluster.local.container_runtime import ContainerRun, ContainerRuntime, bind
 from poiesis.cluster.local.pod import Command, LocalPod, Member
 from poiesis.cluster.local.runtime import RunState, Signal, StartFailed
+from poiesis.cluster.local.runtime_selection import select_runtime
+from poiesis.cluster.local.task_directory import TaskDirectory
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.plan import Mount
 from poiesis.domain.task import TaskId
@@ -53,14 +53,14 @@ COMMAND = Command(
 )
 
 
-def run_of(runtime: ContainerRuntime, tmp_path: Path) -> tuple[ContainerRun, Folder]:
-    folder = Folder(tmp_path / "service" / "tasks", TaskId("a"), 1)
-    folder.make()
-    folder.volume.mkdir(exist_ok=True)
+def run_of(runtime: ContainerRuntime, tmp_path: Path) -> tuple[ContainerRun, TaskDirectory]:
+    task_dir = TaskDirectory(tmp_path / "service" / "tasks", TaskId("a"), 1)
+    task_dir.make()
+    task_dir.volume.mkdir(exist_ok=True)
     member = Member("executor-0", COMMAND)
     return runtime.run(
-        folder, LocalPod(TaskId("a"), 1, "task", (member,), (Mount("/a,b", "root/a,b"),)), member
-    ), folder
+        task_dir, LocalPod(TaskId("a"), 1, "task", (member,), (Mount("/a,b", "root/a,b"),)), member
+    ), task_dir
 
 
 def asked(answers: Path) -> list[list[str]]:
@@ -69,7 +69,7 @@ def asked(answers: Path) -> list[list[str]]:
 
 
 def test_values_reach_the_engine_as_they_are(runtime: ContainerRuntime, tmp_path: Path, answers: Path) -> None:
-    run, folder = run_of(runtime, tmp_path)
+    run, task_dir = run_of(runtime, tmp_path)
     assert run.state() is RunState.ABSENT
     run.start()
     (words,) = asked(answers)
@@ -80,9 +80,9 @@ def test_values_reach_the_engine_as_they_are(runtime: ContainerRuntime, tmp_path
     assert options[options.index("--name") + 1] == "poiesis-a-1-executor-0"
     assert options[options.index("--entrypoint") + 1] == "/poiesis/launcher"
     assert [options[i + 1] for i, o in enumerate(options) if o == "--env"] == ["A=1\n2 $X", "B="]
-    assert f'type=bind,"source={folder.volume}/root/a,b","target=/a,b"' in options
+    assert f'type=bind,"source={task_dir.volume}/root/a,b","target=/a,b"' in options
     assert {"--memory=1000", "--memory-swap=1000", "--cpus=1.5", "--network=bridge"} <= set(options)
-    assert folder.state("executor-0", "created").exists()
+    assert task_dir.state("executor-0", "created").exists()
 
 
 @pytest.mark.parametrize(
@@ -97,15 +97,15 @@ def test_values_reach_the_engine_as_they_are(runtime: ContainerRuntime, tmp_path
 def test_what_an_earlier_life_began_is_recognised(
     runtime: ContainerRuntime, tmp_path: Path, answers: Path, status: str, state: RunState
 ) -> None:
-    run, folder = run_of(runtime, tmp_path)
-    folder.note("executor-0", "intent")
+    run, task_dir = run_of(runtime, tmp_path)
+    task_dir.note("executor-0", "intent")
     (answers / "inspect.out").write_text(json.dumps({"Status": status}))
     assert run.state() is state
 
 
 def test_a_container_that_was_only_made_is_started(runtime: ContainerRuntime, tmp_path: Path, answers: Path) -> None:
-    run, folder = run_of(runtime, tmp_path)
-    folder.note("executor-0", "intent")
+    run, task_dir = run_of(runtime, tmp_path)
+    task_dir.note("executor-0", "intent")
     (answers / "inspect.out").write_text('{"Status": "created"}')
     run.start()
     assert asked(answers)[-1] == ["start", "--", "poiesis-a-1-executor-0"]
@@ -114,26 +114,26 @@ def test_a_container_that_was_only_made_is_started(runtime: ContainerRuntime, tm
 def test_a_container_that_somebody_removed_is_not_made_again(
     runtime: ContainerRuntime, tmp_path: Path, answers: Path
 ) -> None:
-    run, folder = run_of(runtime, tmp_path)
-    folder.note("executor-0", "intent")
+    run, task_dir = run_of(runtime, tmp_path)
+    task_dir.note("executor-0", "intent")
     (answers / "inspect.err").write_text("Error: No such container: poiesis-a-1-executor-0")
     assert run.state() is RunState.ABSENT  # it never came to be
-    folder.note("executor-0", "created")
+    task_dir.note("executor-0", "created")
     assert run.state() is RunState.ENDED
 
 
 def test_an_engine_that_is_away_is_no_answer(runtime: ContainerRuntime, tmp_path: Path, answers: Path) -> None:
-    run, folder = run_of(runtime, tmp_path)
-    folder.note("executor-0", "intent")
+    run, task_dir = run_of(runtime, tmp_path)
+    task_dir.note("executor-0", "intent")
     (answers / "inspect.err").write_text("Cannot connect to the Docker daemon")
     with pytest.raises(StartFailed, match="Cannot connect"):
         run.state()
 
 
 def test_a_launcher_lives_while_it_holds_its_lock(runtime: ContainerRuntime, tmp_path: Path, answers: Path) -> None:
-    run, folder = run_of(runtime, tmp_path)
-    folder.control("executor-0").mkdir()
-    up, record = (folder.control("executor-0") / f"executor-0.{s}" for s in ("up", "json"))
+    run, task_dir = run_of(runtime, tmp_path)
+    task_dir.control("executor-0").mkdir()
+    up, record = (task_dir.control("executor-0") / f"executor-0.{s}" for s in ("up", "json"))
     stop = Signal()
     with open(up, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -188,7 +188,7 @@ def test_fields_of_a_mount_may_hold_anything() -> None:
 
 def test_the_first_engine_that_answers_is_taken(tmp_path: Path, answers: Path, runtime: ContainerRuntime) -> None:
     (answers / "--version.out").write_text("Docker version 99\n")
-    chosen = choose_runtime("auto", tmp_path / "service", tmp_path / "launcher")
+    chosen = select_runtime("auto", tmp_path / "service", tmp_path / "launcher")
     assert chosen.describe() == "Commands run in containers of their images, by Docker version 99."
     chosen.close()
 
@@ -198,14 +198,14 @@ def test_an_engine_that_does_not_answer_is_said_with_what_to_do(
 ) -> None:
     (answers / "ps.err").write_text("the daemon is not running")
     with pytest.raises(ConfigurationError, match=r"docker: the daemon is not running.*Start docker"):
-        choose_runtime("docker", tmp_path / "service", tmp_path / "launcher")
+        select_runtime("docker", tmp_path / "service", tmp_path / "launcher")
 
 
 def test_without_a_launcher_nothing_runs(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="make launcher"):
-        choose_runtime("process", tmp_path, tmp_path / "none")
+        select_runtime("process", tmp_path, tmp_path / "none")
 
 
 def test_an_unknown_runtime_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="name one of auto, docker, podman, process"):
-        choose_runtime("rkt", tmp_path, tmp_path)
+        select_runtime("rkt", tmp_path, tmp_path)

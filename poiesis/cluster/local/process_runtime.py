@@ -28,11 +28,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from poiesis.cluster.local import cgroups
-from poiesis.cluster.local.folder import Folder, read_bounded, read_document, remove_tree
 from poiesis.cluster.local.launcher import arguments
 from poiesis.cluster.local.pod import Command, LocalPod, Member
 from poiesis.cluster.local.runtime import Ending, RunState, Signal, StartFailed
 from poiesis.cluster.local.streams import TailReader
+from poiesis.cluster.local.task_directory import TaskDirectory, read_bounded, read_document, remove_tree
 from poiesis.domain.task import TaskId
 
 SANDBOX: Final = Path(__file__).with_name("sandbox.py")
@@ -107,11 +107,11 @@ class ProcessRuntime:
             name = TaskId(
                 f"trial-{secrets.token_hex(8)}"
             )  # control groups have one space of names for the whole machine
-            folder = Folder(Path(trial), name, 1)
-            folder.make()
+            task_dir = TaskDirectory(Path(trial), name, 1)
+            task_dir.make()
             member = Member("trial", Command("", ("true",), memory_bytes=64 << 20, grace_s=0))
             pod = LocalPod(name, 1, "trial", (member,))
-            run = self.run(folder, pod, member)
+            run = self.run(task_dir, pod, member)
             stop = Signal()
             try:
                 run.start()
@@ -119,7 +119,7 @@ class ProcessRuntime:
                     run.kill()
                     run.wait(stop, 5)
                     raise StartFailed("SandboxFailed", "a trial did not end")
-                document = read_document(folder.control("trial") / "trial.json")
+                document = read_document(task_dir.control("trial") / "trial.json")
                 if document is None or document.get("ok") is not True:
                     said = run.ending().message or str((document or {}).get("message"))
                     raise StartFailed("SandboxFailed", said)
@@ -130,21 +130,21 @@ class ProcessRuntime:
     def pull(self, image: str) -> None:
         """Images are not used."""
 
-    def run(self, folder: Folder, pod: LocalPod, member: Member) -> ProcessRun:
-        return ProcessRun(self, folder, pod, member)
+    def run(self, task_dir: TaskDirectory, pod: LocalPod, member: Member) -> ProcessRun:
+        return ProcessRun(self, task_dir, pod, member)
 
-    def hand_over(self, folder: Folder) -> None:
-        if not self.userns and folder.volume.exists():
-            _change_owner(folder.volume, *self.owner)
+    def hand_over(self, task_dir: TaskDirectory) -> None:
+        if not self.userns and task_dir.volume.exists():
+            _change_owner(task_dir.volume, *self.owner)
 
-    def take_back(self, folder: Folder) -> None:
+    def take_back(self, task_dir: TaskDirectory) -> None:
         """The commands' user is this process' own, or this process is root."""
 
-    def release(self, folder: Folder) -> None:
+    def release(self, task_dir: TaskDirectory) -> None:
         """Groups of commands whose end was recorded just before this process was killed."""
         if self.groups is not None:
-            for control in (folder.path / "control").glob("*"):  # made before the group is
-                if not self.groups.group(_group_name(folder, control.name)).remove():
+            for control in (task_dir.path / "control").glob("*"):  # made before the group is
+                if not self.groups.group(_group_name(task_dir, control.name)).remove():
                     raise StartFailed("ControlGroup", f"the control group of {control.name} is still in use")
 
     def sweep(self, is_ours: set[str]) -> None:
@@ -155,14 +155,14 @@ class ProcessRuntime:
 
 
 class ProcessRun:
-    def __init__(self, runtime: ProcessRuntime, folder: Folder, pod: LocalPod, member: Member) -> None:
+    def __init__(self, runtime: ProcessRuntime, task_dir: TaskDirectory, pod: LocalPod, member: Member) -> None:
         assert member.command is not None
         self._runtime = runtime
-        self._folder = folder
+        self._task_dir = task_dir
         self._pod = pod
         self._name = member.name
         self._command: Command = member.command
-        self._group_name = _group_name(folder, member.name)
+        self._group_name = _group_name(task_dir, member.name)
 
     # ---- what is known of it
 
@@ -192,11 +192,11 @@ class ProcessRun:
             os.close(fd)
 
     def _open_lock(self) -> int:
-        return os.open(self._folder.state(self._name, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(self._task_dir.state(self._name, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _process(self) -> tuple[int, int] | None:
         """Process id and start time, once the sandbox has written them. Of a machine that was started anew since: none that lives."""
-        document = read_document(self._folder.state(self._name, "pid"))
+        document = read_document(self._task_dir.state(self._name, "pid"))
         if document is None:
             return None
         if document["boot"] != self._runtime.boot:
@@ -206,21 +206,21 @@ class ProcessRun:
     # ---- start
 
     def start(self) -> None:
-        folder, name = self._folder, self._name
+        task_dir, name = self._task_dir, self._name
         for stream in ("stdout", "stderr"):
             with contextlib.suppress(FileExistsError):
-                os.mkfifo(folder.log(name, stream), 0o600)
+                os.mkfifo(task_dir.log(name, stream), 0o600)
         try:
             spec = self._spec()
         except OSError as error:
             raise StartFailed("SandboxFailed", f"{name}: {error}") from error
-        folder.state(name, "spec").write_bytes(marshal.dumps(spec))
+        task_dir.state(name, "spec").write_bytes(marshal.dumps(spec))
         self._follow_tails()
-        with self._locked() as lock, open(folder.log(name, "setup"), "wb") as errors:
+        with self._locked() as lock, open(task_dir.log(name, "setup"), "wb") as errors:
             if self._process() is not None:
                 return
             sandbox = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(SANDBOX), str(folder.state(name, "spec"))],
+                [sys.executable, "-I", "-S", str(SANDBOX), str(task_dir.state(name, "spec"))],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
@@ -239,18 +239,18 @@ class ProcessRun:
             raise StartFailed("SandboxFailed", f"{name}: {self._setup_errors() or f'the sandbox ended with {code}'}")
 
     def _spec(self) -> dict[str, Any]:
-        runtime, folder, name, command = self._runtime, self._folder, self._name, self._command
-        control = folder.control(name)
+        runtime, task_dir, name, command = self._runtime, self._task_dir, self._name, self._command
+        control = task_dir.control(name)
         control.mkdir(mode=0o700, exist_ok=True)
         points: dict[str, dict[str, Any]] = {str(p): {"kind": "hidden"} for p in runtime.hidden}
         points |= {"/proc": {"kind": "proc"}, "/dev": {"kind": "dev"}, "/run": {"kind": "tmpfs"}}
         points |= {str(p): {"kind": "ro", "source": str(p)} for p in (*runtime.shown, *runtime.resolver)}
         for path, directory in (("/tmp", "tmp"), ("/var/tmp", "var-tmp")):
-            scratch = folder.scratch(name) / directory
+            scratch = task_dir.scratch(name) / directory
             scratch.mkdir(parents=True, exist_ok=True)
             scratch.chmod(0o1777)
             points[path] = {"kind": "rw", "source": str(scratch)}
-        mounts = {m.path: str(folder.mount_source(m)) for m in self._pod.mounts}
+        mounts = {m.path: str(task_dir.mount_source(m)) for m in self._pod.mounts}
         points |= {path: {"kind": "rw", "source": source} for path, source in mounts.items()}
         for path in ("/tmp", "/var/tmp"):  # mounting below a bound directory would leave a trace in it
             below = [p for p, point in points.items() if p.startswith(path + "/") and point["kind"] != "hidden"]
@@ -287,11 +287,11 @@ class ProcessRun:
             "userns": runtime.userns,
             "uid": runtime.owner[0],
             "gid": runtime.owner[1],
-            "top": str(folder.top),
+            "top": str(task_dir.top),
             "points": points,
             "cgroups": groups,
-            "streams": [str(folder.log(name, s)) for s in ("stdout", "stderr")],
-            "pid_file": str(folder.state(name, "pid")),
+            "streams": [str(task_dir.log(name, s)) for s in ("stdout", "stderr")],
+            "pid_file": str(task_dir.state(name, "pid")),
             "boot": runtime.boot,
             "argv": argv,
             "env": environment,
@@ -299,7 +299,7 @@ class ProcessRun:
 
     def _follow_tails(self) -> None:
         for stream in ("stdout", "stderr"):
-            self._runtime.tails.follow(self._folder.log(self._name, stream), self._command.tail_bytes)
+            self._runtime.tails.follow(self._task_dir.log(self._name, stream), self._command.tail_bytes)
 
     # ---- while it runs
 
@@ -358,7 +358,7 @@ class ProcessRun:
                 os.close(fd)
 
     def tails_of(self, stream: str) -> str:
-        return self._runtime.tails.text(self._folder.log(self._name, stream))
+        return self._runtime.tails.text(self._task_dir.log(self._name, stream))
 
     def tails(self) -> tuple[str, str]:
         return self.tails_of("stdout"), self.tails_of("stderr")
@@ -371,20 +371,20 @@ class ProcessRun:
         return Ending(oom_killed=killed, message=self._setup_errors())
 
     def _setup_errors(self) -> str | None:
-        data = read_bounded(self._folder.log(self._name, "setup"), 64 * 1024)
+        data = read_bounded(self._task_dir.log(self._name, "setup"), 64 * 1024)
         return data.decode(errors="replace").strip()[:500] or None if data else None
 
     def clean(self) -> None:
         for stream in ("stdout", "stderr"):
-            self._runtime.tails.stop(self._folder.log(self._name, stream))
-            self._folder.log(self._name, stream).unlink(missing_ok=True)
-        remove_tree(self._folder.scratch(self._name))
+            self._runtime.tails.stop(self._task_dir.log(self._name, stream))
+            self._task_dir.log(self._name, stream).unlink(missing_ok=True)
+        remove_tree(self._task_dir.scratch(self._name))
         if self._runtime.groups is not None:
             self._runtime.groups.group(self._group_name).remove()
 
 
-def _group_name(folder: Folder, name: str) -> str:
-    return f"{folder.name}-{name}"
+def _group_name(task_dir: TaskDirectory, name: str) -> str:
+    return f"{task_dir.name}-{name}"
 
 
 def _is_within(path: str, directory: str) -> bool:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from poiesis.cluster.local.container import ContainerRuntime
-from poiesis.cluster.local.process import ProcessRuntime
+from poiesis.cluster.local.container_runtime import ContainerRuntime
+from poiesis.cluster.local.process_runtime import ProcessRuntime
 from poiesis.cluster.local.runtime import Runtime, StartFailed
 from poiesis.domain.errors import ConfigurationError
 
@@ -16,7 +16,7 @@ ENGINES: Final = ("docker", "podman")
 RUNTIMES: Final = ("auto", *ENGINES, "process")
 
 
-def choose_runtime(
+def select_runtime(
     name: str,
     directory: Path,
     launcher: Path,

@@ -93,7 +93,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
     return document if isinstance(document, dict) else None
 
 
-class Folder:
+class TaskDirectory:
     """Of one attempt."""
 
     def __init__(self, tasks: Path, task_id: TaskId, attempt: int) -> None:
@@ -220,22 +220,22 @@ def remove_tree(path: Path) -> bool:
     return not os.path.lexists(path)
 
 
-def folders_of(tasks: Path, task_id: TaskId, attempt: int) -> Iterator[Folder]:
+def directories_of(tasks: Path, task_id: TaskId, attempt: int) -> Iterator[TaskDirectory]:
     """The folders of all attempts up to `attempt`, and of the next one, that exist."""
     for number in range(1, attempt + 2):
-        folder = Folder(tasks, task_id, number)
-        if folder.exists:
-            yield folder
+        task_dir = TaskDirectory(tasks, task_id, number)
+        if task_dir.exists:
+            yield task_dir
 
 
-def all_folders(tasks: Path) -> Iterator[Folder]:
+def all_directories(tasks: Path) -> Iterator[TaskDirectory]:
     """Every attempt on disk."""
     for entry in sorted(tasks.iterdir()) if tasks.is_dir() else ():
         document = read_document(entry / "task.json") if _NAME.fullmatch(entry.name) else None
         if document is not None:
-            folder = Folder(tasks, TaskId(str(document["task_id"])), int(document["attempt"]))
-            if folder.path == entry:
-                yield folder
+            task_dir = TaskDirectory(tasks, TaskId(str(document["task_id"])), int(document["attempt"]))
+            if task_dir.path == entry:
+                yield task_dir
 
 
 def remove_broken(tasks: Path) -> None:
