@@ -7,6 +7,7 @@ A `Bootstrap` makes each part when it is first asked for and closes what it made
 from __future__ import annotations
 
 import logging
+import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -162,7 +163,7 @@ class Bootstrap:
         return self._opened(KubernetesCluster(self._kubernetes, self.policy, self.filer.to_json()))
 
     def _local_cluster(self) -> FollowedCluster:
-        from poiesis.cluster.local import Filers, LocalCluster
+        from poiesis.cluster.local import Filers, LocalCluster, credential_files
         from poiesis.filer.staging import stage_in, stage_out
 
         arch = ARCHITECTURES.get(platform.machine(), platform.machine())
@@ -180,6 +181,9 @@ class Bootstrap:
             self.clock,
             launcher,
             max_parallel=self.settings.max_parallel,
+            hidden=credential_files(os.environ),
+            visible=[Path(d) for d in self.settings.visible_directories],
+            max_processes=self.settings.max_processes,
         )
 
     @cached_property

@@ -120,6 +120,11 @@ class Settings:
     """Of the embedded mode: auto, docker, podman or process."""
     max_parallel: int | None = None
     """Of the embedded mode: tasks that run at once; None: twice the cores."""
+    max_processes: int = 512
+    """Of the embedded mode: processes and threads of one command."""
+    visible_directories: tuple[str, ...] = ()
+    """Of the embedded mode: directories of the host that commands in the process sandbox can read, such as a conda installation in a home
+    directory. System directories (`/usr`, `/opt`, parts of `/etc`) always are."""
     role_threads: int = 4
     """Links that one role's worker handles at once."""
     resync: timedelta = timedelta(seconds=5)
@@ -140,7 +145,7 @@ class Settings:
     policy: Policy = field(default_factory=Policy)
 
     def __post_init__(self) -> None:
-        for name in ("max_parallel", "role_threads", "monitor_threads"):
+        for name in ("max_parallel", "max_processes", "role_threads", "monitor_threads"):
             _require_at_least(1, getattr(self, name), name.upper())
 
 

@@ -1,7 +1,7 @@
-"""Memory limits and usage of plain processes, by the kernel's control groups where this process may make some.
+"""Limits of memory and processes, and usage, of plain processes: by the kernel's control groups where this process may create some.
 
-Version 2: a group below our own (or the nearest one above that may be written) with the memory controller. Version 1: groups below our own
-in the hierarchies `memory` and `cpuacct`. Where neither works there is no limit, and `find` says so with None.
+Version 2: a group below our own (or the nearest one above that can be written). Version 1: a group in each hierarchy. Where no controller
+can be used there is no limit, and `find` returns None.
 """
 
 from __future__ import annotations
@@ -9,12 +9,18 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 MOUNT: Final = Path("/sys/fs/cgroup")
+_FILES_1: Final = {"memory": "memory.limit_in_bytes", "pids": "pids.max", "cpuacct": "cpuacct.usage"}
+_FILES_2: Final = {"memory": "memory.max", "pids": "pids.max"}
+_MEMORY_FILES: Final = {
+    1: ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"),
+    2: ("memory.max", "memory.swap.max"),
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +32,7 @@ class Group:
     shown: tuple[tuple[str, Path], ...]
 
     def kill_count(self) -> int:
-        """How many of its processes the kernel killed for want of memory."""
+        """How many of its processes the kernel killed because they were out of memory."""
         for directory in self.members:
             for name in ("memory.events", "memory.oom_control"):
                 with contextlib.suppress(OSError, ValueError):
@@ -36,41 +42,35 @@ class Group:
         return 0
 
     def remove(self) -> bool:
-        """Once its processes are gone; they count as there until somebody has reaped them. False: not yet."""
+        """Once its processes are gone and have been reaped. False: not yet."""
         return all([_remove(directory) for directory in self.members])
 
 
 @dataclass(frozen=True)
 class Groups:
-    """Where groups can be made. `cpuacct` None: version 2, or usage of CPU is not kept."""
+    """Where groups can be made: controller (`memory`, `pids`, `cpuacct`) → parent directory."""
 
     version: int
-    memory: Path
-    cpuacct: Path | None = None
+    parents: Mapping[str, Path]
 
     def group(self, name: str) -> Group:
-        directory = self.memory / name
+        members = tuple(dict.fromkeys(parent / name for parent in self.parents.values()))
         if self.version == 2:
-            return Group((directory,), (("", directory),))
-        shown = [("memory", directory)]
-        if self.cpuacct is not None:
-            shown.append(("cpuacct", self.cpuacct / name))
-        return Group(tuple(path for _, path in shown), tuple(shown))
+            return Group(members, (("", members[0]),))
+        return Group(members, tuple((c, self.parents[c] / name) for c in ("memory", "cpuacct") if c in self.parents))
 
-    def make(self, name: str, memory_bytes: int | None) -> Group:
+    def make(self, name: str, *, memory_bytes: int | None, max_processes: int) -> Group:
         """Raises: OSError."""
         group = self.group(name)
         for directory in group.members:
             directory.mkdir(exist_ok=True)
-        if memory_bytes is not None:
-            if self.version == 2:
-                (self.memory / name / "memory.max").write_text(str(memory_bytes))
-                with contextlib.suppress(OSError):
-                    (self.memory / name / "memory.swap.max").write_text("0")
-            else:
-                (self.memory / name / "memory.limit_in_bytes").write_text(str(memory_bytes))
-                with contextlib.suppress(OSError):
-                    (self.memory / name / "memory.memsw.limit_in_bytes").write_text(str(memory_bytes))
+        if "pids" in self.parents:
+            (self.parents["pids"] / name / "pids.max").write_text(str(max_processes))
+        if memory_bytes is not None and "memory" in self.parents:
+            limit, swap = _MEMORY_FILES[self.version]
+            (self.parents["memory"] / name / limit).write_text(str(memory_bytes))
+            with contextlib.suppress(OSError):  # no swap, or none that is counted
+                (self.parents["memory"] / name / swap).write_text("0" if self.version == 2 else str(memory_bytes))
         return group
 
 
@@ -88,31 +88,31 @@ def _remove(directory: Path) -> bool:
 
 
 def find() -> Groups | None:
-    """Where this process may make groups that limit memory; None: nowhere."""
+    """Where this process can create groups that limit memory or processes; None: nowhere."""
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
     except OSError:
         return None
     own = {c: path for _, controllers, path in (line.split(":", 2) for line in lines) for c in controllers.split(",")}
-    if "memory" in own:
-        for memory in _upwards(MOUNT / "memory", own["memory"]):
-            if _works(memory, "memory.limit_in_bytes"):
-                cpu = next(
-                    (p for p in _upwards(MOUNT / "cpuacct", own.get("cpuacct", "/")) if _works(p, "cpuacct.usage")),
-                    None,
-                )
-                return Groups(1, memory, cpu)
-    if "" in own:
-        for memory in _upwards(MOUNT, own[""]):
+    parents: dict[str, Path] = {}
+    for controller, file in _FILES_1.items():
+        for parent in _upwards(MOUNT / controller, own[controller]) if controller in own else ():
+            if _works(parent, file):
+                parents[controller] = parent
+                break
+    if parents.keys() & {"memory", "pids"}:
+        return Groups(1, parents)
+    for parent in _upwards(MOUNT, own[""]) if "" in own else ():
+        for controller in _FILES_2:
             with contextlib.suppress(OSError):
-                (memory / "cgroup.subtree_control").write_text("+memory")
-            if _works(memory, "memory.max"):
-                return Groups(2, memory)
+                (parent / "cgroup.subtree_control").write_text(f"+{controller}")
+        if found := [c for c, file in _FILES_2.items() if _works(parent, file)]:
+            return Groups(2, dict.fromkeys(found, parent))
     return None
 
 
 def _upwards(mount: Path, own: str) -> Iterator[Path]:
-    """Our own group and those above it. In a container the path may be the host's, of which nothing is seen here."""
+    """Our own group and those above it. In a container the path may be the host's, which does not exist here."""
     path = mount / own.lstrip("/")
     while path != mount:
         if path.is_dir():

@@ -22,6 +22,7 @@ from typing import Final
 
 from poiesis.cluster.local.admission import Admission, machine_room
 from poiesis.cluster.local.pod import LocalPod, Member, make_pod, read_pod
+from poiesis.cluster.local.process_runtime import DEFAULT_MAX_PROCESSES
 from poiesis.cluster.local.runtime import Runtime, StartFailed
 from poiesis.cluster.local.runtime_selection import select_runtime
 from poiesis.cluster.local.supervisor import Filers, Supervisor, read_record, read_report
@@ -58,7 +59,7 @@ class LocalCluster:
 
     `directory`: where tasks' files are kept; not shared with another process. `runtime`: auto, docker, podman, process, or a Runtime.
     `filers`: how files are staged, called in this process. `launcher`: the built launcher. `max_parallel`: pods that run at once;
-    None: twice the cores. `hidden`, `shown`, `network`: see `select_runtime`.
+    None: twice the cores. `hidden`, `visible`, `max_processes`, `network`: see `select_runtime`.
 
     Raises: ConfigurationError when nothing can run commands here, or when another process uses the directory.
     """
@@ -74,7 +75,8 @@ class LocalCluster:
         *,
         max_parallel: int | None = None,
         hidden: Iterable[Path] = (),
-        shown: Iterable[Path] = (),
+        visible: Iterable[Path] = (),
+        max_processes: int = DEFAULT_MAX_PROCESSES,
         network: str | None = None,
     ) -> None:
         directory = directory.resolve()
@@ -100,7 +102,8 @@ class LocalCluster:
                     directory,
                     launcher,
                     hidden=(*(Path(r) for r in policy.file_roots), *hidden),
-                    shown=shown,
+                    visible=visible,
+                    max_processes=max_processes,
                     network=network,
                 )
                 if isinstance(runtime, str)

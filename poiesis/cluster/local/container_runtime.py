@@ -59,13 +59,21 @@ class ContainerRuntime:
     pulls = True
 
     def __init__(
-        self, engine: str, directory: Path, launcher: Path, *, network: str | None = None, limit_cpu: bool = False
+        self,
+        engine: str,
+        directory: Path,
+        launcher: Path,
+        *,
+        network: str | None = None,
+        limit_cpu: bool = False,
+        max_processes: int = 512,
     ) -> None:
         self.engine = engine
         self.directory = directory.resolve()
         self.launcher = launcher.resolve()
         self.network = network
         self.limit_cpu = limit_cpu
+        self.max_processes = max_processes
         self._version = engine
         self._calls = threading.BoundedSemaphore(CALLS_AT_ONCE)
         self._pulling = threading.Lock()
@@ -267,7 +275,8 @@ class ContainerRun:
             *(bind(self._task_dir.mount_source(m), m.path) for m in self._pod.mounts),
         ]
         options = ["--detach", "--name", self._name, "--pull", "never", "--entrypoint", "/poiesis/launcher"]
-        options += ["--security-opt", "no-new-privileges", "--security-opt", "label=disable"]
+        options += ["--security-opt", "no-new-privileges", "--security-opt", "label=disable", "--cap-drop", "NET_RAW"]
+        options.append(f"--pids-limit={runtime.max_processes}")
         options += _LOG_OPTIONS[runtime.engine]
         options += [f"--network={runtime.network}"] if runtime.network is not None else []
         if command.memory_bytes is not None:

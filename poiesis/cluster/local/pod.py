@@ -50,7 +50,8 @@ class Member:
 
 @dataclass(frozen=True)
 class LocalPod:
-    """`members` in the order of their turns. `cpu_cores` and `memory_bytes` are what it takes of the machine while it runs."""
+    """`members` in the order of their turns. `cpu_cores` and `memory_bytes` are what it takes of the machine while it runs;
+    `disk_bytes`: what its files may take (None: of a pod that was written before there was a limit)."""
 
     task_id: TaskId
     attempt: int
@@ -59,6 +60,7 @@ class LocalPod:
     mounts: tuple[Mount, ...] = ()
     cpu_cores: float = 0.0
     memory_bytes: int = 0
+    disk_bytes: int | None = None
 
     @property
     def name(self) -> str:
@@ -90,6 +92,7 @@ def make_pod(task: Task, plan: Plan, pod: PodPlan, policy: Policy) -> LocalPod:
         mounts=(*plan.mounts, *(Mount(path, f"{ROOT}{path}") for path in plan.scratch)),
         cpu_cores=(resources.cpu_cores or 0.0) if runs else 0.0,
         memory_bytes=(memory or 0) if runs else 0,
+        disk_bytes=plan.volume_bytes or policy.default_disk_bytes,
     )
 
 
@@ -135,4 +138,5 @@ def read_pod(document: Mapping[str, Any]) -> LocalPod:
         mounts=tuple(Mount(**m) for m in document["mounts"]),
         cpu_cores=document["cpu_cores"],
         memory_bytes=document["memory_bytes"],
+        disk_bytes=document.get("disk_bytes"),
     )

@@ -1,33 +1,35 @@
-"""Commands as plain processes of this machine, walled in by namespaces (`sandbox.py`). Images are not used.
+"""Commands as plain processes of this machine, isolated by namespaces (`sandbox.py`). Images are not used.
 
-What a command sees: the host's programs and files read-only; its task's paths; private `/tmp`, `/var/tmp`, `/dev/shm`, `/run` and
-process list; the network as it is. What it does not: homes, the service's folder, the roots that `file://` URLs may name, sockets below
-`/run`. When the service is root, commands run as an unprivileged user (`nobody`), to whom the volume is handed over; else as the service's
-own user in a user namespace. Neither has a capability or can get one.
+What a command sees: the host's programs, libraries and a few files of /etc, read-only (`VISIBLE`, `VISIBLE_ETC`, and what the site lists);
+its task's paths; private `/tmp`, `/var/tmp`, `/dev/shm`, `/run` and process list; the network as it is. Everything else does not exist
+there: homes, the service's directory, its environment and credential files, sockets of the host's services. When the service is root,
+commands run as an unprivileged user (`nobody`), who is given the volume; else as the service's user in a user namespace. Neither has a
+capability or can get one.
 
-Whether a command lives is known by process id and start time, which the sandbox has written before the launcher begins; a lock that is held
-from then on until the launcher is there keeps two from being started at once.
+Whether a command is alive is known by process id and start time, which the sandbox has written before the launcher begins; a lock that is
+held from then on until the launcher is there prevents a second start.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import marshal
 import os
 import pwd
+import re
 import secrets
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from poiesis.cluster.local import cgroups
+from poiesis.cluster.local import cgroups, sandbox
 from poiesis.cluster.local.launcher import arguments
 from poiesis.cluster.local.pod import Command, LocalPod, Member
 from poiesis.cluster.local.runtime import Ending, RunState, Signal, StartFailed
@@ -35,29 +37,93 @@ from poiesis.cluster.local.streams import TailReader
 from poiesis.cluster.local.task_directory import TaskDirectory, read_bounded, read_document, remove_tree
 from poiesis.domain.task import TaskId
 
-SANDBOX: Final = Path(__file__).with_name("sandbox.py")
 START_SECONDS: Final = 60.0  # for the walls to stand, on a machine that is very busy
 NOBODY: Final = 65534
+DEFAULT_MAX_PROCESSES: Final = 512
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_WORKDIR: Final = "/tmp"
-HIDDEN: Final = (
-    "/root",
-    "/home",
-    "/var/run",
-    "/var/lib/docker",
-    "/var/lib/containers",
-    "/var/lib/containerd",
-    "/var/lib/kubelet",
+VISIBLE: Final = (
+    *(
+        "/bin",
+        "/sbin",
+        "/usr",
+        "/lib",
+        "/lib32",
+        "/lib64",
+        "/libx32",
+        "/opt",
+        "/nix/store",
+        "/gnu/store",
+        "/sys/devices/system",
+    ),
+    *("/var/cache/fontconfig", "/var/lib/ghostscript", "/var/lib/texmf"),
+)
+VISIBLE_ETC: Final = (  # patterns
+    *("alternatives", "bash*", "ca-certificates*", "crypto-policies", "debian_version", "fonts", "group", "host.conf"),
+    *(
+        "hostname",
+        "hosts",
+        "inputrc",
+        "java*",
+        "ImageMagick*",
+        "ld.so.*",
+        "locale*",
+        "localtime",
+        "lsb-release",
+        "magic*",
+    ),
+    *("mime.types", "networks", "nsswitch.conf", "OpenCL", "openmpi*", "os-release", "passwd", "perl", "pki/ca-trust"),
+    *(
+        "pki/tls/cert*",
+        "profile*",
+        "protocols",
+        "python*",
+        "R",
+        "*-release",
+        "resolv.conf",
+        "rpc",
+        "services",
+        "shells",
+    ),
+    *("ssl/certs", "ssl/*.cnf", "ssl/*.pem", "terminfo", "texmf", "timezone", "vulkan", "xdg"),
+)
+CREDENTIALS: Final = re.compile(r"(POIESIS|AWS|GOOGLE|AZURE)_\w*(FILE|CREDENTIALS)|KUBECONFIG|NETRC|PGPASSFILE")
+HOME_SECRETS: Final = (
+    ".aws",
+    ".azure",
+    ".config",
+    ".docker",
+    ".git-credentials",
+    ".gnupg",
+    ".kube",
+    ".netrc",
+    ".pgpass",
+    ".ssh",
 )
 
 
+def credential_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
+    """Files that the service's variables name as secrets: hidden wherever they are. Certificates of authorities are not secrets."""
+    paths = (
+        Path(v) for n, v in environ.items() if CREDENTIALS.fullmatch(n) and not re.search(r"_(CA|CERT)\w*_FILE", n)
+    )
+    return tuple(p for p in paths if p.is_absolute() and os.path.isfile(p))
+
+
 class ProcessRuntime:
-    """`hidden`: directories that no command may see. `shown`: directories below hidden ones that it may see after all, read-only."""
+    """`visible`: directories of the host that commands see, read-only, beside `VISIBLE`. `hidden`: directories and files below them that
+    they do not see. `max_processes`: of one command, threads included."""
 
     pulls = False
 
     def __init__(
-        self, directory: Path, launcher: Path, *, hidden: Iterable[Path] = (), shown: Iterable[Path] = ()
+        self,
+        directory: Path,
+        launcher: Path,
+        *,
+        hidden: Iterable[Path] = (),
+        visible: Iterable[Path] = (),
+        max_processes: int = DEFAULT_MAX_PROCESSES,
     ) -> None:
         self.directory = directory.resolve()
         self.launcher = launcher.resolve()
@@ -66,13 +132,18 @@ class ProcessRuntime:
         self.is_root = os.geteuid() == 0
         self.userns = not self.is_root
         self.groups: cgroups.Groups | None = None
-        own_home = Path(pwd.getpwuid(os.geteuid()).pw_dir) if _has_passwd() else Path("/root")
-        paths = {*(Path(p) for p in HIDDEN), own_home, *hidden, self.directory}
-        real = {p.resolve() for p in paths if p.is_dir()} - {Path("/")}
-        self.hidden = tuple(sorted(p for p in real if not any(o in p.parents for o in real)))
-        self.shown = tuple(p.resolve() for p in shown)
-        self.resolver = _resolver_file()
-        self.locks = threading.Lock()
+        homes = {Path(os.environ.get("HOME", "/root")), *_passwd_home()}
+        listed = {p for v in visible for p in (Path(os.path.abspath(v)), v.resolve())}
+        etc = (p for pattern in VISIBLE_ETC for p in Path("/etc").glob(pattern))
+        shown = {*(Path(p) for p in VISIBLE), *etc, *_resolver_file(), *listed}
+        secret = {*homes, *hidden, self.directory, *(home / name for home in homes for name in HOME_SECRETS)}
+        concealed = {p.resolve() for p in secret if os.path.exists(p)} - {Path("/"), *listed}
+        self.hidden = tuple(sorted(p for p in concealed if _is_within_any(p, shown)))
+        self.visible = tuple(sorted(p for p in shown if os.path.lexists(p) and not _is_within_any(p, self.hidden)))
+        self.shown = tuple(sorted(p for p in listed if os.path.exists(p) and _is_within_any(p, self.hidden)))
+        self.max_processes = max_processes
+        self.separate = False
+        self.has_scopes = sandbox.has_landlock_scopes()
 
     @property
     def owner(self) -> tuple[int, int]:
@@ -80,20 +151,31 @@ class ProcessRuntime:
         return (os.geteuid(), os.getegid()) if self.userns else (NOBODY, NOBODY)
 
     def describe(self) -> str:
-        memory = "are kept" if self.groups is not None else "cannot be kept"
+        parents = self.groups.parents if self.groups is not None else {}
+        open_ends = ["the network (a task can connect to services on this machine, also on localhost)"]
+        open_ends += [] if self.has_scopes else ["abstract UNIX sockets"]
+        open_ends += [] if self.separate or self.userns else ["kernel keys of one user"]
+        unbounded = [] if "memory" in parents else ["memory"]
+        unbounded += [] if self.separate or "pids" in parents else ["the number of processes"]
         return (
-            "Commands run as plain processes in namespaces of their own: container images are not used, commands are the host's programs, "
-            f"and the host's files are read-only; memory limits {memory}."
+            "Commands run as plain processes in a sandbox: container images are not used, commands are programs of this machine, "
+            "and its files are read-only; home directories and credentials are not visible. "
+            f"Not isolated: {', '.join(open_ends)}."
+            + (f" Not limited on this system: {', '.join(unbounded)}." if unbounded else "")
         )
 
     def probe(self) -> None:
-        """Run `true` behind the walls, with control groups and without, as root and else by a user namespace."""
+        """Run `true` in the sandbox: with and without control groups, and with and without a user namespace for each command."""
         if not os.access(self.launcher, os.X_OK):
-            raise StartFailed("NoLauncher", f"the launcher {self.launcher} is not there; build it with `make launcher`")
-        ways = [(False, cgroups.find()), (False, None)] if self.is_root else []
-        ways += [(True, cgroups.find()), (True, None)]
+            raise StartFailed("NoLauncher", f"missing launcher {self.launcher}; build it with `make launcher`")
+        groups = cgroups.find()
         error: StartFailed | None = None
-        for self.userns, self.groups in ways:
+        choices = itertools.product(
+            (False, True) if self.is_root else (True,),
+            (True, False) if _counts_processes() else (False,),
+            (groups, None) if groups is not None else (None,),
+        )
+        for self.userns, self.separate, self.groups in choices:
             try:
                 return self._try_out()
             except StartFailed as failure:
@@ -219,8 +301,8 @@ class ProcessRun:
         with self._locked() as lock, open(task_dir.log(name, "setup"), "wb") as errors:
             if self._process() is not None:
                 return
-            sandbox = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(SANDBOX), str(task_dir.state(name, "spec"))],
+            process = subprocess.Popen(
+                [sys.executable, "-I", "-S", sandbox.__file__, str(task_dir.state(name, "spec"))],
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
@@ -230,10 +312,10 @@ class ProcessRun:
                 start_new_session=True,
             )
             try:
-                code = sandbox.wait(START_SECONDS)
+                code = process.wait(START_SECONDS)
             except subprocess.TimeoutExpired:
-                sandbox.kill()
-                sandbox.wait()
+                process.kill()
+                process.wait()
                 code = -9
         if code != 0 and self._process() is None:
             raise StartFailed("SandboxFailed", f"{name}: {self._setup_errors() or f'the sandbox ended with {code}'}")
@@ -242,33 +324,13 @@ class ProcessRun:
         runtime, task_dir, name, command = self._runtime, self._task_dir, self._name, self._command
         control = task_dir.control(name)
         control.mkdir(mode=0o700, exist_ok=True)
-        points: dict[str, dict[str, Any]] = {str(p): {"kind": "hidden"} for p in runtime.hidden}
-        points |= {"/proc": {"kind": "proc"}, "/dev": {"kind": "dev"}, "/run": {"kind": "tmpfs"}}
-        points |= {str(p): {"kind": "ro", "source": str(p)} for p in (*runtime.shown, *runtime.resolver)}
-        for path, directory in (("/tmp", "tmp"), ("/var/tmp", "var-tmp")):
-            scratch = task_dir.scratch(name) / directory
-            scratch.mkdir(parents=True, exist_ok=True)
-            scratch.chmod(0o1777)
-            points[path] = {"kind": "rw", "source": str(scratch)}
-        mounts = {m.path: str(task_dir.mount_source(m)) for m in self._pod.mounts}
-        points |= {path: {"kind": "rw", "source": source} for path, source in mounts.items()}
-        for path in ("/tmp", "/var/tmp"):  # mounting below a bound directory would leave a trace in it
-            below = [p for p, point in points.items() if p.startswith(path + "/") and point["kind"] != "hidden"]
-            if path not in mounts and below:
-                points[path] = {"kind": "tmpfs", "mode": "1777"}
         workdir = command.workdir or DEFAULT_WORKDIR
-        is_hidden = any(_is_within(workdir, str(p)) for p in (*runtime.hidden, "/run"))
-        if (
-            workdir != "/"
-            and not any(_is_within(workdir, p) for p in (*mounts, "/tmp", "/var/tmp"))
-            and (is_hidden or not os.path.isdir(workdir))
-        ):
-            points[workdir.rstrip("/")] = {"kind": "scratch"}
-        points["/poiesis/launcher"] = {"kind": "ro", "source": str(runtime.launcher)}
-        points["/poiesis/control"] = {"kind": "rw", "source": str(control)}
+        points = self._points(workdir)
         groups: list[str] = []
         if runtime.groups is not None:
-            group = runtime.groups.make(self._group_name, command.memory_bytes)
+            group = runtime.groups.make(
+                self._group_name, memory_bytes=command.memory_bytes, max_processes=runtime.max_processes
+            )
             groups = [str(p) for p in group.members]
             for part, shown in group.shown:
                 points[f"/poiesis/cgroup/{part}".rstrip("/")] = {"kind": "ro", "source": str(shown)}
@@ -277,7 +339,7 @@ class ProcessRun:
         environment = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": workdir, **command.env}
         argv = arguments(
             "/poiesis/launcher",
-            "/poiesis/control",
+            "/proc/self/fd/0",
             name,
             command,
             workdir,
@@ -285,10 +347,14 @@ class ProcessRun:
         )
         return {
             "userns": runtime.userns,
+            "separate": runtime.separate,
+            "max_processes": runtime.max_processes,
             "uid": runtime.owner[0],
             "gid": runtime.owner[1],
             "top": str(task_dir.top),
+            "visible": [str(p) for p in runtime.visible],
             "points": points,
+            "control": str(control),
             "cgroups": groups,
             "streams": [str(task_dir.log(name, s)) for s in ("stdout", "stderr")],
             "pid_file": str(task_dir.state(name, "pid")),
@@ -296,6 +362,27 @@ class ProcessRun:
             "argv": argv,
             "env": environment,
         }
+
+    def _points(self, workdir: str) -> dict[str, dict[str, Any]]:
+        """What the sandbox puts at which path (`sandbox.Root`), beside the host's visible directories."""
+        runtime, task_dir = self._runtime, self._task_dir
+        points: dict[str, dict[str, Any]] = {str(p): {"kind": "hidden"} for p in runtime.hidden}
+        points |= {"/proc": {"kind": "proc"}, "/dev": {"kind": "dev"}, "/run": {"kind": "tmpfs"}}
+        points |= {str(p): {"kind": "ro", "source": str(p)} for p in runtime.shown}
+        scratch = task_dir.scratch(self._name)
+        remove_tree(scratch)  # of an earlier start that failed
+        for path, directory in (("/tmp", scratch / "tmp"), ("/var/tmp", scratch / "var-tmp")):
+            directory.mkdir(parents=True)
+            directory.chmod(0o1777)
+            points[path] = {"kind": "rw", "source": str(directory), "fill": True}
+        mounts = {m.path: str(task_dir.mount_source(m)) for m in self._pod.mounts}
+        points |= {path: {"kind": "rw", "source": source, "task": True} for path, source in mounts.items()}
+        own = (*mounts, "/tmp", "/var/tmp")
+        is_visible = os.path.isdir(workdir) and _is_within_any(Path(workdir), (*runtime.visible, *runtime.shown))
+        if workdir != "/" and not any(_is_within(workdir, p) for p in own) and not is_visible:
+            points[workdir.rstrip("/")] = {"kind": "scratch", "task": True}
+        points["/poiesis/launcher"] = {"kind": "ro", "source": str(runtime.launcher)}
+        return points
 
     def _follow_tails(self) -> None:
         for stream in ("stdout", "stderr"):
@@ -391,6 +478,16 @@ def _is_within(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
+def _is_within_any(path: Path, directories: Iterable[Path]) -> bool:
+    return any(_is_within(str(path), str(d)) for d in directories)
+
+
+def _counts_processes() -> bool:
+    """Whether the kernel counts processes for each user namespace (Linux 5.14)."""
+    major, minor = os.uname().release.split(".")[:2]
+    return (int(major), int(re.match(r"\d*", minor)[0] or 0)) >= (5, 14)  # type: ignore[index]
+
+
 def _change_owner(top: Path, uid: int, gid: int) -> None:
     """Of everything below `top`; links themselves, not what they name."""
     for directory, _, files, fd in os.fwalk(top, follow_symlinks=False):
@@ -419,14 +516,13 @@ def _reap(pid: int) -> None:
 
 
 def _resolver_file() -> tuple[Path, ...]:
-    """What /etc/resolv.conf names below /run, which is hidden otherwise: without it no host is found."""
+    """The target of /etc/resolv.conf where it is below /run, which is hidden otherwise: without it no host is found."""
     real = Path("/etc/resolv.conf").resolve()
     return (real,) if real.is_file() and real.is_relative_to("/run") else ()
 
 
-def _has_passwd() -> bool:
+def _passwd_home() -> tuple[Path, ...]:
     try:
-        pwd.getpwuid(os.geteuid())
+        return (Path(pwd.getpwuid(os.geteuid()).pw_dir),)
     except KeyError:
-        return False
-    return True
+        return ()

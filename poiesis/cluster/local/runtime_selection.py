@@ -1,4 +1,4 @@
-"""Which runtime is used, and why not another one."""
+"""Selection of the runtime that runs commands."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from poiesis.cluster.local.container_runtime import ContainerRuntime
-from poiesis.cluster.local.process_runtime import ProcessRuntime
+from poiesis.cluster.local.process_runtime import DEFAULT_MAX_PROCESSES, ProcessRuntime
 from poiesis.cluster.local.runtime import Runtime, StartFailed
 from poiesis.domain.errors import ConfigurationError
 
@@ -22,22 +22,29 @@ def select_runtime(
     launcher: Path,
     *,
     hidden: Iterable[Path] = (),
-    shown: Iterable[Path] = (),
+    visible: Iterable[Path] = (),
+    max_processes: int = DEFAULT_MAX_PROCESSES,
     network: str | None = None,
 ) -> Runtime:
-    """`name`: one of RUNTIMES. `hidden`, `shown`: directories that plain processes may not, or may after all, see.
+    """`name`: one of RUNTIMES. `hidden`, `visible`: see ProcessRuntime. `max_processes`: of one command, threads included.
     `network`: of containers; None: the engine's default.
 
-    Raises: ConfigurationError which says what to do.
+    Raises: ConfigurationError with a message that says what to do.
     """
     if name not in RUNTIMES:
-        raise ConfigurationError(f"{name!r} is no runtime; name one of {', '.join(RUNTIMES)}")
+        raise ConfigurationError(f"unknown runtime {name!r}: must be one of {', '.join(RUNTIMES)}")
+
+    def make(candidate: str) -> Runtime:
+        if candidate in ENGINES:
+            return ContainerRuntime(candidate, directory, launcher, network=network, max_processes=max_processes)
+        return ProcessRuntime(directory, launcher, hidden=hidden, visible=visible, max_processes=max_processes)
+
     tried: list[str] = []
     for candidate in RUNTIMES[1:] if name == "auto" else (name,):
         if candidate in ENGINES and shutil.which(candidate) is None:
             tried.append(f"{candidate}: not installed")
             continue
-        runtime = _make(candidate, directory, launcher, tuple(hidden), tuple(shown), network)
+        runtime = make(candidate)
         try:
             runtime.probe()
         except StartFailed as error:
@@ -46,16 +53,8 @@ def select_runtime(
             continue
         return runtime
     raise ConfigurationError(
-        "nothing can run commands here ("
+        "no runtime can run commands on this machine ("
         + "; ".join(tried)
-        + "). Start docker or podman, or let processes make user namespaces "
+        + "). Start docker or podman, or allow user namespaces "
         "(as root: sysctl -w user.max_user_namespaces=15000, and on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0)"
     )
-
-
-def _make(
-    name: str, directory: Path, launcher: Path, hidden: tuple[Path, ...], shown: tuple[Path, ...], network: str | None
-) -> Runtime:
-    if name in ENGINES:
-        return ContainerRuntime(name, directory, launcher, network=network)
-    return ProcessRuntime(directory, launcher, hidden=hidden, shown=shown)

@@ -1,14 +1,14 @@
-"""The walls around one command of the process runtime: a program of its own, run as `python -I -S sandbox.py SPEC`.
+"""The sandbox around one command of the process runtime: a separate program, run as `python -I -S sandbox.py SPEC`.
 
-It makes namespaces for mounts, processes, IPC and host name (and for users, where the service is not root), builds a new root, gives up
-every privilege and becomes the launcher, which is process 1 there: when it ends, the kernel ends everything that it started.
+It creates namespaces for mounts, processes, IPC, host name and users, builds a new root, drops every privilege and becomes the launcher,
+which is process 1 there: when it ends, the kernel ends everything that it started.
 
-The new root is a small tmpfs. The host's directories are bound into it read-only; where a path of the task's own has to be, the
-directories above it are made anew on the tmpfs and their other entries are bound one by one, so that nothing on the host changes. What is
-not the command's business (homes, the service's own files, sockets of the host's services) is replaced by nothing.
+The new root is a small tmpfs. Only directories of the host on an allow-list (programs, libraries, parts of /etc) are bound into it,
+read-only; where one of the task's paths has to be, the directories above it are created on the tmpfs and their other entries are bound one
+by one, so that nothing on the host changes.
 
-No process stays behind to wait: the launcher is made a child of whoever started this program (CLONE_PARENT), and its process id is
-on disk before it begins. It imports little and reads its orders by `marshal`, for it runs once for each command.
+No process stays behind to wait: the launcher becomes a child of the process that started this program (CLONE_PARENT), and its process id is
+on disk before it begins. This program imports little and reads its input with `marshal`, because it runs once for each command.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import ctypes
 import errno
 import marshal
 import os
+import resource
 import stat
 import sys
 
@@ -25,13 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
-CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID = (
-    0x20000,
-    0x4000000,
-    0x8000000,
-    0x10000000,
-    0x20000000,
-)
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID = 0x20000, 0x4000000, 0x8000000, 1 << 28, 1 << 29
 CLONE_PARENT, SIGCHLD = 0x8000, 17
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = (
     1,
@@ -40,21 +35,24 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVA
     8,
     32,
     4096,
-    16384,
+    1 << 14,
     1 << 18,
 )
 MNT_DETACH = 2
-AT_FDCWD, AT_RECURSIVE, SYS_MOUNT_SETATTR = -100, 0x8000, 442
-PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 24, 38
-SYSTEM_CALLS = {  # machine: (clone, pivot_root), which the C library does not offer in the shape needed
-    "x86_64": (56, 155),
-    "aarch64": (220, 41),
-    "riscv64": (220, 41),
-    "ppc64le": (120, 203),
+AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS = 4, 24, 38
+KEYCTL_JOIN_SESSION_KEYRING = 1
+SYS_MOUNT_SETATTR, SYS_LANDLOCK_CREATE, SYS_LANDLOCK_RESTRICT = 442, 444, 446  # the same on all machines
+LANDLOCK_VERSION, LANDLOCK_SCOPES = 1, 3  # scopes: abstract UNIX sockets and signals
+SYSTEM_CALLS = {  # machine: (clone, pivot_root, keyctl), which the C library does not offer in the shape needed
+    "x86_64": (56, 155, 250),
+    "aarch64": (220, 41, 219),
+    "riscv64": (220, 41, 219),
+    "ppc64le": (120, 203, 271),
 }
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
-ROOT_BYTES = 64 << 20  # what a command may write outside of its own directories; held in memory
+BOUNDS = "size=64m,nr_inodes=16k"  # of what a command writes outside of its own directories; held in memory
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -114,23 +112,25 @@ def _bind(source: str, target: str, flags: int) -> None:
 
 
 class Root:
-    """The new root at `top`, made of the host's and of `points`: path → {kind, source, mode}.
+    """The new root at `top`: the host's `visible` paths, and `points`: path → {kind, source, mode}.
 
-    Kinds: `rw` and `ro` bind a source; `scratch` is a writable directory on the tmpfs, `hidden` an empty one; `tmpfs`, `proc` and `dev` are
-    themselves.
+    Kinds: `rw` and `ro` bind a source (`fill`: other points are created in it); `scratch` is a writable directory on the tmpfs, `hidden`
+    an empty one or an unreadable file; `tmpfs`, `proc` and `dev` are themselves. Directories that are created above a point of the task
+    (`task`) belong to the commands' user.
     """
 
-    def __init__(self, top: str, points: dict[str, dict[str, Any]], owner: tuple[int, int]) -> None:
+    def __init__(self, top: str, visible: list[str], points: dict[str, dict[str, Any]], owner: tuple[int, int]) -> None:
         self._top, self._owner = top, owner
+        self._visible = {_canonical(path) for path in visible}
         points = {_canonical(path): point for path, point in points.items()}
         self._points = {  # what lies below another point is hidden by that one already
             path: point for path, point in points.items() if point["kind"] != "hidden" or not _within_any(path, points)
         }
 
     def build(self) -> None:
-        _mount("poiesis", self._top, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=755,size={ROOT_BYTES}")
+        _mount("poiesis", self._top, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=755,{BOUNDS}")
         self._own(self._top)
-        self._fill("/", visible=True)
+        self._fill("/", visible=False)
 
     def _own(self, new: str) -> None:
         if os.geteuid() != self._owner[0]:
@@ -139,7 +139,7 @@ class Root:
     def _fill(self, directory: str, visible: bool) -> None:
         """Everything that has to be in a directory which is on the tmpfs. `visible`: with what the host has there."""
         prefix = directory.rstrip("/") + "/"
-        names = {p[len(prefix) :].split("/", 1)[0] for p in self._points if p.startswith(prefix)}
+        names = {p[len(prefix) :].split("/", 1)[0] for p in (*self._points, *self._visible) if p.startswith(prefix)}
         if visible:
             names.update(_listed(directory))
         for name in sorted(names):
@@ -147,11 +147,12 @@ class Root:
 
     def _place(self, path: str, visible: bool) -> None:
         new, point = self._top + path, self._points.get(path)
+        visible = visible or path in self._visible
         inner = [p for p in self._points if p.startswith(path + "/")]
         if point is not None:
             self._make_for(new, point)
             self._put(new, point)
-            if point["kind"] not in ("rw", "ro"):
+            if point["kind"] not in ("rw", "ro") or point.get("fill"):
                 self._fill(path, visible=False)
             return
         mode = _mode(path) if visible else 0
@@ -164,8 +165,12 @@ class Root:
             else:
                 os.chmod(new, stat.S_IMODE(mode) & 0o1777)
                 self._fill(path, visible=True)
+        elif mode == 0 and visible and not inner:  # on the list, but not on this host
+            return
         elif mode == 0 or inner:
             os.mkdir(new, 0o755)
+            if any("task" in self._points[p] for p in inner) and not _contains_any(path, self._visible):
+                self._own(new)
             self._fill(path, visible=False)
         elif stat.S_ISLNK(mode):
             os.symlink(os.readlink(path), new)
@@ -175,7 +180,7 @@ class Root:
 
     def _bind_host(self, path: str, new: str) -> bool:
         try:
-            _bind(path, new, MS_RDONLY | MS_NOSUID)
+            _bind(path, new, MS_RDONLY | MS_NOSUID | MS_NODEV)
         except OSError:  # such as a dead network file system: stays empty
             return False
         return True
@@ -183,7 +188,9 @@ class Root:
     def _cover(self, path: str) -> None:
         """Mount over what the host has at a path."""
         point = self._points[path]
-        if point["kind"] in ("hidden", "scratch"):
+        if point["kind"] == "hidden" and not os.path.isdir(path):
+            point = {"kind": "ro", "source": "/dev/null"}  # a device on a mount without devices: cannot be opened
+        elif point["kind"] in ("hidden", "scratch"):
             point = {"kind": "tmpfs", "mode": "1777" if point["kind"] == "scratch" else "755"}
         self._put(self._top + path, point)
 
@@ -201,9 +208,9 @@ class Root:
         if kind == "rw":
             _bind(point["source"], new, MS_NOSUID | MS_NODEV)
         elif kind == "ro":
-            _bind(point["source"], new, MS_RDONLY | MS_NOSUID)
+            _bind(point["source"], new, MS_RDONLY | MS_NOSUID | MS_NODEV)
         elif kind == "tmpfs":
-            _mount("tmpfs", new, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={point.get('mode', '755')}")
+            _mount("tmpfs", new, "tmpfs", MS_NOSUID | MS_NODEV, f"mode={point.get('mode', '755')},{BOUNDS}")
         elif kind == "proc":
             _mount("proc", new, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
         elif kind == "dev":
@@ -218,7 +225,7 @@ class Root:
         for name, target in DEVICE_LINKS.items():
             os.symlink(target, f"{new}/{name}")
         os.mkdir(f"{new}/shm")
-        _mount("shm", f"{new}/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
+        _mount("shm", f"{new}/shm", "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777,nr_inodes=16k")
         os.mkdir(f"{new}/pts")
         try:
             _mount("devpts", f"{new}/pts", "devpts", MS_NOSUID | MS_NOEXEC, "newinstance,ptmxmode=0666,mode=0620")
@@ -235,6 +242,10 @@ def _canonical(path: str) -> str:
 
 def _within_any(path: str, others: Iterable[str]) -> bool:
     return any(path.startswith(other + "/") for other in others)
+
+
+def _contains_any(path: str, others: Iterable[str]) -> bool:
+    return any(other.startswith(path + "/") for other in others)
 
 
 def _listed(directory: str) -> list[str]:
@@ -262,6 +273,8 @@ def _exists_alike(path: str, point: dict[str, Any]) -> bool:
     source = point.get("source")
     wants_directory = source is None or os.path.isdir(source)
     mode = _mode(path)
+    if point["kind"] == "hidden":
+        return stat.S_ISDIR(mode) or stat.S_ISREG(mode)
     return os.path.realpath(path) == path and (stat.S_ISDIR(mode) if wants_directory else stat.S_ISREG(mode))
 
 
@@ -282,38 +295,72 @@ def _new_user_namespace() -> None:
     _write("/proc/self/gid_map", f"{gid} {gid} 1")
 
 
-def _give_up_privileges(owner: tuple[int, int], userns: bool) -> None:
-    """No capability can come back: the bounding set is empty, and an exec adds nothing (no_new_privs)."""
+def _become_owner(spec: dict[str, Any]) -> None:
+    """The commands' user, in a user namespace where the kernel counts its processes and keys separately and which is the last one."""
+    if not spec["userns"]:
+        _empty_bounding_set()
+        os.setgroups([])
+        os.setresgid(spec["gid"], spec["gid"], spec["gid"])
+        os.setresuid(spec["uid"], spec["uid"], spec["uid"])
+        if spec["separate"]:
+            _check(_libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0), "dumpable")  # else the maps belong to root
+            _new_user_namespace()
+    if spec["separate"]:
+        _write("/proc/sys/user/max_user_namespaces", "0")
+        hard = resource.getrlimit(resource.RLIMIT_NPROC)[1]
+        limit = spec["max_processes"] if hard == resource.RLIM_INFINITY else min(hard, spec["max_processes"])
+        resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
+
+
+def _empty_bounding_set() -> None:
     for capability in range(64):
         if _libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) != 0:
             break
-    if not userns:
-        os.setgroups([])
-        os.setresgid(owner[1], owner[1], owner[1])
-        os.setresuid(owner[0], owner[0], owner[0])
+
+
+def _drop_privileges() -> None:
+    """No capability can come back: the bounding set is empty, and an exec adds nothing (no_new_privs)."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    _empty_bounding_set()
     _check(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
 
 
-def _enter(spec: dict[str, Any], pivot_root: int) -> None:
+def has_landlock_scopes() -> bool:
+    return bool(_libc.syscall(SYS_LANDLOCK_CREATE, None, ctypes.c_size_t(0), LANDLOCK_VERSION) >= 6)
+
+
+def _leave_abstract_sockets() -> None:
+    """They belong to the network namespace, which is the host's."""
+    if has_landlock_scopes():
+        attributes = (ctypes.c_uint64 * 3)(0, 0, LANDLOCK_SCOPES)
+        rules = _libc.syscall(SYS_LANDLOCK_CREATE, attributes, ctypes.c_size_t(24), 0)
+        _check(rules, "landlock_create_ruleset")
+        _check(_libc.syscall(SYS_LANDLOCK_RESTRICT, rules, 0), "landlock_restrict_self")
+
+
+def _enter(spec: dict[str, Any], pivot_root: int, keyctl: int) -> None:
     """Process 1 of the new namespaces. Does not return."""
     for directory in spec["cgroups"]:
         _write(os.path.join(directory, "cgroup.procs"), "0")
     streams = [os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC) for path in spec["streams"]]
-    owner = (spec["uid"], spec["gid"])
+    control = os.open(spec["control"], os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    _check(_libc.syscall(keyctl, KEYCTL_JOIN_SESSION_KEYRING, None), "join a session keyring")
     os.umask(0)
     _mount("none", "/", None, MS_REC | MS_PRIVATE)
-    Root(spec["top"], spec["points"], owner).build()
+    Root(spec["top"], spec["visible"], spec["points"], (spec["uid"], spec["gid"])).build()
     os.chdir(spec["top"])
     _check(_libc.syscall(pivot_root, b".", b"."), "pivot_root")
     _check(_libc.umount2(b".", MNT_DETACH), "umount of the host's root")
     os.chdir("/")
     os.umask(0o022)
-    _give_up_privileges(owner, spec["userns"])
+    _become_owner(spec)
+    _drop_privileges()
+    _leave_abstract_sockets()
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2:
             _close_on_exec(int(name))
     errors = os.dup(2)
-    os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+    os.dup2(control, 0)  # the launcher's standard input, which a command never inherits: the one way to the directory
     for fd, stream in zip((1, 2), streams, strict=True):
         os.dup2(stream, fd)
     try:
@@ -344,7 +391,7 @@ def main(path: str) -> int:
         if os.read(ready, 1) != b"1":  # its number did not get on disk: nobody would know of it
             os._exit(1)
         try:
-            _enter(spec, calls[1])
+            _enter(spec, *calls[1:])
         except BaseException as error:
             sys.stderr.write(f"{error}\n")
             sys.stderr.flush()

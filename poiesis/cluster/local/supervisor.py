@@ -14,6 +14,7 @@ A command is never started twice: who starts it leaves a trace before it begins 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -25,11 +26,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
+from poiesis.cluster.local.disk_usage import DiskUsage
 from poiesis.cluster.local.pod import LocalPod, Member
 from poiesis.cluster.local.runtime import Run, RunState, Runtime, Signal, StartFailed
 from poiesis.cluster.local.task_directory import TaskDirectory, read_bounded, read_document, write_document
 from poiesis.domain.errors import PoiesisError
 from poiesis.domain.observed import TIF, Record
+from poiesis.domain.policy import GIGABYTE
 from poiesis.domain.records import MAX_RECORD_BYTES, parse_record
 from poiesis.domain.report import MAX_REPORT_BYTES, FilerReport, format_report
 from poiesis.ports.clock import Clock
@@ -43,7 +46,8 @@ KILL_SLACK: Final = 5.0  # seconds; the launcher kills after the grace by itself
 PULL_RETRY: Final = 5.0  # seconds
 RETRY: Final = 2.0
 STARTING: Final = 0.02  # how often a launcher that is to end is looked at, until it can be told
-LOOK: Final = 2.0  # how often a command that runs is looked at, should its end or a stop have been missed
+LOOK: Final = 0.5  # how often the disk space of a running command is measured
+MAX_CONTROL_BYTES: Final = MAX_RECORD_BYTES + (1 << 20)  # of a container's control directory, which its user can write
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,9 @@ class Supervisor:
         self._deleting = False
         self._detached = False
         self._grace = max((m.command.grace_s for m in pod.members if m.command is not None), default=0.0)
+        self._above_limit: dict[str, Any] | None = (
+            None  # ends of stdout and stderr of a command killed for its disk usage
+        )
         self._run: Run | None = None
         self._run_name: str | None = None
         self.problem: tuple[str, str] | None = None  # why the containers of the executors do not start: reason, message
@@ -275,34 +282,57 @@ class Supervisor:
 
     def _follow(self, run: Run, member: Member) -> bool:
         """Until it has ended (True) or this process closes (False)."""
-        kill_at: float | None = None
-        told = False
-        while True:
-            # a stop that came before the wait is not seen by it, so there is none then, and no long one ever
-            left = (0.0 if self._stop.is_set else LOOK) if kill_at is None else kill_at - time.monotonic()
-            if run.wait(self._stop, left if told or kill_at is None else min(left, STARTING)):
+        usages = self._disk_usages(member)
+        while not self._deleting:
+            # a stop before the wait does not end the wait, so the wait is short
+            if run.wait(self._stop, 0.0 if self._stop.is_set else LOOK):
                 return True
             if self._detached and not self._deleting:
                 return False
-            if not self._deleting:
-                continue
-            if kill_at is None:
-                kill_at = time.monotonic() + self._grace + KILL_SLACK
-            if not told and self._hears(member):
-                told = True
+            if self._above_limit is None and any(usage.is_exceeded() for usage in usages):
+                stdout, stderr = run.tails()
+                run.kill()
+                self._above_limit = {"stdout": stdout, "stderr": stderr}
+                with contextlib.suppress(OSError):  # the disk may be full
+                    write_document(self._task_dir.state(member.name, "above-limit"), self._above_limit)
+        return self._end(run, member)
+
+    def _end(self, run: Run, member: Member) -> bool:
+        """SIGTERM once the launcher can receive it, SIGKILL after the grace period; True when it has ended."""
+        kill_at = time.monotonic() + self._grace + KILL_SLACK
+        terminated = False
+        while True:
+            left = kill_at - time.monotonic()
+            if run.wait(self._stop, left if terminated else min(left, STARTING)):
+                return True
+            if not terminated and self._handles_signals(member):
+                terminated = True
                 run.terminate()
             elif time.monotonic() >= kill_at:
                 run.kill()
                 kill_at = time.monotonic() + 1.0
 
-    def _hears(self, member: Member) -> bool:
-        """Whether SIGTERM reaches the launcher: process 1 of a namespace is sent nothing that it is not prepared for."""
+    def _disk_usages(self, member: Member) -> list[DiskUsage]:
+        task_dir, limit = self._task_dir, self._pod.disk_bytes
+        usages = [DiskUsage(task_dir.control(member.name), limit_bytes=MAX_CONTROL_BYTES)]
+        if limit is not None:
+            usages.append(DiskUsage(task_dir.volume, task_dir.scratch(member.name), limit_bytes=limit))
+        return usages
+
+    def _handles_signals(self, member: Member) -> bool:
+        """Whether SIGTERM reaches the launcher: the kernel sends process 1 of a namespace only signals that it has a handler for."""
         control = self._task_dir.control(member.name)
         return any(os.path.lexists(control / f"{member.name}.{mark}") for mark in ("up", "begun"))
 
     def _settle(self, member: Member, run: Run) -> None:
         """The record of a command that has ended, from where user code cannot reach it any more."""
         assert member.command is not None
+        above_limit = self._above_limit or read_document(self._task_dir.state(member.name, "above-limit"))
+        if above_limit is not None:
+            self._above_limit = None
+            run.clean()
+            self._close(member, self._disk_limit_record(above_limit))
+            return
         data = read_bounded(self._task_dir.control(member.name) / f"{member.name}.json", MAX_RECORD_BYTES)
         record = parse_record(data, member.command.tail_bytes) if data is not None else None
         if record is not None and record.name == member.name:
@@ -321,6 +351,21 @@ class Supervisor:
             "nothing is known of how its command ended" if began else "its command was not begun"
         )
         raise Lost("ExecutorLost" if began else "ExecutorNotStarted", f"{member.name}: {message}")
+
+    def _disk_limit_record(self, tails: Mapping[str, Any]) -> dict[str, Any]:
+        message = (
+            f"the task's files take more than its disk space of {(self._pod.disk_bytes or 0) / GIGABYTE:g} GB: "
+            "request more with resources.disk_gb"
+        )
+        return {
+            "ok": False,
+            "exit_code": 137,
+            "reason": "DiskLimit",
+            "message": message,
+            **tails,
+            "truncated": True,
+            "ended": _text(self._clock.now()),
+        }
 
     def _end_runs(self) -> None:
         """After a stop: what an earlier life of this process started has to end too."""

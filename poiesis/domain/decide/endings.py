@@ -24,7 +24,14 @@ _RECORD_REASONS: Final = {  # of the launcher → failure_reason of the task
     "NotExecutable": "CommandNotExecutable",
     **{
         r: r
-        for r in ("StartFailed", "StdinUnavailable", "StdoutUnavailable", "StderrUnavailable", "WorkdirUnavailable")
+        for r in (
+            "DiskLimit",
+            "StartFailed",
+            "StdinUnavailable",
+            "StdoutUnavailable",
+            "StderrUnavailable",
+            "WorkdirUnavailable",
+        )
     },
 }
 

@@ -87,7 +87,7 @@ def test_directories_can_be_hidden_and_parts_of_them_shown(make_lab: Callable[..
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "tool").write_text("tool")
-    lab = make_lab("process", hidden=(Path("/usr/share"),), shown=(tools, Path("/usr/share/doc")))
+    lab = make_lab("process", hidden=(Path("/usr/share"),), visible=(tools, Path("/usr/share/doc")))
     text = said(
         lab,
         f"cat {tools}/tool; echo; ls /usr/share; ls /usr/share/doc | head -1; echo x > {tools}/tool && echo written",

@@ -207,5 +207,5 @@ def test_without_a_launcher_nothing_runs(tmp_path: Path) -> None:
 
 
 def test_an_unknown_runtime_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="name one of auto, docker, podman, process"):
+    with pytest.raises(ConfigurationError, match="must be one of auto, docker, podman, process"):
         select_runtime("rkt", tmp_path, tmp_path)

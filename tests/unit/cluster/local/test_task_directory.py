@@ -91,7 +91,7 @@ def test_mounts_stay_inside_of_the_volume(tmp_path: Path) -> None:
 
 
 def test_a_file_to_mount_is_neither_made_nor_touched(tmp_path: Path) -> None:
-    found = folder(tmp_path)
+    found = task_dir(tmp_path)
     (found.volume / "root").mkdir(parents=True)
     path = found.volume / "root/out"
     mount = Mount("/etc/out", "root/out", is_file=True)
