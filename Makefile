@@ -81,7 +81,7 @@ emulators: ## servers that speak Azure's and Google Cloud's storage protocols, f
 wheel-smoke: venv launcher ## sdist and wheel, installed into an empty environment, as root and as an ordinary user: `poiesis up` runs a task
 	$(BIN)/pytest tests/integration/test_wheel.py $(ARGS)
 
-lint: venv ## ruff, mypy and the import direction; changes nothing
+lint: venv ## ruff, mypy, import direction and circles; changes nothing
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

@@ -1,0 +1,31 @@
+"""The size of functions. Complexity is checked by ruff (C901), the direction and circles of imports by import-linter (`make lint`)."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parents[2] / "poiesis"
+MAX_LINES = 60
+WHY = "# long because"  # in the line above a function that has to be longer
+
+
+def long_functions(source: str) -> Iterator[str]:
+    lines = source.splitlines()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno:
+            first = min([node.lineno, *(item.lineno for item in node.decorator_list)])
+            length = node.end_lineno - node.lineno + 1
+            if length > MAX_LINES and not lines[first - 2].strip().lower().startswith(WHY):
+                yield f"{node.name}: {length} lines"
+
+
+def test_functions_have_at_most_60_lines_or_a_comment_that_says_why() -> None:
+    found = {str(path): list(long_functions(path.read_text())) for path in PACKAGE.rglob("*.py")}
+    assert not {path: names for path, names in found.items() if names}
+
+
+def test_a_long_function_is_found_and_a_comment_above_excuses_it() -> None:
+    long = "def f():\n" + "    pass\n" * MAX_LINES
+    assert list(long_functions(long)) == ["f: 61 lines"]
+    assert not list(long_functions(f"# long because it is one table\n{long}"))
+    assert not list(long_functions("def f():\n" + "    pass\n" * (MAX_LINES - 1)))
