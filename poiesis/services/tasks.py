@@ -119,7 +119,7 @@ class TaskService:
             wanted = replace(
                 task,
                 cancel_requested_at=now,
-                state=State.CANCELING if task.state is not State.QUEUED else task.state,
+                state=State.CANCELING,
                 wake_at=now + FIRST_WAKE_UP,
             )
             if self._repository.save(wanted, seen=task.version):

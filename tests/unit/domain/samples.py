@@ -109,9 +109,7 @@ class World:
         return task
 
     def cancel(self) -> None:
-        task = self.task
-        state = task.state if task.state is State.QUEUED else State.CANCELING
-        self.change(cancel_requested_at=self.now, state=state)
+        self.change(cancel_requested_at=self.now, state=State.CANCELING)
 
     def to_the_end(self) -> Task:
         """Until nothing is left to do, with the clock moved to each wake-up."""

@@ -7,14 +7,14 @@ import pytest
 
 from poiesis.domain.errors import InvalidTask, RepositoryUnavailable, UnknownTask
 from poiesis.domain.naming import is_task_id
-from poiesis.domain.states import Stage, State
+from poiesis.domain.states import TRANSITIONS, Role, Stage, State
 from poiesis.domain.task import Task, TaskId, Version, View
 from poiesis.ports.repository import TaskFilter
 from poiesis.services.tasks import FIRST_WAKE_UP, MAX_RACES, TAIL_EVERY, TaskService
 from poiesis.testing.clock import ManualClock
 from poiesis.testing.queue import RecordingQueue
 from poiesis.testing.repository import MemoryTaskRepository
-from tests.unit.domain.samples import FILES, POLICY, SMALL, spec, with_parameters
+from tests.unit.domain.samples import FILES, ID, POLICY, SMALL, World, spec, with_parameters
 
 
 class Counter(MemoryTaskRepository):
@@ -114,7 +114,7 @@ def test_a_task_of_another_owner_is_unknown(desk, view):
     assert desk.task(task_id).cancel_requested_at is None
 
 
-def test_a_list_shows_an_owner_their_own(desk):
+def test_a_list_shows_an_owner_their_own_tasks(desk):
     mine = desk.service.create(SMALL, owner="me")
     desk.service.create(SMALL, owner="you")
     where = TaskFilter(owner="you")
@@ -124,31 +124,33 @@ def test_a_list_shows_an_owner_their_own(desk):
 
 
 @pytest.mark.parametrize("task_id", ["", "x", "../x", "0" * 25, "A" * 26, "x" * 10_000])
-def test_what_is_no_id_is_unknown_without_asking_the_store(desk, task_id):
+def test_an_invalid_id_is_unknown_without_a_query(desk, task_id):
     desk.repository.down = True
     with pytest.raises(UnknownTask) as caught:
         desk.service.get(task_id, View.FULL)
     assert len(str(caught.value)) < 200
 
 
-@pytest.mark.parametrize(
-    ("state", "after"),
-    [
-        (State.QUEUED, State.QUEUED),
-        (State.INITIALIZING, State.CANCELING),
-        (State.RUNNING, State.CANCELING),
-    ],
-)
-def test_a_cancel_is_a_request_that_repeating_does_not_change(desk, state, after):
+@pytest.mark.parametrize("state", [state for state in TRANSITIONS if state is not State.CANCELING])
+@pytest.mark.parametrize("stage", [stage for stage in Stage if stage not in (Stage.CLEAN, Stage.DONE)])
+def test_a_task_is_canceling_right_after_the_request_whatever_its_state_and_stage(desk, state, stage):
     task_id = desk.service.create(SMALL)
-    desk.put(task_id, state=state)
+    desk.put(task_id, state=state, stage=stage)
     desk.service.cancel(task_id)
-    task = desk.task(task_id)
-    assert (task.state, task.due_stage, task.cancel_requested_at) == (after, Stage.FINISH, desk.clock.now())
+    task = desk.service.get(task_id, View.FULL)
+    assert (task.state, task.due_stage, task.cancel_requested_at) == (State.CANCELING, Stage.FINISH, desk.clock.now())
     desk.clock.advance(timedelta(seconds=1))
     desk.service.cancel(task_id)
-    assert desk.task(task_id) == task
+    assert desk.task(task_id) == task, "repeating it changes nothing"
     assert desk.queue.published[1:] == [(task_id, Stage.FINISH)]
+
+
+def test_a_canceled_task_without_pods_is_canceled_by_the_next_link():
+    world = World(SMALL)
+    TaskService(world.repository, RecordingQueue(), world.clock, POLICY).cancel(ID)
+    assert world.task.state is State.CANCELING
+    world.link(Role.TORC)
+    assert world.task.state is State.CANCELED
 
 
 def test_a_cancel_of_a_finished_task_changes_nothing(desk):
@@ -159,12 +161,12 @@ def test_a_cancel_of_a_finished_task_changes_nothing(desk):
     assert len(desk.queue.published) == 1
 
 
-def test_a_cancel_of_an_unknown_task_is_told(desk):
+def test_a_cancel_of_an_unknown_task_is_refused(desk):
     with pytest.raises(UnknownTask):
         desk.service.cancel("0" * 26)
 
 
-def test_a_cancel_is_taken_while_the_queue_is_down(desk):
+def test_a_cancel_is_accepted_while_the_queue_is_down(desk):
     task_id = desk.service.create(SMALL)
     desk.queue.down = True
     desk.service.cancel(task_id)
@@ -172,7 +174,7 @@ def test_a_cancel_is_taken_while_the_queue_is_down(desk):
     assert desk.repository.due(desk.clock.advance(FIRST_WAKE_UP), limit=1) == [(task_id, Stage.FINISH)]
 
 
-def test_a_cancel_wins_its_races_or_says_that_it_did_not(desk):
+def test_a_cancel_wins_its_races_or_fails(desk):
     task_id = desk.service.create(SMALL)
     desk.repository.races = MAX_RACES - 1
     desk.service.cancel(task_id)
@@ -183,7 +185,7 @@ def test_a_cancel_wins_its_races_or_says_that_it_did_not(desk):
         desk.service.cancel(other)
 
 
-def test_reading_a_running_task_asks_for_its_live_output_now_and_then(desk):
+def test_reading_a_running_task_requests_its_live_output_at_intervals(desk):
     task_id = desk.service.create(SMALL)
     desk.put(task_id, state=State.RUNNING, stage=Stage.RUN)
     desk.queue.published.clear()
@@ -195,7 +197,7 @@ def test_reading_a_running_task_asks_for_its_live_output_now_and_then(desk):
     assert len(desk.queue.published) == 2
 
 
-def test_reading_anything_else_asks_for_nothing(desk):
+def test_reading_anything_else_requests_nothing(desk):
     task_id = desk.service.create(SMALL)
     desk.queue.published.clear()
     desk.service.get(task_id, View.FULL)
@@ -205,7 +207,7 @@ def test_reading_anything_else_asks_for_nothing(desk):
     assert desk.queue.published == []
 
 
-def test_what_is_remembered_about_readers_is_bounded(desk, monkeypatch):
+def test_memory_about_readers_is_bounded(desk, monkeypatch):
     monkeypatch.setattr("poiesis.services.tasks._MAX_TAILS", 3)
     for _ in range(10):
         task_id = desk.service.create(SMALL)
