@@ -1,4 +1,4 @@
-"""The one exception family.
+"""All exceptions that Poiesis raises on purpose.
 
     PoiesisError                      code, retryable
     ├── InvalidTask                   every problem with its JSON path
@@ -6,24 +6,24 @@
     ├── Unauthenticated
     ├── Forbidden
     ├── UnknownTask
-    ├── TooManyTasks                  admission: the user's or site's limit; retryable after a delay
-    ├── StagingFailed                 an input or output cannot be transferred, for good
+    ├── TooManyTasks                  admission: a limit of the user or the site; retryable after a delay
+    ├── StagingFailed                 an input or output can never be transferred
     │   ├── UnsupportedUrl
     │   ├── NotFound
     │   ├── AccessDenied
     │   └── FileTooLarge
-    ├── Unavailable                   something we depend on is away; safe to repeat
+    ├── Unavailable                   a dependency does not answer; safe to retry
     │   ├── RepositoryUnavailable
     │   ├── QueueUnavailable
     │   ├── ClusterUnavailable
-    │   ├── QuotaExceeded             of the cluster; try again after `delay`
+    │   ├── QuotaExceeded             of the cluster; retry after `delay`
     │   └── StorageUnavailable
-    ├── ClusterRefused                the cluster says that an object is invalid or forbidden: never retried
-    ├── ConfigurationError            a setting that cannot be used
+    ├── ClusterRefused                the cluster rejects an object as invalid or forbidden: never retried
+    ├── ConfigurationError            an invalid setting
     └── IllegalTransition             a bug
 
-Vendors' errors are translated by the adapter which meets them, cause chained. Each class says whether a repetition may help
-(`retryable`) and has a stable `code` that logs, metrics and HTTP bodies carry. `poiesis.api.errors` maps them to HTTP once.
+Adapters translate errors of other libraries, with the cause chained. Each class states whether a retry may help (`retryable`) and has a
+stable `code`, which appears in logs, metrics and HTTP bodies. `poiesis.api.errors` is the only place that maps them to HTTP.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from typing import ClassVar
 
 
 class PoiesisError(Exception):
-    """Base of all; `str()` is a sentence for people which holds no secret."""
+    """Base class. `str()` is a message for users and contains no secrets."""
 
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
@@ -43,14 +43,14 @@ class PoiesisError(Exception):
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a document: `path` is a JSON path such as `$.inputs[0].path`, `message` says how to mend it."""
+    """One problem of a document: `path` is a JSON path such as `$.inputs[0].path`, `message` says what is allowed."""
 
     path: str
     message: str
 
 
 class InvalidTask(PoiesisError):
-    """The task breaks one or more rules; it was not stored."""
+    """The task violates one or more rules; it was not stored."""
 
     code = "invalid_task"
 
@@ -60,7 +60,7 @@ class InvalidTask(PoiesisError):
 
 
 class InvalidRequest(PoiesisError):
-    """A parameter of the request cannot be used."""
+    """A parameter of the request is invalid."""
 
     code = "invalid_request"
 
@@ -81,7 +81,7 @@ class UnknownTask(PoiesisError):
     code = "unknown_task"
 
     def __init__(self, task_id: str) -> None:
-        super().__init__(f"there is no task {task_id!r}")
+        super().__init__(f"no such task: {task_id!r}")
 
 
 class TooManyTasks(PoiesisError):
@@ -90,7 +90,7 @@ class TooManyTasks(PoiesisError):
 
 
 class StagingFailed(PoiesisError):
-    """A file cannot be transferred and repeating does not help; the message names URL (without credentials) and path."""
+    """A file cannot be transferred and a retry does not help; the message contains URL (without credentials) and path."""
 
     code = "staging_failed"
 
@@ -112,7 +112,7 @@ class FileTooLarge(StagingFailed):
 
 
 class Unavailable(PoiesisError):
-    """Something we depend on does not answer now. Nothing was lost; the call may be repeated."""
+    """A dependency does not answer at the moment. Nothing was lost; the call may be retried."""
 
     code = "unavailable"
     retryable = True
@@ -135,7 +135,7 @@ class StorageUnavailable(Unavailable):
 
 
 class QuotaExceeded(Unavailable):
-    """The cluster has no room for another object of ours now; try again after `delay`."""
+    """The quota of the cluster does not allow another object at the moment; retry after `delay`."""
 
     code = "quota_exceeded"
 
@@ -145,7 +145,7 @@ class QuotaExceeded(Unavailable):
 
 
 class ClusterRefused(PoiesisError):
-    """The cluster calls an object invalid or forbidden; repeating it unchanged does not help."""
+    """The cluster rejects an object as invalid or forbidden; a retry without changes does not help."""
 
     code = "cluster_refused"
 

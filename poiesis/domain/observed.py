@@ -1,4 +1,4 @@
-"""What a cluster says about one attempt of a task, in words of no vendor. `decide` reads nothing else of the world."""
+"""What is observed of a task in a cluster, independent of the kind of cluster. `decide` has no other input from outside."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def executor_name(index: int) -> str:
 
 
 class Phase(StrEnum):
-    """Of a container, whichever cluster runs it."""
+    """Of a container, in any cluster."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -27,9 +27,9 @@ class Phase(StrEnum):
 
 @dataclass(frozen=True)
 class Record:
-    """A launcher's closing record (launcher/README.md). It crosses the user's reach: bounded, and trusted for its own task alone.
+    """A launcher's closing record (launcher/README.md). User code can forge it: it is bounded, and trusted only for its own task.
 
-    `exit_code` None: the command was never started (`reason` says why: Skipped, WaitTimeout, Terminated, AlreadyBegun).
+    `exit_code` None: the command was never started, for the `reason` Skipped, WaitTimeout, Terminated or AlreadyBegun.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Container:
-    """One container of the attempt. `reason` and `message` are the cluster's while it waits or after it ended without a record."""
+    """One container. `reason` and `message` come from the cluster, while it waits or after it ended without a record."""
 
     name: str
     phase: Phase
@@ -63,10 +63,10 @@ class Container:
 
 @dataclass(frozen=True)
 class Pod:
-    """What holds containers: a pod, or its counterpart on a single machine.
+    """A pod, or its counterpart on a single machine.
 
-    `lost` says that the infrastructure took it away (evicted, preempted, node gone, deleted by somebody): its reason in CamelCase.
-    `waiting` is why it has no node yet (`Unschedulable: 0/3 nodes …`). `ended`: no container of it runs or will run.
+    `lost`: why the infrastructure removed it, in CamelCase (evicted, preempted, node lost, deleted by another process). `waiting`: why
+    it is not scheduled yet (`Unschedulable: 0/3 nodes …`). `ended`: none of its containers runs or will run.
     """
 
     name: str
@@ -88,10 +88,11 @@ class Pod:
 
 @dataclass(frozen=True)
 class Observed:
-    """Everything of one task in the cluster, all attempts. Absence is certain: an adapter that only guesses looks again first.
+    """All objects of one task in the cluster, of all attempts. What is missing here does not exist: an adapter whose cache may be stale
+    asks the cluster first.
 
-    `volumes` and `documents` are names of what exists beside the pods. `reports` maps "tif" and "tof" to what they said
-    in the present attempt. `tails` are live ends of running executors' output, by container name: (stdout, stderr).
+    `volumes` and `documents` are names of objects. `reports` maps "tif" and "tof" to their reports of the current attempt. `tails` are
+    the last output of running executors, by container name: (stdout, stderr).
     """
 
     pods: tuple[Pod, ...] = ()

@@ -1,7 +1,7 @@
-"""Reading what containers say about themselves: the launcher's closing record and the filers' report.
+"""Parsing what containers report: the launcher's closing record and the filers' report.
 
-Both come through the reach of user code (a container log, a file on a shared directory), so reading is bounded and distrustful: what
-does not fit is None, never an exception, and no field is longer than it may be.
+User code can write to both (a container log, a file in a shared directory), so parsing is bounded and trusts nothing: invalid input gives
+None, never an exception, and every field has a maximum length.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from poiesis.domain.report import MAX_REPORT_BYTES, MAX_TEXT, FilerReport, Trans
 RECORD_MARKER: Final = "POIESIS-RECORD"  # the launcher's --record-line
 MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
 
-_MAX_MARKERS: Final = 16  # tried in one line: user code can print as many as it likes
+_MAX_MARKERS: Final = 16  # tried in one line: user code can print any number of them
 _SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
 
 
 def find_record(log: str, name: str, tail_limit: int) -> Record | None:
-    """The last record line of `name` in the end of a container log; in a merged log it may stand behind unfinished stderr."""
+    """Return the last record of `name` in a container log; in a merged log it may follow an unfinished line of stderr."""
     for line in reversed(log.splitlines()):
         for _, begin in zip(range(_MAX_MARKERS), _after_each(RECORD_MARKER + " ", line), strict=False):
             record = parse_record(line[begin:], tail_limit)
@@ -33,7 +33,7 @@ def find_record(log: str, name: str, tail_limit: int) -> Record | None:
 
 
 def parse_record(text: str | bytes, tail_limit: int) -> Record | None:
-    """A record from its JSON text; None when it is none. Tails are cut to their last `tail_limit` characters."""
+    """Parse a record; None if it is not valid. Output is cut to its last `tail_limit` characters."""
     document = _load(text, MAX_RECORD_BYTES)
     if document is None or not isinstance(document.get("name"), str) or not isinstance(document.get("ok"), bool):
         return None
@@ -55,7 +55,7 @@ def parse_record(text: str | bytes, tail_limit: int) -> Record | None:
 
 
 def parse_report(text: str | bytes) -> FilerReport | None:
-    """A filer's report from its JSON text (`format_report`); None when it is none."""
+    """Parse a filer's report (`format_report`); None if it is not valid."""
     document = _load(text, MAX_REPORT_BYTES + 1024)
     if document is None or not isinstance(document.get("files"), list):
         return None
@@ -82,7 +82,7 @@ def parse_report(text: str | bytes) -> FilerReport | None:
 
 
 def parse_time(text: object) -> datetime | None:
-    """An RFC 3339 time as aware UTC; None when it is none."""
+    """Parse an RFC 3339 time to aware UTC; None if it is not valid."""
     if not isinstance(text, str) or len(text) > 40:
         return None
     try:
@@ -128,4 +128,6 @@ def _integer(value: object, least: int, most: int) -> int | None:
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if 0 <= value <= 2**53 else None  # a NaN is not; an int may be too large for a float
+    return (
+        float(value) if 0 <= value <= 2**53 else None
+    )  # NaN fails the comparison; an int may be too large for a float

@@ -1,5 +1,5 @@
-"""What the filers say about a stage, and the one name they share with `plan`. Apart from `observed` and `records`, because a filer is a
-process that lives for a second, and every module it imports costs it milliseconds."""
+"""The filers' report, and the one name they share with `plan`. Separate from `observed` and `records` because a filer is a process that
+lives for a second, and every imported module costs it milliseconds."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 ROOT: Final = "root"  # directory on the volume that mirrors the containers' paths
-MAX_REPORT_BYTES: Final = 768 * 1024  # what a filer may print: fits in its launcher's tail of 1 MiB
+MAX_REPORT_BYTES: Final = 768 * 1024  # fits into the 1 MiB of output that its launcher keeps
 MAX_TEXT: Final = 4096
 
 
 @dataclass(frozen=True)
 class TransferredFile:
-    """One file that a filer moved. `path` is the path in the executor's container; `checksum` such as `sha256:…` or None."""
+    """One transferred file. `path` is its path in the executor's container; `checksum` is like `sha256:…`, or None."""
 
     url: str
     path: str
@@ -25,10 +25,10 @@ class TransferredFile:
 
 @dataclass(frozen=True)
 class FilerReport:
-    """What TIF or TOF has to say, bounded: `omitted` counts the files that did not fit in `files`.
+    """The result of TIF or TOF, bounded: `omitted` counts the files that did not fit into `files`.
 
-    `error` None: all went well. `error_code` is a `PoiesisError.code`; `retryable` says that another attempt may help.
-    `notes` go to the task's system_logs.
+    `error` None: success. `error_code` is a `PoiesisError.code`; `retryable`: another attempt may help. `notes` are added to the task's
+    system_logs.
     """
 
     files: tuple[TransferredFile, ...] = ()
@@ -43,7 +43,7 @@ class FilerReport:
 
 
 def format_report(report: FilerReport) -> str:
-    """One line of JSON, at most MAX_REPORT_BYTES: files that do not fit are counted in `omitted` instead."""
+    """Return one line of JSON of at most MAX_REPORT_BYTES; files that do not fit are counted in `omitted`."""
     head = {
         "total_files": report.total_files,
         "total_bytes": report.total_bytes,

@@ -1,7 +1,7 @@
-"""States and stages of a task, and the one table of allowed moves.
+"""States and stages of a task, and the table of allowed transitions.
 
-A *state* is what TES clients see (spec: tesState). A *stage* says which role has to act next; no client sees it. The store moves
-a task by compare-and-set alone, and only along `TRANSITIONS`.
+A *state* is what TES clients see (spec: tesState). A *stage* is what has to happen next, and by which role; clients do not see it. The
+store changes a task only by compare-and-set, and only along `TRANSITIONS`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from poiesis.domain.errors import IllegalTransition
 
 
 class State(StrEnum):
-    """Spec: tesState. UNKNOWN and PAUSED exist for filters; Poiesis never puts a task there."""
+    """Spec: tesState. UNKNOWN and PAUSED exist only for filters; no task enters them."""
 
     UNKNOWN = "UNKNOWN"
     QUEUED = "QUEUED"
@@ -34,16 +34,16 @@ class State(StrEnum):
 
 
 class Stage(StrEnum):
-    """What has to happen next, in order. `Role` of each: `ROLE_OF`."""
+    """What has to happen next, in order. `ROLE_OF` has the role of each."""
 
     PREPARE = "prepare"  # torc: the task's volume
     STAGE_IN = "stage_in"  # tif: the filers' document; in the staged layout the TIF pod
     LAUNCH = "launch"  # texam: the pod
-    RUN = "run"  # texam: follow the containers until their records are in
-    STAGE_OUT = "stage_out"  # tof: what was uploaded; in the staged layout the TOF pod
-    FINISH = "finish"  # torc: settle the end
-    CLEAN = "clean"  # torc: remove every object, see that it is gone
-    DONE = "done"  # nothing is left to do, nothing is left behind
+    RUN = "run"  # texam: follow the containers until they have ended
+    STAGE_OUT = "stage_out"  # tof: in the staged layout the TOF pod; a repeated upload
+    FINISH = "finish"  # torc: the final state, or the next attempt
+    CLEAN = "clean"  # torc: delete every object and verify that it is gone
+    DONE = "done"  # nothing is left to do, and nothing is left in the cluster
 
     @property
     def is_ending(self) -> bool:
@@ -76,7 +76,7 @@ TRANSITIONS: Final[Mapping[State, frozenset[State]]] = {  # TES 1.1, tesState
         {State.COMPLETE, State.EXECUTOR_ERROR, State.SYSTEM_ERROR, State.PREEMPTED, State.CANCELING}
     ),
     State.CANCELING: frozenset({State.CANCELED, State.SYSTEM_ERROR}),
-}  # absent as a key: terminal, no way out (UNKNOWN and PAUSED are never entered)
+}  # states without an entry are terminal (UNKNOWN and PAUSED are never entered)
 
 TERMINAL: Final = frozenset({State.COMPLETE, State.EXECUTOR_ERROR, State.SYSTEM_ERROR, State.CANCELED, State.PREEMPTED})
 
@@ -84,10 +84,10 @@ _FORWARD: Final = (State.QUEUED, State.INITIALIZING, State.RUNNING)
 
 
 def path(seen: State, to: State) -> tuple[State, ...]:
-    """The moves from `seen` to `to`, each allowed by the table; empty when they are the same.
+    """Return the transitions from `seen` to `to`, each allowed by the table; empty if they are equal.
 
-    An observer that meets a finished task it never saw running walks the table in order: QUEUED → INITIALIZING → RUNNING → COMPLETE.
-    Raises: IllegalTransition when the table has no way.
+    An observer of a finished task that it never saw running passes through every state: QUEUED → INITIALIZING → RUNNING → COMPLETE.
+    Raises: IllegalTransition if there is no path.
     """
     if seen == to:
         return ()

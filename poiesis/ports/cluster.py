@@ -1,7 +1,7 @@
 """Where a task's containers run: Kubernetes, or one machine.
 
-Every object is named from task id and attempt (`domain.naming`), so each call may be repeated: what exists already is success, what is
-gone already is success. No call waits for a container.
+Object names are made from task id and attempt (`domain.naming`), so each call may be repeated: creating what exists and deleting what is
+gone succeed. No call waits for a container.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from poiesis.domain.task import Task, TaskId
 
 
 class Cluster(Protocol):
-    """All methods raise ClusterUnavailable or QuotaExceeded (repeat later), ClusterRefused (never)."""
+    """All methods raise ClusterUnavailable and QuotaExceeded (retry later), and ClusterRefused (never retry)."""
 
     def create_volume(self, task: Task, plan: Plan) -> None:
-        """Make the volume that `plan.volume` asks for, empty."""
+        """Create the volume of `plan.volume_bytes`, empty."""
         ...
 
     def create_documents(self, task: Task, plan: Plan) -> None:
-        """Make what the filers read: their part of the task, visible to them alone."""
+        """Create the documents that the filers read: their part of the task, visible only to them."""
         ...
 
     def launch(self, task: Task, plan: Plan, pod: PodPlan) -> None:
-        """Start one pod of the plan; its containers begin side by side and take turns."""
+        """Create one pod of the plan; its containers start side by side and take turns."""
         ...
 
     def observe(self, task: Task, *, plan: Plan | None = None, poked: bool = False, tails: bool = False) -> Observed:
@@ -57,30 +57,30 @@ class Cluster(Protocol):
 
 
 class ClusterEvents(Protocol):
-    """Optional ability: tell what changed. An event is a task id and only wakes `reconcile`."""
+    """Optional ability: report changes. An event is a task id and only wakes `reconcile`."""
 
     def follow(self, wake: Callable[[TaskId], None]) -> None:
-        """Call `wake` for every task of which something changed, from any thread, until `close`. Missed events are found by resync."""
+        """Call `wake` for every task with a change, from any thread, until `close`. Resync makes up for missed events."""
         ...
 
     def task_ids(self) -> Iterable[TaskId]:
-        """The ids of all tasks that own something in the cluster now: what the sweep compares with the store."""
+        """The ids of all tasks with objects in the cluster, which the sweep compares with the store."""
         ...
 
 
 @runtime_checkable
 class ReportsStarting(Protocol):
-    """Optional ability: tell which tasks keep the nodes busy with starting their pods."""
+    """Optional ability: report which tasks' pods the nodes are busy starting."""
 
     def starting(self) -> Collection[TaskId]:
-        """Tasks with a pod that has a node and whose containers do not all run yet; not those that cannot start. Costs no call."""
+        """Tasks with a scheduled pod whose containers do not all run yet, except those that cannot start. Makes no call."""
         ...
 
 
 @runtime_checkable
 class AcceptsRecords(Protocol):
-    """Optional ability: take closing records from the containers themselves, before the cluster can show them."""
+    """Optional ability: accept closing records from the containers themselves, before the cluster shows them."""
 
     def accept_records(self, task: Task, records: Sequence[Record]) -> None:
-        """What containers of the task's present pod sent along with a poke; `observe` shows it from now on. Bounded, may be forgotten."""
+        """Accept what containers of the task's current pod sent with a poke; `observe` shows it from now on. Bounded, may be dropped."""
         ...

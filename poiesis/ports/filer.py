@@ -1,4 +1,4 @@
-"""How files come and go: one implementation for each URL scheme."""
+"""File transfer: one implementation for each URL scheme."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Sent:
-    """What an upload made: final URL, size, and checksum (`sha256:…`, `md5:…`) where it was computed on the way."""
+    """The result of a transfer: final URL, size, and checksum (`sha256:…`, `md5:…`) if one was computed on the way."""
 
     url: str
     size_bytes: int
@@ -32,18 +32,18 @@ class Sent:
 
 
 class Filer(Protocol):
-    """Moves files of one scheme. Not every scheme can do both; `filer.registry` says which.
+    """Transfers files of one URL scheme. Not every scheme supports both directions; see `filer.registry`.
 
-    All raise the family of `domain.errors`: NotFound, AccessDenied, StagingFailed (never retried), StorageUnavailable (transient; the
-    caller repeats with back-off). Messages name the URL without credentials.
+    Methods raise NotFound, AccessDenied and StagingFailed (never retried), and StorageUnavailable (transient; the caller retries with
+    back-off). Messages contain the URL without credentials.
     """
 
     def stat(self, url: str) -> RemoteFile | None:
-        """The one file at `url`, or None when there is no such file (it may be a directory)."""
+        """The one file at `url`, or None if there is no such file (it may be a directory)."""
         ...
 
     def walk(self, url: str) -> Iterator[RemoteFile]:
-        """All files below the directory `url`, lazily, empty directories included where the scheme has them."""
+        """All files below the directory `url`, lazily, including empty directories if the scheme has them."""
         ...
 
     def fetch(self, file: RemoteFile, target: Path) -> Sent:
@@ -51,12 +51,12 @@ class Filer(Protocol):
         ...
 
     def send(self, source: int, url: str) -> Sent:
-        """Copy the local file which the descriptor `source` has open to `url`: it appears whole or not at all. Read by position, so that
-        a repetition begins anew. A descriptor and no path, since paths below a user's directory can change under our feet."""
+        """Upload the file open at the descriptor `source` to `url`, where it appears whole or not at all. It is read by position, so that
+        a retry starts from the beginning. Not a path, because user code can change paths below its directory at any time."""
         ...
 
     def make_directory(self, url: str) -> None:
-        """Keep an empty directory, where the scheme has such a thing; else nothing."""
+        """Create an empty directory if the scheme has directories; otherwise do nothing."""
         ...
 
     def close(self) -> None: ...

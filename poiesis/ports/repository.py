@@ -35,7 +35,7 @@ class Page:
 class TaskRepository(Protocol):
     """Durable: when `add` or `save` returned, a crash of any process loses nothing.
 
-    Every method raises RepositoryUnavailable when the store does not answer; all are safe to repeat.
+    Every method raises RepositoryUnavailable if the store does not answer; all are safe to retry.
     """
 
     def add(self, task: Task) -> None:
@@ -57,7 +57,7 @@ class TaskRepository(Protocol):
     def save(self, task: Task, *, seen: Version) -> bool:
         """Replace the stored task if it is still at version `seen` (compare-and-set); its version becomes `seen + 1`.
 
-        False: another writer came first; read again and decide again. `task.version` is ignored.
+        False: another writer was first; read and decide again. `task.version` is ignored.
         Raises: UnknownTask; IllegalTransition when the stored state cannot move to `task.state` in one or more moves of TRANSITIONS.
         """
         ...

@@ -1,1 +1,1 @@
-"""The use cases: what happens when somebody posts a task, and what happens next. Adapters come as arguments."""
+"""The use cases: what happens when a task is created, and what happens next. Adapters are passed as arguments."""

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 MONITORED: Final = frozenset({Stage.RUN})  # stages whose effects the monitor applies itself
 RESYNC_BATCH: Final = 500
 RESYNC_ALL: Final = 100_000
-REPUBLISH: Final = timedelta(seconds=15)  # a published link has this long to be taken before it is published again
+REPUBLISH: Final = timedelta(seconds=15)  # a published link has this long to run before it is published again
 PURGE_EVERY: Final = timedelta(minutes=10)
 PURGE_BATCH: Final = 200
 SWEEP_EVERY: Final = timedelta(minutes=5)

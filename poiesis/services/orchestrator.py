@@ -48,9 +48,7 @@ from poiesis.ports.repository import TaskRepository
 
 log = logging.getLogger(__name__)
 
-CLAIM: Final = timedelta(
-    seconds=90
-)  # longer than a call to the cluster, begun within CLAIM_FRESH, takes with all retries
+CLAIM: Final = timedelta(seconds=90)  # longer than a call to the cluster that began in time, with all its retries
 CLAIM_FRESH: Final = timedelta(seconds=5)
 MAX_STEPS: Final = 50  # of one call; a task needs fewer than one for each stage and executor pod
 
@@ -85,7 +83,7 @@ class _Run:
     stored: Task
     desired: Task
     policy: Policy
-    mine: frozenset[Stage]
+    own_stages: frozenset[Stage]
     poked: str | None
     records: Sequence[Record]
     tails: bool
@@ -184,7 +182,7 @@ class Orchestrator:
             run.desired = decision.task
             settled = not decision.again and self._settle(run)
             return Reconciled(run.stored, Reason.WAITING) if settled else None
-        if stage not in run.mine:
+        if stage not in run.own_stages:
             backs_off = self._backs_off(run.desired)
             if not self._settle(run):
                 return None
@@ -227,7 +225,9 @@ class Orchestrator:
             return False
         if run.stored.due_stage is not Stage.CLEAN:
             return True
-        return task.wake_at is not None and now < task.wake_at and not self._policy.keep and Stage.CLEAN in run.mine
+        return (
+            task.wake_at is not None and now < task.wake_at and not self._policy.keep and Stage.CLEAN in run.own_stages
+        )
 
     def _backs_off(self, task: Task) -> bool:
         """Whether the cluster did not accept the task's objects, and they are to be created again only at `wake_at`."""
@@ -302,7 +302,7 @@ class Orchestrator:
 
     def _settle(self, run: _Run) -> bool:
         """Save steps without effects, if that is up to this process: in its own stage, or where it has observed the cluster."""
-        if run.stored.due_stage in run.mine or needs_observation(run.stored):
+        if run.stored.due_stage in run.own_stages or needs_observation(run.stored):
             return self._save(run, run.desired)
         return True
 

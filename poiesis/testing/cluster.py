@@ -1,8 +1,8 @@
-"""A `Cluster` and `ClusterEvents` in memory, whose pods live as a test says.
+"""An in-memory `Cluster` and `ClusterEvents` whose pods are controlled by the test.
 
-A pod is launched unscheduled and stays so until the test moves it: `schedule`, `start`, `end`, or `run` for a whole ordinary life; `hold`,
-`stick`, `lose` and `vanish` are what goes wrong. Nothing moves by itself. `fail` makes the next calls raise, before or after their
-effect: an exception that is no `Exception` is a process killed there. Every call is kept in `calls`, every creation counted in `created`.
+A pod is launched unscheduled and stays so until the test moves it: `schedule`, `start`, `end`, or `run` for its whole life without faults;
+`hold`, `stick`, `lose` and `vanish` are faults. Nothing moves by itself. `fail` makes the next calls raise, before or after their
+effect: an exception that is not an `Exception` stands for a process killed there. `calls` has every call, `created` counts creations.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Method = Literal["create_volume", "create_documents", "launch", "observe", "dele
 
 @dataclass(frozen=True)
 class Call:
-    """One call of the port; `part` of a launch alone."""
+    """One call of the port; `part` is set only for a launch."""
 
     method: Method
     task_id: TaskId
@@ -62,7 +62,7 @@ class MemoryCluster:
     """See the module.
 
     `slow`: deleted pods stay, being deleted, until `remove`. `down`: set it to make every call raise ClusterUnavailable. `events`: how
-    often each change is told; 0 loses them, 2 doubles them.
+    often each change is reported: 0 loses events, 2 duplicates them.
     """
 
     def __init__(self, clock: Clock, *, slow: bool = False) -> None:
@@ -175,7 +175,7 @@ class MemoryCluster:
         self._change(task_id, part, started)
 
     def end(self, task_id: str, part: str, container: str, record: Record | None = None, **fields: object) -> None:
-        """One container ends, with its record or without (then `reason`, `exit_code` and `message` are the cluster's)."""
+        """One container ends, with or without a record (then `reason`, `exit_code` and `message` come from the cluster)."""
         code = record.exit_code if record else None
         ended = {"phase": Phase.ENDED, "exit_code": code, "ended_at": self._clock.now(), "record": record}
         self.set(task_id, part, container, **{**ended, **fields})
@@ -190,20 +190,20 @@ class MemoryCluster:
         self._change(task_id, part, changed)
 
     def run(self, task_id: str, part: str, **records: Record) -> None:
-        """An ordinary life: every container ends well, or with the record given under its name (`-` as `_`)."""
+        """A whole life without faults: every container succeeds, or ends with the record given under its name (`-` as `_`)."""
         self.start(task_id, part)
         for container in self._pod(task_id, part).containers:
             given = records.get(container.name.replace("-", "_"))
             self.end(task_id, part, container.name, given or self.record(container.name))
 
     def record(self, name: str, exit_code: int | None = 0, **fields: object) -> Record:
-        """A launcher's record, ok if the exit code is 0."""
+        """Return a launcher's record, successful if the exit code is 0."""
         now = self._clock.now()
         times = {} if exit_code is None else {"started_at": now - timedelta(seconds=1), "ended_at": now}
         return Record(**{"name": name, "ok": exit_code == 0, "exit_code": exit_code, **times, **fields})  # type: ignore[arg-type]
 
     def report(self, task_id: str, filer: str, report: FilerReport, attempt: int = 1) -> None:
-        """What `tif` or `tof` has to say."""
+        """Set the report of `tif` or `tof`."""
         with self._lock:
             self._of(task_id).reports[attempt, filer] = report
 
@@ -212,17 +212,17 @@ class MemoryCluster:
             self._of(task_id).tails[container] = (stdout, stderr)
 
     def lose(self, task_id: str, part: str, reason: str, message: str | None = None) -> None:
-        """The infrastructure takes the pod away: `Evicted`, `Preempted`, `NodeLost`; what is left of it shows why."""
+        """The infrastructure removes the pod: `Evicted`, `Preempted`, `NodeLost`; what is left of it shows why."""
         self._change(task_id, part, lambda pod: replace(pod, lost=reason, message=message, ended=True))
 
     def vanish(self, task_id: str, part: str) -> None:
-        """Somebody deletes the pod, and it is gone."""
+        """Another process deletes the pod, and it is gone."""
         with self._lock:
             del self._of(task_id).pods[self._pod(task_id, part).name]
         self._notify(TaskId(task_id))
 
     def remove(self, task_id: str) -> None:
-        """What is being deleted is gone."""
+        """Pods that are being deleted are gone."""
         with self._lock:
             mine = self._of(task_id)
             mine.pods = {name: pod for name, pod in mine.pods.items() if not pod.deleting}

@@ -1,4 +1,4 @@
-"""A `TaskRepository` in memory: forgets everything with its process, otherwise the same contract."""
+"""An in-memory `TaskRepository` with the same contract, except that it is not durable."""
 
 from __future__ import annotations
 

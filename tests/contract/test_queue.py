@@ -1,4 +1,4 @@
-"""The Queue port: publishes or says promptly that it cannot, from any thread, and forgets nothing that it took."""
+"""The Queue port: publishes or fails promptly, from any thread, and keeps what it has accepted."""
 
 import threading
 import time
@@ -43,15 +43,19 @@ def away(request, free_port) -> Iterator[Queue]:
 
 
 @pytest.mark.parametrize("stage", Stage)
-def test_a_chain_from_any_stage_is_taken(queue, stage):
+def test_the_link_of_any_stage_is_accepted(queue, stage):
     queue.publish(TaskId("a"), stage)
+
+
+def test_the_chain_of_a_new_task_is_accepted(queue):
+    queue.begin(TaskId("a"), (Stage.PREPARE, Stage.STAGE_IN, Stage.LAUNCH))
 
 
 def test_a_queue_that_answers_is_ready(queue):
     queue.ready()
 
 
-def test_links_wait_until_somebody_takes_them(queue):
+def test_links_are_counted_until_a_worker_takes_them(queue):
     before = {stage: queue.waiting(stage) for stage in (Stage.STAGE_IN, Stage.STAGE_OUT)}
     if isinstance(queue, RecordingQueue):
         queue.backlog = {Role.TIF: 2}
@@ -80,7 +84,7 @@ def test_many_threads_publish_at_once(queue):
     assert errors == []
 
 
-def test_a_broker_that_is_away_is_told_promptly(away):
+def test_an_unavailable_broker_fails_promptly(away):
     began = time.monotonic()
     with pytest.raises(QueueUnavailable):
         away.publish(TaskId("a"), Stage.PREPARE)

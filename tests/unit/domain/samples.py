@@ -1,4 +1,4 @@
-"""Small tasks that the tests of domain and services share, and a hand to drive one through its stages without any server."""
+"""Small tasks for the tests of domain and services, and a `World` that drives one through its stages without any server."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -36,7 +36,7 @@ def output_file(path: str = "/out/out.txt", url: str = "s3://bucket/out.txt", **
 
 
 def spec(executors: int | tuple[Executor, ...] = 1, **fields: Any) -> TaskSpec:
-    """`executors`: they, or how many ordinary ones."""
+    """`executors`: the executors, or how many default ones."""
     some = (executor(),) * executors if isinstance(executors, int) else executors
     return TaskSpec(executors=some, **fields)
 
@@ -90,7 +90,7 @@ class World:
         return self.orchestrator.reconcile(ID, {Stage.RUN}, **options)
 
     def settle(self) -> Task:
-        """Let everybody act until nobody has to: the chain of links, the monitor, and what is due at once."""
+        """Run the monitor and the links that are due until nothing is due."""
         for _ in range(20):
             due = self.monitor().due
             if due is None:
@@ -103,7 +103,7 @@ class World:
         return self.settle()
 
     def launch(self) -> Task:
-        """Up to the first pod that is waited for."""
+        """Until the first pod has been launched."""
         task = self.settle()
         assert task.part is not None
         return task
@@ -112,7 +112,7 @@ class World:
         self.change(cancel_requested_at=self.now, state=State.CANCELING)
 
     def to_the_end(self) -> Task:
-        """Until nothing is left to do, with the clock moved to each wake-up."""
+        """Until nothing is left to do, moving the clock to each wake-up."""
         for _ in range(30):
             task = self.settle()
             if task.stage is Stage.DONE:

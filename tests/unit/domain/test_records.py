@@ -1,4 +1,4 @@
-"""What containers say of themselves, hostile or not."""
+"""Parsing records and reports, including hostile ones."""
 
 import json
 from datetime import UTC, datetime
@@ -45,7 +45,7 @@ def test_a_record_of_any_values_is_none_or_within_its_bounds(fields):
 
 
 @given(st.text() | st.binary(), st.integers(-1, 5))
-def test_what_is_no_record_is_none(text, limit):
+def test_text_that_is_not_a_record_is_none(text, limit):
     assert parse_record(text, limit) is None
     assert parse_report(text) is None
 
@@ -63,7 +63,7 @@ def test_hostile_text_is_none(text):
     assert parse_record(text, 10) is None
 
 
-def test_a_tail_is_cut_at_its_beginning():
+def test_a_tail_keeps_its_end():
     record = parse_record(json.dumps({**LINE, "stdout": "0123456789"}), 4)
     assert record is not None and record.stdout == "6789"
     none = parse_record(json.dumps(LINE), 0)
@@ -74,7 +74,7 @@ def line(**fields: object) -> str:
     return f"{RECORD_MARKER} {json.dumps({**LINE, **fields})}"
 
 
-def test_the_last_record_of_the_name_in_a_log_counts():
+def test_the_last_record_of_a_name_in_a_log_counts():
     log = "\n".join(["output", line(exit_code=1), line(exit_code=2), line(name="tof", exit_code=3), "end"])
     record = find_record(log, "executor-0", 10)
     assert record is not None and record.exit_code == 2
@@ -82,13 +82,13 @@ def test_the_last_record_of_the_name_in_a_log_counts():
     assert find_record("", "tif", 10) is None
 
 
-def test_a_record_behind_unfinished_output_is_found():
+def test_a_record_after_an_unfinished_line_is_found():
     for before in ("unfinished ", f"{RECORD_MARKER} ", f"{RECORD_MARKER} {{", f"{RECORD_MARKER} {{}}"):
         record = find_record(before + line(), "executor-0", 10)
         assert record is not None and record.exit_code == 137
 
 
-def test_a_record_whose_tail_quotes_another_is_read_as_itself():
+def test_a_record_whose_tail_contains_another_is_parsed_as_itself():
     record = find_record(line(stdout=line(exit_code=0)), "executor-0", 1000)
     assert record is not None and record.exit_code == 137
 
@@ -119,7 +119,7 @@ REPORTS = st.builds(
 
 
 @given(REPORTS)
-def test_a_report_is_read_as_it_was_written(report):
+def test_a_report_survives_formatting_and_parsing(report):
     assert parse_report(format_report(report)) == report
 
 
@@ -156,11 +156,11 @@ def test_any_time_is_utc_or_none(value):
 @pytest.mark.parametrize(
     "text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-01-01T00:00:00", "x" * 50]
 )
-def test_a_time_that_has_no_utc_is_none(text):
+def test_a_time_without_a_utc_equivalent_is_none(text):
     assert parse_time(text) is None
 
 
 @pytest.mark.parametrize("value", [10**320, -1, True, "1", float("inf"), float("nan")])
-def test_a_number_that_is_none_is_left_out(value):
+def test_an_invalid_number_is_left_out(value):
     record = parse_record(json.dumps({**LINE, "cpu_seconds": value}), 10)
     assert record is not None and record.cpu_seconds is None

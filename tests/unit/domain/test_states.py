@@ -1,4 +1,4 @@
-"""The table of moves."""
+"""The table of transitions."""
 
 import itertools
 
@@ -11,7 +11,7 @@ from poiesis.domain.states import ROLE_OF, TERMINAL, TRANSITIONS, Stage, State, 
 
 
 @pytest.mark.parametrize(("seen", "to"), list(itertools.product(State, State)))
-def test_a_way_between_two_states_walks_the_table_or_is_refused(seen, to):
+def test_a_path_between_two_states_follows_the_table_or_is_refused(seen, to):
     try:
         steps = path(seen, to)
     except IllegalTransition:
@@ -21,7 +21,7 @@ def test_a_way_between_two_states_walks_the_table_or_is_refused(seen, to):
     assert (seen, *steps)[-1] is to
 
 
-def test_a_finished_task_never_seen_running_walks_every_state():
+def test_a_finished_task_never_seen_running_passes_through_every_state():
     assert path(State.QUEUED, State.COMPLETE) == (State.INITIALIZING, State.RUNNING, State.COMPLETE)
     assert path(State.QUEUED, State.SYSTEM_ERROR) == (State.SYSTEM_ERROR,)
     assert path(State.QUEUED, State.CANCELED) == (State.CANCELED,)
@@ -55,7 +55,7 @@ def test_a_state_never_goes_back():
         path(State.CANCELING, State.COMPLETE)
 
 
-def test_every_stage_has_a_role_and_the_terminal_states_have_no_way_out():
+def test_every_stage_has_a_role_and_terminal_states_have_no_transitions():
     assert set(ROLE_OF) == set(Stage)
     assert not TERMINAL & TRANSITIONS.keys()
     assert {state for state in State if state.is_terminal} == TERMINAL

@@ -1,4 +1,4 @@
-"""Clean-ups that yield to starts. Threads are real; every wait is for a condition, with a deadline."""
+"""Cleanup deferred while pods start. Threads are real; every wait is for a condition, with a deadline."""
 
 import threading
 from datetime import timedelta
@@ -41,18 +41,18 @@ def desk():
     made.deferred_cleanup.close()
 
 
-def test_nothing_is_held_while_nothing_starts(desk):
+def test_nothing_is_deferred_while_no_pod_starts(desk):
     desk.deferred_cleanup.add(A)
     assert desk.published == ["a"]
 
 
-def test_the_pod_of_the_ended_task_itself_holds_nothing(desk):
+def test_the_pod_of_the_ended_task_itself_defers_nothing(desk):
     desk.starting = [A]
     desk.deferred_cleanup.add(A)
     assert desk.published == ["a"]
 
 
-def test_what_is_held_goes_in_order_when_only_ended_tasks_are_shown_as_starting(desk):
+def test_deferred_cleanup_is_published_in_order_when_only_ended_tasks_start(desk):
     desk.starting = [C]
     desk.deferred_cleanup.add(A)
     desk.deferred_cleanup.add(B)
@@ -62,7 +62,7 @@ def test_what_is_held_goes_in_order_when_only_ended_tasks_are_shown_as_starting(
     desk.wait(["a", "b"])
 
 
-def test_patience_ends_though_others_start_for_ever():
+def test_cleanup_is_deferred_for_a_limited_time():
     desk = Desk(max_delay=timedelta(milliseconds=20))
     desk.starting = [B]
     desk.deferred_cleanup.start()
@@ -71,7 +71,7 @@ def test_patience_ends_though_others_start_for_ever():
     desk.deferred_cleanup.close()
 
 
-def test_a_broker_that_is_away_stops_nothing(desk):
+def test_an_unavailable_broker_stops_nothing(desk):
     desk.starting, desk.error = [C], QueueUnavailable("away")
     desk.deferred_cleanup.add(A)
     desk.deferred_cleanup.add(B)
@@ -82,7 +82,7 @@ def test_a_broker_that_is_away_stops_nothing(desk):
     desk.wait(["a", "b", "c"])
 
 
-def test_a_broker_that_is_away_is_told_who_publishes_now(desk):
+def test_an_unavailable_broker_is_reported_to_the_caller(desk):
     desk.error = QueueUnavailable("away")
     with pytest.raises(QueueUnavailable):
         desk.deferred_cleanup.add(A)

@@ -1,8 +1,8 @@
-"""Every process may be anywhere: links of all roles, the monitor and a cancel request stop between any two calls of store and cluster, are
-killed there, or go on after the others did theirs; meanwhile the cluster moves, fails and takes pods away. Hypothesis picks the order.
+"""Interleavings: links of all roles, the monitor and a cancel request pause between any two calls of store and cluster, are killed there,
+or continue after the others; meanwhile the cluster makes progress, fails and removes pods. Hypothesis picks the order.
 
-Each actor is a thread that waits at a gate before and after each call until the test lets it go on: one runs at a time, so an order found
-wrong can be repeated.
+Each actor is a thread that waits at a gate before and after each call until the test releases it: only one runs at a time, so that an
+order that fails can be reproduced.
 """
 
 import threading
@@ -34,11 +34,11 @@ MEMORY = spec(resources=with_parameters(memory_retries="1"))
 
 
 class Killed(BaseException):
-    """What a process killed at a gate meets; nothing may catch it."""
+    """Raised at a gate to kill the process; nothing may catch it."""
 
 
 class Actor:
-    """One process in the middle of something."""
+    """One process."""
 
     def __init__(self, work: Callable[[], object]) -> None:
         self._work = work
@@ -90,7 +90,7 @@ _here = threading.local()
 
 
 class Gated:
-    """A port whose calls stop at a gate before and after, when an actor makes them."""
+    """A port whose calls by an actor pass a gate before and after."""
 
     def __init__(self, port: object) -> None:
         self._port = port
@@ -111,7 +111,7 @@ class Gated:
 
 
 class CheckedRepository(MemoryTaskRepository):
-    """Looks at every save."""
+    """Checks every save."""
 
     def save(self, task: Task, *, seen: Version) -> bool:
         before = self.get(task.id)
@@ -119,7 +119,7 @@ class CheckedRepository(MemoryTaskRepository):
         if saved:
             assert not before.state.is_terminal or task.state is before.state, "a terminal state changed"
             states.path(before.state, task.state)
-            assert (task.wake_at is None) == (task.stage is Stage.DONE), "a task that nobody will look at"
+            assert (task.wake_at is None) == (task.stage is Stage.DONE), "a task without a wake-up"
             assert task.stage is not Stage.DONE or task.state.is_terminal
             assert before.stage is not Stage.DONE or task == before
             assert task.attempt in (before.attempt, before.attempt + 1)
@@ -136,7 +136,7 @@ class CheckedRepository(MemoryTaskRepository):
 
 
 class Play:
-    """The whole play. `stalls`: a process may stand still for longer than a pod lives."""
+    """The test bed. `stalls`: a process may pause for longer than a pod lives."""
 
     def __init__(self, task_spec: TaskSpec, policy: Policy, *, stalls: bool) -> None:
         repository = CheckedRepository()
@@ -177,7 +177,7 @@ class Play:
                 self.spoil(pods[which % len(pods)], which)
 
     def move(self, pod: Pod, which: int = 0) -> None:
-        """What a pod does next when nothing is wrong."""
+        """The next step of a pod without faults."""
         if pod.deleting:
             self.without_stalls()
             self.cluster.remove(ID)
@@ -223,7 +223,7 @@ class Play:
                 actor.to_the_end()
 
     def rest(self) -> None:
-        """No more faults: whoever stood still goes on, the cluster moves, resync and sweep come round."""
+        """No more faults: paused actors continue, the cluster makes progress, resync and sweep run."""
         self.cluster.down = False
         for actor in self.actors:
             actor.to_the_end()
@@ -241,7 +241,7 @@ class Play:
                 if self.cluster.is_empty(ID):
                     return
             world.clock.advance(timedelta(seconds=20))
-        raise AssertionError(f"it never ends: {world.task}")
+        raise AssertionError(f"the task does not end: {world.task}")
 
 
 _LIKELY = {
@@ -289,16 +289,16 @@ SETTINGS = settings(max_examples=300, suppress_health_check=[HealthCheck.too_slo
 
 @SETTINGS
 @given(SPECS, POLICIES, STEPS)
-def test_every_task_ends_once_and_leaves_nothing_whoever_is_killed_wherever(task_spec, policy, steps):
+def test_every_task_ends_once_and_leaves_nothing_wherever_processes_are_killed(task_spec, policy, steps):
     game = play(task_spec, policy, steps, stalls=False)
     assert game.world.task.state.is_terminal
     created = {key: times for key, times in game.cluster.created.items() if times > 1}
-    assert not created, "an executor's pod was made twice in one attempt"
+    assert not created, "an executor's pod was created twice in one attempt"
 
 
 @SETTINGS
 @given(SPECS, POLICIES, STEPS)
-def test_a_link_that_stood_still_for_a_whole_life_of_a_pod_leaves_nothing_either(task_spec, policy, steps):
+def test_a_link_that_paused_for_the_whole_life_of_a_pod_leaves_nothing_either(task_spec, policy, steps):
     game = play(task_spec, policy, steps, stalls=True)
     assert game.world.task.state.is_terminal
 
@@ -321,11 +321,11 @@ def test_a_task_canceled_before_anything_happened_never_runs(task_spec, steps):
 
 
 @pytest.mark.parametrize("task_spec", [SMALL, FILES, THREE, GPUS], ids=["small", "files", "three", "gpus"])
-def test_a_process_killed_at_any_single_gate_costs_nothing(task_spec):
+def test_a_kill_at_any_single_gate_costs_nothing(task_spec):
     """Exhaustive: the n-th gate of the whole life of a task, for every n."""
     for fatal in range(1, 1000):
         game = Play(task_spec, POLICY, stalls=False)
-        gates = _live_and_die(game, fatal)
+        gates = _run_with_a_kill(game, fatal)
         game.rest()
         task = game.world.task
         assert task.state is State.COMPLETE
@@ -334,11 +334,11 @@ def test_a_process_killed_at_any_single_gate_costs_nothing(task_spec):
         assert all(times == 1 for times in game.cluster.created.values())
         if gates < fatal:
             return
-    raise AssertionError("the life of a task has no end")
+    raise AssertionError("the task does not end")
 
 
 class Fatal:
-    """A gate that kills whoever passes it as the n-th."""
+    """A gate that kills the n-th caller."""
 
     def __init__(self, fatal: int) -> None:
         self.passed = 0
@@ -350,8 +350,8 @@ class Fatal:
             raise Killed
 
 
-def _live_and_die(play: Play, fatal: int) -> int:
-    """Live without faults, except that whoever passes the gate `fatal` is killed there; answers how many gates were passed."""
+def _run_with_a_kill(play: Play, fatal: int) -> int:
+    """Run a task without faults, except that the process at gate number `fatal` is killed; return the number of gates passed."""
     _here.actor = gate = Fatal(fatal)
     roles = [stages_of(role) for role in Role]
     for _ in range(60):

@@ -1,4 +1,4 @@
-"""What feeds the work queue. Threads are real; every wait is for a condition, with a deadline."""
+"""The monitor. Threads are real; every wait is for a condition, with a deadline."""
 
 import threading
 import time
@@ -50,7 +50,7 @@ def scene():
     scene.monitor.close()
 
 
-def test_resync_publishes_what_is_due_and_looks_again_later(scene):
+def test_resync_publishes_overdue_tasks_and_checks_them_again_later(scene):
     world = scene.world
     assert scene.monitor.resync() == 0
     world.clock.advance(SOON)
@@ -61,27 +61,27 @@ def test_resync_publishes_what_is_due_and_looks_again_later(scene):
     assert scene.monitor.resync() == 1
 
 
-def test_resync_leaves_links_alone_that_most_likely_wait_in_their_queue_but_not_for_ever(scene):
+def test_resync_does_not_publish_links_that_are_probably_queued_but_not_forever(scene):
     world = scene.world
     scene.queue.backlog = {Role.TORC: 3}
     world.clock.advance(SOON)
     for _ in range(MAX_PASSED_OVER):
         assert scene.monitor.resync() == 1
-        assert scene.monitor.resync() == 0, "it has to be looked at later"
+        assert scene.monitor.resync() == 0, "it is checked again later"
         world.clock.advance(REPUBLISH)
     assert scene.queue.published == []
     assert scene.monitor.resync() == 1
     assert scene.queue.published == [(ID, Stage.PREPARE)]
 
 
-def test_a_lost_link_is_published_at_once_where_its_queue_is_empty(scene):
+def test_a_lost_link_is_published_at_once_if_its_queue_is_empty(scene):
     scene.queue.backlog = {Role.TEXAM: 3}
     scene.world.clock.advance(SOON)
     scene.monitor.resync()
     assert scene.queue.published == [(ID, Stage.PREPARE)]
 
 
-def test_resync_with_the_queue_away_loses_nothing_and_still_wakes_what_it_follows_itself(scene):
+def test_resync_without_a_queue_loses_nothing_and_still_wakes_running_tasks(scene):
     world = scene.world
     woken: list[str] = []
     scene.monitor._work.wake = lambda task_id, hint=None: woken.append(task_id)
@@ -97,7 +97,7 @@ def test_resync_with_the_queue_away_loses_nothing_and_still_wakes_what_it_follow
     assert sorted(stage for _, stage in scene.queue.published) == [Stage.FINISH, Stage.PREPARE]
 
 
-def test_the_sweep_removes_what_is_unknown_and_wakes_what_is_done(scene):
+def test_the_sweep_deletes_objects_of_unknown_tasks_and_wakes_done_ones(scene):
     world = scene.world
     stray = stored(id=TaskId("9" * 26))
     world.cluster.create_documents(stray, None)
@@ -112,7 +112,7 @@ def test_the_sweep_removes_what_is_unknown_and_wakes_what_is_done(scene):
     assert scene.monitor.sweep() == 0
 
 
-def test_an_event_moves_a_running_task_on_and_its_end_is_published(scene):
+def test_an_event_ends_a_running_task_and_its_cleanup_is_published(scene):
     world = scene.world
     world.launch()
     scene.start()
@@ -122,7 +122,7 @@ def test_an_event_moves_a_running_task_on_and_its_end_is_published(scene):
     scene.until(lambda: (ID, Stage.CLEAN) in scene.queue.published)
 
 
-def test_what_is_due_is_published_once_however_many_events_find_it(scene):
+def test_a_due_link_is_published_once_however_many_events_come(scene):
     world = scene.world
     world.launch()
     world.cluster.run(ID, "task")
@@ -134,7 +134,7 @@ def test_what_is_due_is_published_once_however_many_events_find_it(scene):
     assert scene.queue.published == [(ID, Stage.CLEAN)] * 2
 
 
-def test_an_ended_task_whose_removal_yields_to_starts_is_not_looked_at_meanwhile(scene):
+def test_events_of_an_ended_task_with_deferred_cleanup_are_ignored(scene):
     world = scene.world
     starting = [TaskId("7" * 26)]
     scene.monitor._cleanup = DeferredCleanup(
@@ -151,7 +151,7 @@ def test_an_ended_task_whose_removal_yields_to_starts_is_not_looked_at_meanwhile
     scene.until(lambda: scene.queue.published == [(ID, Stage.CLEAN)])
 
 
-def test_what_could_not_be_published_is_tried_again_by_the_next_event(scene):
+def test_a_failed_publication_is_retried_by_the_next_event(scene):
     world = scene.world
     world.launch()
     world.cluster.run(ID, "task")
@@ -163,7 +163,7 @@ def test_what_could_not_be_published_is_tried_again_by_the_next_event(scene):
     assert scene.queue.published == [(ID, Stage.CLEAN)]
 
 
-def test_without_any_event_resync_moves_a_running_task_on(scene):
+def test_resync_ends_a_running_task_without_any_event(scene):
     world = scene.world
     world.launch()
     world.cluster.events = 0
@@ -173,7 +173,7 @@ def test_without_any_event_resync_moves_a_running_task_on(scene):
     scene.until(lambda: world.task.state is State.COMPLETE)
 
 
-def test_a_poke_wakes_and_a_poke_for_nobody_does_no_harm(scene):
+def test_a_poke_wakes_its_task_and_one_for_an_unknown_task_does_no_harm(scene):
     world = scene.world
     world.launch()
     world.cluster.events = 0
@@ -187,7 +187,7 @@ def test_a_poke_wakes_and_a_poke_for_nobody_does_no_harm(scene):
 @pytest.mark.parametrize(
     "body", [b"{}", b'{"name": "a", "ok": true, "stdout": "' + "\U0001f9ec".encode() + b"x" * 500 + b'"}']
 )
-def test_pokes_that_wait_are_bounded_in_real_bytes(scene, monkeypatch, body):
+def test_pending_pokes_are_bounded_in_real_bytes(scene, monkeypatch, body):
     """Of unknown tasks, while nothing takes them."""
     limit = 500_000
     monkeypatch.setattr(monitor_module, "MAX_RECORDS_BYTES", limit)
@@ -211,7 +211,7 @@ def test_a_bug_while_reconciling_ends_the_task(scene):
     scene.until(lambda: world.task.outcome is not None and world.task.outcome.reason == "InternalError")
 
 
-def test_the_loops_survive_a_store_that_is_away(scene, caplog):
+def test_the_loops_survive_an_unavailable_store(scene, caplog):
     world = scene.world
     world.repository.down = True
     scene.start()
@@ -222,7 +222,7 @@ def test_the_loops_survive_a_store_that_is_away(scene, caplog):
     scene.until(lambda: (ID, Stage.PREPARE) in scene.queue.published)
 
 
-def test_events_of_a_pod_being_made_publish_no_second_chain():
+def test_events_during_the_creation_of_a_pod_publish_no_second_chain():
     scene = Scene(FILES)
     scene.monitor._reconcile(ID, None)
     assert scene.queue.published == []
@@ -231,11 +231,11 @@ def test_events_of_a_pod_being_made_publish_no_second_chain():
     assert scene.queue.published == []
 
 
-def test_events_are_told_as_often_as_the_test_wants():
+def test_the_fake_cluster_repeats_events_as_configured():
     cluster = MemoryCluster(World().clock)
-    told: list[str] = []
-    cluster.follow(told.append)
+    events: list[str] = []
+    cluster.follow(events.append)
     for times in (0, 1, 2):
         cluster.events = times
         cluster.delete_all(ID, 1)
-    assert len(told) == 3
+    assert len(events) == 3

@@ -1,4 +1,4 @@
-"""One call of `reconcile`: who acts, what is saved, what a lost race or a cluster that fails comes to."""
+"""One call of `reconcile`: which role acts, what is saved, lost races, and a cluster that fails."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -17,7 +17,7 @@ from tests.unit.domain.samples import FILES, GPUS, ID, POLICY, SMALL, World, spe
 
 
 class RacedRepository(MemoryTaskRepository):
-    """Somebody else writes right before the next save, or before a later one (`after` saves more): cancels, which keeps what was saved."""
+    """Another process writes just before the next save, or before one `after` saves later: a cancel, which keeps what was saved."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ def calls(world: World) -> list[str]:
     return [call.method if call.part is None else f"{call.method} {call.part}" for call in world.cluster.calls]
 
 
-def test_each_role_does_its_own_part_and_says_who_is_next():
+def test_each_role_does_its_part_and_returns_the_stage_that_is_due():
     world = World(FILES)
     assert world.link(Role.TORC).due is Stage.STAGE_IN
     assert world.link(Role.TIF).due is Stage.LAUNCH
@@ -59,7 +59,7 @@ def test_a_role_that_is_not_due_changes_nothing(role):
     assert (world.task.version, calls(world)) == (1, [])
 
 
-def test_a_link_that_comes_again_changes_nothing():
+def test_a_repeated_link_changes_nothing():
     world = World(FILES)
     for role in (Role.TORC, Role.TIF, Role.TEXAM):
         world.link(role)
@@ -67,7 +67,7 @@ def test_a_link_that_comes_again_changes_nothing():
     for role in (Role.TORC, Role.TIF, Role.TEXAM, Role.TOF):
         world.link(role)
     assert world.cluster.created == {(ID, 1, "task"): 1}
-    assert world.task.version <= version + 1  # the time of the next look
+    assert world.task.version <= version + 1  # the next wake-up
 
 
 def test_a_small_task_is_saved_few_times():
@@ -77,12 +77,12 @@ def test_a_small_task_is_saved_few_times():
     assert repository.saves == 2  # claimed, and launched
     world.cluster.run(ID, "task")
     world.link(Role.TORC)
-    assert repository.saves == 3  # its end; that its objects are being deleted needs no save of its own
+    assert repository.saves == 3  # its end; the deletion of its objects needs no further save
     world.to_the_end()
-    assert repository.saves == 4  # that nothing is left
+    assert repository.saves == 4  # everything is gone
 
 
-def test_the_first_removal_needs_no_look_at_the_cluster_and_a_late_one_does():
+def test_the_first_deletion_needs_no_observation_and_a_later_one_does():
     world = World(SMALL)
     world.launch()
     world.cluster.slow = True
@@ -97,13 +97,13 @@ def test_the_first_removal_needs_no_look_at_the_cluster_and_a_late_one_does():
     assert world.task.wake_at == world.now + CLEAN_AGAIN
 
 
-def test_objects_that_are_kept_are_looked_at_before_anything_is_removed():
+def test_kept_objects_are_observed_before_anything_is_deleted():
     world = World(SMALL, policy=replace(POLICY, keep=timedelta(minutes=1)))
     world.launch()
     world.change(stage=Stage.FINISH, outcome=Outcome(State.SYSTEM_ERROR, "Why", "so"))
     world.link(Role.TORC)
     world.link(Role.TORC)
-    assert calls(world)[-1] == "delete_pods", "nothing of a finished task goes on running"
+    assert calls(world)[-1] == "delete_pods", "a finished task still runs"
 
 
 def test_a_launch_is_claimed_and_made_once_while_the_claim_holds():
@@ -113,13 +113,13 @@ def test_a_launch_is_claimed_and_made_once_while_the_claim_holds():
     assert world.repository.save(task, seen=world.task.version)
     assert world.link(Role.TEXAM).due is None
     assert world.cluster.created == {}
-    world.clock.advance(timedelta(seconds=91))  # whoever claimed it is dead
+    world.clock.advance(timedelta(seconds=91))  # the claim has expired
     world.link(Role.TEXAM)
     assert world.cluster.created == {(ID, 1, "task"): 1}
     assert world.task.launching_at is None
 
 
-def test_a_process_that_stood_still_before_its_claim_was_saved_does_not_launch(monkeypatch):
+def test_a_process_whose_claim_took_too_long_to_save_does_not_launch(monkeypatch):
     world = World(SMALL)
     times = iter([0.0, 60.0])
     monkeypatch.setattr("poiesis.services.orchestrator.time.monotonic", lambda: next(times))
@@ -128,7 +128,7 @@ def test_a_process_that_stood_still_before_its_claim_was_saved_does_not_launch(m
     assert world.task.launching_at is not None
 
 
-def test_a_lost_race_reads_again_and_decides_again():
+def test_after_a_lost_race_the_task_is_read_and_decided_again():
     repository = RacedRepository()
     world = World(FILES, repository=repository)
     repository.rival = replace(world.task, wake_at=world.now)
@@ -138,7 +138,7 @@ def test_a_lost_race_reads_again_and_decides_again():
 
 @pytest.mark.parametrize("saves", [0, 1])
 @pytest.mark.parametrize("task_spec", [SMALL, FILES, GPUS], ids=["small", "files", "gpus"])
-def test_a_cancel_that_comes_while_a_pod_is_made_leaves_no_pod(task_spec, saves):
+def test_a_cancel_during_the_creation_of_a_pod_leaves_no_pod(task_spec, saves):
     repository = RacedRepository()
     world = World(task_spec, repository=repository)
     while world.task.stage not in (Stage.LAUNCH, Stage.STAGE_IN):
@@ -152,12 +152,12 @@ def test_a_cancel_that_comes_while_a_pod_is_made_leaves_no_pod(task_spec, saves)
     assert world.cluster.is_empty(ID)
 
 
-def test_an_undo_that_fails_is_found_by_the_clean_up():
+def test_cleanup_makes_up_for_a_failed_undo():
     repository = RacedRepository()
     world = World(SMALL, repository=repository)
     world.link(Role.TORC)
     repository.rival = replace(world.task, cancel_requested_at=world.now)
-    repository.after = 1  # the claim is saved; the cancel comes while the pod is made
+    repository.after = 1  # the claim is saved; the cancel comes during the creation of the pod
     world.cluster.fail("delete_all", ClusterUnavailable("away"))
     world.link(Role.TEXAM)
     assert world.cluster.pods(ID)
@@ -168,7 +168,7 @@ def test_an_undo_that_fails_is_found_by_the_clean_up():
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("method", ["create_volume", "create_documents", "launch"])
 @pytest.mark.parametrize("error", [ClusterUnavailable("away"), QuotaExceeded("no room")], ids=["away", "quota"])
-def test_an_effect_that_fails_for_now_is_waited_for_and_repeated(method, error, after):
+def test_an_effect_that_fails_temporarily_is_retried(method, error, after):
     world = World(FILES)
     world.cluster.fail(method, error, after=after)
     for role in (Role.TORC, Role.TIF, Role.TEXAM):
@@ -185,7 +185,7 @@ def test_an_effect_that_fails_for_now_is_waited_for_and_repeated(method, error, 
     assert world.cluster.created == {(ID, 1, "task"): 1}
 
 
-def test_an_effect_that_is_refused_ends_the_task():
+def test_a_rejected_effect_ends_the_task():
     world = World(FILES)
     world.cluster.fail("launch", ClusterRefused("spec.containers: invalid"))
     task = world.to_the_end()
@@ -194,7 +194,7 @@ def test_an_effect_that_is_refused_ends_the_task():
     assert world.cluster.is_empty(ID)
 
 
-def test_a_clean_up_that_fails_goes_on_until_it_succeeds():
+def test_cleanup_is_retried_until_it_succeeds():
     world = World(FILES)
     world.launch()
     world.cluster.run(ID, "task")
@@ -207,7 +207,7 @@ def test_a_clean_up_that_fails_goes_on_until_it_succeeds():
     assert world.cluster.is_empty(ID)
 
 
-def test_the_end_is_saved_before_what_it_came_from_is_deleted():
+def test_the_result_is_saved_before_its_source_is_deleted():
     world = World(FILES)
     world.launch()
     world.cluster.run(ID, "task")
@@ -222,7 +222,7 @@ def test_the_end_is_saved_before_what_it_came_from_is_deleted():
     assert world.to_the_end().stage is Stage.DONE
 
 
-def test_a_cluster_that_cannot_be_seen_changes_nothing():
+def test_a_cluster_that_cannot_be_observed_changes_nothing():
     world = World(SMALL)
     world.launch()
     before = world.task
@@ -231,7 +231,7 @@ def test_a_cluster_that_cannot_be_seen_changes_nothing():
     assert world.task == before
 
 
-def test_only_the_right_nonce_makes_the_cluster_look_early():
+def test_only_the_right_nonce_makes_the_cluster_read_records_early():
     looked: list[bool] = []
 
     class Looking(MemoryCluster):
@@ -249,13 +249,13 @@ def test_only_the_right_nonce_makes_the_cluster_look_early():
 
 
 @pytest.mark.parametrize("since", [{"attempt": 2}, {"uploads": 2}])
-def test_what_a_container_of_an_earlier_pod_pokes_is_not_heard(since):
-    """Chaos found it: a pod that was deleted by force lives on for a moment, and told its own end as that of the next attempt."""
-    heard: list[str] = []
+def test_records_of_an_earlier_pod_are_ignored(since):
+    """Found by chaos testing: a pod that was force-deleted lives on for a moment, and its poke was taken for one of the next attempt."""
+    accepted: list[str] = []
 
     class Hearing(MemoryCluster):
         def accept_records(self, task, records):
-            heard.extend(record.name for record in records)
+            accepted.extend(record.name for record in records)
 
     world = World(SMALL)
     world = World(SMALL, cluster=Hearing(world.clock))
@@ -264,15 +264,15 @@ def test_what_a_container_of_an_earlier_pod_pokes_is_not_heard(since):
     late, present = MemoryCluster(world.clock).record("late", 1), MemoryCluster(world.clock).record("present")
     world.monitor(poked=earlier, records=(late,))
     world.monitor(poked=now, records=(present,))
-    assert heard == ["present"]
+    assert accepted == ["present"]
 
 
-def test_a_task_nobody_stored_is_unknown():
+def test_a_task_that_was_never_stored_is_unknown():
     with pytest.raises(UnknownTask):
         World().orchestrator.reconcile(TaskId("x"), stages_of(Role.TORC))
 
 
-def test_a_store_that_is_away_is_told():
+def test_an_unavailable_store_is_an_error():
     world = World()
     world.repository.down = True
     with pytest.raises(RepositoryUnavailable):
@@ -297,7 +297,7 @@ def test_a_bug_while_a_retry_is_prepared_ends_the_task_too():
     assert world.to_the_end().state is State.SYSTEM_ERROR
 
 
-def test_a_bug_met_by_a_finished_or_unknown_task_changes_nothing():
+def test_a_bug_with_a_finished_or_unknown_task_changes_nothing():
     world = World(FILES)
     world.change(stage=Stage.CLEAN, state=State.SYSTEM_ERROR)
     before = world.task
@@ -314,7 +314,7 @@ def test_a_task_that_cannot_be_planned_is_given_up_and_cleaned_up():
     assert world.to_the_end().stage is Stage.DONE
 
 
-def test_a_poke_sees_the_end_of_a_pod_in_one_call():
+def test_a_poke_shows_the_end_of_a_pod_in_one_call():
     world = World(FILES)
     world.launch()
     world.cluster.run(ID, "task")
@@ -323,8 +323,8 @@ def test_a_poke_sees_the_end_of_a_pod_in_one_call():
     assert world.cluster.calls == [Call("observe", ID, 1)]
 
 
-def test_a_link_that_slept_through_a_pods_life_removes_what_it_made_again():
-    """Known: a process that stands still between reading a task and launching may start a pod once more; it does not stay."""
+def test_a_pod_created_again_by_a_paused_link_is_removed():
+    """A known weakness: a process that pauses between reading a task and launching may create a pod once more; it is removed."""
     world = World(SMALL)
     world.link(Role.TORC)
     old = world.task
@@ -337,7 +337,7 @@ def test_a_link_that_slept_through_a_pods_life_removes_what_it_made_again():
     assert world.cluster.is_empty(ID)
 
 
-def test_retries_wait_even_when_events_come():
+def test_a_retry_waits_for_its_delay_despite_events():
     world = World(SMALL)
     world.launch()
     world.cluster.lose(ID, "task", "Evicted")

@@ -50,7 +50,7 @@ def desk() -> Desk:
     return Desk()
 
 
-def test_a_created_task_is_stored_published_and_looked_at_again(desk):
+def test_a_created_task_is_stored_and_published_and_has_a_wake_up(desk):
     task_id = desk.service.create(FILES, owner="me", notes=["said"])
     task = desk.task(task_id)
     assert is_task_id(task_id)
@@ -61,17 +61,17 @@ def test_a_created_task_is_stored_published_and_looked_at_again(desk):
     assert desk.queue.published == [(task_id, Stage.PREPARE)]
 
 
-def test_every_task_has_a_nonce_of_its_own(desk):
+def test_every_task_has_its_own_nonce(desk):
     assert desk.task(desk.service.create(SMALL)).nonce != desk.task(desk.service.create(SMALL)).nonce
 
 
-def test_a_task_is_taken_while_the_queue_is_down(desk):
+def test_a_task_is_accepted_while_the_queue_is_down(desk):
     desk.queue.down = True
     task_id = desk.service.create(SMALL)
     assert [t for t, _ in desk.repository.due(desk.clock.advance(FIRST_WAKE_UP), limit=1)] == [task_id]
 
 
-def test_a_broken_task_is_neither_stored_nor_published(desk):
+def test_an_invalid_task_is_neither_stored_nor_published(desk):
     with pytest.raises(InvalidTask):
         desk.service.create(spec(volumes=("x",)))
     assert desk.queue.published == []
@@ -97,7 +97,7 @@ def test_a_task_that_could_not_be_stored_is_not_published(desk):
     assert desk.queue.published == []
 
 
-def test_what_was_dropped_is_said_in_the_system_log(desk):
+def test_dropped_fields_are_noted_in_the_system_log(desk):
     task = desk.task(desk.service.create(spec(resources=with_parameters(colour="red")), notes=["said"]))
     assert task.log.system_logs[0] == "said" and "colour" in task.log.system_logs[1]
 

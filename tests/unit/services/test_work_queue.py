@@ -17,7 +17,7 @@ A, B = TaskId("a"), TaskId("b")
 
 
 class Handler:
-    """Notes every call; holds those for which `hold` is set until `go`."""
+    """Records every call; blocks calls while `hold` is set, until `go`."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, str | None]] = []
@@ -48,7 +48,7 @@ class Handler:
         self._go.set()
 
     def wait(self, count: int) -> None:
-        """Until there were `count` calls and none is under way."""
+        """Wait until there were `count` calls and none is running."""
         with self._changed:
             assert self._changed.wait_for(
                 lambda: len(self.calls) >= count and (self.hold or not +self.busy), PATIENCE_S
@@ -84,7 +84,7 @@ def test_a_task_is_never_handled_twice_at_once_and_wake_ups_merge(handler, work)
     assert (handler.calls, handler.most) == ([("a", None), ("b", None), ("a", None)], 1)
 
 
-def test_a_hint_is_kept_by_wake_ups_that_have_none(handler, work):
+def test_wake_ups_without_a_hint_keep_the_last_one(handler, work):
     handler.hold = True
     work.wake(A)
     handler.wait(1)
@@ -102,7 +102,7 @@ def test_a_hint_is_kept_when_its_handling_failed(handler, work):
     assert handler.calls == [("a", "hint"), ("a", "hint")]
 
 
-def test_failures_are_repeated_a_bounded_number_of_times(handler, work):
+def test_failures_are_retried_a_bounded_number_of_times(handler, work):
     handler.fails = 1000
     work.wake(A)
     handler.wait(MAX_FAILURES + 1)
@@ -123,7 +123,7 @@ def test_back_off_grows_up_to_a_bound(handler):
     assert delays[-1] <= 30
 
 
-def test_a_task_that_backs_off_comes_back_though_others_keep_the_queue_busy(handler):
+def test_a_task_that_backs_off_is_retried_while_others_keep_the_queue_busy(handler):
     """One thread, always with something to do."""
     queue = WorkQueue(lambda task_id, hint: busy(task_id), 1)
     seen: list[str] = []
@@ -162,7 +162,7 @@ def test_after_close_nothing_is_handled(handler, work):
     assert handler.calls == []
 
 
-def test_events_wait_for_each_other_and_longer_the_more_tasks_wait(handler):
+def test_events_settle_longer_the_more_tasks_are_queued(handler):
     queue = WorkQueue(handler, 1, settle=timedelta(seconds=1))
     began = time.monotonic()
     for i in range(100):
