@@ -10,10 +10,9 @@ import importlib
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from poiesis.domain.errors import AccessDenied, ConfigurationError, StagingFailed, UnsupportedUrl
-from poiesis.filer.credentials import drs_unencrypted, ftp_unencrypted, http_unencrypted, s3_unencrypted
 from poiesis.filer.urls import scheme_of, shown
 
 if TYPE_CHECKING:
@@ -22,6 +21,7 @@ if TYPE_CHECKING:
     from poiesis.ports.filer import Filer
 
 GROUP: Final = "poiesis.filers"
+_CREDENTIALS: Final = "poiesis.filer.credentials"
 UNENCRYPTED: Final = (
     "credentials would be sent unencrypted on a network that the task's commands share; use an encrypted connection, or ask"
     " the operator to set POIESIS_FILER__ALLOW_UNENCRYPTED_CREDENTIALS or the staged layout"
@@ -54,8 +54,8 @@ class Scheme:
     """Whether the settings allow writing; None: always."""
     library: str | None = None
     """Module of an optional extra; without it the scheme is not available."""
-    unencrypted: Callable[[str, FilerSettings], bool] | None = None
-    """Whether a transfer would send credentials over a connection without encryption; None: never. Answers without network access."""
+    unencrypted: str | Callable[[str, FilerSettings], bool] | None = None
+    """Whether a transfer would send credentials over a connection without encryption; None: never. Needs no network access."""
 
 
 def _can_put(settings: FilerSettings) -> bool:
@@ -67,13 +67,25 @@ BUILT_IN: Final[Mapping[str, Scheme]] = {
     for s in (
         Scheme("", "poiesis.filer.local:LocalFiler", group="file"),
         Scheme("file", "poiesis.filer.local:LocalFiler", group="file"),
-        Scheme("s3", "poiesis.filer.s3:S3Filer", unencrypted=s3_unencrypted),
-        Scheme("http", "poiesis.filer.http:HttpFiler", group="http", needs=_can_put, unencrypted=http_unencrypted),
-        Scheme("https", "poiesis.filer.http:HttpFiler", group="http", needs=_can_put, unencrypted=http_unencrypted),
-        Scheme("ftp", "poiesis.filer.ftp:FtpFiler", group="ftp", unencrypted=ftp_unencrypted),
+        Scheme("s3", "poiesis.filer.s3:S3Filer", unencrypted=f"{_CREDENTIALS}:s3_unencrypted"),
+        Scheme(
+            "http",
+            "poiesis.filer.http:HttpFiler",
+            group="http",
+            needs=_can_put,
+            unencrypted=f"{_CREDENTIALS}:http_unencrypted",
+        ),
+        Scheme(
+            "https",
+            "poiesis.filer.http:HttpFiler",
+            group="http",
+            needs=_can_put,
+            unencrypted=f"{_CREDENTIALS}:http_unencrypted",
+        ),
+        Scheme("ftp", "poiesis.filer.ftp:FtpFiler", group="ftp", unencrypted=f"{_CREDENTIALS}:ftp_unencrypted"),
         Scheme("ftps", "poiesis.filer.ftp:FtpFiler", group="ftp"),
         Scheme("sftp", "poiesis.filer.sftp:SftpFiler", library="paramiko"),
-        Scheme("drs", "poiesis.filer.drs:DrsFiler", writes=False, unencrypted=drs_unencrypted),
+        Scheme("drs", "poiesis.filer.drs:DrsFiler", writes=False, unencrypted=f"{_CREDENTIALS}:drs_unencrypted"),
     )
 }
 
@@ -86,7 +98,19 @@ def scheme(name: str) -> Scheme | None:
 def sends_unencrypted(url: str, settings: FilerSettings) -> bool:
     """Whether a transfer of `url` would send credentials unencrypted (`poiesis.filer.credentials`). Raises: UnsupportedUrl."""
     found = scheme(scheme_of(url))
-    return found is not None and found.unencrypted is not None and found.unencrypted(url, settings)
+    return found is not None and _sends_unencrypted(found, url, settings)
+
+
+def _sends_unencrypted(found: Scheme, url: str, settings: FilerSettings) -> bool:
+    return found.unencrypted is not None and bool(_loaded(found.unencrypted)(url, settings))
+
+
+def _loaded(target: str | Callable[..., Any]) -> Callable[..., Any]:
+    """A callable, or what `module:callable` names. Raises: ImportError."""
+    if not isinstance(target, str):
+        return target
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
 
 
 def readable(settings: FilerSettings) -> frozenset[str]:
@@ -164,11 +188,7 @@ class Filers:
 
     def _filer(self, found: Scheme, url: str) -> Filer:
         context = self._context
-        if (
-            not context.allow_unencrypted_credentials
-            and found.unencrypted is not None
-            and found.unencrypted(url, context.settings)
-        ):
+        if not context.allow_unencrypted_credentials and _sends_unencrypted(found, url, context.settings):
             raise AccessDenied(f"{shown(url)}: {UNENCRYPTED}")
         key = found.group or found.name
         with self._lock:
@@ -177,11 +197,8 @@ class Filers:
             return self._filers[key]
 
     def _build(self, found: Scheme) -> Filer:
-        factory = found.factory
-        if isinstance(factory, str):
-            module, _, name = factory.partition(":")
-            try:
-                factory = getattr(importlib.import_module(module), name)
-            except ImportError as error:
-                raise StagingFailed(f"{found.name}: missing library: {error}") from error
-        return factory(self._context)
+        try:
+            factory = _loaded(found.factory)
+        except ImportError as error:
+            raise StagingFailed(f"{found.name}: missing library: {error}") from error
+        return factory(self._context)  # type: ignore[no-any-return]

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from poiesis.domain.report import FilerReport
-from poiesis.filer.inputs import StageIn
-from poiesis.filer.outputs import StageOut
 from poiesis.filer.registry import Context, Filers, Scheme
 from poiesis.filer.settings import FilerSettings
 from poiesis.filer.stage import Tools
@@ -35,6 +33,8 @@ def stage_in(
     schemes: Mapping[str, Scheme] | None = None,
 ) -> FilerReport:
     """Stage the inputs of a `tif_document` onto the volume; stops at the first error. `schemes`: instead of the registered ones."""
+
+    from poiesis.filer.inputs import StageIn  # a filer runs in one direction
 
     def run(tools: Tools) -> None:
         stage = StageIn(tools)
@@ -60,6 +60,8 @@ def stage_out(
     schemes: Mapping[str, Scheme] | None = None,
 ) -> FilerReport:
     """Upload the outputs of a `tof_document`; every one is tried, whatever happens to the others."""
+
+    from poiesis.filer.outputs import StageOut
 
     def run(tools: Tools) -> None:
         stage = StageOut(tools, document)

@@ -15,12 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from poiesis.domain.errors import NotFound, StagingFailed
-from poiesis.domain.patterns import Name, PathPattern
 from poiesis.domain.report import ROOT
 from poiesis.filer.placeholder import mark_as_placeholder
+
+if TYPE_CHECKING:
+    from poiesis.domain.patterns import Name, PathPattern
 
 MAX_LINKS: Final = 40  # as the kernel's own
 MAX_DEPTH: Final = 256  # of directories; each level holds a descriptor
