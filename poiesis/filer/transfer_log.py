@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import Final
@@ -16,6 +17,7 @@ MAX_FILES: Final = 10_000  # more would not fit in a report
 MAX_NOTES: Final = 99  # and one that counts the others
 MAX_ERRORS: Final = 5  # in the message, which says how many more there are
 MAX_TRACEBACKS: Final = 3
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")  # in names: they would forge lines of a log, or steer a terminal
 
 
 class TransferLog:
@@ -45,7 +47,7 @@ class TransferLog:
     def note(self, text: str) -> None:
         with self._lock:
             if len(self._notes) < MAX_NOTES:
-                self._notes.append(text)
+                self._notes.append(_CONTROL.sub("?", text))
             else:
                 self._omitted_notes += 1
 
@@ -66,7 +68,7 @@ class TransferLog:
         errors.sort(key=lambda e: e.retryable)
         message = None
         if errors:
-            message = "; ".join(dict.fromkeys(str(e) for e in errors[:MAX_ERRORS]))
+            message = "; ".join(dict.fromkeys(_CONTROL.sub("?", str(e)) for e in errors[:MAX_ERRORS]))
             if len(errors) > MAX_ERRORS:
                 message += f"; and {len(errors) - MAX_ERRORS} more"
         notes = [*self._notes, f"… and {self._omitted_notes} more notes"] if self._omitted_notes else self._notes
@@ -90,9 +92,7 @@ def unexpected(error: Exception, *, with_traceback: bool = True) -> StagingFaile
         import logging  # only for bugs
 
         logging.getLogger("poiesis.filer").error("unexpected_error", exc_info=error)
-    return StagingFailed(
-        f"internal error of the filer ({type(error).__name__}); the traceback is in its container's log"
-    )
+    return StagingFailed(f"internal error of the filer ({type(error).__name__}); the traceback is in its log")
 
 
 def _with_path(error: PoiesisError, path: str) -> PoiesisError:

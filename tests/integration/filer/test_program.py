@@ -67,7 +67,7 @@ def test_a_bug_leaves_its_traceback_on_stderr_and_one_line_in_the_report(tmp_pat
     assert process.returncode == 1
     report = parse_report(out.splitlines()[-1])
     assert report is not None
-    assert report.error == "internal error of the filer (KeyError); the traceback is in its container's log"
+    assert report.error == "internal error of the filer (KeyError); the traceback is in its log"
     assert "Traceback (most recent call last):" in log
     assert "KeyError: 'path'" in log
 

@@ -527,7 +527,7 @@ def test_a_bug_is_one_line_for_the_user_and_a_traceback_for_the_operator(
     inputs = [given(f"/data/{i}", f"odd://x/{i}") for i in range(20)]
     schemes = {"odd": Scheme("odd", lambda _: Broken(()))}
     report = bring(volume, *inputs, settings=quick(parallel=1), schemes=schemes)
-    assert report.error == "/data/0: internal error of the filer (KeyError); the traceback is in its container's log"
+    assert report.error == "/data/0: internal error of the filer (KeyError); the traceback is in its log"
     assert (report.error_code, report.retryable) == ("staging_failed", False)
     assert [(r.getMessage(), r.exc_info is not None and r.exc_info[0]) for r in caplog.records] == [
         ("unexpected_error", KeyError)

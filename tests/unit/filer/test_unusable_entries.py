@@ -165,3 +165,15 @@ def test_links_in_circles_do_not_make_a_pattern_endless(volume: Path, store: Pat
     report = send(volume, wanted(path, f"file://{store}", None, "/w"), settings=settings)
     assert report.error is not None
     assert "more than 2000 files" in report.error
+
+
+def test_names_cannot_forge_lines_of_a_log(volume: Path, store: Path) -> None:
+    name = "x\n2026-01-01 COMPLETE\x1b[31m\x9b"
+    (volume / "root/w" / name).symlink_to("nothing")
+    settings = quick(file_roots=(str(store),))
+    report = send(
+        volume, wanted("/w", f"file://{store}", "DIRECTORY"), wanted(f"/w/{name}", f"{store}/x"), settings=settings
+    )
+    assert report.error is not None
+    assert len(report.notes) == 1
+    assert all(text.isprintable() for text in (report.error, *report.notes))
