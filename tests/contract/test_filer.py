@@ -1,13 +1,13 @@
-"""One suite for every scheme, each against a real server. What a scheme cannot do is said by its `Place`.
+"""One suite for every scheme, each against a real server. What a scheme cannot do is a field of its `Place`.
 
-1. a file of any size goes and comes as it was, its size in the report
+1. a file of any size is uploaded and staged unchanged, with its size in the report
 2. an upload replaces what was there, and leaves nothing beside it
-3. a directory goes and comes with hidden files, odd names and, where the scheme has them, empty directories
-4. what is not there is `not_found`, naming URL and path, and leaves no file
-5. nobody's password is in a report
-6. a stop ends it as `cancelled`, with nothing half-made on either side
-7. files go and come in parallel, each once
-8. a directory is found without being called one, where the scheme can list
+3. a directory is uploaded and staged with hidden files, odd names and, where the scheme has them, empty directories
+4. a missing file is `not_found` with URL and path, and leaves no file
+5. no report has a password
+6. cancellation ends it as `cancelled`, without unfinished files on either side
+7. files are moved in parallel, each once
+8. a directory is recognized without its type, where the scheme can list
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def volume(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("size", [0, 1, 70_000, 3_000_000])
-def test_1_a_file_of_any_size_goes_and_comes(volume: Path, place: Place, size: int) -> None:
+def test_1_a_file_of_any_size_is_uploaded_and_staged(volume: Path, place: Place, size: int) -> None:
     data = random.Random(size).randbytes(size)
     (volume / "root/data/x").write_bytes(data)
     report = send(volume, wanted("/data/x", f"{place.url}/a/x", "FILE"), settings=place.settings)
@@ -100,7 +100,7 @@ def test_2_an_upload_replaces_what_was_there(volume: Path, place: Place) -> None
     assert place.names() == {"up/x"}
 
 
-def test_3_a_directory_goes_and_comes(volume: Path, place: Place) -> None:
+def test_3_a_directory_is_uploaded_and_staged(volume: Path, place: Place) -> None:
     root = volume / "root/data/d"
     (root / "e/f").mkdir(parents=True)
     if place.keeps_empty_directories:
@@ -121,7 +121,7 @@ def test_3_a_directory_goes_and_comes(volume: Path, place: Place) -> None:
     assert tree(volume / "root/data/back") == tree(root)
 
 
-def test_4_what_is_not_there_is_said(volume: Path, place: Place) -> None:
+def test_4_a_missing_file_is_an_error(volume: Path, place: Place) -> None:
     report = bring(volume, given("/data/x", f"{place.url}/none"), settings=place.settings)
     assert (report.error_code, report.retryable) == ("not_found", False)
     assert "/data/x" in str(report.error)
@@ -129,7 +129,7 @@ def test_4_what_is_not_there_is_said(volume: Path, place: Place) -> None:
     assert tree(volume / "root/data") == {}
 
 
-def test_5_no_password_is_told(volume: Path, place: Place) -> None:
+def test_5_no_report_has_a_password(volume: Path, place: Place) -> None:
     (volume / "root/data/x").write_text("x")
     for report in (
         send(volume, wanted("/data/x", f"{place.url}/x"), settings=place.settings),
@@ -139,7 +139,7 @@ def test_5_no_password_is_told(volume: Path, place: Place) -> None:
 
 
 @pytest.mark.parametrize("after", [3, 6, 9])
-def test_6_a_stop_leaves_nothing_half_made(volume: Path, place: Place, after: int) -> None:
+def test_6_cancellation_leaves_no_unfinished_file(volume: Path, place: Place, after: int) -> None:
     data = bytes(3_000_000)
     (volume / "root/data/x").write_bytes(data)
     calls = iter(range(10**9))
@@ -161,7 +161,7 @@ def test_6_a_stop_leaves_nothing_half_made(volume: Path, place: Place, after: in
     assert leftovers(volume) == []
 
 
-def test_7_files_go_and_come_in_parallel_each_once(volume: Path, place: Place) -> None:
+def test_7_files_are_moved_in_parallel_each_once(volume: Path, place: Place) -> None:
     names = [f"{i:02}" for i in range(30)]
     for name in names:
         (volume / "root/data" / name).write_text(name)
@@ -172,7 +172,7 @@ def test_7_files_go_and_come_in_parallel_each_once(volume: Path, place: Place) -
     assert tree(volume / "root/back") == {n: n.encode() for n in names}
 
 
-def test_8_a_directory_is_found_without_being_called_one(volume: Path, place: Place) -> None:
+def test_8_a_directory_is_recognized_without_its_type(volume: Path, place: Place) -> None:
     (volume / "root/data/d").mkdir()
     (volume / "root/data/d/x").write_text("x")
     assert send(volume, wanted("/data/d", f"{place.url}/d"), settings=place.settings).error is None

@@ -19,13 +19,13 @@ def web() -> Iterator[HttpServer]:
 
 @pytest.fixture(scope="session")
 def ours(tmp_path_factory: pytest.TempPathFactory) -> Authority:
-    """A certificate authority of one's own."""
+    """A private certificate authority."""
     return authority(tmp_path_factory.mktemp("ca"), "127.0.0.1", "localhost")
 
 
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No proxies and certificates by variables."""
+    """Without proxies and certificates from the environment."""
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

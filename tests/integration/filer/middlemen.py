@@ -1,4 +1,4 @@
-"""What stands between a filer and its server: something that ends TLS, and a proxy. Real sockets, in threads."""
+"""Servers between a filer and its server: a TLS terminator and a proxy. Real sockets, in threads."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ IDLE_S = 30.0
 
 @dataclass(frozen=True)
 class Authority:
-    """A certificate authority of our own, and what it signed. `key_file` holds key and certificate of `names`."""
+    """A private certificate authority and the certificate that it signed. `key_file` holds the key and certificate of `names`."""
 
     ca_file: Path
     key_file: Path
@@ -110,7 +110,7 @@ class _Listener:
 
 
 class TlsFront(_Listener):
-    """TLS before a plain server. `cut`: after how many bytes of its answers to break off connection number so and so."""
+    """TLS in front of a plain server. `cut`: after how many bytes of its responses to close the connection of that number."""
 
     def __init__(self, target: str, tls: ssl.SSLContext) -> None:
         parts = urlsplit(target)
@@ -132,7 +132,7 @@ class TlsFront(_Listener):
 
 
 class Pieces(_Listener):
-    """Passes on what a server at that port says in pieces of so many bytes, each of which comes alone: records of TLS in parts."""
+    """Passes on the bytes of a server at that port in pieces of a given size: TLS records arrive in parts."""
 
     def __init__(self, port: int, size: int) -> None:
         self._port, self._size = port, size
@@ -154,7 +154,7 @@ class Pieces(_Listener):
 
 
 class Proxy(_Listener):
-    """An HTTP proxy: absolute URLs and CONNECT. `login`: `user:password` it wants; `refuses`: the status of all its answers."""
+    """An HTTP proxy: absolute URLs and CONNECT. `login`: the `user:password` that it requires; `refuses`: the status of each response."""
 
     def __init__(
         self, *, tls: ssl.SSLContext | None = None, login: str | None = None, refuses: int | None = None

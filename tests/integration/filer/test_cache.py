@@ -1,4 +1,4 @@
-"""The input cache: fetched once, right for all, bounded, whole after crashes."""
+"""The input cache: one fetch for all tasks, bounded, consistent after crashes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_second_task_fetches_nothing(tmp_path: Path, web: HttpServer) -> Non
     assert gets(web) == 1
 
 
-def test_a_task_that_changes_its_input_changes_nobody_elses(tmp_path: Path, web: HttpServer) -> None:
+def test_a_task_that_changes_its_input_does_not_change_that_of_others(tmp_path: Path, web: HttpServer) -> None:
     web.files["/x"] = BODY
     for i in range(2):
         volume = tmp_path / f"v{i}"
@@ -67,7 +67,7 @@ def test_a_new_version_is_fetched(tmp_path: Path, web: HttpServer, volume: Path)
         assert (volume / "root/data/x").read_bytes() == body
 
 
-def test_a_version_that_changes_between_look_and_fetch_is_not_kept_under_the_old_name(
+def test_a_version_that_changes_between_stat_and_fetch_is_not_cached_as_the_old_one(
     tmp_path: Path, web: HttpServer, volume: Path
 ) -> None:
     web.files["/x"] = BODY
@@ -82,7 +82,7 @@ def test_a_version_that_changes_between_look_and_fetch_is_not_kept_under_the_old
     assert entries(tmp_path) == []
 
 
-def test_who_may_not_read_gets_nothing_from_the_cache(tmp_path: Path, web: HttpServer, volume: Path) -> None:
+def test_the_cache_gives_nothing_to_a_task_that_may_not_read(tmp_path: Path, web: HttpServer, volume: Path) -> None:
     web.files["/x"] = BODY
     assert bring(volume, given("/data/x", f"{web.url}/x"), settings=cached(tmp_path)).error is None
     (volume / "root/data/x").unlink()
@@ -92,7 +92,9 @@ def test_who_may_not_read_gets_nothing_from_the_cache(tmp_path: Path, web: HttpS
     assert tree(volume / "root/data") == {}
 
 
-def test_the_size_is_bounded_and_the_longest_unused_goes_first(tmp_path: Path, web: HttpServer, volume: Path) -> None:
+def test_the_size_is_bounded_and_the_least_recently_used_is_evicted_first(
+    tmp_path: Path, web: HttpServer, volume: Path
+) -> None:
     settings = cached(tmp_path, cache_bytes=10_000_000)
     for i in range(6):
         web.files[f"/{i}"] = BODY
@@ -119,7 +121,9 @@ def test_a_damaged_entry_is_fetched_again(tmp_path: Path, web: HttpServer, volum
 
 
 @pytest.mark.parametrize("broken", ["a file", "nowhere"])
-def test_a_cache_that_cannot_be_used_is_no_fault(tmp_path: Path, web: HttpServer, volume: Path, broken: str) -> None:
+def test_a_cache_that_cannot_be_used_is_not_an_error(
+    tmp_path: Path, web: HttpServer, volume: Path, broken: str
+) -> None:
     web.files["/x"] = BODY
     place = tmp_path / "cache" if broken == "a file" else Path("/proc/none")
     if broken == "a file":
@@ -204,7 +208,7 @@ def test_eight_tasks_at_once_with_a_large_object_of_s3_fetch_it_once(roomy: tupl
     assert sorted(r.method for r in web.requests).count("HEAD") == 8  # each proves its right to read
 
 
-def test_a_fetch_that_was_killed_leaves_nothing_that_counts(tmp_path: Path, web: HttpServer) -> None:
+def test_a_killed_fetch_leaves_nothing_behind(tmp_path: Path, web: HttpServer) -> None:
     web.files["/x"] = BODY
     web.faults = lambda r: Fault(drip=0.01) if r.method == "GET" else None
     killed = process(tmp_path, web, 0)

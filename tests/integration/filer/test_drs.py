@@ -1,4 +1,4 @@
-"""drs, resolved by a service that a real HTTP server plays."""
+"""drs, with a real HTTP server as the service."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sums(body: bytes) -> list[dict[str, str]]:
     ]
 
 
-def test_an_object_comes_by_its_url_with_the_headers_it_needs(volume: Path, web: HttpServer) -> None:
+def test_an_object_is_fetched_by_its_access_url_and_headers(volume: Path, web: HttpServer) -> None:
     web.files["/bytes"] = BODY
     method = {"type": "https", "access_url": {"url": f"{web.url}/bytes", "headers": ["Authorization: Basic Zm9v"]}}
     url = offer(web, "one", size=len(BODY), checksums=sums(BODY), access_methods=[{"type": "gs"}, method])
@@ -43,7 +43,7 @@ def test_an_object_comes_by_its_url_with_the_headers_it_needs(volume: Path, web:
     assert web.requests[-1].headers["authorization"] == "Basic Zm9v"
 
 
-def test_an_access_id_is_asked_for_with_the_token(volume: Path, web: HttpServer, tmp_path: Path) -> None:
+def test_an_access_id_is_resolved_with_the_token(volume: Path, web: HttpServer, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("secret-token\n")
     web.files["/bytes"] = BODY
     url = offer(web, "two", access_methods=[{"type": "https", "access_id": "a b"}])
@@ -55,7 +55,7 @@ def test_an_access_id_is_asked_for_with_the_token(volume: Path, web: HttpServer,
     assert "secret-token" not in str(report)
 
 
-def test_headers_for_the_bytes_do_not_follow_a_redirect_elsewhere(volume: Path, web: HttpServer) -> None:
+def test_access_headers_are_not_sent_after_a_redirect_to_another_host(volume: Path, web: HttpServer) -> None:
     web.files["/end"] = BODY
     elsewhere = web.url.replace("127.0.0.1", "localhost") + "/end"
     web.faults = lambda r: Fault(redirect=elsewhere) if r.path == "/bytes" else None
@@ -67,7 +67,7 @@ def test_headers_for_the_bytes_do_not_follow_a_redirect_elsewhere(volume: Path, 
 
 
 @pytest.mark.parametrize("wrong", [{"size": 1}, {"checksums": [{"type": "md5", "checksum": "0" * 32}]}])
-def test_what_is_not_as_told_is_no_file(volume: Path, web: HttpServer, wrong: dict[str, Any]) -> None:
+def test_a_wrong_size_or_checksum_is_an_error(volume: Path, web: HttpServer, wrong: dict[str, Any]) -> None:
     web.files["/bytes"] = BODY
     method = {"type": "https", "access_url": {"url": f"{web.url}/bytes"}}
     url = offer(web, "bad", access_methods=[method], **wrong)
@@ -96,7 +96,7 @@ def test_a_bundle_is_a_directory(volume: Path, web: HttpServer) -> None:
         {"type": "https", "access_url": {"url": "/etc/passwd"}},
     ],
 )
-def test_an_object_never_names_files_of_ours(volume: Path, web: HttpServer, method: dict[str, Any]) -> None:
+def test_an_object_cannot_lead_to_files_of_the_service(volume: Path, web: HttpServer, method: dict[str, Any]) -> None:
     url = offer(web, "x", access_methods=[method])
     report = bring(volume, given("/data/x", url), settings=settings(web, file_roots=("/etc",)))
     assert report.error_code == "unsupported_url"

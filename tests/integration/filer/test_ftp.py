@@ -23,7 +23,7 @@ from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, w
 BODY = random.Random(2).randbytes(300_000)
 
 
-def test_a_file_goes_and_comes(volume: Path, ftp: FtpServer) -> None:
+def test_a_file_is_uploaded_and_staged(volume: Path, ftp: FtpServer) -> None:
     (volume / "root/data").mkdir(parents=True)
     (volume / "root/data/x").write_bytes(BODY)
     report = send(volume, wanted("/data/x", f"{ftp.user_url}/new/dir/x%20y"), settings=quick())
@@ -42,7 +42,7 @@ def test_an_upload_replaces_what_was_there(volume: Path, ftp: FtpServer) -> None
     assert tree(ftp.root) == {"x": b"new"}
 
 
-def test_a_directory_goes_and_comes(volume: Path, ftp: FtpServer) -> None:
+def test_a_directory_is_uploaded_and_staged(volume: Path, ftp: FtpServer) -> None:
     root = volume / "root/work"
     (root / "e/f").mkdir(parents=True)
     for name in ("a", ".b", "e/c ü"):
@@ -53,7 +53,7 @@ def test_a_directory_goes_and_comes(volume: Path, ftp: FtpServer) -> None:
     assert tree(volume / "root/back") == tree(root)
 
 
-def test_what_is_not_there_and_what_is_not_allowed(volume: Path, ftp: FtpServer) -> None:
+def test_missing_files_and_refused_logins(volume: Path, ftp: FtpServer) -> None:
     for url, code in (
         (f"{ftp.url}/none", "not_found"),
         (ftp.url.replace("ftp://", "ftp://no:body@") + "/x", "access_denied"),
@@ -73,7 +73,7 @@ def test_a_line_break_in_a_path_is_refused(volume: Path, ftp: FtpServer) -> None
     assert report.error_code == "unsupported_url"
 
 
-def test_a_file_that_changes_after_a_drop_is_fetched_anew(
+def test_a_file_that_changes_after_a_drop_is_fetched_again(
     volume: Path, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pyftpdlib.handlers import DTPHandler
@@ -141,7 +141,7 @@ def test_links_and_special_files_in_a_listing(volume: Path, ftp: FtpServer, monk
 
 
 @pytest.mark.parametrize("name", ["a/b", "..", "a\0b"])
-def test_a_name_that_no_file_can_have_is_refused(
+def test_an_invalid_name_in_a_listing_is_refused(
     volume: Path, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr(ftplib.FTP, "mlsd", lambda *_, **__: iter([(name, {"type": "file"})]))
@@ -206,7 +206,7 @@ def _serve(control: socket.socket, context: ssl.SSLContext, root: Path, open_one
         elif command == "PASV":
             passive = socket.create_server(("127.0.0.1", 0))
             high, low = divmod(passive.getsockname()[1], 256)
-            say(f"227 Passive (10,0,0,1,{high},{low})")  # of the address nobody may take notice
+            say(f"227 Passive (10,0,0,1,{high},{low})")  # an address that the client has to ignore
         elif command in ("RETR", "STOR") and passive is not None and protected:
             say("150 here it comes")
             with passive, context.wrap_socket(passive.accept()[0], server_side=True) as data:
@@ -260,7 +260,7 @@ def ftps(tmp_path: Path) -> Iterator[Secure]:
     listener.close()
 
 
-def test_ftps_goes_and_comes_with_a_trusted_certificate_alone(volume: Path, ftps: Secure) -> None:
+def test_ftps_needs_a_trusted_certificate(volume: Path, ftps: Secure) -> None:
     (volume / "root/data").mkdir(parents=True)
     (volume / "root/data/x").write_bytes(os.urandom(100_000))
     url = f"ftps://test:testtest@127.0.0.1:{ftps.port}/x"

@@ -1,4 +1,4 @@
-"""http against a real server that breaks every promise it can."""
+"""http against a real server that violates the protocol on demand."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def fetch(volume: Path, url: str, **changes: object):
     return report, path.read_bytes() if path.exists() else None
 
 
-def test_a_file_comes(volume: Path, web: HttpServer) -> None:
+def test_a_file_is_staged(volume: Path, web: HttpServer) -> None:
     web.files["/a b"] = BODY
     report, got = fetch(volume, f"{web.url}/a%20b?sig=1")
     assert got == BODY
     assert report.files[0].url == f"{web.url}/a%20b"
 
 
-def test_an_empty_file_comes(volume: Path, web: HttpServer) -> None:
+def test_an_empty_file_is_staged(volume: Path, web: HttpServer) -> None:
     web.files["/e"] = b""
     assert fetch(volume, f"{web.url}/e")[1] == b""
 
@@ -39,7 +39,7 @@ def test_an_empty_file_comes(volume: Path, web: HttpServer) -> None:
 @pytest.mark.parametrize(
     "status, code", [(404, "not_found"), (410, "not_found"), (403, "access_denied"), (401, "access_denied")]
 )
-def test_statuses_that_are_final(volume: Path, web: HttpServer, status: int, code: str) -> None:
+def test_permanent_statuses(volume: Path, web: HttpServer, status: int, code: str) -> None:
     web.faults = lambda _: Fault(status=status)
     report, _ = fetch(volume, f"{web.url}/x?secret=1")
     assert (report.error_code, report.retryable) == (code, False)
@@ -48,13 +48,13 @@ def test_statuses_that_are_final(volume: Path, web: HttpServer, status: int, cod
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 429, 408])
-def test_statuses_that_pass(volume: Path, web: HttpServer, status: int) -> None:
+def test_transient_statuses(volume: Path, web: HttpServer, status: int) -> None:
     web.files["/x"] = BODY
     web.faults = lambda _: Fault(status=status) if len(web.requests) < 3 else None
     assert fetch(volume, f"{web.url}/x")[1] == BODY
 
 
-def test_attempts_end(volume: Path, web: HttpServer) -> None:
+def test_attempts_are_limited(volume: Path, web: HttpServer) -> None:
     web.faults = lambda _: Fault(status=503)
     report, _ = fetch(volume, f"{web.url}/x")
     assert (report.error_code, report.retryable) == ("storage_unavailable", True)
@@ -86,7 +86,7 @@ def test_a_connection_dropped_after_any_byte_is_resumed(
             assert web.requests[1].headers["range"] == f"bytes={cut}-"
 
 
-def test_a_file_that_changes_meanwhile_is_fetched_anew(volume: Path, web: HttpServer) -> None:
+def test_a_file_that_changes_meanwhile_is_fetched_again(volume: Path, web: HttpServer) -> None:
     web.files["/x"] = BODY
 
     def fault(_: Request) -> Fault | None:
@@ -100,20 +100,20 @@ def test_a_file_that_changes_meanwhile_is_fetched_anew(volume: Path, web: HttpSe
 
 
 @pytest.mark.parametrize("fault", [Fault(wrong_range=True), Fault(no_range=True)])
-def test_a_server_that_answers_another_range_gets_no_trust(volume: Path, web: HttpServer, fault: Fault) -> None:
+def test_a_response_with_another_range_is_refused(volume: Path, web: HttpServer, fault: Fault) -> None:
     web.files["/x"] = BODY
     web.faults = lambda _: Fault(cut=1000) if len(web.requests) == 1 else fault if len(web.requests) == 2 else None
     assert fetch(volume, f"{web.url}/x")[1] == BODY
 
 
-def test_many_drops_are_borne_as_long_as_there_is_progress(volume: Path, web: HttpServer) -> None:
+def test_many_drops_are_tolerated_while_there_is_progress(volume: Path, web: HttpServer) -> None:
     web.files["/x"] = BODY
     web.faults = lambda _: Fault(cut=1000)
     assert fetch(volume, f"{web.url}/x")[1] == BODY
     assert len(web.requests) >= 40
 
 
-def test_a_length_that_is_too_long_never_ends_as_a_file(volume: Path, web: HttpServer) -> None:
+def test_a_response_shorter_than_its_length_is_not_a_file(volume: Path, web: HttpServer) -> None:
     web.files["/x"] = BODY
     web.faults = lambda _: Fault(length=len(BODY) + 1, no_range=True)
     report, got = fetch(volume, f"{web.url}/x")
@@ -128,7 +128,7 @@ def test_a_server_without_length_is_refused(volume: Path, web: HttpServer) -> No
     assert "no length" in str(report.error)
 
 
-def test_a_drip_counts_as_a_stall(volume: Path, web: HttpServer) -> None:
+def test_a_slow_drip_counts_as_a_stall(volume: Path, web: HttpServer) -> None:
     from datetime import timedelta
 
     web.files["/x"] = BODY
@@ -149,12 +149,12 @@ def test_chunks_and_compressed_transfer(volume: Path, web: HttpServer) -> None:
     assert fetch(volume, f"{web.url}/x.gz")[1] == packed
 
 
-def test_a_compressed_transfer_cut_short_is_no_file(volume: Path, web: HttpServer) -> None:
+def test_a_truncated_compressed_response_is_not_a_file(volume: Path, web: HttpServer) -> None:
     web.faults = lambda _: Fault(body=gzip.compress(BODY)[:-9], headers={"content-encoding": "gzip"})
     assert fetch(volume, f"{web.url}/x")[0].retryable
 
 
-def test_redirects_are_followed_a_few_times(volume: Path, web: HttpServer) -> None:
+def test_redirects_are_followed_up_to_a_limit(volume: Path, web: HttpServer) -> None:
     web.files["/end"] = BODY
     web.faults = lambda r: (
         Fault(redirect="/b") if r.path == "/a" else Fault(redirect="/end") if r.path == "/b" else None
@@ -171,7 +171,7 @@ def test_redirects_are_followed_a_few_times(volume: Path, web: HttpServer) -> No
     "target",
     ["http://169.254.169.254/latest/meta-data", "http://[::1]/", "http://10.0.0.1/", "file:///etc/passwd", "ftp://x/y"],
 )
-def test_a_redirect_to_what_is_private_is_refused(volume: Path, web: HttpServer, target: str) -> None:
+def test_a_redirect_to_a_private_address_is_refused(volume: Path, web: HttpServer, target: str) -> None:
     web.faults = lambda _: Fault(redirect=target)
     report, _ = fetch(volume, f"{web.url}/x")
     assert report.error_code == "access_denied"
@@ -189,7 +189,7 @@ def test_loopback_is_refused_unless_allowed(volume: Path, web: HttpServer, host:
     assert web.requests == []
 
 
-def test_credentials_go_to_their_host_alone(volume: Path, web: HttpServer) -> None:
+def test_credentials_are_only_sent_to_their_host(volume: Path, web: HttpServer) -> None:
     web.files["/x"] = BODY
     url = web.url.replace("http://", "http://me:p%40ss@")
     assert fetch(volume, f"{url}/x")[1] == BODY

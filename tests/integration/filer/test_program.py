@@ -49,7 +49,7 @@ def test_the_report_is_the_last_line(tmp_path: Path, web: HttpServer) -> None:
     assert (report.error, report.total_files, report.total_bytes) == (None, 2, 4)
 
 
-def test_an_error_ends_with_one(tmp_path: Path) -> None:
+def test_an_error_is_exit_code_1(tmp_path: Path) -> None:
     document = {
         "outputs": [{"path": "/data/x", "url": "s3://b/k", "path_prefix": None, "type": None}],
         "optional": False,
@@ -72,7 +72,7 @@ def test_a_bug_leaves_its_traceback_on_stderr_and_one_line_in_the_report(tmp_pat
     assert "KeyError: 'path'" in log
 
 
-def test_a_document_that_is_none_is_an_error_in_a_report(tmp_path: Path) -> None:
+def test_an_invalid_document_is_an_error_in_the_report(tmp_path: Path) -> None:
     process = start(tmp_path, "in", {})
     process.communicate(timeout=30)
     (tmp_path / "document.json").write_text("[1")
@@ -91,7 +91,7 @@ def test_a_document_that_is_none_is_an_error_in_a_report(tmp_path: Path) -> None
     assert report.error_code == "configuration"
 
 
-def test_a_document_in_pieces_is_put_together(tmp_path: Path) -> None:
+def test_a_document_in_pieces_is_joined(tmp_path: Path) -> None:
     """As it comes when it is too large for one Secret (poiesis/cluster/kubernetes/objects.py)."""
     text = json.dumps({"inputs": [given("/data/x", content="ü" * 3000)]}).encode()
     for i in range(12):
@@ -105,7 +105,7 @@ def test_a_document_in_pieces_is_put_together(tmp_path: Path) -> None:
     assert (tmp_path / "volume/root/data/x").read_text() == "ü" * 3000
 
 
-def test_sigterm_ends_it_in_order(tmp_path: Path, web: HttpServer) -> None:
+def test_sigterm_removes_unfinished_files(tmp_path: Path, web: HttpServer) -> None:
     web.files["/x"] = b"x" * 1000
     web.faults = lambda _: Fault(drip=0.05)
     process = start(tmp_path, "in", {"inputs": [given("/data/x", f"{web.url}/x")]})
@@ -123,7 +123,7 @@ def test_sigterm_ends_it_in_order(tmp_path: Path, web: HttpServer) -> None:
     assert not (tmp_path / "volume/root/data/x").exists()
 
 
-def test_nothing_is_imported_that_is_not_used(tmp_path: Path) -> None:
+def test_unused_libraries_are_not_imported(tmp_path: Path) -> None:
     code = f"import sys, poiesis.filer.__main__; print([m for m in {FORBIDDEN!r} if m in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
     assert ended.stdout.strip() == "[]"

@@ -40,7 +40,7 @@ def test_an_object_goes_and_comes(volume: Path, s3: S3Server, size: int) -> None
     assert (volume / "root/data/y").read_bytes() == data
 
 
-def test_a_directory_goes_and_comes(volume: Path, s3: S3Server) -> None:
+def test_a_directory_is_uploaded_and_staged(volume: Path, s3: S3Server) -> None:
     root = volume / "root/work"
     (root / "e/f").mkdir(parents=True)
     (root / "empty").mkdir()

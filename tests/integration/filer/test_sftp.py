@@ -18,7 +18,7 @@ def sftp(tmp_path: Path) -> Iterator[Sftp]:
         yield server
 
 
-def test_files_and_directories_go_and_come(volume: Path, sftp: Sftp) -> None:
+def test_files_and_directories_are_uploaded_and_staged(volume: Path, sftp: Sftp) -> None:
     settings = quick(known_hosts_file=str(sftp.known_hosts))
     root = volume / "root/work"
     (root / "e/f").mkdir(parents=True)

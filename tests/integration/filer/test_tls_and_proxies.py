@@ -1,4 +1,4 @@
-"""S3 and http over TLS with a certificate authority of one's own, and through proxies, with real servers between."""
+"""S3 and http over TLS with a private certificate authority, and through real proxies."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def settings(s3: S3Server, url: str, ours: Authority | None = None, **changes: A
 
 
 def goes_and_comes(volume: Path, s3: S3Server, made: Any) -> None:
-    """A directory with a small file, and one that goes and comes in parts."""
+    """A directory with a small file and one that is transferred in parts."""
     root = volume / "root/out"
     root.mkdir(parents=True)
     (root / "small").write_bytes(SMALL)
@@ -73,14 +73,12 @@ def goes_and_comes(volume: Path, s3: S3Server, made: Any) -> None:
 # ── TLS ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_s3_over_tls_with_an_authority_of_ones_own(
-    volume: Path, s3: S3Server, front: TlsFront, ours: Authority
-) -> None:
+def test_s3_over_tls_with_a_private_authority(volume: Path, s3: S3Server, front: TlsFront, ours: Authority) -> None:
     goes_and_comes(volume, s3, settings(s3, front.url, ours))
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "AWS_CA_BUNDLE"])
-def test_the_authority_may_come_by_a_variable(
+def test_the_authority_may_be_set_by_a_variable(
     volume: Path, s3: S3Server, front: TlsFront, ours: Authority, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, str(ours.ca_file))
@@ -88,9 +86,7 @@ def test_the_authority_may_come_by_a_variable(
 
 
 @pytest.mark.parametrize("size", [len(SMALL), len(LARGE)])
-def test_a_certificate_of_nobody_we_know_is_an_error_at_once(
-    volume: Path, s3: S3Server, front: TlsFront, size: int
-) -> None:
+def test_an_untrusted_certificate_is_an_error_at_once(volume: Path, s3: S3Server, front: TlsFront, size: int) -> None:
     (volume / "root/data").mkdir(parents=True)
     (volume / "root/data/x").write_bytes(LARGE[:size])
     url = f"s3://{s3.bucket}/x"
@@ -104,7 +100,7 @@ def test_a_certificate_of_nobody_we_know_is_an_error_at_once(
     assert not (volume / "root/data/y").exists()
 
 
-def test_a_certificate_of_another_name_is_not_trusted(volume: Path, s3: S3Server, tmp_path: Path) -> None:
+def test_a_certificate_for_another_host_is_not_trusted(volume: Path, s3: S3Server, tmp_path: Path) -> None:
     other = authority(tmp_path, "other.example.org")
     made = TlsFront(s3.endpoint, other.context())
     with closing(made):
@@ -114,7 +110,7 @@ def test_a_certificate_of_another_name_is_not_trusted(volume: Path, s3: S3Server
         goes_and_comes(volume, s3, unverified)
 
 
-def test_parts_that_are_cut_in_the_middle_of_tls_are_resumed(
+def test_a_tls_connection_cut_in_the_middle_is_resumed(
     volume: Path, s3: S3Server, front: TlsFront, ours: Authority
 ) -> None:
     (volume / "root/data").mkdir(parents=True)
@@ -129,9 +125,7 @@ def test_parts_that_are_cut_in_the_middle_of_tls_are_resumed(
     assert front.secured > before + 6
 
 
-def test_https_with_an_authority_of_ones_own(
-    volume: Path, web: HttpServer, secure_web: TlsFront, ours: Authority
-) -> None:
+def test_https_with_a_private_authority(volume: Path, web: HttpServer, secure_web: TlsFront, ours: Authority) -> None:
     web.files["/x"] = SMALL
     refused = bring(volume, given("/data/x", f"{secure_web.url}/x"), settings=quick())
     assert (refused.error_code, refused.retryable) == ("staging_failed", False)
@@ -217,7 +211,7 @@ def test_http_goes_through_a_proxy(
 
 
 @pytest.mark.parametrize("scheme", ["s3", "s3 over tls", "http", "https"])
-def test_a_proxy_that_wants_another_password_is_asked_once_and_the_password_told_to_nobody(
+def test_a_proxy_that_refuses_the_password_is_asked_once_and_no_message_has_it(
     volume: Path,
     s3: S3Server,
     front: TlsFront,
@@ -257,7 +251,7 @@ def test_a_proxy_that_refuses(
         assert bring(volume, given("/data/x", url), settings=made).error_code == code
 
 
-def test_a_proxy_that_is_away_may_come_back(
+def test_a_proxy_that_cannot_be_reached_is_retried(
     volume: Path, s3: S3Server, web: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://ada:hushhush@127.0.0.1:9")
@@ -270,7 +264,7 @@ def test_a_proxy_that_is_away_may_come_back(
 @pytest.mark.parametrize(
     "exception", ["127.0.0.1", "*", "example.org, 127.0.0.0/8", "127.0.0.1:9999", "localhost,127.0.0.1"]
 )
-def test_hosts_in_no_proxy_are_reached_straight(
+def test_hosts_in_no_proxy_are_reached_directly(
     volume: Path,
     s3: S3Server,
     web: HttpServer,
@@ -288,7 +282,7 @@ def test_hosts_in_no_proxy_are_reached_straight(
 
 
 @pytest.mark.parametrize("url", ["socks5://127.0.0.1:1080", "http://", "http://127.0.0.1:port"])
-def test_a_proxy_that_is_none_is_said(
+def test_an_invalid_proxy_is_an_error(
     volume: Path, s3: S3Server, web: HttpServer, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
     monkeypatch.setenv("HTTP_PROXY", url)

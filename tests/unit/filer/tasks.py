@@ -1,4 +1,4 @@
-"""What the filers' tests share: a volume, documents, and staging with settings that do not wait."""
+"""Helpers of the filers' tests: documents, and staging with settings that do not wait."""
 
 from __future__ import annotations
 
@@ -74,5 +74,5 @@ def tree(root: Path) -> dict[str, bytes | None]:
 
 
 def leftovers(root: Path) -> list[Path]:
-    """Temporary files that somebody forgot."""
+    """Temporary files that were left behind."""
     return [p for p in root.rglob("*") if p.name.startswith(".poiesis-")]

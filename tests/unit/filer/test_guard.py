@@ -51,11 +51,11 @@ def test_private_addresses_are_refused(address: str) -> None:
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1111", "64:ff9b::808:808", "::ffff:8.8.8.8"])
-def test_public_addresses_are_fine(address: str) -> None:
+def test_public_addresses_are_allowed(address: str) -> None:
     Guard().check("example.org", address)
 
 
-def test_what_a_site_allows_is_fine() -> None:
+def test_addresses_that_the_site_allows_are_allowed() -> None:
     guard = Guard(["10.1.0.0/16", "minio.local", "::1"])
     guard.check("x", "10.1.2.3")
     guard.check("x", "::ffff:10.1.2.3")
@@ -68,7 +68,7 @@ def test_what_a_site_allows_is_fine() -> None:
 
 
 def test_a_name_that_resolves_to_loopback_is_refused_at_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also a name with several addresses, of which only the public ones may be used, and one that changes its mind."""
+    """The same holds for a name with several addresses, and for one that resolves differently each time."""
     asked = []
 
     def resolve(host: str, port: int, **_: object) -> list[tuple[object, ...]]:
@@ -81,7 +81,7 @@ def test_a_name_that_resolves_to_loopback_is_refused_at_the_connection(monkeypat
     assert asked == ["rebind.example.org"]  # one resolution: what is checked is what is connected to
 
 
-def test_a_name_without_an_address_may_have_one_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_does_not_resolve_is_a_transient_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def resolve(*_: object, **__: object) -> list[object]:
         raise socket.gaierror(-3, "Temporary failure in name resolution")
 

@@ -46,7 +46,7 @@ def make(volume: Path, **files: str) -> Path:
 # in
 
 
-def test_content_is_written_as_it_is(volume: Path) -> None:  # I1
+def test_content_is_written_byte_for_byte(volume: Path) -> None:  # I1
     report = bring(volume, given("/data/a.txt", content="héllo\n"), settings=quick())
     assert report.error is None
     assert (volume / "root/data/a.txt").read_text() == "héllo\n"
@@ -54,7 +54,7 @@ def test_content_is_written_as_it_is(volume: Path) -> None:  # I1
     assert report.files[0].path == "/data/a.txt"
 
 
-def test_content_wins_over_a_url(volume: Path) -> None:  # I2
+def test_content_takes_precedence_over_a_url(volume: Path) -> None:  # I2
     report = bring(volume, given("/data/a", url="file:///nowhere", content=""), settings=quick())
     assert report.error is None
     assert (volume / "root/data/a").read_bytes() == b""
@@ -63,7 +63,7 @@ def test_content_wins_over_a_url(volume: Path) -> None:  # I2
 @pytest.mark.parametrize(
     "form", ["file://{}/a%20b.txt", "file://{}/a b.txt", "{}/a b.txt", "file://localhost{}/a b.txt"]
 )
-def test_a_file_comes_by_url_or_plain_path(volume: Path, store: Path, form: str) -> None:  # I3
+def test_a_file_is_staged_by_url_or_plain_path(volume: Path, store: Path, form: str) -> None:  # I3
     (store / "a b.txt").write_text("x")
     url = form.format(store)
     report = bring(volume, given("/data/sub/b.txt", url), settings=quick(file_roots=(str(store),)))
@@ -102,7 +102,7 @@ def test_a_volumes_set_group_id_bit_is_kept(volume: Path) -> None:
 
 
 @pytest.mark.parametrize("type_, slash", [("DIRECTORY", ""), (None, "/")])
-def test_a_directory_comes_with_its_empty_directories(
+def test_a_directory_is_staged_with_its_empty_directories(
     volume: Path, store: Path, type_: str | None, slash: str
 ) -> None:  # I5
     (store / "d/e/f").mkdir(parents=True)
@@ -116,9 +116,7 @@ def test_a_directory_comes_with_its_empty_directories(
 
 
 @pytest.mark.parametrize("type_", [None, "FILE"])
-def test_a_directory_that_was_not_said_to_be_one_comes_all_the_same(
-    volume: Path, store: Path, type_: str | None
-) -> None:  # I6
+def test_a_directory_without_that_type_is_staged_as_one(volume: Path, store: Path, type_: str | None) -> None:  # I6
     (store / "d").mkdir()
     (store / "d/x").write_text("x")
     report = bring(volume, given("/data/d", f"file://{store}/d", type=type_), settings=quick(file_roots=(str(store),)))
@@ -127,7 +125,7 @@ def test_a_directory_that_was_not_said_to_be_one_comes_all_the_same(
     assert bool(report.notes) == (type_ is not None)
 
 
-def test_a_missing_input_names_url_and_path(volume: Path, store: Path) -> None:  # I7
+def test_the_error_for_a_missing_input_has_url_and_path(volume: Path, store: Path) -> None:  # I7
     report = bring(volume, given("/data/a", f"file://{store}/none"), settings=quick(file_roots=(str(store),)))
     assert report.error_code == "not_found"
     assert not report.retryable
@@ -154,7 +152,7 @@ def test_files_outside_the_allowed_roots_are_refused(volume: Path, store: Path, 
     assert tree(volume / "root/data") == {}
 
 
-def test_a_hidden_directory_below_a_root_is_neither_read_nor_written_nor_listed(volume: Path, store: Path) -> None:
+def test_a_hidden_directory_in_a_root_is_neither_read_nor_written_nor_listed(volume: Path, store: Path) -> None:
     own = store / "own"
     (own / "tasks").mkdir(parents=True)
     (own / "tasks.sqlite").write_text("secret")
@@ -193,7 +191,7 @@ def test_a_link_out_of_an_allowed_root_is_refused(volume: Path, store: Path, tmp
     assert bring(volume, given("/data/d", f"file://{store}/inside", type="DIRECTORY"), settings=settings).error is None
 
 
-def test_the_first_error_stops_what_follows(volume: Path, store: Path) -> None:
+def test_the_first_error_stops_the_inputs_after_it(volume: Path, store: Path) -> None:
     inputs = [given(f"/data/{i}", f"file://{store}/none") for i in range(100)]
     report = bring(volume, *inputs, given("/data/last", content="x"), settings=quick(file_roots=(str(store),)))
     assert report.error_code == "not_found"
@@ -202,12 +200,12 @@ def test_the_first_error_stops_what_follows(volume: Path, store: Path) -> None:
     assert not (volume / "root/data/last").exists()
 
 
-def test_a_stop_is_said_and_may_be_tried_again(volume: Path) -> None:
+def test_a_cancelled_run_is_reported_as_retryable(volume: Path) -> None:
     report = bring(volume, given("/data/a", content="x"), settings=quick(), cancelled=lambda: True)
     assert (report.error_code, report.retryable) == ("cancelled", True)
 
 
-def test_placeholders_are_empty_and_directories_made(volume: Path) -> None:
+def test_placeholders_and_directories_are_made(volume: Path) -> None:
     assert bring(volume, settings=quick(), touched=("/etc/out",), directories=("/d",)).error is None
     assert tree(volume / "root") == {"etc/out": b"", "d": None}
     assert mode(volume / "root/etc/out") == 0o666
@@ -216,7 +214,7 @@ def test_placeholders_are_empty_and_directories_made(volume: Path) -> None:
 # out
 
 
-def test_a_file_goes_where_its_url_says(volume: Path, store: Path) -> None:  # O1
+def test_a_file_is_uploaded_to_its_url(volume: Path, store: Path) -> None:  # O1
     make(volume, **{"data/out.txt": "result"})
     report = send(
         volume, wanted("/data/out.txt", f"file://{store}/a/b/out.txt", "FILE"), settings=quick(file_roots=(str(store),))
@@ -229,7 +227,7 @@ def test_a_file_goes_where_its_url_says(volume: Path, store: Path) -> None:  # O
 
 
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_a_directory_goes_with_all_its_files_told_one_by_one(volume: Path, store: Path, slash: str) -> None:  # O2
+def test_a_directory_is_uploaded_and_each_file_reported(volume: Path, store: Path, slash: str) -> None:  # O2
     root = make(volume, **{"data/d/a": "1", "data/d/e/.b": "22", "data/d/ü ?#%": "3"})
     (root / "data/d/empty").mkdir()
     report = send(
@@ -242,7 +240,7 @@ def test_a_directory_goes_with_all_its_files_told_one_by_one(volume: Path, store
     assert [f.path for f in report.files] == ["/data/d/a", "/data/d/e/.b", "/data/d/ü ?#%"]
 
 
-def test_a_file_that_is_a_directory_goes_as_one_with_a_note(volume: Path, store: Path) -> None:  # O3
+def test_a_file_output_that_is_a_directory_is_uploaded_as_one_with_a_note(volume: Path, store: Path) -> None:  # O3
     make(volume, **{"work/d/a": "1"})
     report = send(volume, wanted("/work/d", f"file://{store}/d", "FILE"), settings=quick(file_roots=(str(store),)))
     assert report.error is None
@@ -250,7 +248,7 @@ def test_a_file_that_is_a_directory_goes_as_one_with_a_note(volume: Path, store:
     assert "directory" in report.notes[0]
 
 
-def test_a_directory_that_is_a_file_goes_as_one_with_a_note(volume: Path, store: Path) -> None:  # O4
+def test_a_directory_output_that_is_a_file_is_uploaded_as_one_with_a_note(volume: Path, store: Path) -> None:  # O4
     make(volume, **{"work/d": "1"})
     report = send(
         volume, wanted("/work/d", f"file://{store}/d/", "DIRECTORY"), settings=quick(file_roots=(str(store),))
@@ -260,7 +258,7 @@ def test_a_directory_that_is_a_file_goes_as_one_with_a_note(volume: Path, store:
     assert "is a file" in report.notes[0]
 
 
-def test_a_missing_output_is_named_and_the_others_go(volume: Path, store: Path) -> None:  # O5
+def test_a_missing_output_is_an_error_and_the_others_are_uploaded(volume: Path, store: Path) -> None:  # O5
     make(volume, **{"data/a": "1", "data/b": "2"})
     outputs = [wanted(f"/data/{n}", f"file://{store}/{n}") for n in ("a", "none", "b", "other")]
     report = send(volume, *outputs, settings=quick(file_roots=(str(store),)))
@@ -346,7 +344,7 @@ def test_wildcards(volume: Path, store: Path, pattern: str, prefix: str | None, 
 
 
 @pytest.mark.parametrize("url_end", ["/w/*.{{x,y}}", "/w/%2A.%7Bx,y%7D", "/w/", "/w"])
-def test_braces_without_prefix_are_a_glob_below_the_urls_directory(
+def test_braces_without_a_prefix_are_a_pattern_below_the_urls_directory(
     volume: Path, store: Path, url_end: str
 ) -> None:  # O9
     make(volume, **{"work/a.x": "1", "work/b.y": "2", "work/c.z": "3"})
@@ -366,7 +364,7 @@ def test_literal_braces_and_brackets_come_first(volume: Path, store: Path) -> No
     assert tree(store) == {"x": b"literal"}
 
 
-def test_nothing_matched_is_missing(volume: Path, store: Path) -> None:
+def test_a_pattern_without_matches_is_a_missing_output(volume: Path, store: Path) -> None:
     make(volume, **{"work/a": "1"})
     report = send(
         volume, wanted("/work/*.x", f"file://{store}", "FILE", "/work"), settings=quick(file_roots=(str(store),))
@@ -390,17 +388,17 @@ def test_a_link_out_of_the_volume_is_refused(volume: Path, store: Path, target: 
     root = make(volume, **{"work/x": "x"})
     (root / "work/loop").symlink_to(target)
     settings = quick(file_roots=(str(store),))
-    alone = send(volume, wanted("/work/loop", f"file://{store}/a"), settings=settings)
-    assert alone.error_code in ("output_missing", "staging_failed")
-    assert alone.error is not None
-    assert "link" in alone.error
+    single = send(volume, wanted("/work/loop", f"file://{store}/a"), settings=settings)
+    assert single.error_code in ("output_missing", "staging_failed")
+    assert single.error is not None
+    assert "link" in single.error
     report = send(volume, wanted("/work", f"file://{store}/w", "DIRECTORY"), settings=settings)
     assert report.error is None
     assert "/work/loop" in report.notes[0]
     assert tree(store) == {"w/x": b"x"}
 
 
-def test_a_link_to_a_directory_above_it_ends(volume: Path, store: Path) -> None:
+def test_a_link_to_the_directory_that_holds_it_ends(volume: Path, store: Path) -> None:
     root = make(volume, **{"work/x": "x"})
     (root / "work/again").symlink_to(".")
     report = send(volume, wanted("/work", f"file://{store}/w", "DIRECTORY"), settings=quick(file_roots=(str(store),)))
@@ -413,9 +411,9 @@ def test_a_fifo_is_never_opened(volume: Path, store: Path) -> None:  # O13
     root = make(volume, **{"work/x": "x"})
     os.mkfifo(root / "work/fifo")
     settings = quick(file_roots=(str(store),))
-    alone = send(volume, wanted("/work/fifo", f"file://{store}/a"), settings=settings)
-    assert alone.error is not None
-    assert "FIFO" in alone.error
+    single = send(volume, wanted("/work/fifo", f"file://{store}/a"), settings=settings)
+    assert single.error is not None
+    assert "FIFO" in single.error
     report = send(volume, wanted("/work", f"file://{store}/w", "DIRECTORY"), settings=settings)
     assert report.error is None
     assert tree(store) == {"w/x": b"x"}
@@ -431,7 +429,7 @@ def test_an_upload_outside_the_roots_is_refused(volume: Path, store: Path, tmp_p
     assert not (tmp_path / "y").exists()
 
 
-def test_an_output_over_an_existing_file_replaces_it_whole(volume: Path, store: Path) -> None:
+def test_an_output_replaces_an_existing_file(volume: Path, store: Path) -> None:
     (store / "out").write_text("a much longer old content")
     make(volume, **{"work/x": "x"})
     assert (
@@ -440,7 +438,7 @@ def test_an_output_over_an_existing_file_replaces_it_whole(volume: Path, store: 
     assert tree(store) == {"out": b"x"}
 
 
-def test_one_path_may_go_to_several_urls_and_an_input_back(volume: Path, store: Path) -> None:  # O14
+def test_one_path_may_be_uploaded_to_several_urls(volume: Path, store: Path) -> None:  # O14
     settings = quick(file_roots=(str(store),))
     assert bring(volume, given("/data/a", content="x"), settings=settings).error is None
     report = send(volume, wanted("/data/a", f"{store}/1"), wanted("/data/a", f"{store}/2"), settings=settings)
@@ -496,7 +494,7 @@ def test_matching_hostile_names_takes_linear_time(volume: Path, store: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["a/../../x", "a//b", "./a", "/a", "a/", "a\0b", ".."])
-def test_a_listed_name_that_is_no_path_below_the_directory_is_refused(volume: Path, name: str) -> None:  # I9
+def test_a_listed_name_that_leaves_the_directory_is_refused(volume: Path, name: str) -> None:  # I9
     report = bring(volume, given("/data/d", "odd://x/", type="DIRECTORY"), settings=quick(), schemes=listing(name))
     assert report.error_code == "staging_failed"
     assert report.error is not None

@@ -1,4 +1,4 @@
-"""Threads that help each other, retries that end."""
+"""The pool of threads, and retries."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def failing(times: int, error: Exception, done: list[int]):
     return call
 
 
-def test_a_passing_fault_is_tried_again_with_growing_waits() -> None:
+def test_a_transient_error_is_retried_with_back_off() -> None:
     waits: list[float] = []
     made = control(waits, attempts=6, retry_delay=timedelta(seconds=1), max_retry_delay=timedelta(seconds=4))
     assert made.repeat(failing(5, StorageUnavailable("x"), [])) == "ok"
@@ -36,14 +36,14 @@ def test_a_passing_fault_is_tried_again_with_growing_waits() -> None:
         assert top / 2 <= wait <= top
 
 
-def test_attempts_are_counted() -> None:
+def test_attempts_are_limited() -> None:
     done: list[int] = []
     with pytest.raises(Exhausted, match="after 3 attempts"):
         control([]).repeat(failing(9, StorageUnavailable("x"), done))
     assert len(done) == 3
 
 
-def test_a_fault_for_good_is_not_tried_again() -> None:
+def test_a_permanent_error_is_not_retried() -> None:
     for error in (NotFound("x"), Exhausted("x"), Cancelled("x")):
         done: list[int] = []
         with pytest.raises(type(error)):
@@ -53,7 +53,7 @@ def test_a_fault_for_good_is_not_tried_again() -> None:
         control([]).repeat(failing(9, Changed("x"), []), final=(Changed,))
 
 
-def test_progress_starts_the_count_anew_but_not_for_ever() -> None:
+def test_progress_restarts_the_count_of_attempts_but_not_endlessly() -> None:
     reached = 0
     done = 0
 
@@ -68,7 +68,7 @@ def test_progress_starts_the_count_anew_but_not_for_ever() -> None:
     assert 10 < done < 20
 
 
-def test_a_stop_ends_waiting() -> None:
+def test_cancellation_ends_a_wait() -> None:
     stopped = threading.Event()
     made = Control(quick(retry_delay=timedelta(seconds=60), max_retry_delay=timedelta(seconds=60)), stopped.is_set)
     threading.Timer(0.1, stopped.set).start()
@@ -78,7 +78,7 @@ def test_a_stop_ends_waiting() -> None:
     assert time.monotonic() - before < 10
 
 
-def test_every_job_runs_once_and_no_more_than_the_threads_at_a_time() -> None:
+def test_every_job_runs_once_and_no_more_at_a_time_than_threads() -> None:
     pool, lock = Pool(4), threading.Lock()
     ran: list[int] = []
     now = most = 0
@@ -102,7 +102,7 @@ def test_every_job_runs_once_and_no_more_than_the_threads_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])
-def test_parts_of_jobs_within_jobs_end_whatever_the_threads(threads: int) -> None:
+def test_nested_parts_finish_with_any_number_of_threads(threads: int) -> None:
     pool, lock = Pool(threads), threading.Lock()
     done: list[tuple[int, int]] = []
 
@@ -130,7 +130,7 @@ def test_idle_threads_take_parts_of_the_only_job() -> None:
     assert len(names) == 4
 
 
-def test_the_first_error_of_parts_is_raised_when_all_have_ended() -> None:
+def test_the_first_error_of_parts_is_raised_after_all_have_ended() -> None:
     pool, ended = Pool(3), []
 
     def slow() -> None:
@@ -153,7 +153,7 @@ def test_the_first_error_of_parts_is_raised_when_all_have_ended() -> None:
     assert len(ended) < 50
 
 
-def test_parts_get_threads_while_the_next_job_is_waited_for() -> None:
+def test_parts_get_threads_while_the_next_job_is_awaited() -> None:
     pool, lock = Pool(4), threading.Lock()
     ran_by: set[int] = set()
     both = threading.Event()
@@ -218,7 +218,7 @@ def test_an_error_of_the_sequence_of_jobs_is_raised_at_the_end() -> None:
     assert ran == [1]
 
 
-def test_threads_are_started_for_work_alone() -> None:
+def test_threads_are_only_started_for_work() -> None:
     seen: set[int] = set()
 
     def job() -> None:
