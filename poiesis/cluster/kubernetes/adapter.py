@@ -1,8 +1,8 @@
 """`Cluster` and `ClusterEvents` on Kubernetes.
 
-API calls of a task: PVC, Secret and pod are created; the pod is followed by watch; logs are read for records that did not come with
-its status; pod and PVC are deleted, and the watch shows that they are gone. So two for a task without files, and one for each log.
-Without a watch (`follow` was not called, or it is down) `observe` lists by the task's label instead.
+API calls of a task: create PVC, Secret and pod; read logs for records that did not come with the pod's status; delete pod and PVC. The
+watch does the rest, so a task without files needs two calls, plus one for each log. Without a watch (`follow` was not called, or it is
+down) `observe` lists by the task's label instead.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ from poiesis.domain.task import Task, TaskId
 
 log = logging.getLogger(__name__)
 
-BINDING_PAUSE_S: Final = 0.02  # before the second look at a volume; grows by half each time
-BINDS_LATE_S: Final = 60.0  # how long volumes that were not bound in time are not waited for
+BINDING_PAUSE_S: Final = 0.02  # before the second check of a volume; grows by half each time
+BINDS_LATE_S: Final = 60.0  # how long not to wait for volumes after one was not bound in time
 MAX_UIDS: Final = 10_000
 
 
 class KubernetesCluster:
-    """`filer_settings_json` is handed to the filers as it is (`poiesis.filer.settings`); it holds no secret.
+    """`filer_settings_json` is passed to the filers unchanged (`poiesis.filer.settings`); it contains no secrets.
 
     Raises: ConfigurationError when no cluster is configured or a launcher cannot be read.
     """
@@ -84,7 +84,7 @@ class KubernetesCluster:
         self._cache = Cache(self._changed, self._records.forget)
         self._watches: tuple[Watch, ...] = ()
 
-    # ── making ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── create ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def create_volume(self, task: Task, plan: Plan) -> None:
         if plan.volume_bytes is None:
@@ -120,8 +120,8 @@ class KubernetesCluster:
         self._create(PODS, document)
 
     def _await_binding(self, task: Task) -> None:
-        """Give the provisioner a moment: a pod that the scheduler meets before its volume is bound sits in its back-off for a second and
-        more. Classes that bind only once there is a pod are noticed, and not waited for again for a while."""
+        """Wait briefly for the provisioner: a pod scheduled before its volume is bound spends a second or more in the scheduler's back-off.
+        Classes that bind only with the first pod are detected, and not waited for again for a while."""
         deadline = self._monotonic() + self.settings.volume_wait.total_seconds()
         if deadline < self._binds_late_until:
             return
@@ -136,7 +136,7 @@ class KubernetesCluster:
             pause *= 1.5
 
     def _is_bound(self, task: Task) -> bool:
-        """As the watch shows it, at no cost, or else by a look. True also where nothing can be seen: creating the pod will tell."""
+        """From the watch, else with a request. True also if unknown: creating the pod will show it."""
         name = objects.volume_name(task.id, task.attempt)
         shown = next((v for v in self._cache.volumes(task.id) if v.name == name), None) if self._is_followed() else None
         if shown is not None:
@@ -149,7 +149,7 @@ class KubernetesCluster:
         return view is None or view.bound
 
     def _create(self, kind: str, document: dict[str, Any]) -> dict[str, Any]:
-        """The object as it is now. One that stands there already is taken for ours when its labels say so."""
+        """The created object, or an existing one with the same task, attempt and part in its labels."""
         metadata = document["metadata"]
         what = f"create {kind} {metadata['name']}"
         try:
@@ -161,13 +161,13 @@ class KubernetesCluster:
             found = self.client.get(f"{self._core}/{kind}/{metadata['name']}")
         except ApiError as error:
             if error.status == 404:
-                raise ClusterUnavailable(f"{what}: it stood there and went away meanwhile") from error
+                raise ClusterUnavailable(f"{what}: it existed and has been deleted meanwhile") from error
             if error.status == 403 and kind == "secrets":
-                # Reading Secrets is a right we do without. The name is nobody else's to guess.
+                # the service has no permission to read Secrets, and others cannot guess the name
                 return document
-            raise translate(error, f"look at {kind} {metadata['name']}") from error
+            raise translate(error, f"get {kind} {metadata['name']}") from error
         if not labels.is_same(found.get("metadata") or {}, metadata):
-            raise ClusterRefused(f"{what}: another object of that name stands there, which is not this task's")
+            raise ClusterRefused(f"{what}: another object of that name exists that is not this task's")
         return found
 
     def _volume_uid(self, task: Task, name: str) -> str:
@@ -179,7 +179,7 @@ class KubernetesCluster:
         try:
             found = self.client.get(f"{self._core}/{VOLUMES}/{name}")
         except ApiError as error:
-            raise translate(error, f"look at volume {name}") from error
+            raise translate(error, f"get volume {name}") from error
         self._remember_uid(name, found["metadata"]["uid"])
         return str(found["metadata"]["uid"])
 
@@ -193,14 +193,14 @@ class KubernetesCluster:
         part = task.part or plan_of(task, self._policy).executor_pods[0].part  # its launch may not be saved yet
         self._records.accept_records(object_name(task.id, task.attempt, part), records)
 
-    # ── looking ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── observe ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def observe(self, task: Task, *, plan: Plan | None = None, poked: bool = False, tails: bool = False) -> Observed:
         pod_views, volume_views = self._views(task, plan)
         found: list[Pod] = []
         reports: dict[str, FilerReport] = {}
         live: dict[str, tuple[str, str]] = {}
-        # of two TOF pods the present one has the last word
+        # of two TOF pods the current one takes precedence
         for view in sorted(pod_views, key=lambda v: v.part == task.part):
             if view.attempt != task.attempt:
                 found.append(pod_of(view, task, {}))
@@ -221,7 +221,7 @@ class KubernetesCluster:
         return self._listed(task.id, (PODS,) if following else (PODS, VOLUMES))
 
     def _is_certain(self, task: Task, plan: Plan | None, pod_names: set[str], volume_names: set[str]) -> bool:
-        """Whether the cache's answer needs no second look: what the task's stage asks about is there, or was seen deleted."""
+        """Whether the cache is conclusive: the objects that the task's stage depends on are present, or were seen deleted."""
         if not task.due_stage.is_ending and task.part is not None:
             return self._is_known(PODS, object_name(task.id, task.attempt, task.part), pod_names)
         plan = plan or plan_of(task, self._policy)
@@ -250,7 +250,7 @@ class KubernetesCluster:
             tuple(v for v in volume_views if v is not None and v.task_id == task_id),
         )
 
-    # ── removing ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── delete ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def delete_pods(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
         self._delete(task_id, attempts, plan, with_volumes=False)
@@ -290,7 +290,7 @@ class KubernetesCluster:
     # ── events ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def follow(self, wake: Callable[[TaskId], None]) -> None:
-        """Begin to watch; returns at once. Until the first list is there, `observe` lists for itself."""
+        """Start watching; returns at once. Until the first list is complete, `observe` lists."""
         self._wake = wake
         selector = labels.selector(self.settings)
         self._watches = (
@@ -301,11 +301,11 @@ class KubernetesCluster:
             watch.start()
 
     def synced(self, timeout: float | None = None) -> bool:
-        """Wait for the first lists; whether they are there."""
+        """Wait for the first lists; whether they are complete."""
         return bool(self._watches) and all(w.synced.wait(timeout) for w in self._watches)
 
     def task_ids(self) -> Iterable[TaskId]:
-        """From the cache where there is a watch, else by two lists of labels."""
+        """From the cache if there is a watch, else with two lists."""
         if self._is_followed():
             return self._cache.task_ids()
         query = {"labelSelector": labels.selector(self.settings)}
@@ -320,7 +320,7 @@ class KubernetesCluster:
         return list(found)
 
     def may_have_pod(self, task_id: TaskId) -> bool:
-        """True also while there is no watch that would show it."""
+        """True also without a watch that would show it."""
         return not self._is_followed() or bool(self._cache.pods(task_id))
 
     def starting(self) -> Collection[TaskId]:
@@ -336,13 +336,13 @@ class KubernetesCluster:
             except Exception:
                 log.exception("wake_failed", extra={"task_id": task_id})
 
-    # ── the rest ────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── other ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def ready(self) -> None:
         try:
             self.client.get("/version")
         except ApiError as error:
-            raise ClusterUnavailable(f"ask the API server for its version: {error}") from error
+            raise ClusterUnavailable(f"get the API server's version: {error}") from error
 
     def close(self) -> None:
         for watch in self._watches:

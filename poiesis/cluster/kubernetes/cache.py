@@ -1,8 +1,8 @@
-"""What the watch has told: a small projection of each pod and volume, and the names of what is known to be gone.
+"""The state that the watch has reported: a small projection of each pod and volume, and the names of deleted objects.
 
-A pod's JSON is 5 to 15 KB; a projection keeps what `observe` reads, a kilobyte or two. The termination messages are by far the
-largest part, so together they are bounded; one that found no room is read from the container's log instead. Names of deleted
-objects are remembered, bounded too: a name is never used twice, so what was seen deleted is certainly absent.
+A pod's JSON is 5 to 15 KB; a projection keeps the one or two KB that `observe` reads. Termination messages are by far the largest part, so
+their total is bounded; one for which there is no room is read from the container's log instead. Names of deleted objects are kept, bounded
+too: names are never reused, so an object that was seen deleted is certainly absent.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class ContainerView:
     exit_code: int | None = None
     started_at: str | None = None
     ended_at: str | None = None
-    said: str | None = None
-    """The termination message; None: none, or there was no room for it."""
+    termination_message: str | None = None
+    """None: there is none, or no room for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ View = PodView | VolumeView
 
 
 def project_pod(document: Mapping[str, Any]) -> PodView | None:
-    """None: not a task's pod."""
+    """None: not the pod of a task."""
     metadata, spec, status = document.get("metadata") or {}, document.get("spec") or {}, document.get("status") or {}
     task_id = labels.task_id_of(metadata)
     if task_id is None:
@@ -136,7 +136,7 @@ def _container(name: str, status: Mapping[str, Any]) -> ContainerView:
             exit_code=t.get("exitCode"),
             started_at=t.get("startedAt"),
             ended_at=t.get("finishedAt"),
-            said=t.get("message") or None,
+            termination_message=t.get("message") or None,
         )
     if "running" in state:
         return ContainerView(name=name, state="running", started_at=(state["running"] or {}).get("startedAt"))
@@ -149,12 +149,11 @@ def _text(value: object) -> str | None:
 
 
 class Cache:
-    """`changed` is called, outside the lock, with the id of a task of which something that matters changed; `gone`, inside it, with a pod
-    that is gone."""
+    """`changed` is called, without the lock, with the id of a task whose projection changed; `gone`, with the lock, with a deleted pod."""
 
     def __init__(self, changed: Callable[[TaskId], None], gone: Callable[[PodView], None] = lambda _: None) -> None:
-        self._changed = changed
-        self._tell_gone = gone
+        self._on_change = changed
+        self._on_gone = gone
         self._lock = threading.Lock()
         self._views: dict[str, dict[str, tuple[int, View]]] = {PODS: {}, VOLUMES: {}}
         self._of_task: dict[TaskId, set[tuple[str, str]]] = {}
@@ -162,7 +161,7 @@ class Cache:
         self._message_bytes = 0
 
     def replace_all(self, kind: str, documents: Iterable[tuple[int, View]]) -> None:
-        """After a list: these exist and no others. Vanished ones wake their tasks too."""
+        """After a list: exactly these objects exist. Vanished ones wake their tasks too."""
         woken: set[TaskId] = set()
         with self._lock:
             listed = set()
@@ -174,20 +173,20 @@ class Cache:
                 woken.add(self._views[kind][name][1].task_id)
                 self._remove(kind, name, 0)
         for task_id in woken:
-            self._changed(task_id)
+            self._on_change(task_id)
 
     def put(self, kind: str, version: int, view: View) -> None:
         with self._lock:
             changed = self._put(kind, version, view)
         if changed:
-            self._changed(view.task_id)
+            self._on_change(view.task_id)
 
     def delete(self, kind: str, version: int, view: View) -> None:
         with self._lock:
             known = view.name in self._views[kind]
             self._remove(kind, view.name, version)
         if known:
-            self._changed(view.task_id)
+            self._on_change(view.task_id)
 
     def pods(self, task_id: TaskId) -> tuple[PodView, ...]:
         return tuple(v for v in self._of(PODS, task_id) if isinstance(v, PodView))
@@ -196,7 +195,7 @@ class Cache:
         return tuple(v for v in self._of(VOLUMES, task_id) if isinstance(v, VolumeView))
 
     def is_gone(self, kind: str, name: str) -> bool:
-        """Whether an object of that name was seen deleted: names are not used twice."""
+        """Whether an object of that name was seen deleted."""
         with self._lock:
             return (kind, name) in self._gone
 
@@ -205,7 +204,7 @@ class Cache:
             return list(self._of_task)
 
     def starting(self) -> list[TaskId]:
-        """Tasks with a pod that has a node and is being started there."""
+        """Tasks with a scheduled pod whose containers are being started."""
         with self._lock:
             return [v.task_id for _, v in self._views[PODS].values() if isinstance(v, PodView) and _starts(v)]
 
@@ -219,7 +218,7 @@ class Cache:
             return [self._views[kind][name][1] for name in names]
 
     def _put(self, kind: str, version: int, view: View) -> bool:
-        """Late news (an older version than what is known, or of something deleted) is no news."""
+        """Whether the view is new; older versions, also of deleted objects, are ignored."""
         if (kind, view.name) in self._gone:
             if version <= self._gone[kind, view.name]:
                 return False
@@ -240,7 +239,7 @@ class Cache:
         known = self._views[kind].pop(name, None)
         if known is not None:
             if isinstance(known[1], PodView):
-                self._tell_gone(known[1])
+                self._on_gone(known[1])
             self._message_bytes -= _message_bytes(known[1])
             mine = self._of_task.get(known[1].task_id, set())
             mine.discard((kind, name))
@@ -254,7 +253,7 @@ class Cache:
     def _fitting(self, view: PodView) -> PodView:
         if self._message_bytes + _message_bytes(view) <= MAX_MESSAGES_BYTES:
             return view
-        return replace(view, containers=tuple(replace(c, said=None) for c in view.containers))
+        return replace(view, containers=tuple(replace(c, termination_message=None) for c in view.containers))
 
 
 def _starts(view: PodView) -> bool:
@@ -266,4 +265,8 @@ def _starts(view: PodView) -> bool:
 
 
 def _message_bytes(view: View) -> int:
-    return sum(len(c.said) for c in view.containers if c.said) if isinstance(view, PodView) else 0
+    return (
+        sum(len(c.termination_message) for c in view.containers if c.termination_message)
+        if isinstance(view, PodView)
+        else 0
+    )

@@ -1,8 +1,8 @@
-"""HTTP to the API server: the official client's configuration, TLS and connection pool, with plain dicts on top of them.
+"""HTTP to the API server: the official client's configuration, TLS and connection pool, with plain dicts.
 
-The generated API classes turn every answer into model objects, which costs milliseconds of CPU a pod and tells us nothing more; so
-calls go through `ApiClient`'s pool as JSON. Every call has time-outs, and those that a repetition may mend are repeated a few times with
-back-off and jitter. All our writes may be repeated: names are deterministic, so a create that did arrive answers 409 the next time.
+The generated API classes convert every response into model objects, which costs milliseconds of CPU per pod for no benefit, so calls use
+`ApiClient`'s pool with JSON. Every call has time-outs, and calls that may succeed later are repeated a few times with back-off and jitter.
+All writes can be repeated: names are deterministic, so a create that had succeeded gets a 409 the next time.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ T = TypeVar("T")
 MAX_ANSWER_BYTES: Final = 128 * 1024 * 1024
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 FIRST_DELAY_S: Final = 0.2  # then 0.4, 0.8, …: with four attempts 1.4 s, jitter aside
-LONGEST_DELAY_S: Final = 5.0  # a server that asks for more is `Unavailable` instead: no worker sleeps that long
+LONGEST_DELAY_S: Final = (
+    5.0  # if the server asks for more, the call fails as `Unavailable` instead of blocking a worker
+)
 JSON: Final = "application/json"
 TOKEN_DIRECTORY: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 
 
 def configuration(settings: KubernetesSettings) -> Configuration:
-    """Of the service account we run as (its token is read anew every minute), else of a kubeconfig.
+    """Of the pod's service account (its token is reloaded every minute), else of a kubeconfig.
 
     Raises: ConfigurationError.
     """
@@ -54,30 +56,30 @@ def configuration(settings: KubernetesSettings) -> Configuration:
                 config_file=settings.kubeconfig, context=settings.context, client_configuration=found
             )
     except (config.ConfigException, OSError) as error:
-        raise ConfigurationError(f"no access to Kubernetes is configured: {error}") from error
-    found.retries = 0  # ours know more
+        raise ConfigurationError(f"cannot configure access to Kubernetes: {error}") from error
+    found.retries = 0  # retries are handled here
     found.connection_pool_maxsize = settings.pool_size
-    # a connection whose other end has vanished is noticed after half a minute, also while a watch waits on it
+    # a dead connection is noticed after half a minute, also while a watch waits on it
     found.socket_options = tcp_keepalive_socket_options(idle=15, interval=5, count=3)
     return found
 
 
 class Stream:
-    """Lines of an answer that does not end. `close` from another thread ends the iteration at once."""
+    """Lines of a streaming response. `close` from another thread ends the iteration at once."""
 
     def __init__(self, response: urllib3.BaseHTTPResponse) -> None:
         self._response = response
         self._closed = threading.Event()
 
     def __iter__(self) -> Iterator[bytes]:
-        """Raises: ApiError (status 0) when the connection breaks; a half line at its end is dropped."""
+        """Raises: ApiError (status 0) when the connection breaks; an incomplete last line is dropped."""
         rest = b""
         try:
             for chunk in self._response.stream(64 * 1024):
                 *lines, rest = (rest + chunk).split(b"\n")
                 yield from (line for line in lines if line)
                 if len(rest) > MAX_LINE_BYTES:
-                    raise ApiError(0, "LineTooLong", f"more than {MAX_LINE_BYTES} bytes without a line's end")
+                    raise ApiError(0, "LineTooLong", f"line of more than {MAX_LINE_BYTES} bytes")
         except (urllib3.exceptions.HTTPError, OSError, ValueError, AttributeError) as error:
             if not self._closed.is_set():
                 raise ApiError(0, type(error).__name__, str(error)) from error
@@ -93,7 +95,7 @@ class Stream:
 
 
 class Client:
-    """`calls` counts requests by verb and kind, as the API server would."""
+    """`calls` counts requests by verb and kind."""
 
     def __init__(
         self,
@@ -116,7 +118,7 @@ class Client:
         self.calls: Counter[str] = Counter()
 
     def get(self, path: str, query: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """Raises: ApiError, as all methods here do."""
+        """Raises: ApiError, like all methods here."""
         return self._json("GET", path, query)
 
     def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,7 +128,7 @@ class Client:
         return self._json("PUT", path, None, body)
 
     def delete(self, path: str, options: Mapping[str, Any]) -> bool:
-        """Whether there was something to delete."""
+        """Whether the object existed."""
         try:
             self._json("DELETE", path, None, {"apiVersion": "v1", "kind": "DeleteOptions", **options})
         except ApiError as error:
@@ -136,7 +138,7 @@ class Client:
         return True
 
     def text(self, path: str, query: Mapping[str, object], limit_bytes: int) -> str:
-        """The last `limit_bytes` of an answer in plain text; no more than that is ever held."""
+        """The last `limit_bytes` of a plain-text response; no more than that is kept in memory."""
         return self._repeat(lambda: self._text_once(path, query, limit_bytes))
 
     def stream(self, path: str, query: Mapping[str, object], *, read_timeout_s: float) -> Stream:
@@ -181,9 +183,9 @@ class Client:
         try:
             document = json.loads(body)
         except ValueError as error:
-            raise ApiError(0, "NotJson", f"an answer that is no JSON: {body[:100]!r}") from error
+            raise ApiError(0, "NotJson", f"response is not JSON: {body[:100]!r}") from error
         if not isinstance(document, dict):
-            raise ApiError(0, "NotJson", "an answer that is no object")
+            raise ApiError(0, "NotJson", "response is not a JSON object")
         return document
 
     def _text_once(self, path: str, query: Mapping[str, object], limit_bytes: int) -> str:
@@ -241,7 +243,7 @@ class Client:
             raise ApiError(0, type(error).__name__, str(error)) from error
         if len(body) > MAX_ANSWER_BYTES:
             response.close()
-            raise ApiError(0, "TooLarge", f"an answer of more than {MAX_ANSWER_BYTES} bytes")
+            raise ApiError(0, "TooLarge", f"response of more than {MAX_ANSWER_BYTES} bytes")
         response.release_conn()
         return body
 
@@ -255,7 +257,7 @@ def _failure(response: urllib3.BaseHTTPResponse, body: bytes) -> ApiError:
 
 
 def _verb(method: str, path: str, query: Mapping[str, object] | None) -> str:
-    """`create pods`, `list pods`, `get pods/log`, …: as RBAC and the audit log name them."""
+    """`create pods`, `list pods`, `get pods/log`, …: as in RBAC and the audit log."""
     parts = path.strip("/").split("/")
     place = parts.index("namespaces") + 2 if "namespaces" in parts[:-2] else len(parts) - 1
     kind, *rest = parts[place:]

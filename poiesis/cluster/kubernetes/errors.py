@@ -1,7 +1,7 @@
-"""The API server's answers as our errors: one table, read from top to bottom.
+"""Translate the API server's responses into the service's errors: one table, first match.
 
-What a repetition may mend is Unavailable; what is wrong with the object itself is ClusterRefused. A 403 is many things, told apart by its
-message: a quota or a right that is missing is a matter of time, what an admission plug-in says is not.
+What may succeed later is Unavailable; what is wrong with the object itself is ClusterRefused. A 403 has many causes, distinguished by its
+message: an exhausted quota or a missing permission may change, a rejection by an admission plug-in does not.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ MAX_MESSAGE: Final = 1000
 
 @dataclass
 class ApiError(Exception):
-    """An answer that is no success, or (status 0) none at all. Never leaves this package."""
+    """An unsuccessful response, or (status 0) no response. Internal to this package."""
 
     status: int
     reason: str = ""
@@ -26,7 +26,7 @@ class ApiError(Exception):
     retry_after: float | None = None
 
     def __str__(self) -> str:
-        return f"{self.status or 'no answer'} {self.reason}: {self.message}"[:MAX_MESSAGE]
+        return f"{self.status or 'no response'} {self.reason}: {self.message}"[:MAX_MESSAGE]
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,20 @@ class Rule:
     message: str | None
     error: type[PoiesisError]
     again: bool
-    """Whether the call itself may be repeated at once, with back-off."""
+    """Whether the client repeats the call at once, with back-off."""
 
 
 TABLE: Final = (
     #    status           message                                     becomes             repeated by the client
-    Rule(0, None, ClusterUnavailable, True),  # no connection, no answer in time
-    Rule(401, None, ClusterUnavailable, True),  # a token that is just being replaced
+    Rule(0, None, ClusterUnavailable, True),  # no connection, no response in time
+    Rule(401, None, ClusterUnavailable, True),  # a token that is being rotated
     Rule(403, r"exceeded quota|no quota|insufficient quota", QuotaExceeded, False),
     Rule(403, r"is being terminated", ClusterRefused, False),
-    # RBAC: our right is missing and no task's fault, or the API server has just started and does not know its roles yet
+    # RBAC: a missing permission is not the task's fault, or the API server has just started and has not loaded its roles yet
     Rule(403, r'User "[^"]+" cannot ', ClusterUnavailable, False),
     Rule(403, None, ClusterRefused, False),  # Pod Security, LimitRange, an admission plug-in
-    Rule(404, None, ClusterRefused, False),  # of a create: no such namespace
-    Rule(409, r"resourcequotas|please apply your changes", ClusterUnavailable, True),  # two writers at one quota
+    Rule(404, None, ClusterRefused, False),  # on create: no such namespace
+    Rule(409, r"resourcequotas|please apply your changes", ClusterUnavailable, True),  # concurrent writers of one quota
     Rule(409, None, ClusterUnavailable, False),
     Rule(410, None, ClusterUnavailable, False),
     Rule(429, None, ClusterUnavailable, True),
@@ -63,7 +63,7 @@ def rule_for(error: ApiError) -> Rule:
 
 
 def translate(error: ApiError, what: str) -> PoiesisError:
-    """`what` says in words what was tried: "create pod poiesis-…"."""
+    """`what`: the attempted operation, such as "create pod poiesis-…"."""
     rule = rule_for(error)
     message = f"{what}: {error}"
     if rule.error is QuotaExceeded:
@@ -72,7 +72,7 @@ def translate(error: ApiError, what: str) -> PoiesisError:
 
 
 def from_answer(status: int, body: Any, retry_after: str | None) -> ApiError:
-    """From a `Status` object, or whatever a proxy in between has said."""
+    """From a `Status` object, or the text of a proxy in between."""
     reason, message = "", ""
     if isinstance(body, dict):
         reason, message = str(body.get("reason") or ""), str(body.get("message") or "")

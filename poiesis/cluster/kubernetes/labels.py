@@ -1,4 +1,4 @@
-"""Names, labels and selectors of a task's objects. `poiesis/…` are ours, the rest are the labels that Kubernetes recommends."""
+"""Labels and selectors of a task's objects: `poiesis/…`, and the labels recommended by Kubernetes."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def of_task(settings: KubernetesSettings, task_id: TaskId, attempt: int, part: s
     return {**common(settings, TASK), TASK_ID: slug(task_id), ATTEMPT: str(attempt), PART: part}
 
 
-def notes(task_id: TaskId) -> dict[str, str]:
-    """The id itself where it is not fit for a label."""
+def annotations(task_id: TaskId) -> dict[str, str]:
+    """The id itself, if it is not a valid label value."""
     return {} if slug(task_id) == task_id else {TASK_ID: task_id}
 
 
 def selector(settings: KubernetesSettings, task_id: TaskId | None = None) -> str:
-    """Of all tasks' objects, or of one task's."""
+    """Selects the objects of all tasks, or of one task."""
     wanted = {COMPONENT: TASK, INSTANCE: settings.instance, MANAGED_BY: POIESIS}
     if task_id is not None:
         wanted[TASK_ID] = slug(task_id)
@@ -60,6 +60,6 @@ def attempt_of(metadata: Mapping[str, Any]) -> int:
 
 
 def is_same(metadata: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
-    """Whether an object that stands under our name is the one that we meant to make: same task, attempt, part and service."""
-    found, ours = metadata.get("labels") or {}, wanted["labels"]
-    return all(found.get(key) == ours.get(key) for key in (TASK_ID, ATTEMPT, PART, INSTANCE, MANAGED_BY))
+    """Whether an existing object is the one wanted: same task, attempt, part and service."""
+    found, expected = metadata.get("labels") or {}, wanted["labels"]
+    return all(found.get(key) == expected.get(key) for key in (TASK_ID, ATTEMPT, PART, INSTANCE, MANAGED_BY))

@@ -1,11 +1,11 @@
-"""One of several monitors leads: election by a Lease (coordination.k8s.io).
+"""Leader election among the monitors with a Lease (coordination.k8s.io).
 
-Who writes its name into the Lease leads, and writes again every `retry`. A leader that could not renew for `renew_deadline` stops by
-itself; the others take over `lease` after they saw the last change, which is later. Times are each candidate's own: nobody compares clocks
-with somebody else's. All writes carry the resourceVersion that was read, so of two who try only one wins.
+The candidate that writes its name into the Lease leads, and renews it every `retry`. A leader that could not renew for `renew_deadline`
+stops by itself; the others take over `lease` after they saw the last change, which is later. Each candidate only uses its own clock. All
+writes carry the resourceVersion that was read, so only one of two concurrent writers succeeds.
 
-A leader that hangs (suspended, starved) may still believe in itself for as long as it hangs. That is borne: two monitors at work for a
-moment do the same things twice, and those are idempotent.
+A leader that hangs (suspended, starved) may still consider itself the leader while it hangs. That is tolerated: two active monitors do the
+same things twice for a moment, and those are idempotent.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ log = logging.getLogger(__name__)
 LEASE: Final = timedelta(seconds=15)
 RENEW_DEADLINE: Final = timedelta(seconds=10)
 RETRY: Final = timedelta(seconds=2)
-CALL_S: Final = 2  # of one call, connecting and reading each: a hanging one must not outlast the lease
+CALL_S: Final = 2  # of one call, for connecting and for reading: must not outlast the lease
 
 
 class Election:
-    """`on_start` is called when we begin to lead, `on_stop` when we no longer do; both from the election's thread, and both have to
-    return quickly, or the Lease is not renewed. `name` is the Lease's; `identity` has to be our own alone."""
+    """`on_start` is called when this process becomes the leader, `on_stop` when it stops leading; both from the election's thread, and
+    both must return quickly, or the Lease is not renewed. `name`: of the Lease. `identity`: unique to this process."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Election:
         wait: Callable[[float], object] | None = None,
     ) -> None:
         if not retry < renew_deadline < lease:
-            raise ValueError("retry has to be shorter than renew_deadline, and that than lease")
+            raise ValueError("required: retry < renew_deadline < lease")
         short = timedelta(seconds=CALL_S)
         self._client = client or Client(replace(settings, attempts=1, connect_timeout=short, read_timeout=short))
         self._settings = settings
@@ -77,7 +77,7 @@ class Election:
 
     @property
     def is_leader(self) -> bool:
-        """Also False as soon as the time to renew is over, whatever the election's thread is doing."""
+        """False as soon as the renew deadline has passed, even if the election's thread hangs."""
         renewed = self._renewed_at
         return self._leads and renewed is not None and not self._is_over(renewed, self._renew_deadline)
 
@@ -85,7 +85,7 @@ class Election:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop; a leader hands over at once instead of letting the lease run out."""
+        """Stop; a leader releases the lease at once instead of letting it expire."""
         self._closed.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(10)
@@ -100,7 +100,7 @@ class Election:
             self._release()
 
     def step(self) -> None:
-        """One try to take or to renew the lease."""
+        """Try once to acquire or renew the lease."""
         began = self._monotonic()
         try:
             held = self._try()
@@ -115,12 +115,12 @@ class Election:
             if not self._leads:
                 self._leads = True
                 log.info("leading", extra={"lease": self.name, "identity": self.identity})
-                self._tell(self._on_start)
+                self._call(self._on_start)
         elif self._leads and (self._lost_to_another() or not self.is_leader):
             self._stop("lost")
 
     def _try(self) -> bool:
-        """Whether the lease is ours now. Raises: ApiError."""
+        """Whether this process holds the lease now. Raises: ApiError."""
         path = f"{self._path}/{self.name}"
         try:
             found = self._client.get(path)
@@ -137,7 +137,7 @@ class Election:
         return False
 
     def _write(self, found: dict[str, Any] | None) -> bool:
-        """Create the Lease, take it, or renew it. False: somebody else was first."""
+        """Create, acquire or renew the Lease. False: another candidate was first."""
         now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
         old: dict[str, Any] = dict((found or {}).get("spec") or {})
         is_renewal = old.get("holderIdentity") == self.identity
@@ -150,10 +150,10 @@ class Election:
         }
         try:
             if found is None:
-                told = labels.common(self._settings, "monitor")
+                common = labels.common(self._settings, "monitor")
                 body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease"}
                 written = self._client.create(
-                    self._path, {**body, "metadata": {"name": self.name, "labels": told}, "spec": spec}
+                    self._path, {**body, "metadata": {"name": self.name, "labels": common}, "spec": spec}
                 )
             else:
                 written = self._client.replace(f"{self._path}/{self.name}", {**found, "spec": spec})
@@ -177,7 +177,7 @@ class Election:
     def _stop(self, why: str) -> None:
         self._leads = False
         log.warning("no_longer_leading", extra={"lease": self.name, "identity": self.identity, "why": why})
-        self._tell(self._on_stop)
+        self._call(self._on_stop)
 
     def _release(self) -> None:
         try:
@@ -188,7 +188,7 @@ class Election:
         except ApiError as error:
             log.info("lease_not_released", extra={"lease": self.name, "error": str(error)})
 
-    def _tell(self, callback: Callable[[], None]) -> None:
+    def _call(self, callback: Callable[[], None]) -> None:
         try:
             callback()
         except Exception:

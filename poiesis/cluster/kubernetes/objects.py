@@ -1,7 +1,7 @@
-"""The objects beside a task's pods, as JSON: its volume, what its filers are told, and the launcher that all tasks share. Pure.
+"""The objects of a task other than its pods, as JSON: its volume, its filers' documents, and the shared launcher. Pure.
 
-PVC        the task's; deleted after the pods, kept by the cluster until they are gone
-Secret     owned by the PVC, so Kubernetes collects it with the volume, also one that a late link makes after the clean-up
+PVC        the task's volume; deleted after the pods, kept by the cluster until they are gone
+Secret     owned by the PVC, so Kubernetes deletes it with the volume, even if a late link creates it after the clean-up
 ConfigMap  the launcher's binaries, named by their hash, one for all tasks of the namespace
 """
 
@@ -22,17 +22,17 @@ from poiesis.domain.plan import Layout, Plan
 from poiesis.domain.staging import tif_document, tof_document
 from poiesis.domain.task import Task, TaskId
 
-MAX_SECRET_BYTES: Final = 900 * 1024  # of a Secret's data; Kubernetes takes 1 MiB
+MAX_SECRET_BYTES: Final = 900 * 1024  # of a Secret's data; Kubernetes' limit is 1 MiB
 MAX_DOCUMENTS_BYTES: Final = 24 * 1024 * 1024  # of all documents of a task
 SETTINGS_KEY: Final = "filer.json"
 NAME_FILES: Final = {"hosts": "/etc/hosts", "resolv.conf": "/etc/resolv.conf"}  # key → path in filer containers
-CACHE: Final = "/poiesis/cache"  # where TIF's container has `KubernetesSettings.cache_volume`
+CACHE: Final = "/poiesis/cache"  # mount point of `KubernetesSettings.cache_volume` in TIF's container
 
 Owner = Mapping[str, Any]
 
 
 def owner(kind: str, name: str, uid: str) -> dict[str, Any]:
-    """An owner reference that blocks nothing: what it needs no further right for."""
+    """An owner reference without `blockOwnerDeletion`, which would need a further permission."""
     return {"apiVersion": "v1", "kind": kind, "name": name, "uid": uid}
 
 
@@ -46,7 +46,7 @@ def documents_name(task_id: TaskId, attempt: int, index: int) -> str:
 
 
 def filer_settings(text: str, settings: KubernetesSettings) -> str:
-    """The filers' settings as JSON, with the directory of the cache where the site has one."""
+    """The filers' settings as JSON, with the cache directory if the site has a cache."""
     return json.dumps({**json.loads(text), "cache_dir": CACHE}) if settings.cache_volume.is_set else text
 
 
@@ -78,7 +78,9 @@ def documents(task: Task, plan: Plan, shared: Mapping[str, bytes]) -> dict[str, 
         wanted["tof.json"] = _json({**tof_document(task, plan), "allow_unencrypted_credentials": apart})
     wanted |= shared
     if sum(map(len, wanted.values())) > MAX_DOCUMENTS_BYTES:
-        raise ClusterRefused("inputs and outputs of the task are too long to be handed to its filers")
+        raise ClusterRefused(
+            f"the task's inputs and outputs are too long for its filers: more than {MAX_DOCUMENTS_BYTES} bytes of JSON"
+        )
     files: dict[str, bytes] = {}
     for name, content in wanted.items():
         pieces = [content[i : i + MAX_SECRET_BYTES] for i in range(0, len(content), MAX_SECRET_BYTES)] or [b""]
@@ -87,7 +89,7 @@ def documents(task: Task, plan: Plan, shared: Mapping[str, bytes]) -> dict[str, 
 
 
 def secret_contents(files: Mapping[str, bytes]) -> list[dict[str, bytes]]:
-    """Which files go into which Secret, so that none passes MAX_SECRET_BYTES. In order: the same files give the same Secrets."""
+    """Distribute files over Secrets of at most MAX_SECRET_BYTES each, deterministically."""
     bins: list[dict[str, bytes]] = [{}]
     for name, content in files.items():
         if bins[-1] and sum(map(len, bins[-1].values())) + len(content) > MAX_SECRET_BYTES:
@@ -122,18 +124,20 @@ def launcher_key(architecture: str) -> str:
 def launcher(
     binaries: Mapping[str, bytes], settings: KubernetesSettings, owned_by: Owner | None = None
 ) -> dict[str, Any]:
-    """The ConfigMap that gives every container its launcher. `binaries` by architecture.
+    """The ConfigMap with the launcher for every container. `binaries`: by architecture.
 
     Raises: ConfigurationError when they do not fit (1 MiB).
     """
     if not binaries:
-        raise ConfigurationError("no launcher is given (launchers)")
+        raise ConfigurationError("no launcher: set POIESIS_KUBERNETES__LAUNCHERS")
     digest = hashlib.sha256(settings.instance.encode())
     for architecture, content in sorted(binaries.items()):
         digest.update(f"{architecture} {len(content)} ".encode() + content)
     data = {launcher_key(a): base64.b64encode(content).decode() for a, content in sorted(binaries.items())}
     if sum(map(len, binaries.values())) > MAX_SECRET_BYTES:
-        raise ConfigurationError("the launchers do not fit in a ConfigMap of 1 MiB; use delivery 'init'")
+        raise ConfigurationError(
+            "the launchers do not fit in a ConfigMap (1 MiB): set POIESIS_KUBERNETES__DELIVERY=init"
+        )
     metadata: dict[str, Any] = {
         "name": f"poiesis-launcher-{digest.hexdigest()[:16]}",
         "labels": labels.common(settings, "launcher"),
@@ -145,9 +149,9 @@ def launcher(
 
 def _metadata(name: str, task: Task, settings: KubernetesSettings, part: str, owned_by: Owner | None) -> dict[str, Any]:
     metadata: dict[str, Any] = {"name": name, "labels": labels.of_task(settings, task.id, task.attempt, part)}
-    notes = labels.notes(task.id)
-    if notes:
-        metadata["annotations"] = notes
+    annotations = labels.annotations(task.id)
+    if annotations:
+        metadata["annotations"] = annotations
     if owned_by is not None:
         metadata["ownerReferences"] = [dict(owned_by)]
     return metadata

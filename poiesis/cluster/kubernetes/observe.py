@@ -1,6 +1,6 @@
-"""A pod as the watch shows it, and what its containers have said, as `domain.observed`. Pure.
+"""Translate a pod of the watch and its containers' records into `domain.observed`. Pure.
 
-What took a pod away (`lost`), in the order in which it is looked for:
+Why a pod was lost (`lost`), first match:
 
     shown as                                               reason
     condition DisruptionTarget, PreemptionByScheduler      Preempted
@@ -9,9 +9,9 @@ What took a pod away (`lost`), in the order in which it is looked for:
                … TerminationByKubelet                      the pod's own (Evicted, NodeShutdown, …), else Evicted
     phase Unknown                                          NodeLost
     phase Failed with a reason of the pod's own            that: Evicted, NodeShutdown, OutOfcpu, NodeAffinity, DeadlineExceeded, …
-    a container whose state the kubelet has lost           ContainerStatusUnknown
+    a container whose state the kubelet does not know           ContainerStatusUnknown
     phase Failed before any container ran                  PodFailed
-    being deleted, and the task is not at its end          PodDeleted
+    being deleted, and the task has not ended          PodDeleted
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _NOT_STARTED: Final = frozenset({None, "ContainerCreating", "PodInitializing"})
 
 
 def pod_of(view: PodView, task: Task, records: Mapping[str, Record]) -> Pod:
-    """`records`: what is known of this pod's containers, by name."""
+    """`records`: those known of the pod's containers, by name."""
     containers = tuple(_container(c, records.get(c.name)) for c in view.containers if _is_shown(c))
     lost, message = _lost(view, task)
     return Pod(
@@ -59,7 +59,7 @@ def pod_of(view: PodView, task: Task, records: Mapping[str, Record]) -> Pod:
 
 
 def has_ended(view: PodView) -> bool:
-    """By container states: the pod's phase follows them a second later."""
+    """By container states: the pod's phase follows a second later."""
     return view.phase in ("Succeeded", "Failed") or (
         bool(view.containers) and all(c.state == "terminated" for c in view.containers)
     )
@@ -81,20 +81,20 @@ def _container(view: ContainerView, record: Record | None) -> Container:
         name=view.name,
         phase=_PHASES[view.state],
         reason=view.reason,
-        message=view.message or _words(view.said),
+        message=view.message or _runtime_message(view.termination_message),
         exit_code=view.exit_code,
         started_at=started,
         ended_at=ended,
     )
 
 
-def _words(said: str | None) -> str | None:
-    """A termination message that is no record: the runtime's own, such as why it could not start the container."""
-    return None if said is None or said.startswith("{") else said[:1024]
+def _runtime_message(text: str | None) -> str | None:
+    """A termination message that is not a record comes from the runtime, for example why it could not start the container."""
+    return None if text is None or text.startswith("{") else text[:1024]
 
 
 def _is_shown(view: ContainerView) -> bool:
-    """Ours that copies the launcher is of interest only when it is what holds the pod up."""
+    """The container that copies the launcher is shown only if it blocks the pod."""
     if view.name != COPY_LAUNCHER:
         return True
     return (view.state == "waiting" and view.reason not in _NOT_STARTED) or bool(view.exit_code)
@@ -110,9 +110,9 @@ def _lost(view: PodView, task: Task) -> tuple[str | None, str | None]:
         return own, view.message
     unknown = next((c for c in view.containers if c.reason == "ContainerStatusUnknown"), None)
     if unknown is not None:
-        return "ContainerStatusUnknown", f"the node does not know how {unknown.name} ended"
+        return "ContainerStatusUnknown", f"the node does not know how container {unknown.name} ended"
     if view.phase == "Failed" and view.containers and all(c.state == "waiting" for c in view.containers):
         return "PodFailed", view.message or "the pod failed before any container ran"
     if view.deleting and view.attempt == task.attempt and task.due_stage not in _OURS:
-        return "PodDeleted", "the pod was deleted by somebody else"
+        return "PodDeleted", "the pod was deleted by another client"
     return None, view.message

@@ -1,4 +1,4 @@
-"""What a pod asks of the cluster: resources, and nodes that may have it. Pure, from the task and the settings."""
+"""Resources and placement of a pod. Pure, from the task and the settings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ARCHITECTURE_LABEL: Final = "kubernetes.io/arch"
 
 
 def usable_parameters(settings: KubernetesSettings) -> frozenset[str]:
-    """Backend parameters that this site gives a meaning to; `domain.parameters` has them all."""
+    """Backend parameters that this site supports; `domain.parameters` has all of them."""
     needs = {
         "gpu_type": settings.gpu_type_label is not None,
         "node_class": bool(settings.node_classes),
@@ -36,16 +36,16 @@ def allowed_queues(settings: KubernetesSettings) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def asked_of(task: Task) -> Asked:
+def resources_of(task: Task) -> Asked:
     return task.spec.resources or Asked()
 
 
 def placements(task: Task, settings: KubernetesSettings, *, devices: bool) -> tuple[Placement, ...]:
-    """All that apply, later ones win. `devices`: whether this pod holds the task's GPUs.
+    """All that apply; later ones take precedence. `devices`: whether the pod gets the task's GPUs.
 
     Raises: ClusterRefused for a class that the site does not have.
     """
-    asked = asked_of(task)
+    asked = resources_of(task)
     parameters = asked.backend_parameters
     found = [settings.preemptible if asked.preemptible else settings.on_demand]
     if devices and gpu_count(parameters) > 0:
@@ -53,13 +53,13 @@ def placements(task: Task, settings: KubernetesSettings, *, devices: bool) -> tu
         kind = parameters.get("gpu_type")
         if kind is not None:
             if settings.gpu_type_label is None:
-                raise ClusterRefused("this site has no kinds of GPU to choose from (gpu_type)")
+                raise ClusterRefused("gpu_type is not supported by this service")
             found.append(Placement(node_selector={settings.gpu_type_label: kind}))
     for key, classes in (("node_class", settings.node_classes), ("service_class", settings.service_classes)):
         name = parameters.get(key)
         if name is not None:
             if name not in classes:
-                raise ClusterRefused(f"this site has no {key} {name!r}; it has: {', '.join(sorted(classes)) or 'none'}")
+                raise ClusterRefused(f"unknown {key} {name!r}: use one of {', '.join(sorted(classes)) or '(none)'}")
             found.append(classes[name])
     return tuple(found)
 
@@ -73,19 +73,19 @@ def node_selector(task: Task, settings: KubernetesSettings, found: tuple[Placeme
 
 
 def architecture(task: Task, settings: KubernetesSettings) -> str | None:
-    """None: any; an init container brings the launcher that fits. Raises: ClusterRefused where there is no launcher for it."""
-    asked = asked_of(task).backend_parameters.get("architecture")
+    """None: any, since an init container delivers the matching launcher. Raises: ClusterRefused for one without a launcher."""
+    asked = resources_of(task).backend_parameters.get("architecture")
     if settings.delivery == "init":
         return asked
     chosen = asked or settings.architecture or "amd64"
     if settings.launchers and chosen not in settings.launchers:
         known = ", ".join(sorted(settings.launchers))
-        raise ClusterRefused(f"this site has no launcher for architecture {chosen!r}; it has: {known}")
+        raise ClusterRefused(f"unsupported architecture {chosen!r}: use one of {known}")
     return chosen
 
 
 def affinity(task: Task, settings: KubernetesSettings) -> dict[str, Any] | None:
-    zones = asked_of(task).zones
+    zones = resources_of(task).zones
     if not zones:
         return None
     term = {"matchExpressions": [{"key": settings.zone_label, "operator": "In", "values": list(zones)}]}
@@ -100,10 +100,11 @@ def tolerations(found: tuple[Placement, ...]) -> list[dict[str, Any]]:
 
 
 def priority_class(task: Task, settings: KubernetesSettings, found: tuple[Placement, ...]) -> str | None:
-    asked = asked_of(task).backend_parameters.get("priority_class")
+    asked = resources_of(task).backend_parameters.get("priority_class")
     if asked is not None:
         if asked not in settings.priority_classes:
-            raise ClusterRefused(f"this site does not let tasks use the priority class {asked!r}")
+            allowed = ", ".join(sorted(settings.priority_classes)) or "(none)"
+            raise ClusterRefused(f"priority class {asked!r} is not allowed: use one of {allowed}")
         return asked
     return next((p.priority_class for p in reversed(found) if p.priority_class), settings.default_priority_class)
 
@@ -117,10 +118,10 @@ def executor_resources(
 ) -> dict[str, Any]:
     """Requests and limits of one executor's container.
 
-    The containers of a pod take turns, so the task's request is made once, by the one that `counts`; the others say zero, for a
-    limit alone would be taken as a request. Each has the limits. GPUs cannot be shared and are each container's own.
+    The containers of a pod take turns, so only the one that `counts` has the task's requests; the others request zero, because a limit
+    without a request would be used as the request. All have the limits. GPUs cannot be shared; each container gets its own.
     """
-    asked = asked_of(task)
+    asked = resources_of(task)
     cores = asked.cpu_cores if asked.cpu_cores is not None else settings.default_cpu_cores
     ram_gb = task.ram_gb if task.ram_gb is not None else settings.default_ram_gb
     limited = next((p.cpu_limit for p in reversed(found) if p.cpu_limit is not None), settings.cpu_limit)
@@ -142,11 +143,11 @@ def executor_resources(
 def filer_resources(resources: Resources) -> dict[str, Any]:
     requests = {"cpu": resources.cpu_request, "memory": resources.memory_request}
     limits = {"cpu": resources.cpu_limit, "memory": resources.memory_limit}
-    return _both(_said(requests), _said(limits))
+    return _both(_given(requests), _given(limits))
 
 
 def shm_bytes(task: Task) -> str | None:
-    text = asked_of(task).backend_parameters.get("shm_gb")
+    text = resources_of(task).backend_parameters.get("shm_gb")
     return None if text is None else bytes_quantity(parse_size_gb(text))
 
 
@@ -158,7 +159,7 @@ def bytes_quantity(gigabytes: float) -> str:
     return str(math.ceil(gigabytes * GIGABYTE))
 
 
-def _said(quantities: Mapping[str, str | None]) -> dict[str, str]:
+def _given(quantities: Mapping[str, str | None]) -> dict[str, str]:
     return {k: v for k, v in quantities.items() if v is not None}
 
 

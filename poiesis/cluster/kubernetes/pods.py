@@ -1,14 +1,14 @@
 """The pod of a PodPlan, as JSON. Pure: the same task, plan and settings give the same pod.
 
-Every container runs the launcher, which waits for its turn by files in /poiesis/control. What is where in a container:
+Every container runs the launcher, which waits for its turn by means of files in /poiesis/control. Mounts:
 
     /poiesis/bin/launcher   the launcher, read-only
     /poiesis/control        shared by the pod's containers
-    /poiesis/task           the filers' documents           filers alone
-    /poiesis/volume         the task's whole volume         filers alone; executors have its directories at their own paths
-    /poiesis/cache          inputs kept for other tasks     TIF alone, where the site has such a place
+    /poiesis/task           the filers' documents           only filers
+    /poiesis/volume         the task's whole volume         only filers; executors mount its directories at the task's paths
+    /poiesis/cache          the shared input cache          only TIF, if the site has a cache
 
-Kubernetes expands `$(NAME)` in arguments and variables and makes `$$` one `$`; every `$` is doubled, so that all arrive as they were.
+Kubernetes expands `$(NAME)` in arguments and variables and replaces `$$` by `$`; every `$` is doubled, so that they arrive unchanged.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ CONTROL: Final = "/poiesis/control"
 DOCUMENTS: Final = "/poiesis/task"
 WHOLE_VOLUME: Final = "/poiesis/volume"
 COPY_LAUNCHER: Final = "launcher"  # the init container of delivery `init`
-FILER_TAIL_BYTES: Final = 1024 * 1024  # holds a report whole
-RECORD_SLACK: Final = timedelta(seconds=10)  # for records and pokes, after the command's grace
+FILER_TAIL_BYTES: Final = 1024 * 1024  # enough for a whole report
+RECORD_SLACK: Final = timedelta(seconds=10)  # for records and pokes, after the command's grace period
 
 MAX_STRING_BYTES: Final = 128 * 1024 - 1  # of one argument or variable: Linux, MAX_ARG_STRLEN
-MAX_STRINGS_BYTES: Final = 1024 * 1024  # of one container's: Linux takes a quarter of the stack, 2 MiB
-MAX_POD_BYTES: Final = 1_400_000  # etcd takes 1.5 MiB
+MAX_STRINGS_BYTES: Final = 1024 * 1024  # of a container's; Linux' limit is a quarter of the stack, 2 MiB
+MAX_POD_BYTES: Final = 1_400_000  # etcd's limit is 1.5 MiB
 
 Json = dict[str, Any]
 
@@ -57,9 +57,9 @@ def pod(
     document_files: Mapping[str, int],
     owned_by: objects.Owner | None = None,
 ) -> Json:
-    """`launcher_name`: of the ConfigMap, None for delivery `init`. `document_files`: file → index of the Secret that has it.
+    """`launcher_name`: of the ConfigMap, None for delivery `init`. `document_files`: file → index of its Secret.
 
-    Raises: ClusterRefused when no cluster could run it.
+    Raises: ClusterRefused for a pod that no cluster could run.
     """
     has_executors = any(c.executor is not None for c in pod_plan.containers)
     found = placement.placements(task, settings, devices=has_executors)
@@ -91,7 +91,9 @@ def pod(
     spec |= {key: value for key, value in optional.items() if value}
     made = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
     if len(json.dumps(made)) > MAX_POD_BYTES:
-        raise ClusterRefused("the task's commands, variables and mounts are too long for one pod")
+        raise ClusterRefused(
+            f"the task's commands, variables and mounts are too long for one pod: more than {MAX_POD_BYTES} bytes"
+        )
     return made
 
 
@@ -203,7 +205,7 @@ class _Builder:
         return options + self._poke(planned, is_init)
 
     def _poke(self, planned: ContainerPlan, is_init: bool) -> list[str]:
-        """Every container's poke brings its record; the last one finds all of them there (docs/adr/0004)."""
+        """Every container pokes with its own record (docs/adr/0004)."""
         settings = self._settings
         if settings.poke_address is None:
             return []
@@ -223,18 +225,18 @@ def _metadata(
     found: tuple[Placement, ...],
     owned_by: objects.Owner | None,
 ) -> Json:
-    queue = placement.asked_of(task).backend_parameters.get("queue") or settings.queue
-    told: dict[str, str] = {}
-    notes = dict(settings.annotations)
+    queue = placement.resources_of(task).backend_parameters.get("queue") or settings.queue
+    pod_labels: dict[str, str] = {}
+    annotations = dict(settings.annotations)
     for each in found:
-        told |= each.labels
-        notes |= each.annotations
-    told |= {"kueue.x-k8s.io/queue-name": queue} if queue else {}
-    told |= labels.of_task(settings, task.id, task.attempt, pod_plan.part)
-    notes |= labels.notes(task.id)
-    metadata: Json = {"name": object_name(task.id, task.attempt, pod_plan.part), "labels": told}
-    if notes:
-        metadata["annotations"] = notes
+        pod_labels |= each.labels
+        annotations |= each.annotations
+    pod_labels |= {"kueue.x-k8s.io/queue-name": queue} if queue else {}
+    pod_labels |= labels.of_task(settings, task.id, task.attempt, pod_plan.part)
+    annotations |= labels.annotations(task.id)
+    metadata: Json = {"name": object_name(task.id, task.attempt, pod_plan.part), "labels": pod_labels}
+    if annotations:
+        metadata["annotations"] = annotations
     if owned_by is not None:
         metadata["ownerReferences"] = [dict(owned_by)]
     return metadata
@@ -245,8 +247,8 @@ def _program(args: list[str], env: Mapping[str, str], name: str) -> Json:
     longest = max((len(s.encode("utf-8", "replace")) for s in strings), default=0)
     if longest > MAX_STRING_BYTES or sum(len(s) + 9 for s in strings) > MAX_STRINGS_BYTES:
         raise ClusterRefused(
-            f"{name}: its command or environment is too long for Linux ({MAX_STRING_BYTES} bytes an argument, "
-            f"{MAX_STRINGS_BYTES} in all); hand long text over as an input file"
+            f"{name}: command or environment too long: at most {MAX_STRING_BYTES} bytes per argument and {MAX_STRINGS_BYTES} in total; "
+            "pass long text as an input file"
         )
     made: Json = {"command": [LAUNCHER], "args": [escape(a) for a in args]}
     if env:
@@ -281,7 +283,7 @@ def _task_mounts(mounts: tuple[Mount, ...]) -> list[Json]:
 
 
 def _scratch(plan: Plan) -> list[tuple[str, str]]:
-    """Names of volumes and where they appear. Each is one of its own: a subPath would be made by the kubelet for root alone."""
+    """Volume names and mount paths. One volume each: the kubelet would create a subPath writable only for root."""
     return [(f"scratch-{i}", path) for i, path in enumerate(plan.scratch)]
 
 
@@ -335,7 +337,7 @@ def _volumes(
 
 
 def _documents(task: Task, files: Mapping[str, int]) -> Json:
-    """All Secrets of the task in one directory."""
+    """All Secrets of the task, in one directory."""
     names = [objects.documents_name(task.id, task.attempt, i) for i in sorted(set(files.values()) | {0})]
     return {"projected": {"defaultMode": 0o444, "sources": [{"secret": {"name": name}} for name in names]}}
 
@@ -375,8 +377,7 @@ def _filer_security(settings: KubernetesSettings) -> Json:
 
 
 def _last_resort(plan: Plan, pod_plan: PodPlan, policy: Policy) -> int | None:
-    """When the kubelet itself ends the pod, should all else have failed: well after everything in it must have ended. Only where
-    executors have a limit; a task without one may run as long as it likes."""
+    """After this time the kubelet ends the pod if everything else has failed; only for tasks with a time limit."""
     if plan.time_limit is None:
         return None
     executors = sum(c.executor is not None for c in pod_plan.containers)
@@ -389,4 +390,4 @@ def _seconds(duration: timedelta) -> str:
     return f"{duration.total_seconds():g}"
 
 
-assert MAX_REPORT_BYTES < FILER_TAIL_BYTES  # a report cut short could not be read
+assert MAX_REPORT_BYTES < FILER_TAIL_BYTES  # a truncated report could not be parsed

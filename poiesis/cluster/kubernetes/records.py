@@ -1,8 +1,8 @@
-"""What ended containers have said: the launcher's record, and a filer's report in it.
+"""The closing records of ended containers, and the filers' reports in them.
 
-The termination message comes with the pod's status and costs nothing, but holds 4 KiB; where the tails did not fit, and where the status
-is not there yet (a poke), the record is the last line of the container's log. Logs are read once: what was found, and that there was
-nothing to find, is remembered within a bound of bytes.
+The termination message comes with the pod's status and costs nothing, but is limited to 4 KiB. If the tails did not fit, or the status is
+not available yet (a poke), the record is read from the last line of the container's log. Logs are read once: results, also negative ones,
+are cached within a bound of bytes.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from poiesis.domain.report import FilerReport
 
 log = logging.getLogger(__name__)
 
-LOG_LINE_BYTES: Final = 16 * 1024  # the runtime cuts longer lines, and the kubelet counts every piece as a line
-MORE_LINES: Final = 16  # late lines of the other stream behind the record
-MANY_LINES: Final = 30_000  # the same, where a pipe's worth of short lines was still under way
+LOG_LINE_BYTES: Final = 16 * 1024  # the runtime splits longer lines, and the kubelet counts each piece as a line
+MORE_LINES: Final = 16  # lines of the other stream that may follow the record
+MANY_LINES: Final = 30_000  # the same, for a full pipe of short lines
 MANY_BYTES: Final = 1024 * 1024
-ESCAPED: Final = 6  # bytes that one byte of output takes in JSON at worst
-LOG_PATIENCE_S: Final = 120.0  # how long an ended container's log is asked for that cannot be read just now
+ESCAPED: Final = 6  # bytes of JSON for one byte of output, at worst
+LOG_PATIENCE_S: Final = 120.0  # how long reading the log of an ended container is retried
 TAIL_LINES: Final = 400
-MAX_HEARD: Final = 500
+MAX_POKED: Final = 500
 
 
 @dataclass(frozen=True)
-class Said:
-    """`record` None: the container has ended and left none. `report`: of a filer, taken out of the record's stdout."""
+class ContainerReport:
+    """`record` None: the container ended without one. `report`: a filer's, taken from the record's stdout."""
 
     record: Record | None
     report: FilerReport | None = None
@@ -46,7 +46,7 @@ class Said:
 
 
 class Records:
-    """Raises nothing but ClusterUnavailable: an ended container's log cannot be read now, and may be later."""
+    """Raises only ClusterUnavailable: the log of an ended container cannot be read at the moment."""
 
     def __init__(
         self,
@@ -63,38 +63,38 @@ class Records:
         self._cache_bytes = cache_bytes
         self._now = now
         self._lock = threading.Lock()
-        self._known: OrderedDict[tuple[str, str], Said] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], ContainerReport] = OrderedDict()
         self._known_bytes = 0
-        self._heard: OrderedDict[tuple[str, str], Said] = OrderedDict()  # by pod's name and container
+        self._poked: OrderedDict[tuple[str, str], ContainerReport] = OrderedDict()  # by pod name and container
 
-    def of(self, pod: PodView, *, poked: bool) -> dict[str, Said]:
-        """By container, for those that are known to have ended."""
-        said: dict[str, Said] = {}
+    def of(self, pod: PodView, *, poked: bool) -> dict[str, ContainerReport]:
+        """By container name, for the containers known to have ended."""
+        reports: dict[str, ContainerReport] = {}
         for view in pod.containers:
             found = self._recall(pod, view.name) or self._from_poke(pod, view) or self._from_message(pod, view)
             if found is not None:
-                said[view.name] = found
-        missing = [v for v in pod.containers if v.name not in said and v.name != COPY_LAUNCHER]
+                reports[view.name] = found
+        missing = [v for v in pod.containers if v.name not in reports and v.name != COPY_LAUNCHER]
         if not missing:
-            return said
+            return reports
         if has_ended(pod):
-            return said | self._from_logs(pod, missing)
+            return reports | self._from_logs(pod, missing)
         if poked and pod.scheduled:
-            return said | self._from_logs_early(pod, missing)
-        return said
+            return reports | self._from_logs_early(pod, missing)
+        return reports
 
     def accept_records(self, pod_name: str, records: Iterable[Record]) -> None:
-        """Records that came with a poke, before the pod's status or log can be read. They are as trustworthy as the log: user code can
-        write both."""
+        """Keep records that came with a poke, before the pod's status or log can be read. They are as trustworthy as the log: user code
+        can write both."""
         with self._lock:
             for record in records:
-                self._heard[pod_name, record.name] = self._said(record)
-            while len(self._heard) > MAX_HEARD:
-                self._heard.popitem(last=False)
+                self._poked[pod_name, record.name] = self._report_of(record)
+            while len(self._poked) > MAX_POKED:
+                self._poked.popitem(last=False)
 
-    def tails(self, pod: PodView, said: Iterable[str]) -> dict[str, tuple[str, str]]:
-        """The live end of the executor whose turn it is: the first one that has not ended. Both streams are one in a log."""
-        ended = set(said)
+    def tails(self, pod: PodView, reports: Iterable[str]) -> dict[str, tuple[str, str]]:
+        """The live tail of the running executor, the first one that has not ended. A log merges both streams."""
+        ended = set(reports)
         view = next((v for v in pod.containers if v.name not in (*ended, TIF, TOF, COPY_LAUNCHER)), None)
         if view is None or view.state != "running":
             return {}
@@ -113,35 +113,35 @@ class Records:
             for view in pod.containers:
                 known = self._known.pop((pod.uid, view.name), None)
                 self._known_bytes -= known.cost_bytes if known is not None else 0
-                self._heard.pop((pod.name, view.name), None)
+                self._poked.pop((pod.name, view.name), None)
 
-    # ── where records come from ─────────────────────────────────────────────────────────────────────────────────────────
+    # ── sources of records ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _from_poke(self, pod: PodView, view: ContainerView) -> Said | None:
+    def _from_poke(self, pod: PodView, view: ContainerView) -> ContainerReport | None:
         with self._lock:
-            said = self._heard.pop((pod.name, view.name), None)
-        return None if said is None else self._remember(pod, view.name, said)
+            report = self._poked.pop((pod.name, view.name), None)
+        return None if report is None else self._remember(pod, view.name, report)
 
-    def _from_message(self, pod: PodView, view: ContainerView) -> Said | None:
-        said = self._parsed_message(view)
-        if said is None or said.record is None or said.record.truncated:
+    def _from_message(self, pod: PodView, view: ContainerView) -> ContainerReport | None:
+        report = self._message_report(view)
+        if report is None or report.record is None or report.record.truncated:
             return None
-        return self._remember(pod, view.name, said)
+        return self._remember(pod, view.name, report)
 
-    def _parsed_message(self, view: ContainerView) -> Said | None:
-        if view.state != "terminated" or view.said is None:
+    def _message_report(self, view: ContainerView) -> ContainerReport | None:
+        if view.state != "terminated" or view.termination_message is None:
             return None
-        record = parse_record(view.said, self._limit(view.name))
-        return self._said(record) if record is not None and record.name == view.name else None
+        record = parse_record(view.termination_message, self._limit(view.name))
+        return self._report_of(record) if record is not None and record.name == view.name else None
 
-    def _from_logs(self, pod: PodView, missing: list[ContainerView]) -> dict[str, Said]:
-        """The pod has ended: what cannot be found now never will be, unless the log cannot be reached for a moment."""
-        said: dict[str, Said] = {}
+    def _from_logs(self, pod: PodView, missing: list[ContainerView]) -> dict[str, ContainerReport]:
+        """The pod has ended: a record that is missing now will stay missing, unless the log is temporarily unavailable."""
+        reports: dict[str, ContainerReport] = {}
         for view in reversed(missing):
-            if view.name in said:
+            if view.name in reports:
                 continue
             if view.state != "terminated":
-                continue  # it never ran
+                continue  # never ran
             try:
                 text = self._log(pod, view.name)
             except ApiError as error:
@@ -149,50 +149,50 @@ class Records:
                     raise translate(error, f"read log of {pod.name}/{view.name}") from error
                 log.info("log_unreadable", extra={"pod": pod.name, "container": view.name, "error": str(error)})
                 text = ""
-            wanted = [v for v in missing if v.name not in said]
-            said |= self._found(pod, text, wanted)
-            if view.name not in said and text:
-                said |= self._found(pod, self._long_log(pod, view.name), wanted)
-            if view.name not in said:
-                said[view.name] = self._remember(pod, view.name, self._parsed_message(view) or Said(None))
-        return {name: found for name, found in said.items() if found.record is not None}
+            wanted = [v for v in missing if v.name not in reports]
+            reports |= self._found(pod, text, wanted)
+            if view.name not in reports and text:
+                reports |= self._found(pod, self._long_log(pod, view.name), wanted)
+            if view.name not in reports:
+                reports[view.name] = self._remember(pod, view.name, self._message_report(view) or ContainerReport(None))
+        return {name: found for name, found in reports.items() if found.record is not None}
 
-    def _from_logs_early(self, pod: PodView, missing: list[ContainerView]) -> dict[str, Said]:
-        """Somebody said that the end has come. The last container ends last: if it has no record, none is looked for."""
-        said: dict[str, Said] = {}
+    def _from_logs_early(self, pod: PodView, missing: list[ContainerView]) -> dict[str, ContainerReport]:
+        """A poke reported an end. Containers end in order, so the search stops at the first one without a record."""
+        reports: dict[str, ContainerReport] = {}
         for view in reversed(missing):
-            if view.name in said:
+            if view.name in reports:
                 continue
             try:
                 found = self._found(pod, self._log(pod, view.name), missing)
             except ApiError as error:
                 log.debug("record_not_there_yet", extra={"pod": pod.name, "error": str(error)})
                 break
-            said |= found
+            reports |= found
             if view.name not in found:
                 break
-        return said
+        return reports
 
-    def _found(self, pod: PodView, text: str, wanted: list[ContainerView]) -> dict[str, Said]:
-        """Records in one log: its own container's, and those of others that were handed on."""
-        said: dict[str, Said] = {}
+    def _found(self, pod: PodView, text: str, wanted: list[ContainerView]) -> dict[str, ContainerReport]:
+        """The records in one log: of its own container, and of others whose records it contains."""
+        reports: dict[str, ContainerReport] = {}
         if RECORD_MARKER not in text:
-            return said
+            return reports
         for view in wanted:
             record = find_record(text, view.name, self._limit(view.name))
             if record is not None:
-                said[view.name] = self._remember(pod, view.name, self._said(record))
-        return said
+                reports[view.name] = self._remember(pod, view.name, self._report_of(record))
+        return reports
 
-    def _said(self, record: Record) -> Said:
+    def _report_of(self, record: Record) -> ContainerReport:
         if record.name not in (TIF, TOF):
             out, err = record.stdout[-self._tail_bytes :], record.stderr[-self._tail_bytes :]
-            return Said(replace(record, stdout=out, stderr=err), cost_bytes=512 + len(out) + len(err))
+            return ContainerReport(replace(record, stdout=out, stderr=err), cost_bytes=512 + len(out) + len(err))
         lines = record.stdout.strip().splitlines() or [""]
         report = parse_report(lines[-1])
-        size = 2048 + 4 * len(lines[-1])  # a report's objects take a few times their text
+        size = 2048 + 4 * len(lines[-1])  # objects take several times the size of their text
         short = replace(record, stdout="", stderr=record.stderr[-self._tail_bytes :])
-        return Said(short, report, cost_bytes=size + len(short.stderr))
+        return ContainerReport(short, report, cost_bytes=size + len(short.stderr))
 
     # ── logs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -207,7 +207,7 @@ class Records:
         )
 
     def _long_log(self, pod: PodView, name: str) -> str:
-        """A second look, further back. What cannot be read is not there."""
+        """Read further back. An unreadable log counts as empty."""
         query: dict[str, object] = {"container": name, "tailLines": MANY_LINES}
         try:
             return self._client.text(
@@ -226,19 +226,19 @@ class Records:
 
     # ── memory ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _recall(self, pod: PodView, name: str) -> Said | None:
+    def _recall(self, pod: PodView, name: str) -> ContainerReport | None:
         with self._lock:
-            said = self._known.get((pod.uid, name))
-            if said is not None:
+            report = self._known.get((pod.uid, name))
+            if report is not None:
                 self._known.move_to_end((pod.uid, name))
-            return said
+            return report
 
-    def _remember(self, pod: PodView, name: str, said: Said) -> Said:
+    def _remember(self, pod: PodView, name: str, report: ContainerReport) -> ContainerReport:
         with self._lock:
             old = self._known.pop((pod.uid, name), None)
-            self._known_bytes += said.cost_bytes - (old.cost_bytes if old else 0)
-            self._known[pod.uid, name] = said
+            self._known_bytes += report.cost_bytes - (old.cost_bytes if old else 0)
+            self._known[pod.uid, name] = report
             while self._known_bytes > self._cache_bytes and len(self._known) > 1:
                 _, dropped = self._known.popitem(last=False)
                 self._known_bytes -= dropped.cost_bytes
-        return said
+        return report

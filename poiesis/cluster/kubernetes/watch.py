@@ -1,11 +1,11 @@
-"""List, then watch from there: what keeps the cache true.
+"""List and watch: keeps the cache up to date.
 
     list all pages ──▶ watch from the list's resourceVersion ──▶ events, bookmarks
          ▲                     │ ends (time-out, connection lost): watch again from the last version seen
-         └─────────────────────┘ 410 (too old), or `relist` is over: list again; what is not listed has vanished
+         └─────────────────────┘ 410 (too old), or `relist` has elapsed: list again; what is not listed is gone
 
-One thread a kind. Nothing is said to be absent before the first list, nor while the stream has been down for more than a moment.
-An event only puts a projection into the cache, which tells whom it concerns; what is missed meanwhile the next list finds.
+One thread per kind. Nothing counts as absent before the first list, nor while the stream has been down for more than a moment.
+An event only updates the cache, which notifies its listener; the next list finds what was missed.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 FIRST_DELAY_S: Final = 0.5
 LONGEST_DELAY_S: Final = 30.0
-FRESH_S: Final = 5.0  # without a stream, the cache is still believed this long
-SILENCE_S: Final = 30.0  # beyond the server's own time-out, after which a stream counts as dead
+FRESH_S: Final = 5.0  # how long the cache counts as current without a stream
+SILENCE_S: Final = 30.0  # after the server's own time-out, when a stream counts as dead
 
 
 class Watch:
@@ -69,7 +69,7 @@ class Watch:
         self._thread.start()
 
     def is_fresh(self) -> bool:
-        """Whether the cache is as true as it can be: listed, and a stream is open or was a moment ago."""
+        """Whether the cache is current: listed, and a stream is open or was a moment ago."""
         with self._lock:
             if self._last_contact is None:
                 return False
@@ -100,14 +100,14 @@ class Watch:
                 failures += 1
                 log.info("watch_broken", extra={"kind": self._kind, "error": str(error), "failures": failures})
             except Exception:
-                version = None  # a bug; the list that follows mends what it may have broken
+                version = None  # a bug; the next list repairs the cache
                 failures += 1
                 log.exception("watch_bug", extra={"kind": self._kind})
             if failures and not self._closed.is_set():
                 self._wait(min(FIRST_DELAY_S * 2 ** (failures - 1), LONGEST_DELAY_S) * (0.5 + self._jitter()))
 
     def _list(self) -> str:
-        """Pages are projected one by one: the largest thing held is one page of JSON."""
+        """Pages are projected one at a time, so at most one page of JSON is in memory."""
         views: list[tuple[int, View]] = []
         query: dict[str, object] = {"labelSelector": self._selector, "limit": self._settings.page_size}
         while True:
@@ -129,7 +129,7 @@ class Watch:
         return str(metadata.get("resourceVersion") or "0")
 
     def _follow(self, version: str) -> str:
-        """Events from `version` until the stream ends; the version to go on from. What was seen before a break is kept."""
+        """Process events from `version` until the stream ends; return the version to continue from."""
         self._resume = version
         seconds = max(1, int(self._settings.watch_timeout.total_seconds() * (0.75 + self._jitter() / 2)))
         query: dict[str, object] = {

@@ -42,11 +42,11 @@ def test_messages_are_kept_within_their_bound(monkeypatch: pytest.MonkeyPatch) -
     ended = {"executor-0": {"terminated": {"exitCode": 0, "message": "x" * 2000}}}
     for i in range(4):
         kept.put(PODS, i + 1, view_of(name=f"p{i}", task_id=f"t{i}", containers=ended))
-    said = [kept.pods(TaskId(f"t{i}"))[0].containers[0].said for i in range(4)]
-    assert [s is not None for s in said] == [True, True, False, False]
+    messages = [kept.pods(TaskId(f"t{i}"))[0].containers[0].termination_message for i in range(4)]
+    assert [m is not None for m in messages] == [True, True, False, False]
     kept.delete(PODS, 10, view_of(name="p0", task_id="t0"))
     kept.put(PODS, 11, view_of(name="p4", task_id="t4", containers=ended))
-    assert kept.pods(TaskId("t4"))[0].containers[0].said is not None
+    assert kept.pods(TaskId("t4"))[0].containers[0].termination_message is not None
 
 
 def test_names_of_what_is_gone_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
