@@ -130,6 +130,39 @@ def test_a_command_cannot_read_the_traffic_of_its_pod(site: Site, task: str):
     assert not [c for c in capabilities if c & 1 << 13], log["stdout"]
 
 
+DRIP: Final = r"""
+drip() { (printf 'POST /poke/a/0f HTTP/1.1\r\nContent-Length: 9999\r\n\r\n'; sleep 60) | nc $MONITOR $1 >/dev/null 2>&1; }
+for port in 8082 8081; do for i in $(seq 256); do drip $port & done; done
+sleep 25
+"""
+HEALTH: Final = """
+import time, urllib.request
+for _ in range(20):
+    began = time.monotonic()
+    assert urllib.request.urlopen("http://127.0.0.1:8081/healthz", timeout=5).status == 200
+    print(round(time.monotonic() - began, 3))
+    time.sleep(0.2)
+"""
+
+
+@posted(
+    lambda site: {
+        "executors": [shell(DRIP, env={"MONITOR": f"{site.service.fullname}-monitor.{site.service.namespace}.svc"})]
+    }
+)
+def test_dripping_connections_of_a_task_do_not_shut_the_monitors_health(site: Site, task: str):
+    """512 of them: to the port for pokes, and to that for health, which only a NetworkPolicy that is enforced closes."""
+    site.wait(task, ("RUNNING",))
+    lines = site.service.kubectl(
+        "exec", f"deploy/{site.service.fullname}-monitor", "--", "python", "-c", HEALTH
+    ).split()
+    assert len(lines) == 20
+    assert max(map(float, lines)) < 2
+    site.complete(task)
+    pods = site.service.get("pods", "-l", "app.kubernetes.io/component=monitor")
+    assert [s["restartCount"] for pod in pods for s in pod["status"]["containerStatuses"]] == [0]
+
+
 def test_secrets_stand_in_no_log_and_no_document(site: Site, tasks_posted: object):
     """Passwords of S3, store and broker, and the one in a task's URL."""
     service = site.service

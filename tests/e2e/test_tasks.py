@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from tests.e2e.conftest import Json
 from tests.e2e.site import BUSYBOX, NOSHELL, Site, codes, content, one_log, posted, shell
 
@@ -49,6 +51,23 @@ def test_inputs_by_content_http_and_s3_come_in_and_outputs_go_out_byte_for_byte(
     told = log["metadata"]
     assert (told["inputs_files"], told["outputs_files"]) == ("5", "3")
     assert (told["inputs_bytes"], told["outputs_bytes"]) == (str(11 + 6 + 7 + 1 + 256), str(len(everything) + 257))
+
+
+@pytest.mark.parametrize("inputs", [[], [content("/in/x", "x")]], ids=["launcher", "tif"])
+@posted(
+    lambda site, inputs: {
+        "inputs": inputs,
+        "executors": [shell("echo 1 > /out/d/file && echo 2 > /found/deep/a.txt")],
+        "outputs": [
+            {"path": "/out/d", "url": site.url(f"made/{len(inputs)}/d"), "type": "DIRECTORY"},
+            {"path": "/found/deep/*.txt", "path_prefix": "/found/", "url": site.url(f"made/{len(inputs)}/found/")},
+        ],
+    }
+)
+def test_the_directories_of_outputs_exist_before_the_first_command(site: Site, task: str, inputs: list[Json]):
+    site.complete(task)
+    assert site.got(f"made/{len(inputs)}/d/file") == b"1\n"
+    assert list(site.keys(f"made/{len(inputs)}/found/").values()) == [2]
 
 
 @posted(
