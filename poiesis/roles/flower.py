@@ -1,4 +1,4 @@
-"""Celery Flower on the service's broker: for operators alone, it is not part of any task's way."""
+"""Celery Flower on the service's broker, for operators; tasks do not depend on it."""
 
 from __future__ import annotations
 

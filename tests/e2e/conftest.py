@@ -1,18 +1,18 @@
-"""The chart on a real cluster: any that KUBECONFIG names, with the image that POIESIS_TEST_IMAGE names on its nodes.
+"""The chart on a real cluster: that of KUBECONFIG, with the image POIESIS_TEST_IMAGE on its nodes.
 
-`poiesis` is one installation that all tests of a session share; `installed` makes further ones, for tests that change or remove theirs.
-Each has a namespace of its own, a store and a broker in the release, and an S3 server beside it. All is removed at the end, and what the
-release left behind fails the session. Variables:
+`poiesis` is an installation shared by all tests of a session; `installed` creates further ones, for tests that change or remove them.
+Each has its own namespace, a store and a broker in the release, and an S3 server. Everything is removed at the end; leftovers of the
+release fail the session. Variables:
 
-    KUBECONFIG, POIESIS_TEST_IMAGE       without them every test here is skipped
-    POIESIS_TEST_MONGO_IMAGE             default localhost/mongo:7 (`../shared/cluster/services` builds it); another one is taken for the
+    KUBECONFIG, POIESIS_TEST_IMAGE       required, else all tests are skipped
+    POIESIS_TEST_MONGO_IMAGE             default localhost/mongo:7 (`../shared/cluster/services` builds it); any other is treated as the
                                          official image
     POIESIS_TEST_REDIS_IMAGE             default localhost/redis:7
     POIESIS_TEST_S3_IMAGE                default localhost/s3:4
-    POIESIS_TEST_VALUES                  another values file for every installation, read last
-    POIESIS_TEST_KEEP                    any value: leave the shared installation in place, to look at
-    POIESIS_TEST_INSTALLED               namespace of an installation that was left so: it is used again, and left again
-    HELM, KUBECTL                        programs, where they are not found by themselves
+    POIESIS_TEST_VALUES                  an additional values file for every installation, applied last
+    POIESIS_TEST_KEEP                    any value: keep the shared installation
+    POIESIS_TEST_INSTALLED               namespace of a kept installation, to use again
+    HELM, KUBECTL                        paths of the programs, if not found automatically
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ T = TypeVar("T")
 
 
 class Failed(AssertionError):
-    """A program of the cluster's failed; the message has what it said."""
+    """A program of the cluster's failed; the message has what it output."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,9 @@ class Cluster:
         return done.stdout
 
 
-class Door:
-    """An address by which a Service is reached from here: its cluster address where that answers, else a port-forward, begun anew when
-    it has ended (with the pod that it led to)."""
+class ServiceAddress:
+    """An address for a Service from outside the cluster: its cluster IP if reachable, else a port-forward, restarted when it has ended
+    (with its pod)."""
 
     def __init__(self, cluster: Cluster, namespace: str, service: str, port: int) -> None:
         self._cluster = cluster
@@ -176,7 +176,7 @@ class S3:
 
     endpoint: str
     bucket: str
-    _door: Door
+    _door: ServiceAddress
     access_key: str = S3_USER
     secret_key: str = S3_PASSWORD
 
@@ -207,7 +207,7 @@ class Installation:
     values: Json
     release: str = RELEASE
     notes: str = ""
-    _api: Door | None = None
+    _api: ServiceAddress | None = None
     _s3: S3 | None = None
     _http: urllib3.PoolManager = field(default_factory=lambda: urllib3.PoolManager(retries=False, maxsize=16))
 
@@ -277,7 +277,7 @@ class Installation:
 
     def install(self) -> None:
         self.notes = self._apply("install", self.values)
-        self._api = Door(self.cluster, self.namespace, f"{self.fullname}-api", 8000)
+        self._api = ServiceAddress(self.cluster, self.namespace, f"{self.fullname}-api", 8000)
 
     def upgrade(self, **changed: Any) -> None:
         """With further values, by their top-level names; what they name is merged."""
@@ -312,15 +312,15 @@ class Installation:
         until(look, GONE_S, lambda: f"left behind in {self.namespace}: {', '.join(seen)}\n{self.story()}")
 
     def story(self) -> str:
-        """What there is to see when something went wrong."""
+        """The state of the installation, for failure messages."""
         parts = [
             self.kubectl("get", "pods,persistentvolumeclaims", "-o", "wide", check=False),
             self.kubectl("get", "events", "--sort-by=.lastTimestamp", check=False)[-4000:],
         ]
         for component in ("api", "torc", "tif", "texam", "tof", "monitor", "mongodb", "redis"):
             selector = f"app.kubernetes.io/instance={self.release},app.kubernetes.io/component={component}"
-            said = self.kubectl("logs", "-l", selector, "--tail=15", "--all-containers", check=False)
-            parts.append(f"── {component}\n{said[-3000:]}")
+            output = self.kubectl("logs", "-l", selector, "--tail=15", "--all-containers", check=False)
+            parts.append(f"── {component}\n{output[-3000:]}")
         return "\n".join(parts)
 
     def _apply(self, verb: str, values: Json) -> str:
@@ -392,9 +392,9 @@ def values_for(image: str, namespace: str) -> Json:
                 {"name": "main", "url": f"http://s3.{namespace}.svc:{S3_PORT}"},
                 # the same server through a Service that a test may cut off
                 {"name": "away", "url": f"http://s3-away.{namespace}.svc:{S3_PORT}", "buckets": ["cut-off"]},
-                # and by nobody who is known to it
+                # and without credentials
                 {
-                    "name": "nobody",
+                    "name": "anonymous",
                     "url": f"http://s3.{namespace}.svc:{S3_PORT}",
                     "buckets": ["denied"],
                     "anonymous": True,
@@ -459,7 +459,7 @@ def s3_objects() -> Json:
 
 @contextmanager
 def installation(cluster: Cluster, image: str, *, keep: bool = False, **values: Any) -> Iterator[Installation]:
-    """From a clean namespace to none."""
+    """In a new namespace, which is removed afterwards."""
     namespace = f"poiesis-e2e-{secrets.token_hex(3)}"
     made = Installation(cluster, namespace, image, _merged(values_for(image, namespace), values))
     with ExitStack() as stack:
@@ -470,7 +470,7 @@ def installation(cluster: Cluster, image: str, *, keep: bool = False, **values: 
         try:
             made.install()
             made.kubectl("rollout", "status", "deployment/s3", "--timeout=180s", timeout_s=200)
-            door = Door(cluster, namespace, "s3", S3_PORT)
+            door = ServiceAddress(cluster, namespace, "s3", S3_PORT)
             stack.callback(door.close)
             made._s3 = S3(f"http://s3.{namespace}.svc:{S3_PORT}", "tasks", door)
             _make_bucket(made)
@@ -513,7 +513,7 @@ def _remove_namespace(cluster: Cluster, namespace: str) -> None:
 def cluster() -> Cluster:
     kubeconfig = os.environ.get("KUBECONFIG")
     if not kubeconfig:
-        pytest.skip("KUBECONFIG names no cluster")
+        pytest.skip("KUBECONFIG is not set")
     programs = {name: find(name) for name in ("kubectl", "helm")}
     for name, program in programs.items():
         if program is None:
@@ -531,7 +531,7 @@ def image() -> str:
     """The image under test; it has to be on the nodes, or where they can pull it."""
     found = os.environ.get("POIESIS_TEST_IMAGE")
     if not found:
-        pytest.skip("POIESIS_TEST_IMAGE names no image")
+        pytest.skip("POIESIS_TEST_IMAGE is not set")
     return found
 
 
@@ -540,8 +540,8 @@ def poiesis(cluster: Cluster, image: str) -> Iterator[Installation]:
     """The installation that all tests share, ready; `.url`, `.kubectl(…)`, `.s3`, `.call(…)`, `.create(…)`, `.wait(…)`."""
     if namespace := os.environ.get("POIESIS_TEST_INSTALLED"):
         made = Installation(cluster, namespace, image, values_for(image, namespace))
-        made._api = Door(cluster, namespace, f"{made.fullname}-api", 8000)
-        door = Door(cluster, namespace, "s3", S3_PORT)
+        made._api = ServiceAddress(cluster, namespace, f"{made.fullname}-api", 8000)
+        door = ServiceAddress(cluster, namespace, "s3", S3_PORT)
         made._s3 = S3(f"http://s3.{namespace}.svc:{S3_PORT}", "tasks", door)
         yield made
         return
@@ -551,14 +551,14 @@ def poiesis(cluster: Cluster, image: str) -> Iterator[Installation]:
 
 @pytest.fixture
 def installed(cluster: Cluster, image: str) -> Iterator[Callable[..., Installation]]:
-    """`installed(api={…})`: an installation of this test alone, with values of its own."""
+    """`installed(api={…})`: an installation only for this test, with its own values."""
     with ExitStack() as stack:
         yield lambda **values: stack.enter_context(installation(cluster, image, **values))
 
 
 @pytest.fixture(scope="session")
 def site(poiesis: Installation) -> Iterator[Site]:
-    """The shared installation as somebody with tasks sees it."""
+    """The shared installation from a user's point of view."""
     from tests.e2e.site import site_of  # which imports this module
 
     with site_of(poiesis) as made:

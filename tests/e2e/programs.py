@@ -31,8 +31,8 @@ def find(name: str) -> str | None:
 
 def _unpacked(packed: Path) -> Path:
     """In `.cache/`, under a name that changes with it; safe for many workers at once."""
-    told = packed.stat()
-    target = ROOT / ".cache" / f"{packed.stem}-{told.st_size}-{told.st_mtime_ns}"
+    status = packed.stat()
+    target = ROOT / ".cache" / f"{packed.stem}-{status.st_size}-{status.st_mtime_ns}"
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file, lzma.open(packed) as content:

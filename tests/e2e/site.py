@@ -1,8 +1,7 @@
-"""What tests of tasks share: posting many of them at once, servers for their inputs, and a record of every pod that a task ever had.
+"""Shared by the tests of tasks: posting many of them at once, servers for their inputs, and a record of every pod of a task.
 
-A test says by `@posted` which task it is about. All tasks of a module's selected tests are posted when its first test begins, so
-that they run side by side and a test only waits for its own; the fixture `task` is that task's id. What a test needs of the cluster
-besides, it does itself.
+`@posted` declares the task of a test. All tasks of a module's selected tests are posted when its first test begins, so that they run in
+parallel and a test only waits for its own; the fixture `task` is that task's id.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import pytest
 import urllib3
 from minio.error import S3Error
 
-from tests.e2e.conftest import PART, S3_PORT, Door, Failed, Installation, Json, until
+from tests.e2e.conftest import PART, S3_PORT, Failed, Installation, Json, ServiceAddress, until
 
 BUSYBOX: Final = os.environ.get("POIESIS_TEST_EXECUTOR_IMAGE", "localhost/busybox:1")
 NOSHELL: Final = os.environ.get("POIESIS_TEST_NOSHELL_IMAGE", "localhost/noshell:1")
@@ -43,25 +42,25 @@ class Handler(http.server.BaseHTTPRequestHandler):
         with lock:
             asked[self.path] += self.command == "GET"
         if kind == "text":
-            return self.say(200, rest.encode())
+            return self.respond(200, rest.encode())
         if kind == "status":
-            return self.say(int(rest), b"no\n")
+            return self.respond(int(rest), b"no\n")
         if kind == "later" and asked[self.path] <= 2:      # two failures, then the file
-            return self.say(503, b"not yet\n")
+            return self.respond(503, b"not yet\n")
         if kind == "later":
-            return self.say(200, b"at last\n")
+            return self.respond(200, b"at last\n")
         if kind == "count":                                 # how often this was asked for, this time included
-            return self.say(200, b"%d\n" % asked[self.path])
+            return self.respond(200, b"%d\n" % asked[self.path])
         if kind == "asked":                                 # how often another path was fetched
-            return self.say(200, b"%d\n" % asked["/" + rest])
+            return self.respond(200, b"%d\n" % asked["/" + rest])
         if kind == "large":                                 # so many bytes of a version, slowly enough that others ask meanwhile
             size = int(rest.partition("/")[0])
             if self.command == "GET":
                 time.sleep(2)
-            return self.say(200, bytes(size), {"ETag": '"%s"' % rest})
+            return self.respond(200, bytes(size), {"ETag": '"%s"' % rest})
         if kind == "secret":
             given = self.headers.get("Authorization", "")
-            return self.say(200 if given.startswith("Basic ") else 401, b"shown\n")
+            return self.respond(200 if given.startswith("Basic ") else 401, b"shown\n")
         if kind == "slow":                                  # a byte a second, for ten minutes
             self.send_response(200)
             self.send_header("Content-Length", "600")
@@ -71,9 +70,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.wfile.flush()
                 time.sleep(1)
             return None
-        return self.say(404, b"nothing here\n")
+        return self.respond(404, b"nothing here\n")
     do_HEAD = do_GET
-    def say(self, status, body, headers={}):
+    def respond(self, status, body, headers={}):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -200,7 +199,7 @@ class Pods:
 
 @dataclass
 class Site:
-    """An installation, seen by somebody with tasks. `tasks_in`: the namespace where they run."""
+    """An installation from a user's point of view. `tasks_in`: the namespace of tasks."""
 
     service: Installation
     pods: Pods
@@ -219,7 +218,7 @@ class Site:
         return self.url(key)
 
     def got(self, key: str) -> bytes | None:
-        """The object, None when there is none."""
+        """The object; None if it does not exist."""
         try:
             with self.service.s3.client().get_object(self.service.s3.bucket, f"{self.run}/{key}") as answer:
                 found: bytes = answer.read()
@@ -261,7 +260,7 @@ class Site:
         return self.service.cluster.kubectl("-n", self.tasks_in, *arguments, stdin=stdin, check=check)
 
     def objects(self, task_id: str | None = None) -> list[str]:
-        """Names of what there is in the cluster of this task, or of any."""
+        """Names of the cluster's objects of this task, or of all tasks."""
         selector = TASK_LABEL if task_id is None else f"{TASK_LABEL}={task_id}"
         return self.kubectl("get", KINDS, "-l", selector, "-o", "name", "--ignore-not-found").split()
 
@@ -290,15 +289,15 @@ class Site:
 
     def fetched(self, path: str) -> int:
         """How often `self.web/PATH` was fetched."""
-        door = Door(self.service.cluster, self.service.namespace, "s3-web", WEB_PORT)
+        door = ServiceAddress(self.service.cluster, self.service.namespace, "s3-web", WEB_PORT)
         try:
             return int(urllib3.request("GET", f"{door.url}/asked/{path}", timeout=10).data)
         finally:
             door.close()
 
     def away(self, yes: bool) -> None:
-        """Whether the Service of the bucket `cut-off` leads nowhere."""
-        patch = {"spec": {"selector": {PART: "nobody" if yes else "s3"}}}
+        """Whether the Service of the bucket `cut-off` has no endpoints."""
+        patch = {"spec": {"selector": {PART: "none" if yes else "s3"}}}
         self.service.kubectl("patch", "service", "s3-away", "--type=merge", "-p", json.dumps(patch))
 
     def story(self) -> str:
@@ -329,7 +328,7 @@ def one_log(task: Json) -> Json:
 
 
 def web_objects(image: str) -> list[Json]:
-    """An HTTP server for inputs, with the image under test because it has Python; and a Service that leads to no S3 server."""
+    """An HTTP server for inputs (with the image under test, which has Python), and a Service without endpoints."""
     labels = {PART: "web"}
     container = {
         "name": "web",
@@ -345,7 +344,7 @@ def web_objects(image: str) -> list[Json]:
         "metadata": {"name": "s3-web", "labels": labels},
         "spec": {"selector": {"matchLabels": labels}, "template": {"metadata": {"labels": labels}, "spec": pod}},
     }
-    return [deployment, service_of("s3-web", "web", WEB_PORT), service_of("s3-away", "nobody", S3_PORT)]
+    return [deployment, service_of("s3-web", "web", WEB_PORT), service_of("s3-away", "none", S3_PORT)]
 
 
 def service_of(name: str, part: str, port: int) -> Json:

@@ -81,7 +81,7 @@ def on_every_node(service: Installation, script: str) -> int:
 
 
 def test_a_directory_of_each_node_is_a_cache_too(site: Site):
-    """Made by the site as the docs say; one that Kubernetes made belongs to root: tasks go on without it, and say so."""
+    """Created by the site as documented. One created by Kubernetes belongs to root: tasks run without it and note it."""
     service = site.service
     ours = f"poiesis-cache-{service.namespace}"
     both = f"/node/{ours} /node/{ours}/made"
@@ -99,8 +99,8 @@ def test_a_directory_of_each_node_is_a_cache_too(site: Site):
             for task_id in [site.post(task) for _ in range(SAME)]:
                 log = one_log(site.complete(task_id))
                 assert log["logs"][0]["stdout"].split() == [RIGHT, "-"]
-                said = [line for line in log["system_logs"] if "cache" in line]
-                assert bool(said) == (name == "roots"), said
+                noted = [line for line in log["system_logs"] if "cache" in line]
+                assert bool(noted) == (name == "roots"), noted
             assert site.fetched(path) <= nodes if name == "made" else site.fetched(path) == SAME
     finally:
         on_every_node(service, f"rm -rf /node/{ours}")

@@ -118,13 +118,13 @@ def test_two_requests_at_once_are_one(site: Site, task: str):
     assert len([line for line in one_log(found)["system_logs"] if "Canceled" in line]) == 1
 
 
-@posted(lambda site: {"executors": [shell("echo heard >&2"), shell(f"trap 'exit 7' TERM; {FOREVER}")]})
+@posted(lambda site: {"executors": [shell("echo first >&2"), shell(f"trap 'exit 7' TERM; {FOREVER}")]})
 def test_what_had_ended_before_stays_in_the_log(site: Site, task: str):
     site.wait(task, ("RUNNING",))
     site.until(lambda: one_log(site.service.task(task))["logs"], 60, "the first executor has no entry")
     site.cancel(task)
     found = site.wait(task, ("CANCELED",), SECONDS)
-    assert one_log(found)["logs"][0]["stderr"] == "heard\n"
+    assert one_log(found)["logs"][0]["stderr"] == "first\n"
 
 
 def test_a_task_that_is_not_there(site: Site):

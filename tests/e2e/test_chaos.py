@@ -30,7 +30,7 @@ from typing import Any, Final
 import pytest
 import urllib3
 
-from tests.e2e.conftest import ENDS, OURS, Door, Failed, Installation, until
+from tests.e2e.conftest import ENDS, OURS, Failed, Installation, ServiceAddress, until
 
 pytestmark = pytest.mark.chaos
 
@@ -76,7 +76,7 @@ http.server.ThreadingHTTPServer(("", 8000), Handler).serve_forever()
 
 
 @pytest.fixture(scope="module")
-def counter(poiesis: Installation) -> Iterator[Door]:
+def counter(poiesis: Installation) -> Iterator[ServiceAddress]:
     labels = {**OURS, "chaos": "counter"}
     container = {
         "name": "main",
@@ -86,7 +86,7 @@ def counter(poiesis: Installation) -> Iterator[Door]:
             "httpGet": {"path": "/counts", "port": 8000},
             "periodSeconds": 1,
             "timeoutSeconds": 10,
-            "failureThreshold": 1000,  # a busy machine is no reason to send nobody there
+            "failureThreshold": 1000,  # readiness must not fail only because the machine is busy
         },
     }
     pod = {
@@ -99,17 +99,17 @@ def counter(poiesis: Installation) -> Iterator[Door]:
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": {"name": "s3-counter", "labels": labels},
-        # the counter is not on trial: it keeps its address while the cluster cannot say whether it is ready
+        # the counter is not under test: it keeps its address while its readiness is unknown
         "spec": {"selector": {"chaos": "counter"}, "ports": [{"port": 8000}], "publishNotReadyAddresses": True},
     }
     for document in (pod, service):
         poiesis.kubectl("apply", "-f", "-", stdin=json.dumps(document))
     poiesis.kubectl("wait", "--for=condition=Ready", "pod/s3-counter", "--timeout=60s", timeout_s=70)
-    door = Door(poiesis.cluster, poiesis.namespace, "s3-counter", 8000)
+    door = ServiceAddress(poiesis.cluster, poiesis.namespace, "s3-counter", 8000)
     yield door
     door.close()
     for process in STARTED:
-        process.returncode = 0  # nobody waits for it
+        process.returncode = 0  # not waited for
     for kind in ("pod", "service"):
         poiesis.kubectl("delete", kind, "s3-counter", "--wait=false", check=False)
 
@@ -180,7 +180,7 @@ class Load:
             return self.states.get(name, "UNKNOWN")
 
     def _post(self, name: str) -> str:
-        """Post until an id is answered. A post without an answer may have been accepted: its tag tells, so nothing is posted twice."""
+        """Post until an id is answered. A post without a response may have been accepted; its tag shows it, so nothing is posted twice."""
         task = self._task(name)
         uncertain = False
 
@@ -230,7 +230,7 @@ def chance(poiesis: Installation) -> random.Random:
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_is_lost_doubled_or_left(
-    poiesis: Installation, counter: Door, chance: random.Random, target: str
+    poiesis: Installation, counter: ServiceAddress, chance: random.Random, target: str
 ) -> None:
     machine = _machine()
     if target in MACHINE and target not in machine:
@@ -245,23 +245,23 @@ def test_nothing_is_lost_doubled_or_left(
             if load.problems:
                 break
     counts = _counts(counter)
-    told = {name: poiesis.task(task_id) for name, task_id in load.ids.items()}
-    attempts = {name: int(task["logs"][0]["metadata"].get("attempts", "1")) for name, task in told.items()}
-    complete = [name for name, task in told.items() if task["state"] == "COMPLETE"]
-    twice = [name for name in told if counts.get(name, 0) > attempts[name]]
-    lost = [name for name in told if not counts.get(name)]
+    tasks = {name: poiesis.task(task_id) for name, task_id in load.ids.items()}
+    attempts = {name: int(task["logs"][0]["metadata"].get("attempts", "1")) for name, task in tasks.items()}
+    complete = [name for name, task in tasks.items() if task["state"] == "COMPLETE"]
+    twice = [name for name in tasks if counts.get(name, 0) > attempts[name]]
+    lost = [name for name in tasks if not counts.get(name)]
     repeated = [name for name, count in attempts.items() if count > 1]
     left = _left(poiesis)
-    row = [target, KILLS, len(told), len(complete), len(twice), len(lost), len(repeated), len(left)]
+    row = [target, KILLS, len(tasks), len(complete), len(twice), len(lost), len(repeated), len(left)]
     print(f"| {' | '.join(map(str, row))} | {max(load.seconds.values()):.0f} |", flush=True)
-    stories = [json.dumps(task, indent=1) for name, task in told.items() if name not in complete]
-    assert len(complete) == len(told) >= TASKS, "\n".join(stories[:2])
+    stories = [json.dumps(task, indent=1) for name, task in tasks.items() if name not in complete]
+    assert len(complete) == len(tasks) >= TASKS, "\n".join(stories[:2])
     assert not twice and not lost, f"counted: { {n: counts.get(n, 0) for n in (*twice, *lost)} }"
     assert not left, f"left: {left}\n{poiesis.story()}"
     if target not in (TASK_POD, "kubelet"):
-        assert not repeated, json.dumps(told[repeated[0]], indent=1)
+        assert not repeated, json.dumps(tasks[repeated[0]], indent=1)
     store = poiesis.s3.client()
-    for name in told:
+    for name in tasks:
         body = store.get_object(poiesis.s3.bucket, f"chaos-out/{name}").read()
         assert body == b"x" * 100_000 + f"{name}\n".encode(), f"output of task {load.ids[name]}"
 
@@ -285,7 +285,7 @@ def _left(poiesis: Installation) -> list[str]:
     return []
 
 
-def _counts(counter: Door) -> dict[str, int]:
+def _counts(counter: ServiceAddress) -> dict[str, int]:
     def look() -> dict[str, Any] | None:
         try:
             return {
@@ -318,7 +318,7 @@ def _kill(poiesis: Installation, target: str, machine: dict[str, Path], chance: 
     for pod in pods:
         name, uid = pod["metadata"]["name"], pod["metadata"]["uid"]
         killed = _kill_processes(uid) if machine else 0
-        # the kubelet waits longer each time before it starts a container again; a new pod begins anew
+        # the kubelet's restart back-off grows with each restart; a new pod starts without it
         restarts = sum(c.get("restartCount", 0) for c in pod["status"].get("containerStatuses") or [])
         if not killed or (target != TASK_POD and restarts > 0):
             poiesis.kubectl("delete", "pod", name, "--grace-period=0", "--force", "--wait=false", check=False)

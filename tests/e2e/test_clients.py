@@ -115,12 +115,12 @@ def test_nextflow_gets_its_control_files_globs_and_directories(site: Site, task:
     assert site.got("nf/a.bam") == b"reads\n"
 
 
-@posted(lambda site: nextflow(site, "nf-failed", "echo said; printf 3 > /work/.exitcode; exit 3"))
+@posted(lambda site: nextflow(site, "nf-failed", "echo out; printf 3 > /work/.exitcode; exit 3"))
 def test_nextflow_gets_its_control_files_after_an_error_too(site: Site, task: str):
     found = site.wait(task, ("EXECUTOR_ERROR",))
     assert codes(found) == [3], "it reads logs[0].logs[0].exit_code"
     assert site.got("nf-failed/.exitcode") == b"3"
-    assert site.got("nf-failed/.command.out") == b"said\n"
+    assert site.got("nf-failed/.command.out") == b"out\n"
 
 
 def snakemake(site: Site) -> Json:
@@ -216,7 +216,7 @@ def test_toil_reads_the_last_exit_code_and_stderr(site: Site, task: str):
 def pulsar(site: Site) -> Json:
     """Explicit nulls for all that is unset; three executors over one volume; workdir `/`."""
     unset: Json = dict.fromkeys(("stdin", "stdout", "stderr", "ignore_error"))
-    said = ["echo staged > /pulsar/in", "tr a-z A-Z < /pulsar/in > /pulsar/out", "cat /pulsar/out"]
+    scripts = ["echo staged > /pulsar/in", "tr a-z A-Z < /pulsar/in > /pulsar/out", "cat /pulsar/out"]
     return {
         **dict.fromkeys(("id", "state", "description", "logs", "creation_time", "tags", "outputs")),
         "name": "galaxy",
@@ -235,7 +235,7 @@ def pulsar(site: Site) -> Json:
         },
         "executors": [
             {"image": BUSYBOX, "command": ["sh", "-c", script], "workdir": "/", "env": {"A": None}, **unset}
-            for script in said
+            for script in scripts
         ],
     }
 
@@ -293,4 +293,4 @@ def test_cromwell_gets_streams_and_directories(site: Site, task: str):
     found: dict[str, Any] = site.complete(task)
     assert_strict(found)
     assert site.keys("cromwell/") == {"stdout": 4, "stderr": 0, "glob/1": 2}
-    assert any("unknown" in line for line in one_log(found)["system_logs"]), "what was dropped is said"
+    assert any("unknown" in line for line in one_log(found)["system_logs"]), "dropped parameters are listed"

@@ -28,7 +28,7 @@ def eats(megabytes: int) -> str:
     lambda site: {
         "executors": [
             shell(
-                "echo 4 > /work/half; echo said; echo complained >&2; exit 3", stdout="/work/.out", stderr="/work/.err"
+                "echo 4 > /work/half; echo out; echo complained >&2; exit 3", stdout="/work/.out", stderr="/work/.err"
             ),
             shell("echo never > /work/never"),
         ],
@@ -40,10 +40,10 @@ def eats(megabytes: int) -> str:
 def test_an_exit_code_ends_the_task_and_what_was_written_is_uploaded(site: Site, task: str):
     found = site.wait(task, ("EXECUTOR_ERROR",))
     assert codes(found) == [3], "the executor that never ran has no entry"
-    assert (one_log(found)["logs"][0]["stdout"], one_log(found)["logs"][0]["stderr"]) == ("said\n", "complained\n")
+    assert (one_log(found)["logs"][0]["stdout"], one_log(found)["logs"][0]["stderr"]) == ("out\n", "complained\n")
     assert failure(found) == "ExecutorFailed"
     assert site.keys("failed/") == {"half": 2, ".out": 5, ".err": 11}
-    assert any("/work/never" in line for line in one_log(found)["system_logs"]), "what is missing is said"
+    assert any("/work/never" in line for line in one_log(found)["system_logs"]), "missing outputs are listed"
 
 
 @pytest.mark.parametrize(("signal", "code"), [("KILL", 137), ("SEGV", 139), ("TERM", 143)])
@@ -145,11 +145,11 @@ def test_an_image_name_that_is_none(site: Site, task: str):
 
 @posted(lambda site: {"resources": {"cpu_cores": 4000}, "executors": [shell("true")]})
 def test_a_task_without_room_stays_queued_and_says_why(site: Site, task: str):
-    def told() -> str | None:
+    def reported() -> str | None:
         waiting: str | None = one_log(site.service.task(task))["metadata"].get("waiting_reason")
         return waiting
 
-    reason = site.until(told, 60, "no reason is shown")
+    reason = site.until(reported, 60, "no reason is shown")
     assert "cpu" in reason
     assert site.service.task(task, "MINIMAL")["state"] == "QUEUED"
     site.cancel(task)
@@ -368,7 +368,7 @@ def test_a_task_whose_pod_was_evicted_is_repeated(site: Site, task: str):
     assert any(reason in line for line in one_log(found)["system_logs"] for reason in TAKEN_AWAY)
 
 
-def test_a_pod_that_is_deleted_while_it_uploads_repeats_the_upload_alone(site: Site, away: Minio):
+def test_a_pod_that_is_deleted_while_it_uploads_repeats_only_the_upload(site: Site, away: Minio):
     counter = f"{site.run}-uploaded"
     task = site.post(
         {
@@ -407,14 +407,14 @@ def test_attempts_are_counted_and_come_to_an_end(site: Site, task: str):
                 site.kubectl("delete", "pod", name, "--wait=false", check=False)
         return site.service.task(task, "MINIMAL")["state"] == "SYSTEM_ERROR"
 
-    site.until(look, 180, "it goes on for ever")
+    site.until(look, 180, "it never ends")
     found = site.service.task(task)
     assert (len(killed), one_log(found)["metadata"]["attempts"]) == (3, "3")
     assert failure(found) in TAKEN_AWAY
 
 
 def test_a_task_over_the_quota_waits_and_runs_when_there_is_room(site: Site):
-    """The quota counts pods with a deadline alone: in this namespace those of tasks with a time limit."""
+    """The quota counts only pods with a deadline: in this namespace those of tasks with a time limit."""
     quota = {
         "apiVersion": "v1",
         "kind": "ResourceQuota",

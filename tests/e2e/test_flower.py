@@ -8,21 +8,21 @@ from typing import Any
 
 import urllib3
 
-from tests.e2e.conftest import PART, Door, Installation, until
+from tests.e2e.conftest import PART, Installation, ServiceAddress, until
 
 USER, PASSWORD = "operator", "only-for-tests"
 ROLES = ("torc", "tif", "texam", "tof")
 LINKS = ("texam.launch", "torc.finish")  # of a task without files
 
 
-def test_an_operator_sees_workers_and_links_and_nobody_else_does(installed: Callable[..., Installation]):
+def test_only_an_operator_sees_workers_and_links(installed: Callable[..., Installation]):
     service = installed(torc={"replicas": 2})
     keys = {"FLOWER_BASIC_AUTH": f"{USER}:{PASSWORD}"}
     metadata = {"name": "flower-users", "labels": {PART: "flower"}}
     secret = {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "stringData": keys}
     service.kubectl("create", "-f", "-", stdin=json.dumps(secret))
     service.upgrade(flower={"enabled": True, "existingSecret": "flower-users"})
-    door = Door(service.cluster, service.namespace, f"{service.fullname}-flower", 5555)
+    door = ServiceAddress(service.cluster, service.namespace, f"{service.fullname}-flower", 5555)
     allowed = urllib3.make_headers(basic_auth=f"{USER}:{PASSWORD}")
 
     def ask(path: str, headers: dict[str, str]) -> urllib3.BaseHTTPResponse:

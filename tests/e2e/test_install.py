@@ -40,8 +40,8 @@ def test_notes_lead_to_the_first_call(poiesis: Installation):
 
 
 def test_helm_test_passes_and_cleans_up_behind_itself(poiesis: Installation):
-    said = poiesis.helm("test", poiesis.release, "--timeout", "120s")
-    assert "Succeeded" in said
+    output = poiesis.helm("test", poiesis.release, "--timeout", "120s")
+    assert "Succeeded" in output
     assert not poiesis.get("pods", "-l", "app.kubernetes.io/component=test")
 
 

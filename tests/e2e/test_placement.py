@@ -1,7 +1,7 @@
-"""Where tasks run, as a real scheduler and kubelet take what is asked: GPUs, zones, classes of nodes, priority, /dev/shm, time limits.
+"""Placement with a real scheduler and kubelet: GPUs, zones, classes of nodes, priority, /dev/shm, time limits.
 
-A node is given what it does not have: an extended resource in its status (as Kubernetes' own documentation does it) and labels. All is
-taken away again. Kueue is not there: of its queue the label alone is seen. Nothing is tainted, for others use the node too.
+The fixtures add an extended resource to a node's status (as in Kubernetes' documentation) and labels, and remove them again. Kueue is not
+installed: only its label is tested. Nothing is tainted, since the node is shared.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ def _gpus(cluster: Cluster, node: str, count: int | None) -> None:
 
 @pytest.fixture(scope="module")
 def node(cluster: Cluster) -> Iterator[str]:
-    """One node with GPUs, in a zone and in pools; and a priority class that preempts nobody."""
+    """One node with GPUs, in a zone and in pools; and a priority class without preemption."""
     found = json.loads(cluster.kubectl("get", "nodes", "-o", "json"))["items"][0]["metadata"]
     name: str = found["name"]
     labels = {ZONE_LABEL: ZONE, POOL_LABEL: "spot", KIND_LABEL: "small"}
     if ZONE_LABEL in found["labels"]:
-        pytest.skip("the node has a zone already, which is somebody's")
+        pytest.skip("the node already has a zone")
     priority: Json = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "value": PRIORITY}
     priority |= {"metadata": {"name": PRIORITY_CLASS}, "preemptionPolicy": "Never"}
     try:
@@ -115,16 +115,16 @@ def asking(script: str, *, zones: list[str] | None = None, preemptible: bool = F
 
 
 def waiting(site: Site, task: str, *words: str) -> None:
-    """It is QUEUED, and says so in these words."""
+    """It is QUEUED, with these words in its reason."""
 
     def look() -> bool:
         found = site.service.task(task)
         assert found["state"] == "QUEUED", json.dumps(found, indent=2)
-        said = one_log(found)["metadata"].get("waiting_reason", "")
-        logged = any(said and said in line for line in one_log(found)["system_logs"])
-        return logged and all(word in said for word in words)
+        reason = one_log(found)["metadata"].get("waiting_reason", "")
+        logged = any(reason and reason in line for line in one_log(found)["system_logs"])
+        return logged and all(word in reason for word in words)
 
-    site.until(look, 60, f"{task} does not say {words}: {json.dumps(site.service.task(task), indent=2)}")
+    site.until(look, 60, f"{task} lacks {words}: {json.dumps(site.service.task(task), indent=2)}")
 
 
 def limits(pod: Json, name: str = "executor-0") -> Json:
@@ -264,7 +264,7 @@ def test_a_priority_class_that_the_site_does_not_allow_is_refused(site: Site, ta
 @pytest.mark.parametrize(("asked", "queue"), [({}, "batch"), ({"queue": "urgent"}, "urgent")])
 @posted(lambda site, asked, queue: asking("true", **asked))
 def test_the_pod_carries_kueues_label(site: Site, task: str, asked: dict[str, str], queue: str):
-    """Whether Kueue then holds it back is not seen here: there is none."""
+    """Kueue itself is not tested."""
     site.complete(task)
     assert site.pod_of(task)["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == queue
 
@@ -287,8 +287,8 @@ def test_what_the_site_does_not_allow_is_refused_at_once(site: Site, asked: dict
     assert words in str(document)
 
 
-@posted(lambda site: asking("trap 'echo told; exit 3' TERM; sleep 600 & wait", time_limit="2s"))
-def test_a_time_limit_ends_the_command_after_it_was_told(site: Site, task: str):
+@posted(lambda site: asking("trap 'echo trapped; exit 3' TERM; sleep 600 & wait", time_limit="2s"))
+def test_a_time_limit_ends_the_command_after_sigterm(site: Site, task: str):
     found = site.wait(task, ("EXECUTOR_ERROR",))
     assert failure(found) == "TimeLimit"
-    assert one_log(found)["logs"][0]["stdout"] == "told\n"
+    assert one_log(found)["logs"][0]["stdout"] == "trapped\n"

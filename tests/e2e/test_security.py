@@ -17,7 +17,7 @@ from tests.e2e.site import (
     why,
 )
 
-URL_PASSWORD: Final = "not-for-anybodys-eyes"
+URL_PASSWORD: Final = "must-never-be-shown"
 LOOK: Final = r"""
 for f in /proc/self/environ /proc/1/environ; do tr '\0' '\n' < $f > /seen/env-$(echo $f | tr / -); done
 cat /proc/self/mounts > /seen/mounts
@@ -50,7 +50,7 @@ def test_a_command_sees_no_token_no_credential_and_nothing_of_the_service(site: 
     seen = {name: (site.got(f"looked/seen/{name}") or b"").decode() for name in site.keys("looked/seen/")}
     environment = {line.split("=")[0] for name in seen if name.startswith("env-") for line in seen[name].splitlines()}
     assert "MINE" in environment
-    # the kubelet names the API server in every container, whatever the pod says
+    # the kubelet always sets the variables of the API server's Service
     foreign = {n for n in environment if not n.startswith(("KUBERNETES_SERVICE_", "KUBERNETES_PORT"))}
     assert not [n for n in foreign if n.startswith(("AWS", "POIESIS", "KUBERNETES", "MONGO", "REDIS", "TES_", "S3_"))]
     assert not [n for n in foreign if "SERVICE_HOST" in n or "_PORT" in n], "not even the names of services"
@@ -163,7 +163,7 @@ def test_dripping_connections_of_a_task_do_not_shut_the_monitors_health(site: Si
     assert [s["restartCount"] for pod in pods for s in pod["status"]["containerStatuses"]] == [0]
 
 
-def test_secrets_stand_in_no_log_and_no_document(site: Site, tasks_posted: object):
+def test_secrets_appear_in_no_log_and_no_document(site: Site, tasks_posted: object):
     """Passwords of S3, store and broker, and the one in a task's URL."""
     service = site.service
     secrets = {URL_PASSWORD, S3_PASSWORD}
@@ -181,9 +181,9 @@ def test_secrets_stand_in_no_log_and_no_document(site: Site, tasks_posted: objec
     shown += service.kubectl("get", "pods,persistentvolumeclaims,configmaps,deployments", "-o", "json")
     for component in ("api", "torc", "tif", "texam", "tof", "monitor"):
         selector = f"app.kubernetes.io/instance={service.release},app.kubernetes.io/component={component}"
-        said = service.kubectl("logs", "-l", selector, "--tail=-1", "--all-containers")
-        assert said or component not in ("torc", "monitor"), "the others have no work where all of a task is one pod"
-        shown += said
+        output = service.kubectl("logs", "-l", selector, "--tail=-1", "--all-containers")
+        assert output or component not in ("torc", "monitor"), "the others have no work when a task is one pod"
+        shown += output
     token = None
     while True:
         query = f"&page_token={token}" if token else ""

@@ -1,5 +1,5 @@
-"""A second site: the staged layout, in a namespace of its own for tasks which enforces Pod Security `restricted`, with executors as a user
-without rights, without pokes, and with a short patience for nodes."""
+"""A second site: the staged layout, a separate namespace for tasks that enforces Pod Security `restricted`, executors as an unprivileged
+user, no pokes, and a short schedule deadline."""
 
 from __future__ import annotations
 
@@ -107,12 +107,12 @@ def test_an_upload_has_a_pod_without_the_tasks_commands(site: Site, task: str):
     assert_not_hijacked(site, found, "hijacked/staged")
 
 
-AWAY = "cut-off"  # a bucket whose store the filers reach at s3-away alone
+AWAY = "cut-off"  # a bucket whose store is only reachable through s3-away
 
 
 def _store_of(bucket_leads: bool) -> Json:
     """The Service of the bucket that is away: without a server behind it, or with one."""
-    spec = {"ports": [{"port": S3_PORT, "targetPort": S3_PORT}], "selector": OURS if bucket_leads else {PART: "nobody"}}
+    spec = {"ports": [{"port": S3_PORT, "targetPort": S3_PORT}], "selector": OURS if bucket_leads else {PART: "none"}}
     metadata = {"name": "s3-away", "labels": {PART: "web"}}
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
 
@@ -124,7 +124,7 @@ def _store_of(bucket_leads: bool) -> Json:
         "outputs": [{"path": "/data/out", "url": f"s3://{AWAY}/{site.run}/out"}],
     }
 )
-def test_a_lost_upload_pod_is_repeated_alone(site: Site, task: str):
+def test_only_the_upload_is_repeated_after_its_pod_is_lost(site: Site, task: str):
     """Its store is away, so that the first one is at it for long enough to be deleted: this comes first, before it gives up."""
     service = site.service
     client = service.s3.client()

@@ -48,9 +48,12 @@ def test_inputs_by_content_http_and_s3_come_in_and_outputs_go_out_byte_for_byte(
         (site.url("kinds/out/tree/a.txt"), "/data/tree/a.txt"): "1",
         (site.url("kinds/out/tree/deep/b.bin"), "/data/tree/deep/b.bin"): "256",
     }
-    told = log["metadata"]
-    assert (told["inputs_files"], told["outputs_files"]) == ("5", "3")
-    assert (told["inputs_bytes"], told["outputs_bytes"]) == (str(11 + 6 + 7 + 1 + 256), str(len(everything) + 257))
+    metadata = log["metadata"]
+    assert (metadata["inputs_files"], metadata["outputs_files"]) == ("5", "3")
+    assert (metadata["inputs_bytes"], metadata["outputs_bytes"]) == (
+        str(11 + 6 + 7 + 1 + 256),
+        str(len(everything) + 257),
+    )
 
 
 @pytest.mark.parametrize("inputs", [[], [content("/in/x", "x")]], ids=["launcher", "tif"])
@@ -212,10 +215,10 @@ def test_an_error_that_may_be_ignored_stops_nothing(site: Site, task: str):
     }
 )
 def test_usage_of_each_executor_is_told(site: Site, task: str):
-    told = one_log(site.complete(task))["metadata"]
-    assert 1_000_000 < int(told["executor_0_peak_memory_bytes"]) <= 250_000_000
-    assert 0 < float(told["executor_0_cpu_seconds"]) < 60
-    assert told["node"]
+    metadata = one_log(site.complete(task))["metadata"]
+    assert 1_000_000 < int(metadata["executor_0_peak_memory_bytes"]) <= 250_000_000
+    assert 0 < float(metadata["executor_0_cpu_seconds"]) < 60
+    assert metadata["node"]
     (pod,) = site.pods.of(task).values()
     (container,) = pod["spec"]["containers"]
     assert container["resources"]["requests"] == {"cpu": "50m", "memory": "250M"}
@@ -232,8 +235,8 @@ def test_content_larger_than_one_secret_may_be_arrives_whole(site: Site, task: s
     from hashlib import md5
 
     whole = b"a" * 700_000 + b"b" * 700_000 + b"c" * 700_000
-    said = one_log(site.complete(task))["logs"][0]["stdout"]
-    assert said.split() == [md5(whole).hexdigest(), "-", "2100000"]
+    output = one_log(site.complete(task))["logs"][0]["stdout"]
+    assert output.split() == [md5(whole).hexdigest(), "-", "2100000"]
 
 
 @posted(lambda site: {"executors": [shell("echo made > here; pwd; cat here", workdir="/made/for/me")]})
@@ -258,9 +261,9 @@ def test_outputs_that_are_optional_may_be_missing(site: Site, task: str):
 
 @posted(lambda site: {"executors": [shell("i=0; while [ $i -lt 40000 ]; do echo line $i; i=$((i+1)); done")]})
 def test_of_much_output_the_end_is_kept(site: Site, task: str):
-    said = one_log(site.complete(task))["logs"][0]["stdout"]
-    assert said.endswith("line 39998\nline 39999\n")
-    assert 8_000 < len(said) < 40_000
+    output = one_log(site.complete(task))["logs"][0]["stdout"]
+    assert output.endswith("line 39998\nline 39999\n")
+    assert 8_000 < len(output) < 40_000
 
 
 @posted(
@@ -286,13 +289,13 @@ def test_what_a_running_command_writes_can_be_read(site: Site, task: str):
     site.wait(task, ("RUNNING",))
 
     def look() -> Any:
-        told = one_log(site.service.task(task))["metadata"]
-        return told if "second" in told.get("live_stdout", "") + told.get("live_stderr", "") else None
+        metadata = one_log(site.service.task(task))["metadata"]
+        return metadata if "second" in metadata.get("live_stdout", "") + metadata.get("live_stderr", "") else None
 
-    told = site.until(look, 60, "no live output came")
-    assert told["live_executor"] == "0"
-    assert sorted(told["live_stdout"].splitlines()) == ["first", "second"], "one log for both streams"
-    assert told["live_stderr"] == ""
+    metadata = site.until(look, 60, "no live output came")
+    assert metadata["live_executor"] == "0"
+    assert sorted(metadata["live_stdout"].splitlines()) == ["first", "second"], "one log for both streams"
+    assert metadata["live_stderr"] == ""
     assert one_log(site.service.task(task))["logs"] == [], "no entry before its executor has ended"
     site.cancel(task)
     site.wait(task, ("CANCELED",))

@@ -1,4 +1,4 @@
-"""How a command is started, what of it is told, and how its streams travel."""
+"""Starting a command, its record, and its streams."""
 
 import json
 import os
@@ -362,7 +362,7 @@ def test_a_full_log_holds_the_command_back_only_so_long(launcher: "Launcher", tm
         "--log-stall", 0.2, "--stdout", tmp_path / "out", argv=["/bin/sh", "-c", script], stdout=write
     )
     os.close(write)
-    process.wait(timeout=15)  # nobody reads
+    process.wait(timeout=15)  # without a reader
     os.close(read)
     assert (process.returncode, (tmp_path / "out").stat().st_size) == (0, 6_000_000)
 

@@ -1,4 +1,4 @@
-"""Ends that somebody brings about: signals, the time limit, processes left behind, pokes, and a root with nothing in it."""
+"""Signals, the time limit, processes left behind, pokes, and an empty root file system."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def alive(pid: int) -> bool:
 
 
 def ready(process: "subprocess.Popen[bytes]") -> None:
-    """The command has set its traps and says so."""
+    """Wait until the command has set its traps."""
     assert process.stdout is not None
     got = b""
     while not got.endswith(READY):
@@ -115,7 +115,7 @@ def test_a_command_that_ignores_sigterm_is_killed_after_the_grace(launcher: "Lau
     assert (done.code, done.record["signal"], done.record["reason"], done.record["ok"]) == (137, 9, "TimeLimit", False)
 
 
-def test_a_command_within_its_limit_is_left_alone(launcher: "Launcher") -> None:
+def test_a_command_within_its_limit_is_not_interrupted(launcher: "Launcher") -> None:
     done = launcher.sh("exit 0", "--time-limit", 15)
     assert (done.code, done.record["reason"], done.record["ok"]) == (0, None, True)
 
@@ -140,8 +140,8 @@ def test_a_background_child_that_holds_the_pipe_does_not_hold_the_launcher(
     launcher: "Launcher", tmp_path: Path
 ) -> None:
     began = time.monotonic()
-    done = launcher.sh(f"sleep 600 & echo $! > {tmp_path}/pid; echo said; exit 5")
-    assert (done.code, done.log) == (5, b"said\n")
+    done = launcher.sh(f"sleep 600 & echo $! > {tmp_path}/pid; echo out; exit 5")
+    assert (done.code, done.log) == (5, b"out\n")
     assert time.monotonic() - began < 10
     assert not alive(int((tmp_path / "pid").read_text()))
 

@@ -1,4 +1,4 @@
-{{/* The settings that all roles share, as variables. No secret is among them: those are files (see poiesis.secrets.volume). */}}
+{{/* The settings of all roles, as variables. Secrets are mounted as files instead (see poiesis.pod.volumes). */}}
 {{- define "poiesis.config" -}}
 {{- $v := .Values -}}
 {{- $c := dict -}}
@@ -31,7 +31,7 @@
 {{- $_ := set $c "POIESIS_SERVICE__DOCUMENTATION_URL" $v.service.documentationUrl -}}
 {{- $_ := set $c "POIESIS_SERVICE__ENVIRONMENT" $v.service.environment -}}
 {{- $_ := set $c "POIESIS_SERVICE__STORAGE" $v.service.storage -}}
-{{- /* limits and times */ -}}
+{{- /* limits and durations */ -}}
 {{- $_ := set $c "POIESIS_POLICY__LIMITS__MAX_CPU_CORES" $v.tasks.limits.cpuCores -}}
 {{- $_ := set $c "POIESIS_POLICY__LIMITS__MAX_RAM_GB" $v.tasks.limits.ramGb -}}
 {{- $_ := set $c "POIESIS_POLICY__LIMITS__MAX_DISK_GB" $v.tasks.limits.diskGb -}}
@@ -107,7 +107,7 @@
 {{- $_ := set $c (print $f "CACHE_BYTES") $v.filer.cache.maxBytes -}}
 {{- $_ := set $c (print $f "CACHE_MIN_BYTES") $v.filer.cache.minBytes -}}
 {{- end -}}
-{{- /* in the order given, which a map would lose: the first endpoint is for buckets that no other claims */ -}}
+{{- /* built by hand to keep the order: the first endpoint is for buckets that no other lists */ -}}
 {{- $endpoints := list -}}
 {{- range $v.filer.s3 -}}
 {{- $fields := dict -}}
@@ -130,7 +130,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Numbers as written, not as floats; lists and maps as JSON. */}}
+{{/* Whole numbers without exponent or decimals; lists and maps as JSON. */}}
 {{- define "poiesis.config.text" -}}
 {{- if or (kindIs "slice" .) (kindIs "map" .) -}}
 {{- toJson . | quote -}}
@@ -141,7 +141,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* A placement in the words of the settings, without what is empty. */}}
+{{/* A placement with the names of the settings, without empty fields. */}}
 {{- define "poiesis.placement" -}}
 {{- $found := dict -}}
 {{- range $field, $value := . -}}

@@ -17,7 +17,7 @@ app.kubernetes.io/managed-by: {{ .root.Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
 {{- end -}}
 
-{{/* What the pods of tasks carry (takes the root). The service sets these labels itself. */}}
+{{/* The labels of task pods, as set by the service (takes the root). */}}
 {{- define "poiesis.tasks.selector" -}}
 app.kubernetes.io/instance: {{ include "poiesis.tasks.instance" . }}
 app.kubernetes.io/component: task

@@ -44,7 +44,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Whole, with a dot at its end: resolvers ask once, and do not try it below each search domain first. */}}
+{{/* Fully qualified, with a trailing dot: resolvers query it once instead of trying each search domain first. */}}
 {{- define "poiesis.poke.address" -}}
 {{- printf "%s.%s.svc.%s.:%d" (include "poiesis.component.name" (dict "root" . "component" "monitor")) .Release.Namespace (trimSuffix "." .Values.clusterDomain) (int .Values.ports.poke) -}}
 {{- end -}}
@@ -58,7 +58,7 @@
 {{- end -}}
 {{- end -}}
 
-{{/* Where the connection strings come from: Secret and key. */}}
+{{/* Secret and key of the connection strings. */}}
 {{- define "poiesis.mongodb.secret" -}}{{ .Values.mongodb.existingSecret | default (include "poiesis.component.name" (dict "root" . "component" "mongodb")) }}{{- end -}}
 {{- define "poiesis.mongodb.key" -}}{{ ternary .Values.mongodb.existingSecretKey "uri" (not (empty .Values.mongodb.existingSecret)) }}{{- end -}}
 {{- define "poiesis.redis.secret" -}}{{ .Values.redis.existingSecret | default (include "poiesis.component.name" (dict "root" . "component" "redis")) }}{{- end -}}

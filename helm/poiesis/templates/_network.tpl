@@ -1,6 +1,6 @@
-{{/* Who may reach a component. All take (dict "root" $ "component" "torc"). */}}
+{{/* NetworkPolicies of components. All take (dict "root" $ "component" "torc"). */}}
 
-{{/* The pods of this release that use its servers. */}}
+{{/* The pods of this release that use its bundled servers. */}}
 {{- define "poiesis.peers.roles" -}}
 - podSelector:
     matchLabels:
@@ -19,8 +19,8 @@
       {{- include "poiesis.tasks.selector" . | nindent 6 }}
 {{- end -}}
 
-{{/* Every pod but those of tasks, and what comes from outside the cluster. */}}
-{{- define "poiesis.peers.anybodyElse" -}}
+{{/* Every pod except those of tasks, and sources outside the cluster. */}}
+{{- define "poiesis.peers.allButTasks" -}}
 - namespaceSelector: {}
   podSelector:
     matchExpressions:
@@ -29,7 +29,7 @@
 - ipBlock: {cidr: "::/0"}
 {{- end -}}
 
-{{/* Takes "ingress": the rules; none: nothing may come in. */}}
+{{/* "ingress": the rules; without rules all connections are denied. */}}
 {{- define "poiesis.networkPolicy" -}}
 {{- if .root.Values.networkPolicy.enabled -}}
 apiVersion: networking.k8s.io/v1

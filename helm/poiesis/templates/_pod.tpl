@@ -1,6 +1,6 @@
 {{/* Pods of the chart. All take (dict "root" $ "component" "torc"). */}}
 
-{{/* A component's own pod values over the defaults of `pods`, as JSON. */}}
+{{/* The pod values of a component: its own over the defaults of `pods`, as JSON. */}}
 {{- define "poiesis.pod.values" -}}
 {{- $own := index .root.Values .component -}}
 {{- $found := dict -}}
@@ -18,7 +18,7 @@ labels:
   {{- toYaml . | nindent 2 }}
   {{- end }}
 annotations:
-  {{- /* pods begin anew when what they read at their start has changed */}}
+  {{- /* restart pods when what they read at startup has changed */}}
   checksum/config: {{ include "poiesis.config" .root | sha256sum }}
   checksum/secrets: {{ list (pick .root.Values.mongodb "uri" "existingSecret" "existingSecretKey" "bundled" "auth") (pick .root.Values.redis "uri" "existingSecret" "existingSecretKey" "bundled" "auth") | toJson | sha256sum }}
   {{- with $pod.podAnnotations }}
@@ -115,7 +115,7 @@ volumeMounts:
   {{- end }}
 {{- end -}}
 
-{{/* Connection strings come as files: variables are shown by too many tools and inherited by every child. */}}
+{{/* Connection strings are mounted as files: variables are shown by many tools and inherited by child processes. */}}
 {{- define "poiesis.pod.volumes" -}}
 {{- $pod := fromJson (include "poiesis.pod.values" .) -}}
 - name: connections
@@ -143,7 +143,7 @@ volumeMounts:
 {{- end }}
 {{- end -}}
 
-{{/* A role with a health server: TOrc, TIF, TExAM, TOF, the monitor. Each talks to Kubernetes, as its own service account. */}}
+{{/* A role with a health server: TOrc, TIF, TExAM, TOF, the monitor. Each uses the Kubernetes API with its own service account. */}}
 {{- define "poiesis.role.deployment" -}}
 {{- include "poiesis.validate" .root -}}
 {{- $own := index .root.Values .component -}}

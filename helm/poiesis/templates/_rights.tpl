@@ -1,4 +1,4 @@
-{{/* Service accounts and what they may do. All take (dict "root" $ "component" "torc"), roles also "rules". */}}
+{{/* Service accounts and their permissions. All take (dict "root" $ "component" "torc"), roles also "rules". */}}
 
 {{- define "poiesis.serviceAccount" -}}
 {{- $given := (index .root.Values .component).serviceAccount -}}
@@ -14,12 +14,12 @@ metadata:
   annotations:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-# Pods ask for the token themselves.
+# Pods mount the token explicitly.
 automountServiceAccountToken: false
 {{- end -}}
 {{- end -}}
 
-{{/* Role and binding stand where tasks run, and nowhere else: nothing is asked of the cluster as a whole. */}}
+{{/* Role and binding in the namespace of tasks; there are no cluster roles. */}}
 {{- define "poiesis.role" -}}
 {{- if .root.Values.rbac.create -}}
 apiVersion: rbac.authorization.k8s.io/v1
@@ -50,8 +50,8 @@ subjects:
 {{- end -}}
 {{- end -}}
 
-{{/* Of roles that launch pods (takes verbs of pods and volumes): the pods, their logs, and the ConfigMap that delivers the launcher,
-     whose name is its content's hash. Deleting undoes what a lost race made in vain. */}}
+{{/* Rules of roles that launch pods (takes verbs of pods and volumes): pods, their logs, and the ConfigMap with the launcher, which is
+     named by its hash. They delete what they created in a lost race. */}}
 {{- define "poiesis.rules.launching" -}}
 - apiGroups: [""]
   resources: [pods]

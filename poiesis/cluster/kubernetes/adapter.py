@@ -205,11 +205,11 @@ class KubernetesCluster:
             if view.attempt != task.attempt:
                 found.append(pod_of(view, task, {}))
                 continue
-            said = self._records.of(view, poked=poked)
-            found.append(pod_of(view, task, {n: s.record for n, s in said.items() if s.record is not None}))
-            reports |= _reports({n: s.report for n, s in said.items()})
+            known = self._records.of(view, poked=poked)
+            found.append(pod_of(view, task, {n: r.record for n, r in known.items() if r.record is not None}))
+            reports |= _reports({n: r.report for n, r in known.items()})
             if tails:
-                live |= self._records.tails(view, said)
+                live |= self._records.tails(view, known)
         return Observed(pods=tuple(found), volumes=tuple(v.name for v in volume_views), reports=reports, tails=live)
 
     def _views(self, task: Task, plan: Plan | None) -> tuple[tuple[PodView, ...], tuple[VolumeView, ...]]:

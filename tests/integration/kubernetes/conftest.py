@@ -1,7 +1,7 @@
-"""A namespace of its own on the cluster of KUBECONFIG, and a small driver that takes a task through its pods as the orchestrator would.
+"""A namespace on the cluster of KUBECONFIG, and a small driver that takes a task through its pods as the orchestrator would.
 
-The filers are stand-ins (a shell script in the executors' image): what is tested here is the cluster's side. POIESIS_TEST_EXECUTOR_IMAGE
-names an image with a shell that the node has, POIESIS_TEST_NOSHELL_IMAGE one without.
+The filers are stand-ins (a shell script in the executors' image), since the cluster adapter is under test. POIESIS_TEST_EXECUTOR_IMAGE: an
+image with a shell on the node, POIESIS_TEST_NOSHELL_IMAGE: one without.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def make_namespace(client: Client, name: str, labels: dict[str, str] | None = No
 def eventually(condition: Callable[[], object], seconds: float = 30) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, "the condition did not become true in time"
         time.sleep(0.05)
 
 
@@ -142,7 +142,7 @@ class Driver:
             self.changed.clear()
 
     def difference(self, task: Task) -> str:
-        """What we believe, and what the cluster says."""
+        """The observed state, and the cluster's."""
         status = self.cluster.client.get(f"/api/v1/namespaces/{self.cluster.settings.namespace}/pods")["items"]
         mine = [p["status"] for p in status if task.id in p["metadata"]["name"]]
         return f"{self.cluster.observe(task)}\n{json.dumps(mine, indent=1)}"

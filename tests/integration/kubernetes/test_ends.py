@@ -35,16 +35,16 @@ class Listener:
     def __init__(self) -> None:
         self.paths: list[str] = []
         self.records: list[Record] = []
-        self.heard = threading.Condition()
+        self.received = threading.Condition()
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 record = parse_record(self.rfile.read(int(self.headers["Content-Length"] or 0)), 4096)
-                with outer.heard:
+                with outer.received:
                     outer.paths.append(self.path)
                     outer.records += [record] if record is not None else []
-                    outer.heard.notify_all()
+                    outer.received.notify_all()
                 self.send_response(204)
                 self.end_headers()
 
@@ -84,8 +84,8 @@ def test_a_poke_brings_the_record(namespace: str, listener: Listener, driver: Dr
     try:
         task = made.task([shell("echo one"), shell("echo two; exit 3")])
         made.begin(task)
-        with listener.heard:
-            assert listener.heard.wait_for(lambda: len(listener.records) == 2, 30)
+        with listener.received:
+            assert listener.received.wait_for(lambda: len(listener.records) == 2, 30)
         made.cluster.accept_records(task, listener.records)
         pod = made.cluster.observe(task).pods[0]
         assert pod.ended and record_of(pod, "executor-0").stdout == "one\n"

@@ -1,4 +1,4 @@
-"""What the cluster does to pods, and says about them; and calls that come twice."""
+"""Faults of pods and how the cluster reports them; repeated calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_pod_without_room_says_why(driver: Driver) -> None:
     assert not pod.scheduled
 
 
-def test_a_pod_deleted_by_somebody_else_is_lost(driver: Driver, admin: Client, namespace: str) -> None:
+def test_a_pod_deleted_by_another_client_is_lost(driver: Driver, admin: Client, namespace: str) -> None:
     task = driver.task([shell("trap 'exit 0' TERM; sleep 100 & wait")])
     driver.begin(task)
     driver.until(task, lambda pod: pod.containers[0].started_at is not None)
@@ -89,7 +89,7 @@ def test_everything_may_be_made_twice(driver: Driver) -> None:
         other.close()
 
 
-def test_an_object_of_somebody_else_under_our_name_is_refused(driver: Driver, admin: Client, namespace: str) -> None:
+def test_a_foreign_object_with_a_tasks_name_is_rejected(driver: Driver, admin: Client, namespace: str) -> None:
     task = driver.task(TaskSpec((busybox("true"),), inputs=(IN,)))
     the_plan = plan(task.spec, driver.policy)
     name = object_name(task.id, 1, "volume")
@@ -125,7 +125,7 @@ def test_a_quota_is_waited_for_and_a_forbidden_pod_is_not(admin: Client, namespa
         admin.delete(f"/api/v1/namespaces/{name}", {})
 
 
-def test_the_sweep_sees_every_task_and_removes_one_that_nobody_knows(driver: Driver) -> None:
+def test_the_sweep_sees_every_task_and_removes_an_unknown_one(driver: Driver) -> None:
     task = driver.task(TaskSpec((busybox("sleep", "100"),), volumes=("/data",)))
     driver.begin(task)
     driver.until(task, lambda pod: pod.scheduled)

@@ -143,7 +143,7 @@ def test_nothing_is_asked_of_the_cluster_as_a_whole(chart: Rendered):
 
 
 def test_a_long_release_name_gives_names_that_kubernetes_takes(helm: Run):
-    name = "a-very-long-release-name-that-somebody-may-well-choose"[:53]
+    name = "a-very-long-release-name-that-a-site-may-really-choose"[:53]
     values = str(CHART / "ci" / "bundled-values.yaml")
     done = helm("template", name, str(CHART), "--kube-version", "1.31.0", "-f", values)
     assert done.returncode == 0, done.stderr
@@ -171,10 +171,10 @@ def test_a_long_release_name_gives_names_that_kubernetes_takes(helm: Run):
         ("filer.cache.subPath=/a,filer.cache.existingClaim=c", "subPath"),
     ],
 )
-def test_values_that_the_schema_does_not_know_are_refused(template: Run, wrong: str, said: str):
+def test_values_unknown_to_the_schema_are_rejected(template: Run, wrong: str, words: str):
     done = template("-f", str(CHART / "ci" / "external-values.yaml"), "--set", wrong)
     assert done.returncode != 0
-    assert said in done.stderr
+    assert words in done.stderr
 
 
 def test_every_object_of_the_schema_is_closed_or_meant_to_be_open():
@@ -237,13 +237,13 @@ BUNDLED: Final = ("--set", "mongodb.bundled=true,redis.bundled=true")
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "Poiesis needs MongoDB"),
-        (("--set", "mongodb.bundled=true"), "Poiesis needs Redis"),
-        (("--set", "mongodb.bundled=true,redis.bundled=true,redis.uri=redis://a"), "redis.bundled is for trying"),
+        ((), "MongoDB is required"),
+        (("--set", "mongodb.bundled=true"), "Redis is required"),
+        (("--set", "mongodb.bundled=true,redis.bundled=true,redis.uri=redis://a"), "redis.bundled brings"),
         (("--set", "mongodb.bundled=true,redis.bundled=true,api.auth.methods={basic}"), "api.auth.existingSecret"),
         (
             ("--set", "mongodb.bundled=true,redis.bundled=true,settings.POIESIS_MONGO_URI=mongodb://a:b@c"),
-            "do not belong into a ConfigMap",
+            "must not be in a ConfigMap",
         ),
         ((*BUNDLED, "--set", "filer.cache.hostPath=/a/b,filer.cache.existingClaim=c"), "not both"),
         ((*BUNDLED, "--set", "filer.cache.subPath=a"), "filer.cache.existingClaim"),
@@ -251,10 +251,10 @@ BUNDLED: Final = ("--set", "mongodb.bundled=true,redis.bundled=true")
         ((*BUNDLED, "--set", "filer.cache.hostPath=/a/b,openshift=true"), "filer.cache.existingClaim"),
     ],
 )
-def test_what_cannot_work_is_refused_in_a_sentence(template: Run, options: tuple[str, ...], said: str):
+def test_invalid_combinations_are_rejected_with_a_message(template: Run, options: tuple[str, ...], words: str):
     done = template(*options)
     assert done.returncode != 0
-    assert said in done.stderr
+    assert words in done.stderr
 
 
 # ── pods ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -347,7 +347,7 @@ def test_mounts_have_volumes(chart: Rendered):
             assert set(mounts) <= volumes, component
 
 
-def test_changed_settings_start_pods_anew(render: Callable[[str], Rendered], template: Run):
+def test_changed_settings_restart_pods(render: Callable[[str], Rendered], template: Run):
     values = str(CHART / "ci" / "external-values.yaml")
     done = template("-f", values, "--set", "logLevel=DEBUG")
     changed = {o["metadata"]["name"]: o for o in yaml.safe_load_all(done.stdout) if o and o["kind"] == "Deployment"}
@@ -370,7 +370,7 @@ def test_own_values_of_a_component_win_over_those_of_all_pods(render: Callable[[
 # ── selectors, services, budgets ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_selector_matches_its_own_pods_alone(chart: Rendered):
+def test_every_selector_matches_only_its_own_pods(chart: Rendered):
     found = dict(chart.pods())
     for item in chart.of("Deployment", "StatefulSet", "PodDisruptionBudget", "Service"):
         selector = item["spec"]["selector"]
@@ -613,7 +613,7 @@ def test_the_defaults_of_the_chart_are_those_of_the_settings(render: Callable[[s
     assert dataclasses.replace(settings.api, host=Settings().api.host) == Settings().api
 
 
-def test_connection_strings_are_in_secrets_alone(chart: Rendered):
+def test_connection_strings_are_only_in_secrets(chart: Rendered):
     secret = [s for o in chart.of("Secret") for s in strings(o.get("stringData", {})) if len(s) > 12]
     secret += [base64.b64decode(s).decode() for o in chart.of("Secret") for s in strings(o.get("data", {}))]
     for server in ("mongodb", "redis"):
@@ -641,7 +641,7 @@ def test_existing_secrets_are_used_and_none_made_beside_them(chart: Rendered):
     assert len(made) == wanted
 
 
-def test_credentials_of_users_reach_the_api_alone(render: Callable[[str], Rendered]):
+def test_credentials_of_users_are_only_mounted_in_the_api(render: Callable[[str], Rendered]):
     for component, template in render("everything").pods():
         mounted = [
             v for v in template["spec"].get("volumes", []) if v.get("secret", {}).get("secretName") == "tes-users"
@@ -751,7 +751,7 @@ def test_every_address_that_may_be_reached_is_a_block_with_exceptions(chart: Ren
         assert rule.get("to") or {port["port"] for port in rule["ports"]} == {53}
 
 
-def test_bundled_servers_let_in_the_roles_and_let_nothing_out(render: Callable[[str], Rendered]):
+def test_bundled_servers_accept_only_the_roles_and_connect_nowhere(render: Callable[[str], Rendered]):
     chart = render("bundled")
     for server in ("mongodb", "redis"):
         spec = chart.named("NetworkPolicy", f"-{server}")["spec"]
@@ -763,7 +763,7 @@ def test_bundled_servers_let_in_the_roles_and_let_nothing_out(render: Callable[[
             assert entered is (component in OURS), (server, component)
 
 
-def test_nothing_but_its_door_is_open_in_a_role(render: Callable[[str], Rendered]):
+def test_roles_accept_only_the_allowed_connections(render: Callable[[str], Rendered]):
     for component in ("torc", "tif", "texam", "tof"):
         assert render("external").named("NetworkPolicy", f"-{component}")["spec"]["ingress"] == []
     opened = render("everything").named("NetworkPolicy", "-torc")["spec"]["ingress"]
