@@ -154,7 +154,7 @@ def test_a_long_release_name_gives_names_that_kubernetes_takes(helm: Run):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "words"),
     [
         ("replica=3", "replica"),
         ("api.replica=3", "replica"),
@@ -235,7 +235,7 @@ BUNDLED: Final = ("--set", "mongodb.bundled=true,redis.bundled=true")
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "words"),
     [
         ((), "MongoDB is required"),
         (("--set", "mongodb.bundled=true"), "Redis is required"),
