@@ -36,7 +36,7 @@ def of_task(settings: KubernetesSettings, task_id: TaskId, attempt: int, part: s
     return {**common(settings, TASK), TASK_ID: slug(task_id), ATTEMPT: str(attempt), PART: part}
 
 
-def annotations(task_id: TaskId) -> dict[str, str]:
+def id_annotations(task_id: TaskId) -> dict[str, str]:
     """The id itself, if it is not a valid label value."""
     return {} if slug(task_id) == task_id else {TASK_ID: task_id}
 

@@ -149,7 +149,7 @@ def launcher(
 
 def _metadata(name: str, task: Task, settings: KubernetesSettings, part: str, owned_by: Owner | None) -> dict[str, Any]:
     metadata: dict[str, Any] = {"name": name, "labels": labels.of_task(settings, task.id, task.attempt, part)}
-    annotations = labels.annotations(task.id)
+    annotations = labels.id_annotations(task.id)
     if annotations:
         metadata["annotations"] = annotations
     if owned_by is not None:

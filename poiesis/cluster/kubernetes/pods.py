@@ -233,7 +233,7 @@ def _metadata(
         annotations |= each.annotations
     pod_labels |= {"kueue.x-k8s.io/queue-name": queue} if queue else {}
     pod_labels |= labels.of_task(settings, task.id, task.attempt, pod_plan.part)
-    annotations |= labels.annotations(task.id)
+    annotations |= labels.id_annotations(task.id)
     metadata: Json = {"name": object_name(task.id, task.attempt, pod_plan.part), "labels": pod_labels}
     if annotations:
         metadata["annotations"] = annotations
