@@ -1,8 +1,8 @@
-"""A small HTTP server for health checks, metrics and pokes: one request for each connection, bounded in every way.
+"""A small HTTP server for health checks, metrics and pokes: one request per connection, with bounds on connections, bytes and time.
 
-One thread reads all connections without blocking, so that slow ones hold no thread. A connection that has not sent its whole request by
-its deadline is closed; where there are too many of one address, in all, or in bytes, the oldest is closed. A client that sends its request
-at once is therefore served, however many others send theirs slowly.
+One thread reads all connections without blocking, so that slow ones occupy no thread. A connection that has not sent its whole request by
+its deadline is closed; if there are too many connections of one address or in total, or too many buffered bytes, the oldest is closed. So a
+client that sends its request at once is served, however many others send slowly.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class _Connection:
 
 
 class HttpListener:
-    """`handle` answers at once with a Response, or with a function that makes one in a thread of its own.
+    """`handle` returns a Response, or a function that computes one in another thread.
 
     Raises: ConfigurationError when the address cannot be listened on.
     """

@@ -1,4 +1,4 @@
-"""Inputs kept for other tasks: a service of its own whose cache is on a claim, then in a directory of each node.
+"""The input cache: an installation with a cache on a claim, then in a directory of each node.
 
 The source counts how often it was asked.
 """
@@ -38,7 +38,7 @@ def site(cluster: Cluster, image: str) -> Iterator[Site]:
 
 
 def test_tasks_at_once_with_the_same_input_fetch_it_once(site: Site):
-    """All have it whole, each may change its own, and no executor sees the cache."""
+    """All get it complete, each may change its copy, and no executor sees the cache."""
     path = f"large/{SIZE}/genome"
     script = "sha256sum < /data/in; echo changed >> /data/in; ls /poiesis"
     task = {"inputs": [{"url": f"{site.web}/{path}", "path": "/data/in"}], "executors": [shell(script)]}

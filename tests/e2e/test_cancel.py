@@ -1,4 +1,4 @@
-"""Canceled at every stage: gone within seconds, CANCELED, nothing left."""
+"""Cancellation at every stage: gone within seconds, CANCELED, nothing left."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def nothing_is_uploaded(site: Site) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_canceled_at_any_stage_a_task_is_gone_within_seconds(site: Site, tasks_posted: object, stage: str):
+def test_a_task_canceled_at_any_stage_is_gone_within_seconds(site: Site, tasks_posted: object, stage: str):
     make, ready = STAGES[stage]
     task = site.post(make(site))
     site.until(lambda: ready(site, task), 90, f"{task} does not come so far: {stage}")
@@ -127,6 +127,6 @@ def test_what_had_ended_before_stays_in_the_log(site: Site, task: str):
     assert one_log(found)["logs"][0]["stderr"] == "first\n"
 
 
-def test_a_task_that_is_not_there(site: Site):
+def test_an_unknown_task(site: Site):
     status, _ = site.service.call("POST", "/tasks/nothing:cancel")
     assert status == 404

@@ -1,4 +1,4 @@
-"""Kill processes of the service and of the cluster while tasks are in all stages, and count what was lost, doubled or left.
+"""Kill processes of the service and of the cluster while tasks are in all stages; count lost, duplicate and leftover work.
 
 `make chaos` runs it, one leg for each target: TASKS tasks are kept in flight (a new one is posted when one has ended) while the target
 is killed with SIGKILL at KILLS random moments, each time after it has come back. Then nothing new is posted, and when all have ended:

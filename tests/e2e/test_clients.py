@@ -1,5 +1,5 @@
-"""What workflow engines send, through to the end of the task: py-tes as it is, the others in the shapes that they post, but for fewer
-cores, so that small clusters run them side by side."""
+"""Requests of workflow engines, until the end of the task: py-tes itself, the others with the documents that they post, with fewer cores so
+that small clusters can run them in parallel."""
 
 from __future__ import annotations
 

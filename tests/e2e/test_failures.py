@@ -1,4 +1,4 @@
-"""Every way in which a task can fail, as a client sees it: state, exit code, reason in words, and what of its outputs is kept."""
+"""Every way in which a task can fail, from a client's point of view: state, exit code, reason, and remaining outputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ TAKEN_AWAY = ("PodDeleted", "Evicted", "PodTerminated")
 
 
 def eats(megabytes: int) -> str:
-    """A script that holds so much memory at once."""
+    """A script that uses this much memory at once."""
     return f"head -c {megabytes}000000 /dev/zero | tail -c {megabytes}000000 > /dev/null"
 
 
@@ -62,7 +62,7 @@ def test_a_signal_is_128_and_its_number(site: Site, task: str, signal: str, code
     ],
 )
 @posted(lambda site, of, program, code, reason: {"executors": [{"image": of, "command": [program, "-c", "true"]}]})
-def test_a_command_that_is_none(site: Site, task: str, of: str, program: str, code: int, reason: str):
+def test_an_invalid_command(site: Site, task: str, of: str, program: str, code: int, reason: str):
     found = site.wait(task, ("EXECUTOR_ERROR",))
     assert (codes(found), failure(found)) == ([code], reason)
     assert program in why(found)
@@ -70,7 +70,7 @@ def test_a_command_that_is_none(site: Site, task: str, of: str, program: str, co
 
 
 @posted(lambda site: {"resources": {"ram_gb": 0.1}, "executors": [shell(eats(300))]})
-def test_out_of_memory_is_told_apart_from_other_ends(site: Site, task: str):
+def test_out_of_memory_is_distinguished_from_other_failures(site: Site, task: str):
     found = site.wait(task, ("EXECUTOR_ERROR",))
     assert (codes(found), failure(found)) == ([137], "OutOfMemory")
     assert "0.1 GB" in why(found)
@@ -82,7 +82,7 @@ def test_out_of_memory_is_told_apart_from_other_ends(site: Site, task: str):
         "executors": [shell(f"{eats(140)} && echo it fits")],
     }
 )
-def test_out_of_memory_is_repeated_with_more_where_asked_for(site: Site, task: str):
+def test_out_of_memory_is_retried_with_more_memory_if_requested(site: Site, task: str):
     found = site.complete(task)
     log = one_log(found)
     assert (log["metadata"]["attempts"], codes(found), log["logs"][0]["stdout"]) == ("2", [0], "it fits\n")
@@ -91,7 +91,7 @@ def test_out_of_memory_is_repeated_with_more_where_asked_for(site: Site, task: s
 
 
 @posted(lambda site: {"resources": {"ram_gb": 0.1}, "executors": [shell(f"{eats(300)} | wc -c; echo went on")]})
-def test_a_part_of_a_pipeline_killed_for_want_of_memory_is_said_though_the_task_is_complete(site: Site, task: str):
+def test_an_oom_kill_in_a_pipeline_is_reported_although_the_task_is_complete(site: Site, task: str):
     found = site.ended(task)
     log = one_log(found)
     if found["state"] == "EXECUTOR_ERROR":  # cgroup v2: the kubelet lets the kernel end the whole container
@@ -110,7 +110,7 @@ def test_a_part_of_a_pipeline_killed_for_want_of_memory_is_said_though_the_task_
         "outputs": [{"path": "/out/begun", "url": site.url("limit")}],
     }
 )
-def test_a_time_limit_ends_even_a_command_that_does_not_listen(site: Site, task: str):
+def test_a_time_limit_ends_even_a_command_that_ignores_sigterm(site: Site, task: str):
     found = site.wait(task, ("EXECUTOR_ERROR",))
     assert (codes(found), failure(found)) == ([137], "TimeLimit")
     assert site.got("limit") == b"begun\n"
@@ -127,7 +127,7 @@ def test_a_time_limit_ends_even_a_command_that_does_not_listen(site: Site, task:
         ]
     }
 )
-def test_an_image_that_is_nowhere_ends_the_task_before_any_command_ran(site: Site, task: str):
+def test_a_missing_image_ends_the_task_before_any_command_runs(site: Site, task: str):
     found = site.wait(task, ("SYSTEM_ERROR",))
     assert (codes(found), failure(found)) == ([], "ImagePullFailed")
     assert "poiesis-test/absent" in why(found)
@@ -137,14 +137,14 @@ def test_an_image_that_is_nowhere_ends_the_task_before_any_command_ran(site: Sit
 
 
 @posted(lambda site: {"executors": [{"image": "Not A Reference".replace(" ", "/"), "command": ["true"]}]})
-def test_an_image_name_that_is_none(site: Site, task: str):
+def test_an_invalid_image_name(site: Site, task: str):
     found = site.wait(task, ("SYSTEM_ERROR",))
     assert failure(found) == "ImagePullFailed"
     assert "InvalidImageName" in why(found)
 
 
 @posted(lambda site: {"resources": {"cpu_cores": 4000}, "executors": [shell("true")]})
-def test_a_task_without_room_stays_queued_and_says_why(site: Site, task: str):
+def test_an_unschedulable_task_stays_queued_with_a_reason(site: Site, task: str):
     def reported() -> str | None:
         waiting: str | None = one_log(site.service.task(task))["metadata"].get("waiting_reason")
         return waiting
@@ -177,7 +177,7 @@ def _with_input(site: Site, case: str) -> Json:
 
 @pytest.mark.parametrize("case", INPUTS)
 @posted(_with_input)
-def test_an_input_that_cannot_be_had(site: Site, task: str, case: str):
+def test_an_unavailable_input(site: Site, task: str, case: str):
     found = site.wait(task, ("SYSTEM_ERROR",))
     _, reason, word = INPUTS[case]
     assert (codes(found), failure(found)) == ([], reason), why(found)
@@ -187,7 +187,7 @@ def test_an_input_that_cannot_be_had(site: Site, task: str, case: str):
 
 
 @pytest.mark.parametrize("url", ["gopher://host/file", "file:///etc/passwd", "s3:///key"])
-def test_a_url_that_cannot_be_used_is_refused_at_once(site: Site, url: str):
+def test_an_unusable_url_is_rejected_at_once(site: Site, url: str):
     status, answer = site.service.call(
         "POST", "/tasks", {"inputs": [{"url": url, "path": "/data/in"}], "executors": [shell("true")]}
     )
@@ -200,7 +200,7 @@ def test_a_url_that_cannot_be_used_is_refused_at_once(site: Site, url: str):
         "executors": [shell("cat /data/in")],
     }
 )
-def test_a_server_that_fails_for_a_moment_is_asked_again(site: Site, task: str):
+def test_a_transient_server_error_is_retried(site: Site, task: str):
     assert one_log(site.complete(task))["logs"][0]["stdout"] == "at last\n"
 
 
@@ -215,7 +215,7 @@ def _one_missing(site: Site, script: str) -> Json:
 
 
 @posted(lambda site: _one_missing(site, "true"))
-def test_a_declared_output_that_is_missing_is_an_error_that_names_it(site: Site, task: str):
+def test_a_missing_declared_output_is_an_error_with_its_path(site: Site, task: str):
     found = site.wait(task, ("SYSTEM_ERROR",))
     assert (codes(found), failure(found)) == ([0], "OutputMissing")
     assert "/data/missing" in why(found)
@@ -260,7 +260,7 @@ def test_an_output_in_an_image_directory_may_be_written_empty(site: Site, task: 
 
 
 @posted(lambda site: _one_missing(site, "exit 9"))
-def test_a_missing_output_does_not_cover_an_executors_error(site: Site, task: str):
+def test_a_missing_output_does_not_hide_an_executors_error(site: Site, task: str):
     found = site.wait(task, ("EXECUTOR_ERROR",))
     assert (codes(found), failure(found)) == ([9], "ExecutorFailed")
     assert any("/data/missing" in line for line in one_log(found)["system_logs"])
@@ -273,7 +273,7 @@ def test_a_missing_output_does_not_cover_an_executors_error(site: Site, task: st
         "outputs": [{"path": "/data/out", "url": "s3://denied/out"}],
     }
 )
-def test_an_upload_that_is_refused(site: Site, task: str, script: str, state: str):
+def test_a_rejected_upload(site: Site, task: str, script: str, state: str):
     found = site.wait(task, (state,))
     assert codes(found) == [0 if script == "true" else 4]
     assert one_log(found)["outputs"] == []
@@ -291,7 +291,7 @@ def away(site: Site) -> Iterator[Minio]:
     site.away(True)
 
 
-def test_an_object_store_that_is_away_is_waited_for_and_then_given_up(site: Site, away: Minio):
+def test_an_unavailable_object_store_is_retried_until_the_deadline(site: Site, away: Minio):
     from io import BytesIO
 
     run = site.run
@@ -397,7 +397,7 @@ def test_a_pod_that_is_deleted_while_it_uploads_repeats_only_the_upload(site: Si
 
 
 @posted(lambda site: {"executors": [shell(f"trap 'exit 0' TERM; {FOREVER}")]})
-def test_attempts_are_counted_and_come_to_an_end(site: Site, task: str):
+def test_attempts_are_counted_and_limited(site: Site, task: str):
     killed: set[str] = set()
 
     def look() -> bool:

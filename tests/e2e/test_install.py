@@ -21,7 +21,7 @@ def test_every_role_is_ready(poiesis: Installation):
         assert conditions["Ready"] == "True", component
 
 
-def test_no_role_had_to_be_started_twice(poiesis: Installation):
+def test_no_role_was_restarted(poiesis: Installation):
     """They wait for store and broker instead of giving up, whatever comes first."""
     for pod in poiesis.get("pods", "-l", f"app.kubernetes.io/instance={poiesis.release}"):
         for container in pod["status"].get("containerStatuses", []):
@@ -34,12 +34,12 @@ def test_service_info_answers(poiesis: Installation):
     assert (document["type"]["group"], document["type"]["artifact"]) == ("org.ga4gh", "tes")
 
 
-def test_notes_lead_to_the_first_call(poiesis: Installation):
+def test_the_notes_contain_a_first_call_that_works(poiesis: Installation):
     assert f"port-forward service/{poiesis.fullname}-api" in poiesis.notes
     assert "/ga4gh/tes/v1/service-info" in poiesis.notes
 
 
-def test_helm_test_passes_and_cleans_up_behind_itself(poiesis: Installation):
+def test_helm_test_passes_and_cleans_up(poiesis: Installation):
     output = poiesis.helm("test", poiesis.release, "--timeout", "120s")
     assert "Succeeded" in output
     assert not poiesis.get("pods", "-l", "app.kubernetes.io/component=test")
@@ -52,7 +52,7 @@ def test_the_monitor_leads_by_the_lease_of_the_chart(poiesis: Installation):
     assert holder.startswith(f"{poiesis.fullname}-monitor-")
 
 
-def test_roles_may_do_their_own_work_and_not_each_others(poiesis: Installation):
+def test_roles_have_only_their_own_permissions(poiesis: Installation):
     def may(role: str, verb: str, kind: str, *more: str) -> bool:
         account = f"system:serviceaccount:{poiesis.namespace}:{poiesis.fullname}-{role}"
         return poiesis.kubectl("auth", "can-i", verb, kind, *more, "--as", account, check=False).strip() == "yes"

@@ -136,7 +136,7 @@ def limits(pod: Json, name: str = "executor-0") -> Json:
 # ── GPUs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_gpus_are_given_as_far_as_there_are_any_and_the_next_task_waits_and_says_why(site: Site, node: str):
+def test_gpus_are_assigned_while_available_and_the_next_task_waits_with_a_reason(site: Site, node: str):
     tasks = [site.post(asking("sleep 600", gpu="1")) for _ in range(GPUS + 1)]
 
     def running() -> list[str]:
@@ -159,7 +159,7 @@ def test_gpus_are_given_as_far_as_there_are_any_and_the_next_task_waits_and_says
         site.wait(task, ("CANCELED",), 60)
 
 
-def test_files_move_without_a_gpu_being_held(site: Site):
+def test_no_gpu_is_held_while_files_are_transferred(site: Site):
     task = site.post(
         {
             **asking("cat in > out", gpu=str(GPUS)),
@@ -176,13 +176,13 @@ def test_files_move_without_a_gpu_being_held(site: Site):
 
 
 @posted(lambda site: asking("true", gpu="0", gpu_type="small"))
-def test_no_gpu_is_no_claim_to_one(site: Site, task: str):
+def test_a_task_without_gpus_requests_none(site: Site, task: str):
     site.complete(task)
     assert GPU not in limits(site.pod_of(task))
 
 
 @posted(lambda site: asking("true", gpu="1", gpu_type="large"))
-def test_a_kind_of_gpu_that_no_node_has_is_waited_for(site: Site, task: str):
+def test_a_task_waits_for_a_gpu_type_that_no_node_has(site: Site, task: str):
     waiting(site, task, "Unschedulable", "node affinity/selector")
     site.cancel(task)
     site.wait(task, ("CANCELED",), 60)
@@ -192,19 +192,19 @@ def test_a_kind_of_gpu_that_no_node_has_is_waited_for(site: Site, task: str):
 
 
 @posted(lambda site: asking("true", zones=["elsewhere", ZONE]))
-def test_a_zone_that_exists_is_where_it_runs(site: Site, task: str, node: str):
+def test_a_task_runs_in_its_zone(site: Site, task: str, node: str):
     assert one_log(site.complete(task))["metadata"]["node"] == node
 
 
 @posted(lambda site: asking("true", zones=["elsewhere"]))
-def test_a_zone_that_does_not_exist_is_waited_for(site: Site, task: str):
+def test_a_task_waits_for_a_zone_without_nodes(site: Site, task: str):
     waiting(site, task, "Unschedulable", "node affinity/selector")
     site.cancel(task)
     site.wait(task, ("CANCELED",), 60)
 
 
 @posted(lambda site: asking("true", preemptible=True))
-def test_a_preemptible_task_runs_in_the_pool_for_it(site: Site, task: str):
+def test_a_preemptible_task_runs_in_the_preemptible_pool(site: Site, task: str):
     site.complete(task)
     pod = site.pod_of(task)
     assert pod["spec"]["nodeSelector"][POOL_LABEL] == "spot"
@@ -218,7 +218,7 @@ def test_a_class_of_nodes_is_a_pool(site: Site, task: str):
 
 
 @posted(lambda site: asking("true", node_class="absent"))
-def test_a_pool_without_nodes_is_waited_for_and_filled(site: Site, task: str, cluster: Cluster, node: str):
+def test_a_task_waits_for_a_pool_without_nodes_until_it_has_one(site: Site, task: str, cluster: Cluster, node: str):
     waiting(site, task, "Unschedulable")
     cluster.kubectl("label", "node", node, f"{POOL_LABEL}=absent", "--overwrite")
     try:
@@ -255,7 +255,7 @@ def test_a_priority_class_becomes_the_pods_priority(site: Site, task: str):
 
 
 @posted(lambda site: asking("true", priority_class="system-node-critical"))
-def test_a_priority_class_that_the_site_does_not_allow_is_refused(site: Site, task: str):
+def test_a_priority_class_that_is_not_allowed_is_rejected(site: Site, task: str):
     found = site.wait(task, ("SYSTEM_ERROR",))
     assert failure(found) == "ClusterRefused"
     assert "system-node-critical" in why(found)
@@ -272,7 +272,7 @@ def test_the_pod_carries_kueues_label(site: Site, task: str, asked: dict[str, st
 @posted(
     lambda site: asking("df -k /dev/shm | tail -n 1 | awk '{print $2}'; mount | grep ' /dev/shm '", shm_gb=str(SHM_GB))
 )
-def test_shared_memory_has_the_size_that_was_asked_for_inside_the_container(site: Site, task: str):
+def test_shared_memory_has_the_requested_size_in_the_container(site: Site, task: str):
     size, mount = one_log(site.complete(task))["logs"][0]["stdout"].splitlines()
     assert abs(int(size) * 1024 - SHM_GB * 10**9) <= 4096  # whole pages
     assert mount.startswith("tmpfs on /dev/shm")
@@ -281,7 +281,7 @@ def test_shared_memory_has_the_size_that_was_asked_for_inside_the_container(site
 @pytest.mark.parametrize(
     ("asked", "words"), [({"shm_gb": "0.6"}, "at most 0.5"), ({"queue": "theirs"}, "use one of batch, urgent")]
 )
-def test_what_the_site_does_not_allow_is_refused_at_once(site: Site, asked: dict[str, Any], words: str):
+def test_what_the_site_does_not_allow_is_rejected_at_once(site: Site, asked: dict[str, Any], words: str):
     status, document = site.service.call("POST", "/tasks", asking("true", **asked))
     assert status == 400
     assert words in str(document)

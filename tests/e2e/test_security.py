@@ -1,4 +1,4 @@
-"""What a user's command can see and reach, and where secrets of the service must never appear."""
+"""What a task's command can see and reach, and where secrets must never appear."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_an_error_names_the_url_without_its_password(site: Site, task: str):
 
 @posted(lambda site: {"executors": [shell("true")], "resources": {"disk_gb": 0.1}})
 def test_every_pod_of_every_task_is_confined(site: Site, task: str):
-    """Also of all tasks that other tests have posted before this one."""
+    """Also those of tasks posted by other tests."""
     site.complete(task)
     site.until(lambda: site.pods.of(task), 30, "the pod was not seen")
     for pod in site.pods.all():
@@ -113,7 +113,7 @@ def test_every_pod_of_every_task_is_confined(site: Site, task: str):
 
 @posted(lambda site: hijack(site, "hijacked/single"))
 def test_a_command_cannot_redirect_the_upload_of_its_own_pod(site: Site, task: str):
-    """By /etc/hosts, by /etc/resolv.conf, and with a listener at the address they lead to."""
+    """With /etc/hosts, /etc/resolv.conf, and a listener at that address."""
     found = site.complete(task)
     pods = site.pods.of(task).values()
     assert [[c["name"] for c in pod["spec"]["containers"]] for pod in pods] == [["tif", "executor-0", "tof"]]
@@ -151,7 +151,7 @@ for _ in range(20):
     }
 )
 def test_dripping_connections_of_a_task_do_not_shut_the_monitors_health(site: Site, task: str):
-    """512 of them: to the port for pokes, and to that for health, which only a NetworkPolicy that is enforced closes."""
+    """512 of them, to the ports for pokes and for health (which is only protected where NetworkPolicy is enforced)."""
     site.wait(task, ("RUNNING",))
     lines = site.service.kubectl(
         "exec", f"deploy/{site.service.fullname}-monitor", "--", "python", "-c", HEALTH

@@ -165,7 +165,7 @@ def test_only_the_upload_is_repeated_after_its_pod_is_lost(site: Site, task: str
         ],
     }
 )
-def test_staging_and_commands_are_pods_of_their_own_over_one_volume(site: Site, task: str):
+def test_staging_and_commands_have_separate_pods_with_one_volume(site: Site, task: str):
     found = site.complete(task)
     assert codes(found) == [0, 0]
     assert site.got("staged/out") == b"in\nby s3\nmore\n"
@@ -196,7 +196,7 @@ def test_outputs_are_stored_after_an_error_too(site: Site, task: str):
         ],
     }
 )
-def test_a_user_without_rights_can_write_to_its_workdir(site: Site, task: str):
+def test_an_unprivileged_user_can_write_to_its_workdir(site: Site, task: str):
     found = site.complete(task)
     assert one_log(found)["logs"][0]["stdout"] == f"{USER}\nhere\n"
     assert parts(site, task) == ["executors"]
@@ -211,21 +211,21 @@ def test_a_user_without_rights_can_write_to_its_workdir(site: Site, task: str):
         ]
     }
 )
-def test_nor_has_it_to_name_a_volume_for_the_usual_ones(site: Site, task: str, workdir: str):
+def test_the_usual_workdirs_need_no_volume(site: Site, task: str, workdir: str):
     found = site.complete(task)
     assert one_log(found)["logs"][0]["stdout"] == f"{USER}\nhere\n"
     assert parts(site, task) == ["executors"]
 
 
 @posted(lambda site: {"inputs": [{"url": site.url("nothing"), "path": "/data/in"}], "executors": [shell("true")]})
-def test_no_pod_of_executors_is_made_when_staging_in_fails(site: Site, task: str):
+def test_no_executor_pod_is_created_when_staging_in_fails(site: Site, task: str):
     found = site.wait(task, ("SYSTEM_ERROR",))
     assert (codes(found), failure(found)) == ([], "NotFound")
     assert parts(site, task) == ["tif"]
 
 
 @posted(lambda site: {"resources": {"cpu_cores": 4000}, "executors": [shell("true")]})
-def test_a_task_that_no_node_takes_ends_after_the_sites_patience(site: Site, task: str):
+def test_an_unschedulable_task_ends_at_the_schedule_deadline(site: Site, task: str):
     found = site.wait(task, ("SYSTEM_ERROR",))
     assert failure(found) == "Unschedulable"
     assert "cpu" in one_log(found)["metadata"]["failure_message"]
@@ -238,7 +238,7 @@ def test_a_task_that_no_node_takes_ends_after_the_sites_patience(site: Site, tas
         "outputs": [{"path": "/data/in", "url": site.url("never")}],
     }
 )
-def test_canceled_while_the_executors_pod_runs_it_is_gone(site: Site, task: str):
+def test_a_task_canceled_while_its_executor_pod_runs_is_gone(site: Site, task: str):
     site.wait(task, ("RUNNING",))
     site.cancel(task)
     site.wait(task, ("CANCELED",), 30)
@@ -247,7 +247,7 @@ def test_canceled_while_the_executors_pod_runs_it_is_gone(site: Site, task: str)
     assert "tof" not in parts(site, task)
 
 
-def test_every_pod_meets_pod_security_restricted(site: Site, tasks_posted: Mapping[str, str]):
+def test_every_pod_complies_with_pod_security_restricted(site: Site, tasks_posted: Mapping[str, str]):
     site.until(lambda: len(site.pods.all()) >= len(tasks_posted), 120, "not all pods were seen")
     for pod in site.pods.all():
         for container in pod["spec"]["containers"]:

@@ -1,4 +1,4 @@
-"""Tasks as scientists send them, through the API, on a real cluster: what goes in, what runs, what comes out, and that nothing stays."""
+"""Typical tasks through the API on a real cluster: inputs, execution, outputs, and clean-up."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _files_of_every_kind(site: Site) -> Json:
 
 
 @posted(_files_of_every_kind)
-def test_inputs_by_content_http_and_s3_come_in_and_outputs_go_out_byte_for_byte(site: Site, task: str):
+def test_inputs_by_content_http_and_s3_and_outputs_are_transferred_byte_for_byte(site: Site, task: str):
     log = one_log(site.complete(task))
     everything = b"by content\nby s3\nby-http"
     assert site.got("kinds/out/all.txt") == everything
@@ -89,7 +89,7 @@ def test_the_directories_of_outputs_exist_before_the_first_command(site: Site, t
         ],
     }
 )
-def test_executors_share_volumes_and_hand_streams_on(site: Site, task: str):
+def test_executors_share_volumes_and_streams(site: Site, task: str):
     log = one_log(site.complete(task))
     found = {name: site.got(f"streams/{name}") for name in ("1.out", "1.err", "2.out", "3.out")}
     assert found == {
@@ -186,7 +186,7 @@ def test_arguments_and_variables_arrive_byte_for_byte(site: Site, task: str):
         ],
     }
 )
-def test_single_files_stand_beside_the_images_own(site: Site, task: str):
+def test_single_files_do_not_hide_those_of_the_image(site: Site, task: str):
     site.complete(task)
     assert site.got("mounts/out.txt") == b"at the top\namong the image's\n"
     assert (site.got("mounts/count") or b"").strip().isdigit()
@@ -200,7 +200,7 @@ def test_single_files_stand_beside_the_images_own(site: Site, task: str):
         ]
     }
 )
-def test_an_error_that_may_be_ignored_stops_nothing(site: Site, task: str):
+def test_an_ignored_error_does_not_stop_the_task(site: Site, task: str):
     found = site.complete(task)
     assert codes(found) == [3, 0]
     assert one_log(found)["logs"][1]["stdout"] == "went on\n"
@@ -214,7 +214,7 @@ def test_an_error_that_may_be_ignored_stops_nothing(site: Site, task: str):
         ],
     }
 )
-def test_usage_of_each_executor_is_told(site: Site, task: str):
+def test_usage_of_each_executor_is_reported(site: Site, task: str):
     metadata = one_log(site.complete(task))["metadata"]
     assert 1_000_000 < int(metadata["executor_0_peak_memory_bytes"]) <= 250_000_000
     assert 0 < float(metadata["executor_0_cpu_seconds"]) < 60
@@ -231,7 +231,7 @@ def test_usage_of_each_executor_is_told(site: Site, task: str):
         "executors": [shell("cat /data/?.txt | md5sum; cat /data/?.txt | wc -c")],
     }
 )
-def test_content_larger_than_one_secret_may_be_arrives_whole(site: Site, task: str):
+def test_content_larger_than_one_secret_arrives_whole(site: Site, task: str):
     from hashlib import md5
 
     whole = b"a" * 700_000 + b"b" * 700_000 + b"c" * 700_000
@@ -240,7 +240,7 @@ def test_content_larger_than_one_secret_may_be_arrives_whole(site: Site, task: s
 
 
 @posted(lambda site: {"executors": [shell("echo made > here; pwd; cat here", workdir="/made/for/me")]})
-def test_a_workdir_that_the_image_has_not_is_made(site: Site, task: str):
+def test_a_workdir_missing_in_the_image_is_created(site: Site, task: str):
     assert one_log(site.complete(task))["logs"][0]["stdout"] == "/made/for/me\nmade\n"
 
 
@@ -260,7 +260,7 @@ def test_outputs_that_are_optional_may_be_missing(site: Site, task: str):
 
 
 @posted(lambda site: {"executors": [shell("i=0; while [ $i -lt 40000 ]; do echo line $i; i=$((i+1)); done")]})
-def test_of_much_output_the_end_is_kept(site: Site, task: str):
+def test_the_tail_of_much_output_is_kept(site: Site, task: str):
     output = one_log(site.complete(task))["logs"][0]["stdout"]
     assert output.endswith("line 39998\nline 39999\n")
     assert 8_000 < len(output) < 40_000

@@ -22,7 +22,7 @@ from poiesis.config import ARCHITECTURES, shipped_launchers
 
 SOURCE = Path(__file__).resolve().parents[2] / "launcher"
 MARKER = "@@record"
-DEADLINE_S = 20.0  # generous: reached only when something hangs
+DEADLINE_S = 20.0  # generous: only reached when something hangs
 
 Record = dict[str, Any]
 T = TypeVar("T")
@@ -47,19 +47,19 @@ class Result:
 
     @property
     def record(self) -> Record:
-        """The last line of the log that has the marker, as a reader takes it."""
+        """The record in the last line with the marker."""
         line = [x for x in self.stdout.split(b"\n") if x.startswith(MARKER.encode() + b" ")][-1]
         record: Record = json.loads(line[len(MARKER) + 1 :].decode("utf-8"))
         return record
 
     @property
     def log(self) -> bytes:
-        """What the command printed: the log without the record's line."""
+        """The command's output: the log without the record's line."""
         return self.stdout[: self.stdout.rindex(MARKER.encode() + b" ")]
 
 
 class Launcher:
-    """The binary under test, and the processes that a test has started with it."""
+    """The binary under test, and the processes started with it."""
 
     def __init__(self, binary: Path) -> None:
         self.binary = binary

@@ -36,13 +36,13 @@ def test_the_commands_exit_code_is_the_launchers(launcher: "Launcher", code: int
 
 
 @pytest.mark.parametrize("number", [1, 2, 6, 9, 11, 13, 15])
-def test_a_signals_death_is_128_plus_its_number(launcher: "Launcher", number: int) -> None:
+def test_a_command_killed_by_a_signal_is_128_plus_its_number(launcher: "Launcher", number: int) -> None:
     done = launcher.sh(f"ulimit -c 0; kill -{number} $$")
     assert done.code == done.record["exit_code"] == 128 + number
     assert (done.record["signal"], done.record["ok"]) == (number, False)
 
 
-def test_ignore_error_leaves_ok_true_and_the_exit_code_real(launcher: "Launcher") -> None:
+def test_ignore_error_keeps_ok_true_and_the_real_exit_code(launcher: "Launcher") -> None:
     done = launcher.sh("exit 3", "--ignore-error")
     assert (done.code, done.record["exit_code"], done.record["ok"]) == (3, 3, True)
 
@@ -63,7 +63,7 @@ def test_the_record_has_its_keys_in_order_and_its_types(launcher: "Launcher") ->
     assert record["oom_killed"] is False
 
 
-def test_cpu_and_memory_of_the_command_and_its_children_are_told(launcher: "Launcher") -> None:
+def test_cpu_and_memory_of_the_command_and_its_children_are_recorded(launcher: "Launcher") -> None:
     code = "x = bytearray(60_000_000)\nimport time\nwhile time.process_time() < 0.3: pass"
     record = launcher.run(argv=["/bin/sh", "-c", '"$0" -S -c "$1"; true', sys.executable, code]).record
     assert 0.3 <= record["cpu_seconds"] < 10
@@ -82,7 +82,7 @@ def test_a_missing_program_is_127(launcher: "Launcher", program: str) -> None:
     assert done.stderr.decode() == done.record["stderr"] == message + "\n"
 
 
-def test_a_script_whose_interpreter_is_missing_says_so(launcher: "Launcher", tmp_path: Path) -> None:
+def test_a_missing_interpreter_of_a_script_is_reported(launcher: "Launcher", tmp_path: Path) -> None:
     script = tmp_path / "odd-script"
     script.write_text("#!/no/such/interpreter\n")
     script.chmod(0o755)
@@ -92,7 +92,7 @@ def test_a_script_whose_interpreter_is_missing_says_so(launcher: "Launcher", tmp
         assert "interpreter" in done.record["message"]
 
 
-def test_what_is_not_executable_is_126(launcher: "Launcher", tmp_path: Path) -> None:
+def test_a_program_that_is_not_executable_is_126(launcher: "Launcher", tmp_path: Path) -> None:
     plain, garbage = tmp_path / "plain", tmp_path / "garbage"
     plain.write_text("#!/bin/sh\n")
     plain.chmod(0o644)
@@ -128,7 +128,7 @@ def test_the_path_of_the_environment_is_searched_in_order(launcher: "Launcher", 
     assert launcher.run(argv=["tool"], env={"PATH": ":/x"}, cwd=tmp_path / "b").log == b"b\n"
 
 
-def test_without_a_path_the_usual_places_are_searched(launcher: "Launcher") -> None:
+def test_without_a_path_the_default_path_is_searched(launcher: "Launcher") -> None:
     assert launcher.run(argv=["echo", "here"], env={}).log == b"here\n"
 
 
@@ -168,12 +168,14 @@ def test_the_command_leads_a_session_with_default_signals(launcher: "Launcher") 
     assert descriptors == ["0", "1", "2", "3"]  # 3: the listing itself
 
 
-def test_workdir_is_made_and_entered(launcher: "Launcher", tmp_path: Path) -> None:
+def test_the_workdir_is_created_and_entered(launcher: "Launcher", tmp_path: Path) -> None:
     target = tmp_path / "a" / "b"
     assert launcher.run("--workdir", target, argv=["/bin/pwd"]).log == f"{target}\n".encode()
 
 
-def test_asked_directories_are_made_writable_for_all_before_the_streams(launcher: "Launcher", tmp_path: Path) -> None:
+def test_requested_directories_are_created_writable_for_all_before_the_streams(
+    launcher: "Launcher", tmp_path: Path
+) -> None:
     wanted = tmp_path / "a" / "b"
     done = launcher.run(
         "--mkdir", wanted, "--mkdir", "/proc/none/such", "--stdout", wanted / "out", argv=["/bin/echo", "ran"]
@@ -183,7 +185,7 @@ def test_asked_directories_are_made_writable_for_all_before_the_streams(launcher
     assert [oct(d.stat().st_mode & 0o777) for d in (wanted, wanted.parent)] == ["0o777", "0o777"]
 
 
-def test_a_workdir_that_cannot_be_is_the_commands_failure(launcher: "Launcher", tmp_path: Path) -> None:
+def test_a_workdir_that_cannot_be_created_is_the_commands_failure(launcher: "Launcher", tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     done = launcher.sh("echo ran", "--workdir", tmp_path / "file" / "sub")
     assert (done.code, done.record["exit_code"], done.record["reason"], done.record["ok"]) == (
@@ -226,7 +228,7 @@ def test_a_stdin_that_cannot_be_read_is_the_commands_failure(launcher: "Launcher
     assert launcher.sh("true", "--stdin", tmp_path / "missing", "--ignore-error").record["ok"] is True
 
 
-def test_a_fifo_as_stdin_does_not_hold_the_launcher(launcher: "Launcher", tmp_path: Path) -> None:
+def test_a_fifo_as_stdin_does_not_block_the_launcher(launcher: "Launcher", tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     assert launcher.run("--stdin", tmp_path / "fifo", argv=["/bin/cat"]).code == 0
 
@@ -259,7 +261,7 @@ def test_a_file_that_cannot_be_opened_is_the_commands_failure(
     assert (done.code, done.record["reason"], done.log) == (1, f"{stream.capitalize()}Unavailable", b"")
 
 
-def test_a_file_that_takes_no_more_spoils_the_outcome_but_not_the_exit_code(launcher: "Launcher") -> None:
+def test_a_full_file_changes_the_outcome_but_not_the_exit_code(launcher: "Launcher") -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full")
     done = launcher.sh("echo lost; exit 0", "--stdout", "/dev/full")
@@ -300,7 +302,7 @@ def test_a_tail_is_cut_between_characters(launcher: "Launcher") -> None:
         assert "☃é𝄞☃é𝄞".endswith(text) and size - 3 <= len(text.encode()) <= size
 
 
-def test_bytes_that_are_no_text_become_replacement_characters(launcher: "Launcher", tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_become_replacement_characters(launcher: "Launcher", tmp_path: Path) -> None:
     data = (
         bytes(range(256)) * 3
         + b"\xed\xa0\x80 \xf4\x90\x80\x80 \xc0\xaf \xe2\x98 \xf0\x9d\x84 \xe2\x98\x83 \xc2\x85 \xe2\x80\xa8 \xef\xbf\xbd \xf0\x9d"
@@ -322,7 +324,7 @@ def test_random_bytes_decode_as_any_decoder_would(launcher: "Launcher", tmp_path
     assert done.record["stdout"] == data.decode("utf-8", "replace")
 
 
-def test_a_hundred_megabytes_pass_quickly_in_little_memory(launcher: "Launcher", tmp_path: Path) -> None:
+def test_a_hundred_megabytes_are_copied_quickly_in_little_memory(launcher: "Launcher", tmp_path: Path) -> None:
     size = 100_000_000
     process = launcher.start(
         "--stdout", tmp_path / "out", "--tail-bytes", 8192, argv=["/bin/sh", "-c", f"head -c {size} /dev/zero"], marker=False,
@@ -355,7 +357,7 @@ def _rss_bytes(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def test_a_full_log_holds_the_command_back_only_so_long(launcher: "Launcher", tmp_path: Path) -> None:
+def test_a_full_log_blocks_the_command_only_for_a_while(launcher: "Launcher", tmp_path: Path) -> None:
     read, write = os.pipe()
     script = "head -c 3000000 /dev/zero; head -c 3000000 /dev/zero"
     process = launcher.start(
@@ -397,7 +399,7 @@ def test_a_closed_log_does_not_stop_the_command(launcher: "Launcher", control: P
     process.stdout = process.stderr = None
 
 
-def test_the_logs_blocking_mode_is_left_as_it_was(launcher: "Launcher") -> None:
+def test_the_logs_blocking_mode_is_restored(launcher: "Launcher") -> None:
     read, write = os.pipe()
     process = launcher.start(argv=["true"], stdout=write)
     process.wait(timeout=15)
@@ -406,7 +408,7 @@ def test_the_logs_blocking_mode_is_left_as_it_was(launcher: "Launcher") -> None:
     os.close(write)
 
 
-def test_missing_standard_streams_are_survived(launcher: "Launcher", tmp_path: Path) -> None:
+def test_missing_standard_streams_are_tolerated(launcher: "Launcher", tmp_path: Path) -> None:
     line = f'exec "$0" --stdout {tmp_path}/out -- /bin/sh -c "echo fine; cat" <&- >&- 2>&-'
     assert subprocess.run(["/bin/sh", "-c", line, launcher.binary], timeout=15, check=False).returncode == 0
     assert (tmp_path / "out").read_text() == "fine\n"
@@ -542,7 +544,7 @@ def test_unreadable_figures_fall_back(launcher: "Launcher", tmp_path: Path, text
         ["--name", "a", "--control", "/tmp", *["--wait", "b"] * 1025, "--", "true"],
     ],
 )  # fmt: skip
-def test_a_bad_command_line_is_refused_with_a_message(launcher: "Launcher", words: list[str]) -> None:
+def test_an_invalid_command_line_is_rejected_with_a_message(launcher: "Launcher", words: list[str]) -> None:
     done = subprocess.run([launcher.binary, *words], capture_output=True, timeout=15, check=False)
     assert (done.returncode, done.stdout) == (2, b"")
     assert done.stderr.startswith(b"launcher: ") and done.stderr.endswith(b"\n")

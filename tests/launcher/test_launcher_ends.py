@@ -59,7 +59,7 @@ def test_sigterm_reaches_the_command_and_its_exit_code_is_kept(launcher: "Launch
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_termination_is_no_success_even_with_exit_code_0(launcher: "Launcher", number: int) -> None:
+def test_termination_is_not_a_success_even_with_exit_code_0(launcher: "Launcher", number: int) -> None:
     process = launcher.start(
         "--ignore-error", argv=["/bin/sh", "-c", "trap 'exit 0' TERM INT; echo ready; while :; do sleep 0.02; done"]
     )
@@ -89,7 +89,7 @@ def test_the_whole_group_gets_the_signal(launcher: "Launcher") -> None:
 
 
 @pytest.mark.parametrize("name", ["HUP", "QUIT", "USR1", "USR2"])
-def test_other_signals_are_passed_on_without_ending_anything(launcher: "Launcher", name: str) -> None:
+def test_other_signals_are_forwarded_and_end_nothing(launcher: "Launcher", name: str) -> None:
     process = launcher.start(
         argv=["/bin/sh", "-c", f"trap 'echo got; exit 0' {name}; echo ready; while :; do sleep 0.02; done"]
     )
@@ -136,7 +136,7 @@ def test_a_stopped_command_is_killed_too(launcher: "Launcher") -> None:
 # ---- what is left behind
 
 
-def test_a_background_child_that_holds_the_pipe_does_not_hold_the_launcher(
+def test_a_background_child_that_holds_the_pipe_does_not_block_the_launcher(
     launcher: "Launcher", tmp_path: Path
 ) -> None:
     began = time.monotonic()
@@ -198,7 +198,7 @@ def test_a_command_dies_with_its_launcher(launcher: "Launcher", tmp_path: Path) 
     launcher.until(lambda: not alive(int((tmp_path / "pid").read_text())), "the command is gone")
 
 
-def test_an_idle_launcher_uses_no_processor(launcher: "Launcher", control: Path) -> None:
+def test_an_idle_launcher_uses_no_cpu(launcher: "Launcher", control: Path) -> None:
     running = launcher.start(argv=["/bin/sh", "-c", "echo ready; sleep 1"])
     ready(running)
     waiting = launcher.start("--name", "a", "--control", control, "--wait", "b", "--wait-timeout", 15, argv=["true"])
@@ -214,7 +214,7 @@ def test_an_idle_launcher_uses_no_processor(launcher: "Launcher", control: Path)
 
 
 class Listener:
-    """A real HTTP/1.1 listener that keeps what it is sent."""
+    """A real HTTP/1.1 listener that keeps the requests."""
 
     def __init__(self, family: int, host: str) -> None:
         self.socket = socket.socket(family)
@@ -302,7 +302,7 @@ def test_a_long_record_is_not_sent_along(launcher: "Launcher", listener: tuple[L
     assert server.bodies == [b""]
 
 
-def test_the_poke_comes_after_the_records_line_is_out(
+def test_the_poke_follows_the_records_line(
     launcher: "Launcher", listener: tuple[Listener, str], tmp_path: Path
 ) -> None:
     server, address = listener
@@ -336,7 +336,7 @@ def test_skipped_and_timed_out_pokes_too(launcher: "Launcher", listener: tuple[L
 
 
 @pytest.mark.parametrize("kind", ["nothing listens", "never answers", "backlog full", "no such name", "unroutable"])
-def test_a_poke_that_fails_costs_half_a_second_at_most_and_says_nothing(launcher: "Launcher", kind: str) -> None:
+def test_a_failing_poke_costs_half_a_second_at_most_and_is_silent(launcher: "Launcher", kind: str) -> None:
     holes = [socket.socket()]
     holes[0].bind(("127.0.0.1", 0))
     port = holes[0].getsockname()[1]
@@ -359,7 +359,7 @@ def test_a_poke_that_fails_costs_half_a_second_at_most_and_says_nothing(launcher
     for s in holes:
         s.close()
     assert (done.code, done.stderr, done.record["ok"]) == (0, b"", True)
-    assert elapsed < (5 if SANITIZED else 1.5)  # 0.4 s each for start and end, and room for a busy machine
+    assert elapsed < (5 if SANITIZED else 1.5)  # 0.4 s each for start and end, with reserve for a busy machine
 
 
 # ---- nothing but the launcher
@@ -374,7 +374,7 @@ def _namespace(*more: str) -> list[str]:
 
 @pytest.mark.skipif(SANITIZED, reason="needs its libraries")
 @pytest.mark.parametrize("read_only", [False, True])
-def test_a_root_with_nothing_in_it_is_enough(launcher: "Launcher", tmp_path: Path, read_only: bool) -> None:
+def test_an_empty_root_file_system_is_enough(launcher: "Launcher", tmp_path: Path, read_only: bool) -> None:
     root = tmp_path / "root"
     (root / "control").mkdir(parents=True)
     shutil.copy2(launcher.binary, root / "launcher")
@@ -436,7 +436,7 @@ def test_python_sees_an_ordinary_process(launcher: "Launcher") -> None:
     assert launcher.run(argv=[sys.executable, "-S", "-c", code]).log == b"y\n"
 
 
-def test_a_short_command_with_a_poke_under_way_leaves_nothing_behind(launcher: "Launcher", tmp_path: Path) -> None:
+def test_a_short_command_with_a_pending_poke_leaves_nothing_behind(launcher: "Launcher", tmp_path: Path) -> None:
     if not shutil.which("setsid") or not Path("/proc/thread-self/children").exists():
         pytest.skip("no setsid, or a kernel that does not list children")
     script = (

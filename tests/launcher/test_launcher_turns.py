@@ -1,4 +1,4 @@
-"""Containers side by side: turns by files, records of others, and files that user code has put there."""
+"""Parallel containers: turns by files, records of other containers, and files created by user code."""
 
 import errno
 import fcntl
@@ -57,7 +57,7 @@ def test_a_pod_of_five_runs_in_order(launcher: "Launcher", control: Path, tmp_pa
     assert order.read_text().split() == [x for n in names for x in (f"start-{n}", f"end-{n}")]
 
 
-def test_wait_up_holds_until_every_container_is_up(launcher: "Launcher", control: Path) -> None:
+def test_wait_up_waits_until_every_container_is_up(launcher: "Launcher", control: Path) -> None:
     first = launcher.start(*opts(control, "a"), "--wait-up", "b", "--wait-up", "c", argv=["true"])
     launcher.until((control / "a.up").exists)
     launcher.sh("true", *opts(control, "b"))
@@ -96,7 +96,7 @@ def test_an_ignored_error_lets_the_next_run(launcher: "Launcher", control: Path)
     assert launcher.sh("echo ran", *opts(control, "b", "a")).log == b"ran\n"
 
 
-def test_a_command_that_was_begun_is_never_run_again(launcher: "Launcher", control: Path) -> None:
+def test_a_command_that_was_started_is_never_run_again(launcher: "Launcher", control: Path) -> None:
     (control / "a.begun").touch()
     done = launcher.sh("echo ran", *opts(control, "a"))
     assert (done.code, done.log, done.record["reason"], done.record["ok"]) == (125, b"", "AlreadyBegun", False)
@@ -109,7 +109,7 @@ def test_the_first_record_stays(launcher: "Launcher", control: Path) -> None:
     assert closing(control, "a") == first
 
 
-def test_of_many_launchers_of_one_name_one_runs(launcher: "Launcher", control: Path, tmp_path: Path) -> None:
+def test_only_one_of_many_launchers_with_one_name_runs(launcher: "Launcher", control: Path, tmp_path: Path) -> None:
     racing = [
         launcher.start(*opts(control, "a", "gate"), argv=["/bin/sh", "-c", f"echo x >> {tmp_path}/ran"])
         for _ in range(12)
@@ -150,7 +150,7 @@ def test_other_signals_do_not_end_a_wait(launcher: "Launcher", control: Path) ->
 
 @pytest.mark.parametrize("always", [False, True])
 def test_a_launcher_that_was_killed_is_noticed(launcher: "Launcher", control: Path, always: bool) -> None:
-    """As the kernel does when a whole cgroup is out of memory: no record is ever written."""
+    """As when a whole cgroup is out of memory: no record is written."""
     process = launcher.start(*opts(control, "executor-0"), argv=["/bin/sleep", "600"])
     launcher.until((control / "executor-0.begun").exists)
     waiting = launcher.start(*opts(control, "b", "executor-0"), *["--always"] * always, argv=["/bin/echo", "ran"])
@@ -165,7 +165,7 @@ def test_a_launcher_that_was_killed_is_noticed(launcher: "Launcher", control: Pa
 
 
 def test_the_command_does_not_hold_the_lock(launcher: "Launcher", control: Path) -> None:
-    """Else a stray background process would make a dead launcher look alive."""
+    """Otherwise a stray background process would make a dead launcher look alive."""
     process = launcher.start(*opts(control, "a"), argv=["/bin/sh", "-c", "echo $$; exec sleep 600"])
     assert process.stdout is not None
     pid = int(process.stdout.readline())  # it has begun: what closes on exec is closed
@@ -177,7 +177,7 @@ def test_the_command_does_not_hold_the_lock(launcher: "Launcher", control: Path)
         assert not [x for x in held if "control" in x]
 
 
-def test_an_up_file_without_a_lock_is_taken_as_it_is(launcher: "Launcher", control: Path) -> None:
+def test_an_up_file_without_a_lock_counts_as_alive(launcher: "Launcher", control: Path) -> None:
     (control / "b.up").touch()  # a file system without locks
     assert launcher.sh("true", "--name", "a", "--control", control, "--wait", "b", "--wait-timeout", 0.4).code == 124
 
@@ -190,7 +190,7 @@ def _wait(launcher: "Launcher", control: Path, *more: str, timeout: float = 0.3)
 
 
 @pytest.mark.parametrize("kind", ["symlink", "dangling", "directory", "fifo", "device"])
-def test_what_is_no_regular_file_is_no_record(launcher: "Launcher", control: Path, tmp_path: Path, kind: str) -> None:
+def test_only_a_regular_file_is_a_record(launcher: "Launcher", control: Path, tmp_path: Path, kind: str) -> None:
     path = control / "a.json"
     if kind == "symlink":
         (tmp_path / "good").write_text('{"ok":true}')
@@ -237,7 +237,7 @@ def test_a_huge_record_is_read_in_part(launcher: "Launcher", control: Path) -> N
     assert _wait(launcher, control, timeout=15).log == b"ran\n"
 
 
-def test_an_unreadable_record_is_no_record(launcher: "Launcher", control: Path) -> None:
+def test_an_unreadable_record_does_not_count(launcher: "Launcher", control: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root reads everything")
     (control / "a.json").write_text('{"ok":true}')
@@ -247,7 +247,7 @@ def test_an_unreadable_record_is_no_record(launcher: "Launcher", control: Path) 
 
 @pytest.mark.parametrize("suffix", ["up", "json"])
 @pytest.mark.parametrize("kind", ["symlink", "directory", "full directory", "fifo"])
-def test_what_stands_in_the_way_of_our_own_files_is_replaced(
+def test_files_in_place_of_the_launchers_own_are_replaced(
     launcher: "Launcher", control: Path, tmp_path: Path, suffix: str, kind: str
 ) -> None:
     victim, path = tmp_path / "victim", control / f"a.{suffix}"
@@ -267,7 +267,7 @@ def test_what_stands_in_the_way_of_our_own_files_is_replaced(
 
 
 @pytest.mark.parametrize("kind", ["symlink", "directory"])
-def test_anything_called_begun_means_begun(launcher: "Launcher", control: Path, kind: str) -> None:
+def test_a_begun_file_of_any_type_counts(launcher: "Launcher", control: Path, kind: str) -> None:
     path = control / "a.begun"
     path.symlink_to("/nowhere") if kind == "symlink" else path.mkdir()
     assert launcher.sh("echo ran", *opts(control, "a")).record["reason"] == "AlreadyBegun"
@@ -282,7 +282,7 @@ def test_a_storm_of_events_does_not_hide_the_record(launcher: "Launcher", contro
     assert launcher.end(waiting).log == b"ran\n"
 
 
-def test_a_missing_control_directory_is_told_and_nothing_runs(launcher: "Launcher", tmp_path: Path) -> None:
+def test_a_missing_control_directory_is_reported_and_nothing_runs(launcher: "Launcher", tmp_path: Path) -> None:
     done = launcher.sh("echo ran", "--name", "a", "--control", tmp_path / "none")
     assert (done.code, done.log, done.record["reason"], done.record["ok"]) == (125, b"", "ControlUnavailable", False)
 

@@ -1,4 +1,4 @@
-"""How soon an end is known, how many calls a task takes, and who leads."""
+"""Pokes, the number of API calls per task, and leader election."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ OUT = Output(path="/data/out.txt", url="s3://bucket/out.txt", type=FileType.FILE
 
 
 class Listener:
-    """Where containers poke; `records` is what they brought."""
+    """A listener for pokes; `records` are their bodies."""
 
     def __init__(self) -> None:
         self.paths: list[str] = []
@@ -65,7 +65,7 @@ def listener() -> Iterator[Listener]:
 
 
 def own_address(client: Client) -> str:
-    """Ours as pods see it: POIESIS_TEST_HOST, else the one that leads to the API server, else the node's, where we run on it."""
+    """The address of this machine for pods: POIESIS_TEST_HOST, else that of the route to the API server, else the node's."""
     if "POIESIS_TEST_HOST" in os.environ:
         return os.environ["POIESIS_TEST_HOST"]
     url = urlsplit(client._host)
@@ -112,7 +112,7 @@ def test_the_calls_that_a_task_takes(driver: Driver) -> None:
         driver.until(task, lambda pod: pod.ended)
         driver.cluster.delete_all(task.id, task.attempt, plan(spec, driver.policy))
         eventually(lambda task=task: driver.cluster.observe(replace(task, stage=Stage.CLEAN)).is_empty, 60)  # type: ignore[misc]
-        once = ("create configmaps", "get configmaps")  # of a process, for all tasks
+        once = ("create configmaps", "get configmaps")  # once per process
         made = {call: n for call, n in calls.items() if call not in once and not call.startswith("watch")}
         assert wanted <= set(made) and sum(made.values()) <= (4 if len(wanted) == 2 else 8), made
 
@@ -137,11 +137,11 @@ def test_of_two_candidates_one_leads_and_the_other_follows(namespace: str) -> No
     first.start()
     eventually(lambda: first.is_leader)
     second.start()
-    first._wait = lambda _: threading.Event().wait()  # killed: it neither renews nor hands over
+    first._wait = lambda _: threading.Event().wait()  # killed: neither renews nor releases
     eventually(lambda: second.is_leader)
     assert events == ["a leads", "b leads"] and not first.is_leader
     third.start()
     second.close()
-    eventually(lambda: third.is_leader, 3)  # handed over, before the lease runs out
+    eventually(lambda: third.is_leader, 3)  # released before the lease expires
     third.close()
     assert events == ["a leads", "b leads", "b stops", "c leads", "c stops"]

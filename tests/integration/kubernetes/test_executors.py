@@ -1,4 +1,4 @@
-"""How commands end: every end that a container can come to by itself."""
+"""How commands end: every way in which a container can end by itself."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def test_a_signal_is_128_and_its_number(driver: Driver) -> None:
 
 
 @pytest.mark.parametrize(("command", "code", "reason"), [("/nowhere", 127, "NotFound"), ("/etc", 126, "NotExecutable")])
-def test_a_command_that_is_none_is_told_apart(driver: Driver, command: str, code: int, reason: str) -> None:
+def test_an_invalid_command_has_its_own_exit_code(driver: Driver, command: str, code: int, reason: str) -> None:
     record = record_of(driver.run([busybox(command)]))
     assert (record.exit_code, record.reason) == (code, reason)
 
 
-def test_out_of_memory_is_told(driver: Driver) -> None:
+def test_out_of_memory_is_reported(driver: Driver) -> None:
     spec = TaskSpec((shell("head -c 300m /dev/zero | tail"),), resources=Resources(ram_gb=0.05))
     pod = driver.run(spec)
     container = pod.container("executor-0")
@@ -58,7 +58,7 @@ def test_an_image_without_a_shell(driver: Driver) -> None:
     assert record_of(driver.run([Executor(NOSHELL, ("echo", "hello"))])).stdout == "hello\n"
 
 
-def test_executors_take_turns_and_one_that_may_fail_stops_nothing(driver: Driver) -> None:
+def test_executors_take_turns_and_an_ignored_error_does_not_stop_them(driver: Driver) -> None:
     pod = driver.run(
         [shell("echo 1; exit 5", ignore_error=True), shell("echo 2"), shell("echo 3; exit 6"), shell("echo 4")]
     )
@@ -68,17 +68,17 @@ def test_executors_take_turns_and_one_that_may_fail_stops_nothing(driver: Driver
     assert (fourth.exit_code, fourth.reason) == (None, "Skipped")
 
 
-def test_of_much_output_the_tail_is_kept_whole(driver: Driver) -> None:
+def test_the_whole_tail_of_much_output_is_kept(driver: Driver) -> None:
     script = "seq 1 200000; seq 1 50000 >&2; printf 'no newline'; printf 'at the end' >&2"
     record = record_of(driver.run([shell(script)]))
     assert record.truncated
     assert record.stdout.endswith("199999\n200000\nno newline")
-    # containerd may lose the end of a large log on a busy node; then there is the termination message with less of it
+    # containerd may lose the end of a large log on a busy node; the termination message then has a shorter tail
     assert len(record.stdout) == 4096 or len(record.stdout) > 1000
     assert record.stderr.endswith("50000\nat the end")
 
 
-def test_output_that_is_no_text_does_no_harm(driver: Driver) -> None:
+def test_output_that_is_not_text_is_kept(driver: Driver) -> None:
     record = record_of(driver.run([shell("head -c 100000 /dev/urandom; head -c 5000 /dev/zero >&2")]))
     assert record.ok and 0 < len(record.stdout) <= 4096 and set(record.stderr) == {"\0"}
 
@@ -92,7 +92,7 @@ def test_a_time_limit_ends_the_command(driver: Driver) -> None:
     assert record_of(pod).reason == "TimeLimit"
 
 
-def test_the_live_end_of_a_running_executors_output(driver: Driver) -> None:
+def test_the_live_tail_of_a_running_executor(driver: Driver) -> None:
     task = driver.task([shell("echo begun; sleep 100")])
     driver.begin(task)
     driver.until(task, lambda pod: pod.containers[0].phase is Phase.RUNNING)

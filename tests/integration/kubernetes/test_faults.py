@@ -19,22 +19,22 @@ from tests.integration.kubernetes.test_executors import record_of
 IN = Input(path="/data/in.txt", url="s3://bucket/in.txt", type=FileType.FILE)
 
 
-def test_an_image_that_is_not_there_is_told_while_the_pod_waits(driver: Driver) -> None:
+def test_a_missing_image_is_reported_while_the_pod_waits(driver: Driver) -> None:
     task = driver.task([busybox("true"), Executor("localhost/nothing:1", ("true",))])
     driver.begin(task)
     reasons = {"ErrImagePull", "ImagePullBackOff"}
     pod = driver.until(task, lambda pod: pod.containers[1].reason in reasons).pods[0]
     assert "localhost/nothing:1" in (pod.containers[1].message or "")
-    assert pod.containers[0].record is None  # it waits for all containers to start
+    assert pod.containers[0].record is None  # waits for all containers to start
 
 
-def test_an_image_name_that_is_none(driver: Driver) -> None:
+def test_an_invalid_image_name(driver: Driver) -> None:
     task = driver.task([Executor("Not an image", ("true",))])
     driver.begin(task)
     driver.until(task, lambda pod: pod.containers[0].reason == "InvalidImageName")
 
 
-def test_a_pod_without_room_says_why(driver: Driver) -> None:
+def test_an_unschedulable_pod_has_a_reason(driver: Driver) -> None:
     task = driver.task(TaskSpec((busybox("true"),), resources=Resources(cpu_cores=1000)))
     driver.begin(task)
     pod = driver.until(task, lambda pod: pod.waiting is not None).pods[0]
@@ -64,7 +64,7 @@ def test_an_evicted_pod_is_lost(driver: Driver, admin: Client, namespace: str) -
     assert driver.until(task, lambda pod: pod.lost is not None).pods[0].lost == "Evicted"
 
 
-def test_our_own_deletion_is_no_loss_and_reaches_the_command(driver: Driver) -> None:
+def test_a_deletion_by_the_service_is_not_a_loss_and_reaches_the_command(driver: Driver) -> None:
     task = driver.task([shell("trap 'echo caught; exit 0' TERM; echo up; while :; do sleep 0.1; done")])
     driver.begin(task)
     driver.until(task, lambda pod: pod.containers[0].started_at is not None)
@@ -78,10 +78,10 @@ def test_our_own_deletion_is_no_loss_and_reaches_the_command(driver: Driver) -> 
     eventually(lambda: driver.cluster.observe(ending).is_empty)
 
 
-def test_everything_may_be_made_twice(driver: Driver) -> None:
+def test_every_creation_can_be_repeated(driver: Driver) -> None:
     task = driver.task(TaskSpec((busybox("true"),), inputs=(IN,)))
     driver.begin(task)
-    other = Driver(driver.cluster.settings, driver.policy)  # another process: it remembers nothing
+    other = Driver(driver.cluster.settings, driver.policy)  # another process, without any state
     try:
         other.begin(task)
         assert len(other.until(task, lambda pod: pod.ended).pods) == 1
@@ -102,7 +102,7 @@ def test_a_foreign_object_with_a_tasks_name_is_rejected(driver: Driver, admin: C
         driver.cluster.create_volume(task, the_plan)
 
 
-def test_a_quota_is_waited_for_and_a_forbidden_pod_is_not(admin: Client, namespace: str) -> None:
+def test_an_exhausted_quota_is_retried_and_a_forbidden_pod_is_not(admin: Client, namespace: str) -> None:
     name = f"{namespace}-quota"
     make_namespace(admin, name, {"pod-security.kubernetes.io/enforce": "restricted"})
     try:
@@ -153,7 +153,7 @@ def test_without_a_watch_everything_is_listed(driver: Driver) -> None:
         blind.close()
 
 
-def test_an_owner_of_all_tasks_takes_everything_with_it(admin: Client, namespace: str) -> None:
+def test_deleting_the_owner_deletes_all_tasks(admin: Client, namespace: str) -> None:
     core = f"/api/v1/namespaces/{namespace}"
     admin.create(
         f"{core}/configmaps", {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "owner-of-tasks"}}

@@ -1,4 +1,4 @@
-"""The task's volume: who sees what of it, and who may write there."""
+"""The task's volume: visibility and permissions."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def restricted(admin: Client, namespace: str) -> Iterator[Driver]:
     """In a namespace that enforces Pod Security `restricted`."""
     name = f"{namespace}-restricted"
     eventually(lambda: _made(admin, name), 60)
-    # the account that pods run as comes a moment after the namespace
+    # the default service account is created shortly after the namespace
     eventually(lambda: _exists(admin, f"/api/v1/namespaces/{name}/serviceaccounts/default"))
     made = Driver(settings(name, pod_security="restricted", run_as_user=1000, run_as_group=1000), Policy())
     yield made
@@ -53,7 +53,7 @@ def _exists(admin: Client, path: str) -> bool:
     return True
 
 
-def test_inputs_come_in_outputs_go_out_and_reports_are_read(driver: Driver) -> None:
+def test_inputs_outputs_and_reports(driver: Driver) -> None:
     spec = TaskSpec((shell("cat /data/in.txt > /data/out.txt"),), inputs=(IN,), outputs=(OUT,))
     task = driver.task(spec)
     driver.begin(task)
@@ -96,7 +96,7 @@ def test_volumes_are_shared_by_executors_of_any_user(driver: Driver) -> None:
     assert record_of(pod, "executor-1").stdout == "first\n"
 
 
-def test_a_user_without_rights_writes_where_inputs_were_staged(namespace: str) -> None:
+def test_an_unprivileged_user_writes_where_inputs_were_staged(namespace: str) -> None:
     made = Driver(settings(namespace, run_as_user=12345, run_as_group=12345), Policy())
     try:
         script = "id -u; cat in.txt > out.txt && echo more >> in.txt && mkdir new && touch /vol/x && ls -n"
@@ -109,7 +109,7 @@ def test_a_user_without_rights_writes_where_inputs_were_staged(namespace: str) -
         made.close()
 
 
-def test_a_user_without_rights_has_a_writable_workdir_without_any_input(namespace: str) -> None:
+def test_an_unprivileged_user_has_a_writable_workdir_without_any_input(namespace: str) -> None:
     made = Driver(settings(namespace, run_as_user=12345, run_as_group=12345), Policy())
     try:
         spec = TaskSpec(
@@ -126,7 +126,7 @@ def test_a_user_without_rights_has_a_writable_workdir_without_any_input(namespac
         made.close()
 
 
-def test_a_single_file_among_those_of_the_image(driver: Driver) -> None:
+def test_a_single_file_in_a_directory_of_the_image(driver: Driver) -> None:
     conf = Input(path="/etc/app.conf", url="s3://bucket/conf", type=FileType.FILE)
     script = "mkdir -p /poiesis/volume/root/etc; echo staged > /poiesis/volume/root/etc/app.conf; echo '{\"files\":[]}'"
     changed = replace(driver.cluster.settings, filer_command=("sh", "-c", script, "filer"))
@@ -146,7 +146,7 @@ def test_when_staging_in_fails_no_command_runs(driver: Driver) -> None:
         pod = made.run(TaskSpec((busybox("true"),), inputs=(IN,), outputs=(OUT,)))
         assert record_of(pod, TIF).stderr == "broken\n" and not record_of(pod, TIF).ok
         assert record_of(pod, "executor-0").reason == "Skipped"
-        assert record_of(pod, TOF).exit_code == 1  # it ran: outputs of a failed task are wanted too
+        assert record_of(pod, TOF).exit_code == 1  # ran: outputs of a failed task are uploaded too
     finally:
         made.close()
 
@@ -158,7 +158,7 @@ def test_streams_are_redirected_to_files(driver: Driver) -> None:
     assert '"inputs"' in shown and shown.endswith("err\n")
 
 
-def test_a_large_document_is_cut_into_several_secrets(driver: Driver, admin: Client, namespace: str) -> None:
+def test_a_large_document_is_split_into_several_secrets(driver: Driver, admin: Client, namespace: str) -> None:
     content = "x" * (1024 * 1024)
     script = (
         "cat /poiesis/task/tif.json.0 /poiesis/task/tif.json.1 /poiesis/task/tif.json.2 | wc -c; ls /poiesis/task >&2"
@@ -179,14 +179,14 @@ def test_a_large_document_is_cut_into_several_secrets(driver: Driver, admin: Cli
         made.close()
 
 
-def test_a_restricted_namespace_takes_everything(restricted: Driver) -> None:
+def test_a_restricted_namespace_accepts_all_pods(restricted: Driver) -> None:
     spec = TaskSpec((shell("id -u; cp /data/in.txt /data/out.txt"),), inputs=(IN,), outputs=(OUT,))
     pod = restricted.run(spec)
     assert record_of(pod).stdout == "1000\n"
     assert [c for c in pod.containers if c.record is None or not c.record.ok] == []
 
 
-def test_the_documents_of_a_volume_that_is_gone_are_refused(driver: Driver) -> None:
+def test_documents_for_a_deleted_volume_are_rejected(driver: Driver) -> None:
     from poiesis.domain.errors import ClusterRefused
     from poiesis.domain.plan import plan
 

@@ -26,7 +26,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @dataclass(frozen=True)
 class Rendered:
-    """What `helm template` gave for one values file, with that file's own values."""
+    """The output of `helm template` for one values file, and the values."""
 
     case: str
     objects: tuple[Json, ...]
@@ -36,13 +36,13 @@ class Rendered:
         return [o for o in self.objects if o["kind"] in kinds]
 
     def named(self, kind: str, end: str) -> Json:
-        """The object of this kind whose name ends so; exactly one."""
+        """The only object of this kind with this suffix in its name."""
         found = [o for o in self.of(kind) if o["metadata"]["name"].endswith(end)]
         assert len(found) == 1, f"{kind} …{end}: {[o['metadata']['name'] for o in found]}"
         return found[0]
 
     def pods(self) -> Iterator[tuple[str, Json]]:
-        """Component and pod template (metadata and spec) of everything that makes pods."""
+        """Component and pod template (metadata and spec) of every workload."""
         for item in self.of("Deployment", "StatefulSet"):
             template = item["spec"]["template"]
             yield template["metadata"]["labels"]["app.kubernetes.io/component"], template
@@ -50,7 +50,7 @@ class Rendered:
             yield item["metadata"]["labels"]["app.kubernetes.io/component"], item
 
     def variables(self) -> dict[str, str]:
-        """Of the ConfigMap that all roles share."""
+        """Of the ConfigMap shared by all roles."""
         found: dict[str, str] = self.named("ConfigMap", "-config")["data"]
         return found
 

@@ -1,4 +1,4 @@
-"""The chart by what it must never give up: security contexts, rights, doors in the network, names of settings."""
+"""The chart's guarantees: security contexts, permissions, network policies, names of settings."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def containers(template: Json) -> Iterator[Json]:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every text in a document, keys too."""
+    """Every string in a document, including keys."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield str(key)
@@ -85,7 +85,7 @@ def strings(value: Any) -> Iterator[str]:
 
 
 def matches(selector: Json, found: dict[str, str]) -> bool:
-    """A label selector as Kubernetes reads it."""
+    """Whether a Kubernetes label selector matches."""
     if any(found.get(key) != value for key, value in (selector.get("matchLabels") or {}).items()):
         return False
     return all(_holds(rule, found) for rule in selector.get("matchExpressions") or [])
@@ -122,7 +122,7 @@ def test_every_component_has_a_folder():
     assert folders >= {*OURS, "mongodb", "redis"}
 
 
-def test_no_object_comes_twice_and_all_say_where_they_are(chart: Rendered):
+def test_objects_are_unique_and_have_a_namespace(chart: Rendered):
     keys = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in chart.objects]
     assert len(keys) == len(set(keys))
     tasks = (chart.given.get("tasks") or {}).get("namespace", NAMESPACE)
@@ -138,11 +138,11 @@ def test_every_object_has_the_recommended_labels(chart: Rendered):
         assert found["app.kubernetes.io/managed-by"] == "Helm"
 
 
-def test_nothing_is_asked_of_the_cluster_as_a_whole(chart: Rendered):
+def test_there_are_no_cluster_scoped_objects(chart: Rendered):
     assert not chart.of("ClusterRole", "ClusterRoleBinding", "Namespace", "CustomResourceDefinition")
 
 
-def test_a_long_release_name_gives_names_that_kubernetes_takes(helm: Run):
+def test_a_long_release_name_gives_valid_names(helm: Run):
     name = "a-very-long-release-name-that-a-site-may-really-choose"[:53]
     values = str(CHART / "ci" / "bundled-values.yaml")
     done = helm("template", name, str(CHART), "--kube-version", "1.31.0", "-f", values)
@@ -177,7 +177,7 @@ def test_values_unknown_to_the_schema_are_rejected(template: Run, wrong: str, wo
     assert words in done.stderr
 
 
-def test_every_object_of_the_schema_is_closed_or_meant_to_be_open():
+def test_every_object_of_the_schema_is_closed_or_intentionally_open():
     schema = json.loads((CHART / "values.schema.json").read_text())
     open_ones = {
         "object",
@@ -260,7 +260,7 @@ def test_invalid_combinations_are_rejected_with_a_message(template: Run, options
 # ── pods ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_container_meets_pod_security_restricted(chart: Rendered):
+def test_every_container_complies_with_pod_security_restricted(chart: Rendered):
     for component, template in chart.pods():
         pod = template["spec"]
         context = pod["securityContext"]
@@ -276,7 +276,7 @@ def test_every_container_meets_pod_security_restricted(chart: Rendered):
             assert not own.get("privileged"), component
 
 
-def test_users_are_numbers_except_where_the_platform_chooses_them(chart: Rendered):
+def test_users_are_numeric_unless_the_platform_assigns_them(chart: Rendered):
     for component, template in chart.pods():
         context = template["spec"]["securityContext"]
         if chart.given.get("openshift"):
@@ -290,8 +290,8 @@ def assert_no_user(component: str, template: Json) -> None:
         assert not {"runAsUser", "runAsGroup", "fsGroup", "supplementalGroups"} & set(context), component
 
 
-def test_on_openshift_nothing_has_a_user_of_its_own_whatever_is_switched_on(template: Run):
-    """Stores, Flower and the test pod too."""
+def test_on_openshift_no_container_sets_a_user(template: Run):
+    """Including bundled servers, Flower and the test pod."""
     values = CHART / "ci" / "bundled-values.yaml"
     done = template("-f", str(values), "--set", "openshift=true,flower.enabled=true")
     assert done.returncode == 0, done.stderr
@@ -302,14 +302,14 @@ def test_on_openshift_nothing_has_a_user_of_its_own_whatever_is_switched_on(temp
         assert_no_user(component, found)
 
 
-def test_every_container_of_ours_reserves_memory_and_is_limited_in_it(chart: Rendered):
+def test_every_container_has_a_memory_request_and_limit(chart: Rendered):
     for component, template in chart.pods():
         for container in containers(template):
             assert container["resources"]["requests"]["memory"], component
             assert container["resources"]["limits"]["memory"], component
 
 
-def test_a_token_is_mounted_only_where_there_are_rights(chart: Rendered):
+def test_a_token_is_mounted_only_with_permissions(chart: Rendered):
     for component, template in chart.pods():
         pod = template["spec"]
         assert pod["automountServiceAccountToken"] is (component in ROLES), component
@@ -359,7 +359,7 @@ def test_changed_settings_restart_pods(render: Callable[[str], Rendered], templa
         )
 
 
-def test_own_values_of_a_component_win_over_those_of_all_pods(render: Callable[[str], Rendered]):
+def test_values_of_a_component_override_those_of_all_pods(render: Callable[[str], Rendered]):
     pods = dict(render("everything").pods())
     assert pods["texam"]["spec"].get("tolerations") is None
     assert pods["torc"]["spec"]["tolerations"][0]["key"] == "pool"
@@ -379,7 +379,7 @@ def test_every_selector_matches_only_its_own_pods(chart: Rendered):
         assert [c for c, t in found.items() if matches(selector, t["metadata"]["labels"])] == [component]
 
 
-def test_no_selector_of_ours_matches_the_pods_of_tasks(chart: Rendered):
+def test_no_selector_of_the_chart_matches_the_pods_of_tasks(chart: Rendered):
     task = task_labels(chart)
     for item in chart.of("Deployment", "StatefulSet", "PodDisruptionBudget", "Service"):
         selector = item["spec"]["selector"]
@@ -396,7 +396,7 @@ def test_every_service_leads_to_a_port_that_exists(chart: Rendered):
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= ports
 
 
-def test_what_leads_in_from_outside_leads_to_the_api(render: Callable[[str], Rendered]):
+def test_ingress_and_route_lead_to_the_api(render: Callable[[str], Rendered]):
     service = render("everything").named("Service", "-api")["metadata"]["name"]
     ingress = render("everything").of("Ingress")[0]["spec"]
     assert ingress["rules"][0]["http"]["paths"][0]["backend"]["service"] == {"name": service, "port": {"name": "http"}}
@@ -406,7 +406,7 @@ def test_what_leads_in_from_outside_leads_to_the_api(render: Callable[[str], Ren
     assert route["port"] == {"targetPort": "http"}
 
 
-def test_an_autoscaler_and_a_number_of_replicas_exclude_each_other(chart: Rendered):
+def test_replicas_are_not_set_with_an_autoscaler(chart: Rendered):
     scaled = {o["spec"]["scaleTargetRef"]["name"] for o in chart.of("HorizontalPodAutoscaler")}
     for item in chart.of("Deployment"):
         assert ("replicas" not in item["spec"]) is (item["metadata"]["name"] in scaled)
@@ -415,7 +415,7 @@ def test_an_autoscaler_and_a_number_of_replicas_exclude_each_other(chart: Render
 # ── rights ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_each_role_may_do_what_the_table_says_and_no_more(chart: Rendered):
+def test_each_role_has_exactly_the_permissions_of_the_table(chart: Rendered):
     if chart.given.get("rbac", {}).get("create") is False:
         assert not chart.of("Role", "RoleBinding")
         return
@@ -429,7 +429,7 @@ def test_each_role_may_do_what_the_table_says_and_no_more(chart: Rendered):
     assert found == RIGHTS
 
 
-def test_rights_on_single_objects_name_objects_that_the_chart_makes(chart: Rendered):
+def test_permissions_on_single_objects_refer_to_objects_of_the_chart(chart: Rendered):
     made = {(o["kind"].lower() + "s", o["metadata"]["namespace"], o["metadata"]["name"]) for o in chart.objects}
     for role in chart.of("Role"):
         for rule in role["rules"]:
@@ -437,7 +437,7 @@ def test_rights_on_single_objects_name_objects_that_the_chart_makes(chart: Rende
                 assert (rule["resources"][0], role["metadata"]["namespace"], name) in made
 
 
-def test_rights_are_bound_where_tasks_run_to_the_account_that_the_pods_use(chart: Rendered):
+def test_permissions_are_bound_in_the_tasks_namespace_to_the_pods_account(chart: Rendered):
     pods = dict(chart.pods())
     namespace = chart.variables()["POIESIS_KUBERNETES__NAMESPACE"]
     roles = {o["metadata"]["name"]: o for o in chart.of("Role")}
@@ -453,7 +453,7 @@ def test_rights_are_bound_where_tasks_run_to_the_account_that_the_pods_use(chart
         assert binding["subjects"] == [account]
 
 
-def test_the_lease_is_the_one_that_the_monitor_looks_for(chart: Rendered):
+def test_the_lease_is_that_of_the_monitor(chart: Rendered):
     from poiesis.cluster.kubernetes.leader import Election
 
     class Unused:
@@ -469,7 +469,7 @@ def test_the_lease_is_the_one_that_the_monitor_looks_for(chart: Rendered):
 
 
 def environment(chart: Rendered, component: str) -> dict[str, str]:
-    """The variables of a container of ours, as the process sees them; those of files give the file's path."""
+    """The environment of a container of the chart; variables from files have the file's path."""
     found = dict(chart.variables())
     template = dict(chart.pods())[component]
     for variable in template["spec"]["containers"][0].get("env", []):
@@ -512,7 +512,7 @@ def test_listeners_and_ports_agree(chart: Rendered):
             assert ports == [settings.api.port]
 
 
-def test_tasks_are_configured_as_the_values_say(render: Callable[[str], Rendered]):
+def test_the_values_configure_the_tasks(render: Callable[[str], Rendered]):
     chart = render("everything")
     found = kubernetes_settings(chart)
     assert found.namespace == "tes-tasks"
@@ -542,7 +542,7 @@ def test_tasks_are_configured_as_the_values_say(render: Callable[[str], Rendered
     assert found.priority_classes == {"low", "high"}
 
 
-def test_inputs_are_kept_where_the_values_say(render: Callable[[str], Rendered]):
+def test_the_values_configure_the_input_cache(render: Callable[[str], Rendered]):
     assert kubernetes_settings(render("everything")).cache_volume == CacheVolume(host_path="/var/cache/poiesis")
     assert kubernetes_settings(render("restricted")).cache_volume == CacheVolume(
         claim="reference-cache", sub_path="poiesis/inputs"
@@ -560,7 +560,7 @@ def test_the_first_s3_endpoint_stays_the_first(render: Callable[[str], Rendered]
     assert found[1].anonymous
 
 
-def test_a_group_that_the_cluster_chooses_is_not_set(render: Callable[[str], Rendered]):
+def test_a_group_assigned_by_the_cluster_is_not_set(render: Callable[[str], Rendered]):
     assert kubernetes_settings(render("openshift")).fs_group is None
     assert kubernetes_settings(render("restricted")).fs_group is None
     assert kubernetes_settings(render("external")).fs_group == 65532
@@ -577,7 +577,7 @@ def test_a_group_that_the_cluster_chooses_is_not_set(render: Callable[[str], Ren
         (["--set", "openshift=true", "--set-string", "settings.POIESIS_KUBERNETES__FILER_RUN_AS_USER=1000"], 1000),
     ],
 )
-def test_the_filers_user_is_the_operators_or_the_platforms_to_choose(template: Run, given: list[str], user: int | None):
+def test_the_filers_user_is_set_by_the_operator_or_the_platform(template: Run, given: list[str], user: int | None):
     done = template("-f", str(CHART / "ci" / "external-values.yaml"), *given)
     assert done.returncode == 0, done.stderr
     made = Rendered("external", tuple(o for o in yaml.safe_load_all(done.stdout) if o), {})
@@ -599,7 +599,7 @@ def test_no_container_of_a_task_has_a_user_on_openshift(render: Callable[[str], 
 
 
 def test_the_defaults_of_the_chart_are_those_of_the_settings(render: Callable[[str], Rendered]):
-    """A value that the chart sets without need would hide a better default."""
+    """A value that the chart sets unnecessarily would hide a later default."""
     ours, default = kubernetes_settings(render("external")), KubernetesSettings()
     of_the_release = {"namespace", "instance", "image", "filer_pull_policy", "owner", "poke_address", "poke_listen"}
     different = {f.name for f in dataclasses.fields(ours) if getattr(ours, f.name) != getattr(default, f.name)}
@@ -627,7 +627,7 @@ def test_connection_strings_are_only_in_secrets(chart: Rendered):
             assert not re.search(r"://[^/\s]*:[^/\s]+@", text), (item["kind"], item["metadata"]["name"])
 
 
-def test_existing_secrets_are_used_and_none_made_beside_them(chart: Rendered):
+def test_existing_secrets_are_used_and_no_others_created(chart: Rendered):
     made = {o["metadata"]["name"] for o in chart.of("Secret")}
     for component, template in chart.pods():
         if component not in OURS:
@@ -662,7 +662,7 @@ def test_storage_credentials_reach_no_pod_of_the_chart(render: Callable[[str], R
 
 
 def task_labels(chart: Rendered) -> dict[str, str]:
-    """As the pods of tasks carry them."""
+    """The labels of task pods."""
     return labels.of_task(kubernetes_settings(chart), TaskId("0000000000000000000000000a"), 1, "task")
 
 
@@ -678,7 +678,7 @@ def peer_matches(peer: Json, namespace: str, own_namespace: str, found: dict[str
 
 
 def reachable(chart: Rendered, component: str) -> bool:
-    """Whether the pods of tasks may open a connection to the component, by the policies on both sides (pods, not addresses)."""
+    """Whether policies on both sides allow task pods to connect to the component (pods, not addresses)."""
     target = dict(chart.pods())[component]["metadata"]["labels"]
     task, task_namespace = task_labels(chart), kubernetes_settings(chart).namespace
     out = chart.named("NetworkPolicy", "-tasks")["spec"]["egress"]
@@ -715,7 +715,7 @@ def test_task_pods_reach_the_monitor_and_nothing_else_of_the_release(chart: Rend
 
 
 def test_pokes_are_the_only_port_of_the_service_that_task_pods_reach(render: Callable[[str], Rendered]):
-    """Not that of health checks: what a task does to the one must not reach the other."""
+    """Not the one for health checks, which a task must not be able to disturb."""
     chart = render("external")
     monitor = dict(chart.pods())["monitor"]["spec"]["containers"][0]
     ports = {port["name"]: port["containerPort"] for port in monitor["ports"]}
@@ -731,12 +731,12 @@ def test_pokes_are_the_only_port_of_the_service_that_task_pods_reach(render: Cal
     assert chart.variables()["POIESIS_LISTEN"] == f"0.0.0.0:{ports['health']}"
 
 
-def test_task_pods_may_ask_for_names(chart: Rendered):
+def test_task_pods_may_query_dns(chart: Rendered):
     first = chart.named("NetworkPolicy", "-tasks")["spec"]["egress"][0]
     assert {(p["protocol"], p["port"]) for p in first["ports"]} == {("UDP", 53), ("TCP", 53)}
 
 
-def test_the_internet_is_what_lies_outside_private_networks(render: Callable[[str], Rendered]):
+def test_private_networks_are_excluded_from_the_internet(render: Callable[[str], Rendered]):
     def blocks(case: str) -> dict[str, list[str]]:
         rules = render(case).named("NetworkPolicy", "-tasks")["spec"]["egress"]
         return {p["ipBlock"]["cidr"]: p["ipBlock"]["except"] for r in rules for p in r.get("to", []) if "ipBlock" in p}
@@ -746,7 +746,7 @@ def test_the_internet_is_what_lies_outside_private_networks(render: Callable[[st
     assert blocks("restricted") == {}
 
 
-def test_every_address_that_may_be_reached_is_a_block_with_exceptions(chart: Rendered):
+def test_every_rule_for_task_pods_has_a_destination_except_dns(chart: Rendered):
     for rule in chart.named("NetworkPolicy", "-tasks")["spec"]["egress"]:
         assert rule.get("to") or {port["port"] for port in rule["ports"]} == {53}
 
@@ -773,7 +773,7 @@ def test_roles_accept_only_the_allowed_connections(render: Callable[[str], Rende
 # ── the rest ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_uninstalling_takes_the_bundled_volume_unless_it_is_to_be_kept(template: Run):
+def test_uninstalling_deletes_the_bundled_volume_unless_it_is_kept(template: Run):
     values = str(CHART / "ci" / "bundled-values.yaml")
 
     def claim(*options: str) -> Json:

@@ -249,7 +249,7 @@ def test_what_is_already_gone_is_not_deleted_again(cluster: KubernetesCluster, s
     assert store.calls() == []
 
 
-def test_the_documents_of_a_volume_that_is_gone_are_refused(cluster: KubernetesCluster, store: Store) -> None:
+def test_documents_for_a_deleted_volume_are_rejected(cluster: KubernetesCluster, store: Store) -> None:
     with pytest.raises(ClusterRefused):
         cluster.create_documents(make_task(FILES), plan(FILES, Policy()))
     assert store.calls() == ["GET persistentvolumeclaims/poiesis-ID-1-volume"]
