@@ -1,11 +1,11 @@
 """What an OpenAPI document promises to programs, as a flat mapping from place to value.
 
-Two documents describe the same interface when these mappings are equal. The walk is generic: whatever stands in a
-document is part of its interface unless it is an annotation (words for people, `x-` extensions), so that a keyword
-nobody thought of is compared too. Order counts only where OpenAPI gives it a meaning. A reference is compared by the
+Two documents describe the same interface when these mappings are equal. The walk is generic: everything in a
+document is part of its interface unless it is an annotation (text for people, `x-` extensions), so that unforeseen
+keywords are compared too. Order counts only where OpenAPI gives it a meaning. A reference is compared by the
 name it ends in, wherever it points, so that a schema fetched from elsewhere equals a copy of the same name in the
-document. References to parameters are followed, since a parameter is known by its name and location and not by the
-component that holds it.
+document. References to parameters are followed, since a parameter is identified by its name and location and not by the
+component that contains it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 Document = dict[str, Any]
 Place = tuple[str, ...]
 Interface = dict[Place, str]
-"""Leaves by their place; values as JSON text, which tells `false` from `0` and `1` from `1.0`."""
+"""Leaves by their place; values as JSON text, which distinguishes `false` from `0` and `1` from `1.0`."""
 
 _COMPARED_AT_THE_TOP = ("servers", "security", "paths", "components")
 _ANNOTATIONS = frozenset({"description", "summary", "title", "example", "examples", "externalDocs"})
@@ -40,12 +40,12 @@ _MAPS_OF_NAMES = frozenset(
 
 _UNORDERED = frozenset({"enum", "required", "tags"})
 _SAME_AS_ABSENT = frozenset({"deprecated", "nullable", "readOnly", "required", "uniqueItems", "writeOnly"})
-"""Keywords for which `false` says no more than leaving them out."""
+"""Keywords whose default is `false`."""
 
 
 @dataclass(frozen=True)
 class Differences:
-    """What a second document does to the interface of a first one; places written for people."""
+    """The differences of a second document's interface from a first one's; places as readable text."""
 
     missing: dict[str, str]
     changed: dict[str, tuple[str, str]]
@@ -81,7 +81,7 @@ def written(place: Place) -> str:
 
 
 def references(node: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
-    """Every `$ref` below `node`, with the place it stands at."""
+    """Every `$ref` below `node`, with its place."""
     if isinstance(node, Mapping):
         if isinstance(node.get("$ref"), str):
             yield place, node["$ref"]
@@ -93,7 +93,7 @@ def references(node: Any, place: Place = ()) -> Iterator[tuple[Place, str]]:
 
 
 def resolve(document: Document, reference: str) -> Any:
-    """The node that a local reference points to. Raises KeyError where there is none."""
+    """The node that a local reference points to. Raises KeyError when it does not exist."""
     node: Any = document
     for part in reference.removeprefix("#/").split("/"):
         node = node[part.replace("~1", "/").replace("~0", "~")]

@@ -1,4 +1,4 @@
-"""Our document by itself: valid OpenAPI 3.0, complete without any other file, described, in its own words."""
+"""Our document: valid OpenAPI 3.0, self-contained, fully described, in our own words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.unit.specs.interface import Document, Place, interface, references, r
 
 METHODS: Final = frozenset({"get", "put", "post", "delete", "options", "head", "patch", "trace"})
 WORDS_IN_A_ROW: Final = 8
-"""Fewer in a row are phrases that anyone may come to, such as `in RFC 3339 format`."""
+"""Fewer consecutive words are common phrases, such as `in RFC 3339 format`."""
 
 
 def _operations(document: Document) -> Iterator[tuple[str, str, Document]]:
@@ -36,7 +36,7 @@ def _texts(node: Any) -> Iterator[str]:
 
 
 def _descriptions(node: Any, place: Place = ()) -> Iterator[tuple[Place, Any]]:
-    """Every schema, property, parameter, answer and security scheme with its place; references left out."""
+    """Every schema, property, parameter, response and security scheme with its place, without references."""
     described = {"properties", "schemas", "parameters", "responses", "headers", "securitySchemes"}
     if isinstance(node, Mapping):
         for key, value in node.items():
@@ -67,7 +67,7 @@ def test_every_reference_is_local(ours: Document) -> None:
     assert [f"{written(place)}: {ref}" for place, ref in references(ours) if not ref.startswith("#/components/")] == []
 
 
-def test_every_reference_leads_somewhere(ours: Document) -> None:
+def test_every_reference_can_be_resolved(ours: Document) -> None:
     dangling = []
     for place, reference in references(ours):
         try:
@@ -91,7 +91,7 @@ def test_every_operation_is_described(ours: Document) -> None:
     assert [f"{m} {p}" for p, m, operation in _operations(ours) if not operation.get("description", "").strip()] == []
 
 
-def test_every_schema_property_parameter_and_answer_is_described(ours: Document) -> None:
+def test_every_schema_property_parameter_and_response_is_described(ours: Document) -> None:
     composed = "allOf"  # described by its parts
     bare = [
         written(place)
@@ -116,7 +116,7 @@ def test_path_parameters_are_those_of_the_path(ours: Document) -> None:
         assert declared == set(re.findall(r"{(.+?)}", path)), f"{method} {path}"
 
 
-def test_every_error_answer_has_the_error_body(ours: Document) -> None:
+def test_every_error_response_has_the_error_body(ours: Document) -> None:
     for name, answer in ours["components"]["responses"].items():
         assert answer["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error"}, name
     for path, method, operation in _operations(ours):
@@ -124,7 +124,7 @@ def test_every_error_answer_has_the_error_body(ours: Document) -> None:
             assert (code == "200") != ("$ref" in answer), f"{method} {path} {code}"
 
 
-def test_credentials_are_optional_and_looked_at_first(ours: Document) -> None:
+def test_credentials_are_optional_and_checked_first(ours: Document) -> None:
     named = [scheme for requirement in ours["security"][:-1] for scheme in requirement]
     assert ours["security"][-1] == {}
     assert sorted(named) == sorted(ours["components"]["securitySchemes"])
@@ -168,7 +168,7 @@ def test_the_schemas_of_service_info_are_those_of_version_1_0_0(ours: Document) 
     }
 
 
-def test_its_words_are_its_own(published: Document, ours: Document) -> None:
+def test_the_text_is_not_copied(published: Document, ours: Document) -> None:
     assert _runs_of_words(published) & _runs_of_words(ours) == set()
 
 

@@ -1,4 +1,4 @@
-"""The comparison itself: it sees every kind of change to an interface, and no change of words."""
+"""The comparison: it reports every kind of change to an interface, and no change of text."""
 
 from __future__ import annotations
 
@@ -89,14 +89,14 @@ WORDS: dict[str, Callable[[Document], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
-def test_a_change_to_the_interface_is_seen(ours: Document, change: Callable[[Document], object]) -> None:
+def test_a_change_to_the_interface_is_reported(ours: Document, change: Callable[[Document], object]) -> None:
     changed = deepcopy(ours)
     change(changed)
     assert differences(ours, changed) != NONE
 
 
 @pytest.mark.parametrize("change", WORDS.values(), ids=WORDS.keys())
-def test_a_change_of_words_is_not_a_difference(ours: Document, change: Callable[[Document], object]) -> None:
+def test_a_change_of_text_is_not_a_difference(ours: Document, change: Callable[[Document], object]) -> None:
     changed = deepcopy(ours)
     change(changed)
     assert changed != ours or change is WORDS["a false that goes without saying"]
