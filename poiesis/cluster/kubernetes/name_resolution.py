@@ -7,8 +7,9 @@ the Secret with their documents, which take precedence over the shared ones. The
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from poiesis.cluster.kubernetes.client import TOKEN_DIRECTORY
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
@@ -16,7 +17,6 @@ from poiesis.domain.errors import ConfigurationError
 
 OWN_RESOLV_CONF: Final = Path("/etc/resolv.conf")
 LOCALHOST: Final = "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-MAX_SEARCH_DOMAINS: Final = 32  # as Kubernetes
 
 
 def files(settings: KubernetesSettings) -> dict[str, bytes]:
@@ -33,47 +33,18 @@ def hosts(settings: KubernetesSettings) -> str:
 def _resolv_conf(settings: KubernetesSettings) -> str:
     if settings.resolv_conf is not None:
         return settings.resolv_conf.rstrip("\n") + "\n"
-    policy = settings.extra_pod_spec.get("dnsPolicy", "ClusterFirst")
-    dns_config = settings.extra_pod_spec.get("dnsConfig") or {}
-    if policy == "None":
-        return merged("", dns_config)
     namespace = Path(TOKEN_DIRECTORY, "namespace")
-    if not policy.startswith("ClusterFirst") or settings.kubeconfig is not None or not namespace.exists():
+    changed = {"dnsPolicy", "dnsConfig"} & settings.extra_pod_spec.keys()
+    if changed or settings.kubeconfig is not None or not namespace.exists():
         raise ConfigurationError(
             "the name servers of task pods are unknown: set POIESIS_KUBERNETES__RESOLV_CONF to the content of /etc/resolv.conf in a "
-            "pod of the tasks' namespace (needed outside the cluster and with a dnsPolicy other than ClusterFirst and None)"
+            "pod of the tasks' namespace (needed outside the cluster, and with dnsPolicy or dnsConfig in EXTRA_POD_SPEC)"
         )
-    own = OWN_RESOLV_CONF.read_text(encoding="utf-8")
-    return merged(moved(own, namespace.read_text(encoding="utf-8").strip(), settings.namespace), dns_config)
+    return moved(
+        OWN_RESOLV_CONF.read_text(encoding="utf-8"), namespace.read_text(encoding="utf-8").strip(), settings.namespace
+    )
 
 
 def moved(text: str, namespace: str, target: str) -> str:
-    """A pod's resolv.conf as a pod in the namespace `target` has it."""
-    lines = []
-    for line in text.splitlines():
-        words = line.split()
-        if words[:1] == ["search"]:
-            prefix = f"{namespace}.svc."
-            words[1:] = [f"{target}.svc.{w[len(prefix) :]}" if w.startswith(prefix) else w for w in words[1:]]
-            line = " ".join(words)
-        lines.append(line)
-    return "\n".join(lines) + "\n"
-
-
-def merged(text: str, dns_config: dict[str, Any]) -> str:
-    """A resolv.conf with a pod's `dnsConfig` added, as the kubelet merges them."""
-    found: dict[str, list[str]] = {"nameserver": [], "search": [], "options": []}
-    for line in text.splitlines():
-        keyword, *values = line.split() or [""]
-        if keyword in found:
-            found[keyword] += values
-    servers = dict.fromkeys([*found["nameserver"], *(dns_config.get("nameservers") or [])])
-    domains = list(dict.fromkeys([*found["search"], *(dns_config.get("searches") or [])]))[:MAX_SEARCH_DOMAINS]
-    options = {o.partition(":")[0]: o for o in found["options"]}
-    for option in dns_config.get("options") or []:
-        value = option.get("value")
-        options[option["name"]] = option["name"] if value in (None, "") else f"{option['name']}:{value}"
-    lines = [f"nameserver {server}" for server in servers]
-    lines += ["search " + " ".join(domains)] if domains else []
-    lines += ["options " + " ".join(options.values())] if options else []
-    return "\n".join(lines) + "\n"
+    """A pod's resolv.conf as a pod in the namespace `target` has it: the search list begins with the pod's namespace."""
+    return re.sub(rf"(?m)^(search\s+){re.escape(namespace)}\.svc\.", rf"\g<1>{target}.svc.", text)

@@ -133,8 +133,8 @@ class KubernetesSettings:
     net_raw: bool = False
     """Whether executors keep the capability NET_RAW, with which a command can read the unencrypted traffic of its pod."""
     resolv_conf: str | None = None
-    """Content of /etc/resolv.conf in filer containers. None: that of the service's own pod, with the search list of the tasks'
-    namespace and the `dnsConfig` of `extra_pod_spec`."""
+    """Content of /etc/resolv.conf in filer containers beside executors. None: that of the service's own pod, with the search list of the
+    tasks' namespace. Required outside the cluster, and with dnsPolicy or dnsConfig in `extra_pod_spec`."""
     read_only_root: bool = False
     """Whether executors' root file system is read-only; most images expect to write to /tmp."""
     service_account: str | None = None

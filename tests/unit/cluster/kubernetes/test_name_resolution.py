@@ -31,23 +31,8 @@ def in_a_pod(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("in_a_pod")
 def test_names_are_resolved_as_in_a_pod_of_the_tasks_namespace() -> None:
     assert of(PLAIN) == (
-        "nameserver 10.96.0.10\nsearch tasks.svc.cluster.local svc.cluster.local cluster.local example.org\noptions ndots:5\n"
+        "search tasks.svc.cluster.local svc.cluster.local cluster.local example.org\nnameserver 10.96.0.10\noptions ndots:5\n"
     )
-
-
-@pytest.mark.usefixtures("in_a_pod")
-def test_a_pods_dns_config_is_merged_as_the_kubelet_does() -> None:
-    config = {
-        "nameservers": ["10.0.0.53", "10.96.0.10"],
-        "searches": ["lab.example.org", "cluster.local"],
-        "options": [{"name": "ndots", "value": "2"}, {"name": "edns0"}],
-    }
-    assert of(replace(PLAIN, extra_pod_spec={"dnsConfig": config})) == (
-        "nameserver 10.96.0.10\nnameserver 10.0.0.53\n"
-        "search tasks.svc.cluster.local svc.cluster.local cluster.local example.org lab.example.org\noptions ndots:2 edns0\n"
-    )
-    alone = {"dnsPolicy": "None", "dnsConfig": {"nameservers": ["10.0.0.53"]}}
-    assert of(replace(PLAIN, extra_pod_spec=alone)) == "nameserver 10.0.0.53\n"
 
 
 def test_the_site_can_set_the_content() -> None:
@@ -58,6 +43,7 @@ def test_unknown_name_servers_are_an_error_at_the_start(in_a_pod: None) -> None:
     for settings in (
         replace(PLAIN, kubeconfig="/home/me/.kube/config"),
         replace(PLAIN, extra_pod_spec={"dnsPolicy": "Default"}),
+        replace(PLAIN, extra_pod_spec={"dnsConfig": {"nameservers": ["10.0.0.53"]}}),
     ):
         with pytest.raises(ConfigurationError, match="POIESIS_KUBERNETES__RESOLV_CONF"):
             name_resolution.files(settings)
