@@ -99,14 +99,6 @@ def parts(site: Site, task: str) -> list[str]:
     return [p["metadata"]["labels"]["poiesis/part"] for p in pods]
 
 
-@posted(lambda site: hijack(site, "hijacked/staged"))
-def test_an_upload_has_a_pod_without_the_tasks_commands(site: Site, task: str):
-    """A listener in the executors' pod receives nothing of it."""
-    found = site.complete(task)
-    assert parts(site, task) == ["tif", "executors", "tof"]
-    assert_not_hijacked(site, found, "hijacked/staged")
-
-
 AWAY = "cut-off"  # a bucket whose store is only reachable through s3-away
 
 
@@ -149,6 +141,14 @@ def test_only_the_upload_is_repeated_after_its_pod_is_lost(site: Site, task: str
     assert (log["metadata"]["uploads"], "attempts" in log["metadata"], len(log["outputs"])) == ("2", False, 1)
     assert any("The upload was interrupted and starts again" in line for line in log["system_logs"])
     site.assert_gone(task)
+
+
+@posted(lambda site: hijack(site, "hijacked/staged"))
+def test_an_upload_has_a_pod_without_the_tasks_commands(site: Site, task: str):
+    """A listener in the executors' pod receives nothing of it."""
+    found = site.complete(task)
+    assert parts(site, task) == ["tif", "executors", "tof"]
+    assert_not_hijacked(site, found, "hijacked/staged")
 
 
 @posted(
