@@ -14,8 +14,8 @@ PACKED: Final = ROOT.parent / "shared" / "cluster"
 
 
 def find(name: str) -> str | None:
-    """Path of the program: what the variable of its name in capitals says, PATH, `bin` below CLUSTER_DIR, `bin` beside the
-    kubeconfig, or the packed one, which is unpacked once into `.cache/`."""
+    """Path of the program: from the variable with its name in capitals, PATH, `bin` below CLUSTER_DIR, `bin` beside the kubeconfig, or
+    the packed one, which is unpacked once into `.cache/`."""
     if named := os.environ.get(name.upper()):
         return named  # a wrong name fails loudly at the start
     if found := shutil.which(name):
