@@ -211,6 +211,7 @@ class ContainerRun:
         self._member = member.name
         self._command: Command = member.command
         self._name = object_name(pod.task_id, pod.attempt, member.name)
+        self._ask_at = time.monotonic() + INSPECT_EVERY
 
     # ---- what is known of it
 
@@ -294,12 +295,11 @@ class ContainerRun:
     def wait(self, stop: Signal, seconds: float) -> bool:
         """The control directory is looked at often, for that is cheap; the engine is asked now and then, when the launcher seems gone."""
         deadline, was_set, pause = time.monotonic() + seconds, stop.is_set, POLL[0]
-        ask_at = time.monotonic() + INSPECT_EVERY
         record, up = self._control("json"), self._control("up")
         while True:
             now = time.monotonic()
-            if not _is_locked(up) and (os.path.lexists(record) or now >= ask_at):
-                ask_at = now + INSPECT_EVERY
+            if not _is_locked(up) and (os.path.lexists(record) or now >= self._ask_at):
+                self._ask_at = now + INSPECT_EVERY
                 if os.path.lexists(record) or self._is_over():
                     return True
             if now >= deadline or stop.is_set != was_set:

@@ -237,3 +237,33 @@ def test_no_container_is_left(make_lab: Callable[..., Lab], engine: str) -> None
         [engine, "ps", "--all", "--format", "{{.Names}}"], capture_output=True, text=True, check=True
     )
     assert f"poiesis-{task.id}" not in listed.stdout
+
+
+@pytest.fixture(params=["docker", "podman"])
+def container_lab(request: pytest.FixtureRequest, make_lab: Callable[..., Lab]) -> Lab:
+    return make_lab(request.param, max_processes=64)
+
+
+def test_a_container_has_few_rights_and_sees_nothing_of_the_service(container_lab: Lab) -> None:
+    seen = container_lab.run(
+        sh(f"grep -E '^(CapEff|NoNewPrivs)' /proc/self/status; ls -A {container_lab.directory}; env")
+    )
+    lines = dict(line.split(":\t") for line in record(seen).stdout.splitlines() if ":\t" in line)
+    assert int(lines["CapEff"], 16) & (1 << 13) == 0, "NET_RAW"
+    assert lines["NoNewPrivs"] == "1"
+    assert "tasks" not in record(seen).stdout and "POIESIS" not in record(seen).stdout
+
+
+def test_processes_of_a_container_are_bounded(container_lab: Lab) -> None:
+    seen = container_lab.run(sh("i=0; while [ $i -lt 1000 ]; do sleep 60 & i=$((i+1)); done; echo all of them"))
+    assert "all of them" not in record(seen).stdout and not record(seen).ok
+
+
+@pytest.mark.parametrize(
+    "script", ["head -c 200000000 /dev/zero > /work/big", "cd /poiesis/control && seq 100000 | xargs touch"]
+)
+def test_files_of_a_container_are_bounded(container_lab: Lab, script: str) -> None:
+    seen = container_lab.run(
+        sh(f"{script}; sleep 60; echo survived"), volumes=("/work",), resources=Resources(disk_gb=0.01)
+    )
+    assert record(seen).reason == "DiskLimit" and "survived" not in record(seen).stdout
