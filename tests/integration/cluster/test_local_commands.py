@@ -14,7 +14,7 @@ import pytest
 
 from poiesis.cluster.local.task_directory import directories_of
 from poiesis.domain.observed import Phase
-from poiesis.domain.task import Executor, Input, Output, Resources, Task
+from poiesis.domain.task import Executor, FileType, Input, Output, Resources, Task
 from tests.integration.cluster.harness import IMAGE, POLICY, Lab, container, eventually, processes_with, record, sh
 
 
@@ -267,3 +267,15 @@ def test_files_of_a_container_are_bounded(container_lab: Lab, script: str) -> No
         sh(f"{script}; sleep 60; echo survived"), volumes=("/work",), resources=Resources(disk_gb=0.01)
     )
     assert record(seen).reason == "DiskLimit" and "survived" not in record(seen).stdout
+
+
+def test_declared_output_directories_exist_before_the_first_command(lab: Lab, tmp_path: Path) -> None:
+    seen = lab.run(
+        sh("echo x > /out/d/x && echo y > /deep/er/y.txt && echo z > /opt/mine/z && echo written"),
+        outputs=(
+            Output("/out/d", f"file://{tmp_path}/d", type=FileType.DIRECTORY),
+            Output("/opt/mine", f"file://{tmp_path}/mine", type=FileType.DIRECTORY),
+            Output("/deep/er/*.txt", f"file://{tmp_path}/e", path_prefix="/deep"),
+        ),
+    )
+    assert record(seen).stdout == "written\n", record(seen).stderr

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -199,3 +202,39 @@ def test_resources_may_have_decimals(service: Service) -> None:
     task = service.run(sh("true"), resources={"cpu_cores": 0.5, "ram_gb": 0.244140625, "disk_gb": 0.5})
     assert task["state"] == "COMPLETE"
     assert (task["resources"]["cpu_cores"], task["resources"]["ram_gb"]) == (1, 0.244140625)
+
+
+def test_directories_above_mounts_and_declared_outputs_can_be_written(service: Service, files: Path) -> None:
+    task = service.run(
+        sh("cd /proj && mkdir tmp && cp in/x out/y && echo d > /result/d/file"),
+        inputs=[{"path": "/proj/in/x", "content": "x"}],
+        outputs=[
+            {"path": "/proj/out/y", "url": f"file://{files}/y"},
+            {"path": "/result/d", "url": f"file://{files}/d", "type": "DIRECTORY"},
+        ],
+    )
+    assert task["state"] == "COMPLETE", task["logs"]
+    assert (files / "y").read_text() == "x" and (files / "d/file").read_text() == "d\n"
+
+
+def test_a_task_above_its_disk_space_ends_with_a_reason(service: Service) -> None:
+    task = service.run(
+        sh("head -c 50000000 /dev/zero > /work/big; sleep 60"), volumes=["/work"], resources={"disk_gb": 0.01}
+    )
+    assert task["state"] == "EXECUTOR_ERROR"
+    metadata = task["logs"][0]["metadata"]
+    assert metadata["failure_reason"] == "DiskLimit" and "disk_gb" in metadata["failure_message"]
+
+
+def test_a_credentials_file_of_the_service_is_not_visible(make_service: Callable[..., Service]) -> None:
+    place = Path("/opt")
+    if not os.access(place, os.W_OK):
+        pytest.skip("a file in a visible directory needs write access to /opt")
+    with tempfile.NamedTemporaryFile("w", dir=place, suffix=".ini") as file:
+        file.write("[default]\naws_access_key_id = hunter2\naws_secret_access_key = hunter2\n")
+        file.flush()
+        os.chmod(file.name, 0o644)
+        service = make_service(AWS_SHARED_CREDENTIALS_FILE=file.name).start()
+        task = service.run(sh(f"ls {file.name}; cat {file.name}; env"))
+    assert file.name in logs_of(task)[0]["stdout"] and "hunter2" not in str(task)
+    assert "not visible" in service.log.read_text() and "network" in service.log.read_text()
