@@ -70,7 +70,7 @@ up: $(RUN) launcher ## start the whole service here and keep it running
 	$(BIN)/python -m poiesis up $(ARGS)
 
 test: venv launcher ## every test that needs no cluster; servers are started by the tests themselves
-	$(BIN)/pytest -n auto -m "not e2e and not chaos" $(ARGS)
+	$(BIN)/pytest -n auto --dist loadgroup -m "not e2e and not chaos" $(ARGS)
 
 emulators: ## servers that speak Azure's and Google Cloud's storage protocols, for tests: needs npm and go
 	@command -v npm >/dev/null && command -v go >/dev/null || { echo "emulators: needs npm and go" >&2; exit 1; }
