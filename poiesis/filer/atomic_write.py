@@ -1,4 +1,4 @@
-"""Local files that appear whole under their name or not at all: written beside it, checked, synced, renamed."""
+"""Local files that appear complete under their name or not at all: written to a temporary file, checked, synced, renamed."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from typing import Final
 from poiesis.domain.errors import FileTooLarge, PoiesisError, StorageUnavailable
 from poiesis.filer.volume import EXECUTABLE_MODE, FILE_MODE, LocalPathError
 
-PREFIX: Final = ".poiesis-"  # of temporary names; never listed as a file of the user
+PREFIX: Final = ".poiesis-"  # of temporary names, which are not outputs
 _RUN: Final = os.urandom(8).hex()
 _COUNT: Final = itertools.count()
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class PartialFile:
-    """A file that is being written. Use its `descriptor` with `write`, or `pwrite` from many threads."""
+    """A file that is being written, by any number of threads."""
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
-        """All of `data` at `offset`. Raises: LocalPathError, FileTooLarge, StorageUnavailable."""
+        """Write all of `data` at `offset`. Raises: LocalPathError, FileTooLarge, StorageUnavailable."""
         view = memoryview(data)
         while view:
             try:
@@ -47,10 +47,10 @@ class PartialFile:
 def atomic_file(
     target: Path, *, sync: bool, size_bytes: int | None = None, directory: int | None = None
 ) -> Iterator[PartialFile]:
-    """A new file for `target`, renamed to it when the block ends well and removed when not.
+    """A new file for `target`, which gets the name when the block succeeds and is removed when it fails.
 
-    `size_bytes` reserves the room first, so that a full disk is known before the transfer. `directory`: a descriptor of the directory
-    that is certainly `target`'s. Raises: LocalPathError for a full disk, a missing directory and the like.
+    `size_bytes`: checked against the free space before the transfer. `directory`: a descriptor of the directory
+    of `target`, protected against renames. Raises: LocalPathError for a full disk, a missing directory and the like.
     """
     final = str(target) if directory is None else target.name
     folder = final[: final.rfind("/") + 1]
@@ -70,7 +70,7 @@ def atomic_file(
             if not is_named:
                 try:
                     _link(descriptor, final, directory)
-                except FileExistsError:  # to be replaced, which needs a name
+                except FileExistsError:  # replacing a file needs a name
                     _link(descriptor, name, directory)
                     is_named = True
             if is_named:
@@ -90,7 +90,7 @@ def atomic_file(
 
 
 def _open(name: str, folder: str, directory: int | None) -> tuple[int, bool]:
-    """A new file in `folder`: without a name where the system can, so that nothing stays of one whose writer is killed; else as `name`."""
+    """A new file in `folder`: unnamed where supported, so that a killed writer leaves nothing behind; else as `name`."""
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
         return os.open(folder, flags | os.O_TMPFILE, FILE_MODE, dir_fd=directory), False
@@ -101,8 +101,8 @@ def _open(name: str, folder: str, directory: int | None) -> tuple[int, bool]:
 
 
 def _link(descriptor: int, name: str, directory: int | None) -> None:
-    """Give the file a name. Raises: FileExistsError when something has it."""
-    # src_dir_fd says nothing about an absolute path, but it is what makes the standard library follow the link
+    """Link the file to a name. Raises: FileExistsError."""
+    # src_dir_fd does not matter for an absolute path, but makes the standard library follow the link
     os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=descriptor, dst_dir_fd=directory)
 
 
@@ -115,16 +115,16 @@ def _sync(folder: str, directory: int | None) -> None:
 
 
 def _check_room(descriptor: int, size: int) -> None:
-    """A file that cannot fit fails before it is transferred. (Reserving the room is slow where the system has to emulate it.)"""
+    """Fail before the transfer if the file cannot fit. (fallocate is slow where the file system has to emulate it.)"""
     if size > 1 << 20:
         free = os.fstatvfs(descriptor)
         if free.f_blocks > 0 and free.f_bavail * free.f_frsize < size:
-            raise OSError(errno.ENOSPC, f"{size} bytes are needed, {free.f_bavail * free.f_frsize} are free")
+            raise OSError(errno.ENOSPC, f"{size} bytes needed, {free.f_bavail * free.f_frsize} free")
 
 
 @contextmanager
 def local_errors(what: str) -> Iterator[None]:
-    """Translates the errors of local files; others pass."""
+    """Translate the errors of local files."""
     try:
         yield
     except PoiesisError:
@@ -134,7 +134,7 @@ def local_errors(what: str) -> Iterator[None]:
 
 
 def local_error(error: OSError, prefix: str = "") -> PoiesisError:
-    """The error without the path, which is the service's own; staging adds the task's."""
+    """The error without its path, which is the service's; staging adds the task's."""
     reason = error.strerror or type(error).__name__
     if error.errno in _FULL:
         return LocalPathError(f"{prefix}no space left on the disk ({reason})")

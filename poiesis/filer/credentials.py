@@ -54,6 +54,11 @@ def s3_unencrypted(url: str, settings: FilerSettings) -> bool:
     return (has_keys and parts.scheme == "http") or _proxy_password(None, parts)
 
 
+def cloud_unencrypted(url: str, settings: FilerSettings) -> bool:
+    store = settings.cloud_stores().get(urlsplit(url).scheme.lower())
+    return store is not None and not store.anonymous and (store.endpoint or "").startswith("http://")
+
+
 def http_unencrypted(url: str, settings: FilerSettings) -> bool:
     parts = _parts(url)
     return (parts.scheme == "http" and _has_login(parts, settings)) or _proxy_password(settings.proxy, parts)

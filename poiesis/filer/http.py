@@ -39,7 +39,7 @@ from poiesis.filer.guard import Guard
 from poiesis.filer.proxy_tls import logins, proxy_of, tls_context
 from poiesis.filer.registry import Context
 from poiesis.filer.settings import FilerSettings
-from poiesis.filer.tcp_connection import PROXY_WANTS, Proxy, tunnel_refused
+from poiesis.filer.tcp_connection import PROXY_AUTHENTICATION, Proxy, tunnel_refused
 from poiesis.filer.transfer import Changed
 from poiesis.filer.urls import shown
 from poiesis.ports.filer import RemoteFile, Sent
@@ -213,7 +213,7 @@ def refused(url: str, answer: urllib3.BaseHTTPResponse) -> PoiesisError:
     if status in (404, 410):
         return NotFound(text)
     if status == 407:
-        return AccessDenied(f"{shown(url)}: {PROXY_WANTS}")
+        return AccessDenied(f"{shown(url)}: {PROXY_AUTHENTICATION}")
     if status in (401, 403):
         return AccessDenied(text)
     if status in TRANSIENT:

@@ -155,7 +155,7 @@ class StageIn(Stage):
         def exchange(filer: SmallFiles) -> Exchange | None:
             self._check_size(file)
             self.make_directory(posixpath.dirname(path))
-            return filer.getting(file, self._volume.place(path))
+            return filer.get_exchange(file, self._volume.place(path))
 
         job = self._job(path, lambda: self._fetch(filer, file, path))
         size = file.size_bytes

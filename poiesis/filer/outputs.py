@@ -117,7 +117,7 @@ class StageOut(Stage):
             self._log.moved(entry.path, sent)
 
         def exchange(filer: SmallFiles) -> Exchange | None:
-            return filer.putting(lambda: self._volume.opened(entry.path), entry.size_bytes, url)
+            return filer.put_exchange(lambda: self._volume.opened(entry.path), entry.size_bytes, url)
 
         yield from self._moving(filer, entry.path, entry.size_bytes, self._job(entry.path, send), exchange)
 

@@ -1,4 +1,4 @@
-"""What connections of all schemes share: proxies of the environment, certificates, logins by host."""
+"""Proxies from the environment, trusted certificates, and logins by host, for all schemes."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ CA_BUNDLES: Final = ("SSL_CERT_FILE", "AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE")
 
 
 def proxy_of(scheme: str, host: str) -> str | None:
-    """What HTTPS_PROXY, HTTP_PROXY and NO_PROXY say. (The standard library's reader of them costs 20 ms of imports.)"""
+    """The proxy for a host by HTTPS_PROXY, HTTP_PROXY and NO_PROXY. (The standard library's reader costs 20 ms of imports.)"""
     for name in os.environ.get("no_proxy", os.environ.get("NO_PROXY", "")).split(","):
         if _covers(name.strip().lower(), host.lower().strip("[]")):
             return None
     name = f"{scheme}_proxy"
-    # a CGI program would take HTTP_PROXY from a request's header `Proxy`
+    # in a CGI program, HTTP_PROXY may come from the request header `Proxy`
     return os.environ.get(name) or (os.environ.get(name.upper()) if "REQUEST_METHOD" not in os.environ else None)
 
 
 def _covers(item: str, host: str) -> bool:
-    """Whether an entry of NO_PROXY (a domain, an address, a network, each with a port or not, or `*`) is about the host."""
+    """Whether an entry of NO_PROXY (a domain, address or network, with or without a port, or `*`) matches the host."""
     if "/" in item:
         import ipaddress
 
@@ -41,8 +41,8 @@ def _covers(item: str, host: str) -> bool:
 
 
 def tls_context(ca_file: str | None = None, *, verify: bool = True) -> ssl.SSLContext:
-    """Trusts the system's certificates or the bundle of the environment, and `ca_file`. Raises: ConfigurationError."""
-    import ssl  # a seventh of the start, for those who need it
+    """A context that trusts the system's certificates or the environment's bundle, and `ca_file`. Raises: ConfigurationError."""
+    import ssl  # a seventh of the start time, so only where TLS is used
 
     context = ssl.create_default_context()
     try:
@@ -52,13 +52,13 @@ def tls_context(ca_file: str | None = None, *, verify: bool = True) -> ssl.SSLCo
                 break
         else:
             if not context.get_ca_certs():
-                import certifi  # an image may have no certificates of its own
+                import certifi  # some images have no certificates
 
                 context.load_verify_locations(certifi.where())
         if ca_file is not None:
             context.load_verify_locations(ca_file)
     except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(f"filer: certificates cannot be read: {error}") from error
+        raise ConfigurationError(f"filer: cannot read certificates: {error}") from error
     if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -66,7 +66,7 @@ def tls_context(ca_file: str | None = None, *, verify: bool = True) -> ssl.SSLCo
 
 
 def logins(path: str | None) -> dict[str, tuple[str, str]]:
-    """User and password by host, of a netrc file; `default` has the empty name. Raises: ConfigurationError."""
+    """User and password by host from a netrc file; the key of `default` is empty. Raises: ConfigurationError."""
     if path is None:
         return {}
     import netrc
@@ -74,5 +74,5 @@ def logins(path: str | None) -> dict[str, tuple[str, str]]:
     try:
         found = netrc.netrc(path).hosts
     except (OSError, netrc.NetrcParseError) as error:
-        raise ConfigurationError(f"filer: the netrc file cannot be read: {type(error).__name__}") from None
+        raise ConfigurationError(f"filer: cannot read the netrc file: {type(error).__name__}") from None
     return {"" if host == "default" else host: (login, password or "") for host, (login, _, password) in found.items()}

@@ -68,6 +68,8 @@ BUILT_IN: Final[Mapping[str, Scheme]] = {
         Scheme("", "poiesis.filer.local:LocalFiler", group="file"),
         Scheme("file", "poiesis.filer.local:LocalFiler", group="file"),
         Scheme("s3", "poiesis.filer.s3:S3Filer", unencrypted=f"{_CREDENTIALS}:s3_unencrypted"),
+        Scheme("gs", "poiesis.filer.cloud:CloudFiler", group="cloud", unencrypted=f"{_CREDENTIALS}:cloud_unencrypted"),
+        Scheme("az", "poiesis.filer.cloud:CloudFiler", group="cloud", unencrypted=f"{_CREDENTIALS}:cloud_unencrypted"),
         Scheme(
             "http",
             "poiesis.filer.http:HttpFiler",
@@ -125,6 +127,8 @@ def writable(settings: FilerSettings) -> frozenset[str]:
 
 def _usable(item: Scheme, settings: FilerSettings) -> bool:
     if item.library is not None and not _is_installed(item.library):
+        return False
+    if item.group == "cloud" and item.name not in settings.cloud:
         return False
     return item.name != "" and (item.group != "file" or bool(settings.file_roots))
 

@@ -28,9 +28,16 @@ from poiesis.domain.errors import (
 from poiesis.filer.atomic_write import PartialFile, atomic_file
 from poiesis.filer.http_connection import MAX_HEAD_BYTES, FileRange, FileWriter, HttpConnectionError, Response
 from poiesis.filer.registry import Context
-from poiesis.filer.s3_checksum import Check
-from poiesis.filer.s3_endpoint import ObjectRef, RegionalEndpoint, default_region, get_headers, put_headers
-from poiesis.filer.s3_errors import WrongRegion, refusal, translated
+from poiesis.filer.s3_checksum import ChecksumVerifier
+from poiesis.filer.s3_endpoint import (
+    CONTENT_TYPE,
+    ObjectRef,
+    RegionalEndpoint,
+    default_region,
+    get_headers,
+    put_headers,
+)
+from poiesis.filer.s3_errors import WrongRegion, network_error, response_error
 from poiesis.filer.s3_small_files import Get, Put
 from poiesis.filer.s3_urls import parse_s3_url, s3_endpoints
 from poiesis.filer.settings import MIB, S3Endpoint
@@ -41,9 +48,9 @@ from poiesis.ports.filer import RemoteFile, Sent
 
 T = TypeVar("T")
 MAX_PARTS: Final = 10_000
-UNSIGNED: Final = "UNSIGNED-PAYLOAD"  # over TLS, which guards the content already
-MAX_PAGE_BYTES: Final = 16 * MIB  # a thousand keys of 1 KiB, percent-encoded, with their tags
-_AT_ONCE: Final = 1 * MIB  # a body up to this is sent with its head, in one piece
+UNSIGNED: Final = "UNSIGNED-PAYLOAD"  # over TLS, which protects the content already
+MAX_PAGE_BYTES: Final = 16 * MIB  # a thousand keys of 1 KiB, percent-encoded, with XML tags
+_AT_ONCE: Final = 1 * MIB  # up to which a body is sent together with its head
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
 
@@ -54,7 +61,7 @@ class S3Filer:
         self._pool = context.pool
         self._endpoints = s3_endpoints(context.settings)
         self._regional: dict[tuple[str, str], RegionalEndpoint] = {}
-        self._regions: dict[tuple[str, str], str] = {}  # of buckets, as far as they were found elsewhere
+        self._regions: dict[tuple[str, str], str] = {}  # of buckets that are not in their endpoint's region
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -62,7 +69,7 @@ class S3Filer:
             endpoint.close()
 
     def stat(self, url: str) -> RemoteFile | None:
-        return self._at(url, self._stat)
+        return self._in_region(url, self._stat)
 
     def walk(self, url: str) -> Iterator[RemoteFile]:
         _, __, key = self._parsed(url)
@@ -81,7 +88,7 @@ class S3Filer:
     def _walk(self, url: str, base: str, prefix: str) -> Iterator[RemoteFile]:
         token = ""
         while True:
-            found, token = self._at(url, lambda ref, token=token: self._page(ref, prefix, token))  # type: ignore[misc]
+            found, token = self._in_region(url, lambda ref, token=token: self._page(ref, prefix, token))  # type: ignore[misc]
             for key, size, etag in found:
                 if not key.startswith(prefix):
                     continue  # a server that reads "//" as "/"
@@ -99,15 +106,15 @@ class S3Filer:
                 return
 
     def _page(self, ref: ObjectRef, prefix: str, token: str) -> tuple[list[tuple[str, int, str | None]], str]:
-        """One page of a listing, of at most a thousand: key, size, ETag; and what the next page is asked for with. Read here, since
-        the SDK takes longer over an entry than over a whole request."""
+        """One page of a listing, at most a thousand entries (key, size, ETag), and the token of the next page. Parsed here, since the SDK
+        needs more time for an entry than for a whole request."""
         query = {"list-type": "2", "prefix": prefix, "encoding-type": "url", "max-keys": "1000"}
         if token:
             query["continuation-token"] = token
         bucket = ObjectRef(ref.url, ref.endpoint, ref.bucket, "")
-        with self._asked(bucket, "GET", query=query) as response:
+        with self._request(bucket, "GET", query=query) as response:
             text = response.read(MAX_PAGE_BYTES)
-        from xml.etree import ElementTree  # for listings alone
+        from xml.etree import ElementTree  # only for listings
 
         try:
             page = ElementTree.fromstring(text)
@@ -122,46 +129,46 @@ class S3Filer:
             following = page.findtext(f"{space}NextContinuationToken") or ""
             more = page.findtext(f"{space}IsTruncated") == "true"
         except (ElementTree.ParseError, ValueError) as error:
-            raise StorageUnavailable(f"{shown(ref.url)}: the listing cannot be read") from error
+            raise StorageUnavailable(f"{shown(ref.url)}: invalid XML in the listing") from error
         if more and (not following or following == token):
-            raise StagingFailed(f"{shown(ref.url)}: the listing has no proper end")
+            raise StagingFailed(f"{shown(ref.url)}: the listing has no valid continuation token")
         return entries, following if more else ""
 
     def fetch(self, file: RemoteFile, target: Path) -> Sent:
-        return self._at(file.url, lambda ref: self._fetch(ref, file, target))
+        return self._in_region(file.url, lambda ref: self._fetch(ref, file, target))
 
     def send(self, source: int, url: str) -> Sent:
         size = os.fstat(source).st_size
         self._check_name(url)
         if size <= 2 * self._settings.part_bytes:
-            return self._at(url, lambda ref: self._put(ref, source, size))
-        return self._at(url, lambda ref: self._put_in_parts(ref, source, size))
+            return self._in_region(url, lambda ref: self._put(ref, source, size))
+        return self._in_region(url, lambda ref: self._put_in_parts(ref, source, size))
 
-    def getting(self, file: RemoteFile, target: Path) -> Exchange | None:
-        if (file.size_bytes or 0) > self._room:
+    def get_exchange(self, file: RemoteFile, target: Path) -> Exchange | None:
+        if (file.size_bytes or 0) > self._max_small_bytes:
             return None
         return Get(self._control, self._ref(file.url), file, target)
 
-    def putting(self, opened: Callable[[], AbstractContextManager[int]], size: int, url: str) -> Exchange | None:
-        if size > self._room:
+    def put_exchange(self, opened: Callable[[], AbstractContextManager[int]], size: int, url: str) -> Exchange | None:
+        if size > self._max_small_bytes:
             return None
         self._check_name(url)
-        return Put(self._control, self._ref(url), opened, self._room)
+        return Put(self._control, self._ref(url), opened, self._max_small_bytes)
 
     @property
-    def _room(self) -> int:
-        """For the body of an answer that is in the connection's buffer as a whole."""
+    def _max_small_bytes(self) -> int:
+        """The largest response body that fits in a connection's buffer."""
         return max(0, self._settings.buffer_bytes - MAX_HEAD_BYTES)
 
     def _check_name(self, url: str) -> None:
-        """Of a new object. Raises: UnsupportedUrl, StagingFailed."""
+        """Check the key of a new object. Raises: UnsupportedUrl, StagingFailed."""
         _, __, key = self._parsed(url)
         if not key or key.endswith("/"):
             raise UnsupportedUrl(f"{shown(url)}: missing key; use s3://bucket/key")
         try:
             key.encode()
         except UnicodeEncodeError:
-            raise StagingFailed(f"{shown(url)}: the name is no UTF-8, which S3 needs") from None
+            raise StagingFailed(f"{shown(url)}: the name is not valid UTF-8, as S3 requires") from None
 
     def make_directory(self, url: str) -> None:
         if not self._parsed(url)[2].strip("/"):
@@ -169,10 +176,10 @@ class S3Filer:
         marker = url.rstrip("/") + "/"
 
         def put(ref: ObjectRef) -> None:
-            with self._asked(ref, "PUT", headers=ref.endpoint.write_headers):
+            with self._request(ref, "PUT", headers=ref.endpoint.write_headers):
                 pass
 
-        self._at(marker, put)
+        self._in_region(marker, put)
 
     # one object
 
@@ -180,7 +187,7 @@ class S3Filer:
         if not ref.key:
             return None
         try:
-            with self._asked(ref, "HEAD", headers=ref.endpoint.read_headers) as response:
+            with self._request(ref, "HEAD", headers=ref.endpoint.read_headers) as response:
                 length = response.headers.get("content-length", "")
                 size = int(length) if length.isdigit() else None
                 version = response.headers.get("etag", "").strip('"') or None
@@ -198,7 +205,7 @@ class S3Filer:
             if file.size_bytes is not None and file.size_bytes <= 2 * step:
                 size, checksum = self._get_whole(ref, file.version, part)
                 if size != file.size_bytes:
-                    raise Changed(f"{shown(ref.url)}: {size} bytes came, {file.size_bytes} were listed")
+                    raise Changed(f"{shown(ref.url)}: {size} bytes were received, but {file.size_bytes} were listed")
             else:
                 size, checksum = self._get_in_parts(ref, file, part, step), None
             if size == 0 and ref.key.endswith("/"):
@@ -206,36 +213,36 @@ class S3Filer:
         return Sent(ref.url, size, checksum)
 
     def _get_whole(self, ref: ObjectRef, version: str | None, part: PartialFile) -> tuple[int, str | None]:
-        with self._asked(ref, "GET", headers=get_headers(ref.endpoint, version)) as response:
-            total = self._promised(ref, response)
-            check = Check(response.headers)
-            size = self._take(response, part, check)
+        with self._request(ref, "GET", headers=get_headers(ref.endpoint, version)) as response:
+            total = self._content_length(ref, response)
+            check = ChecksumVerifier(response.headers)
+            size = self._save(response, part, check)
         if size != total:
-            raise StorageUnavailable(f"{shown(ref.url)}: {size} bytes of {total} came")
+            raise StorageUnavailable(f"{shown(ref.url)}: {size} of {total} bytes were received")
         return size, check.verified(ref.url)
 
     def _get_in_parts(self, ref: ObjectRef, file: RemoteFile, part: PartialFile, step: int) -> int:
-        """The head of the first range tells the size; then all come beside each other, and one that breaks off is gone on with."""
+        """The first range's head has the size; the others are fetched in parallel, and one that breaks off is resumed."""
         headers = {**ref.endpoint.read_headers, "range": f"bytes=0-{step - 1}"}
         if file.version:
             headers["if-match"] = f'"{file.version}"'
         try:
-            with self._asked(ref, "GET", headers=headers) as response:
+            with self._request(ref, "GET", headers=headers) as response:
                 if response.status == 200:  # a server without ranges
-                    total = self._promised(ref, response)
+                    total = self._content_length(ref, response)
                     self._check_size(ref, total)
-                    if self._take(response, part) != total:
-                        raise StorageUnavailable(f"{shown(ref.url)}: fewer than {total} bytes came")
+                    if self._save(response, part) != total:
+                        raise StorageUnavailable(f"{shown(ref.url)}: fewer than {total} bytes were received")
                     return total
                 first, last, total = self._range(ref, response)
                 end = last + 1
                 if first != 0 or end != min(step, total):
-                    raise StorageUnavailable(f"{shown(ref.url)}: the server answered with another range than asked for")
+                    raise StorageUnavailable(f"{shown(ref.url)}: the server returned another range than requested")
                 self._check_size(ref, total)
                 etag = response.headers.get("etag", "")
                 if total > step and not etag:
                     raise StagingFailed(
-                        f"{shown(ref.url)}: the server tells no ETag, so its parts might be of different objects"
+                        f"{shown(ref.url)}: the server returned no ETag, so the parts might be of different objects"
                     )
                 calls = [lambda: self._get_first(ref, part, response, end, etag, total)]
                 calls += [
@@ -259,7 +266,7 @@ class S3Filer:
             if not etag or not reached:
                 raise StorageUnavailable(f"{shown(ref.url)}: {error}") from error
         if reached < end and not etag:
-            raise StorageUnavailable(f"{shown(ref.url)}: fewer than {end} bytes came")
+            raise StorageUnavailable(f"{shown(ref.url)}: fewer than {end} bytes were received")
         if reached < end:
             self._get_range(ref, part, reached, end, etag, total)
 
@@ -269,9 +276,9 @@ class S3Filer:
         def once() -> None:
             nonlocal reached
             headers = {**ref.endpoint.read_headers, "range": f"bytes={reached}-{end - 1}", "if-match": etag}
-            with self._asked(ref, "GET", headers=headers) as response:
+            with self._request(ref, "GET", headers=headers) as response:
                 if response.status != 206 or self._range(ref, response) != (reached, end - 1, total):
-                    raise StorageUnavailable(f"{shown(ref.url)}: the server answered with another range than asked for")
+                    raise StorageUnavailable(f"{shown(ref.url)}: the server returned another range than requested")
                 for count in response.save(FileWriter(part.descriptor, reached, part.write)):
                     reached += count
                     self._control.moved(count)
@@ -280,8 +287,8 @@ class S3Filer:
 
         self._control.repeat(once, lambda: reached, final=(Changed,))
 
-    def _take(self, response: Response, part: PartialFile, check: Check | None = None) -> int:
-        """All of the answer's body, from the file's beginning; how much that was."""
+    def _save(self, response: Response, part: PartialFile, check: ChecksumVerifier | None = None) -> int:
+        """Write the whole body to the file, and return its size."""
         size = 0
         if check is None or check.is_void:
             for count in response.save(FileWriter(part.descriptor, 0, part.write)):
@@ -295,15 +302,15 @@ class S3Filer:
             self._control.moved(len(view))
         return size
 
-    def _promised(self, ref: ObjectRef, response: Response) -> int:
+    def _content_length(self, ref: ObjectRef, response: Response) -> int:
         if response.size_bytes is None:
-            raise StagingFailed(f"{shown(ref.url)}: the server does not say how long the object is")
+            raise StagingFailed(f"{shown(ref.url)}: the server returned no content length")
         return response.size_bytes
 
     def _range(self, ref: ObjectRef, response: Response) -> tuple[int, int, int]:
         match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
         if match is None:
-            raise StorageUnavailable(f"{shown(ref.url)}: the server answered without a proper range")
+            raise StorageUnavailable(f"{shown(ref.url)}: the server returned no valid content range")
         return int(match[1]), int(match[2]), int(match[3])
 
     def _check_size(self, ref: ObjectRef, size: int) -> None:
@@ -320,17 +327,16 @@ class S3Filer:
         else:
             digest = self._hash(source, 0, size)
         headers = put_headers(ref.endpoint, digest)
-        with self._asked(ref, "PUT", headers=headers, body=body, sha256=digest.hex(), moved=self._control.moved):
+        with self._request(ref, "PUT", headers=headers, body=body, sha256=digest.hex(), moved=self._control.moved):
             if isinstance(body, bytes):
                 self._control.moved(size)
         return Sent(ref.url, size, f"sha256:{digest.hex()}")
 
     def _put_in_parts(self, ref: ObjectRef, source: int, size: int) -> Sent:
-        """Nothing shows under the name before the last part has arrived; after an error nothing is left."""
+        """The object appears when the last part has arrived; after an error nothing is left."""
         step = max(self._settings.part_bytes, -(-size // MAX_PARTS))
         step = -(-step // MIB) * MIB
-        client, headers = ref.endpoint.client, ref.endpoint.write_headers
-        upload = self._control.repeat(lambda: client.begin(ref.url, ref.bucket, ref.key, headers))
+        upload = self._control.repeat(lambda: self._create_upload(ref))
         starts = range(0, size, step)
         etags = [""] * len(starts)
 
@@ -344,13 +350,28 @@ class S3Filer:
             self._pool.together(lambda index=index: put(index) for index in range(len(starts)))  # type: ignore[misc]
             self._complete(ref, upload, etags, size)
         except BaseException:
-            client.abort(ref.bucket, ref.key, upload)
+            with suppress(PoiesisError, WrongRegion), self._request(ref, "DELETE", query={"uploadId": upload}):
+                pass
             raise
         return Sent(ref.url, size)
 
+    def _create_upload(self, ref: ObjectRef) -> str:
+        headers = {**ref.endpoint.write_headers, "content-type": CONTENT_TYPE}
+        with self._request(ref, "POST", headers=headers, query={"uploads": ""}) as response:
+            text = response.read(MIB)
+        from xml.etree import ElementTree
+
+        try:
+            upload = ElementTree.fromstring(text).findtext("{*}UploadId")
+        except ElementTree.ParseError:
+            upload = None
+        if not upload:
+            raise StorageUnavailable(f"{shown(ref.url)}: the server returned no upload id")
+        return upload
+
     def _put_part(self, ref: ObjectRef, source: int, start: int, count: int, upload: str, number: int) -> str:
         sha256 = UNSIGNED if ref.endpoint.is_secure else self._hash(source, start, count).hex()
-        with self._asked(
+        with self._request(
             ref,
             "PUT",
             headers={k: v for k, v in ref.endpoint.read_headers.items()},
@@ -360,21 +381,26 @@ class S3Filer:
             moved=self._control.moved,
         ) as response:
             etag = response.headers.get("etag", "").strip('"')
-        if not etag:
-            raise StagingFailed(f"{shown(ref.url)}: the server confirmed a part without an ETag")
+        if not etag or "<" in etag or "&" in etag:
+            raise StagingFailed(f"{shown(ref.url)}: the server confirmed a part without a valid ETag")
         return etag
 
     def _complete(self, ref: ObjectRef, upload: str, etags: list[str], size: int) -> None:
-        tried = 0
+        tried, query = 0, {"uploadId": upload}
+        parts = (f'<Part><PartNumber>{i}</PartNumber><ETag>"{etag}"</ETag></Part>' for i, etag in enumerate(etags, 1))
+        body = f"<CompleteMultipartUpload>{''.join(parts)}</CompleteMultipartUpload>".encode()
+        sha256 = hashlib.sha256(body).hexdigest()
 
         def complete() -> None:
             nonlocal tried
             tried += 1
             try:
-                if not ref.endpoint.client.complete(ref.url, ref.bucket, ref.key, upload, etags):
-                    raise StorageUnavailable(f"{shown(ref.url)}: the server did not confirm the upload")
+                with self._request(ref, "POST", query=query, body=body, sha256=sha256) as response:
+                    text = response.read(MIB)
+                    if b"<ETag>" not in text:  # an error may come after the status
+                        raise response_error(ref.url, response, text)
             except PoiesisError:
-                # an answer that was lost: the upload is gone because it is complete
+                # the response was lost: the upload is gone because it is complete
                 if tried > 1 and self._is_there(ref, size, len(etags)):
                     return
                 raise
@@ -394,13 +420,13 @@ class S3Filer:
         while start < end:
             got = os.preadv(source, [buffer[: min(len(buffer), end - start)]], start)
             if got == 0:
-                raise StagingFailed("the file became shorter while it was sent")
+                raise StagingFailed("the file was truncated during the transfer")
             digest.update(buffer[:got])
             start += got
         return digest.digest()
 
     @contextmanager
-    def _asked(
+    def _request(
         self,
         ref: ObjectRef,
         method: str,
@@ -409,7 +435,7 @@ class S3Filer:
         moved: Callable[[int], None] = lambda _: None,
         **signed: Any,
     ) -> Iterator[Response]:
-        """A request over the thin path whose answer is a success; `signed`: what `RegionalEndpoint.signed` takes.
+        """A request and its successful response; `signed`: arguments of `RegionalEndpoint.signed`.
 
         Raises the family of domain.errors, and WrongRegion."""
         try:
@@ -418,24 +444,24 @@ class S3Filer:
                 if response.status not in (200, 204, 206):
                     if response.status == 416 and method == "GET":
                         raise _EmptyObject
-                    raise refusal(ref.url, response, response.read(MIB))
+                    raise response_error(ref.url, response, response.read(MIB))
                 yield response
         except HttpConnectionError as error:
             raise StorageUnavailable(f"{shown(ref.url)}: {error}") from error
         except (OSError, ValueError) as error:
-            raise translated(ref.url, error, str(error)[:200] or type(error).__name__) from error
+            raise network_error(ref.url, error, str(error)[:200] or type(error).__name__) from error
 
-    # where
+    # regions
 
-    def _at(self, url: str, call: Callable[[ObjectRef], T]) -> T:
+    def _in_region(self, url: str, call: Callable[[ObjectRef], T]) -> T:
         for _ in range(3):
             try:
                 return call(self._ref(url))
-            except WrongRegion as elsewhere:
-                self._moved_to(url, elsewhere.region)
-        raise StagingFailed(f"{shown(url)}: its region cannot be found")
+            except WrongRegion as error:
+                self._set_region(url, error.region)
+        raise StagingFailed(f"{shown(url)}: its region could not be determined")
 
-    def _moved_to(self, url: str, region: str) -> None:
+    def _set_region(self, url: str, region: str) -> None:
         endpoint, bucket, _ = self._parsed(url)
         with self._lock:
             self._regions[endpoint.name, bucket] = region
@@ -453,4 +479,4 @@ class S3Filer:
 
 
 class _EmptyObject(Exception):
-    """A range of nothing was asked for."""
+    """A range of an empty object was requested."""

@@ -1,4 +1,4 @@
-"""What a refusal by an S3 server means, and an error on the way to it."""
+"""Maps error responses of S3 servers, and network errors, to the errors of the domain."""
 
 from __future__ import annotations
 
@@ -6,31 +6,31 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from poiesis.domain.errors import AccessDenied, FileTooLarge, NotFound, StagingFailed, StorageUnavailable
-from poiesis.filer.tcp_connection import PROXY_WANTS
+from poiesis.filer.tcp_connection import PROXY_AUTHENTICATION
 from poiesis.filer.transfer import Changed
 from poiesis.filer.urls import shown
 
 if TYPE_CHECKING:
     from poiesis.filer.http_connection import Response
 
-REGION: Final = re.compile(rb"<Region>([^<]{1,60})</Region>")
+_REGION: Final = re.compile(rb"<Region>([^<]{1,60})</Region>")
 
 _MISSING: Final = {
     "NoSuchKey": "there is no such object",
     "NoSuchBucket": "there is no such bucket",
     "NoSuchVersion": "there is no such version",
-    "ResourceNotFound": "there is no such thing",
+    "ResourceNotFound": "there is no such resource",
 }
 _DENIED: Final = {
     "AccessDenied": "access denied",
     "AllAccessDisabled": "access denied",
-    "InvalidAccessKeyId": "the access key is unknown there",
-    "SignatureDoesNotMatch": "the secret key is wrong",
+    "InvalidAccessKeyId": "unknown access key",
+    "SignatureDoesNotMatch": "wrong secret key",
     "ExpiredToken": "the session token has expired",
-    "InvalidToken": "the session token is not valid there",
-    "RequestTimeTooSkewed": "the clocks of this machine and of the store differ by too much; set them right",
+    "InvalidToken": "invalid session token",
+    "RequestTimeTooSkewed": "the clocks of this machine and of the store differ by too much; synchronize them",
 }
-_PASSING: Final = frozenset(
+_TRANSIENT: Final = frozenset(
     {
         "SlowDown",
         "SlowDownRead",
@@ -58,7 +58,7 @@ _PASSING: Final = frozenset(
 _FULL: Final = frozenset(
     {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage"}
 )
-_PASSING_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524})
+_TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524})
 
 
 _WRONG_REGION: Final = frozenset(
@@ -73,36 +73,35 @@ _WRONG_REGION: Final = frozenset(
 
 
 class WrongRegion(Exception):
-    """The bucket lives in another region."""
+    """The bucket is in another region."""
 
     def __init__(self, region: str) -> None:
         super().__init__(region)
         self.region = region
 
 
-def refusal(url: str, answer: Response, body: bytes) -> Exception:
-    """Of an answer whose status is no success."""
+def response_error(url: str, response: Response, body: bytes) -> Exception:
+    """The error that a response without success stands for."""
     code = re.search(rb"<Code>([^<]{1,100})</Code>", body)
     message = re.search(rb"<Message>([^<]{1,500})</Message>", body)
-    region = REGION.search(body)
-    return problem(
+    region = _REGION.search(body)
+    return _service_error(
         url,
-        answer.status,
+        response.status,
         code[1].decode(errors="replace") if code else "",
         message[1].decode(errors="replace") if message else "",
-        answer.headers.get("x-amz-bucket-region") or (region[1].decode() if region else ""),
+        response.headers.get("x-amz-bucket-region") or (region[1].decode() if region else ""),
     )
 
 
-def problem(url: str, status: int, code: str, message: str, region: str) -> Exception:
-    """What a refusal means."""
-    told = f"{code}: {message}" if code and message else code or message or f"status {status}"
+def _service_error(url: str, status: int, code: str, message: str, region: str) -> Exception:
+    summary = f"{code}: {message}" if code and message else code or message or f"status {status}"
     text = f"{shown(url)}: "
     if code == "PreconditionFailed" or status == 412:
-        return Changed(text + "the object has changed meanwhile")
+        return Changed(text + "the object changed during the transfer")
     if status == 407:
-        return AccessDenied(text + PROXY_WANTS)
-    if code in _MISSING or (status == 404 and code not in _PASSING):
+        return AccessDenied(text + PROXY_AUTHENTICATION)
+    if code in _MISSING or (status == 404 and code not in _TRANSIENT):
         return NotFound(text + _MISSING.get(code, "there is no such object"))
     if region and (status in (301, 307, 400)) and (code in _WRONG_REGION or not code):
         return WrongRegion(region)
@@ -110,16 +109,16 @@ def problem(url: str, status: int, code: str, message: str, region: str) -> Exce
         explained = _DENIED.get(code, "access denied")
         return AccessDenied(f"{text}{explained}" + (f" ({code})" if code else ""))
     if code in _FULL:
-        return StagingFailed(f"{text}the store has no room left ({code})")
-    if code in _PASSING or status in _PASSING_STATUS:
-        return StorageUnavailable(text + told)
+        return StagingFailed(f"{text}no space left in the store ({code})")
+    if code in _TRANSIENT or status in _TRANSIENT_STATUS:
+        return StorageUnavailable(text + summary)
     if code == "EntityTooLarge":
-        return FileTooLarge(text + "larger than the store takes")
-    return StagingFailed(text + told)
+        return FileTooLarge(text + "larger than the store accepts")
+    return StagingFailed(text + summary)
 
 
-def translated(url: str, error: Exception, text: str) -> Exception:
-    """An error without an answer. `text`: what of it may be shown."""
+def network_error(url: str, error: Exception, text: str) -> Exception:
+    """The error of a request without a response. `text`: the part of it that may be shown."""
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return StagingFailed(f"{shown(url)}: the server's certificate is not trusted")
     if isinstance(error, ValueError):

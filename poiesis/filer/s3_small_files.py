@@ -1,4 +1,4 @@
-"""Small objects of S3 as exchanges for `poiesis.filer.small_files`, in the same words as `poiesis.filer.s3` asks for them one by one."""
+"""Small S3 objects as exchanges for `poiesis.filer.small_files`, with the same requests that `poiesis.filer.s3` makes one by one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from poiesis.domain.errors import StorageUnavailable
 from poiesis.filer.atomic_write import atomic_file
 from poiesis.filer.http_connection import head_of
-from poiesis.filer.s3_checksum import Check
+from poiesis.filer.s3_checksum import ChecksumVerifier
 from poiesis.filer.s3_endpoint import ObjectRef, get_headers, put_headers
 from poiesis.filer.transfer import Control
 from poiesis.filer.urls import shown
@@ -19,7 +19,7 @@ from poiesis.ports.filer import RemoteFile, Sent
 
 
 class Get:
-    """`target`: its parent exists."""
+    """The parent of `target` exists."""
 
     def __init__(self, control: Control, ref: ObjectRef, file: RemoteFile, target: Path) -> None:
         self.pool = ref.endpoint.pool(ref.bucket)
@@ -32,15 +32,17 @@ class Get:
         )
         return head_of("GET", target, headers, 0)
 
-    def answered(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
+    def handle_response(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
         """Raises: StorageUnavailable, StagingFailed, Cancelled."""
         url = self._ref.url
         _expect(url, status)
-        check = Check(headers)
+        check = ChecksumVerifier(headers)
         check.update(body)
         checksum = check.verified(url)
         if len(body) != self._file.size_bytes:
-            raise StorageUnavailable(f"{shown(url)}: {len(body)} bytes came, {self._file.size_bytes} were listed")
+            raise StorageUnavailable(
+                f"{shown(url)}: {len(body)} bytes were received, but {self._file.size_bytes} were listed"
+            )
         with atomic_file(self._target, sync=self._control.sync) as part:
             part.write(body, 0)
             self._control.moved(len(body))
@@ -48,7 +50,7 @@ class Get:
 
 
 class Put:
-    """`opened`: the file, as a descriptor. At most `most` bytes of it are sent."""
+    """`opened` yields a descriptor of the file. A file of more than `most` bytes is an error."""
 
     def __init__(
         self, control: Control, ref: ObjectRef, opened: Callable[[], AbstractContextManager[int]], most: int
@@ -58,20 +60,20 @@ class Put:
         self._size, self._sha256 = 0, ""
 
     def request(self) -> bytes:
-        """Raises: StorageUnavailable when the file has grown, and what `opened` raises."""
+        """Raises: StorageUnavailable if the file has grown, and what `opened` raises."""
         ref = self._ref
         with self._opened() as source:
             body = os.pread(source, self._most + 1, 0)
         self._size = len(body)
         if self._size > self._most:
-            raise StorageUnavailable(f"{shown(ref.url)}: the file became longer")
+            raise StorageUnavailable(f"{shown(ref.url)}: the file grew during the transfer")
         digest = hashlib.sha256(body)
         self._sha256 = digest.hexdigest()
         headers = put_headers(ref.endpoint, digest.digest())
         target, headers = ref.endpoint.signed("PUT", ref.bucket, ref.key, headers=headers, sha256=self._sha256)
         return head_of("PUT", target, headers, self._size) + body
 
-    def answered(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
+    def handle_response(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
         """Raises: StorageUnavailable, Cancelled."""
         _expect(self._ref.url, status)
         self._control.moved(self._size)

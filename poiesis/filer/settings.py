@@ -49,6 +49,18 @@ class S3Endpoint:
 
 
 @dataclass(frozen=True)
+class CloudStore:
+    """Google Cloud Storage (`gs`) or Azure Blob Storage (`az`). Credentials come from the provider's standard variables and files (such as
+    GOOGLE_APPLICATION_CREDENTIALS, AZURE_STORAGE_ACCOUNT_KEY), or from the identity of the node or the service account."""
+
+    account: str | None = None
+    """Storage account of `az`; None: AZURE_STORAGE_ACCOUNT_NAME."""
+    endpoint: str | None = None
+    """Instead of the provider's own."""
+    anonymous: bool = False
+
+
+@dataclass(frozen=True)
 class FilerSettings:
     file_roots: tuple[str, ...] = ()
     """Directories that `file://` URLs may name, after symbolic links are resolved; empty: none."""
@@ -57,6 +69,9 @@ class FilerSettings:
     s3: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     """Endpoints by alias: the fields of `S3Endpoint`. The first one is for buckets that no other claims. Empty: AWS, or what
     AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL name."""
+
+    cloud: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Which of `gs` and `az` are offered: the fields of `CloudStore` by scheme, such as `{"gs": {}, "az": {"account": "lab"}}`."""
 
     parallel: int = 64
     """Connections at once, for files and parts of files together. http servers get 8 of them at most, ftp and sftp servers 4."""
@@ -118,6 +133,17 @@ class FilerSettings:
                 "filer: part_bytes must be at least 5 MiB, buffer_bytes at least 4096, attempts at least 1"
             )
         self.endpoints()
+        self.cloud_stores()
+
+    def cloud_stores(self) -> dict[str, CloudStore]:
+        """The stores of `cloud` by scheme, checked. Raises: ConfigurationError."""
+        if unknown := sorted(set(self.cloud) - {"gs", "az"}):
+            raise ConfigurationError(f"filer: unknown scheme {unknown[0]!r} in cloud: use gs or az")
+        known = {f.name for f in dataclasses.fields(CloudStore)}
+        for scheme, options in self.cloud.items():
+            if wrong := ", ".join(sorted(set(options) - known)):
+                raise ConfigurationError(f"filer: cloud store {scheme!r} has unknown fields: {wrong}")
+        return {scheme: CloudStore(**options) for scheme, options in self.cloud.items()}
 
     def endpoints(self) -> tuple[S3Endpoint, ...]:
         """The endpoints of `s3`, checked. Raises: ConfigurationError."""

@@ -1,4 +1,4 @@
-"""What a filer whose small files one thread can move (`poiesis.filer.small_files`) says of each: a request and its answer."""
+"""What a filer implements so that one thread can move its small files (`poiesis.filer.small_files`)."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 
 
 class Exchange(Protocol):
-    """One small file as a request and its answer. What its methods raise, whatever it is, gives the file back."""
+    """One small file as a request and its response. Any exception of its methods returns the file to the regular threads."""
 
     pool: ConnectionPool
 
     def request(self) -> bytes:
-        """Head and body."""
+        """Head and body, as bytes."""
         ...
 
-    def answered(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
-        """What the answer means; `body` is whole, and good until this returns."""
+    def handle_response(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
+        """Handle the response; `body` is complete, and valid until this returns."""
         ...
 
 
 class SmallFiles(Protocol):
-    """None: not this file, which then goes the ordinary way. Both raise the family of `domain.errors`."""
+    """None: the file has to be moved by the regular threads. Both raise the family of `domain.errors`."""
 
-    def getting(self, file: RemoteFile, target: Path) -> Exchange | None: ...
+    def get_exchange(self, file: RemoteFile, target: Path) -> Exchange | None: ...
 
-    def putting(self, opened: Callable[[], AbstractContextManager[int]], size: int, url: str) -> Exchange | None:
-        """`opened`: the local file, as a descriptor."""
+    def put_exchange(self, opened: Callable[[], AbstractContextManager[int]], size: int, url: str) -> Exchange | None:
+        """`opened`: yields a descriptor of the local file."""
         ...
 
 
 def moves_small_files(filer: object) -> TypeGuard[SmallFiles]:
-    return hasattr(filer, "getting")
+    return hasattr(filer, "get_exchange")

@@ -1,10 +1,10 @@
-"""Many small files by one thread.
+"""Moves many small files with one thread (ADR 6).
 
-A thread for each connection is good for large files. With small ones, threads hand the interpreter's lock to one another some fifteen times
-a file, which costs more than the file. Here one thread has all connections: it sends a request on each, and reads where something came.
+One thread per connection suits large files. For small ones, the interpreter's lock changes hands some fifteen times per file, which costs
+more than the file itself. Here one thread multiplexes all connections with epoll.
 
-It knows the usual case alone: one answer, whole, as expected. A file for which anything else happens is given back, to be moved in
-the ordinary way, which knows how to try again and what to say.
+It handles only the common case: one complete response, as expected. After anything else the file is returned as a job for the regular
+threads, which have the retries and the error messages.
 """
 
 from __future__ import annotations
@@ -26,24 +26,26 @@ from poiesis.filer.small_file_protocol import Exchange
 from poiesis.filer.transfer import POLL, Control, Job
 from poiesis.ports.filer import Sent
 
-MAX_WAITING: Final = 512  # files taken and not begun
-FEW_WAITING: Final = 256  # from which on there is room again: both sides wake each other once in that many files
-MAX_GIVEN_BACK: Final = 64  # and a tenth of the files: then something is wrong, and the ordinary way finds out what
-SLOW_S: Final = 0.001  # to read or write a file, in the mean of the last hundred: then threads are better, which wait beside each other
-SOON: Final = 0.01  # seconds; until there may be a connection
+MAX_QUEUED: Final = 512  # files submitted and not started
+REFILL_BELOW: Final = (
+    256  # submitting continues below this, so that the threads wake each other once in that many files
+)
+MAX_RETURNED: Final = 64  # and a tenth of the files: beyond both, the mover gives up
+SLOW_S: Final = 0.001  # mean time to read or write a file beyond which threads are better, since they wait in parallel
+CONNECT_POLL_S: Final = 0.01  # until a connection may be available
 
 
 @dataclass(slots=True)
 class _File:
     exchange: Exchange
     moved: Callable[[Sent], None]
-    otherwise: Job
-    is_again: bool = False
+    fallback: Job
+    is_retry: bool = False
 
 
 @dataclass(slots=True)
-class _Busy:
-    """A connection at work. In its buffer, `end` bytes came; the body is from `start` to `need`, once the head is there."""
+class _Transfer:
+    """A connection with a request in flight. Its buffer holds `end` bytes; once the head is parsed, the body is `start` to `need`."""
 
     connection: HttpConnection
     file: _File
@@ -58,24 +60,24 @@ class _Busy:
 
 
 class SmallFileMover:
-    """Takes files until `finish`. `width`: how many connections it may have at work at the moment."""
+    """Accepts files until `finish`. `width`: the number of connections it may use at the moment."""
 
     def __init__(self, control: Control, width: Callable[[], int]) -> None:
-        """Raises: RuntimeError, OSError when there are no more threads or descriptors to be had."""
+        """Raises: RuntimeError, OSError when the system has no more threads or descriptors."""
         self._control, self._width = control, width
         self._stall_s = control.settings.stall_timeout.total_seconds()
         self._queue: deque[_File] = deque()
-        self._busy: dict[int, _Busy] = {}
-        self._given_back: deque[Job] = deque()
-        self._done = self._not_done = 0
+        self._active: dict[int, _Transfer] = {}
+        self._returned: deque[Job] = deque()
+        self._done = self._failures = 0
         self._lock = threading.Lock()
         self._room = threading.Event()
-        self._is_hungry = self._is_ending = self._is_closed = False
+        self._is_waiting = self._is_ending = self._is_closed = False
         self._can_connect, self._is_growing = True, False
         self.gave_up = False
-        """Whether it takes no more files, and did not do all of those that it took."""
-        self._pace_s = 0.0
-        self._not_yet: tuple[type[OSError], ...] = (BlockingIOError,)
+        """Whether it stopped accepting files before it had moved all of them."""
+        self._mean_s = 0.0
+        self._would_block: tuple[type[OSError], ...] = (BlockingIOError,)
         self._thread = threading.Thread(target=self._run, name="filer-small", daemon=True)
         with ExitStack() as undone:
             self._poll = undone.enter_context(select.epoll())
@@ -85,39 +87,39 @@ class SmallFileMover:
             self._thread.start()
             undone.pop_all()
 
-    def take(self, exchange: Exchange, moved: Callable[[Sent], None], otherwise: Job) -> bool:
-        """Whether it takes a file, which waits until there is room. `moved` is called by its thread when all went well; else `otherwise` is
-        one of the jobs of `given_back`."""
-        while len(self._queue) >= MAX_WAITING:
+    def submit(self, exchange: Exchange, moved: Callable[[Sent], None], fallback: Job) -> bool:
+        """Queue a file, waiting for room; False if it is not accepted. The mover's thread calls `moved` after a success; otherwise
+        `fallback` is one of `returned_jobs`."""
+        while len(self._queue) >= MAX_QUEUED:
             self._room.clear()
-            if len(self._queue) > FEW_WAITING:
+            if len(self._queue) > REFILL_BELOW:
                 self._room.wait(POLL)
             if self._is_closed or self._control.is_stopped:
                 return False
         with self._lock:
             if self._is_closed:
                 return False
-            self._queue.append(_File(exchange, moved, otherwise))
-            if self._is_hungry:
-                self._is_hungry = False
+            self._queue.append(_File(exchange, moved, fallback))
+            if self._is_waiting:
+                self._is_waiting = False
                 os.eventfd_write(self._wake, 1)
         return True
 
-    def given_back(self) -> Iterator[Job]:
-        """The jobs of files that were given back since the last call."""
+    def returned_jobs(self) -> Iterator[Job]:
+        """The jobs of files that could not be moved, since the last call."""
         while True:
             try:
-                job = self._given_back.popleft()
+                job = self._returned.popleft()
             except IndexError:
                 return
             yield job
 
     @property
     def is_idle(self) -> bool:
-        return not self._queue and not self._busy
+        return not self._queue and not self._active
 
     def finish(self) -> None:
-        """Returns when all files have been moved or given back."""
+        """Block until all files have been moved or returned."""
         with self._lock:
             self._is_ending = True
             if not self._is_closed:
@@ -126,187 +128,189 @@ class SmallFileMover:
 
     def _run(self) -> None:
         try:
-            self._begin()
-            while self._goes_on():
+            self._fill_connections()
+            while self._continues():
                 self._wait()
-                self._begin()
+                self._fill_connections()
         except (OSError, ValueError, HttpConnectionError, PoiesisError):
-            pass  # of connecting; the ordinary way says it
+            pass  # of connecting; the fallback jobs report it
         finally:
             with self._lock:
-                self._is_closed, self.gave_up = True, bool(self._queue or self._busy)
+                self._is_closed, self.gave_up = True, bool(self._queue or self._active)
                 self._poll.close()
                 os.close(self._wake)
-            for busy in self._busy.values():
-                busy.file.exchange.pool.drop(busy.connection)
-            for file in [*(busy.file for busy in self._busy.values()), *self._queue]:
-                self._give_back(file)
+            for transfer in self._active.values():
+                transfer.file.exchange.pool.discard(transfer.connection)
+            for file in [*(transfer.file for transfer in self._active.values()), *self._queue]:
+                self._return(file)
             self._room.set()
 
-    def _goes_on(self) -> bool:
-        if self._control.is_stopped or self._not_done > max(MAX_GIVEN_BACK, self._done // 10) or self._pace_s > SLOW_S:
+    def _continues(self) -> bool:
+        if self._control.is_stopped or self._failures > max(MAX_RETURNED, self._done // 10) or self._mean_s > SLOW_S:
             return False
         with self._lock:
-            self._is_hungry = not self._queue
-            return bool(self._queue or self._busy or not self._is_ending)
+            self._is_waiting = not self._queue
+            return bool(self._queue or self._active or not self._is_ending)
 
-    def _begin(self) -> None:
-        """Put waiting files on connections, of which one at most is new: to connect is to wait. Raises: what connecting raises."""
+    def _fill_connections(self) -> None:
+        """Start queued files on connections, at most one of them new, because connecting blocks. Raises: what connecting raises."""
         self._is_growing = False
-        while self._queue and len(self._busy) < self._width():
+        while self._queue and len(self._active) < self._width():
             try:
-                connection = self._queue[0].exchange.pool.spare(connect=self._can_connect)
+                connection = self._queue[0].exchange.pool.acquire(connect=self._can_connect)
             except Exception:
-                if not self._busy:
+                if not self._active:
                     raise
-                self._can_connect = False  # those that there are go on
+                self._can_connect = False  # continue with the open ones
                 return
             if connection is None:
-                if not self._busy:
+                if not self._active:
                     self._can_connect = True
                 return
             is_new = not connection.is_used
-            busy = _Busy(connection, self._next())
-            self._busy[connection.socket.fileno()] = busy
+            transfer = _Transfer(connection, self._dequeue())
+            self._active[connection.socket.fileno()] = transfer
             if not isinstance(connection.socket, socket.socket):
-                raise HttpConnectionError("nothing that can be waited for")  # TLS within TLS
+                raise HttpConnectionError("the connection cannot be polled")  # TLS within TLS
             if not connection.is_plain:
-                from ssl import SSLWantReadError, SSLWantWriteError  # is there by now
+                from ssl import SSLWantReadError, SSLWantWriteError  # loaded by now
 
-                self._not_yet = (BlockingIOError, SSLWantReadError, SSLWantWriteError)
+                self._would_block = (BlockingIOError, SSLWantReadError, SSLWantWriteError)
             connection.socket.setblocking(False)
             self._poll.register(connection.socket, select.EPOLLIN)
-            self._start(busy)
+            self._start(transfer)
             if is_new:
                 self._is_growing = True
                 return
 
-    def _next(self) -> _File:
+    def _dequeue(self) -> _File:
         file = self._queue.popleft()
-        if len(self._queue) <= FEW_WAITING and not self._room.is_set():
+        if len(self._queue) <= REFILL_BELOW and not self._room.is_set():
             self._room.set()
         return file
 
-    def _start(self, busy: _Busy) -> None:
+    def _start(self, transfer: _Transfer) -> None:
         """Send the request of the file."""
-        busy.since, busy.end, busy.need = time.monotonic(), 0, None
+        transfer.since, transfer.end, transfer.need = time.monotonic(), 0, None
         try:
-            busy.out = memoryview(busy.file.exchange.request())
-            self._pace(busy.since)
+            transfer.out = memoryview(transfer.file.exchange.request())
+            self._note_time(transfer.since)
         except Exception:
-            self._give_back(busy.file)
-            self._leave(busy)
+            self._return(transfer.file)
+            self._release(transfer)
             return
-        self._send(busy)
+        self._send(transfer)
 
-    def _send(self, busy: _Busy) -> None:
+    def _send(self, transfer: _Transfer) -> None:
         try:
-            sent = busy.connection.socket.send(busy.out)
-            busy.since = time.monotonic()
-        except self._not_yet:
+            sent = transfer.connection.socket.send(transfer.out)
+            transfer.since = time.monotonic()
+        except self._would_block:
             sent = 0
         except OSError:
-            self._lose(busy)
+            self._connection_lost(transfer)
             return
-        busy.out = busy.out[sent:]
-        if bool(busy.out) is not busy.is_sending:
-            busy.is_sending = bool(busy.out)
-            self._poll.modify(busy.connection.socket, select.EPOLLIN | (select.EPOLLOUT if busy.out else 0))
+        transfer.out = transfer.out[sent:]
+        if bool(transfer.out) is not transfer.is_sending:
+            transfer.is_sending = bool(transfer.out)
+            self._poll.modify(transfer.connection.socket, select.EPOLLIN | (select.EPOLLOUT if transfer.out else 0))
 
     def _wait(self) -> None:
-        patience = POLL if self._busy or not self._queue else SOON
+        patience = POLL if self._active or not self._queue else CONNECT_POLL_S
         events = self._poll.poll(0 if self._is_growing else patience)
-        silent = time.monotonic() - self._stall_s  # before the files, which may take their time
+        silent = time.monotonic() - self._stall_s  # before the files are handled, which may take time
         for descriptor, event in events:
-            busy = self._busy.get(descriptor)
-            if busy is None:
+            transfer = self._active.get(descriptor)
+            if transfer is None:
                 with suppress(BlockingIOError):
                     os.eventfd_read(self._wake)
             elif event & ~select.EPOLLOUT:
-                self._read(busy)
+                self._read(transfer)
             else:
-                self._send(busy)
-        for busy in [b for b in self._busy.values() if b.since < silent]:
-            self._give_back(busy.file)
-            self._drop(busy)
+                self._send(transfer)
+        for transfer in [b for b in self._active.values() if b.since < silent]:
+            self._return(transfer.file)
+            self._discard(transfer)
 
-    def _read(self, busy: _Busy) -> None:
-        """What has come. One call is enough with TLS, too: it brings a record, and an answer ends with one."""
+    def _read(self, transfer: _Transfer) -> None:
+        """Receive once. That suffices for TLS too: it returns a record, and a response ends with one."""
         try:
-            count = busy.connection.socket.recv_into(busy.connection.view[busy.end :])
+            count = transfer.connection.socket.recv_into(transfer.connection.view[transfer.end :])
             if count == 0:
                 raise HttpConnectionError("the connection ended early")
-            busy.end += count
-            busy.since = time.monotonic()
-            is_whole = self._is_whole(busy)
-        except self._not_yet:
+            transfer.end += count
+            transfer.since = time.monotonic()
+            is_whole = self._is_whole(transfer)
+        except self._would_block:
             return
         except (OSError, ValueError, HttpConnectionError):
-            self._lose(busy)
+            self._connection_lost(transfer)
             return
         if is_whole:
-            self._answered(busy)
+            self._answered(transfer)
 
-    def _is_whole(self, busy: _Busy) -> bool:
+    def _is_whole(self, transfer: _Transfer) -> bool:
         """Raises: HttpConnectionError."""
-        if busy.need is None:
-            head = busy.connection.head(0, busy.end)
+        if transfer.need is None:
+            head = transfer.connection.head(0, transfer.end)
             if head is None:
                 return False
-            busy.start, busy.status, busy.headers = head
-            length = busy.headers.get("content-length", "")
-            if not length.isdecimal() or "transfer-encoding" in busy.headers:
-                raise HttpConnectionError("an answer of unknown length")
-            busy.need = busy.start + int(length)
-        return busy.end >= busy.need
+            transfer.start, transfer.status, transfer.headers = head
+            length = transfer.headers.get("content-length", "")
+            if not length.isdecimal() or "transfer-encoding" in transfer.headers:
+                raise HttpConnectionError("a response of unknown length")
+            transfer.need = transfer.start + int(length)
+        return transfer.end >= transfer.need
 
-    def _answered(self, busy: _Busy) -> None:
+    def _answered(self, transfer: _Transfer) -> None:
         try:
-            if busy.out or busy.end != busy.need:
-                raise HttpConnectionError("an answer that is none to the request")
-            sent = busy.file.exchange.answered(busy.status, busy.headers, busy.connection.view[busy.start : busy.need])
-            self._pace(busy.since)
+            if transfer.out or transfer.end != transfer.need:
+                raise HttpConnectionError("a response that does not belong to the request")
+            sent = transfer.file.exchange.handle_response(
+                transfer.status, transfer.headers, transfer.connection.view[transfer.start : transfer.need]
+            )
+            self._note_time(transfer.since)
         except Exception:
-            self._give_back(busy.file)
-            self._drop(busy)
+            self._return(transfer.file)
+            self._discard(transfer)
             return
-        busy.file.moved(sent)
+        transfer.file.moved(sent)
         self._done += 1
-        busy.connection.is_used = True
-        if closes(busy.headers):
-            self._drop(busy)
-        elif self._queue and self._queue[0].exchange.pool is busy.file.exchange.pool:
-            busy.file = self._next()
-            self._start(busy)
+        transfer.connection.is_used = True
+        if closes(transfer.headers):
+            self._discard(transfer)
+        elif self._queue and self._queue[0].exchange.pool is transfer.file.exchange.pool:
+            transfer.file = self._dequeue()
+            self._start(transfer)
         else:
-            self._leave(busy)
+            self._release(transfer)
 
-    def _pace(self, since: float) -> None:
-        """Note how long the files' part took; one that takes long says little."""
-        self._pace_s += (min(time.monotonic() - since, 10 * SLOW_S) - self._pace_s) / 200
+    def _note_time(self, since: float) -> None:
+        """Update the mean time spent on files; a single outlier counts little."""
+        self._mean_s += (min(time.monotonic() - since, 10 * SLOW_S) - self._mean_s) / 200
 
-    def _lose(self, busy: _Busy) -> None:
-        """The connection is no good. One that was kept may have been closed before it had the request, so the file gets another."""
-        if busy.connection.is_used and busy.end == 0 and not busy.file.is_again:
-            busy.file.is_again = True
-            self._queue.appendleft(busy.file)
+    def _connection_lost(self, transfer: _Transfer) -> None:
+        """An idle connection may have been closed before it got the request, so the file is tried once more on another."""
+        if transfer.connection.is_used and transfer.end == 0 and not transfer.file.is_retry:
+            transfer.file.is_retry = True
+            self._queue.appendleft(transfer.file)
         else:
-            self._give_back(busy.file)
-        self._drop(busy)
+            self._return(transfer.file)
+        self._discard(transfer)
 
-    def _give_back(self, file: _File) -> None:
-        self._given_back.append(file.otherwise)
-        self._not_done += 1
+    def _return(self, file: _File) -> None:
+        self._returned.append(file.fallback)
+        self._failures += 1
 
-    def _drop(self, busy: _Busy) -> None:
-        self._forget(busy)
-        busy.file.exchange.pool.drop(busy.connection)
+    def _discard(self, transfer: _Transfer) -> None:
+        self._unregister(transfer)
+        transfer.file.exchange.pool.discard(transfer.connection)
 
-    def _leave(self, busy: _Busy) -> None:
-        self._forget(busy)
-        busy.connection.wait()
-        busy.file.exchange.pool.give_back(busy.connection)
+    def _release(self, transfer: _Transfer) -> None:
+        self._unregister(transfer)
+        transfer.connection.wait()
+        transfer.file.exchange.pool.release(transfer.connection)
 
-    def _forget(self, busy: _Busy) -> None:
-        self._poll.unregister(busy.connection.socket)
-        del self._busy[busy.connection.socket.fileno()]
+    def _unregister(self, transfer: _Transfer) -> None:
+        self._poll.unregister(transfer.connection.socket)
+        del self._active[transfer.connection.socket.fileno()]

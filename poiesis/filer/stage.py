@@ -57,7 +57,7 @@ class Stage:
             if mover is not None:
                 self._end_mover(mover)
         if mover is not None:
-            self._pool.run(mover.given_back())
+            self._pool.run(mover.returned_jobs())
 
     def _fail(self, error: Exception, path: str) -> None:
         self._log.failed(error, path)
@@ -89,7 +89,7 @@ class Stage:
         if mover is not None:
             if mover.gave_up or (size > SMALL_BYTES and mover.is_idle):
                 self._end_mover(mover)
-            yield from mover.given_back()
+            yield from mover.returned_jobs()
 
     def _is_taken(self, filer: Filer, path: str, size: int, job: Job, exchange: Exchanging) -> bool:
         if size > SMALL_BYTES or not moves_small_files(filer):
@@ -105,7 +105,7 @@ class Stage:
             found = exchange(filer)
         except Exception:
             return False  # the job fails in the same way, and reports it
-        return found is not None and mover.take(found, lambda sent: self._log.moved(path, sent), job)
+        return found is not None and mover.submit(found, lambda sent: self._log.moved(path, sent), job)
 
     def _end_mover(self, mover: SmallFileMover) -> None:
         """It has nothing to do, or gave up: its connections go back to all threads. Unless it gave up, another hundred small files begin

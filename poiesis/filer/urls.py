@@ -1,4 +1,4 @@
-"""URLs as text: how they are shown, joined and split. No URL is ever logged or reported but through `shown`."""
+"""URLs as text: redacting, joining and splitting. URLs are logged and reported only through `shown` and `without_secrets`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from urllib.parse import quote, unquote, urlsplit
 
 from poiesis.domain.errors import UnsupportedUrl
 
-LITERAL: Final = frozenset({"s3", ""})  # names in these URLs are written as they are; elsewhere percent-encoded
+LITERAL: Final = frozenset(
+    {"s3", "gs", "az", ""}
+)  # names in these URLs are written as they are; elsewhere percent-encoded
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _USERINFO: Final = re.compile(r"(?<=://)[^/?#]*@")
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 MAX_SHOWN: Final = 500
+_WITHOUT_QUERY: Final = ("/", "s3:", "gs:", "az:", "file:")  # a question mark in these is part of a name
 
 
 def scheme_of(url: str) -> str:
@@ -21,14 +24,14 @@ def scheme_of(url: str) -> str:
         return ""
     match = _SCHEME.match(url)
     if not match:
-        raise UnsupportedUrl(f"{shown(url)} is no URL")
+        raise UnsupportedUrl(f"invalid URL {shown(url)}: missing scheme")
     return match[1].lower()
 
 
 def shown(url: str) -> str:
-    """The URL for people: without user, password and query, which may hold a signature."""
+    """The URL for messages: without user, password and query, which may contain a signature."""
     text = _USERINFO.sub("", url)
-    if not text.startswith(("/", "s3:", "file:")):
+    if not text.startswith(_WITHOUT_QUERY):
         head, mark, _ = text.partition("?")
         text = head.partition("#")[0] + ("?…" if mark else "")
     text = _CONTROL.sub("?", text)
@@ -36,13 +39,13 @@ def shown(url: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """The URL for the output log: complete, but for user and password, and the query where it may hold a signature."""
+    """The URL for the output log: complete except for user, password, and a query that may contain a signature."""
     text = _USERINFO.sub("", url)
-    return text if text.startswith(("/", "s3:", "file:")) else text.partition("?")[0].partition("#")[0]
+    return text if text.startswith(_WITHOUT_QUERY) else text.partition("?")[0].partition("#")[0]
 
 
 def join(url: str, name: str) -> str:
-    """`name` (relative, `/` between parts) below the directory `url`; a query stays at the end."""
+    """`name` (relative, with `/` between parts) below the directory `url`; a query stays at the end."""
     scheme = scheme_of(url)
     if scheme in LITERAL:
         return url.rstrip("/") + "/" + name
@@ -65,7 +68,7 @@ def without_slash(url: str) -> str:
 
 
 def without_suffix(url: str, suffix: str) -> str | None:
-    """The URL without the relative path `suffix` at its end, written plainly or percent-encoded; None: it does not end so."""
+    """The URL without the relative path `suffix` at its end, plain or percent-encoded; None: it does not end with it."""
     for written in (suffix, quote(suffix), quote(suffix, safe="/*?[]{},!")):
         if url.endswith("/" + written):
             return url[: -len(written)]

@@ -23,7 +23,7 @@ import pytest
 from poiesis.filer.settings import FilerSettings
 from tests.integration.filer.servers import http_server
 from tests.integration.filer.sftp_server import sftp_server
-from tests.servers import FtpServer, S3Server
+from tests.servers import AzureServer, FtpServer, GcsServer, S3Server
 from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted
 
 
@@ -39,8 +39,8 @@ class Place:
     secret: str = "testtest"
 
 
-@pytest.fixture(params=["file", "s3", "ftp", "sftp", "http"])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
+@pytest.fixture(params=["file", "s3", "gs", "az", "ftp", "sftp", "http"])
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
     def below(root: Path) -> Callable[[], set[str]]:
         return lambda: {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()}
 
@@ -59,6 +59,17 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
                 return {str(o.object_name) for o in found if not str(o.object_name).endswith("/")}
 
             yield Place(f"s3://{s3.bucket}/up", settings, names)
+        elif request.param == "gs":
+            gcs: GcsServer = request.getfixturevalue("gcs")
+            (tmp_path / "gcs.json").write_text(gcs.service_account())
+            monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "gcs.json"))
+            settings = quick(cloud={"gs": {"endpoint": gcs.endpoint}})
+            yield Place(f"gs://{gcs.bucket}/up", settings, gcs.names, keeps_empty_directories=False)
+        elif request.param == "az":
+            azure: AzureServer = request.getfixturevalue("azure")
+            monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", azure.key)
+            settings = quick(cloud={"az": {"endpoint": azure.endpoint, "account": azure.account}})
+            yield Place(f"az://{azure.container}/up", settings, azure.names, True, False, azure.key)
         elif request.param == "ftp":
             ftp: FtpServer = request.getfixturevalue("ftp")
             yield Place(f"{ftp.user_url}/up", quick(), below(ftp.root))
@@ -112,8 +123,8 @@ def test_3_a_directory_is_uploaded_and_staged(volume: Path, place: Place) -> Non
     assert report.error is None
     assert {f.path for f in report.files} == {f"/data/d/{n}" for n in names}
     if not place.lists:
-        told = {f.path: f.url for f in report.files}
-        inputs = [given(f"/data/back/{n}", told[f"/data/d/{n}"]) for n in names]
+        urls = {f.path: f.url for f in report.files}
+        inputs = [given(f"/data/back/{n}", urls[f"/data/d/{n}"]) for n in names]
         assert bring(volume, *inputs, settings=place.settings).error is None
     else:
         back = bring(volume, given("/data/back", f"{place.url}/d", type="DIRECTORY"), settings=place.settings)

@@ -1,4 +1,4 @@
-"""Real servers for tests, as a pytest plugin: Redis, a Mongo-compatible server, S3 and FTP.
+"""Real servers for tests, as a pytest plugin: Redis, a Mongo-compatible server, S3, FTP, and emulators of Azure and Google storage.
 
 Each starts on the first use in a session (under xdist: in each worker that uses it), listens on 127.0.0.1 only, keeps
 its data in a temporary directory, and is stopped by its process id at the end. Where its program is not installed, the
@@ -6,15 +6,23 @@ tests that need it are skipped with the reason. Every test starts empty: an empt
 new bucket, a new FTP root.
 """
 
+from tests.servers.azure import AzureServer, azure, azure_server
 from tests.servers.ftp import FtpServer, ftp
+from tests.servers.gcs import GcsServer, gcs, gcs_server
 from tests.servers.mongo import mongo_server, mongo_url
 from tests.servers.redis import redis_server, redis_url
 from tests.servers.s3 import S3Server, s3, s3_server
 
 __all__ = [
+    "AzureServer",
     "FtpServer",
+    "GcsServer",
     "S3Server",
+    "azure",
+    "azure_server",
     "ftp",
+    "gcs",
+    "gcs_server",
     "mongo_server",
     "mongo_url",
     "redis_server",

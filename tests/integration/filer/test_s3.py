@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, w
 
 def settings_of(s3: S3Server, **changes: Any) -> FilerSettings:
     endpoint = {"url": s3.endpoint, "region": s3.region, "access_key": s3.access_key, "secret_key": s3.secret_key}
-    return quick(s3={"main": endpoint}, **changes)
+    return quick(s3={"main": endpoint}, stall_timeout=timedelta(seconds=30), **changes)
 
 
 def put(s3: S3Server, key: str, data: bytes) -> None:
@@ -53,7 +54,7 @@ def test_a_directory_is_uploaded_and_staged(volume: Path, s3: S3Server) -> None:
     assert tree(volume / "root/back") == tree(root)
 
 
-def test_what_is_not_there_is_said(volume: Path, s3: S3Server) -> None:
+def test_a_missing_object_is_reported(volume: Path, s3: S3Server) -> None:
     put(s3, "dir/a", b"x")
     for url, code in (
         (f"s3://{s3.bucket}/none", "not_found"),
@@ -74,7 +75,7 @@ def test_wrong_keys_are_denied(volume: Path, s3: S3Server) -> None:
 
 
 @pytest.mark.parametrize("form", ["s3://main/{bucket}/k", "s3://{host}/{bucket}/k", "s3://{bucket}/k"])
-def test_an_endpoint_is_named_by_alias_host_or_bucket(volume: Path, s3: S3Server, form: str) -> None:
+def test_an_endpoint_is_selected_by_alias_host_or_bucket(volume: Path, s3: S3Server, form: str) -> None:
     put(s3, "k", b"here")
     url = form.format(bucket=s3.bucket, host=s3.endpoint.removeprefix("http://"))
     assert bring(volume, given("/data/x", url), settings=settings_of(s3)).error is None

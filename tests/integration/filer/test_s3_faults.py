@@ -35,7 +35,7 @@ def fetch(volume: Path, web: HttpServer, **changes: Any):
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_small_object_cut_at_every_byte_comes_whole(volume: Path, web: HttpServer, reset: bool) -> None:
+def test_a_small_object_truncated_at_every_byte_arrives_complete(volume: Path, web: HttpServer, reset: bool) -> None:
     web.files["/bucket/key"] = SMALL
     for cut in range(0, len(SMALL), 7):
         web.requests.clear()
@@ -43,14 +43,14 @@ def test_a_small_object_cut_at_every_byte_comes_whole(volume: Path, web: HttpSer
         assert fetch(volume, web)[1] == SMALL
 
 
-def test_an_object_of_which_each_answer_brings_a_little_comes_in_the_end(volume: Path, web: HttpServer) -> None:
+def test_an_object_that_arrives_in_small_steps_arrives_in_the_end(volume: Path, web: HttpServer) -> None:
     web.files["/bucket/key"] = SMALL
     web.faults = lambda _: Fault(cut=10)
     assert fetch(volume, web)[1] == SMALL
     assert len(web.requests) == len(SMALL) / 10
 
 
-def test_an_object_always_cut_is_no_file(volume: Path, web: HttpServer) -> None:
+def test_an_object_that_is_always_truncated_makes_no_file(volume: Path, web: HttpServer) -> None:
     web.files["/bucket/key"] = SMALL
     web.faults = lambda _: Fault(cut=0)
     report, got = fetch(volume, web)
@@ -58,7 +58,7 @@ def test_an_object_always_cut_is_no_file(volume: Path, web: HttpServer) -> None:
     assert (report.error_code, report.retryable) == ("storage_unavailable", True)
 
 
-def test_parts_of_a_large_object_cut_anywhere_are_resumed(volume: Path, web: HttpServer) -> None:
+def test_truncated_parts_of_a_large_object_are_resumed(volume: Path, web: HttpServer) -> None:
     web.files["/bucket/key"] = LARGE
     chance = random.Random(6)
     web.faults = lambda _: Fault(cut=chance.randrange(0, 5 * MIB)) if chance.random() < 0.5 else None
@@ -66,7 +66,7 @@ def test_parts_of_a_large_object_cut_anywhere_are_resumed(volume: Path, web: Htt
     assert len({r.headers["range"] for r in web.requests}) >= 5
 
 
-def test_a_large_object_that_changes_meanwhile_is_never_glued(volume: Path, web: HttpServer) -> None:
+def test_parts_of_two_versions_are_never_combined(volume: Path, web: HttpServer) -> None:
     other = LARGE[::-1]
     web.files["/bucket/key"] = LARGE
 
@@ -79,7 +79,7 @@ def test_a_large_object_that_changes_meanwhile_is_never_glued(volume: Path, web:
     assert fetch(volume, web)[1] == other
 
 
-def test_an_object_that_changes_for_ever_is_an_error(volume: Path, web: HttpServer) -> None:
+def test_an_object_that_keeps_changing_is_an_error(volume: Path, web: HttpServer) -> None:
     def change(_: Request) -> Fault | None:
         web.files["/bucket/key"] = LARGE[len(web.requests) :]
         return None
@@ -108,13 +108,13 @@ def test_statuses_without_a_body(volume: Path, web: HttpServer, status: int, cod
     assert report.error_code == code
 
 
-def test_slow_down_passes(volume: Path, web: HttpServer) -> None:
+def test_slow_down_is_retried(volume: Path, web: HttpServer) -> None:
     web.files["/bucket/key"] = SMALL
     web.faults = lambda _: Fault(status=503) if len(web.requests) < 3 else None
     assert fetch(volume, web)[1] == SMALL
 
 
-def test_a_large_object_goes_and_comes_in_parts_within_memory(volume: Path, s3: S3Server) -> None:
+def test_a_large_object_goes_and_comes_in_parts(volume: Path, s3: S3Server) -> None:
     (volume / "root/data").mkdir(parents=True)
     (volume / "root/data/x").write_bytes(LARGE)
     settings = replace(settings_of(s3), part_bytes=5 * MIB)
@@ -290,7 +290,7 @@ def test_credentials_of_variables_profiles_and_web_identity(
     assert "passing" not in str(report)
 
 
-def test_server_side_encryption_is_asked_for(volume: Path, web: HttpServer, tmp_path: Path) -> None:
+def test_server_side_encryption_is_requested(volume: Path, web: HttpServer, tmp_path: Path) -> None:
     web.put_status = 200
     (tmp_path / "key").write_bytes(b"k" * 32)
     (volume / "root/data").mkdir(parents=True)
@@ -313,7 +313,7 @@ def test_a_bucket_in_another_region_is_found(volume: Path, web: HttpServer) -> N
     assert fetch(volume, web)[1] == SMALL
 
 
-def test_virtual_style_names_the_bucket_in_the_host(volume: Path, web: HttpServer) -> None:
+def test_virtual_style_puts_the_bucket_in_the_host(volume: Path, web: HttpServer) -> None:
     web.files["/key"] = SMALL
     url = web.url.replace("127.0.0.1", "localhost")
     settings = quick(s3={"fake": {"url": url, "anonymous": True, "virtual_style": True}})

@@ -36,13 +36,13 @@ NAMES = [f"{i % 7}/ü & {i}.bin" for i in range(COUNT)]
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """For each file that the one thread was offered, whether it took it."""
     found: list[bool] = []
-    take = SmallFileMover.take
+    take = SmallFileMover.submit
 
     def noted(self: SmallFileMover, *arguments: Any) -> bool:
         found.append(take(self, *arguments))
         return found[-1]
 
-    monkeypatch.setattr(SmallFileMover, "take", noted)
+    monkeypatch.setattr(SmallFileMover, "submit", noted)
     return found
 
 
@@ -50,13 +50,13 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 def returned(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """What that thread gave back."""
     found: list[object] = []
-    give_back = SmallFileMover._give_back
+    release = SmallFileMover._return
 
     def noted(self: SmallFileMover, file: Any) -> None:
         found.append(file)
-        give_back(self, file)
+        release(self, file)
 
-    monkeypatch.setattr(SmallFileMover, "_give_back", noted)
+    monkeypatch.setattr(SmallFileMover, "_return", noted)
     return found
 
 
@@ -108,7 +108,7 @@ def once(fault: Fault, chance: random.Random | None = None, share: float = 0.3):
     return choose
 
 
-def test_each_object_is_asked_for_once_and_comes_right(
+def test_each_object_is_requested_once_and_arrives(
     volume: Path, web: HttpServer, taken: list[bool], returned: list[object]
 ) -> None:
     files = offer(web)
@@ -124,19 +124,19 @@ def test_each_object_is_asked_for_once_and_comes_right(
     assert (volume / "root/data" / NAMES[-1]).stat().st_mode & 0o777 == 0o666
 
 
-def test_progress_tells_of_them(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_includes_them(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging.ProgressReporter, "INTERVAL", 0.002)
     total = sum(len(data) for data in offer(web).values())
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     directory = given("/data", "s3://bucket/dir", type="DIRECTORY")
-    assert bring(volume, directory, settings=settings(web), progress=lambda *now: told.append(now)).error is None
-    assert told == sorted(told)
-    files, size = told[-1]
+    assert bring(volume, directory, settings=settings(web), progress=lambda *now: reports.append(now)).error is None
+    assert reports == sorted(reports)
+    files, size = reports[-1]
     assert COUNT * 0.6 < files <= COUNT
     assert total * 0.6 < size <= total
 
 
-def test_objects_that_are_there_already_are_replaced(volume: Path, web: HttpServer) -> None:
+def test_existing_files_are_replaced(volume: Path, web: HttpServer) -> None:
     files = offer(web)
     (volume / "root/data/0").mkdir(parents=True)
     (volume / "root/data" / NAMES[-7 * 8]).parent.mkdir(exist_ok=True)
@@ -148,7 +148,7 @@ def test_objects_that_are_there_already_are_replaced(volume: Path, web: HttpServ
     assert arrived(volume) == files
 
 
-def test_connections_are_no_more_than_allowed(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_stay_within_the_limit(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, now, most = threading.Lock(), 0, 0
     connect, close = TcpConnection.connect, TcpConnection.close
 
@@ -188,7 +188,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
 @pytest.mark.parametrize("share", [0.1, 1.0])
-def test_a_fault_costs_another_attempt_and_nothing_else(
+def test_a_fault_costs_one_more_attempt(
     volume: Path, web: HttpServer, taken: list[bool], fault: Fault, share: float
 ) -> None:
     files = offer(web)
@@ -200,18 +200,18 @@ def test_a_fault_costs_another_attempt_and_nothing_else(
 
 
 @pytest.mark.parametrize("fault", [Fault(chunked=True), Fault(no_length=True)], ids=["chunked", "until the end"])
-def test_an_answer_without_a_length_is_the_error_that_it_is_one_by_one(
+def test_a_response_without_a_length_is_the_same_error_as_for_one_file(
     volume: Path, web: HttpServer, fault: Fault
 ) -> None:
     offer(web)
     web.faults = lambda r: fault if r.path.endswith("300.bin") else None
     report = fetch(volume, web)
     assert NAMES[300] in str(report.error)
-    assert "how long" in str(report.error)
+    assert "no content length" in str(report.error)
     assert NAMES[300] not in arrived(volume)
 
 
-def test_a_cut_at_every_byte_gives_whole_objects(volume: Path, web: HttpServer) -> None:
+def test_objects_truncated_at_every_byte_arrive_complete(volume: Path, web: HttpServer) -> None:
     files = offer(web)
     cuts = iter(range(10**6))
     web.faults = lambda r: Fault(cut=next(cuts) % 2000) if "list-type" not in r.path and next(cuts) % 3 else None
@@ -220,7 +220,7 @@ def test_a_cut_at_every_byte_gives_whole_objects(volume: Path, web: HttpServer) 
     assert arrived(volume) == files
 
 
-def test_a_body_that_is_not_what_its_checksum_says_is_fetched_again(volume: Path, web: HttpServer) -> None:
+def test_a_body_with_a_wrong_checksum_is_fetched_again(volume: Path, web: HttpServer) -> None:
     files = offer(web)
     wrong: set[str] = set()
 
@@ -240,7 +240,7 @@ def test_a_body_that_is_not_what_its_checksum_says_is_fetched_again(volume: Path
     assert all(str(f.checksum).startswith("sha256:") for f in report.files)
 
 
-def test_a_server_that_falls_silent_is_asked_again(volume: Path, web: HttpServer) -> None:
+def test_a_request_to_a_silent_server_is_repeated(volume: Path, web: HttpServer) -> None:
     files = offer(web)
     silent = once(Fault(drip=1.5), random.Random(2), 0.02)
     web.faults = silent
@@ -249,7 +249,7 @@ def test_a_server_that_falls_silent_is_asked_again(volume: Path, web: HttpServer
 
 
 @pytest.mark.parametrize(("status", "code"), [(404, "not_found"), (403, "access_denied"), (503, "storage_unavailable")])
-def test_an_object_that_cannot_be_had_is_named(volume: Path, web: HttpServer, status: int, code: str) -> None:
+def test_an_unavailable_object_is_named(volume: Path, web: HttpServer, status: int, code: str) -> None:
     offer(web)
     bad = NAMES[300]
     web.faults = lambda r: Fault(status=status) if r.path.endswith("300.bin") else None
@@ -259,7 +259,7 @@ def test_an_object_that_cannot_be_had_is_named(volume: Path, web: HttpServer, st
     assert bad not in arrived(volume)
 
 
-def test_an_error_ends_it_before_all_others_have_come(volume: Path, web: HttpServer) -> None:
+def test_an_error_stops_the_other_transfers(volume: Path, web: HttpServer) -> None:
     offer(web, [f"{i}" for i in range(5000)])
     web.faults = lambda r: Fault(status=404) if r.path.endswith("/300") else None
     report = fetch(volume, web)
@@ -267,7 +267,7 @@ def test_an_error_ends_it_before_all_others_have_come(volume: Path, web: HttpSer
     assert len(web.requests) < 3000
 
 
-def test_an_object_that_changes_after_the_listing_comes_as_it_is_listed_or_not_at_all(
+def test_an_object_that_changes_after_the_listing_arrives_as_listed_or_not_at_all(
     volume: Path, web: HttpServer
 ) -> None:
     offer(web)
@@ -277,16 +277,16 @@ def test_an_object_that_changes_after_the_listing_comes_as_it_is_listed_or_not_a
     assert NAMES[300] not in arrived(volume)
 
 
-def test_a_server_that_refuses_everything_is_not_asked_for_everything(volume: Path, web: HttpServer) -> None:
+def test_a_server_that_refuses_everything_gets_few_requests(volume: Path, web: HttpServer) -> None:
     offer(web, [f"{i}" for i in range(5000)])
     served = iter(range(10**6))
     web.faults = lambda r: None if "list-type" in r.path or next(served) < 150 else Fault(status=403)
     report = fetch(volume, web)
     assert report.error_code == "access_denied"
-    assert len(web.requests) < 150 + 2 * small_files.MAX_GIVEN_BACK + small_files.MAX_WAITING
+    assert len(web.requests) < 150 + 2 * small_files.MAX_RETURNED + small_files.MAX_QUEUED
 
 
-def test_a_stop_in_the_middle_leaves_nothing_half(volume: Path, web: HttpServer) -> None:
+def test_a_stop_leaves_no_partial_file(volume: Path, web: HttpServer) -> None:
     files = offer(web)
     report = fetch(volume, web, cancelled=lambda: len(web.requests) > 250)
     assert (report.error_code, report.retryable) == ("cancelled", True)
@@ -294,16 +294,18 @@ def test_a_stop_in_the_middle_leaves_nothing_half(volume: Path, web: HttpServer)
     assert all(files[name] == data for name, data in arrived(volume).items())
 
 
-def test_a_fault_in_our_own_reading_falls_back(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_reading_falls_back_to_the_threads(
+    volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files = offer(web)
-    answered, calls = Get.answered, iter(range(10**6))
+    handle_response, calls = Get.handle_response, iter(range(10**6))
 
     def failing(self: Get, *arguments: Any):
         if next(calls) % 10 == 5:
             raise KeyError("a bug")
-        return answered(self, *arguments)
+        return handle_response(self, *arguments)
 
-    monkeypatch.setattr(Get, "answered", failing)
+    monkeypatch.setattr(Get, "handle_response", failing)
     report = fetch(volume, web)
     assert (report.error, report.total_files) == (None, COUNT)
     assert arrived(volume) == files
@@ -320,13 +322,13 @@ def test_directories_of_several_servers(volume: Path, web: HttpServer, taken: li
     assert len(taken) > COUNT
 
 
-def test_a_name_that_is_a_file_and_a_directory_is_an_error_that_says_so(volume: Path, web: HttpServer) -> None:  # I10
+def test_a_name_that_is_a_file_and_a_directory_is_an_error(volume: Path, web: HttpServer) -> None:  # I10
     offer(web, [*(f"{i}" for i in range(200)), "150/below"])
     report = fetch(volume, web)
     assert "/data/150" in str(report.error)
 
 
-def test_limits_hold_for_many_too(volume: Path, web: HttpServer) -> None:
+def test_limits_apply_to_small_files(volume: Path, web: HttpServer) -> None:
     offer(web)
     assert "more than 300 files" in str(fetch(volume, web, max_files=300).error)
     assert "at most 1900" in str(fetch(volume, web, max_file_bytes=1900).error)
@@ -336,7 +338,7 @@ def test_limits_hold_for_many_too(volume: Path, web: HttpServer) -> None:
     assert "at most 1900" in str(report.error)
 
 
-def test_what_the_cache_keeps_goes_through_it(volume: Path, web: HttpServer, tmp_path: Path, taken: list[bool]) -> None:
+def test_cached_files_go_through_the_cache(volume: Path, web: HttpServer, tmp_path: Path, taken: list[bool]) -> None:
     offer(web, NAMES[:150])
     cache = {"cache_dir": str(tmp_path / "cache"), "cache_min_bytes": 1}
     assert fetch(volume, web, **cache).error is None
@@ -344,7 +346,7 @@ def test_what_the_cache_keeps_goes_through_it(volume: Path, web: HttpServer, tmp
     assert any((tmp_path / "cache").rglob("*"))
 
 
-def test_few_files_and_one_connection_need_no_such_thread(
+def test_few_files_or_one_connection_start_no_mover(
     volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def begin(_: object) -> None:
@@ -357,7 +359,7 @@ def test_few_files_and_one_connection_need_no_such_thread(
     assert fetch(volume, web, parallel=1).error is None
 
 
-def test_without_a_further_thread_it_goes_on_as_before(
+def test_without_another_thread_the_regular_threads_continue(
     volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
@@ -369,7 +371,7 @@ def test_without_a_further_thread_it_goes_on_as_before(
     assert arrived(volume) == files
 
 
-def test_a_directory_whose_type_is_not_told_is_as_fast(volume: Path, web: HttpServer, taken: list[bool]) -> None:
+def test_a_directory_without_a_type_is_as_fast(volume: Path, web: HttpServer, taken: list[bool]) -> None:
     files = offer(web)
     report = bring(volume, given("/data", "s3://bucket/dir"), settings=settings(web))
     assert (report.error, report.total_files) == (None, COUNT)
@@ -377,12 +379,12 @@ def test_a_directory_whose_type_is_not_told_is_as_fast(volume: Path, web: HttpSe
     assert taken == [True] * (COUNT - stage.MANY + 1)
 
 
-def test_directories_whose_type_is_not_told_may_be_as_many_as_threads(
+def test_directories_without_a_type_may_be_as_many_as_threads(
     volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each is listed within a job, so every thread may wait for room at once."""
-    monkeypatch.setattr(small_files, "MAX_WAITING", 8)
-    monkeypatch.setattr(small_files, "FEW_WAITING", 4)
+    monkeypatch.setattr(small_files, "MAX_QUEUED", 8)
+    monkeypatch.setattr(small_files, "REFILL_BELOW", 4)
     files = offer(web)
     inputs = [given(f"/data/{i}", "s3://bucket/dir") for i in range(6)]
     report = bring(volume, *inputs, settings=settings(web, parallel=4))
@@ -390,9 +392,7 @@ def test_directories_whose_type_is_not_told_may_be_as_many_as_threads(
     assert arrived(volume) == {f"{i}/{name}": data for i in range(6) for name, data in files.items()}
 
 
-def test_large_files_of_a_directory_whose_type_is_not_told_come_beside_each_other(
-    volume: Path, web: HttpServer
-) -> None:
+def test_large_files_of_a_directory_without_a_type_are_fetched_in_parallel(volume: Path, web: HttpServer) -> None:
     files = offer(web, ["a", "b"], lambda i: b"%d" % i * (stage.SMALL_BYTES + 1))
     asked: set[str] = set()
     both = threading.Event()
@@ -409,7 +409,7 @@ def test_large_files_of_a_directory_whose_type_is_not_told_come_beside_each_othe
     assert arrived(volume) == files
 
 
-def test_when_the_small_files_are_done_the_others_have_all_connections(
+def test_large_files_get_all_connections_after_the_small_ones(
     volume: Path, web: HttpServer, taken: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limits: list[int] = []
@@ -477,9 +477,7 @@ def test_it_goes_and_comes_over_tls(
 
 
 @pytest.mark.usefixtures("bare")
-def test_records_of_tls_may_come_in_parts(
-    volume: Path, web: HttpServer, ours: Authority, returned: list[object]
-) -> None:
+def test_tls_records_may_be_split(volume: Path, web: HttpServer, ours: Authority, returned: list[object]) -> None:
     files = offer(web, NAMES[:200])
     front = TlsFront(web.url, ours.context())
     with closing(front):
@@ -493,7 +491,7 @@ def test_records_of_tls_may_come_in_parts(
     assert returned == []
 
 
-def test_matches_of_a_pattern_go_as_fast(volume: Path, s3: S3Server, taken: list[bool]) -> None:
+def test_matches_of_a_pattern_are_as_fast(volume: Path, s3: S3Server, taken: list[bool]) -> None:
     fill(volume / "root/out")
     output = wanted("/out/*/*.bin", f"s3://{s3.bucket}/m", prefix="/out")
     report = send(volume, output, settings=settings_of(s3, parallel=16))
@@ -503,7 +501,7 @@ def test_matches_of_a_pattern_go_as_fast(volume: Path, s3: S3Server, taken: list
 
 
 @pytest.mark.parametrize("fault", [Fault(status=503), Fault(status=500), Fault(status=409)])
-def test_uploads_that_fail_are_tried_again(volume: Path, web: HttpServer, fault: Fault) -> None:
+def test_failed_uploads_are_retried(volume: Path, web: HttpServer, fault: Fault) -> None:
     sent = tree(fill(volume / "root/out"))
     web.put_status = 200
     web.faults = once(fault, random.Random(3), 0.2)
@@ -516,7 +514,7 @@ def test_uploads_that_fail_are_tried_again(volume: Path, web: HttpServer, fault:
     assert refused or len(stored) == COUNT
 
 
-def test_a_file_that_vanishes_is_the_only_one_that_does_not_go(
+def test_a_removed_file_is_the_only_one_not_sent(
     volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = fill(volume / "root/out")
@@ -536,7 +534,7 @@ def test_a_file_that_vanishes_is_the_only_one_that_does_not_go(
     assert gone[0] in str(report.error)
 
 
-def test_a_file_that_grows_meanwhile_goes_whole(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_grows_is_sent_completely(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     source = fill(volume / "root/out")
     web.put_status = 200
     request = Put.request
@@ -554,7 +552,7 @@ def test_a_file_that_grows_meanwhile_goes_whole(volume: Path, web: HttpServer, m
     assert web.files[f"/bucket/dir/{grown[0]}"] == b"x" * 600_000
 
 
-def test_files_that_are_not_small_are_not_offered(volume: Path, s3: S3Server, taken: list[bool]) -> None:
+def test_large_files_are_not_submitted(volume: Path, s3: S3Server, taken: list[bool]) -> None:
     for i in range(150):
         put(s3, f"dir/{i}", b"x" * (stage.SMALL_BYTES + 1 if i > 120 else 10))
     report = bring(volume, given("/data", f"s3://{s3.bucket}/dir", type="DIRECTORY"), settings=settings_of(s3))

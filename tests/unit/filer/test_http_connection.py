@@ -103,13 +103,13 @@ PROVISIONAL = b"HTTP/1.1 100 Continue\r\n\r\n" + WHOLE
 
 @settings(max_examples=60)
 @given(data=st.sampled_from([WHOLE, CHUNKED, UNTIL_CLOSE, PROVISIONAL]), cuts=st.lists(st.integers(0, 200), max_size=8))
-def test_an_answer_is_the_same_in_any_pieces(data: bytes, cuts: list[int]) -> None:
+def test_a_response_may_be_split_anywhere(data: bytes, cuts: list[int]) -> None:
     with wired(Served([pieces(data, cuts)])) as pool:
         assert ask(pool) == (200, b"hello")
 
 
 @pytest.mark.parametrize("data", [WHOLE, CHUNKED, PROVISIONAL])
-def test_an_answer_that_ends_at_any_byte_is_an_error(data: bytes) -> None:
+def test_a_response_truncated_at_any_byte_is_an_error(data: bytes) -> None:
     for cut in range(len(data)):
         with wired(Served([[data[:cut]]])) as pool, pytest.raises((HttpConnectionError, OSError)):
             ask(pool)
@@ -124,7 +124,7 @@ def test_a_connection_serves_many_requests_with_bodies_of_any_size() -> None:
     assert len(served.requests) == len(bodies)
 
 
-def test_a_kept_connection_that_was_closed_is_replaced() -> None:
+def test_a_closed_idle_connection_is_replaced() -> None:
     with wired(Served([[WHOLE]]), Served([[WHOLE]])) as pool:
         assert [ask(pool), ask(pool)] == [(200, b"hello")] * 2
 
@@ -134,7 +134,7 @@ def test_a_new_connection_that_is_closed_is_an_error_at_once() -> None:
         ask(pool)
 
 
-def test_an_answer_left_unread_ends_its_connection() -> None:
+def test_an_unread_response_closes_its_connection() -> None:
     large = b"HTTP/1.1 200 OK\r\ncontent-length: 900000\r\n\r\n" + bytes(900000)
     with wired(Served([[large]]), Served([[WHOLE]])) as pool:
         with pool.request("GET", "/x", {}) as answer:
@@ -142,7 +142,7 @@ def test_an_answer_left_unread_ends_its_connection() -> None:
         assert ask(pool) == (200, b"hello")
 
 
-def test_head_and_empty_answers_have_no_body() -> None:
+def test_responses_to_head_and_empty_ones_have_no_body() -> None:
     script = [b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n"], [b"HTTP/1.1 204 No\r\n\r\n"], [WHOLE]
     with wired(Served(script)) as pool:
         assert ask(pool, "HEAD") == (200, b"")
@@ -153,7 +153,7 @@ def test_head_and_empty_answers_have_no_body() -> None:
 @pytest.mark.parametrize(
     "bad", [b"SSH-2.0-x\r\n\r\n", b"HTTP/1.1 abc\r\n\r\n", b"x" * 70_000, CHUNKED.replace(b"3;ext=1", b"zz")]
 )
-def test_what_is_no_http_is_an_error(bad: bytes) -> None:
+def test_a_response_that_is_not_http_is_an_error(bad: bytes) -> None:
     with wired(Served([[bad]])) as pool, pytest.raises(HttpConnectionError):
         ask(pool)
 
@@ -209,16 +209,14 @@ def test_a_body_is_saved_where_it_belongs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100_000, len(BODY) - 1])
-def test_a_body_that_ends_early_is_no_whole_one(tmp_path: Path, cut: int) -> None:
+def test_a_body_that_ends_early_is_an_error(tmp_path: Path, cut: int) -> None:
     with pytest.raises(HttpConnectionError, match="before the end"):
         saved(tmp_path / "x", [LONG, BODY[:cut]])
     assert (tmp_path / "x").read_bytes() == b"abc" + BODY[:cut]
 
 
 @pytest.mark.parametrize("of", ["the socket", "the file"])
-def test_a_body_is_saved_where_the_kernel_cannot_move_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str
-) -> None:
+def test_a_body_is_saved_without_splice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: str) -> None:
     real: Splice = os.splice
     refused: list[int] = []
 
@@ -234,7 +232,7 @@ def test_a_body_is_saved_where_the_kernel_cannot_move_it(
     assert len(refused) == 1
 
 
-def test_a_disk_that_fills_is_told_by_who_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_raises_the_error_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real: Splice = os.splice
 
     def splice(source: int, target: int, count: int, **more: int) -> int:
@@ -252,17 +250,17 @@ def test_a_disk_that_fills_is_told_by_who_writes(tmp_path: Path, monkeypatch: py
         saved(tmp_path / "x", [LONG, BODY], write)
 
 
-def test_a_file_that_became_shorter_is_an_error(tmp_path: Path) -> None:
+def test_a_file_truncated_during_the_transfer_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"x" * 100)
     descriptor = os.open(tmp_path / "f", os.O_RDONLY)
     try:
-        with wired(Served([[WHOLE]])) as pool, pytest.raises(HttpConnectionError, match="shorter"):
+        with wired(Served([[WHOLE]])) as pool, pytest.raises(HttpConnectionError, match="truncated"):
             ask(pool, "PUT", FileRange(descriptor, 0, 200))
     finally:
         os.close(descriptor)
 
 
-def test_a_silent_server_is_an_error_after_a_while() -> None:
+def test_a_silent_server_is_an_error_after_the_stall_timeout() -> None:
     silent = Served([[]], close=False)
     pool = ConnectionPool(lambda: silent, buffer_bytes=4096, stall_s=0.1, keep=1)
     with pytest.raises(TimeoutError):
@@ -271,7 +269,7 @@ def test_a_silent_server_is_an_error_after_a_while() -> None:
 
 
 @pytest.mark.parametrize("in_one_piece", [True, False])
-def test_a_server_that_does_not_read_is_an_error_after_a_while(tmp_path: Path, in_one_piece: bool) -> None:
+def test_a_server_that_does_not_read_is_an_error_after_the_stall_timeout(tmp_path: Path, in_one_piece: bool) -> None:
     (tmp_path / "x").write_bytes(bytes(20_000_000))  # more than the buffers between the two hold
     descriptor = os.open(tmp_path / "x", os.O_RDONLY)
     body = bytes(20_000_000) if in_one_piece else FileRange(descriptor, 0, 20_000_000)
@@ -293,13 +291,13 @@ def test_a_server_that_does_not_read_is_an_error_after_a_while(tmp_path: Path, i
         os.close(descriptor)
 
 
-def test_spare_connections_are_no_more_than_are_kept() -> None:
+def test_acquired_connections_stay_within_the_limit() -> None:
     with wired(*(Served([[WHOLE]]) for _ in range(4))) as pool:
-        assert pool.spare(connect=False) is None
-        lines = [pool.spare() for _ in range(4)]
+        assert pool.acquire(connect=False) is None
+        lines = [pool.acquire() for _ in range(4)]
         assert None not in lines
-        assert pool.spare() is None
+        assert pool.acquire() is None
         for line in lines:
             assert line is not None
-            pool.give_back(line)
-        assert pool.spare(connect=False) in lines
+            pool.release(line)
+        assert pool.acquire(connect=False) in lines

@@ -1,4 +1,4 @@
-"""Where buckets are asked for: as the SDK does it, without importing it for the usual places."""
+"""Addresses of buckets: by the SDK's rules, without importing it for the common ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def site(url: str, region: str = "eu-central-1", **more: Any) -> RegionalEndpoin
 @pytest.mark.parametrize("virtual", [False, True])
 @pytest.mark.parametrize("bucket", ["bucket", "a.dotted.bucket"])
 @pytest.mark.parametrize("url", [*USUAL, *ODD])
-def test_an_address_is_the_sdks(url: str, bucket: str, virtual: bool) -> None:
+def test_a_bucket_address_equals_the_sdks(url: str, bucket: str, virtual: bool) -> None:
     theirs = BaseURL(url, "eu-central-1")
     if virtual:
         theirs.virtual_style_flag = True
@@ -54,7 +54,7 @@ def test_an_address_is_the_sdks(url: str, bucket: str, virtual: bool) -> None:
     assert site(url, virtual_style=virtual).address(bucket) == (expected.netloc, expected.path.rstrip("/") + "/")
 
 
-def test_the_usual_ones_need_no_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_common_addresses_do_not_import_the_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "poiesis.filer.minio_client", None)
     for url in USUAL:
         site(url).address("bucket")
@@ -65,7 +65,7 @@ def test_the_usual_ones_need_no_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "url", ["ftp://x", "https://", "https://u:p@host", "https://host/path", "https://host?x=1", "https://host:port"]
 )
-def test_what_is_no_endpoint_is_refused_without_its_password(url: str) -> None:
+def test_an_invalid_endpoint_url_is_refused_and_its_password_redacted(url: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         site(url)
     assert "u:p" not in str(caught.value)

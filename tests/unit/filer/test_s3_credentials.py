@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from poiesis.domain.errors import ConfigurationError
-from poiesis.filer.s3_credentials import Credentials, provider
+from poiesis.filer.s3_credentials import provider
+from poiesis.filer.s3_signature import Credentials
 from poiesis.filer.settings import S3Endpoint
 
 
@@ -29,13 +30,13 @@ def of(path: Path) -> S3Endpoint:
     return S3Endpoint("x", credentials_file=str(path))
 
 
-def test_a_key_may_hold_a_percent_sign(tmp_path: Path) -> None:
+def test_a_secret_key_may_contain_a_percent_sign(tmp_path: Path) -> None:
     found = provider(of(written(tmp_path / "f", "a", "50%(x)s%", "t")))
     assert found is not None
     assert found() == Credentials("a", "50%(x)s%", "t")
 
 
-def test_a_file_that_was_renewed_is_read_again(tmp_path: Path) -> None:
+def test_a_rotated_credentials_file_is_read_again(tmp_path: Path) -> None:
     found = provider(of(written(tmp_path / "f", "a", "one")))
     assert found is not None
     assert found().secret_key == "one"
@@ -46,7 +47,7 @@ def test_a_file_that_was_renewed_is_read_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["hushhush", "[other]\naws_access_key_id = hushhush\n", "[default]\naws_access_key_id = hushhush\n"]
 )
-def test_a_file_without_keys_is_an_error_that_shows_nothing_of_it(tmp_path: Path, text: str) -> None:
+def test_a_file_without_keys_is_an_error_without_its_content(tmp_path: Path, text: str) -> None:
     (tmp_path / "f").write_text(text)
     found = provider(of(tmp_path / "f"))
     assert found is not None
@@ -55,14 +56,14 @@ def test_a_file_without_keys_is_an_error_that_shows_nothing_of_it(tmp_path: Path
     assert "hush" not in str(caught.value)
 
 
-def test_a_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
     found = provider(of(tmp_path / "f"))
     assert found is not None
     with pytest.raises(ConfigurationError, match="No such file"):
         found()
 
 
-def test_half_of_the_variables_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_access_key_without_a_secret_key_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")
     with pytest.raises(ConfigurationError, match="AWS_SECRET_ACCESS_KEY"):
         provider(S3Endpoint("x"))
@@ -72,5 +73,5 @@ def test_half_of_the_variables_is_an_error(monkeypatch: pytest.MonkeyPatch) -> N
     assert found() == Credentials("a", "s", None)
 
 
-def test_without_anything_requests_are_anonymous() -> None:
+def test_without_credentials_requests_are_anonymous() -> None:
     assert provider(S3Endpoint("x")) is None

@@ -1,4 +1,4 @@
-"""One thread for many small files: answers in any pieces, connections that end anywhere, files that are given back."""
+"""The mover of small files: responses split anywhere, connections that end anywhere, files that are returned."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ REQUEST = b"GET /x HTTP/1.1\r\n\r\n"
 
 
 class Asked:
-    """An exchange that keeps what it is told."""
+    """An exchange that records its calls."""
 
     def __init__(self, pool: ConnectionPool, request: bytes = REQUEST, error: Exception | None = None) -> None:
         self.pool = pool
@@ -37,7 +37,7 @@ class Asked:
     def request(self) -> bytes:
         return self._request
 
-    def answered(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
+    def handle_response(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
         if self._error is not None:
             raise self._error
         self.answers.append((status, bytes(body)))
@@ -49,29 +49,29 @@ def control(cancelled: Callable[[], bool] = lambda: False, stall_s: float = 2.0)
 
 
 def move(made: SmallFileMover, *exchanges: Asked) -> tuple[list[int], list[int]]:
-    """Numbers of the exchanges that went well, and of those that were given back."""
+    """Numbers of the exchanges that succeeded, and of those that were returned."""
     moved: list[int] = []
     back: list[int] = []
     for i, exchange in enumerate(exchanges):
         otherwise = lambda i=i: back.append(i)  # noqa: E731
-        if not made.take(exchange, lambda _, i=i: moved.append(i), otherwise):  # type: ignore[misc]
+        if not made.submit(exchange, lambda _, i=i: moved.append(i), otherwise):  # type: ignore[misc]
             otherwise()
     made.finish()
-    for job in made.given_back():
+    for job in made.returned_jobs():
         job()
     return sorted(moved), sorted(back)
 
 
 @settings(max_examples=60)
 @given(cuts=st.lists(st.integers(0, 200), max_size=8))
-def test_answers_are_the_same_in_any_pieces(cuts: list[int]) -> None:
+def test_responses_may_be_split_anywhere(cuts: list[int]) -> None:
     with wired(Served([pieces(WHOLE, cuts)] * 3)) as pool:
         asked = [Asked(pool) for _ in range(3)]
         assert move(SmallFileMover(control(), lambda: 1), *asked) == ([0, 1, 2], [])
     assert [a.answers for a in asked] == [[(200, b"hello")]] * 3
 
 
-def test_an_answer_that_ends_at_any_byte_is_given_back() -> None:
+def test_a_response_truncated_at_any_byte_returns_the_file() -> None:
     for cut in range(len(WHOLE)):
         with wired(Served([[WHOLE[:cut]]])) as pool:
             asked = Asked(pool)
@@ -100,33 +100,33 @@ def test_an_answer_that_ends_at_any_byte_is_given_back() -> None:
         "until the end",
         "provisional",
         "no HTTP",
-        "more than said",
+        "longer than its length",
         "no length",
     ],
 )
-def test_what_is_not_the_usual_answer_is_given_back(data: bytes) -> None:
+def test_an_unexpected_response_returns_the_file(data: bytes) -> None:
     with wired(Served([[data]], close=False)) as pool:
         assert move(SmallFileMover(control(), lambda: 1), Asked(pool)) == ([], [0])
 
 
-def test_an_answer_that_is_longer_than_the_buffer_is_given_back() -> None:
+def test_a_response_longer_than_the_buffer_returns_the_file() -> None:
     body = b"x" * 70_000
     with wired(Served([[b"HTTP/1.1 200 OK\r\ncontent-length: 70000\r\n\r\n" + body]])) as pool:
         assert move(SmallFileMover(control(), lambda: 1), Asked(pool)) == ([], [0])
 
 
-def test_a_head_that_never_ends_is_given_back() -> None:
+def test_an_endless_head_returns_the_file() -> None:
     with wired(Served([[b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 20_000]])) as pool:
         assert move(SmallFileMover(control(), lambda: 1), Asked(pool)) == ([], [0])
 
 
-def test_any_error_of_an_exchange_gives_that_file_back_alone() -> None:
+def test_an_error_of_an_exchange_returns_only_that_file() -> None:
     with wired(*(Served([[WHOLE]] * 9) for _ in range(4))) as pool:
         asked = [Asked(pool, error=KeyError(i) if i == 3 else None) for i in range(6)]
         assert move(SmallFileMover(control(), lambda: 2), *asked) == ([0, 1, 2, 4, 5], [3])
 
 
-def test_an_error_before_the_request_gives_that_file_back_alone() -> None:
+def test_an_error_before_the_request_returns_only_that_file() -> None:
     def fail() -> bytes:
         raise ValueError("no")
 
@@ -136,24 +136,24 @@ def test_an_error_before_the_request_gives_that_file_back_alone() -> None:
         assert move(SmallFileMover(control(), lambda: 1), *asked) == ([0, 1, 3, 4], [2])
 
 
-def test_a_kept_connection_that_was_closed_costs_no_file() -> None:
+def test_a_closed_idle_connection_costs_no_file() -> None:
     with wired(Served([[WHOLE]]), Served([[WHOLE]] * 5)) as pool:
         assert move(SmallFileMover(control(), lambda: 1), *(Asked(pool) for _ in range(4))) == ([0, 1, 2, 3], [])
 
 
-def test_a_server_that_closes_after_each_answer_gets_new_connections() -> None:
+def test_a_server_that_closes_after_each_response_gets_new_connections() -> None:
     closing = WHOLE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     with wired(*(Served([[closing]]) for _ in range(6))) as pool:
         assert move(SmallFileMover(control(), lambda: 2), *(Asked(pool) for _ in range(6))) == (list(range(6)), [])
 
 
-def test_nothing_is_asked_on_a_connection_that_is_about_to_close() -> None:
+def test_no_request_is_sent_on_a_closing_connection() -> None:
     closing = WHOLE.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     with wired(Served([[closing], []], close=False), Served([[WHOLE]])) as pool:
         assert move(SmallFileMover(control(stall_s=1), lambda: 1), Asked(pool), Asked(pool)) == ([0, 1], [])
 
 
-def test_connections_are_no_more_than_asked_for_and_are_given_back() -> None:
+def test_connections_stay_within_the_limit_and_are_released() -> None:
     with wired(*(Served([[WHOLE]] * 60) for _ in range(9))) as pool:
         assert move(SmallFileMover(control(), lambda: 3), *(Asked(pool) for _ in range(60)))[0] == list(range(60))
         assert (pool._open, len(pool._idle)) == (3, 3)
@@ -170,12 +170,12 @@ def test_large_requests_are_sent_in_pieces() -> None:
     assert served.requests == [request, REQUEST]
 
 
-def test_a_silent_server_gets_its_files_taken_away() -> None:
+def test_files_of_a_silent_server_are_returned() -> None:
     with wired(Served([[WHOLE], []], close=False)) as pool:
         assert move(SmallFileMover(control(stall_s=0.3), lambda: 1), Asked(pool), Asked(pool)) == ([0], [1])
 
 
-def test_when_nobody_answers_it_ends_soon() -> None:
+def test_an_unreachable_server_ends_it_soon() -> None:
     def connect() -> Served:
         raise ConnectionRefusedError("no")
 
@@ -184,62 +184,62 @@ def test_when_nobody_answers_it_ends_soon() -> None:
     assert (moved, back) == ([], list(range(100)))
 
 
-def test_when_too_many_are_given_back_it_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_files, "MAX_GIVEN_BACK", 5)
+def test_too_many_failures_make_it_give_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_files, "MAX_RETURNED", 5)
     served = [Served([[b"HTTP/1.1 204 No Content\r\n\r\n"]]) for _ in range(50)]
     with wired(*served) as pool:
         assert move(SmallFileMover(control(), lambda: 2), *(Asked(pool) for _ in range(50))) == ([], list(range(50)))
         assert sum(len(s.requests) for s in served) < 15
 
 
-def test_a_stop_gives_back_what_was_not_done() -> None:
+def test_a_stop_returns_the_remaining_files() -> None:
     stopped = threading.Event()
     with wired(Served([[WHOLE], []], close=False)) as pool:
         made = SmallFileMover(control(stopped.is_set, stall_s=60), lambda: 1)
         asked = [Asked(pool) for _ in range(3)]
-        jobs = [made.take(a, lambda _: None, lambda: None) for a in asked]
+        jobs = [made.submit(a, lambda _: None, lambda: None) for a in asked]
         assert jobs == [True] * 3
         threading.Timer(0.1, stopped.set).start()
         made.finish()
-        assert len(list(made.given_back())) == 2
+        assert len(list(made.returned_jobs())) == 2
         assert pool._open == 0
 
 
-def test_taking_waits_for_room_but_not_behind_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_files, "MAX_WAITING", 4)
-    monkeypatch.setattr(small_files, "FEW_WAITING", 2)
+def test_submitting_waits_for_room_but_not_after_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_files, "MAX_QUEUED", 4)
+    monkeypatch.setattr(small_files, "REFILL_BELOW", 2)
     stopped = threading.Event()
     with wired(Served([[]], close=False)) as pool:
         made = SmallFileMover(control(stopped.is_set, stall_s=60), lambda: 1)
         threading.Timer(0.2, stopped.set).start()
-        taken = [made.take(Asked(pool), lambda _: None, lambda: None) for _ in range(8)]
+        taken = [made.submit(Asked(pool), lambda _: None, lambda: None) for _ in range(8)]
         assert taken.count(True) in (4, 5)
         assert stopped.is_set()
         made.finish()
 
 
-def test_more_files_than_wait_at_once_all_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(small_files, "MAX_WAITING", 4)
-    monkeypatch.setattr(small_files, "FEW_WAITING", 2)
+def test_more_files_than_the_queue_holds_are_all_moved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(small_files, "MAX_QUEUED", 4)
+    monkeypatch.setattr(small_files, "REFILL_BELOW", 2)
     with wired(*(Served([[WHOLE]] * 300) for _ in range(2))) as pool:
         assert move(SmallFileMover(control(), lambda: 2), *(Asked(pool) for _ in range(300))) == (list(range(300)), [])
 
 
-def test_files_that_come_late_wake_it() -> None:
+def test_late_files_wake_it() -> None:
     with wired(Served([[WHOLE]] * 9)) as pool:
         made = SmallFileMover(control(), lambda: 1)
         moved = threading.Event()
         for _ in range(3):
             time.sleep(0.01)
             moved.clear()
-            assert made.take(Asked(pool), lambda _: moved.set(), lambda: None)
+            assert made.submit(Asked(pool), lambda _: moved.set(), lambda: None)
             assert moved.wait(POLL * 20)
         made.finish()
-        assert list(made.given_back()) == []
-        assert not made.take(Asked(pool), lambda _: None, lambda: None)
+        assert list(made.returned_jobs()) == []
+        assert not made.submit(Asked(pool), lambda _: None, lambda: None)
 
 
-def test_when_no_more_connections_can_be_had_those_that_there_are_go_on() -> None:
+def test_without_further_connections_the_open_ones_continue() -> None:
     made = iter([Served([[WHOLE]] * 50), Served([[WHOLE]] * 50)])
     tried: list[int] = []
 
@@ -256,11 +256,11 @@ def test_when_no_more_connections_can_be_had_those_that_there_are_go_on() -> Non
     pool.close()
 
 
-def test_where_files_take_long_it_gives_up() -> None:
+def test_slow_files_make_it_give_up() -> None:
     class Slow(Asked):
-        def answered(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
+        def handle_response(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
             time.sleep(0.006)
-            return super().answered(status, headers, body)
+            return super().handle_response(status, headers, body)
 
     with wired(*(Served([[WHOLE]] * 300) for _ in range(2))) as pool:
         made = SmallFileMover(control(), lambda: 2)
@@ -270,11 +270,11 @@ def test_where_files_take_long_it_gives_up() -> None:
         assert 20 < len(moved) < 150
 
 
-def test_a_file_that_takes_long_makes_no_other_connection_silent() -> None:
+def test_a_slow_file_does_not_make_other_connections_time_out() -> None:
     class Slow(Asked):
-        def answered(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
+        def handle_response(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
             time.sleep(0.5)
-            return super().answered(status, headers, body)
+            return super().handle_response(status, headers, body)
 
     def late(seconds: float) -> Iterator[bytes]:
         time.sleep(seconds)
@@ -285,7 +285,7 @@ def test_a_file_that_takes_long_makes_no_other_connection_silent() -> None:
         assert move(SmallFileMover(control(stall_s=0.3), lambda: 4), *asked) == ([0, 1, 2, 3], [])
 
 
-def test_without_descriptors_nothing_is_left_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_descriptors_nothing_stays_open(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise OSError(24, "too many open files")
 
@@ -300,7 +300,7 @@ def test_without_descriptors_nothing_is_left_open(monkeypatch: pytest.MonkeyPatc
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_fault_of_its_own_loses_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_in_the_mover_loses_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)  # which would print it
 
     def bug(_: SmallFileMover, __: object) -> bool:

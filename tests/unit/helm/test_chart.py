@@ -186,6 +186,7 @@ def test_every_object_of_the_schema_is_closed_or_intentionally_open():
         "serviceClasses",
         "queues",
         "fileSecrets",
+        "cloud",
         "strings",
         "requests",
         "limits",
