@@ -170,7 +170,8 @@ def test_a_large_document_is_split_into_several_secrets(driver: Driver, admin: C
         task = made.task(TaskSpec((busybox("true"),), inputs=inputs))
         made.begin(task)
         pod = made.until(task, lambda pod: pod.ended).pods[0]
-        assert record_of(pod, TIF).stderr.split() == ["filer.json", "tif.json.0", "tif.json.1", "tif.json.2"]
+        files = record_of(pod, TIF).stderr.split()
+        assert files == ["filer.json", "hosts", "resolv.conf", "tif.json.0", "tif.json.1", "tif.json.2"]
         query = {"labelSelector": f"poiesis/task-id={task.id}"}
         secrets = admin.get(f"/api/v1/namespaces/{namespace}/secrets", query)["items"]
         size = sum(len(base64.b64decode(v)) for s in secrets for k, v in s["data"].items() if k.startswith("tif"))
