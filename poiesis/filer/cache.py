@@ -23,6 +23,7 @@ from typing import Final
 
 from poiesis.domain.errors import PoiesisError
 from poiesis.filer.atomic_write import atomic_file
+from poiesis.filer.local import copy_file
 from poiesis.filer.settings import FilerSettings
 from poiesis.filer.transfer import POLL, Control
 from poiesis.ports.filer import RemoteFile, Sent
@@ -32,7 +33,6 @@ SLOT_DIGITS: Final = 3  # of a key, in hexadecimal: 4,096 lock files
 LOW_WATER: Final = 0.9  # an eviction goes on until this share is left
 EVICTION: Final = "all"  # a lock's name that no entry can have
 _CLONE: Final = 0x40049409  # FICLONE
-_CHUNK: Final = 64 * 1024 * 1024
 
 
 class Cache:
@@ -107,7 +107,7 @@ class Cache:
                 try:
                     fcntl.ioctl(part.descriptor, _CLONE, source)
                 except OSError:
-                    self._copy(source, part.descriptor)
+                    copy_file(source, part, self._control.moved)
                 if os.fstat(part.descriptor).st_size != size:
                     raise OSError(errno.EIO, "the entry became shorter")
                 if state.st_mode & 0o111:
@@ -115,26 +115,6 @@ class Cache:
             return True
         finally:
             os.close(source)
-
-    def _copy(self, source: int, target: int) -> None:
-        offset = 0
-        while True:
-            try:
-                count = os.copy_file_range(source, target, _CHUNK, offset, offset)
-            except OSError:
-                if offset:
-                    raise
-                count = 0
-            if count == 0:
-                break
-            offset += count
-            self._control.moved(count)
-        while data := os.pread(source, 1 << 20, offset):  # where the kernel cannot copy
-            view = memoryview(data)
-            while view:
-                count = os.pwrite(target, view, offset)
-                view, offset = view[count:], offset + count
-            self._control.moved(len(data))
 
     @contextmanager
     def _locked(self, key: str, *, wait: bool = True) -> Iterator[bool]:

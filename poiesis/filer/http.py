@@ -57,17 +57,15 @@ _DRAIN: Final = 64 * 1024  # of an unwanted body, to keep its connection; closin
 def guarded(guard: Guard) -> dict[str, Any]:
     """Pool classes whose connections pass the guard."""
 
+    def connect(self: Any) -> Any:
+        timeout = self.timeout if isinstance(self.timeout, int | float) else None
+        return guard.connect(self._dns_host, self.port or self.default_port, timeout, self.socket_options or ())
+
     class Plain(HTTPConnection):
-        def _new_conn(self) -> Any:
-            return guard.connect(
-                self._dns_host, self.port or self.default_port, _seconds(self.timeout), self.socket_options or ()
-            )
+        _new_conn = connect
 
     class Secure(HTTPSConnection):
-        def _new_conn(self) -> Any:
-            return guard.connect(
-                self._dns_host, self.port or self.default_port, _seconds(self.timeout), self.socket_options or ()
-            )
+        _new_conn = connect
 
     class PlainPool(urllib3.HTTPConnectionPool):
         ConnectionCls = Plain
@@ -76,10 +74,6 @@ def guarded(guard: Guard) -> dict[str, Any]:
         ConnectionCls = Secure
 
     return {"http": PlainPool, "https": SecurePool}
-
-
-def _seconds(timeout: Any) -> float | None:
-    return timeout if isinstance(timeout, int | float) else None
 
 
 class Client:

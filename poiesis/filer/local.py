@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -61,7 +61,8 @@ class LocalFiler:
                 source = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 with atomic_file(target, sync=self._control.sync, size_bytes=state.st_size) as part:
-                    size = self._copy(source, part, shown(file.url))
+                    with local_errors(shown(file.url)):
+                        size = copy_file(source, part, self._control.moved)
                     if state.st_mode & stat.S_IXUSR:
                         part.executable()
             finally:
@@ -77,7 +78,8 @@ class LocalFiler:
             with atomic_file(
                 target, sync=self._control.sync, size_bytes=os.fstat(source).st_size, directory=folder
             ) as part:
-                size = self._copy(source, part, shown(url))
+                with local_errors(shown(url)):
+                    size = copy_file(source, part, self._control.moved)
                 os.fchmod(part.descriptor, 0o755 if mode & stat.S_IXUSR else 0o644)
         return Sent(url, size)
 
@@ -193,32 +195,24 @@ class LocalFiler:
     def _refusal(self, url: str) -> AccessDenied:
         return AccessDenied(f"{shown(url)}: is not in a directory that this service may use")
 
-    def _copy(self, source: int, part: PartialFile, what: str) -> int:
-        """Copy in the kernel where possible (reflinks on file systems that have them), else through memory."""
-        offset = 0
-        with local_errors(what):
-            while True:
-                try:
-                    count = os.copy_file_range(source, part.descriptor, _CHUNK, offset, offset)
-                except OSError:
-                    if offset:
-                        raise
-                    return self._copy_through_memory(source, part)
-                if count == 0:
-                    break
-                offset += count
-                self._control.moved(count)
-            if offset == 0:  # some virtual file systems return 0 for files that are not empty
-                return self._copy_through_memory(source, part)
-        return offset
 
-    def _copy_through_memory(self, source: int, part: PartialFile) -> int:
-        offset = 0
-        while data := os.pread(source, 1 << 20, offset):
-            part.write(data, offset)
-            offset += len(data)
-            self._control.moved(len(data))
-        return offset
+def copy_file(source: int, part: PartialFile, moved: Callable[[int], None]) -> int:
+    """Copy the whole file in the kernel where possible (reflinks on file systems that have them), else through memory. Returns its size.
+
+    Raises: OSError, and what `moved` raises.
+    """
+    offset = 0
+    with suppress(OSError):  # not between these file systems
+        while count := os.copy_file_range(source, part.descriptor, _CHUNK, offset, offset):
+            offset += count
+            moved(count)
+    while data := os.pread(
+        source, 1 << 20, offset
+    ):  # some virtual file systems also return 0 for files that are not empty
+        part.write(data, offset)
+        offset += len(data)
+        moved(len(data))
+    return offset
 
 
 def _path(url: str, *, decode: bool = True) -> str:
