@@ -147,7 +147,7 @@ class LocalFiler:
             if identity in above:
                 problem = "is a symbolic link to a directory that holds it"
             elif len(above) >= MAX_DEPTH:
-                problem = f"is more than {MAX_DEPTH} directories deep"
+                raise StagingFailed(f"{shown(url)}: is more than {MAX_DEPTH} directories deep")
             else:
                 yield from self._walk(url, path, name, above)
                 return

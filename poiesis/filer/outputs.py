@@ -34,7 +34,7 @@ class StageOut(Stage):
                 yield from self._output(item, path)
             except NotFound as error:
                 if self._optional:
-                    self._log.note(f"optional output {path} was not made")
+                    self._log.note(f"optional output {error}")
                 else:
                     self._fail(OutputMissing(f"output {error}"), path)
             except Exception as error:
@@ -72,8 +72,11 @@ class StageOut(Stage):
                         yield hit
 
     def _is_usable(self, entry: Entry) -> bool:
-        """The one rule for what a pattern or a directory holds: an unusable entry is left out, with a note."""
-        if entry.problem is not None:
+        """The one rule for what a pattern or a directory holds: an unusable entry is left out with a note, one that cannot be read is an
+        error; the others are uploaded."""
+        if entry.problem is not None and entry.is_error:
+            self._fail(StagingFailed(entry.problem), entry.path)
+        elif entry.problem is not None:
             self._log.note(f"not uploaded: {entry.problem}")
         return entry.problem is None
 

@@ -47,6 +47,10 @@ class _NotADirectory(StagingFailed):
     pass
 
 
+class LinkCircle(StagingFailed):
+    """More symbolic links on the way than the kernel would follow."""
+
+
 class DanglingLink(NotFound):
     """A symbolic link on the way leads to nothing on the volume."""
 
@@ -54,12 +58,14 @@ class DanglingLink(NotFound):
 @dataclass(frozen=True)
 class Entry:
     """A file or directory of the volume. `path`: the executor's. `problem`: why it cannot be uploaded, as a sentence that begins with its
-    path; None when it can. A special file, or a link that leads to nothing, out of the volume or in a circle, has one wherever it is."""
+    path; None when it can. An unusable entry (a special file, a link that leads to nothing, out of the volume or in a circle) has one
+    wherever it is; with `is_error` it would be usable, but cannot be read."""
 
     path: str
     size_bytes: int
     is_directory: bool = False
     problem: str | None = None
+    is_error: bool = False
 
 
 class Volume:
@@ -155,12 +161,8 @@ class Volume:
         """What `path` is in the end, links followed. None: there is nothing of that name."""
         try:
             return self.entry(path, self.stat(path))
-        except DanglingLink as error:
-            return Entry(path, 0, problem=str(error))
-        except NotFound:
-            return None
         except StagingFailed as error:
-            return Entry(path, 0, problem=str(error))
+            return None if type(error) is NotFound else _unusable(path, error)
 
     def entry(self, path: str, state: os.stat_result) -> Entry:
         is_directory = stat.S_ISDIR(state.st_mode)
@@ -202,7 +204,7 @@ class Volume:
                 if stat.S_ISLNK(mode):
                     links += 1
                     if links > MAX_LINKS:
-                        raise StagingFailed(f"{path}: too many symbolic links, or links in a circle")
+                        raise LinkCircle(f"{path}: is or goes through symbolic links in a circle, or too many of them")
                     target = os.readlink("", dir_fd=descriptor)
                     followed = followed or target
                     os.close(stack.pop())
@@ -230,9 +232,13 @@ class Volume:
 
     def walk(self, path: str) -> Iterator[Entry]:
         """All files below the directory `path`, empty directories, and entries with a problem. Links are followed inside the volume; one
-        that leads back to a directory that holds it is a problem. Raises: NotFound, StagingFailed."""
-        with self.resolved(path) as found:
-            descriptor = _list(path, found)
+        that leads back to a directory that holds it is a problem."""
+        try:
+            with self.resolved(path) as found:
+                descriptor = _list(path, found)
+        except StagingFailed as error:
+            yield _unusable(path, error)
+            return
         yield from self._walk(path.rstrip("/"), descriptor, ())
 
     def _walk(self, path: str, descriptor: int, above: tuple[tuple[int, int], ...]) -> Iterator[Entry]:
@@ -247,7 +253,7 @@ class Volume:
             if empty:
                 yield Entry(path, 0, is_directory=True)
         except OSError as error:
-            yield Entry(path, 0, problem=f"{path}: cannot be read: {error.strerror}")
+            yield Entry(path, 0, problem=f"{path}: cannot be read: {error.strerror}", is_error=True)
         finally:
             os.close(descriptor)
 
@@ -261,8 +267,8 @@ class Volume:
                 try:
                     with self.resolved(path) as target:
                         os.dup2(target, found, inheritable=False)
-                except (NotFound, StagingFailed) as error:
-                    yield Entry(path, 0, problem=str(error))
+                except StagingFailed as error:
+                    yield _unusable(path, error)
                     return
             yield from self._target(path, found, os.fstat(found), above)
         finally:
@@ -276,12 +282,12 @@ class Volume:
         elif (state.st_dev, state.st_ino) in above:
             yield Entry(path, 0, problem=f"{path}: is a symbolic link to a directory that holds it")
         elif len(above) >= MAX_DEPTH:
-            yield Entry(path, 0, problem=f"{path}: is more than {MAX_DEPTH} directories deep")
+            yield Entry(path, 0, problem=f"{path}: is more than {MAX_DEPTH} directories deep", is_error=True)
         else:
             try:
                 descriptor = _list(path, found)
             except StagingFailed as error:
-                yield Entry(path, 0, problem=str(error))
+                yield _unusable(path, error)
                 return
             yield from self._walk(path, descriptor, above)
 
@@ -306,12 +312,9 @@ class Volume:
         try:
             with self.resolved(directory or "/") as opened:
                 descriptor = _list(directory, opened)
-        except (NotFound, _NotADirectory) as error:
-            if isinstance(error, DanglingLink):
-                yield Entry(directory, 0, problem=str(error))
-            return
         except StagingFailed as error:
-            yield Entry(directory, 0, problem=str(error))
+            if type(error) not in (NotFound, _NotADirectory):
+                yield _unusable(directory, error)
             return
         try:
             hits = sorted(filter(names[start].matches, os.listdir(descriptor)))
@@ -319,6 +322,10 @@ class Volume:
             os.close(descriptor)
         for hit in hits:
             yield from self._match(f"{directory}/{hit}", names, start + 1, count)
+
+
+def _unusable(path: str, error: StagingFailed) -> Entry:
+    return Entry(path, 0, problem=str(error), is_error=not isinstance(error, NotFound | LinkCircle))
 
 
 def _names(path: str) -> list[str]:

@@ -177,3 +177,40 @@ def test_names_cannot_forge_lines_of_a_log(volume: Path, store: Path) -> None:
     assert report.error is not None
     assert len(report.notes) == 1
     assert all(text.isprintable() for text in (report.error, *report.notes))
+
+
+@pytest.mark.parametrize("path, prefix", [("/w", None), ("/w/*", "/w"), ("/w/*/*", "/w")])
+def test_a_directory_that_cannot_be_read_is_an_error_and_the_others_are_uploaded(
+    volume: Path, store: Path, path: str, prefix: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its files would be usable, so leaving them out with a note would lose results."""
+    for name in ("a", "closed", "z"):
+        (volume / "root/w" / name).mkdir()
+        (volume / "root/w" / name / "x").write_text(name)
+    closed = (volume / "root/w/closed").stat().st_ino
+    original = os.open
+
+    def refuse(what: str, flags: int, *arguments: int, **options: int) -> int:
+        if flags & os.O_DIRECTORY and str(what).startswith("/proc/self/fd/") and os.stat(what).st_ino == closed:
+            raise PermissionError(13, "Permission denied")  # root would not be refused
+        return original(what, flags, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    report = send(volume, wanted(path, f"file://{store}/o", None, prefix), settings=quick(file_roots=(str(store),)))
+    assert (report.error, report.error_code) == ("/w/closed: cannot be listed: Permission denied", "staging_failed")
+    assert tree(store / "o") == {"a/x": b"a", "z/x": b"z"}
+
+
+def test_a_directory_that_is_too_deep_is_an_error(volume: Path, store: Path) -> None:
+    here = os.open(volume / "root/w", os.O_RDONLY)
+    for _ in range(300):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    (volume / "root/w/x").write_text("x")
+    report = send(volume, wanted("/w", f"file://{store}/o", "DIRECTORY"), settings=quick(file_roots=(str(store),)))
+    assert report.error is not None
+    assert "is more than 256 directories deep" in report.error
+    assert tree(store / "o") == {"x": b"x"}
