@@ -55,6 +55,22 @@ def test_an_access_id_is_resolved_with_the_token(volume: Path, web: HttpServer, 
     assert "secret-token" not in str(report)
 
 
+@pytest.mark.parametrize(
+    "url, headers", [("{}/bytes", ["Authorization: Basic Zm9v"]), ("{}/bytes", []), ("{secret}/bytes", [])]
+)
+def test_credentials_for_the_bytes_are_not_sent_unencrypted_where_the_filer_may_not(
+    volume: Path, web: HttpServer, url: str, headers: list[str]
+) -> None:
+    web.files["/bytes"] = BODY
+    address = url.format(web.url, secret=web.url.replace("://", "://me:secret@"))
+    method = {"type": "https", "access_url": {"url": address, "headers": headers}}
+    item = given("/data/x", offer(web, "one", access_methods=[method]))
+    report = bring(volume, item, settings=settings(web), allow_unencrypted_credentials=False)
+    needs_credentials = bool(headers) or "secret" in url
+    assert report.error_code == ("access_denied" if needs_credentials else None)
+    assert any(r.path == "/bytes" for r in web.requests) is not needs_credentials
+
+
 def test_access_headers_are_not_sent_after_a_redirect_to_another_host(volume: Path, web: HttpServer) -> None:
     web.files["/end"] = BODY
     elsewhere = web.url.replace("127.0.0.1", "localhost") + "/end"
