@@ -1,7 +1,7 @@
-"""The composition root: settings → adapters → services. Nothing else builds an adapter, and each is imported by what builds it, so
-that a role pays only for what it uses.
+"""The composition root: settings → adapters → services. Nothing else builds an adapter, and each is imported by the method that builds
+it, so that a role pays only for what it uses.
 
-A `Bootstrap` makes each part when it is first asked for and closes what it made, last first.
+A `Bootstrap` builds each part on first use and closes them in reverse order.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 KUBERNETES_PREFIX: Final = f"{PREFIX}KUBERNETES__"
 FILER_PREFIX: Final = f"{PREFIX}FILER__"
 CLIENT_VARIABLES: Final = (f"{PREFIX}URL", f"{PREFIX}TOKEN", f"{PREFIX}TEST_")
-SETTLE: Final = timedelta(seconds=0.3)  # where pokes tell the end, a pod's other events may wait for each other
+SETTLE: Final = timedelta(seconds=0.3)  # where pokes report the end of a pod, its other events may be merged
 ADAPTER_PREFIXES: Final = (KUBERNETES_PREFIX, FILER_PREFIX, *CLIENT_VARIABLES)
 
 
@@ -61,7 +61,7 @@ class SystemClock:
 
 
 class FollowedCluster(Cluster, ClusterEvents, Protocol):
-    """A cluster that also tells what changed."""
+    """A cluster that also reports changes."""
 
 
 class Bootstrap:
@@ -98,7 +98,7 @@ class Bootstrap:
 
     @cached_property
     def settings(self) -> Settings:
-        """With the policy completed by what the adapters can do."""
+        """The settings, with the policy completed by the abilities of the adapters."""
         policy = self._given.policy
         queues: dict[str, tuple[str, ...]] = {}
         exposes = policy.exposes_credentials
@@ -188,7 +188,7 @@ class Bootstrap:
 
     @cached_property
     def orchestrator(self) -> Orchestrator:
-        exclusive_since = self.clock.now() if self.is_embedded else None  # its folder is locked by now
+        exclusive_since = self.clock.now() if self.is_embedded else None  # its directory is locked by now
         return Orchestrator(self.repository, self.cluster, self.clock, self.policy, exclusive_since=exclusive_since)
 
     @cached_property
@@ -219,15 +219,15 @@ class Bootstrap:
         return PokeListener(self._kubernetes.poke_listen, monitor.poke, self.cluster.may_have_pod)
 
     def election(self, on_start: Callable[[], None], on_stop: Callable[[], None]) -> Election:
-        """Of the monitor that leads, among those of this namespace and instance."""
+        """Return the election of the leading monitor among those of this namespace and instance."""
         from poiesis.cluster.kubernetes.leader import Election
 
         if self._kubernetes is None:
-            raise ConfigurationError("the embedded service is alone and elects nobody")
+            raise ConfigurationError("no election in the embedded service: it has one monitor")
         return Election(self._kubernetes, on_start, on_stop)
 
     def describe(self) -> str:
-        """What tasks run on, in a sentence. The API of the server mode has no cluster to ask."""
+        """Return a sentence on what tasks run on. The API of the server mode has no access to a cluster."""
         from poiesis.cluster.local import LocalCluster
 
         if self.is_embedded and isinstance(self.cluster, LocalCluster):
@@ -247,13 +247,13 @@ class Bootstrap:
         )
 
     def ready(self) -> None:
-        """Of a worker or the monitor. Raises: Unavailable."""
+        """Readiness of a worker or the monitor. Raises: Unavailable."""
         self.repository.ready()
         self.queue.ready()
         self.cluster.ready()
 
     def api_ready(self) -> None:
-        """The API needs no cluster. Raises: Unavailable."""
+        """Readiness of the API, which needs no cluster. Raises: Unavailable."""
         self.repository.ready()
         self.queue.ready()
 

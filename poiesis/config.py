@@ -1,9 +1,9 @@
 """Settings: one typed, frozen value read once from `POIESIS_…` variables, `__` between levels.
 
-`read` fills any frozen dataclass, nested ones too, so that each adapter defines its own settings beside itself and `bootstrap` reads
+`read` fills any frozen dataclass, also nested ones, so that each adapter defines its own settings and `bootstrap` reads
 them all: `POIESIS_POLICY__MAX_ATTEMPTS=5`, `POIESIS_KUBERNETES__NAMESPACE=tasks`. Values are text for str, numbers, `true`/`false`,
-durations (`90s`, `15m`, `2h`, `1d`), and comma-separated lists or JSON for collections. A variable nobody knows is an error, with the
-name that is near. Secrets may come from a file: `POIESIS_MONGO_URI_FILE=/run/secrets/uri`, and their fields never show in `repr`.
+durations (`90s`, `15m`, `2h`, `1d`), and comma-separated lists or JSON for collections. An unknown variable is an error that suggests the
+closest name. Secrets may come from a file: `POIESIS_MONGO_URI_FILE=/run/secrets/uri`, and their fields are hidden in `repr`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from poiesis.domain.parameters import parse_bool, parse_duration
 from poiesis.domain.policy import Policy
 
 PREFIX: Final = "POIESIS_"
-ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # Kubernetes' names of what `uname -m` says
+ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # from `uname -m` to Kubernetes' names
 T = TypeVar("T")
 
 
 def shipped_launchers() -> Mapping[str, Path]:
-    """The launchers that came with the package, by architecture (`amd64`, `arm64`)."""
+    """Return the launchers inside the package, by architecture (`amd64`, `arm64`)."""
     return {p.name.removeprefix("launcher-"): p for p in sorted(Path(poiesis.__file__).parent.glob("bin/launcher-*"))}
 
 
@@ -93,7 +93,7 @@ class ApiSettings:
 
 @dataclass(frozen=True)
 class ServiceSettings:
-    """What service-info says (GA4GH service-info 1.0.0)."""
+    """The content of service-info (GA4GH service-info 1.0.0)."""
 
     id: str = "org.example.poiesis"
     name: str = "Poiesis"
@@ -104,42 +104,42 @@ class ServiceSettings:
     documentation_url: str | None = None
     environment: str | None = None
     storage: tuple[str, ...] = ()
-    """Places that clients may use, such as s3://bucket/; empty: made from the usable schemes."""
+    """URL prefixes that clients may use, such as s3://bucket/; empty: derived from the enabled schemes."""
 
 
 @dataclass(frozen=True)
 class Settings:
     mongo_uri: str = field(default="mongodb://127.0.0.1:27017", repr=False)
-    """Of the store. May hold a password, so better POIESIS_MONGO_URI_FILE."""
+    """Of the store. May contain a password: prefer POIESIS_MONGO_URI_FILE."""
     mongo_database: str = "poiesis"
     redis_uri: str = field(default="redis://127.0.0.1:6379/0", repr=False)
-    """Of the broker. May hold a password, so better POIESIS_REDIS_URI_FILE."""
+    """Of the broker. May contain a password: prefer POIESIS_REDIS_URI_FILE."""
     directory: str = ".poiesis"
-    """Of the embedded mode: database and tasks' files."""
+    """Embedded mode: directory of the database and the tasks' files."""
     runtime: str = "auto"
-    """Of the embedded mode: auto, docker, podman or process."""
+    """Embedded mode: auto, docker, podman or process."""
     max_parallel: int | None = None
-    """Of the embedded mode: tasks that run at once; None: twice the cores."""
+    """Embedded mode: tasks that run at once; None: twice the number of cores."""
     max_processes: int = 512
-    """Of the embedded mode: processes and threads of one command."""
+    """Embedded mode: processes and threads of one command."""
     visible_directories: tuple[str, ...] = ()
-    """Of the embedded mode: directories of the host that commands in the process sandbox can read, such as a conda installation in a home
+    """Embedded mode: directories of the host that commands in the process sandbox can read, such as a conda installation in a home
     directory. System directories (`/usr`, `/opt`, parts of `/etc`) always are."""
     role_threads: int = 4
-    """Links that one role's worker handles at once."""
+    """Links that the worker of a role handles at once."""
     resync: timedelta = timedelta(seconds=5)
-    """How often the store is asked for tasks whose time has come."""
+    """How often the store is queried for tasks that are due."""
     monitor_threads: int = 8
     """Tasks that the monitor reconciles at once."""
     listen: str = "0.0.0.0:8081"
     """Where every role serves health checks and metrics."""
     retention: timedelta | None = None
-    """How long finished tasks stay in the store; None: for ever."""
+    """How long finished tasks stay in the store; None: forever."""
     shutdown_grace: timedelta = timedelta(seconds=25)
     """How long after SIGTERM a process ends at the latest. Keep it below Kubernetes' terminationGracePeriodSeconds (30)."""
     log_level: str = "INFO"
     log_format: str = "json"
-    """json, or `text` for people."""
+    """`json`, or `text` for terminals."""
     api: ApiSettings = field(default_factory=ApiSettings)
     service: ServiceSettings = field(default_factory=ServiceSettings)
     policy: Policy = field(default_factory=Policy)
@@ -159,23 +159,23 @@ def _require_at_least(least: int, value: int | None, name: str) -> None:
 
 
 def read(cls: type[T], environ: Mapping[str, str], prefix: str = PREFIX, *, others: tuple[str, ...] = ()) -> T:
-    """An instance of the dataclass `cls` from the variables that begin with `prefix`.
+    """Return an instance of the dataclass `cls` from the variables that begin with `prefix`.
 
-    `others`: prefixes of variables that belong to somebody else. Raises: ConfigurationError naming the variable and how to mend it.
+    `others`: prefixes of variables that other readers read. Raises: ConfigurationError with the variable and what is allowed.
     """
     reader = _Reader(environ)
     value = reader.build(cls, prefix)
-    mine = [n for n in environ if n.startswith(prefix) and not any(n.startswith(o) for o in others)]
-    unknown = sorted(set(mine) - reader.seen)
+    candidates = [n for n in environ if n.startswith(prefix) and not any(n.startswith(o) for o in others)]
+    unknown = sorted(set(candidates) - reader.seen)
     if unknown:
         near = difflib.get_close_matches(unknown[0], sorted(reader.names), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigurationError(f"{unknown[0]} is no setting{hint}")
+        raise ConfigurationError(f"unknown setting {unknown[0]}{hint}")
     return value
 
 
 def is_setting(item: dataclasses.Field[Any]) -> bool:
-    """Whether a field is read from a variable; the others are made from what the adapters can do."""
+    """Whether a field is read from a variable; `bootstrap` fills the others."""
     return bool(item.metadata.get("setting", True))
 
 
@@ -200,7 +200,7 @@ class _Reader:
                 try:
                     values[item.name] = _parse(kind, text)
                 except (ValueError, TypeError) as error:
-                    raise ConfigurationError(f"{name} cannot be used: {error}") from None
+                    raise ConfigurationError(f"invalid {name}: {error}") from None
         return cls(**values)
 
     def _text(self, name: str) -> str | None:
@@ -213,10 +213,10 @@ class _Reader:
             return None
         try:
             return Path(path).read_text(encoding="utf-8").strip()
-        except UnicodeDecodeError:  # its text would show the file's bytes
-            raise ConfigurationError(f"{name}_FILE cannot be read: {path} is no UTF-8 text") from None
+        except UnicodeDecodeError:  # its message would show the file's bytes
+            raise ConfigurationError(f"cannot read {name}_FILE: {path} is not UTF-8 text") from None
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{name}_FILE cannot be read: {error}") from None
+            raise ConfigurationError(f"cannot read {name}_FILE: {error}") from None
 
 
 def _parse(kind: Any, text: str) -> Any:
@@ -228,31 +228,41 @@ def _parse(kind: Any, text: str) -> Any:
         return origin(_parse(typing.get_args(kind)[0], part) for part in _parts(text))
     if origin is typing.Literal:
         if text not in typing.get_args(kind):
-            raise ValueError(f"give one of {', '.join(typing.get_args(kind))}")
+            raise ValueError(f"must be one of {', '.join(typing.get_args(kind))}")
         return text
     if origin is not None or kind is dict:
-        value = json.loads(text)
+        value = _json(text)
         if not isinstance(value, dict):
-            raise ValueError("give a JSON object")
+            raise ValueError("must be a JSON object")
         of = typing.get_args(kind)[-1] if origin is not None else None
         return {k: _from_json(of, v) for k, v in value.items()} if dataclasses.is_dataclass(of) else value
     if kind is bool:
         return parse_bool(text)
     if kind is timedelta:
         return timedelta(0) if text.strip() in {"0", "0s"} else parse_duration(text)
-    return kind(text)
+    try:
+        return kind(text)
+    except ValueError:
+        raise ValueError("must be a whole number" if kind is int else "must be a number") from None
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("must be JSON") from None
 
 
 def _from_json(cls: Any, value: Any) -> Any:
-    """An instance of the dataclass `cls` from a JSON object of its fields."""
+    """Return an instance of the dataclass `cls` from a JSON object of its fields."""
     if not isinstance(value, dict):
-        raise ValueError(f"give a JSON object with fields of {cls.__name__}")
+        raise ValueError(f"must be a JSON object with fields of {cls.__name__}")
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
 
 
 def _parts(text: str) -> Iterator[str]:
     if text.strip().startswith("["):
-        for item in json.loads(text):
+        for item in _json(text):
             yield item if isinstance(item, str) else json.dumps(item)
         return
     yield from (part.strip() for part in text.split(",") if part.strip())

@@ -27,9 +27,9 @@ TERMINAL: Final = frozenset({"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANC
 
 
 class TesClient:
-    """`url` with or without the API's path, which is found out on the first request; raises ConfigurationError when it is none.
+    """`url` with or without the API's path, which the first request finds. Raises on construction: ConfigurationError for an invalid URL.
 
-    Credentials: `user:password@` in the URL, or POIESIS_TOKEN / TES_TOKEN (bearer). All methods raise the family of domain.errors.
+    Credentials: `user:password@` in the URL, or POIESIS_TOKEN / TES_TOKEN (bearer). All methods raise subclasses of PoiesisError.
     """
 
     def __init__(self, url: str, environ: Mapping[str, str] = os.environ) -> None:
@@ -39,7 +39,7 @@ class TesClient:
         except ValueError:
             usable = False
         if not usable:
-            raise ConfigurationError(f"{url!r} is no address of a server; give one such as http://127.0.0.1:8000")
+            raise ConfigurationError(f"invalid server URL {url!r}: use one such as http://127.0.0.1:8000")
         self._base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         self._prefix: str | None = None
         self._headers = {"Accept": "application/json"}
@@ -60,7 +60,7 @@ class TesClient:
     def create(self, task: Any) -> str:
         answer = self._call("POST", "/tasks", body=task)
         if not isinstance(answer.get("id"), str):
-            raise PoiesisError(f"{self._base} did not say which id the task has")
+            raise PoiesisError(f"invalid response of {self._base}: missing id of the new task")
         return str(answer["id"])
 
     def get(self, task_id: str, view: str = "FULL") -> dict[str, Any]:
@@ -78,16 +78,16 @@ class TesClient:
         status, document = self._request(method, self._prefix + path, query, body)
         if status < 300:
             if not isinstance(document, dict):
-                raise PoiesisError(f"{self._base} answered something that is no TES document")
+                raise PoiesisError(f"invalid response of {self._base}: not a JSON object")
             return document
-        said = document if isinstance(document, dict) else {}
-        message = str(said.get("message") or said.get("detail") or said.get("title") or f"the server answered {status}")
+        error = document if isinstance(document, dict) else {}
+        message = str(error.get("message") or error.get("detail") or error.get("title") or f"HTTP status {status}")
         if status == 400:
-            problems = [p for p in said.get("problems") or [] if isinstance(p, dict)]
+            problems = [p for p in error.get("problems") or [] if isinstance(p, dict)]
             found = [Problem(str(p.get("path")), str(p.get("message"))) for p in problems]
             raise InvalidTask(found or [Problem("$", message)])
         if status == 401:
-            raise Unauthenticated(f"{message} (set POIESIS_TOKEN, or put user:password@ into the URL)")
+            raise Unauthenticated(f"{message} (set POIESIS_TOKEN, or add user:password@ to the URL)")
         if status == 403:
             raise Forbidden(message)
         if status == 404:
@@ -104,7 +104,7 @@ class TesClient:
             status, document = self._request("GET", f"{prefix}/service-info", None, None)
             if status != 404 and (status >= 300 or isinstance(document, dict)):
                 return prefix
-        raise Unavailable(f"{self._base} is no TES server: nothing answers at {', '.join(p or '/' for p in PREFIXES)}")
+        raise Unavailable(f"no TES server at {self._base}: tried {', '.join(p or '/' for p in PREFIXES)}")
 
     def _request(self, method: str, path: str, query: Any, body: Any) -> tuple[int, Any]:
         url = self._base + path + ("?" + urlencode(query) if query else "")
@@ -116,7 +116,7 @@ class TesClient:
             response = self._http.request(method, url, body=data, headers=headers)
         except urllib3.exceptions.HTTPError as error:
             reason = str(getattr(error, "reason", error) or error)
-            raise Unavailable(f"{self._base} does not answer: {reason.split('>: ')[-1]}") from error
+            raise Unavailable(f"no response from {self._base}: {reason.split('>: ')[-1]}") from error
         try:
             return response.status, json.loads(response.data)
         except ValueError:

@@ -1,4 +1,4 @@
-"""`poiesis demo`: the service on a free port, a real task with a real file through two executors, its result, and the end of it all."""
+"""`poiesis demo`: start the service on a free port, run a task with a file through two executors, show its result, stop."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ from poiesis.observability import configure_logging
 
 EXAMPLES: Final = Path(__file__).resolve().parents[2] / "examples"
 TIMEOUT_S: Final = 100
-CANCEL_S: Final = 20  # the grace of a command and some more
-IMAGE_DEADLINE: Final = timedelta(seconds=10)  # a demo is not worth waiting for a registry that is away
+CANCEL_S: Final = 20  # a little more than the grace period of a command
+IMAGE_DEADLINE: Final = timedelta(seconds=10)  # long enough for a registry that is available
 
 
 def run(arguments: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to end in good order, as after Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # to clean up as after Ctrl-C
     if not EXAMPLES.is_dir():
-        raise ConfigurationError("the demo needs the examples of a source checkout")
-    with tempfile.TemporaryDirectory(prefix="poiesis-demo-") as folder:
+        raise ConfigurationError("missing examples: run the demo from a source checkout")
+    with tempfile.TemporaryDirectory(prefix="poiesis-demo-") as directory:
         try:
-            return _serve_and_run(arguments, Path(folder), arguments.runtime)
-        except _NoImage as error:
+            return _serve_and_run(arguments, Path(directory), arguments.runtime)
+        except _ImagePullFailed as error:
             if arguments.runtime not in (None, "auto"):
                 print(error)
                 return 1
-            print(f"\nThe image could not be pulled: {error}\nOnce more without images, as sandboxed processes.\n")
-            return _serve_and_run(arguments, Path(folder), "process")
+            print(f"\nThe image could not be pulled: {error}\nRetrying without images, as sandboxed processes.\n")
+            return _serve_and_run(arguments, Path(directory), "process")
 
 
-class _NoImage(Exception):
+class _ImagePullFailed(Exception):
     pass
 
 
-def _serve_and_run(arguments: argparse.Namespace, folder: Path, runtime: str | None) -> int:
-    out = folder / "results"
+def _serve_and_run(arguments: argparse.Namespace, directory: Path, runtime: str | None) -> int:
+    out = directory / "results"
     out.mkdir(exist_ok=True)
     options = argparse.Namespace(**vars(arguments))
-    options.dir = arguments.dir or str(folder / "service")
+    options.dir = arguments.dir or str(directory / "service")
     options.allow_dir = [*arguments.allow_dir, str(EXAMPLES), str(out)]
     options.runtime = runtime
     settings, filer = embedded_settings(options, port=0)
     settings = replace(settings, policy=replace(settings.policy, image_deadline=IMAGE_DEADLINE))
     configure_logging(settings.log_level, settings.log_format)
     with Embedded(settings, filer) as service:
-        print(f"The service is up at {service.url}.\n{service.description}\n")
+        print(f"The service is running at {service.url}.\n{service.description}\n")
         return _run_task(TesClient(service.url, {}), out)
 
 
@@ -83,14 +83,14 @@ def _run_task(client: TesClient, out: Path) -> int:
                 print(f"{time.monotonic() - begin:6.2f} s  {task_id}  {state}", flush=True)
             else:
                 time.sleep(0.02)
-    finally:  # a service that stops leaves running commands running
+    finally:  # stopping the service does not stop its commands
         if state not in TERMINAL:
             _cancel(client, task_id)
     print()
     task = client.get(task_id)
-    told = (task.get("logs") or [{}])[0].get("metadata") or {}
-    if told.get("failure_reason") == "ImagePullFailed":
-        raise _NoImage(told.get("failure_message"))
+    metadata = (task.get("logs") or [{}])[0].get("metadata") or {}
+    if metadata.get("failure_reason") == "ImagePullFailed":
+        raise _ImagePullFailed(metadata.get("failure_message"))
     print("\n".join(render_logs(task)))
     report = out / "report.txt"
     if state != "COMPLETE" or not report.is_file():

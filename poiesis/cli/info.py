@@ -1,4 +1,4 @@
-"""`poiesis info`: what the server says of itself, and the settings that this command would run a role with."""
+"""`poiesis info`: the server's service-info, and the settings that a role started from this shell would have."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _flat(value: Any, prefix: str = PREFIX) -> list[tuple[str, Any]]:
-    """Every setting by the name of its variable; those that `repr` hides are hidden here too."""
+    """Return every setting with the name of its variable; secrets are hidden as in `repr`."""
     found: list[tuple[str, Any]] = []
     for item in filter(is_setting, dataclasses.fields(value)):
         inner = getattr(value, item.name)

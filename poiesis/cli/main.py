@@ -1,6 +1,6 @@
-"""Entry point: parses the command line, imports the group that was asked for, turns known errors into a sentence and an exit code.
+"""Entry point: parses the command line, imports the requested command, turns known errors into a message and an exit code.
 
-Exit codes: 0 done; 1 the task or the service failed; 2 the command line or a setting is wrong; 130 interrupted.
+Exit codes: 0 success; 1 the task or the service failed; 2 an invalid command line or setting; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROLES: Final = {
     "tif": "task input filer: stages inputs",
     "texam": "task execution: launches the executors",
     "tof": "task output filer: uploads outputs",
-    "monitor": "TExAM's monitor: follows the cluster, wakes what has to go on (one leads, others stand by)",
+    "monitor": "TExAM's monitor: watches the cluster and wakes tasks (one leads, others stand by)",
     "flower": "Celery Flower, for operators",
 }
 
@@ -35,35 +35,32 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"poiesis {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    up = commands.add_parser("up", help="the whole service on this machine, in one process tree")
-    _embedded_options(up)
+    up = commands.add_parser("up", help="run the whole service on this machine, in one process tree")
+    _add_embedded_options(up)
     up.add_argument(
         "--port",
         type=_port,
         default=None,
-        help="port to listen on; 0: any free one (default: POIESIS_API__PORT, else 8000)",
+        help="port to listen on; 0: any free port (default: POIESIS_API__PORT, else 8000)",
     )
-
-    demo = commands.add_parser("demo", help="start the service, run a real task, show its result, stop")
-    _embedded_options(demo)
-
+    demo = commands.add_parser("demo", help="start the service, run a task, show its result, stop")
+    _add_embedded_options(demo)
     for role, text in ROLES.items():
         commands.add_parser(role, help=text)
-
-    info = commands.add_parser("info", help="what a server says of itself, and this command's settings")
-    _client_options(info)
-
-    hash_ = commands.add_parser(
-        "hash-secret", help="an entry for the credentials file, from a secret on standard input"
-    )
+    info = commands.add_parser("info", help="show a server's service-info and the settings of this shell")
+    _add_client_options(info)
+    hash_ = commands.add_parser("hash-secret", help="hash a secret from standard input for the credentials file")
     hash_.add_argument("kind", choices=["basic", "bearer", "api_key"])
+    _add_task_actions(commands.add_parser("task", help="create, list, follow and cancel tasks of any TES server"))
+    return parser
 
-    task = commands.add_parser("task", help="create, list, follow and cancel tasks of any TES server")
-    actions = task.add_subparsers(dest="action", required=True, metavar="ACTION")
-    create = actions.add_parser("create", help="post a task")
+
+def _add_task_actions(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="create a task")
     create.add_argument("file", help="JSON file of the task; - for standard input")
-    create.add_argument("--wait", action="store_true", help="follow it to its end; exit 1 unless COMPLETE")
-    create.add_argument("--timeout", type=float, default=None, help="give up waiting after so many seconds")
+    create.add_argument("--wait", action="store_true", help="follow it until it ends; exit 1 unless COMPLETE")
+    create.add_argument("--timeout", type=float, default=None, help="stop waiting after this many seconds")
     get = actions.add_parser("get", help="show a task")
     get.add_argument("id")
     get.add_argument("--view", default="FULL", choices=["MINIMAL", "BASIC", "FULL"])
@@ -71,52 +68,51 @@ def make_parser() -> argparse.ArgumentParser:
     list_.add_argument("--state")
     list_.add_argument("--name-prefix")
     list_.add_argument("--tag", action="append", default=[], metavar="KEY[=VALUE]")
-    list_.add_argument("--limit", type=int, default=50, help="at most so many (default: %(default)s)")
-    wait = actions.add_parser("wait", help="follow tasks to their end; exit 1 unless all are COMPLETE")
+    list_.add_argument("--limit", type=int, default=50, help="maximum number of tasks (default: %(default)s)")
+    wait = actions.add_parser("wait", help="follow tasks until they end; exit 1 unless all are COMPLETE")
     wait.add_argument("id", nargs="+")
-    wait.add_argument("--timeout", type=float, default=None, help="give up after so many seconds")
-    logs = actions.add_parser("logs", help="what a task's executors and the system said")
+    wait.add_argument("--timeout", type=float, default=None, help="stop waiting after this many seconds")
+    logs = actions.add_parser("logs", help="show the output of a task's executors and its system logs")
     logs.add_argument("id")
     cancel = actions.add_parser("cancel", help="cancel tasks")
     cancel.add_argument("id", nargs="+")
     for action in (create, get, list_, wait, logs, cancel):
-        _client_options(action)
-    return parser
+        _add_client_options(action)
 
 
 def _port(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port: give a number from 0 to 65535")
+        raise argparse.ArgumentTypeError(f"invalid port {text}: must be between 0 and 65535")
     return int(text)
 
 
-def _embedded_options(parser: argparse.ArgumentParser) -> None:
+def _add_embedded_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--host", default=None, help="address to listen on (default: POIESIS_API__HOST, else 127.0.0.1)"
     )
     parser.add_argument(
         "--dir",
         default=None,
-        help="folder for the database and tasks' files (default: POIESIS_DIRECTORY, else .poiesis)",
+        help="directory for the database and the tasks' files (default: POIESIS_DIRECTORY, else .poiesis)",
     )
     parser.add_argument(
         "--allow-dir",
         action="append",
         default=[],
         metavar="DIR",
-        help="a folder that file:// URLs of tasks may read and write (repeatable; default: none)",
+        help="directory that file:// URLs of tasks may read and write (repeatable; default: none)",
     )
     parser.add_argument("--runtime", choices=["auto", "docker", "podman", "process"], default=None)
-    parser.add_argument("--verbose", action="store_true", help="show the service's own log")
+    parser.add_argument("--verbose", action="store_true", help="show the service's log")
 
 
-def _client_options(parser: argparse.ArgumentParser) -> None:
+def _add_client_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--url",
         default=os.environ.get("POIESIS_URL") or os.environ.get("TES_URL") or "http://127.0.0.1:8000",
         help="the server, with or without /ga4gh/tes/v1 (POIESIS_URL or TES_URL; default: http://127.0.0.1:8000)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    parser.add_argument("--json", action="store_true", help="print only JSON")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -150,7 +146,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         secret = sys.stdin.read().rstrip("\n")
         if not secret:
-            raise ConfigurationError("give the secret on standard input; it is empty")
+            raise ConfigurationError("empty secret: pass it on standard input")
         print(hash_secret(secret, arguments.kind))
         return 0
     if arguments.command == "up":

@@ -33,7 +33,7 @@ def _create(client: TesClient, arguments: argparse.Namespace) -> int:
     except OSError as error:
         raise ConfigurationError(f"{arguments.file}: {error.strerror or error}") from error
     except ValueError as error:
-        raise InvalidTask([Problem(arguments.file, f"is no JSON: {error}")]) from error
+        raise InvalidTask([Problem(arguments.file, f"invalid JSON: {error}")]) from error
     task_id = client.create(document)
     if not arguments.wait:
         print(json.dumps({"id": task_id}) if arguments.json else task_id)
@@ -94,7 +94,7 @@ def _cancel(client: TesClient, arguments: argparse.Namespace) -> int:
 
 
 def render_logs(task: dict[str, Any]) -> list[str]:
-    """The logs of a task in FULL view, as lines for people."""
+    """Return the logs of a task in FULL view as lines of text."""
     lines = [f"{task.get('id')} {task.get('state')}"]
     for entry in task.get("logs") or []:
         lines += [f"  | {line}" for line in entry.get("system_logs") or []]
@@ -104,17 +104,17 @@ def render_logs(task: dict[str, Any]) -> list[str]:
                 text = executor.get(stream)
                 if text:
                     lines += [f"    {stream}: {line}" for line in text.splitlines()]
-        told = entry.get("metadata") or {}  # Poiesis: what the executor that runs now wrote last (docs/api.md)
-        if "live_executor" in told:
-            lines.append(f"  executor {told['live_executor']}: has not ended")
+        metadata = entry.get("metadata") or {}  # of Poiesis: the latest output of the running executor (docs/api.md)
+        if "live_executor" in metadata:
+            lines.append(f"  executor {metadata['live_executor']}: has not ended")
             for stream in ("stdout", "stderr"):
-                lines += [f"    {stream}: {line}" for line in told.get(f"live_{stream}", "").splitlines()]
+                lines += [f"    {stream}: {line}" for line in metadata.get(f"live_{stream}", "").splitlines()]
         lines += [f"  output {o['path']} -> {o['url']} ({o['size_bytes']} bytes)" for o in entry.get("outputs") or []]
     return lines
 
 
 def _follow(client: TesClient, ids: list[str], timeout_s: float | None, *, as_json: bool) -> int:
-    """Poll until all have ended, showing each change; server outages are borne for a while."""
+    """Poll until all have ended, showing each change; tolerate server outages up to MAX_OUTAGE_S."""
     begin = time.monotonic()
     deadline = None if timeout_s is None else begin + timeout_s
     states: dict[str, str] = {}
@@ -139,7 +139,7 @@ def _follow(client: TesClient, ids: list[str], timeout_s: float | None, *, as_js
                 if not as_json:
                     print(f"{time.monotonic() - begin:6.1f} s  {task_id}  {state}", flush=True)
         if deadline is not None and time.monotonic() > deadline:
-            print(f"poiesis: not ended after {timeout_s:g} s; it goes on without being followed", file=sys.stderr)
+            print(f"poiesis: stopped waiting after {timeout_s:g} s; the tasks keep running", file=sys.stderr)
             return 1
         if any(states.get(i) not in TERMINAL for i in ids):
             time.sleep(pause)

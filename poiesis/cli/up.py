@@ -1,4 +1,4 @@
-"""`poiesis up`: API, workers and monitor in one process, a database file, and this machine's containers or processes."""
+"""`poiesis up`: API, workers and monitor in one process, with a database file; tasks run as containers or processes of this machine."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from poiesis.roles.shutdown import stop_on_signal
 
 
 class Embedded:
-    """The whole service in this process, from `start` to `close`. `url` is known once started.
+    """The whole service in this process, from `start` to `close`. `url` is known after construction.
 
-    Raises on construction: ConfigurationError (folder in use, port taken, no way to run commands).
+    Raises on construction: ConfigurationError (directory or port in use, no runtime for commands).
     """
 
     def __init__(self, settings: Settings, filer: FilerSettings) -> None:
@@ -42,12 +42,12 @@ class Embedded:
                 self._server = BackgroundServer(app, settings.api, settings.shutdown_grace)
             except OSError as error:
                 raise ConfigurationError(
-                    f"port {settings.api.port} of {settings.api.host} cannot be used: {error.strerror}; choose another with --port"
+                    f"cannot listen on port {settings.api.port} of {settings.api.host}: {error.strerror}; choose another with --port"
                 ) from None
         except OSError as error:
             self._closing.close()
             raise ConfigurationError(
-                f"{settings.directory} cannot be used: {error}; choose another with --dir"
+                f"cannot use the directory {settings.directory}: {error}; choose another with --dir"
             ) from None
         except BaseException:
             self._closing.close()
@@ -72,8 +72,8 @@ class Embedded:
         self._closing.callback(self._server.stop)
         return self
 
-    def what_is_left(self) -> str:
-        """For who stops the service: that its end is not the end of the commands that run."""
+    def unfinished_notice(self) -> str:
+        """Return a sentence on tasks that have not ended: stopping the service does not stop their commands."""
         try:
             count = self.parts.repository.count(TaskFilter(states=frozenset(State) - TERMINAL))
         except PoiesisError:
@@ -81,10 +81,10 @@ class Embedded:
         if count == 0:
             return ""
         tasks = "1 task has" if count == 1 else f"{count} tasks have"
-        return f" {tasks} not ended: commands that run go on, and the next start on {self.parts.settings.directory} takes over."
+        return f" {tasks} not ended: their commands keep running, and the next start on {self.parts.settings.directory} takes over."
 
     def close(self) -> None:
-        """Stop answering, let links end, leave running commands running: the next start on the same folder takes them over."""
+        """Stop answering and let links end. Commands keep running: the next start on the same directory takes them over."""
         self._closing.close()
 
     def __enter__(self) -> Self:
@@ -95,18 +95,23 @@ class Embedded:
 
 
 def embedded_settings(arguments: argparse.Namespace, *, port: int | None) -> tuple[Settings, FilerSettings]:
-    """From variables and the command line, which wins; `port` None: as the variables have it. Raises: ConfigurationError."""
+    """Return the settings of the environment, overridden by the command line. `port` None: that of the environment.
+
+    Raises: ConfigurationError.
+    """
     settings = read(Settings, os.environ, others=ADAPTER_PREFIXES)
     filer = read(FilerSettings, os.environ, FILER_PREFIX)
     directory = Path(arguments.dir or settings.directory).resolve()
     roots = [str(Path(d).resolve()) for d in arguments.allow_dir]
     for root in roots:
         if not Path(root).is_dir():
-            raise ConfigurationError(f"--allow-dir {root}: there is no such folder")
+            raise ConfigurationError(f"invalid --allow-dir {root}: no such directory")
     roots = [*filer.file_roots, *roots]
     for root in roots:
         if Path(root).resolve().is_relative_to(directory):
-            raise ConfigurationError(f"{root} lies in the service's own folder {directory}; choose another with --dir")
+            raise ConfigurationError(
+                f"invalid --allow-dir {root}: inside the service's directory {directory}; choose another with --dir"
+            )
     filer = replace(filer, file_roots=tuple(roots), file_hidden=(*filer.file_hidden, str(directory)))
     policy = replace(settings.policy, retry_started=False, layout="single")
     settings = replace(
@@ -136,12 +141,12 @@ def run(arguments: argparse.Namespace) -> int:
         print("Try:\n" + example(service.url))
         sys.stdout.flush()
         stop.wait()
-        print(f"Stopping.{service.what_is_left()}", flush=True)
+        print(f"Stopping.{service.unfinished_notice()}", flush=True)
     return 0
 
 
 def example(url: str) -> str:
-    """A command line to copy."""
+    """Return commands to copy."""
     task = '{"name": "hello", "executors": [{"image": "alpine", "command": ["echo", "hello"]}]}'
     return (
         f"  curl -s {url}/ga4gh/tes/v1/tasks -H 'Content-Type: application/json' -d '{task}'\n"
@@ -150,15 +155,19 @@ def example(url: str) -> str:
 
 
 def _lock(directory: Path) -> IO[str]:
-    """One service for each folder: held until the process ends, however it ends."""
+    """Lock the directory until the process ends, in whatever way."""
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         file = open(directory / "lock", "a")  # noqa: SIM115
     except OSError as error:
-        raise ConfigurationError(f"{directory} cannot be used: {error.strerror}; choose another with --dir") from None
+        raise ConfigurationError(
+            f"cannot use the directory {directory}: {error.strerror}; choose another with --dir"
+        ) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise ConfigurationError(f"{directory} is in use by another `poiesis up`; choose another with --dir") from None
+        raise ConfigurationError(
+            f"the directory {directory} is in use by another `poiesis up`; choose another with --dir"
+        ) from None
     return file

@@ -24,7 +24,7 @@ def embedded(tmp_path: Path) -> Bootstrap:
     return Bootstrap(Settings(directory=str(tmp_path)), FilerSettings(file_roots=(str(tmp_path),)))
 
 
-def test_the_policy_knows_what_the_adapters_can_do(embedded: Bootstrap, tmp_path: Path) -> None:
+def test_the_policy_has_the_abilities_of_the_adapters(embedded: Bootstrap, tmp_path: Path) -> None:
     policy = embedded.policy
     assert policy.file_roots == (str(tmp_path),)
     assert {"file", "s3", "http", "https"} <= policy.url_schemes_in and {"file", "s3"} <= policy.url_schemes_out
@@ -40,11 +40,11 @@ def test_the_embedded_mode_has_a_file_and_no_broker(embedded: Bootstrap, tmp_pat
         assert (tmp_path / "tasks.sqlite").exists()
         assert embedded.celery.conf.broker_url.startswith("memory:")
         embedded.api_ready()
-        with pytest.raises(ConfigurationError, match="elects nobody"):
+        with pytest.raises(ConfigurationError, match="no election"):
             embedded.election(lambda: None, lambda: None)
 
 
-def test_claims_of_an_earlier_life_are_dead_in_the_embedded_mode_alone(
+def test_only_the_embedded_mode_ignores_claims_of_an_earlier_process(
     embedded: Bootstrap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
@@ -56,7 +56,7 @@ def test_claims_of_an_earlier_life_are_dead_in_the_embedded_mode_alone(
     assert seen[0] is not None and seen[1] is None
 
 
-def test_parts_are_made_once_and_closed_last_first(embedded: Bootstrap, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parts_are_built_once_and_closed_in_reverse_order(embedded: Bootstrap, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[str] = []
 
     class Part:
@@ -117,14 +117,14 @@ def test_a_role_reads_every_adapters_settings(variables: dict[str, str], words: 
         Bootstrap.from_environ(variables)
 
 
-def test_variables_of_the_client_are_no_settings_of_a_role() -> None:
+def test_variables_of_the_client_are_not_settings_of_a_role() -> None:
     client = {"POIESIS_URL": "http://h", "POIESIS_TOKEN": "t", "POIESIS_TEST_IMAGE": "i"}
     parts = Bootstrap.from_environ({**client, "POIESIS_KUBERNETES__NAMESPACE": "tasks", "POIESIS_MAX_PARALLEL": "3"})
     assert not parts.is_embedded and parts.settings.max_parallel == 3
     assert parts.describe() == "Tasks run as pods on Kubernetes."
 
 
-def test_secrets_do_not_show() -> None:
+def test_secrets_are_not_shown() -> None:
     parts = Bootstrap(Settings(mongo_uri="mongodb://u:secret@h", redis_uri="redis://:secret@h"), FilerSettings())
     assert "secret" not in repr(parts.settings) + repr(replace(parts.settings, log_level="DEBUG"))
 
@@ -143,7 +143,7 @@ def test_the_clock_is_aware() -> None:
         ("poiesis.roles", ("celery", "kubernetes", "pymongo", "minio", "connexion", "flask")),
     ],
 )
-def test_nobody_pays_for_what_it_does_not_use(module: str, absent: tuple[str, ...]) -> None:
+def test_roles_import_only_what_they_use(module: str, absent: tuple[str, ...]) -> None:
     program = f"import sys, {module}; print(*sorted(set(sys.modules) & set({absent!r})))"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""

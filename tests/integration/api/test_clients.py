@@ -1,4 +1,4 @@
-"""The API over a real socket: py-tes as it is, the shapes other clients send, and HTTP's own corners."""
+"""The API over a real socket: py-tes, documents of other clients, and special cases of HTTP."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ TASK = tes.Task(
 
 
 class TestPyTes:
-    def test_asks_who_is_there(self, served: Served) -> None:
+    def test_reads_service_info(self, served: Served) -> None:
         info = tes.HTTPClient(served.url).get_service_info()
         assert info.type == {"group": "org.ga4gh", "artifact": "tes", "version": "1.1.0"}
         assert info.tes_resources_backend_parameters == ["gpu", "time_limit"]
@@ -140,7 +140,7 @@ class TestPyTes:
             client.cancel_task("nothing")
 
     @pytest.mark.parametrize("credentials", [{"user": "ada", "password": "pass"}, {"token": "token"}])
-    def test_says_who_it_is(self, guarded: Served, credentials: dict[str, str]) -> None:
+    def test_authenticates(self, guarded: Served, credentials: dict[str, str]) -> None:
         client = tes.HTTPClient(guarded.url, **credentials)
         task_id = client.create_task(TASK)
         assert client.get_task(task_id).id == task_id
@@ -148,7 +148,7 @@ class TestPyTes:
         client.cancel_task(task_id)
 
     @pytest.mark.parametrize("credentials", [{}, {"user": "ada", "password": "wrong"}, {"token": "wrong"}])
-    def test_is_refused_at_once_without_right_credentials(self, guarded: Served, credentials: dict[str, str]) -> None:
+    def test_is_refused_at_once_without_valid_credentials(self, guarded: Served, credentials: dict[str, str]) -> None:
         with pytest.raises(requests.HTTPError, match="401"):
             tes.HTTPClient(guarded.url, **credentials).create_task(TASK)
 
@@ -186,7 +186,7 @@ NEXTFLOW = {
 
 
 @pytest.mark.parametrize("document", [NULLS, DECIMALS, CROMWELL, NEXTFLOW], ids=["nulls", "decimals", "cromwell", "nf"])
-def test_what_other_clients_send_is_taken(served: Served, document: dict[str, Any]) -> None:
+def test_documents_of_other_clients_are_accepted(served: Served, document: dict[str, Any]) -> None:
     answer = requests.post(f"{served.url}/v1/tasks", json=document, timeout=10)
     assert answer.status_code == 200, answer.text
     full = requests.get(f"{served.url}/v1/tasks/{answer.json()['id']}?view=FULL", timeout=10).json()
@@ -229,7 +229,7 @@ class TestHttp:
                 assert session.post(f"{served.url}/v1/tasks", json=HELLO, timeout=10).status_code == 200
                 assert session.post(f"{served.url}/v1/tasks", data=b"{", timeout=10).status_code in (400, 415)
 
-    def test_the_server_says_nothing_about_itself(self, served: Served) -> None:
+    def test_the_server_sends_no_server_header(self, served: Served) -> None:
         assert "server" not in requests.get(f"{served.url}/healthz", timeout=10).headers
 
     def test_many_at_once_are_all_answered(self, served: Served) -> None:

@@ -1,4 +1,4 @@
-"""Whatever is sent, the answer is a success or an `Error`, never 500, and a refused task is not stored."""
+"""Any request is answered with a success or an `Error`, never 500, and a refused task is not stored."""
 
 from __future__ import annotations
 

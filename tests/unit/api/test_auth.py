@@ -1,4 +1,4 @@
-"""Who may call, by which credentials, and what nobody gets to see."""
+"""Authentication: who may call, with which credentials, and what stays secret."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TestCredentials:
             ({"Authorization": "Bearer wrong", "X-API-Key": "bob-key"}, ""),
         ],
     )
-    def test_that_are_right_let_in(self, file: Path, headers: dict[str, str], query: str) -> None:
+    def test_that_are_valid_are_accepted(self, file: Path, headers: dict[str, str], query: str) -> None:
         assert _site(file).get(f"/tasks{query}", headers=headers).status_code == 200
 
     @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ class TestCredentials:
             ({}, "?api_key=wrong"),
         ],
     )
-    def test_that_are_not_are_401_with_the_ways_there_are(
+    def test_that_are_invalid_are_401_with_the_enabled_methods(
         self, file: Path, headers: dict[str, str], query: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         site = _site(file)
@@ -97,7 +97,7 @@ class TestCredentials:
         assert [w in response.headers["www-authenticate"] for w in ("Basic", "Bearer", "ApiKey")] == [True] * 3
         assert not any(word in caplog.text + response.text for word in ("wrong", "bob-key", "ada-token"))
 
-    def test_of_a_way_that_is_not_enabled_are_401(self, file: Path) -> None:
+    def test_of_a_disabled_method_are_401(self, file: Path) -> None:
         site = _site(file, "bearer")
         assert site.get("/tasks", headers=ADA).status_code == 200
         for headers in (_basic("ada", "correct horse: battery"), {"X-API-Key": "bob-key"}):
@@ -105,10 +105,10 @@ class TestCredentials:
             assert_error(response, 401)
             assert response.headers["www-authenticate"] == 'Bearer realm="poiesis"'
 
-    def test_do_not_matter_where_everybody_may_call(self, site: Site) -> None:
+    def test_are_ignored_without_authentication(self, site: Site) -> None:
         assert site.get("/tasks", headers=_basic("a", "b")).status_code == 200
 
-    def test_are_asked_for_by_every_operation_but_service_info(self, file: Path) -> None:
+    def test_are_required_by_every_operation_but_service_info(self, file: Path) -> None:
         site = _site(file)
         for answer in (
             site.post("/tasks", HELLO),
@@ -121,17 +121,17 @@ class TestCredentials:
         assert site.get("/service-info").status_code == 200
         assert site.stored() == 0
 
-    def test_are_looked_at_before_the_body(self, file: Path) -> None:
+    def test_are_checked_before_the_body(self, file: Path) -> None:
         assert_error(_site(file).post("/tasks", b"no json"), 401)
 
-    def test_are_not_asked_for_by_pages_and_health(self, file: Path) -> None:
+    def test_are_not_required_by_pages_and_health(self, file: Path) -> None:
         site = _site(file)
         for path in ("/", "/healthz", "/readyz", "/v1/ui/", "/v1/openapi.json"):
             assert site.client.get(path).status_code == 200, path
 
 
 class TestOwners:
-    def test_see_their_own_tasks_alone(self, file: Path) -> None:
+    def test_see_only_their_own_tasks(self, file: Path) -> None:
         site = _site(file)
         of_ada, of_bob = site.create(headers=ADA), site.create(headers=BOB)
         assert site.repository.get(TaskId(of_ada)).owner == "ada"
@@ -140,7 +140,7 @@ class TestOwners:
             assert site.get(f"/tasks/{of_ada}?view={view}", headers=ADA).status_code == 200
             assert_error(site.get(f"/tasks/{of_bob}?view={view}", headers=ADA), 404, "unknown_task")
 
-    def test_cancel_their_own_tasks_alone(self, file: Path) -> None:
+    def test_cancel_only_their_own_tasks(self, file: Path) -> None:
         site = _site(file)
         task_id = site.create(headers=ADA)
         assert_error(site.post(f"/tasks/{task_id}:cancel", headers=BOB), 404, "unknown_task")
@@ -179,7 +179,7 @@ class TestTheFile:
         with pytest.raises(NotAuthenticated):
             self._ask(who, BOB)
 
-    def test_that_becomes_unusable_leaves_the_old_one_in_force(
+    def test_that_becomes_invalid_leaves_the_old_one_in_force(
         self, file: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         now = [0.0]
@@ -212,7 +212,7 @@ class TestTheFile:
             json.dumps([USERS[0], USERS[0]]), json.dumps([USERS[0], USERS[0] | {"name": "other"}]),
         ],
     )  # fmt: skip
-    def test_that_cannot_be_used_is_refused_without_its_content(self, tmp_path: Path, content: str) -> None:
+    def test_that_is_invalid_is_reported_without_its_content(self, tmp_path: Path, content: str) -> None:
         path = tmp_path / "users.json"
         path.write_text(content)
         with pytest.raises(ConfigurationError) as caught:
@@ -220,7 +220,7 @@ class TestTheFile:
         assert "secret" not in str(caught.value)
         assert str(path) in str(caught.value)
 
-    def test_has_to_be_there(self, tmp_path: Path) -> None:
+    def test_is_required(self, tmp_path: Path) -> None:
         with pytest.raises(ConfigurationError, match="CREDENTIALS_FILE"):
             Authenticator(ApiSettings(auth=("bearer",)))
         with pytest.raises(ConfigurationError, match="cannot read"):

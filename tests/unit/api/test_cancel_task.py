@@ -1,4 +1,4 @@
-"""POST /tasks/{id}:cancel: a request that may be repeated."""
+"""POST /tasks/{id}:cancel, an idempotent request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.unit.api.service import BASE, Site, assert_error
 
 
 class TestCancel:
-    def test_asks_for_the_end(self, site: Site) -> None:
+    def test_requests_the_end(self, site: Site) -> None:
         task_id = site.create()
         response = site.post(f"/tasks/{task_id}:cancel")
         assert (response.status_code, response.json()) == (200, {})
@@ -30,7 +30,7 @@ class TestCancel:
 
     @pytest.mark.parametrize("body", [b"", b"{}", b"null", b"no json"])
     @pytest.mark.parametrize("kind", ["application/json", "text/plain", ""])
-    def test_reads_no_body(self, site: Site, body: bytes, kind: str) -> None:
+    def test_ignores_the_body(self, site: Site, body: bytes, kind: str) -> None:
         task_id = site.create()
         headers = {"Content-Type": kind} if kind else {}
         assert site.client.post(f"{BASE}/tasks/{task_id}:cancel", content=body, headers=headers).status_code == 200
@@ -39,7 +39,7 @@ class TestCancel:
     def test_of_an_unknown_task_is_404(self, site: Site, task_id: str) -> None:
         assert_error(site.post(f"/tasks/{task_id}:cancel"), 404)
 
-    def test_by_get_is_404_since_no_task_has_that_name(self, site: Site) -> None:
+    def test_by_get_is_404(self, site: Site) -> None:
         assert_error(site.get(f"/tasks/{site.create()}:cancel"), 404, "unknown_task")
 
     def test_is_503_while_the_store_is_down(self, site: Site) -> None:

@@ -1,4 +1,4 @@
-"""POST /tasks: what is stored, what is refused and how, what is read with tolerance."""
+"""POST /tasks: what is stored, what is refused and how, and what is tolerated."""
 
 from __future__ import annotations
 
@@ -227,7 +227,9 @@ RULES: list[tuple[Any, str, str]] = [
 
 class TestARefusedTask:
     @pytest.mark.parametrize(("document", "path", "message"), SHAPE + RULES)
-    def test_is_told_where_and_why_and_not_stored(self, site: Site, document: Any, path: str, message: str) -> None:
+    def test_gets_the_path_and_the_reason_and_is_not_stored(
+        self, site: Site, document: Any, path: str, message: str
+    ) -> None:
         response = site.post("/tasks", json.dumps(document))
         body = assert_error(response, 400, "invalid_task")
         assert [p["path"] for p in body["problems"]] == [path]
@@ -236,7 +238,7 @@ class TestARefusedTask:
         assert site.stored() == 0
         assert site.queue.published == []
 
-    def test_is_told_all_problems_of_shape_at_once(self, site: Site) -> None:
+    def test_gets_all_schema_problems_at_once(self, site: Site) -> None:
         response = site.post("/tasks", {"executors": [{"image": 1}, {"command": [2]}], "tags": 3})
         assert sorted(paths(response)) == [
             "$.executors[0].command",
@@ -246,18 +248,18 @@ class TestARefusedTask:
             "$.tags",
         ]
 
-    def test_is_told_all_broken_rules_at_once(self, site: Site) -> None:
+    def test_gets_all_broken_rules_at_once(self, site: Site) -> None:
         response = site.post(
             "/tasks", {"executors": [{"image": "i", "command": ["c"], "workdir": "w"}], "inputs": [{"path": "p"}]}
         )
         assert paths(response) == ["$.executors[0].workdir", "$.inputs[0].path", "$.inputs[0].url"]
 
-    def test_does_not_read_its_content_back_in_the_answer(self, site: Site) -> None:
+    def test_is_not_repeated_in_the_response(self, site: Site) -> None:
         secret = "hunter2" * 1000
         response = site.post("/tasks", HELLO | {"tags": secret, "inputs": [{"path": 1, "content": secret}]})
         assert "hunter2" not in response.text
 
-    def test_that_breaks_a_limit_of_the_site_is_told_so(self) -> None:
+    def test_above_a_limit_of_the_site_gets_the_limit(self) -> None:
         site = Site(policy=Policy(limits=Limits(max_executors=1, max_content_bytes=3)))
         document = {
             "executors": HELLO["executors"] * 2,
@@ -268,7 +270,7 @@ class TestARefusedTask:
         assert paths(response) == ["$.executors", "$.inputs[0].content"]
 
 
-class TestABodyThatIsNoTask:
+class TestAnInvalidBody:
     @pytest.mark.parametrize(
         "body",
         [
@@ -276,7 +278,7 @@ class TestABodyThatIsNoTask:
             b"[" * 100_000, b'{"a":' * 50_000, b"1" * 5_000, b'{"a": %s}' % (b"9" * 5_000),
         ],
     )  # fmt: skip
-    def test_is_refused_as_no_json(self, site: Site, body: bytes) -> None:
+    def test_is_refused_as_not_json(self, site: Site, body: bytes) -> None:
         response = site.client.post(f"{BASE}/tasks", content=body, headers={"Content-Type": "application/json"})
         assert_error(response, 400, "not_json")
         assert site.stored() == 0
@@ -288,7 +290,7 @@ class TestABodyThatIsNoTask:
         assert "application/json" in body["message"]
         assert site.stored() == 0
 
-    def test_that_is_compressed_is_415_and_says_so(self, site: Site) -> None:
+    def test_that_is_compressed_is_415(self, site: Site) -> None:
         headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
         response = site.client.post(f"{BASE}/tasks", content=gzip.compress(json.dumps(HELLO).encode()), headers=headers)
         assert "Content-Encoding" in assert_error(response, 415, "unsupported_media_type")["message"]

@@ -1,4 +1,4 @@
-"""The one table from exceptions to answers."""
+"""The table from exceptions to responses."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ from poiesis.domain.errors import (
     ],
 )
 def test_each_error_has_its_status_and_code(error: Exception, status: int, code: str) -> None:
-    told = errors.answer(error)
-    assert (told.status, told.document["status"], told.document["error"]) == (status, status, code)
-    assert "bug" not in told.document["message"]
+    found = errors.answer(error)
+    assert (found.status, found.document["status"], found.document["error"]) == (status, status, code)
+    assert "bug" not in found.document["message"]
 
 
 def test_headers_say_what_to_do() -> None:
@@ -63,9 +63,9 @@ def test_headers_say_what_to_do() -> None:
 
 
 def test_problems_and_messages_are_bounded() -> None:
-    told = errors.answer(InvalidTask([Problem(f"$.x[{i}]", "wrong" * 10) for i in range(50_000)]))
-    assert len(told.document["problems"]) == errors.MAX_PROBLEMS
-    assert len(told.document["message"]) == errors.MAX_MESSAGE
+    found = errors.answer(InvalidTask([Problem(f"$.x[{i}]", "wrong" * 10) for i in range(50_000)]))
+    assert len(found.document["problems"]) == errors.MAX_PROBLEMS
+    assert len(found.document["message"]) == errors.MAX_MESSAGE
 
 
 def test_only_bugs_are_logged_with_a_trace(caplog: pytest.LogCaptureFixture) -> None:

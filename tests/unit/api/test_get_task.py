@@ -91,17 +91,17 @@ def ended(site: Site) -> str:
 
 
 class TestViews:
-    def test_minimal_is_id_and_state_alone_and_the_default(self, site: Site, ended: str) -> None:
+    def test_minimal_is_only_id_and_state_and_the_default(self, site: Site, ended: str) -> None:
         for query in ("", "?view=", "?view=MINIMAL", "?view=minimal", "?view=FULL&view=MINIMAL", "?other=1"):
             assert site.get(f"/tasks/{ended}{query}").json() == {"id": ended, "state": "EXECUTOR_ERROR"}
 
-    def test_basic_is_all_without_contents_and_long_logs(self, site: Site, ended: str) -> None:
+    def test_basic_is_everything_but_contents_and_long_logs(self, site: Site, ended: str) -> None:
         assert site.get(f"/tasks/{ended}?view=basic").json() == {"id": ended} | BASIC
 
-    def test_full_is_all(self, site: Site, ended: str) -> None:
+    def test_full_is_everything(self, site: Site, ended: str) -> None:
         assert site.get(f"/tasks/{ended}?view=Full").json() == {"id": ended} | _full(BASIC)
 
-    def test_a_new_task_has_every_list_that_clients_look_into(self, site: Site) -> None:
+    def test_a_new_task_has_every_list_that_clients_read(self, site: Site) -> None:
         task_id = site.create()
         document = site.get(f"/tasks/{task_id}?view=FULL").json()
         assert (document["inputs"], document["outputs"], document["tags"]) == ([], [], {})
@@ -111,7 +111,7 @@ class TestViews:
         body = assert_error(site.get(f"/tasks/{ended}?view=ALL"), 400, "invalid_request")
         assert body["problems"] == [{"path": "view", "message": "has to be MINIMAL, BASIC or FULL"}]
 
-    def test_a_dropped_backend_parameter_is_said_in_the_system_log(self, site: Site) -> None:
+    def test_a_dropped_backend_parameter_is_in_the_system_log(self, site: Site) -> None:
         task_id = site.create(HELLO | {"resources": {"backend_parameters": {"colour": "red"}}})
         assert "'colour'" in site.get(f"/tasks/{task_id}?view=FULL").json()["logs"][0]["system_logs"][0]
 
@@ -127,7 +127,7 @@ class TestARunningTask:
         )
         return task_id
 
-    def test_has_log_entries_of_ended_executors_alone(self, site: Site, running: str) -> None:
+    def test_has_only_log_entries_of_ended_executors(self, site: Site, running: str) -> None:
         for view in ("BASIC", "FULL"):
             log = site.get(f"/tasks/{running}?view={view}").json()["logs"][0]
             assert [entry["exit_code"] for entry in log["logs"]] == [0]
@@ -137,7 +137,7 @@ class TestARunningTask:
         assert log["metadata"] == {"live_executor": "1", "live_stdout": "so far", "live_stderr": "warning"}
         assert site.get(f"/tasks/{running}?view=BASIC").json()["logs"][0]["metadata"] == {}
 
-    def test_is_looked_at_anew_when_somebody_reads_full(self, site: Site, running: str) -> None:
+    def test_is_refreshed_when_full_is_read(self, site: Site, running: str) -> None:
         site.queue.published.clear()
         site.get(f"/tasks/{running}?view=FULL")
         assert site.queue.published == [(TaskId(running), Stage.RUN)]
@@ -154,7 +154,7 @@ class TestStates:
         assert site.get(f"/tasks/{task_id}").json()["state"] == "CANCELING"
         assert [t["id"] for t in site.get("/tasks?state=CANCELING").json()["tasks"]] == [task_id]
 
-    def test_preempted_is_shown_where_the_site_wants(self) -> None:
+    def test_preempted_is_shown_where_configured(self) -> None:
         site = Site(api=ApiSettings(preempted_as_system_error=False))
         task_id = site.create()
         site.change(task_id, state=State.INITIALIZING)
@@ -170,9 +170,7 @@ class TestStates:
             (True, True, {State.QUEUED: "INITIALIZING", State.RUNNING: "RUNNING"}),
         ],
     )
-    def test_are_shown_as_the_site_wants(
-        self, client_safe: bool, as_initializing: bool, shown: dict[State, str]
-    ) -> None:
+    def test_are_shown_as_configured(self, client_safe: bool, as_initializing: bool, shown: dict[State, str]) -> None:
         site = Site(api=ApiSettings(client_safe_states=client_safe, queued_as_initializing=as_initializing))
         ways = {
             State.CANCELING: [State.CANCELING],

@@ -79,7 +79,7 @@ class TestFilters:
         }
         assert "".join(sorted(named[i] for i in _ids(site, "?" + query))) == found
 
-    def test_all_have_to_hold(self, site: Site) -> None:
+    def test_are_combined(self, site: Site) -> None:
         both = _create(site, name="n", tags={"a": "b"})
         _create(site, name="n")
         _create(site, tags={"a": "b"})
@@ -99,7 +99,7 @@ class TestPages:
             token = page["next_page_token"]
         assert seen == ids[::-1]
 
-    def test_are_of_exactly_the_size_asked_for(self, site: Site) -> None:
+    def test_have_exactly_the_requested_size(self, site: Site) -> None:
         for _ in range(4):
             site.create()
         assert len(_ids(site, "?page_size=3")) == 3
@@ -123,16 +123,16 @@ class TestPages:
         assert asked == [256, 256, 2047, 2047, 2047]
 
     @pytest.mark.parametrize("size", ["0", "-1", "x", "1.5", "1e3", "NaN", "9" * 5000])
-    def test_of_no_size_are_refused(self, site: Site, size: str) -> None:
+    def test_of_an_invalid_size_are_refused(self, site: Site, size: str) -> None:
         body = assert_error(site.get(f"/tasks?page_size={size}"), 400, "invalid_request")
         assert body["problems"][0]["path"] == "page_size"
 
     @pytest.mark.parametrize("token", ["x", "0p4qrl296007tvttajbu2hepqs", "MQ", "%00", "é", "a" * 10_000, "AAAA===="])
-    def test_of_a_token_that_is_none_of_ours_are_refused(self, site: Site, token: str) -> None:
+    def test_with_an_invalid_token_are_refused(self, site: Site, token: str) -> None:
         body = assert_error(site.get(f"/tasks?page_token={token}"), 400, "invalid_request")
         assert body["problems"][0]["path"] == "page_token"
 
-    def test_of_a_token_of_other_filters_are_refused(self, site: Site) -> None:
+    def test_with_a_token_of_other_filters_are_refused(self, site: Site) -> None:
         for _ in range(2):
             site.create()
         token = site.get("/tasks?page_size=1&name_prefix=h").json()["next_page_token"]
@@ -147,7 +147,7 @@ class TestPages:
         assert site.get("/tasks?page_size=1").json()["next_page_token"].replace("-", "").replace("_", "").isalnum()
 
 
-class TestAWrongQuery:
+class TestAnInvalidQuery:
     @pytest.mark.parametrize(
         ("query", "parameter"),
         [

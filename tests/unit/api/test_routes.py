@@ -1,4 +1,4 @@
-"""What stands where: both base paths, pages, health, and 404 for everything else."""
+"""Routes: both base paths, pages, health, and 404 for everything else."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from poiesis.domain.errors import ConfigurationError
 from tests.unit.api.service import BASE, Site, assert_error
 
 
-class TestElsewhere:
+class TestOtherPaths:
     @pytest.mark.parametrize(
         "path",
         ["/tasks", "/service-info", "/v2/tasks", "/ga4gh/tes/v2/tasks", "/ga4gh/tes/v1", "/v1", "/ga4gh/tes/v1/nothing",
@@ -66,7 +66,7 @@ class TestBothBasePaths:
         assert site.client.get(f"{base}/service-info").json()["type"]["artifact"] == "tes"
 
     @pytest.mark.parametrize("base", ["/ga4gh/tes/v1", "/v1"])
-    def test_have_a_swagger_page_that_loads_nothing_from_elsewhere(self, site: Site, base: str) -> None:
+    def test_have_a_swagger_page_without_external_resources(self, site: Site, base: str) -> None:
         page = site.client.get(f"{base}/ui/")
         assert page.status_code == 200
         assert f'url: "{base}/openapi.json"' in page.text
@@ -104,7 +104,7 @@ class TestHealth:
 
 
 class TestTheStartPage:
-    def test_has_a_line_that_works_as_copied(self, site: Site) -> None:
+    def test_has_a_command_that_works_when_copied(self, site: Site) -> None:
         page = site.client.get("/").text
         line = html.unescape(re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)[0])
         words = shlex.split(line)
@@ -118,19 +118,19 @@ class TestTheStartPage:
         )
         assert response.status_code == 200, response.text
 
-    def test_has_links_that_lead_somewhere(self, site: Site) -> None:
+    def test_has_links_that_work(self, site: Site) -> None:
         page = site.client.get("/").text
         for link in re.findall(r'href="([^"]+)"', page):
             assert site.client.get("/" + link).status_code == 200, link
 
-    def test_escapes_what_the_site_says(self) -> None:
+    def test_escapes_settings(self) -> None:
         site = Site(service=ServiceSettings(name="<script>alert(1)</script>"))
         assert "<script>" not in site.client.get("/").text
 
     @pytest.mark.parametrize(
         ("auth", "words"), [("bearer", "Authorization: Bearer"), ("api_key", "X-API-Key"), ("basic", "-u ")]
     )
-    def test_says_how_to_send_credentials(
+    def test_shows_how_to_send_credentials(
         self, auth: str, words: str, tmp_path_factory: pytest.TempPathFactory
     ) -> None:
         file = tmp_path_factory.mktemp("auth") / "users.json"
@@ -146,7 +146,7 @@ class TestTheStartPage:
         assert_error(client.get("/ui/none"), 404, "not_found")
         assert_error(client.post("/ui/"), 405, "method_not_allowed")
 
-    def test_takes_no_large_bodies(self) -> None:
+    def test_refuses_large_bodies(self) -> None:
         site = Site(api=ApiSettings(max_body_bytes=10))
         assert_error(site.client.post("/", content=b"x" * 11), 413, "body_too_large")
 
@@ -156,7 +156,7 @@ class TestCors:
         headers = site.get("/service-info", headers={"Origin": "https://a.example"}).headers
         assert "access-control-allow-origin" not in headers
 
-    def test_lets_the_named_origins_call(self) -> None:
+    def test_lets_configured_origins_call(self) -> None:
         site = Site(api=ApiSettings(cors_origins=("https://a.example",)))
         answer = site.get("/service-info", headers={"Origin": "https://a.example"})
         assert answer.headers["access-control-allow-origin"] == "https://a.example"
@@ -165,7 +165,7 @@ class TestCors:
         other = site.get("/service-info", headers={"Origin": "https://b.example"})
         assert "access-control-allow-origin" not in other.headers
 
-    def test_answers_the_browser_before_it_posts(self) -> None:
+    def test_answers_preflights(self) -> None:
         site = Site(api=ApiSettings(cors_origins=("*",)))
         headers = {
             "Origin": "https://a.example",
@@ -177,11 +177,11 @@ class TestCors:
         assert answer.headers["access-control-allow-origin"] == "*"
 
 
-def test_several_workers_need_a_name_to_make_the_application() -> None:
+def test_several_workers_need_the_name_of_a_factory() -> None:
     with pytest.raises(ConfigurationError, match="name of a function"):
         serve(object(), ApiSettings(workers=2), timedelta(seconds=25))
 
 
-def test_the_answers_are_compact(site: Site) -> None:
+def test_responses_are_compact(site: Site) -> None:
     text = site.get("/service-info").text
     assert text == json.dumps(json.loads(text), separators=(",", ":"))

@@ -1,4 +1,4 @@
-"""GET /service-info: who runs this, what it can do."""
+"""GET /service-info: the operator and the abilities of the service."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class TestServiceInfo:
             "tesResources_backend_parameters": ["gpu", "time_limit"],
         }
 
-    def test_says_what_the_site_says(self) -> None:
+    def test_has_the_settings_of_the_site(self) -> None:
         service = ServiceSettings(
             id="org.example.tes",
             name="TES of Example",

@@ -1,4 +1,4 @@
-"""The command in this process, and a server whose answers are written down."""
+"""The command in this process, and a server with prepared responses."""
 
 from __future__ import annotations
 

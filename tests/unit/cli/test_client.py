@@ -31,13 +31,13 @@ def test_the_apis_path_is_found_once(server: TesServer, prefix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["/ga4gh/tes/v1", "/ga4gh/tes/v1/", "/v1"])
-def test_a_path_that_is_given_is_used_without_asking(server: TesServer, suffix: str) -> None:
+def test_a_given_path_is_used_without_a_request(server: TesServer, suffix: str) -> None:
     server.serve({"GET /tasks/x": (200, {"id": "x"})}, suffix.rstrip("/"))
     assert TesClient(server.url + suffix, {}).get("x") == {"id": "x"}
     assert len(server.asked) == 1
 
 
-def test_a_path_before_the_apis_stays(server: TesServer) -> None:
+def test_a_path_prefix_is_kept(server: TesServer) -> None:
     server.serve({"GET /tasks/x": (200, {"id": "x"})}, "/site/ga4gh/tes/v1")
     assert TesClient(f"{server.url}/site", {}).get("x") == {"id": "x"}
 
@@ -73,18 +73,18 @@ def test_credentials_are_sent(server: TesServer, user: str, environ: dict[str, s
             r"\$\.x: is wrong",
         ),
         ((400, {"detail": "no good"}), InvalidTask, "no good"),
-        ((400, b"<html>"), InvalidTask, "answered 400"),
+        ((400, b"<html>"), InvalidTask, "HTTP status 400"),
         ((401, {}), Unauthenticated, "POIESIS_TOKEN"),
         ((403, {"title": "not yours"}), Forbidden, "not yours"),
         ((404, {}), UnknownTask, "x"),
         ((429, {}), Unavailable, "429"),
         ((503, {"message": "later"}), Unavailable, "later"),
-        ((500, b""), PoiesisError, "answered 500"),
-        ((200, b"<html>"), PoiesisError, "no TES document"),
-        ((200, []), PoiesisError, "no TES document"),
+        ((500, b""), PoiesisError, "HTTP status 500"),
+        ((200, b"<html>"), PoiesisError, "not a JSON object"),
+        ((200, []), PoiesisError, "not a JSON object"),
     ],
 )
-def test_an_answer_that_is_no_success_is_an_error_of_ours(
+def test_an_error_response_is_raised_as_our_error(
     server: TesServer, answer: Answer, error: type[PoiesisError], text: str
 ) -> None:
     server.serve({"GET /tasks/x": answer})
@@ -92,28 +92,28 @@ def test_an_answer_that_is_no_success_is_an_error_of_ours(
         TesClient(server.url, {}).get("x")
 
 
-def test_a_creation_without_an_id_is_no_success(server: TesServer) -> None:
+def test_a_response_without_an_id_is_an_error(server: TesServer) -> None:
     server.serve({"POST /tasks": (200, {})})
-    with pytest.raises(PoiesisError, match="which id"):
+    with pytest.raises(PoiesisError, match="missing id"):
         TesClient(server.url, {}).create({})
 
 
 @pytest.mark.parametrize("answer", [(200, b"<html>"), (404, b"<html>"), (200, [])])
-def test_what_is_no_tes_server_is_told_so(server: TesServer, answer: Answer) -> None:
+def test_another_server_is_reported_as_no_tes_server(server: TesServer, answer: Answer) -> None:
     server.answer = lambda asked: answer
     with pytest.raises(Unavailable, match="no TES server"):
         TesClient(server.url, {}).service_info()
 
 
-def test_nobody_there_is_told_without_the_password() -> None:
-    with pytest.raises(Unavailable, match="does not answer") as told:
+def test_an_unreachable_server_is_reported_without_the_password() -> None:
+    with pytest.raises(Unavailable, match="no response from") as caught:
         TesClient("http://ada:secret@127.0.0.1:1", {}).service_info()
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
     "url", ["", "http://", "ftp://h", "http://[::1", "http://h:port", "http://h:99999", "http:///x", "file:///x"]
 )
-def test_an_address_that_is_none_is_told_so(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="no address"):
+def test_an_invalid_url_is_a_configuration_error(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="invalid server URL"):
         TesClient(url, {})

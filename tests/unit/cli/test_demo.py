@@ -1,4 +1,4 @@
-"""The demo's end when it is cut short; the whole of it is in integration/embedded."""
+"""The end of an interrupted demo; a complete one runs in integration/embedded."""
 
 from __future__ import annotations
 

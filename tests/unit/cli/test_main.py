@@ -1,4 +1,4 @@
-"""The command line itself: what is wrong with it, exit codes, `info`, and what `up` refuses before anything is started."""
+"""The command line: invalid arguments, exit codes, `info`, and what `up` refuses before it starts anything."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Poiesis = Callable[..., Done]
         *(["up", "--port", p] for p in ("70000", "-1", "http", "", "8 0")),
     ],
 )
-def test_a_wrong_command_line_ends_with_2_and_how_to_do_it(poiesis: Poiesis, arguments: list[str]) -> None:
+def test_an_invalid_command_line_exits_with_2_and_usage(poiesis: Poiesis, arguments: list[str]) -> None:
     done = poiesis(*arguments)
     assert done.code == 2 and done.out == "" and done.err.startswith("usage: poiesis")
 
@@ -44,7 +44,7 @@ def test_every_role_is_a_command() -> None:
         assert cli.make_parser().parse_args([role]).command == role
 
 
-def test_an_interruption_ends_with_130(poiesis: Poiesis, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_exits_with_130(poiesis: Poiesis, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(arguments: argparse.Namespace) -> int:
         raise KeyboardInterrupt
 
@@ -65,7 +65,7 @@ def test_an_interruption_ends_with_130(poiesis: Poiesis, monkeypatch: pytest.Mon
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
-def test_a_role_with_a_wrong_setting_ends_with_2(
+def test_a_role_with_an_invalid_setting_exits_with_2(
     poiesis: Poiesis, role: str, variables: dict[str, str], words: str
 ) -> None:
     done = poiesis(role, **variables)
@@ -86,7 +86,7 @@ def test_a_role_with_a_wrong_setting_ends_with_2(
     ],
     ids=lambda v: next(iter(v), "") if isinstance(v, dict) else "",
 )
-def test_up_with_a_wrong_setting_ends_with_2(
+def test_up_with_an_invalid_setting_exits_with_2(
     poiesis: Poiesis, tmp_path: Path, arguments: tuple[str, ...], variables: dict[str, str], words: tuple[str, ...]
 ) -> None:
     done = poiesis("up", "--port", "0", "--dir", str(tmp_path), *arguments, **variables)
@@ -94,7 +94,7 @@ def test_up_with_a_wrong_setting_ends_with_2(
     assert all(word in done.err for word in words)
 
 
-def test_a_folder_has_one_holder(tmp_path: Path) -> None:
+def test_a_directory_is_used_by_one_service(tmp_path: Path) -> None:
     folder = tmp_path / "new"
     with _lock(folder):
         assert folder.stat().st_mode & 0o077 == 0
@@ -130,15 +130,15 @@ def test_the_command_line_wins_over_variables(monkeypatch: pytest.MonkeyPatch, t
     assert (settings.api.host, settings.api.port, settings.log_level) == ("127.0.0.2", 0, "INFO")
 
 
-def test_the_services_own_folder_cannot_hold_what_tasks_may_read(tmp_path: Path) -> None:
+def test_allowed_directories_are_not_inside_the_services_directory(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for directory in (tmp_path, tmp_path / "data"):
         given = cli.make_parser().parse_args(["up", "--dir", str(directory), "--allow-dir", str(tmp_path / "data")])
-        with pytest.raises(ConfigurationError, match="service's own folder"):
+        with pytest.raises(ConfigurationError, match="inside the service's directory"):
             embedded_settings(given, port=0)
 
 
-def test_info_shows_what_differs_and_no_secret(poiesis: Poiesis, server: TesServer) -> None:
+def test_info_shows_changed_settings_and_no_secret(poiesis: Poiesis, server: TesServer) -> None:
     info = {
         "name": "N",
         "version": "1",
@@ -156,9 +156,9 @@ def test_info_shows_what_differs_and_no_secret(poiesis: Poiesis, server: TesServ
     assert "secret" not in done.out
 
 
-def test_info_of_a_server_that_is_away_shows_the_settings_all_the_same(poiesis: Poiesis) -> None:
+def test_info_shows_the_settings_even_without_a_server(poiesis: Poiesis) -> None:
     done = poiesis("info", "--url", "http://ada:secret@127.0.0.1:1", POIESIS_ROLE_THREADS="9")
-    assert done.code == 1 and "POIESIS_ROLE_THREADS=9" in done.out and "does not answer" in done.err
+    assert done.code == 1 and "POIESIS_ROLE_THREADS=9" in done.out and "no response from" in done.err
     assert "secret" not in done.out + done.err
 
 

@@ -1,4 +1,4 @@
-"""`poiesis task …` against a server whose answers are written down."""
+"""`poiesis task …` against a server with prepared responses."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(task, "POLL_TO_S", 0.002)
 
 
-def test_a_task_is_sent_as_it_is(poiesis: Poiesis, server: TesServer, tmp_path: Path) -> None:
+def test_a_task_is_sent_unchanged(poiesis: Poiesis, server: TesServer, tmp_path: Path) -> None:
     server.serve({"POST /tasks": (200, {"id": "t1"})})
     document = {"executors": [{"image": "a", "command": ["é"]}], "unknown": None}
     path = tmp_path / "task.json"
@@ -49,9 +49,7 @@ def test_a_task_is_sent_as_it_is(poiesis: Poiesis, server: TesServer, tmp_path: 
 
 
 @pytest.mark.parametrize(("content", "code"), [(None, 2), (b"{", 1), (b"\xff\xfe", 1), (b"", 1)])
-def test_a_file_that_cannot_be_read_is_named(
-    poiesis: Poiesis, tmp_path: Path, content: bytes | None, code: int
-) -> None:
+def test_an_unreadable_file_is_named(poiesis: Poiesis, tmp_path: Path, content: bytes | None, code: int) -> None:
     path = tmp_path / "task.json"
     if content is not None:
         path.write_bytes(content)
@@ -59,7 +57,7 @@ def test_a_file_that_cannot_be_read_is_named(
     assert done.code == code and done.out == "" and str(path) in done.err
 
 
-def test_waiting_shows_each_change_once_and_the_logs_of_what_failed(poiesis: Poiesis, server: TesServer) -> None:
+def test_waiting_shows_each_change_once_and_the_logs_of_failed_tasks(poiesis: Poiesis, server: TesServer) -> None:
     states = [(200, {"id": "t1", "state": s}) for s in ("QUEUED", "QUEUED", "RUNNING", "RUNNING", "EXECUTOR_ERROR")]
     server.serve({"GET /tasks/t1": [*states, (200, FULL)]})
     done = poiesis("task", "wait", "t1", "--url", server.url)
@@ -75,7 +73,7 @@ def test_waiting_shows_each_change_once_and_the_logs_of_what_failed(poiesis: Poi
     ]
 
 
-def test_several_are_waited_for_and_every_one_has_to_be_complete(poiesis: Poiesis, server: TesServer) -> None:
+def test_waiting_for_several_tasks_needs_all_to_be_complete(poiesis: Poiesis, server: TesServer) -> None:
     server.serve({f"GET /tasks/{i}": (200, {"id": i, "state": s}) for i, s in (("a", "COMPLETE"), ("b", "CANCELED"))})
     done = poiesis("task", "wait", "a", "b", "--json", "--url", server.url)
     assert done.code == 1
@@ -83,7 +81,7 @@ def test_several_are_waited_for_and_every_one_has_to_be_complete(poiesis: Poiesi
     assert poiesis("task", "wait", "a", "--json", "--url", server.url).code == 0
 
 
-def test_an_outage_while_waiting_is_borne_for_a_while(
+def test_an_outage_while_waiting_is_tolerated_for_a_while(
     poiesis: Poiesis, server: TesServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     away = (503, {"message": "restarting"})
@@ -96,13 +94,13 @@ def test_an_outage_while_waiting_is_borne_for_a_while(
     assert done.code == 1 and done.err.splitlines()[-1] == "poiesis: restarting"
 
 
-def test_waiting_ends_at_its_time(poiesis: Poiesis, server: TesServer) -> None:
+def test_waiting_ends_at_its_timeout(poiesis: Poiesis, server: TesServer) -> None:
     server.serve({"GET /tasks/a": (200, {"state": "RUNNING"})})
     done = poiesis("task", "wait", "a", "--timeout", "0.02", "--url", server.url)
     assert done.code == 1 and "0.02 s" in done.err
 
 
-def test_a_list_asks_for_what_was_asked(poiesis: Poiesis, server: TesServer) -> None:
+def test_a_list_sends_its_filters(poiesis: Poiesis, server: TesServer) -> None:
     server.serve({"GET /tasks": (200, {"tasks": [FULL]})})
     done = poiesis(
         *(

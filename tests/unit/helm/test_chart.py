@@ -611,8 +611,19 @@ def test_the_defaults_of_the_chart_are_those_of_the_settings(render: Callable[[s
     settings = read(Settings, variables, others=ADAPTER_PREFIXES)
     assert settings.policy == Settings().policy
     assert settings.service == Settings().service
-    api = Settings().api
-    assert dataclasses.replace(settings.api, host=api.host, allowed_hosts=api.allowed_hosts) == api
+    default_api = Settings().api
+    assert dataclasses.replace(settings.api, host=default_api.host, allowed_hosts=()) == default_api
+
+
+def test_the_names_of_the_api_are_allowed_hosts(chart: Rendered):
+    variables = {k: v for k, v in environment(chart, "api").items() if not k.endswith("_FILE")}
+    allowed = read(Settings, variables, others=ADAPTER_PREFIXES).api.allowed_hosts
+    service = next(o["metadata"] for o in chart.of("Service") if o["metadata"]["name"].endswith("-api"))
+    name, namespace = service["name"], service["namespace"]
+    assert {name, f"{name}.{namespace}", f"{name}.{namespace}.svc"} < set(allowed)
+    assert any(host.startswith(f"{name}.{namespace}.svc.") and not host.endswith(".") for host in allowed)
+    for rule in [r for o in chart.of("Ingress") for r in o["spec"]["rules"]] + [o["spec"] for o in chart.of("Route")]:
+        assert rule["host"] in allowed
 
 
 def test_connection_strings_are_only_in_secrets(chart: Rendered):
