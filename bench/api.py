@@ -43,7 +43,7 @@ SMALL = {"name": "hello", "executors": [{"image": "alpine:3.20", "command": ["ec
 def _request(method: str, path: str, document: Any = None) -> bytes:
     body = b"" if document is None else json.dumps(document).encode()
     headers = f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n" if body else ""
-    return f"{method} {BASE}{path} HTTP/1.1\r\nHost: bench\r\n{headers}\r\n".encode() + body
+    return f"{method} {BASE}{path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n".encode() + body
 
 
 REQUESTS = {

@@ -1,6 +1,6 @@
-"""TES over HTTP: Connexion builds the routes from `specs/`, handlers call the services, views render the answers.
+"""TES over HTTP: Connexion builds the routes from `specs/`, handlers call the services, views render the responses.
 
-Imports of Connexion happen here first, so that what it and its libraries deprecate of each other is said to nobody.
+Connexion is imported here first, so that deprecation warnings among its libraries are not shown.
 """
 
 import warnings

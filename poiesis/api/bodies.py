@@ -27,7 +27,7 @@ TRIM_DELAY_S: Final = 0.5
 
 
 class BodyBudget:
-    """The bytes of large bodies that a process may hold; who finds no room waits, first come, first served."""
+    """The bytes of large bodies that a process may hold; further ones wait, first come, first served."""
 
     def __init__(self, settings: ApiSettings) -> None:
         self.max_body_bytes: Final = settings.max_body_bytes
@@ -37,7 +37,7 @@ class BodyBudget:
         self._trim: asyncio.TimerHandle | None = None
 
     async def take(self, size: int) -> None:
-        """Raises: ServerBusy when there is no room for TURN_TIMEOUT_S."""
+        """Raises: ServerBusy when the bytes are not free within TURN_TIMEOUT_S."""
         if not self._queue and size <= self._free:
             self._free -= size
             return

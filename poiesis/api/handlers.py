@@ -1,8 +1,8 @@
 """The five operations of TES: parse, one service call, render. The names are the spec's operation ids.
 
-Whatever an operation needs has been read and checked before: the query and the body by `validation`, the user by `middleware`.
-Services block on their store, so each call of one runs in a bounded pool of threads; what only computes stays in the event loop, where it
-does not compete with it (docs/adr/0002).
+The input of an operation has been read and checked before: the query and the body by `validation`, the user by `middleware`.
+Services block on their store, so each call of one runs in a bounded pool of threads; pure computation stays in the event loop
+(docs/adr/0002).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ T = TypeVar("T")
 Document = dict[str, Any]
 
 USER: Final = "poiesis.user"
-"""Key of the ASGI scope: the `User`, None where everybody may call."""
+"""Key of the ASGI scope: the `User`; None without authentication."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a handler sees of a request: the ASGI scope, read."""
+    """A request as handlers see it, read from the ASGI scope."""
 
     scope: MutableMapping[str, Any]
 
@@ -64,7 +64,7 @@ class Request:
 
     @property
     def sees(self) -> str | None:
-        """Whose tasks the caller may see; None: everybody's."""
+        """The owner whose tasks the caller may see; None: all tasks."""
         user: User | None = self.scope.get(USER)
         return None if user is None or user.admin else user.name
 

@@ -57,14 +57,18 @@ class Gateway:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started = False
+        started = replaced = False
 
         async def checked_send(message: Message) -> None:
-            nonlocal started
+            nonlocal started, replaced
             if message["type"] == "http.response.start":
                 started = True
                 _make_redirect_relative(message)
-            await send(message)
+                if message["status"] >= 400 and Headers(raw=message["headers"]).get("content-type") != JSON.decode():
+                    replaced = True  # text of a library, such as the one that serves Swagger UI's files
+                    await plain(message["status"], "the request could not be answered").response()(scope, receive, send)
+            if not replaced:
+                await send(message)
 
         try:
             await self._route(scope, receive, checked_send)

@@ -1,13 +1,14 @@
-"""The pages for people, by Flask: the start page, and whatever blueprints are mounted beside it (the dashboard)."""
+"""The web pages, by Flask: the start page, and blueprints mounted beside it (the dashboard)."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any, Final
 
 import flask
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from poiesis import __version__
 from poiesis.api.errors import plain
@@ -17,6 +18,12 @@ from poiesis.config import ApiSettings, ServiceSettings
 SAMPLE: Final = {
     "name": "hello",
     "executors": [{"image": "docker.io/library/alpine:3.20", "command": ["echo", "hello from a task"]}],
+}
+
+_MESSAGES: Final = {
+    404: "not found",
+    405: "unsupported method",
+    500: "internal error: the service's log has the details",
 }
 
 
@@ -41,9 +48,13 @@ def create_pages(
     def failed(error: HTTPException) -> Any:
         if error.code is None or error.code < 400:
             return error
-        message = "there is nothing at this address" if error.code == 404 else str(error.description)
-        told = plain(error.code, message)
-        return flask.Response(told.body, told.status, dict(told.headers), content_type="application/json")
+        message = _MESSAGES.get(error.code) or HTTPStatus(error.code).phrase
+        found = plain(
+            error.code,
+            message,
+            {"Allow": ", ".join(error.valid_methods or ())} if isinstance(error, MethodNotAllowed) else {},
+        )
+        return flask.Response(found.body, found.status, dict(found.headers), content_type="application/json")
 
     for blueprint in blueprints:
         pages.register_blueprint(blueprint)
@@ -51,7 +62,7 @@ def create_pages(
 
 
 def _credentials(api: ApiSettings) -> str:
-    """What a command line has to say about who calls."""
+    """Return the arguments for curl's command line."""
     if "bearer" in api.auth:
         return '-H "Authorization: Bearer $TES_TOKEN" '
     if "api_key" in api.auth:

@@ -5,6 +5,7 @@ There is no access log: a query may carry an API key. Metrics count requests ins
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from datetime import timedelta
@@ -20,6 +21,9 @@ from poiesis.domain.errors import ConfigurationError
 
 CLEANUP_S: Final = 5  # seconds of the grace period that are left when requests under way have had their share
 START_S: Final = 30.0
+
+# uvicorn warns of each malformed request, so that a client could fill the log
+logging.getLogger("uvicorn.error").addFilter(lambda record: record.levelno != logging.WARNING)
 
 
 def serve(app: Any, settings: ApiSettings, grace: timedelta) -> None:

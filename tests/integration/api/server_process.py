@@ -81,7 +81,7 @@ def _await_ready(server: ServerProcess, log: Path) -> None:
         try:
             if requests.get(f"{server.url}/healthz", timeout=5).status_code == 200:
                 return
-        except requests.ConnectionError:
+        except requests.RequestException:
             pass
         if server.process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(log.read_text())
