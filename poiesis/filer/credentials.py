@@ -75,8 +75,8 @@ def drs_unencrypted(url: str, settings: FilerSettings) -> bool:
     base = _parts(
         next((h for h in settings.drs_hosts if "://" in h and _parts(h).netloc.lower() == host), f"https://{host}")
     )
-    has_token = settings.drs_token_file is not None or _has_login(base, settings)
-    return (base.scheme == "http" and has_token) or _proxy_password(settings.proxy, base)
+    sends = base.scheme == "http" and (settings.drs_token_file is not None or _has_login(base, settings))
+    return sends or _proxy_password(settings.proxy, base)
 
 
 def _has_login(parts: SplitResult, settings: FilerSettings) -> bool:
@@ -86,14 +86,19 @@ def _has_login(parts: SplitResult, settings: FilerSettings) -> bool:
         return False
     try:
         state = os.stat(settings.netrc_file)
-        return (parts.hostname or "") in _hosts(settings.netrc_file, state.st_ino, state.st_mtime_ns)
-    except (OSError, ConfigurationError):
+    except OSError:
         return True
+    hosts = _hosts(settings.netrc_file, state.st_ino, state.st_mtime_ns)
+    return hosts is None or (parts.hostname or "") in hosts
 
 
 @lru_cache(maxsize=8)
-def _hosts(netrc_file: str, _inode: int, _mtime_ns: int) -> frozenset[str]:
-    return frozenset(logins(netrc_file))
+def _hosts(netrc_file: str, _inode: int, _mtime_ns: int) -> frozenset[str] | None:
+    """None: the file cannot be read."""
+    try:
+        return frozenset(logins(netrc_file))
+    except ConfigurationError:
+        return None
 
 
 def _proxy_password(configured: str | None, parts: SplitResult) -> bool:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from typing import Any, Final
 
 from poiesis.domain.errors import ConfigurationError
@@ -137,6 +138,10 @@ class FilerSettings:
 
     def cloud_stores(self) -> dict[str, CloudStore]:
         """The stores of `cloud` by scheme, checked. Raises: ConfigurationError."""
+        return self._cloud_stores
+
+    @cached_property
+    def _cloud_stores(self) -> dict[str, CloudStore]:
         if unknown := sorted(set(self.cloud) - {"gs", "az"}):
             raise ConfigurationError(f"filer: unknown scheme {unknown[0]!r} in cloud: use gs or az")
         known = {f.name for f in dataclasses.fields(CloudStore)}
@@ -147,6 +152,10 @@ class FilerSettings:
 
     def endpoints(self) -> tuple[S3Endpoint, ...]:
         """The endpoints of `s3`, checked. Raises: ConfigurationError."""
+        return self._endpoints
+
+    @cached_property  # the planner asks for each bucket of a task
+    def _endpoints(self) -> tuple[S3Endpoint, ...]:
         known = {f.name for f in dataclasses.fields(S3Endpoint)}
         found = []
         for name, options in self.s3.items():

@@ -170,7 +170,7 @@ def test_parts_get_threads_while_the_next_job_is_awaited() -> None:
 
     def jobs() -> Iterator[Job]:
         yield lambda: pool.together([part] * 12)
-        assert both.wait(10), "nobody helped"
+        assert both.wait(10), "no other thread helped"
 
     pool.run(jobs())
     assert len(ran_by) > 2
