@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 MAX_DELAY: Final = timedelta(seconds=30)
 CHECK_S: Final = 0.1
-MAX_HELD: Final = 100_000  # one more is published at once
+MAX_DEFERRED: Final = 100_000  # more are published at once
 
 
 class DeferredCleanup:
@@ -37,10 +37,10 @@ class DeferredCleanup:
         self._publish = publish
         self._starting = starting
         self._max_delay_s = max_delay.total_seconds()
-        self._held: OrderedDict[TaskId, float] = OrderedDict()  # since when, by the monotonic clock
+        self._deferred: OrderedDict[TaskId, float] = OrderedDict()  # since when, by the monotonic clock
         self._lock = threading.Condition()
         self._closed = False
-        self._thread = threading.Thread(target=self._work, name="clean-ups", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="deferred-cleanup", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
@@ -48,19 +48,19 @@ class DeferredCleanup:
     def add(self, task_id: TaskId) -> None:
         """Publish now or later. Raises: QueueUnavailable, only if it is published now."""
         with self._lock:
-            if self._closed or task_id in self._held:
+            if self._closed or task_id in self._deferred:
                 return
-            holds = len(self._held) < MAX_HELD and self._others_start({task_id})
-            if holds:
-                self._held[task_id] = time.monotonic()
+            is_deferred = len(self._deferred) < MAX_DEFERRED and self._others_start({task_id})
+            if is_deferred:
+                self._deferred[task_id] = time.monotonic()
                 self._lock.notify()
-        if not holds:
+        if not is_deferred:
             self._publish(task_id)
 
-    def holds(self, task_id: TaskId) -> bool:
+    def defers(self, task_id: TaskId) -> bool:
         """Whether the task has ended and its cleanup is deferred: the events of its pod can be ignored."""
         with self._lock:
-            return task_id in self._held
+            return task_id in self._deferred
 
     def close(self) -> None:
         """Drop what is deferred: resync publishes it when its `wake_at` has come."""
@@ -77,7 +77,7 @@ class DeferredCleanup:
     def _work(self) -> None:
         while True:
             with self._lock:
-                while not self._closed and not self._held:
+                while not self._closed and not self._deferred:
                     self._lock.wait()
                 if self._closed:
                     return
@@ -91,11 +91,11 @@ class DeferredCleanup:
                     log.warning("publish_failed", extra={"task_id": task_id, "error": str(error)})
 
     def _take(self) -> list[TaskId]:
-        if not self._others_start(self._held):
-            ready = list(self._held)
+        if not self._others_start(self._deferred):
+            ready = list(self._deferred)
         else:
             oldest = time.monotonic() - self._max_delay_s
-            ready = [task_id for task_id, since in self._held.items() if since <= oldest]
+            ready = [task_id for task_id, since in self._deferred.items() if since <= oldest]
         for task_id in ready:
-            del self._held[task_id]
+            del self._deferred[task_id]
         return ready

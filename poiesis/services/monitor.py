@@ -95,7 +95,7 @@ class Monitor:
         self._cleanup.start()
 
     def start(self) -> None:
-        """Lead: follow the cluster, resync, sweep."""
+        """Start to lead: watch the cluster, resync, sweep, purge."""
         for target, every in (
             (self.resync, self._resync),
             (self.sweep, SWEEP_EVERY),
@@ -107,14 +107,14 @@ class Monitor:
         self._events.follow(self._work.wake)
 
     def poke(self, task_id: TaskId, nonce: str, body: bytes = b"") -> None:
-        """A container reports that it has ended, with its record in `body` or without. It may lie, but only about its own task."""
+        """A container reports its end; `body` may be its record. User code can forge it, but only for its own task."""
         record = parse_record(body, MAX_RECORD_BYTES) if body else None
         if record is not None:
             size = RECORD_BYTES + BYTES_PER_CHARACTER * len(body)
             with self._records_lock:
                 self._records_bytes += size
                 if self._records_bytes > MAX_RECORDS_BYTES:
-                    self._records.clear()  # they are in the containers' logs too
+                    self._records.clear()  # the containers' logs have these records too
                     self._records_bytes = size
                 self._records.setdefault((task_id, nonce), []).append((size, record))
         self._work.wake(task_id, nonce)
@@ -215,7 +215,7 @@ class Monitor:
 
     def _reconcile(self, task_id: TaskId, hint: str | None) -> None:
         records = self._take_records(task_id, hint) if hint is not None else ()
-        if self._cleanup.holds(task_id):
+        if self._cleanup.defers(task_id):
             return
         try:
             reconciled = self._orchestrator.reconcile(task_id, MONITORED, poked=hint, records=records)
