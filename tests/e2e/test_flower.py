@@ -58,6 +58,7 @@ def test_only_an_operator_sees_workers_and_links(installed: Callable[..., Instal
         until(lambda: set(ran()) >= set(LINKS), 30, lambda: f"{shown('/api/tasks')}\n{service.story()}")
         for name, link in ran().items():
             assert str(link["worker"]).partition("@")[0] == name.partition(".")[0]
+            assert link["root_id"] == task  # the group that docs/adr/0007 describes
 
         page = ask("/workers", allowed)
         assert page.status == 200
