@@ -118,6 +118,10 @@ def test_publishers_and_workers_recover_after_redis_was_restarted(free_port, tmp
         workers(url)
         queue.publish(ID, Stage.PREPARE)
         until(lambda: repository.get(ID).part == "task")
+        with redis.Redis(
+            port=free_port
+        ) as client:  # a worker that loses Redis during an acknowledgement exits, to be restarted
+            until(lambda: client.hlen("unacked") == 0)
     began = time.monotonic()
     with pytest.raises(QueueUnavailable):
         queue.publish(ID, Stage.RUN)
