@@ -16,19 +16,19 @@ from poiesis.domain.states import ROLE_OF, Stage
 from poiesis.domain.task import TaskId
 from poiesis.queue.app import LINK_OF
 
-AWAY_S: Final = 2.0
+PAUSE_S: Final = 2.0
 
 
 class CeleryQueue:
     """Publishes links. Safe to use from any thread.
 
-    A broker that does not answer costs its callers seconds, and the API has few threads: for AWAY_S after a failure nothing is tried.
+    A broker that does not answer costs its callers seconds, and the API has few threads: for PAUSE_S after a failure no call is tried.
     Resync publishes what was not published meanwhile.
     """
 
     def __init__(self, app: Celery) -> None:
         self._app = app
-        self._away_until = 0.0  # on the monotonic clock
+        self._paused_until = 0.0  # on the monotonic clock
 
     def begin(self, task_id: TaskId, stages: Sequence[Stage]) -> None:
         first, *rest = (self._app.signature(LINK_OF[stage], args=(task_id,), immutable=True) for stage in stages)
@@ -39,13 +39,13 @@ class CeleryQueue:
 
     def _publish(self, links: Signature[Any], task_id: TaskId) -> None:
         """The first link of a task has the task's id, which is the root id of all its links: Flower shows them as one."""
-        if time.monotonic() < self._away_until:
+        if time.monotonic() < self._paused_until:
             raise QueueUnavailable("the queue did not answer a moment ago")
         try:
             with _answers():
                 links.apply_async(root_id=task_id, ignore_result=True)
         except QueueUnavailable:
-            self._away_until = time.monotonic() + AWAY_S
+            self._paused_until = time.monotonic() + PAUSE_S
             raise
 
     def waiting(self, stage: Stage) -> int:
@@ -61,7 +61,7 @@ class CeleryQueue:
     def ready(self) -> None:
         with _answers(), self._app.connection_for_write() as connection:
             connection.ensure_connection(max_retries=1, timeout=5)
-        self._away_until = 0.0
+        self._paused_until = 0.0
 
     def close(self) -> None:
         self._app.close()

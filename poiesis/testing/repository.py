@@ -17,7 +17,7 @@ from poiesis.ports.repository import Page, TaskFilter
 class MemoryTaskRepository:
     """Tasks in a dict behind a lock.
 
-    `down`: set it to make every call raise RepositoryUnavailable until it is unset, as a store that went away.
+    `down`: set it to make every call raise RepositoryUnavailable until it is unset, like an unavailable store.
     """
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ def queue(request) -> Iterator[Queue]:
 
 
 @pytest.fixture(params=["recording", "redis"])
-def away(request, free_port) -> Iterator[Queue]:
+def unavailable(request, free_port) -> Iterator[Queue]:
     made: Queue
     if request.param == "recording":
         made = RecordingQueue()
@@ -84,15 +84,15 @@ def test_many_threads_publish_at_once(queue):
     assert errors == []
 
 
-def test_an_unavailable_broker_fails_promptly(away):
+def test_an_unavailable_broker_fails_promptly(unavailable):
     began = time.monotonic()
     with pytest.raises(QueueUnavailable):
-        away.publish(TaskId("a"), Stage.PREPARE)
-    for _ in range(5):  # those who come right after need not find out for themselves
+        unavailable.publish(TaskId("a"), Stage.PREPARE)
+    for _ in range(5):  # calls right after a failure fail without a try
         with pytest.raises(QueueUnavailable):
-            away.publish(TaskId("a"), Stage.PREPARE)
+            unavailable.publish(TaskId("a"), Stage.PREPARE)
     with pytest.raises(QueueUnavailable):
-        away.ready()
+        unavailable.ready()
     with pytest.raises(QueueUnavailable):
-        away.waiting(Stage.PREPARE)
+        unavailable.waiting(Stage.PREPARE)
     assert time.monotonic() - began < PROMPTLY_S

@@ -186,7 +186,7 @@ def test_a_bug_in_a_link_gives_the_task_up(service):
 
 def test_a_fault_in_a_link_publishes_nothing_and_changes_nothing(service):
     one = service(World(SMALL))
-    one.spy.error = ClusterUnavailable("away")
+    one.spy.error = ClusterUnavailable("unavailable")
     one.queue.publish(ID, Stage.PREPARE)
     one.until(lambda: one.spy.links == [Role.TORC])
     one.quiet()
@@ -200,7 +200,7 @@ def test_a_link_that_cannot_publish_leaves_it_to_resync(service, monkeypatch):
 
     def publish(task_id: TaskId, stage: Stage) -> None:
         gone.set()
-        raise QueueUnavailable("away")
+        raise QueueUnavailable("unavailable")
 
     one.queue.publish(ID, Stage.STAGE_OUT)
     monkeypatch.setattr(one.queue, "publish", publish)

@@ -72,7 +72,7 @@ def test_cleanup_is_deferred_for_a_limited_time():
 
 
 def test_an_unavailable_broker_stops_nothing(desk):
-    desk.starting, desk.error = [C], QueueUnavailable("away")
+    desk.starting, desk.error = [C], QueueUnavailable("unavailable")
     desk.deferred_cleanup.add(A)
     desk.deferred_cleanup.add(B)
     desk.starting = []
@@ -83,7 +83,7 @@ def test_an_unavailable_broker_stops_nothing(desk):
 
 
 def test_an_unavailable_broker_is_reported_to_the_caller(desk):
-    desk.error = QueueUnavailable("away")
+    desk.error = QueueUnavailable("unavailable")
     with pytest.raises(QueueUnavailable):
         desk.deferred_cleanup.add(A)
 

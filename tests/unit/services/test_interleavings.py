@@ -169,7 +169,7 @@ class Play:
             case "pod":
                 if pods := self.cluster.pods(ID):
                     self.move(pods[which % len(pods)], which)
-            case "away":
+            case "outage":
                 self.cluster.down = which % 3 == 0
             case "later":
                 self.world.clock.advance(timedelta(seconds=(1, 3, 6, 11)[which % 4]))
@@ -252,7 +252,7 @@ _LIKELY = {
     "go_on": 5,
     "go_far": 4,
     "pod": 5,
-    "away": 1,
+    "outage": 1,
     "later": 2,
     "bad": 2,
 }

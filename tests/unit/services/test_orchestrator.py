@@ -158,7 +158,7 @@ def test_cleanup_makes_up_for_a_failed_undo():
     world.link(Role.TORC)
     repository.rival = replace(world.task, cancel_requested_at=world.now)
     repository.after = 1  # the claim is saved; the cancel comes during the creation of the pod
-    world.cluster.fail("delete_all", ClusterUnavailable("away"))
+    world.cluster.fail("delete_all", ClusterUnavailable("unavailable"))
     world.link(Role.TEXAM)
     assert world.cluster.pods(ID)
     assert world.to_the_end().state is State.CANCELED
@@ -167,7 +167,9 @@ def test_cleanup_makes_up_for_a_failed_undo():
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("method", ["create_volume", "create_documents", "launch"])
-@pytest.mark.parametrize("error", [ClusterUnavailable("away"), QuotaExceeded("no room")], ids=["away", "quota"])
+@pytest.mark.parametrize(
+    "error", [ClusterUnavailable("unavailable"), QuotaExceeded("no room")], ids=["unavailable", "quota"]
+)
 def test_an_effect_that_fails_temporarily_is_retried(method, error, after):
     world = World(FILES)
     world.cluster.fail(method, error, after=after)
@@ -199,7 +201,7 @@ def test_cleanup_is_retried_until_it_succeeds():
     world.launch()
     world.cluster.run(ID, "task")
     world.monitor()
-    world.cluster.fail("delete_all", ClusterUnavailable("away"), times=3)
+    world.cluster.fail("delete_all", ClusterUnavailable("unavailable"), times=3)
     world.link(Role.TORC)
     assert world.task.state is State.COMPLETE
     assert not world.cluster.is_empty(ID)

@@ -51,12 +51,12 @@ def desk() -> Desk:
 
 
 def test_a_created_task_is_stored_and_published_and_has_a_wake_up(desk):
-    task_id = desk.service.create(FILES, owner="me", notes=["said"])
+    task_id = desk.service.create(FILES, owner="me", notes=["noted"])
     task = desk.task(task_id)
     assert is_task_id(task_id)
     assert (task.state, task.stage, task.owner, task.spec) == (State.QUEUED, Stage.PREPARE, "me", FILES)
     assert task.wake_at == desk.clock.now() + FIRST_WAKE_UP
-    assert task.log.system_logs == ("said",)
+    assert task.log.system_logs == ("noted",)
     assert len(task.nonce) == 16
     assert desk.queue.published == [(task_id, Stage.PREPARE)]
 
@@ -98,8 +98,8 @@ def test_a_task_that_could_not_be_stored_is_not_published(desk):
 
 
 def test_dropped_fields_are_noted_in_the_system_log(desk):
-    task = desk.task(desk.service.create(spec(resources=with_parameters(colour="red")), notes=["said"]))
-    assert task.log.system_logs[0] == "said" and "colour" in task.log.system_logs[1]
+    task = desk.task(desk.service.create(spec(resources=with_parameters(colour="red")), notes=["noted"]))
+    assert task.log.system_logs[0] == "noted" and "colour" in task.log.system_logs[1]
 
 
 @pytest.mark.parametrize("view", View)

@@ -41,7 +41,7 @@ class Handler:
             self.busy[task_id] -= 1
             self._changed.notify_all()
         if fails:
-            raise ClusterUnavailable("away")
+            raise ClusterUnavailable("unavailable")
 
     def go(self) -> None:
         self.hold = False
@@ -133,7 +133,7 @@ def test_a_task_that_backs_off_is_retried_while_others_keep_the_queue_busy(handl
         seen.append(task_id)
         if task_id == "a":
             if seen.count("a") == 1:
-                raise ClusterUnavailable("away")
+                raise ClusterUnavailable("unavailable")
             done.set()
         elif not done.is_set():
             queue.wake(B)

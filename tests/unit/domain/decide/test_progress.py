@@ -139,7 +139,7 @@ def test_the_waiting_reason_is_cleared_when_the_task_runs():
     assert (task.state, task.waiting, task.waiting_since) == (State.RUNNING, None, None)
 
 
-@pytest.mark.parametrize("error", [QuotaExceeded("no room"), ClusterUnavailable("away")])
+@pytest.mark.parametrize("error", [QuotaExceeded("no room"), ClusterUnavailable("unavailable")])
 def test_a_cluster_that_accepts_nothing_is_waited_for_until_a_deadline(error):
     task = stored(stage=Stage.LAUNCH)
     waiting = decide_after(task, error, START, POLICY)
