@@ -1,7 +1,7 @@
-"""Who may run now: first come, first served, within the machine.
+"""Admission of pods: first come, first served, within the capacity of the machine.
 
-A pod at the head that does not fit holds up those behind it, so that a large one is never starved by small ones. One that asks for more
-than the machine has is treated as asking for all of it: it runs alone.
+A pod at the head of the queue that does not fit blocks those behind it, so that small pods never starve a large one. A pod that requests
+more than the machine has is treated as requesting all of it.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ K = TypeVar("K", bound=Hashable)
 
 
 @dataclass(frozen=True)
-class Room:
+class Capacity:
     pods: int
     cpu_cores: float
     memory_bytes: int
 
 
-def machine_room(max_parallel: int | None) -> Room:
+def machine_capacity(max_parallel: int | None) -> Capacity:
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Room(max_parallel or 2 * cores, float(cores), memory)
+    return Capacity(max_parallel or 2 * cores, float(cores), memory)
 
 
 class Admission(Generic[K]):
-    """Not safe for threads by itself: its owner holds a lock. `start` is called for each key that is admitted."""
+    """Not thread-safe: callers hold a lock. `start` is called for each key that is admitted."""
 
-    def __init__(self, room: Room, start: Callable[[K], None]) -> None:
-        self._room = room
+    def __init__(self, capacity: Capacity, start: Callable[[K], None]) -> None:
+        self._capacity = capacity
         self._start = start
         self._waiting: dict[K, tuple[float, int]] = {}  # in order of arrival
         self._running: dict[K, tuple[float, int]] = {}
@@ -47,16 +47,16 @@ class Admission(Generic[K]):
         return key in self._waiting
 
     def add(self, key: K, cpu_cores: float, memory_bytes: int) -> None:
-        self._waiting[key] = (min(cpu_cores, self._room.cpu_cores), min(memory_bytes, self._room.memory_bytes))
+        self._waiting[key] = (min(cpu_cores, self._capacity.cpu_cores), min(memory_bytes, self._capacity.memory_bytes))
         self._admit()
 
     def adopt(self, key: K, cpu_cores: float, memory_bytes: int) -> None:
-        """One that runs already, whether or not there is room."""
-        self._running[key] = (min(cpu_cores, self._room.cpu_cores), min(memory_bytes, self._room.memory_bytes))
+        """Add a pod that is running already, whether or not it fits."""
+        self._running[key] = (min(cpu_cores, self._capacity.cpu_cores), min(memory_bytes, self._capacity.memory_bytes))
         self._start(key)
 
     def remove(self, key: K) -> None:
-        """It has ended, or does not want to run any more."""
+        """Remove a pod that has ended or is not to run."""
         self._waiting.pop(key, None)
         self._running.pop(key, None)
         self._admit()
@@ -67,14 +67,14 @@ class Admission(Generic[K]):
         asks = [f"{cpu:g} CPUs"] if cpu else []
         asks += [f"{memory / 1e9:g} GB of memory"] if memory else []
         wants = f" for {' and '.join(asks)}" if asks else ""
-        return f"Waiting for room on this machine{wants}: as many tasks run as fit."
+        return f"Waiting for free capacity on this machine{wants}: other tasks are running."
 
     def _fits(self, cpu_cores: float, memory_bytes: int) -> bool:
         running = self._running.values()
         return (
-            len(self._running) < self._room.pods
-            and sum(c for c, _ in running) + cpu_cores <= self._room.cpu_cores + 1e-9
-            and sum(m for _, m in running) + memory_bytes <= self._room.memory_bytes
+            len(self._running) < self._capacity.pods
+            and sum(c for c, _ in running) + cpu_cores <= self._capacity.cpu_cores + 1e-9
+            and sum(m for _, m in running) + memory_bytes <= self._capacity.memory_bytes
         )
 
     def _admit(self) -> None:

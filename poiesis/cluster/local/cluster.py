@@ -1,8 +1,7 @@
-"""The `Cluster` port on one machine: a pod is a thread here that takes its containers through their turns, and a folder that remembers.
+"""The `Cluster` port on one machine: a pod is a thread that runs its containers in order, and its state is a directory on disk.
 
-What exists is what is on disk (`task_directory.py`). This object holds nothing that a new one on the same folder does not find
-again: unfinished pods are taken up when it is made, commands that run are adopted, deletions go on. Only one may use a
-folder at a time.
+What exists is what is on disk (`task_directory.py`). A new instance on the same directory restores everything: it resumes unfinished pods,
+adopts running commands and continues deletions. Only one process may use a directory at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from poiesis.cluster.local.admission import Admission, machine_room
+from poiesis.cluster.local.admission import Admission, machine_capacity
 from poiesis.cluster.local.pod import LocalPod, Member, make_pod, read_pod
 from poiesis.cluster.local.process_runtime import DEFAULT_MAX_PROCESSES
 from poiesis.cluster.local.runtime import Runtime, StartFailed
@@ -48,7 +47,7 @@ from poiesis.ports.clock import Clock
 log = logging.getLogger(__name__)
 
 Key = tuple[TaskId, int, str]  # task, attempt, part
-REMOVERS: Final = 2  # folders removed at once
+REMOVERS: Final = 2  # directories removed at once
 REMOVE_TRIES: Final = 20
 REMOVE_PAUSE: Final = 0.5  # seconds
 CLOSE_SECONDS: Final = 10.0
@@ -58,7 +57,7 @@ class LocalCluster:
     """Implements `Cluster` and `ClusterEvents`.
 
     `directory`: where tasks' files are kept; not shared with another process. `runtime`: auto, docker, podman, process, or a Runtime.
-    `filers`: how files are staged, called in this process. `launcher`: the built launcher. `max_parallel`: pods that run at once;
+    `filers`: stage files, in this process. `launcher`: the built launcher. `max_parallel`: pods that run at once;
     None: twice the cores. `hidden`, `visible`, `max_processes`, `network`: see `select_runtime`.
 
     Raises: ConfigurationError when nothing can run commands here, or when another process uses the directory.
@@ -86,9 +85,9 @@ class LocalCluster:
         self._clock = clock
         self._node = platform.node() or "localhost"
         self._tasks.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._in_use = _take(directory / "cluster.lock")
+        self._in_use = _lock_directory(directory / "cluster.lock")
         self._lock = threading.RLock()
-        self._admission: Admission[Key] = Admission(machine_room(max_parallel), self._start)
+        self._admission: Admission[Key] = Admission(machine_capacity(max_parallel), self._start)
         self._pods: dict[Key, LocalPod] = {}  # waiting or running
         self._supervisors: dict[Key, Supervisor] = {}
         self._removing: set[str] = set()
@@ -116,7 +115,7 @@ class LocalCluster:
             raise
 
     def describe(self) -> str:
-        """One plain sentence: what runs the commands, and what that means."""
+        """What runs the commands and what it does not isolate, for people."""
         return self._runtime.describe()
 
     # ---- Cluster
@@ -128,7 +127,7 @@ class LocalCluster:
             root = task_dir.volume / ROOT
             root.mkdir(mode=0o755, parents=True, exist_ok=True)
             for directory in plan.directories:
-                _make_open(root, directory)
+                _make_writable(root, directory)
 
     def create_documents(self, task: Task, plan: Plan) -> None:
         with self._writing(task) as task_dir:
@@ -147,7 +146,7 @@ class LocalCluster:
             if plan.scratch:
                 root.mkdir(mode=0o755, parents=True, exist_ok=True)
             for directory in plan.scratch:
-                _make_open(root, directory)
+                _make_writable(root, directory)
             write_document(task_dir.pod(pod.part), {**local.document(), "created_at": self._clock.now().isoformat()})
             self._enqueue(local)
 
@@ -193,10 +192,10 @@ class LocalCluster:
         if self._closed:
             raise ClusterUnavailable("the cluster adapter is closed")
         if not os.access(self._tasks, os.W_OK | os.X_OK):
-            raise ClusterUnavailable(f"the folder {self._tasks} cannot be written")
+            raise ClusterUnavailable(f"the directory {self._tasks} is not writable")
 
     def close(self) -> None:
-        """Commands that run go on; who opens the folder next adopts them."""
+        """Running commands continue; the next process that opens the directory adopts them."""
         with self._lock:
             if self._closed:
                 return
@@ -224,7 +223,7 @@ class LocalCluster:
     # ---- running
 
     def _resume(self) -> None:
-        """Take up what an earlier process left: runs first, then what waits in the order of its launch, and removals."""
+        """Resume what an earlier process left: running pods first, then waiting ones in the order of their launch, then removals."""
         remove_broken(self._tasks)
         found: list[tuple[str, bool, LocalPod]] = []
         for task_dir in all_directories(self._tasks):
@@ -234,7 +233,7 @@ class LocalCluster:
                     pod = read_pod(document or {})
                 except (KeyError, TypeError):
                     log.exception("pod_unreadable", extra={"task_id": task_dir.task_id, "part": part})
-                    task_dir.mark(part, "lost", reason="LocalError", message="what was kept of the pod cannot be read")
+                    task_dir.mark(part, "lost", reason="LocalError", message="the stored pod cannot be read")
                     continue
                 admitted = task_dir.has_mark(part, "admitted")
                 if task_dir.has_mark(part, "deleting") and (task_dir.has_mark(part, "ended") or not admitted):
@@ -322,7 +321,7 @@ class LocalCluster:
             self._removers.submit(self._remove, task_dir)
 
     def _remove(self, task_dir: TaskDirectory) -> None:
-        """Tries for a while; then whoever wants it gone asks again."""
+        """Try for a while; after that the caller has to ask again."""
         try:
             for _ in range(REMOVE_TRIES):
                 if self._closed or self._try_to_remove(task_dir):
@@ -334,15 +333,17 @@ class LocalCluster:
         self._wake(task_dir.task_id)
 
     def _try_to_remove(self, task_dir: TaskDirectory) -> bool:
-        words = "files are left"
+        error_text = "some files could not be removed"
         try:
             self._runtime.release(task_dir)
             self._runtime.take_back(task_dir)
             if task_dir.remove():
                 return True
         except (OSError, StartFailed) as error:
-            words = str(error)
-        log.warning("remove_failed", extra={"task_id": task_dir.task_id, "folder": str(task_dir.path), "error": words})
+            error_text = str(error)
+        log.warning(
+            "remove_failed", extra={"task_id": task_dir.task_id, "directory": str(task_dir.path), "error": error_text}
+        )
         return False
 
     def _wake(self, task_id: TaskId) -> None:
@@ -352,7 +353,7 @@ class LocalCluster:
             except Exception:
                 log.exception("wake_failed", extra={"task_id": task_id})
 
-    # ---- seeing
+    # ---- observing
 
     def _observe_pod(self, task_dir: TaskDirectory, part: str) -> Pod | None:
         document = read_document(task_dir.pod(part))
@@ -408,7 +409,11 @@ class LocalCluster:
             )
         if ended:
             return Container(
-                member.name, Phase.ENDED, reason="Lost", message="it ended without a record", started_at=began
+                member.name,
+                Phase.ENDED,
+                reason="Lost",
+                message="the container ended without a record",
+                started_at=began,
             )
         if began is None:
             return Container(member.name, Phase.WAITING)
@@ -429,7 +434,7 @@ class LocalCluster:
 
     @contextlib.contextmanager
     def _writing(self, task: Task) -> Iterator[TaskDirectory]:
-        """The folder of the present attempt, made. A full or broken disk is the cluster being away."""
+        """The directory of the current attempt, created if needed. Errors of the disk count as the cluster being unavailable."""
         self.ready()
         task_dir = TaskDirectory(self._tasks, task.id, task.attempt)
         if task_dir.is_removing:
@@ -443,30 +448,32 @@ class LocalCluster:
         try:
             yield
         except OSError as error:
-            raise ClusterUnavailable(f"the folder {self._tasks} cannot be used: {error.strerror or error}") from error
+            raise ClusterUnavailable(
+                f"the directory {self._tasks} cannot be used: {error.strerror or error}"
+            ) from error
 
 
-def _take(path: Path) -> int:
+def _lock_directory(path: Path) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(fd)
         raise ConfigurationError(
-            f"{path.parent} is in use by another service; stop it, or name another directory"
+            f"{path.parent} is in use by another service: stop it or choose another directory"
         ) from None
     return fd
 
 
-def _make_open(root: Path, path: str) -> None:
-    """A directory of the task's, writable for whatever user an image has."""
+def _make_writable(root: Path, path: str) -> None:
+    """Create a directory of the task that the user of any image can write."""
     current = root
     for name in path.strip("/").split("/"):
         if name in ("", ".", ".."):
             raise ClusterRefused(f"{path!r} cannot be a directory of the task")
         current = current / name
         if current.is_symlink():
-            raise ClusterRefused(f"{path!r} leads out of the task's volume")
+            raise ClusterRefused(f"{path!r} is outside of the task's volume")
         current.mkdir(mode=0o755, exist_ok=True)
     current.chmod(0o777)
 

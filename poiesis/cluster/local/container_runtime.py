@@ -1,8 +1,8 @@
-"""Commands in containers of docker or podman, by their command line, which both have alike.
+"""Commands in containers of docker or podman, run by their command line, which is the same for both.
 
-A container is detached and named from task, attempt and executor, so that it outlives this process and is found again by its name. Its
+A container is detached and named after task, attempt and executor, so that it outlives this process and can be found by its name. Its
 entry point is the launcher, which is bound into it as `/poiesis/launcher`; the record comes back through the bound control directory.
-That a launcher lives is seen by the lock it holds on its `.up` file, and asked of the engine when in doubt.
+A running launcher holds a lock on its `.up` file; the engine is asked only when in doubt.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ CALL_SECONDS: Final = 120.0
 PULL_SECONDS: Final = 3600.0
 LOGS_SECONDS: Final = 5.0
 CALLS_AT_ONCE: Final = 8  # the engines' clients are large programs
-IMAGE_KNOWN: Final = 30.0  # seconds that an image which was there is taken to be there
-MAX_SAID: Final = 500
+IMAGE_KNOWN: Final = 30.0  # seconds for which an image that was present is assumed to be present
+MAX_MESSAGE: Final = 500
 POLL: Final = (0.01, 0.25)  # seconds: first and longest pause between looks at the control directory
 INSPECT_EVERY: Final = 2.0
 LABEL: Final = "org.poiesis.directory"
@@ -85,17 +85,17 @@ class ContainerRuntime:
 
     def probe(self) -> None:
         if not os.access(self.launcher, os.X_OK):
-            raise StartFailed("NoLauncher", f"the launcher {self.launcher} is not there; build it with `make launcher`")
+            raise StartFailed("NoLauncher", f"missing launcher {self.launcher}; build it with `make launcher`")
         answer = self.call("ps", "--quiet", "--filter", f"label={LABEL}=none", seconds=PROBE_SECONDS)
         if answer.returncode != 0:
-            raise StartFailed("NoEngine", said(answer.stderr) or "it does not answer")
+            raise StartFailed("NoEngine", last_line(answer.stderr) or "no answer")
         if self.engine == "podman":
             self._try_out()
         version = self.call("--version", seconds=PROBE_SECONDS).stdout.decode(errors="replace").strip()
         self._version = version[:100] or self.engine
 
     def _try_out(self) -> None:
-        """Podman answers whether or not it can run anything; it can run a directory, so no image is needed to find out."""
+        """Podman answers even where it cannot run containers; it can run a directory, so this test needs no image."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".trial-", dir=self.directory) as trial:
             for name in ("dev", "etc", "proc", "run", "sys", "tmp"):
@@ -105,10 +105,10 @@ class ContainerRuntime:
                 "run", "--rm", "--network=none", "--rootfs", trial, "/launcher", "--version", seconds=CALL_SECONDS
             )
         if answer.returncode != 0:
-            raise StartFailed("NoEngine", f"it cannot run a container: {said(answer.stderr)}")
+            raise StartFailed("NoEngine", f"cannot run a container: {last_line(answer.stderr)}")
 
     def call(self, *arguments: str, seconds: float = CALL_SECONDS) -> subprocess.CompletedProcess[bytes]:
-        """Run the engine's client. A deadline that passes or a client that is gone is an exit code of 125, in words."""
+        """Run the engine's client. A time-out or a missing client is reported as exit code 125 with a message."""
         argv = [self.engine, *arguments]
         with self._calls:
             try:
@@ -116,23 +116,23 @@ class ContainerRuntime:
                     argv, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False, cwd="/"
                 )
             except subprocess.TimeoutExpired:
-                words = f"{self.engine} {arguments[0]} gave no answer within {seconds:g} s"
+                words = f"{self.engine} {arguments[0]} did not answer within {seconds:g} s"
             except OSError as error:
                 words = f"{self.engine}: {error.strerror}"
         return subprocess.CompletedProcess(argv, 125, b"", words.encode())
 
     def pull(self, image: str) -> None:
         if image.startswith("-"):
-            raise StartFailed("InvalidImageName", f"{image!r} is no image's name")
+            raise StartFailed("InvalidImageName", f"invalid image name {image!r}: must not begin with a hyphen")
         if self._is_known(image):
             return
-        with self._pulling:  # one at a time: most tasks want the same few
+        with self._pulling:  # one at a time: most tasks need the same few images
             if self._is_known(image):
                 return
             if self.call("image", "inspect", "--format", "x", "--", image).returncode != 0:
                 answer = self.call("pull", "--quiet", "--", image, seconds=PULL_SECONDS)
                 if answer.returncode != 0:
-                    words = said(answer.stderr)
+                    words = last_line(answer.stderr)
                     raise StartFailed("ImageRefused" if _REFUSED.search(words) else "ErrImagePull", f"{image}: {words}")
             self._known[image] = time.monotonic()
 
@@ -146,27 +146,27 @@ class ContainerRuntime:
         return ContainerRun(self, task_dir, pod, member)
 
     def hand_over(self, task_dir: TaskDirectory) -> None:
-        """The volume's files can be changed by anybody: an image's user may be anybody."""
+        """Nothing to do: the volume is writable for every user, because an image may have any."""
 
     def take_back(self, task_dir: TaskDirectory) -> None:
-        """Files which containers' users made belong to others unless this process is root; then somebody who may gives them to us."""
+        """Unless this process is root, files created by containers may belong to other users: change their owner with the engine's help."""
         if os.geteuid() == 0 or not _has_foreign(task_dir.path):
             return
         if self.engine == "podman":
             answer = self.call("unshare", "chown", "-R", "0:0", "--", str(task_dir.path))
         else:
-            answer = self._helper(task_dir, "chown", "-R", f"{os.geteuid()}:{os.getegid()}", "--", "/poiesis/folder")
+            answer = self._helper(task_dir, "chown", "-R", f"{os.geteuid()}:{os.getegid()}", "--", "/poiesis/directory")
         if answer.returncode != 0:
-            log.warning("take_back_failed", extra={"task_id": task_dir.task_id, "error": said(answer.stderr)})
+            log.warning("take_back_failed", extra={"task_id": task_dir.task_id, "error": last_line(answer.stderr)})
 
     def _helper(self, task_dir: TaskDirectory, *argv: str) -> subprocess.CompletedProcess[bytes]:
-        """Run one of the host's programs as root in a container, in any image that is there."""
+        """Run a program of the host as root in a container of any image that is present."""
         found = self.call("image", "ls", "--quiet").stdout.decode().split()
         if not found:
-            return subprocess.CompletedProcess([], 125, b"", b"there is no image")
+            return subprocess.CompletedProcess([], 125, b"", b"no image present")
         binds = [bind(Path(p), p, read_only=True) for p in ("/bin", "/lib", "/lib64", "/usr") if os.path.isdir(p)]
         options = ["--rm", "--user", "0:0", "--network", "none", "--entrypoint", f"/bin/{argv[0]}"]
-        mounts = [o for b in (*binds, bind(task_dir.path, "/poiesis/folder")) for o in ("--mount", b)]
+        mounts = [o for b in (*binds, bind(task_dir.path, "/poiesis/directory")) for o in ("--mount", b)]
         return self.call("run", *options, *mounts, "--", found[0], *argv[1:])
 
     def release(self, task_dir: TaskDirectory) -> None:
@@ -174,9 +174,9 @@ class ContainerRuntime:
             self.remove(object_name(task_dir.task_id, task_dir.attempt, path.name.removesuffix(".intent")))
 
     def remove(self, name: str) -> None:
-        """Raises: StartFailed when the engine does not do it."""
+        """Raises: StartFailed when the engine fails to."""
         answer = self.call("rm", "--force", "--volumes", "--", name)
-        words = said(answer.stderr)
+        words = last_line(answer.stderr)
         if (
             answer.returncode != 0
             and "no such container" not in words.lower()
@@ -192,10 +192,10 @@ class ContainerRuntime:
         with contextlib.suppress(RuntimeError):  # closing
             self._later.submit(work)
 
-    def sweep(self, is_ours: set[str]) -> None:
+    def sweep(self, existing: set[str]) -> None:
         answer = self.call("ps", "--all", "--filter", f"label={LABEL}={self.directory}", "--format", "{{.Names}}")
         for name in answer.stdout.decode(errors="replace").split() if answer.returncode == 0 else ():
-            if not any(name.startswith(f"{task_dir}-") for task_dir in is_ours):
+            if not any(name.startswith(f"{task_dir}-") for task_dir in existing):
                 self.remove_later(name)
 
     def close(self) -> None:
@@ -213,7 +213,7 @@ class ContainerRun:
         self._name = object_name(pod.task_id, pod.attempt, member.name)
         self._ask_at = time.monotonic() + INSPECT_EVERY
 
-    # ---- what is known of it
+    # ---- state
 
     def state(self) -> RunState:
         """`intent` is on disk before the container can exist, `created` once it was started."""
@@ -229,17 +229,17 @@ class ContainerRun:
         return RunState.ENDED if status in ("exited", "dead", "stopped", "removing") else RunState.RUNNING
 
     def _inspect(self) -> dict[str, Any] | None:
-        """The engine's words on its state; None: there is no such container. Raises: StartFailed when the engine does not answer."""
+        """The container's state as the engine reports it; None: no such container. Raises: StartFailed when the engine does not answer."""
         answer = self._runtime.call("container", "inspect", "--format", "{{json .State}}", "--", self._name)
         if answer.returncode == 0:
             with contextlib.suppress(ValueError):
                 found = json.loads(answer.stdout)
                 if isinstance(found, dict):
                     return found
-        words = said(answer.stderr)
+        words = last_line(answer.stderr)
         if "no such container" in words.lower() or "no container with" in words.lower():
             return None
-        raise StartFailed("EngineFailed", words or "the engine's answer cannot be understood")
+        raise StartFailed("EngineFailed", words or "unexpected answer from the engine")
 
     def _control(self, suffix: str) -> Path:
         return self._task_dir.control(self._member) / f"{self._member}.{suffix}"
@@ -249,7 +249,7 @@ class ContainerRun:
     def start(self) -> None:
         control = self._task_dir.control(self._member)
         control.mkdir(exist_ok=True)
-        control.chmod(0o777)  # an image's user may be anybody
+        control.chmod(0o777)  # an image may have any user
         if self._task_dir.state(self._member, "intent").exists() and self._inspect() is not None:
             answer = self._runtime.call(
                 "start", "--", self._name
@@ -263,7 +263,7 @@ class ContainerRun:
             answer = self._runtime.call("run", *options)
         if answer.returncode != 0 and not self._control("begun").exists():
             self._runtime.forget_image(self._command.image)
-            raise StartFailed("ContainerNotCreated", f"{self._member}: {said(answer.stderr)}")
+            raise StartFailed("ContainerNotCreated", f"{self._member}: {last_line(answer.stderr)}")
         self._task_dir.note(self._member, "created")
 
     def _options(self) -> list[str]:
@@ -293,7 +293,7 @@ class ContainerRun:
     # ---- while it runs
 
     def wait(self, stop: Signal, seconds: float) -> bool:
-        """The control directory is looked at often, for that is cheap; the engine is asked now and then, when the launcher seems gone."""
+        """Check the control directory often, which is cheap, and ask the engine from time to time when the launcher seems to be gone."""
         deadline, was_set, pause = time.monotonic() + seconds, stop.is_set, POLL[0]
         record, up = self._control("json"), self._control("up")
         while True:
@@ -335,9 +335,9 @@ class ContainerRun:
         except StartFailed as error:
             return Ending(message=str(error))
         if found is None:
-            return Ending(message="its container is gone")
-        words = found.get("Error") or f"its container ended with exit code {found.get('ExitCode')}"
-        return Ending(oom_killed=found.get("OOMKilled") is True, message=str(words)[:MAX_SAID])
+            return Ending(message="the container no longer exists")
+        words = found.get("Error") or f"the container ended with exit code {found.get('ExitCode')}"
+        return Ending(oom_killed=found.get("OOMKilled") is True, message=str(words)[:MAX_MESSAGE])
 
     def clean(self) -> None:
         if self._task_dir.state(self._member, "intent").exists():
@@ -351,13 +351,14 @@ def bind(source: Path, target: str, *, read_only: bool = False) -> str:
     return ",".join([*quoted, *(["readonly"] if read_only else [])])
 
 
-def said(output: bytes) -> str:
-    """What a client said on stderr, in one line."""
-    return " ".join(output[-4 * MAX_SAID :].decode(errors="replace").split())[-MAX_SAID:]
+def last_line(output: bytes) -> str:
+    """The end of a client's stderr as one line."""
+    return " ".join(output[-4 * MAX_MESSAGE :].decode(errors="replace").split())[-MAX_MESSAGE:]
 
 
 def _is_locked(up: Path) -> bool:
-    """Whether a launcher holds the lock of its `.up` file. The file is in the user's reach: no link is followed, nothing is waited for."""
+    """Whether a launcher holds the lock of its `.up` file. User code can change the file, so
+    links are not followed and opening it never blocks."""
     try:
         fd = os.open(up, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:
@@ -376,7 +377,7 @@ def _is_locked(up: Path) -> bool:
 
 
 def _has_foreign(top: Path) -> bool:
-    """Whether anything below is somebody else's."""
+    """Whether anything below belongs to another user."""
     uid = os.geteuid()
     for directory, names, files in os.walk(top):
         for name in (*names, *files):

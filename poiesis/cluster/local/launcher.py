@@ -8,7 +8,7 @@ from poiesis.cluster.local.pod import Command
 def arguments(
     launcher: str, control: str, name: str, command: Command, workdir: str | None, *, cgroup_root: str | None = None
 ) -> list[str]:
-    """`launcher`, `control` and `cgroup_root` are paths as the launcher sees them. Its turn has come when it is started."""
+    """`launcher`, `control` and `cgroup_root` are paths as the launcher sees them. The command runs as soon as the launcher is started."""
     options = [
         launcher,
         "--name",

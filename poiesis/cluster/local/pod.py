@@ -1,4 +1,4 @@
-"""One pod as this adapter keeps it on disk: all that is needed to run it, after a restart too, without the task."""
+"""A pod as this adapter stores it on disk: all that is needed to run it, also after a restart, without the task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from poiesis.domain.task import Resources, Task, TaskId
 
 @dataclass(frozen=True)
 class Command:
-    """An executor as it is run. `time_limit_s` None: no limit; `memory_bytes` None: all that the machine has."""
+    """An executor's command. `time_limit_s` None: no limit; `memory_bytes` None: all of the machine's memory."""
 
     image: str
     argv: tuple[str, ...]
@@ -36,7 +36,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Member:
-    """A container of the pod. `command` None: a filer. `waits_for`: whose records have to be there and good, unless `always`."""
+    """A container of the pod. `command` None: a filer. `waits_for`: containers that have to succeed first, unless `always`."""
 
     name: str
     command: Command | None = None
@@ -50,8 +50,8 @@ class Member:
 
 @dataclass(frozen=True)
 class LocalPod:
-    """`members` in the order of their turns. `cpu_cores` and `memory_bytes` are what it takes of the machine while it runs;
-    `disk_bytes`: what its files may take (None: of a pod that was written before there was a limit)."""
+    """`members` in the order in which they run. `cpu_cores` and `memory_bytes`: reserved on the machine while it runs;
+    `disk_bytes`: limit of its files (None: of a pod that was written before there was a limit)."""
 
     task_id: TaskId
     attempt: int
@@ -123,7 +123,7 @@ def _member(
 
 
 def read_pod(document: Mapping[str, Any]) -> LocalPod:
-    """The pod of a `LocalPod.document`. Raises: KeyError, TypeError when it is none."""
+    """The pod of a `LocalPod.document`. Raises: KeyError, TypeError when the document is not valid."""
     members = []
     for item in document["members"]:
         command = None

@@ -37,7 +37,7 @@ from poiesis.cluster.local.streams import TailReader
 from poiesis.cluster.local.task_directory import TaskDirectory, read_bounded, read_document, remove_tree
 from poiesis.domain.task import TaskId
 
-START_SECONDS: Final = 60.0  # for the walls to stand, on a machine that is very busy
+START_SECONDS: Final = 60.0  # for the sandbox to be set up, on a very busy machine
 NOBODY: Final = 65534
 DEFAULT_MAX_PROCESSES: Final = 512
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -186,9 +186,7 @@ class ProcessRuntime:
     def _try_out(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".trial-", dir=self.directory) as trial:
-            name = TaskId(
-                f"trial-{secrets.token_hex(8)}"
-            )  # control groups have one space of names for the whole machine
+            name = TaskId(f"trial-{secrets.token_hex(8)}")  # names of control groups are shared by the whole machine
             task_dir = TaskDirectory(Path(trial), name, 1)
             task_dir.make()
             member = Member("trial", Command("", ("true",), memory_bytes=64 << 20, grace_s=0))
@@ -200,11 +198,11 @@ class ProcessRuntime:
                 if not run.wait(stop, START_SECONDS):
                     run.kill()
                     run.wait(stop, 5)
-                    raise StartFailed("SandboxFailed", "a trial did not end")
+                    raise StartFailed("SandboxFailed", "a trial run did not end")
                 document = read_document(task_dir.control("trial") / "trial.json")
                 if document is None or document.get("ok") is not True:
-                    said = run.ending().message or str((document or {}).get("message"))
-                    raise StartFailed("SandboxFailed", said)
+                    message = run.ending().message or str((document or {}).get("message"))
+                    raise StartFailed("SandboxFailed", message)
             finally:
                 run.clean()
                 stop.close()
@@ -220,17 +218,17 @@ class ProcessRuntime:
             _change_owner(task_dir.volume, *self.owner)
 
     def take_back(self, task_dir: TaskDirectory) -> None:
-        """The commands' user is this process' own, or this process is root."""
+        """Nothing to do: commands run as this process' user, or this process is root."""
 
     def release(self, task_dir: TaskDirectory) -> None:
-        """Groups of commands whose end was recorded just before this process was killed."""
+        """Remove control groups of commands whose end was recorded just before this process was killed."""
         if self.groups is not None:
-            for control in (task_dir.path / "control").glob("*"):  # made before the group is
+            for control in (task_dir.path / "control").glob("*"):  # created before the group
                 if not self.groups.group(_group_name(task_dir, control.name)).remove():
                     raise StartFailed("ControlGroup", f"the control group of {control.name} is still in use")
 
-    def sweep(self, is_ours: set[str]) -> None:
-        """Nothing to find."""
+    def sweep(self, existing: set[str]) -> None:
+        """Nothing to do: a killed command leaves nothing outside of its directory."""
 
     def close(self) -> None:
         self.tails.close()
@@ -246,7 +244,7 @@ class ProcessRun:
         self._command: Command = member.command
         self._group_name = _group_name(task_dir, member.name)
 
-    # ---- what is known of it
+    # ---- state
 
     def state(self) -> RunState:
         with self._locked():
@@ -257,7 +255,7 @@ class ProcessRun:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
-        """No sandbox of this command is on its way to its launcher: one that an earlier life started is waited for."""
+        """Wait until no sandbox of this command is being set up, such as one that an earlier process started."""
         fd = self._open_lock()
         try:
             deadline = time.monotonic() + START_SECONDS
@@ -267,7 +265,7 @@ class ProcessRun:
                     break
                 except BlockingIOError:
                     if time.monotonic() > deadline:
-                        raise StartFailed("SandboxFailed", "an earlier start of this command does not end") from None
+                        raise StartFailed("SandboxFailed", "an earlier start of this command has not ended") from None
                     time.sleep(0.01)
             yield fd
         finally:
@@ -277,7 +275,7 @@ class ProcessRun:
         return os.open(self._task_dir.state(self._name, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _process(self) -> tuple[int, int] | None:
-        """Process id and start time, once the sandbox has written them. Of a machine that was started anew since: none that lives."""
+        """Process id and start time, once the sandbox has written them. (0, 0) after a reboot."""
         document = read_document(self._task_dir.state(self._name, "pid"))
         if document is None:
             return None
@@ -318,7 +316,9 @@ class ProcessRun:
                 process.wait()
                 code = -9
         if code != 0 and self._process() is None:
-            raise StartFailed("SandboxFailed", f"{name}: {self._setup_errors() or f'the sandbox ended with {code}'}")
+            raise StartFailed(
+                "SandboxFailed", f"{name}: {self._setup_errors() or f'the sandbox ended with exit code {code}'}"
+            )
 
     def _spec(self) -> dict[str, Any]:
         runtime, task_dir, name, command = self._runtime, self._task_dir, self._name, self._command
@@ -400,7 +400,7 @@ class ProcessRun:
             fd = os.pidfd_open(pid) if pid > 0 else -1
         except ProcessLookupError:
             return True
-        except OSError:  # no such call here
+        except OSError:  # not available on this kernel
             return self._poll(pid, start, stop, seconds)
         if fd < 0:
             return True
@@ -489,7 +489,7 @@ def _counts_processes() -> bool:
 
 
 def _change_owner(top: Path, uid: int, gid: int) -> None:
-    """Of everything below `top`; links themselves, not what they name."""
+    """Of everything below `top`; of links, not of their targets."""
     for directory, _, files, fd in os.fwalk(top, follow_symlinks=False):
         os.fchown(fd, uid, gid)
         for name in files:
@@ -499,7 +499,7 @@ def _change_owner(top: Path, uid: int, gid: int) -> None:
 
 
 def _is_alive(pid: int, start: int) -> bool:
-    """Whether that very process is there and no zombie."""
+    """Whether that process exists and is not a zombie."""
     if pid <= 0:
         return False
     try:
@@ -510,7 +510,7 @@ def _is_alive(pid: int, start: int) -> bool:
 
 
 def _reap(pid: int) -> None:
-    """It is our child unless an earlier life of this process started it."""
+    """The process is our child unless an earlier process started it."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 

@@ -1,7 +1,7 @@
-"""What a way of running commands on one machine has to offer: plain processes, docker or podman.
+"""The interface of a runtime, which runs commands on one machine: plain processes, docker or podman.
 
-A `Run` is one executor of one attempt. It finds out by itself, from what is on disk or what the engine says, whether it was started in
-an earlier life of this process, so that a command is never started twice.
+A `Run` is one executor of one attempt. It determines from disk or from the engine whether an earlier process started it, so that a
+command is never started twice.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from poiesis.cluster.local.task_directory import TaskDirectory
 
 
 class RunState(StrEnum):
-    ABSENT = "absent"  # it may be started
+    ABSENT = "absent"  # may be started
     RUNNING = "running"
-    ENDED = "ended"  # nothing of it runs any more, and it must not be started again
+    ENDED = "ended"  # must not be started again
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What the outside knows of how a command ended; only asked for when there is no record."""
+    """How a command ended, as observed from outside; used only when there is no record."""
 
     oom_killed: bool = False
     message: str | None = None
 
 
 class StartFailed(Exception):
-    """The command was not begun. `reason` in CamelCase, the text for people."""
+    """The command was not started. `reason` is CamelCase, the message is for people."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class StartFailed(Exception):
 
 
 class Signal:
-    """Tells a supervisor that it is to stop; what it waits for may be a descriptor too."""
+    """Requests that a supervisor stop; a supervisor can wait for it and a file descriptor together."""
 
     def __init__(self) -> None:
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -59,7 +59,8 @@ class Signal:
         return self._set
 
     def wait(self, seconds: float, fd: int | None = None) -> bool:
-        """Until it is set, or `fd` is readable, or the time is over. True when `fd` is readable. Set already: does not watch itself."""
+        """Wait until it is set, `fd` is readable or the time is over; True when `fd` is readable. A signal that is set already
+        does not end the wait."""
         poll = select.poll()
         if not self._set:
             poll.register(self._fd, select.POLLIN)
@@ -68,7 +69,7 @@ class Signal:
         return any(found == fd for found, _ in poll.poll(max(0.0, seconds) * 1000))
 
     def close(self) -> None:
-        """By the one who waits, when it will not wait any more. Counts as set; `set` may still come."""
+        """For the waiting side, once it stops waiting. Counts as set; `set` may still be called."""
         with self._lock:
             self._closed = self._set = True
             os.close(self._fd)
@@ -82,11 +83,11 @@ class Run(Protocol):
         ...
 
     def wait(self, stop: Signal, seconds: float) -> bool:
-        """Until it has ended (True), or `stop` is newly set, or the time is over (False)."""
+        """Wait until the command has ended (True), or `stop` becomes set or the time is over (False)."""
         ...
 
     def terminate(self) -> None:
-        """SIGTERM to the launcher, which gives the command its grace."""
+        """Send SIGTERM to the launcher, which gives the command its grace period."""
         ...
 
     def kill(self) -> None: ...
@@ -94,50 +95,50 @@ class Run(Protocol):
     def ending(self) -> Ending: ...
 
     def tails(self) -> tuple[str, str]:
-        """Live ends of stdout and stderr."""
+        """The current ends of stdout and stderr."""
         ...
 
     def clean(self) -> None:
-        """Remove what is left of it outside of its folder, and its scratch space. May be repeated."""
+        """Remove what is left outside of the task's directory, and the scratch space. May be repeated."""
         ...
 
 
 class Runtime(Protocol):
     @property
     def pulls(self) -> bool:
-        """Whether images have to be there before a command can start."""
+        """Whether images have to be pulled before a command can start."""
         ...
 
     def describe(self) -> str:
-        """One plain sentence for people: what runs the commands and what that means."""
+        """What runs the commands and what it does not isolate, for people."""
         ...
 
     def probe(self) -> None:
-        """Run something. Raises: StartFailed."""
+        """Run a trial command. Raises: StartFailed."""
         ...
 
     def pull(self, image: str) -> None:
-        """Make sure that an image is there. Raises: StartFailed (`ErrImagePull`, `ImageRefused`)."""
+        """Pull an image unless it is present. Raises: StartFailed (`ErrImagePull`, `ImageRefused`)."""
         ...
 
     def run(self, task_dir: TaskDirectory, pod: LocalPod, member: Member) -> Run: ...
 
     def hand_over(self, task_dir: TaskDirectory) -> None:
-        """Before the first executor: the volume's files are to be changeable by the commands."""
+        """Before the first executor: make the volume's files writable for the commands."""
         ...
 
     def take_back(self, task_dir: TaskDirectory) -> None:
-        """Before TOF or the removal: the volume's files are to be readable, and removable, by this process."""
+        """Before TOF or the removal: make the volume's files readable and removable for this process."""
         ...
 
     def release(self, task_dir: TaskDirectory) -> None:
-        """Before a folder is removed: nothing is left of it elsewhere. Raises: StartFailed."""
+        """Before a task's directory is removed: remove what exists of it elsewhere. Raises: StartFailed."""
         ...
 
-    def sweep(self, is_ours: set[str]) -> None:
-        """At the start: remove what belongs to a folder that is gone. `is_ours`: the names of those which are there."""
+    def sweep(self, existing: set[str]) -> None:
+        """At the start: remove what belongs to task directories that no longer exist. `existing`: names of those that do."""
         ...
 
     def close(self) -> None:
-        """What runs goes on."""
+        """Running commands continue."""
         ...

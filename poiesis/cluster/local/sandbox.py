@@ -388,7 +388,7 @@ def main(path: str) -> int:
     pid = _check(_libc.syscall(calls[0], CLONE_NEWPID | CLONE_PARENT | SIGCHLD, 0, 0, 0, 0), "clone")
     if pid == 0:
         os.close(go)
-        if os.read(ready, 1) != b"1":  # its number did not get on disk: nobody would know of it
+        if os.read(ready, 1) != b"1":  # its process id was not written to disk, so no process would know of it
             os._exit(1)
         try:
             _enter(spec, *calls[1:])

@@ -1,8 +1,8 @@
-"""Live ends of what commands print, in memory and bounded.
+"""Current ends of the output of running commands, in memory and bounded.
 
-A launcher prints to two FIFOs. It is told never to wait for its reader (`--log-stall 0`): with nobody reading, their 64 KiB fill up and
-the rest is left out, so that a restart of this process costs a command nothing and no output can fill a disk. One thread reads all of
-them, each a few times a second; of a command that prints faster, pieces are missing here. What counts is the launcher's record.
+A launcher writes to two FIFOs and never waits for a reader (`--log-stall 0`): without one, their 64 KiB fill up and the rest is dropped, so
+that a restart of this process does not block a command and no output can fill a disk. One thread reads all of them, each a few times a
+second; of a command that prints faster, parts are missing here. The launcher's record is complete.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Tail:
 
 
 class TailReader:
-    """Reads FIFOs until `stop` of each, in one thread which lives as long as there is one."""
+    """Reads FIFOs in one thread, each until `stop`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -107,12 +107,12 @@ class TailReader:
                 for key, _ in ready:
                     if key.data is None or self._files.get(key.data) != key.fd:
                         continue
-                    if not self._take(key.fd, key.data):  # no writer any more: readable for ever, with nothing
+                    if not self._take(key.fd, key.data):  # without a writer it stays readable forever
                         self._selector.unregister(key.fd)
             pause.wait(PAUSE)
 
     def _take(self, fd: int, path: Path) -> bool:
-        """False when nobody has it open for writing."""
+        """False when no process has it open for writing."""
         try:
             data = os.read(fd, PIECE)
         except BlockingIOError:

@@ -1,15 +1,15 @@
-"""Takes one pod through its containers, one after the other; one thread for each pod that runs.
+"""Runs the containers of one pod in order; one thread for each running pod.
 
-All that it has done is on disk before it goes on, so another process may take over at any point:
+Each step is on disk before the next one begins, so another process can take over at any point:
 
     on disk                              the supervisor
-    record of the container              goes on to the next
+    record of the container              continues with the next
     no record, a filer                   runs it (again): filers may be repeated
-    no record, launcher lives            waits for its end
-    no record, launcher was never there  starts it
-    no record, launcher is gone          reads its record from the control directory; none: the command is lost, the pod too
+    no record, launcher is running       waits for its end
+    no record, launcher never started    starts it
+    no record, launcher has ended        reads the record from the control directory; without one the command and its pod are lost
 
-A command is never started twice: who starts it leaves a trace before it begins (`Run.state`), and the launcher leaves another one.
+A command is never started twice: the runtime leaves a trace before it begins (`Run.state`), and so does the launcher.
 """
 
 from __future__ import annotations
@@ -42,28 +42,28 @@ log = logging.getLogger(__name__)
 Cancelled = Callable[[], bool]
 Stage = Callable[[Mapping[str, Any], Path, Cancelled], FilerReport]
 
-KILL_SLACK: Final = 5.0  # seconds; the launcher kills after the grace by itself, so this is for a launcher that hangs
+KILL_SLACK: Final = 5.0  # seconds after the grace period, for a launcher that hangs: others kill the command themselves
 PULL_RETRY: Final = 5.0  # seconds
 RETRY: Final = 2.0
-STARTING: Final = 0.02  # how often a launcher that is to end is looked at, until it can be told
-LOOK: Final = 0.5  # how often the disk space of a running command is measured
+STARTING: Final = 0.02  # seconds between checks whether a launcher that is to end handles signals yet
+LOOK: Final = 0.5  # seconds; how often the disk space of a running command is measured
 MAX_CONTROL_BYTES: Final = MAX_RECORD_BYTES + (1 << 20)  # of a container's control directory, which its user can write
 
 
 @dataclass(frozen=True)
 class Filers:
-    """How TIF and TOF are done: `(document, volume, cancelled) -> report`. The third argument says whether to stop; may be ignored."""
+    """The work of TIF and TOF: `(document, volume, cancelled) -> report`. `cancelled()` is True once it should stop; may be ignored."""
 
     stage_in: Stage
     stage_out: Stage
 
 
 class Stopped(Exception):
-    """The pod is to end."""
+    """The pod has to end."""
 
 
 class Lost(Exception):
-    """A command was begun, and how it ended will never be known."""
+    """A command was started, and how it ended cannot be determined."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -71,7 +71,7 @@ class Lost(Exception):
 
 
 class Supervisor:
-    """`changed` is called when something can be observed anew, `ended` once at the end, also when this process closes (`detach`)."""
+    """`changed` is called after every observable change, `ended` once at the end, also when this process closes (`detach`)."""
 
     def __init__(
         self,
@@ -109,12 +109,12 @@ class Supervisor:
         self._thread.start()
 
     def delete(self) -> None:
-        """The pod is to end: what runs is told to."""
+        """End the pod and what runs in it."""
         self._deleting = True
         self._stop.set()
 
     def detach(self) -> None:
-        """This process closes: commands go on, filers are asked to stop and are repeated by the next one."""
+        """This process closes: commands continue; filers are asked to stop and are repeated by the next process."""
         self._detached = True
         self._stop.set()
 
@@ -128,7 +128,7 @@ class Supervisor:
     # ---- the pod
 
     def _main(self) -> None:
-        """All steps may be repeated, so what is expected to pass (a full disk, an engine that is away) is tried again until it does."""
+        """All steps can be repeated, so transient errors (a full disk, an engine that is down) are retried until they pass."""
         while not self._attempt():
             if self._detached:
                 break
@@ -139,7 +139,7 @@ class Supervisor:
         self._stop.close()
 
     def _attempt(self) -> bool:
-        """False: to be tried again."""
+        """False: retry."""
         try:
             self._go()
         except (OSError, StartFailed) as error:
@@ -148,13 +148,13 @@ class Supervisor:
         except Exception:
             log.exception("supervisor_failed", extra={"task_id": self._pod.task_id, "pod": self._pod.name})
             try:
-                self._lose("LocalError", "an error of the service itself; its log has the trace")
+                self._lose("LocalError", "internal error of the service; see its log")
             except OSError:
                 return False
         return True
 
     def _go(self) -> None:
-        if self._task_dir.has_mark(self._pod.part, "deleting"):  # asked for in an earlier life
+        if self._task_dir.has_mark(self._pod.part, "deleting"):  # requested before a restart
             self.delete()
         try:
             if not self.images_ready and not self._pulling:
@@ -195,7 +195,7 @@ class Supervisor:
         self._safely(self._changed)
 
     def _first_failed(self, member: Member) -> str | None:
-        """Whose failure keeps this one from running. After a failed TIF nothing runs, TOF included."""
+        """The container whose failure prevents this one from running. After a failed TIF nothing runs, not even TOF."""
         names = [m.name for m in self._pod.members if m.name == TIF]
         names += [] if member.always else member.waits_for
         for name in names:
@@ -211,7 +211,7 @@ class Supervisor:
         document = read_document(task_dir.path / "documents" / f"{member.name}.json")
         started = self._clock.now()
         if document is None:
-            report = FilerReport(error=f"the document of {member.name} is gone", error_code="internal", retryable=True)
+            report = FilerReport(error=f"missing document of {member.name}", error_code="internal", retryable=True)
         else:
             stage = self._filers.stage_in if member.name == TIF else self._filers.stage_out
             try:
@@ -244,7 +244,7 @@ class Supervisor:
     # ---- executors
 
     def _pull_images(self) -> None:
-        """Until every image is there; the first one that is refused or fails shows as the containers' problem."""
+        """Until every image is present; the first failure is shown as the containers' problem."""
         while not self._stop.is_set:
             try:
                 for image in self._pod.images:
@@ -272,7 +272,7 @@ class Supervisor:
                 run.clean()
                 raise Lost(error.reason, str(error)) from error
         self._run, self._run_name = run, member.name
-        self._safely(self._changed)  # the wake-up at the admission may have come before the launch was saved
+        self._safely(self._changed)  # the wake-up at admission may precede the save of the launch
         try:
             if not self._follow(run, member):
                 raise Stopped
@@ -281,7 +281,7 @@ class Supervisor:
             self._run = self._run_name = None
 
     def _follow(self, run: Run, member: Member) -> bool:
-        """Until it has ended (True) or this process closes (False)."""
+        """Wait until it has ended (True) or this process closes (False)."""
         usages = self._disk_usages(member)
         while not self._deleting:
             # a stop before the wait does not end the wait, so the wait is short
@@ -325,7 +325,7 @@ class Supervisor:
         return any(os.path.lexists(control / f"{member.name}.{mark}") for mark in ("up", "begun"))
 
     def _settle(self, member: Member, run: Run) -> None:
-        """The record of a command that has ended, from where user code cannot reach it any more."""
+        """Store the record of a command that has ended, where user code cannot change it."""
         assert member.command is not None
         above_limit = self._above_limit or read_document(self._task_dir.state(member.name, "above-limit"))
         if above_limit is not None:
@@ -343,13 +343,11 @@ class Supervisor:
         ending = run.ending()
         run.clean()
         if ending.oom_killed:
-            message = "the memory limit was reached, and the system ended the whole container"
+            message = "the memory limit was reached and the kernel killed the whole container"
             self._close(member, {"ok": False, "exit_code": 137, "oom_killed": True, "message": message})
             return
         began = (self._task_dir.control(member.name) / f"{member.name}.begun").exists()
-        message = ending.message or (
-            "nothing is known of how its command ended" if began else "its command was not begun"
-        )
+        message = ending.message or ("how its command ended is unknown" if began else "its command was not started")
         raise Lost("ExecutorLost" if began else "ExecutorNotStarted", f"{member.name}: {message}")
 
     def _disk_limit_record(self, tails: Mapping[str, Any]) -> dict[str, Any]:
@@ -368,7 +366,7 @@ class Supervisor:
         }
 
     def _end_runs(self) -> None:
-        """After a stop: what an earlier life of this process started has to end too."""
+        """After a stop: end what earlier processes started, too."""
         for member in self._pod.members:
             if member.command is None or self._task_dir.has_record(member.name):
                 continue
@@ -389,7 +387,7 @@ class Supervisor:
 
 
 def read_record(task_dir: TaskDirectory, member: Member) -> Record | None:
-    """The record of a container that has ended, as the supervisor kept it."""
+    """The stored record of a container that has ended."""
     data = read_bounded(task_dir.state(member.name), MAX_RECORD_BYTES)
     tail_bytes = member.command.tail_bytes if member.command is not None else 0
     return parse_record(data, tail_bytes) if data is not None else None

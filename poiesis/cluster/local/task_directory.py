@@ -1,19 +1,19 @@
-"""The files of one attempt: what of the cluster outlives this process.
+"""The files of one attempt: the state of the cluster that outlives this process.
 
     tasks/poiesis-<task>-<attempt>/
-        task.json               whose attempt it is
+        task.json               task id and attempt
         volume/root/            the task's volume: mirrors the paths of its executors
         documents/              what the filers read
-        pods/<part>.json        a pod that was launched, with all that is needed to run it again
-        pods/<part>.<mark>      what became of it: admitted, deleting, lost, ended
+        pods/<part>.json        a launched pod, with all that is needed to run it after a restart
+        pods/<part>.<mark>      its progress: admitted, deleting, lost, ended
         state/<name>.json       the record of a container that has ended; <name>.report.json of a filer
-        state/<name>.…          what a runtime has to remember of a container
-        control/<name>/         the launcher's control directory: in the user's reach, read by the supervisor alone
+        state/<name>.…          state that a runtime keeps for a container
+        control/<name>/         the launcher's control directory, read only by the supervisor
         log/<name>.stdout|.stderr, scratch/<name>/
-        removing                all of it is to go
+        removing                everything is being removed
 
-Documents are written under a temporary name, synced and renamed: they are there whole or not at all. Whatever user code may have
-touched is read without following links and with a limit.
+Documents are written to a temporary name, synced and renamed: they exist completely or not at all. Files that user code can change are
+read without following links and with a limit.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ from poiesis.domain.naming import slug
 from poiesis.domain.plan import Mount
 from poiesis.domain.task import TaskId
 
-MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024  # of our own documents; a task's are bounded when it is created
+MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024  # of our documents; tasks are bounded when they are created
 _NAME: Final = re.compile(r"poiesis-[a-z0-9][a-z0-9-]*-\d+")
 _NOTHING_TO_READ: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.EACCES, errno.EISDIR})
 _PARTS: Final = ("documents", "pods", "state", "control", "log", "scratch", "top")
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Durably, whole or not at all."""
+    """Write a document durably, completely or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(document, file)
@@ -60,9 +60,9 @@ def sync_directory(path: Path) -> None:
 
 
 def read_bounded(path: Path, limit: int) -> bytes | None:
-    """The content of a regular file of at most `limit` bytes that is no link; None for anything else, or nothing.
+    """The content of a regular file of at most `limit` bytes, without following a link; None for anything else or a missing file.
 
-    Raises: OSError when it cannot be known (too many open files, a broken disk): that is not absence.
+    Raises: OSError when that cannot be determined (too many open files, a broken disk): such a file is not missing.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
@@ -82,7 +82,7 @@ def read_bounded(path: Path, limit: int) -> bytes | None:
 
 
 def read_document(path: Path) -> dict[str, Any] | None:
-    """A document of our own; None when there is none. Raises: OSError, as `read_bounded`."""
+    """A document of this adapter; None when it is missing. Raises: OSError, as `read_bounded`."""
     data = read_bounded(path, MAX_DOCUMENT_BYTES)
     if data is None:
         return None
@@ -94,7 +94,7 @@ def read_document(path: Path) -> dict[str, Any] | None:
 
 
 class TaskDirectory:
-    """Of one attempt."""
+    """The directory of one attempt."""
 
     def __init__(self, tasks: Path, task_id: TaskId, attempt: int) -> None:
         self.task_id = task_id
@@ -122,7 +122,7 @@ class TaskDirectory:
         return (self.path / "removing").exists()
 
     def make(self) -> None:
-        """The folder with all that every attempt has. What is there stays."""
+        """Create the directory with everything that each attempt has; existing parts are kept."""
         self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
         for part in _PARTS:
             (self.path / part).mkdir(mode=0o700, exist_ok=True)
@@ -148,7 +148,7 @@ class TaskDirectory:
         write_document(self.pod(part, mark), content)
 
     def forget_pod(self, part: str) -> None:
-        """The pod itself last: while it is there, its marks are."""
+        """Removes the pod's document last: marks never outlive it."""
         document = self.pod(part)
         for path in (self.path / "pods").glob(f"{part}.*"):
             if path != document:
@@ -181,7 +181,7 @@ class TaskDirectory:
         volume = self.volume.resolve()
         path = Path(os.path.normpath(volume / mount.sub_path))
         if path.resolve() != path or not path.is_relative_to(volume):
-            raise PermissionError(errno.EPERM, "leads out of the task's volume", mount.sub_path)
+            raise PermissionError(errno.EPERM, "is outside of the task's volume", mount.sub_path)
         if mount.is_file:
             path.stat()
         else:
@@ -194,7 +194,7 @@ class TaskDirectory:
         (self.path / "removing").touch()
 
     def remove(self) -> bool:
-        """Everything, whatever modes and depths user code has left; True when nothing is left. `removing` goes last."""
+        """Remove everything, whatever modes and depths user code has left; True when nothing is left. `removing` goes last."""
         with contextlib.suppress(FileNotFoundError):
             for entry in sorted(os.scandir(self.path), key=lambda e: (e.name == "removing", e.name == "task.json")):
                 if not remove_tree(Path(entry.path)):
@@ -221,7 +221,7 @@ def remove_tree(path: Path) -> bool:
 
 
 def directories_of(tasks: Path, task_id: TaskId, attempt: int) -> Iterator[TaskDirectory]:
-    """The folders of all attempts up to `attempt`, and of the next one, that exist."""
+    """The existing directories of all attempts up to `attempt`, and of the next one."""
     for number in range(1, attempt + 2):
         task_dir = TaskDirectory(tasks, task_id, number)
         if task_dir.exists:
@@ -239,7 +239,7 @@ def all_directories(tasks: Path) -> Iterator[TaskDirectory]:
 
 
 def remove_broken(tasks: Path) -> None:
-    """What is no attempt, for its making or its removal was cut short. Only while nobody makes one."""
+    """Remove directories whose creation or removal was interrupted. Only safe while no attempt is being created."""
     for entry in list(tasks.iterdir()):
         if entry.name.startswith(".") or (_NAME.fullmatch(entry.name) and read_document(entry / "task.json") is None):
             remove_tree(entry)

@@ -1,4 +1,4 @@
-"""The launcher, and a laboratory for each runtime that this machine has."""
+"""The launcher, and a test bench for each runtime that this machine has."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from poiesis.cluster.local.runtime_selection import select_runtime
 from poiesis.config import ARCHITECTURES, shipped_launchers
 from poiesis.domain.errors import ConfigurationError
-from tests.integration.cluster.harness import IMAGE, Lab, laboratory
+from tests.integration.cluster.harness import IMAGE, Lab, bench
 
 
 @pytest.fixture(scope="session")
@@ -49,14 +49,14 @@ def why_not(launcher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 @pytest.fixture
 def make_lab(tmp_path: Path, launcher: Path, why_not: Callable[[str], str | None]) -> Iterator[Callable[..., Lab]]:
-    """A laboratory on `tmp_path/service`, with the options of LocalCluster."""
+    """A test bench on `tmp_path/service`, with the options of LocalCluster."""
     with ExitStack() as stack:
 
         def make(runtime: str = "process", **options: Any) -> Lab:
             reason = why_not(runtime)
             if reason is not None:
                 pytest.skip(reason)
-            return stack.enter_context(laboratory(tmp_path / "service", launcher, runtime, **options))
+            return stack.enter_context(bench(tmp_path / "service", launcher, runtime, **options))
 
         yield make
 

@@ -1,4 +1,4 @@
-"""A laboratory for the local cluster: real launcher, real commands, filers of a few lines."""
+"""A test bench for the local cluster: real launcher, real commands, filers of a few lines."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ FILERS = Filers(stage_in, stage_out)
 
 
 def eventually(condition: Callable[[], Any], what: str = "condition", deadline: float = DEADLINE) -> Any:
-    """The first true answer. Looks often; fails after a deadline."""
+    """The first true result of `condition`, which is called often; fails after a deadline."""
     end = time.monotonic() + deadline
     while not (found := condition()):
         assert time.monotonic() < end, f"{what} did not come"
@@ -73,7 +73,7 @@ def sh(script: str, **more: Any) -> Executor:
 
 
 class Lab:
-    """One folder, and the cluster on it now. `reopen` is a restart in good order; for the other kind see victim.py."""
+    """A service directory and the cluster that uses it. `reopen` is a clean restart; for crashes see victim.py."""
 
     def __init__(self, directory: Path, launcher: Path, runtime: str, **options: Any) -> None:
         self.directory = directory
@@ -131,7 +131,7 @@ class Lab:
         return self.cluster.observe(task, tails=True).tails.get(name, ("", ""))[0]
 
     def close(self) -> None:
-        """Nothing is left behind by a test, however it went."""
+        """Remove everything, whatever the outcome of the test."""
         for task_id in self.cluster.task_ids():
             for attempt in range(1, 4):
                 self.cluster.delete_all(task_id, attempt)
@@ -164,7 +164,7 @@ def processes_with(text: str) -> list[int]:
 
 
 @contextlib.contextmanager
-def laboratory(directory: Path, launcher: Path, runtime: str, **options: Any) -> Iterator[Lab]:
+def bench(directory: Path, launcher: Path, runtime: str, **options: Any) -> Iterator[Lab]:
     lab = Lab(directory, launcher, runtime, **options)
     try:
         yield lab

@@ -13,14 +13,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 from poiesis.domain.task import Input, Output, Resources
-from tests.integration.cluster.harness import eventually, laboratory, record, sh
+from tests.integration.cluster.harness import bench, eventually, record, sh
 
 
 def main() -> None:
     directory, launcher = map(Path, sys.argv[1:])
     wanted = json.load(sys.stdin)
     options = {n: tuple(map(Path, wanted[n])) for n in ("hidden", "visible") if n in wanted}
-    with laboratory(directory, launcher, "process", **options) as lab:
+    with bench(directory, launcher, "process", **options) as lab:
         task = lab.task(
             *(sh(script) for script in wanted["scripts"]),
             inputs=tuple(Input(path, content="x") for path in wanted.get("inputs", ())),

@@ -1,4 +1,4 @@
-"""What a command gets and what is told of it: the same in plain processes and in containers."""
+"""What a command gets and what is reported about it: the same in plain processes and in containers."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def _has_no_pod(lab: Lab, task: Task) -> bool:
 
 
 def test_a_command_that_is_cancelled_while_it_starts_ends_at_once(make_lab: Callable[..., Lab]) -> None:
-    """Its process 1 is there before it can be told: a SIGTERM sent then is lost, and the command ran until its grace was over."""
+    """Process 1 exists before it handles signals: a SIGTERM sent then was lost, and the command ran until its grace period was over."""
     lab = make_lab("process", policy=dataclasses.replace(POLICY, grace=timedelta(seconds=45)))
     for n in range(5):
         task = lab.launch(lab.task(sh("sleep 600"), id=f"{lab.id}{n}"))
@@ -153,8 +153,8 @@ def test_single_files_are_mounted_beside_what_is_there(lab: Lab, tmp_path: Path)
 
 
 def test_the_live_end_of_output_can_be_read(lab: Lab) -> None:
-    task = lab.launch(lab.task(sh("echo begun; echo said >&2; sleep 600")))
-    eventually(lambda: lab.cluster.observe(task, tails=True).tails.get("executor-0") == ("begun\n", "said\n"), "tails")
+    task = lab.launch(lab.task(sh("echo begun; echo words >&2; sleep 600")))
+    eventually(lambda: lab.cluster.observe(task, tails=True).tails.get("executor-0") == ("begun\n", "words\n"), "tails")
     seen = lab.cluster.observe(task)
     assert container(seen).phase is Phase.RUNNING and container(seen).record is None and not seen.tails
 

@@ -1,4 +1,4 @@
-"""The embedded service: one that the tests of a worker share, and as many of their own as tests ask for."""
+"""The embedded service: one that all tests of a worker share, and separate ones for tests that need them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ GRACE = "1s"  # between SIGTERM and SIGKILL of a command, so that tests of cance
 
 @pytest.fixture(scope="session")
 def can_run(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Skips where no process can be walled in."""
+    """Skip where the process sandbox does not work."""
     launcher = shipped_launchers()[ARCHITECTURES.get(platform.machine(), platform.machine())]
     try:
         select_runtime("process", tmp_path_factory.mktemp("trial"), launcher).close()
@@ -40,7 +40,7 @@ def common(can_run: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def service(common: Service) -> Iterator[Service]:
-    """After the test nothing of its tasks is left, and the service has not complained."""
+    """After the test nothing of its tasks is left, and the service has logged no errors."""
     seen = len(common.complaints())
     yield common
     common.assert_nothing_is_left()
@@ -49,7 +49,7 @@ def service(common: Service) -> Iterator[Service]:
 
 @pytest.fixture
 def files(common: Service, request: pytest.FixtureRequest) -> Iterator[Path]:
-    """An empty directory of this test alone that file:// URLs may name."""
+    """An empty directory for this test, allowed in file:// URLs."""
     folder = common.allow[0] / f"test-{abs(hash(request.node.nodeid)):x}"
     folder.mkdir()
     yield folder
@@ -58,7 +58,7 @@ def files(common: Service, request: pytest.FixtureRequest) -> Iterator[Path]:
 
 @pytest.fixture
 def make_service(can_run: None, tmp_path: Path) -> Iterator[Callable[..., Service]]:
-    """A service of the test's own, not started yet, on `tmp_path/service`, which may use files below `tmp_path/files`."""
+    """A separate service, not started yet, on `tmp_path/service`, which may use files below `tmp_path/files`."""
     with ExitStack() as stack:
 
         def make(name: str = "service", **variables: str) -> Service:

@@ -1,7 +1,7 @@
-"""A real `poiesis up` in a process of its own, spoken to over HTTP alone; and what the kernel knows of its processes.
+"""A real `poiesis up` in a separate process, used only over HTTP; and what the kernel knows of its processes.
 
-Everything that runs for a service has its folder among the mounts it sees, so `processes_of` finds commands too that an earlier, killed
-life of the service had started and that are children of nobody any more.
+Everything that runs for a service has its directory in its mount table, so `processes_of` also finds commands that an earlier, killed
+service process had started.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class Service:
         return self._process is not None and self._process.poll() is None
 
     def stop(self, number: int = signal.SIGTERM) -> int:
-        """The exit code. A service that does not end tells where its threads are."""
+        """The exit code. A service that does not end prints the stacks of its threads."""
         assert self._process is not None
         self._process.send_signal(number)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -146,7 +146,7 @@ class Service:
         raise AssertionError(f"the service did not stop: {self.log.read_bytes()[written:].decode(errors='replace')}")
 
     def kill(self) -> None:
-        """The service alone: what it started goes on."""
+        """Kill only the service process: commands continue."""
         self.stop(signal.SIGKILL)
 
     def kill_tree(self) -> None:
@@ -157,7 +157,7 @@ class Service:
 
         def none_left() -> bool:
             left = {*descendants(own), *processes_of(self.folder)} - {own}
-            # stopped first, so that no launcher lives to tell how its command was killed
+            # stopped first, so that no launcher records how its command was killed
             for number in (signal.SIGSTOP, signal.SIGKILL):
                 for pid in left:
                     with contextlib.suppress(ProcessLookupError):

@@ -37,7 +37,7 @@ def test_py_tes_runs_a_task_and_reads_everything_of_it(service: Service, files: 
             outputs=[tes.Output(url=f"file://{files}/out", path="/data/out")],
             executors=[
                 tes.Executor(image="alpine", command=["cat", "/data/in"], stdout="/data/out", env={"A": "b"}),
-                tes.Executor(image="alpine", command=["sh", "-c", "echo said >&2; exit 7"]),
+                tes.Executor(image="alpine", command=["sh", "-c", "echo words >&2; exit 7"]),
             ],
             resources=tes.Resources(cpu_cores=1, ram_gb=0.5),
             tags={"k": "v"},
@@ -46,7 +46,7 @@ def test_py_tes_runs_a_task_and_reads_everything_of_it(service: Service, files: 
     assert client.wait(task_id, timeout=60).state == "EXECUTOR_ERROR"
     task = client.get_task(task_id, "FULL")
     log = task.logs[-1]
-    assert [entry.exit_code for entry in log.logs] == [0, 7] and log.logs[-1].stderr == "said\n"
+    assert [entry.exit_code for entry in log.logs] == [0, 7] and log.logs[-1].stderr == "words\n"
     assert log.logs[0].start_time.tzinfo is not None and log.end_time >= log.start_time
     assert [(o.path, o.size_bytes) for o in log.outputs] == [("/data/out", 2)]
     assert (files / "out").read_text() == "a\n"
@@ -266,7 +266,7 @@ def test_cromwell(service: Service, files: Path) -> None:
     assert task["executors"][0]["command"] == ["/bin/bash", "/cromwell/script"]
     assert (files / "d/f").read_text() == "1\n" and (files / "stdout").read_text() == "out\n"
     assert all(isinstance(o["size_bytes"], str) for o in task["logs"][0]["outputs"])
-    assert "x" in "".join(task["logs"][0]["system_logs"])  # what was ignored is said
+    assert "x" in "".join(task["logs"][0]["system_logs"])  # ignored parameters are reported
 
 
 @pytest.mark.parametrize("size", [1, 3])

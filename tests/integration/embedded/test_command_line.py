@@ -1,4 +1,4 @@
-"""`poiesis task …` and `poiesis info` as a user types them: against the service. (What is none: unit/cli.)"""
+"""`poiesis task …` and `poiesis info` as a user types them: against the service. (Invalid command lines: unit/cli.)"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def task(service: Service, *arguments: str, **options: Any) -> Any:
 
 
 def test_a_task_is_created_followed_and_shown(service: Service, tmp_path: Path) -> None:
-    done = task(service, "create", write(tmp_path, sh("echo said; echo loud >&2"), name="cli", tags={"a": "b"}))
+    done = task(service, "create", write(tmp_path, sh("echo words; echo loud >&2"), name="cli", tags={"a": "b"}))
     assert done.returncode == 0 and done.stderr == ""
     task_id = done.stdout.strip()
     waited = task(service, "wait", task_id, "--timeout", "60")
@@ -29,15 +29,15 @@ def test_a_task_is_created_followed_and_shown(service: Service, tmp_path: Path) 
     assert json.loads(shown.stdout)["state"] == "COMPLETE"
     assert json.loads(task(service, "get", task_id, "--view", "MINIMAL").stdout) == {"id": task_id, "state": "COMPLETE"}
     logs = task(service, "logs", task_id).stdout
-    assert "stdout: said" in logs and "stderr: loud" in logs and "exit code 0" in logs
-    assert json.loads(task(service, "logs", task_id, "--json").stdout)[0]["logs"][0]["stdout"] == "said\n"
+    assert "stdout: words" in logs and "stderr: loud" in logs and "exit code 0" in logs
+    assert json.loads(task(service, "logs", task_id, "--json").stdout)[0]["logs"][0]["stdout"] == "words\n"
     for query in (["--tag", "a=b"], ["--tag", "a"], ["--name-prefix", "cli"], ["--state", "COMPLETE", "--limit", "1"]):
         listed = task(service, "list", *query)
         assert task_id in listed.stdout and "COMPLETE" in listed.stdout, query
     assert json.loads(task(service, "list", "--tag", "a=c", "--json").stdout) == {"tasks": []}
 
 
-def test_a_failed_task_is_told_by_exit_code_and_logs(service: Service, tmp_path: Path) -> None:
+def test_a_failed_task_is_info_by_exit_code_and_logs(service: Service, tmp_path: Path) -> None:
     done = task(service, "create", write(tmp_path, sh("echo why >&2; exit 3")), "--wait", "--timeout", "60")
     assert done.returncode == 1
     assert "EXECUTOR_ERROR" in done.stdout and "exit code 3" in done.stdout and "stderr: why" in done.stdout
@@ -56,7 +56,7 @@ def test_waiting_may_be_given_up_and_tasks_canceled(service: Service, tmp_path: 
     assert ended.returncode == 1 and json.loads(ended.stdout)["tasks"] == [{"id": task_id, "state": "CANCELED"}]
 
 
-def test_what_is_wrong_with_a_task_is_told_line_by_line(service: Service, tmp_path: Path) -> None:
+def test_what_is_wrong_with_a_task_is_info_line_by_line(service: Service, tmp_path: Path) -> None:
     before = service.count()
     done = task(service, "create", write(tmp_path, {"image": "a", "command": []}, volumes=["v"]))
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
@@ -71,7 +71,7 @@ def test_info_tells_of_service_and_settings(service: Service) -> None:
     assert done.returncode == 0, done.stderr
     assert "org.ga4gh:tes:1.1.0" in done.stdout and "POIESIS_POLICY__MAX_ATTEMPTS=5" in done.stdout
     assert "secret" not in done.stdout + done.stderr and "time_limit" in done.stdout
-    told = json.loads(
+    info = json.loads(
         run_poiesis("info", "--json", POIESIS_URL=service.url, POIESIS_MONGO_URI="mongodb://u:secret@h").stdout
     )
-    assert told["service"]["type"]["artifact"] == "tes" and "secret" not in json.dumps(told)
+    assert info["service"]["type"]["artifact"] == "tes" and "secret" not in json.dumps(info)

@@ -1,4 +1,4 @@
-"""What executors do and what is told of them, as a client sees it over HTTP."""
+"""What executors do and what is reported about them, as a client sees it over HTTP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.integration.embedded.service import (
 
 def test_executors_share_a_volume_and_run_in_order(service: Service, files: Path) -> None:
     task = service.run(
-        sh("cat /data/in.txt > /shared/one; echo said"),
+        sh("cat /data/in.txt > /shared/one; echo words"),
         sh("cat; cat /shared/one", stdin="/data/in.txt", stdout="/shared/two", stderr="/shared/err"),
         sh("tr a-z A-Z < /shared/two > /results/out; echo complaint >&2", stderr="/results/err.txt"),
         inputs=[{"path": "/data/in.txt", "content": "words\n"}],
@@ -39,7 +39,7 @@ def test_executors_share_a_volume_and_run_in_order(service: Service, files: Path
     assert task["state"] == "COMPLETE" and exit_codes(task) == [0, 0, 0]
     assert (files / "out").read_text() == "WORDS\nWORDS\n"
     assert (files / "err").read_text() == "complaint\n"
-    assert [entry["stdout"] for entry in logs_of(task)] == ["said\n", "words\nwords\n", ""]
+    assert [entry["stdout"] for entry in logs_of(task)] == ["words\n", "words\nwords\n", ""]
     assert logs_of(task)[2]["stderr"] == "complaint\n"
     times = [datetime.fromisoformat(entry[key]) for entry in logs_of(task) for key in ("start_time", "end_time")]
     assert times == sorted(times) and all(t.utcoffset() is not None for t in times)
@@ -61,7 +61,7 @@ def test_an_error_ends_the_task_unless_it_is_to_be_ignored(service: Service, fil
 
 
 @pytest.mark.parametrize(
-    ("argv", "code", "said"),
+    ("argv", "code", "message"),
     [
         (["no-such-program", "x"], 127, "no-such-program"),
         (["/etc/passwd"], 126, "Permission denied"),
@@ -71,10 +71,10 @@ def test_an_error_ends_the_task_unless_it_is_to_be_ignored(service: Service, fil
     ],
     ids=["not found", "not executable", "killed", "crashed", "terminated"],
 )
-def test_exit_codes_are_the_shells(service: Service, argv: list[str], code: int, said: str) -> None:
+def test_exit_codes_are_the_shells(service: Service, argv: list[str], code: int, message: str) -> None:
     task = service.run({"image": IMAGE, "command": argv})
     assert (task["state"], exit_codes(task)) == ("EXECUTOR_ERROR", [code])
-    assert said in logs_of(task)[0]["stderr"]
+    assert message in logs_of(task)[0]["stderr"]
 
 
 def test_arguments_and_variables_arrive_as_they_were_sent(service: Service) -> None:
@@ -122,17 +122,17 @@ def test_a_running_task_shows_what_it_says(service: Service) -> None:
         {
             "executors": [
                 sh("echo first; exit 0"),
-                sh("echo begun; echo said >&2; while [ ! -e /tmp/x ]; do sleep 0.1; done"),
+                sh("echo begun; echo words >&2; while [ ! -e /tmp/x ]; do sleep 0.1; done"),
             ]
         }
     )
 
     def live() -> dict[str, Any] | None:
-        told: dict[str, Any] = service.get(task_id)["logs"][0]["metadata"]
-        return told if "begun" in told.get("live_stdout", "") else None
+        metadata: dict[str, Any] = service.get(task_id)["logs"][0]["metadata"]
+        return metadata if "begun" in metadata.get("live_stdout", "") else None
 
-    told = eventually(live, "the live tail")
-    assert (told["live_executor"], told["live_stdout"], told["live_stderr"]) == ("1", "begun\n", "said\n")
+    metadata = eventually(live, "the live tail")
+    assert (metadata["live_executor"], metadata["live_stdout"], metadata["live_stderr"]) == ("1", "begun\n", "words\n")
     running = service.get(task_id)
     assert running["state"] == "RUNNING" and exit_codes(running) == [0]
     assert "live_stdout" not in service.get(task_id, "BASIC")["logs"][0]["metadata"]
@@ -167,7 +167,7 @@ def test_a_running_task_is_canceled_though_it_ignores_sigterm(service: Service) 
     assert service.cancel(task_id).status == 200
     assert service.cancel(task_id).status == 200
     eventually(lambda: service.state(task_id) == "CANCELED", "CANCELED")
-    assert processes_of(service.folder) == []  # not said before it is so
+    assert processes_of(service.folder) == []  # reported only once it is true
     assert "anceled" in system_log(service.get(task_id))
     service.assert_nothing_is_left()
 

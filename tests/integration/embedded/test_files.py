@@ -291,7 +291,7 @@ class SilentHandler(SimpleHTTPRequestHandler):
 
 
 def test_this_machines_own_addresses_are_not_fetched_for_users(service: Service, files: Path, web: str) -> None:
-    """A task's URL could reach what listens on loopback alone; the operator allows addresses by name."""
+    """A task's URL could reach services on loopback; the operator allows single addresses."""
     (files / "page").write_text("inner")
     answer = request(
         "POST",

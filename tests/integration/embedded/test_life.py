@@ -136,7 +136,7 @@ def test_a_task_canceled_before_a_crash_is_canceled_after_it(make_service: Calla
 
 
 def test_events_alone_carry_a_task_on(make_service: Callable[..., Service]) -> None:
-    """Resync is for what was lost; where nothing is, nobody waits for it."""
+    """Resync is for lost messages; where none is lost, no task waits for it."""
     service = make_service(POIESIS_RESYNC="1h").start()
     for _ in range(3):
         task_id = service.post({"executors": [sh("while :; do sleep 0.1; done")]})

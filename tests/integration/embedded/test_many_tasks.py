@@ -1,4 +1,4 @@
-"""A hundred tasks at once; and the service killed, alone or with all its commands, in the middle of many.
+"""A hundred tasks at once; and the service killed, with or without its commands, in the middle of many.
 
 A command says that it runs, and that it is about to end, over a connection to this process, which is outside of everything that is
 killed: so executions are counted where no crash can lose them (the network of plain processes is the machine's).
@@ -33,25 +33,25 @@ SERVICE_GROWTH_BYTES: Final = 60_000_000
 
 
 class Counted(socketserver.ThreadingTCPServer):
-    """Counts what is said, and answers only once `gate` is open, so that a test knows what is under way."""
+    """Counts the lines it receives, and answers only once `gate` is open, so that a test knows what is under way."""
 
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 128
 
     def __init__(self) -> None:
-        self.said: Counter[str] = Counter()
+        self.lines: Counter[str] = Counter()
         self.gate = threading.Event()
         self._lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Line)
 
     def note(self, line: str) -> None:
         with self._lock:
-            self.said[line] += 1
+            self.lines[line] += 1
 
     def count(self, word: str) -> int:
         with self._lock:
-            return sum(n for line, n in self.said.items() if line.startswith(word))
+            return sum(n for line, n in self.lines.items() if line.startswith(word))
 
 
 class _Line(socketserver.StreamRequestHandler):
@@ -122,7 +122,7 @@ def test_a_hundred_tasks_at_once_all_end_well_in_bounded_memory(
 
 
 def slow_task(service: Service, counted: Counted, number: int) -> dict[str, Any]:
-    """Says `begin N`, waits for the answer, writes a large file, says `end N`."""
+    """Sends `begin N`, waits for the answer, writes a large file, sends `end N`."""
     say = f'say() {{ exec 3<>/dev/tcp/127.0.0.1/{counted.server_address[1]}; echo "$1 {number}" >&3; read -r _ <&3; exec 3>&-; }}'
     script = f"{say}; say begin; yes '{number} of many' | head -n {OUTPUT_LINES} > /data/out; say end"
     return {
@@ -141,12 +141,12 @@ def assert_files_are_whole(folder: Path, numbers: set[int]) -> None:
 
 
 def test_commands_outlive_the_service_and_are_adopted(make_service: Callable[..., Service], counted: Counted) -> None:
-    """`kill -9` of the service alone, with commands running, ending and waiting: every task ends well, each command ran once."""
+    """`kill -9` of only the service, with commands running, ending and waiting: every task ends well, each command ran once."""
     service = make_service().start()
     ids = post_all(service, [slow_task(service, counted, n) for n in range(KILLED_TASKS)])
     eventually(lambda: counted.count("begin") >= 2, "the first commands")
     service.kill()
-    counted.gate.set()  # some end while nobody is there
+    counted.gate.set()  # some end while no service is running
     eventually(lambda: counted.count("end") >= 2, "the end of commands without a service")
     service.start()
     eventually(lambda: counted.count("end") >= KILLED_TASKS // 2, "half of the commands")
@@ -154,7 +154,7 @@ def test_commands_outlive_the_service_and_are_adopted(make_service: Callable[...
     service.start()
     states = service.wait_all(ids)
     assert set(states.values()) == {"COMPLETE"}, {i: system_log(service.get(i)) for i in ids}
-    assert counted.said == Counter({f"{word} {n}": 1 for word in ("begin", "end") for n in range(KILLED_TASKS)})
+    assert counted.lines == Counter({f"{word} {n}": 1 for word in ("begin", "end") for n in range(KILLED_TASKS)})
     assert_files_are_whole(service.allow[0], set(range(KILLED_TASKS)))
     assert all(len(logs_of(service.get(i))) == 1 for i in ids)
     service.assert_nothing_is_left()
@@ -169,7 +169,7 @@ def test_after_everything_was_killed_every_task_ends_and_none_runs_twice(
     ids = post_all(service, [slow_task(service, counted, n) for n in range(KILLED_TASKS)])
     eventually(lambda: counted.count("begin") >= 2, "the first commands")
     service.kill_tree()
-    begun_first = {int(line.split()[1]) for line in counted.said}
+    begun_first = {int(line.split()[1]) for line in counted.lines}
     counted.gate.set()
     service.start()
     eventually(lambda: counted.count("end") >= 4, "commands of the second life")
@@ -179,11 +179,11 @@ def test_after_everything_was_killed_every_task_ends_and_none_runs_twice(
     outcome = {n: states[task_id] for n, task_id in enumerate(ids)}
     assert set(outcome.values()) <= {"COMPLETE", "SYSTEM_ERROR"}
     assert {n for n in begun_first if outcome[n] != "SYSTEM_ERROR"} == set()
-    assert max(counted.said.values()) == 1, counted.said
+    assert max(counted.lines.values()) == 1, counted.lines
     complete = {n for n, state in outcome.items() if state == "COMPLETE"}
     assert len(complete) >= KILLED_TASKS - 2 * PARALLEL  # the rest was about to run, or ran, when it was killed
     assert_files_are_whole(service.allow[0], complete)
     for number in set(outcome) - complete:
-        told = system_log(service.get(ids[number]))
-        assert "nothing is known of how its command ended" in told or "its command was not begun" in told
+        messages = system_log(service.get(ids[number]))
+        assert "how its command ended is unknown" in messages or "its command was not started" in messages
     service.assert_nothing_is_left()

@@ -74,7 +74,7 @@ BAD: list[tuple[str, Any, str]] = [  # what, the document, where the problem is
 ]
 
 
-def assert_told(answer: Answer, status: int) -> dict[str, Any]:
+def assert_problem(answer: Answer, status: int) -> dict[str, Any]:
     """The body of a refusal: JSON for programs, a sentence for people, nothing of the program's inside."""
     assert answer.status == status, answer.text
     document: dict[str, Any] = answer.document
@@ -85,27 +85,29 @@ def assert_told(answer: Answer, status: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("document", "path"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
-def test_a_broken_rule_is_told_with_its_place_and_nothing_is_stored(service: Service, document: Any, path: str) -> None:
+def test_a_broken_rule_is_problem_with_its_place_and_nothing_is_stored(
+    service: Service, document: Any, path: str
+) -> None:
     before = service.count()
-    told = assert_told(request("POST", f"{service.api}/tasks", json.dumps(document).encode()), 400)
-    assert any(p["path"].startswith(path) and p["message"] for p in told["problems"]), told
+    problem = assert_problem(request("POST", f"{service.api}/tasks", json.dumps(document).encode()), 400)
+    assert any(p["path"].startswith(path) and p["message"] for p in problem["problems"]), problem
     assert service.count() == before
 
 
-def test_all_problems_are_told_at_once(service: Service) -> None:
+def test_all_problems_are_problem_at_once(service: Service) -> None:
     document = {
         "executors": [{"image": "a", "command": []}],
         "volumes": ["v"],
         "inputs": [{"path": "x", "content": ""}],
     }
-    told = assert_told(request("POST", f"{service.api}/tasks", document), 400)
-    assert len({p["path"] for p in told["problems"]}) == 3
+    problem = assert_problem(request("POST", f"{service.api}/tasks", document), 400)
+    assert len({p["path"] for p in problem["problems"]}) == 3
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b'{"a": NaN', b"[" * 5000, b"executors=1"], ids=range(6))
 def test_a_body_that_is_no_json_is_refused(service: Service, body: bytes) -> None:
     before = service.count()
-    assert_told(request("POST", f"{service.api}/tasks", body), 400)
+    assert_problem(request("POST", f"{service.api}/tasks", body), 400)
     assert service.count() == before
 
 
@@ -113,7 +115,7 @@ def test_a_wrong_content_type_is_refused(service: Service) -> None:
     before = service.count()
     body = json.dumps({"executors": [EXECUTOR]}).encode()
     for kind in ("text/plain", "application/x-www-form-urlencoded", "application/xml"):
-        assert_told(request("POST", f"{service.api}/tasks", body, Content_Type=kind), 415)
+        assert_problem(request("POST", f"{service.api}/tasks", body, Content_Type=kind), 415)
     assert service.count() == before
     assert request("POST", f"{service.api}/tasks", body, Content_Type="application/json; charset=utf-8").status == 200
 
@@ -121,14 +123,14 @@ def test_a_wrong_content_type_is_refused(service: Service) -> None:
 def test_a_body_of_ten_megabytes_is_refused(service: Service) -> None:
     before = service.count()
     document = {"executors": [EXECUTOR], "description": "x" * (10 * 1024 * 1024)}
-    assert_told(request("POST", f"{service.api}/tasks", document), 413)
+    assert_problem(request("POST", f"{service.api}/tasks", document), 413)
     assert service.count() == before
 
 
-def test_what_does_not_exist_is_told_so(service: Service) -> None:
+def test_what_does_not_exist_is_problem_so(service: Service) -> None:
     for task_id in ("nothing", "0pgfli30n425vng88ufe4354qg", "..%2F..%2Fetc", "x" * 300, "%00", "é"):
-        assert_told(request("GET", f"{service.api}/tasks/{task_id}".replace("é", "%C3%A9")), 404)
-    assert_told(request("POST", f"{service.api}/tasks/nothing:cancel"), 404)
+        assert_problem(request("GET", f"{service.api}/tasks/{task_id}".replace("é", "%C3%A9")), 404)
+    assert_problem(request("POST", f"{service.api}/tasks/nothing:cancel"), 404)
     for path in (
         "/v2/tasks",
         "/ga4gh/tes/v2/tasks",
@@ -137,19 +139,19 @@ def test_what_does_not_exist_is_told_so(service: Service) -> None:
         "/api",
         "/v1/ga4gh/tes/v1/service-info",
     ):
-        assert_told(request("GET", service.url + path), 404)
+        assert_problem(request("GET", service.url + path), 404)
     assert request("DELETE", f"{service.api}/tasks").status in (404, 405)
 
 
 @pytest.mark.parametrize("query", ["view=SOME", "page_size=-1", "page_size=many", "page_token=made-up", "state=DONE"])
 def test_a_wrong_query_is_refused(service: Service, query: str) -> None:
-    told = assert_told(request("GET", f"{service.api}/tasks?{query}"), 400)
-    assert query.partition("=")[0] in json.dumps(told)
+    problem = assert_problem(request("GET", f"{service.api}/tasks?{query}"), 400)
+    assert query.partition("=")[0] in json.dumps(problem)
 
 
 def test_a_wrong_view_of_a_task_is_refused(service: Service) -> None:
     task = service.run(sh("true"))
-    assert_told(request("GET", f"{service.api}/tasks/{task['id']}?view=ALL"), 400)
+    assert_problem(request("GET", f"{service.api}/tasks/{task['id']}?view=ALL"), 400)
     assert request("GET", f"{service.api}/tasks/{task['id']}?view=full").status == 200
 
 

@@ -1,11 +1,11 @@
 from __future__ import annotations
 
-from poiesis.cluster.local.admission import Admission, Room, machine_room
+from poiesis.cluster.local.admission import Admission, Capacity, machine_capacity
 
 
 def admission(pods: int = 10, cpu_cores: float = 4.0, memory_bytes: int = 100) -> tuple[Admission[str], list[str]]:
     started: list[str] = []
-    return Admission(Room(pods, cpu_cores, memory_bytes), started.append), started
+    return Admission(Capacity(pods, cpu_cores, memory_bytes), started.append), started
 
 
 def test_as_many_run_as_are_allowed_and_the_rest_follow_in_order() -> None:
@@ -81,7 +81,7 @@ def test_the_reason_for_waiting_names_what_is_asked_and_does_not_change() -> Non
     assert found.why_waiting("b") == first
 
 
-def test_the_machine_has_room() -> None:
-    room = machine_room(None)
-    assert room.pods == 2 * room.cpu_cores and room.memory_bytes > 10**8
-    assert machine_room(7).pods == 7
+def test_the_machine_has_capacity() -> None:
+    capacity = machine_capacity(None)
+    assert capacity.pods == 2 * capacity.cpu_cores and capacity.memory_bytes > 10**8
+    assert machine_capacity(7).pods == 7

@@ -49,7 +49,7 @@ def runtime(tmp_path: Path, answers: Path) -> ContainerRuntime:
 
 
 COMMAND = Command(
-    "image:1", ("say", "a b", "--rm"), env={"A": "1\n2 $X", "B": ""}, memory_bytes=1000, cpu_cores=1.5, tail_bytes=7
+    "image:1", ("print", "a b", "--rm"), env={"A": "1\n2 $X", "B": ""}, memory_bytes=1000, cpu_cores=1.5, tail_bytes=7
 )
 
 
@@ -76,7 +76,7 @@ def test_values_reach_the_engine_as_they_are(runtime: ContainerRuntime, tmp_path
     image = words.index("image:1")
     assert words[:2] == ["run", "--detach"] and words[image - 1] == "--"
     options, argv = words[2 : image - 1], words[image + 1 :]
-    assert argv[argv.index("--") + 1 :] == ["say", "a b", "--rm"]
+    assert argv[argv.index("--") + 1 :] == ["print", "a b", "--rm"]
     assert options[options.index("--name") + 1] == "poiesis-a-1-executor-0"
     assert options[options.index("--entrypoint") + 1] == "/poiesis/launcher"
     assert [options[i + 1] for i, o in enumerate(options) if o == "--env"] == ["A=1\n2 $X", "B="]
@@ -137,7 +137,7 @@ def test_a_launcher_lives_while_it_holds_its_lock(runtime: ContainerRuntime, tmp
     stop = Signal()
     with open(up, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        record.write_text("{}")  # a lie, or a launcher about to end
+        record.write_text("{}")  # forged, or of a launcher that is about to end
         assert not run.wait(stop, 0.1)
     assert run.wait(stop, 10)
     stop.close()

@@ -1,4 +1,4 @@
-"""Plain processes: what a command cannot see, change or escape from; and how many of them fit."""
+"""Plain processes: what a command cannot see, change or escape from; and how many of them run at once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.integration.cluster.harness import (
 )
 
 
-def said(lab: Lab, script: str, **more: Any) -> str:
+def output_of(lab: Lab, script: str, **more: Any) -> str:
     seen = lab.run(sh(script, **more))
     assert record(seen).exit_code is not None, record(seen)
     return record(seen).stdout
@@ -52,7 +52,7 @@ def test_the_host_cannot_be_written(process_lab: Lab) -> None:
     mount -o remount,rw / 2>/dev/null && echo remounted; umount /etc 2>/dev/null && echo unmounted
     grep -E '^(CapEff|CapBnd|NoNewPrivs)' /proc/self/status
     """
-    lines = dict(line.split(":\t") for line in said(process_lab, script).splitlines())
+    lines = dict(line.split(":\t") for line in output_of(process_lab, script).splitlines())
     assert set(lines) == {"CapEff", "CapBnd", "NoNewPrivs"}
     assert int(lines["CapEff"], 16) == 0 and int(lines["CapBnd"], 16) == 0 and lines["NoNewPrivs"] == "1"
     assert not Path("/etc/poiesis-was-here").exists()
@@ -60,7 +60,9 @@ def test_the_host_cannot_be_written(process_lab: Lab) -> None:
 
 def test_what_is_written_beside_the_task_is_gone_with_it(process_lab: Lab) -> None:
     name = f"mine-{os.getpid()}"
-    assert said(process_lab, f"for d in / /tmp /var/tmp /dev/shm; do touch $d/{name} && echo $d; done").split() == [
+    assert output_of(
+        process_lab, f"for d in / /tmp /var/tmp /dev/shm; do touch $d/{name} && echo $d; done"
+    ).split() == [
         "/",
         "/tmp",
         "/var/tmp",
@@ -69,26 +71,26 @@ def test_what_is_written_beside_the_task_is_gone_with_it(process_lab: Lab) -> No
     assert not any(Path(d, name).exists() for d in ("/", "/tmp", "/var/tmp", "/dev/shm"))
 
 
-def test_the_service_cannot_be_seen(process_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_service_is_not_visible(process_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POIESIS_SECRET", "hunter2")
     script = f"""
     ls -A {process_lab.directory} /root /home 2>/dev/null; env | sort; ls -d /proc/[0-9]*; cat /proc/*/environ
     ls -A /run; ls -l /proc/self/fd /proc/1/fd | grep -c {process_lab.directory}
     """
-    text = said(process_lab, script, env={"MINE": "1"})
+    text = output_of(process_lab, script, env={"MINE": "1"})
     assert "hunter2" not in text and "tasks" not in text and "cluster.lock" not in text
     variables = dict(re.findall(r"^([A-Z_]+)=(.*)$", text, re.M))
     assert set(variables) - {"OLDPWD", "PWD", "SHLVL", "_", "LC_CTYPE"} == {"MINE", "PATH", "HOME", "LANG"}
     assert variables["HOME"] == "/tmp"
-    assert all(int(n) < 50 for n in re.findall(r"/proc/(\d+)", text)), "processes of the host show"
+    assert all(int(n) < 50 for n in re.findall(r"/proc/(\d+)", text)), "processes of the host are visible"
 
 
-def test_directories_can_be_hidden_and_parts_of_them_shown(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
+def test_directories_can_be_hidden_and_parts_of_them_made_visible(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     (tools / "tool").write_text("tool")
     lab = make_lab("process", hidden=(Path("/usr/share"),), visible=(tools, Path("/usr/share/doc")))
-    text = said(
+    text = output_of(
         lab,
         f"cat {tools}/tool; echo; ls /usr/share; ls /usr/share/doc | head -1; echo x > {tools}/tool && echo written",
     )
@@ -135,43 +137,44 @@ def test_links_in_the_volume_lead_nowhere(process_lab: Lab, tmp_path: Path) -> N
     process_lab.cluster = process_lab.open()
     task = process_lab.task(sh("echo broken > /etc/x.conf"), inputs=(Input("/etc/x.conf", content=""),))
     seen = process_lab.ended(process_lab.launch(task))
-    assert seen.pods[0].lost == "SandboxFailed" and "leads out" in (seen.pods[0].message or "")
+    assert seen.pods[0].lost == "SandboxFailed" and "is outside" in (seen.pods[0].message or "")
     assert secret.read_text() == "untouched"
 
 
-def test_a_lie_in_the_control_directory_is_not_believed_while_the_command_runs(process_lab: Lab) -> None:
-    lie = '{"name":"executor-0","ok":true,"exit_code":0}'
-    task = process_lab.launch(
-        process_lab.task(
+def test_a_forged_record_does_not_end_a_running_command(lab: Lab) -> None:
+    forged = '{"name":"executor-0","ok":true,"exit_code":0}'
+    task = lab.launch(
+        lab.task(
             sh(
-                f"echo '{lie}' > /poiesis/control/executor-0.json; echo told; while [ ! -e /work/go ]; do sleep 0.05; done; exit 4"
+                f"echo '{forged}' 2>/dev/null > /poiesis/control/executor-0.json; echo forged; "
+                "while [ ! -e /work/go ]; do sleep 0.05; done; exit 4"
             ),
             volumes=("/work",),
         )
     )
-    eventually(lambda: "told" in process_lab.live(task), "output")
-    assert not process_lab.cluster.observe(task).pods[0].ended
-    (process_lab.directory / f"tasks/poiesis-{task.id}-1/volume/root/work/go").touch()
-    assert record(process_lab.ended(task)).exit_code == 4
+    eventually(lambda: "forged" in lab.live(task), "output")
+    assert not lab.cluster.observe(task).pods[0].ended
+    (lab.directory / f"tasks/poiesis-{task.id}-1/volume/root/work/go").touch()
+    assert record(lab.ended(task)).exit_code == 4
 
 
-def test_tasks_wait_for_room_in_their_order(make_lab: Callable[..., Lab]) -> None:
+def test_tasks_wait_for_capacity_in_their_order(make_lab: Callable[..., Lab]) -> None:
     lab = make_lab("process", max_parallel=1)
     held = sh("while [ ! -e /work/go ]; do sleep 0.05; done")
     tasks = [lab.launch(lab.task(held, id=f"{lab.id}-{n}x", volumes=("/work",))) for n in range(3)]
     pods = [lab.cluster.observe(t).pods[0] for t in tasks]
     assert [p.scheduled for p in pods] == [True, False, False]
-    assert pods[0].waiting is None and "room" in (pods[1].waiting or "")
+    assert pods[0].waiting is None and "capacity" in (pods[1].waiting or "")
     lab.reopen()
     lab.cluster.delete_pods(tasks[1].id, tasks[1].attempt)
     assert not lab.cluster.observe(tasks[1]).pods
     for task in (tasks[0], tasks[2]):
-        eventually(partial(is_scheduled, lab, task), "room")
+        eventually(partial(is_scheduled, lab, task), "capacity")
         (lab.directory / f"tasks/poiesis-{task.id}-1/volume/root/work/go").touch()
         assert record(lab.ended(task)).ok
 
 
-def test_a_task_larger_than_the_machine_runs_alone(process_lab: Lab) -> None:
+def test_a_task_that_requests_more_than_the_machine_runs(process_lab: Lab) -> None:
     seen = process_lab.run(sh("true"), resources=Resources(cpu_cores=10_000, ram_gb=1.0))
     assert record(seen).ok
 
@@ -238,9 +241,9 @@ def test_a_failed_filer_is_reported_and_nothing_runs(make_lab: Callable[..., Lab
 
 
 def test_without_privileges_it_works_the_same(launcher: Path, tmp_path: Path) -> None:
-    """The tests above run as whoever runs them; as root, this one shows the way of other users: a user namespace."""
+    """As root, the tests above do not cover ordinary users, who need a user namespace: this one does."""
     if os.geteuid() != 0:
-        pytest.skip("all tests run without privileges already")
+        pytest.skip("all tests run without privileges")
     with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
         home = Path(name)
         home.chmod(0o777)
@@ -252,7 +255,7 @@ def test_without_privileges_it_works_the_same(launcher: Path, tmp_path: Path) ->
             sys.dont_write_bytecode = True
             from pathlib import Path
             from tests.integration.cluster.harness import *
-            with laboratory(Path(sys.argv[1]) / "service", Path(sys.argv[1]) / "launcher", "process") as lab:
+            with bench(Path(sys.argv[1]) / "service", Path(sys.argv[1]) / "launcher", "process") as lab:
                 task = lab.task(sh("id -u; touch /etc/no 2>/dev/null; grep CapBnd /proc/self/status; mkdir /w/a; chmod 0 /w/a;"
                                    " ls -d /proc/[0-9]*; ls -A /root " + sys.argv[1]), volumes=("/w",))
                 print(record(lab.ended(lab.launch(task))).stdout)
