@@ -51,6 +51,7 @@ REMOVERS: Final = 2  # directories removed at once
 REMOVE_TRIES: Final = 20
 REMOVE_PAUSE: Final = 0.5  # seconds
 CLOSE_SECONDS: Final = 10.0
+LOCK_SECONDS: Final = 2.0  # a killed service can leave a child that holds the lock until its exec
 
 
 class LocalCluster:
@@ -455,14 +456,18 @@ class LocalCluster:
 
 def _lock_directory(path: Path) -> int:
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(fd)
-        raise ConfigurationError(
-            f"{path.parent} is in use by another service: stop it or choose another directory"
-        ) from None
-    return fd
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except OSError:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise ConfigurationError(
+                    f"{path.parent} is in use by another service: stop it or choose another directory"
+                ) from None
+            time.sleep(0.02)
 
 
 def _make_writable(root: Path, path: str) -> None:
