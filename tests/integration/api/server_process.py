@@ -35,9 +35,7 @@ class ServerProcess:
 
     def open_connections(self) -> int:
         """Those that the server has not closed."""
-        local, established = f":{self.port:04X}", "01"
-        rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-        return sum(1 for row in rows if row[1].endswith(local) and row[3] == established)
+        return established(self.port)
 
     def connect(self, timeout_s: float = 20) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s)
@@ -54,6 +52,12 @@ class ServerProcess:
             except (TimeoutError, ConnectionError):
                 pass
             return received
+
+
+def established(port: int) -> int:
+    """The connections to a port of this machine that its server has not closed."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(1 for row in rows if row[1].endswith(f":{port:04X}") and row[3] == "01")
 
 
 @contextmanager
