@@ -6,11 +6,12 @@ which are paired by position. `state=UNKNOWN` is the spec's default and means no
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 from urllib.parse import parse_qsl
+
+from marshmallow import Schema, ValidationError, fields, post_load, validate
 
 from poiesis.domain.errors import InvalidRequest
 from poiesis.domain.states import State
@@ -37,62 +38,65 @@ class Query:
     page_token: str | None = None
 
 
-_NOTHING: Final = Query()
+_DEFAULT: Final = Query()
+
+
+class _QuerySchema(Schema):
+    view = fields.Enum(View, by_value=True, error_messages={"unknown": "must be one of: {choices}"})
+    name_prefix = fields.String()
+    state = fields.Enum(State, by_value=True, error_messages={"unknown": "must be one of: {choices}"})
+    page_size = fields.String(  # not an Integer, which takes 1_000 and digits of any script
+        validate=validate.Regexp(
+            r"\s*\+?0*[1-9][0-9]{0,17}\s*\Z", error=f"must be a whole number from 1 to {MAX_PAGE_SIZE}"
+        )
+    )
+    page_token = fields.String()
+    tags = fields.List(fields.Tuple((fields.String(), fields.String())))
+
+    @post_load
+    def build(self, data: dict[str, Any], **_: Any) -> Query:
+        if "page_size" in data:
+            data["page_size"] = min(int(data["page_size"]), MAX_PAGE_SIZE)
+        if data.get("state") is State.UNKNOWN:
+            del data["state"]
+        return Query(**data)
+
+
+_SCHEMA: Final = _QuerySchema()
 
 
 def read_query(raw: bytes, known: Collection[str]) -> Query:
     """The query of an operation that has the parameters `known`; others are ignored. Raises: InvalidRequest."""
     if not raw or not known:
-        return _NOTHING
+        return _DEFAULT
     try:
         pairs = parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
     except ValueError:
-        raise InvalidRequest("query", f"has more than {MAX_PARAMETERS} parameters") from None
-    last = {name: value for name, value in pairs if value and name in known}
+        raise InvalidRequest("query", f"too many parameters: at most {MAX_PARAMETERS}") from None
+    given: dict[str, Any] = {name: value for name, value in pairs if value and name in known}
+    for name in given.keys() & {"view", "state"}:
+        given[name] = given[name].strip().upper()
+    if given.keys() & {"tag_key", "tag_value"}:
+        given = {name: value for name, value in given.items() if not name.startswith("tag_")} | {"tags": _paired(pairs)}
+    try:
+        query: Query = _SCHEMA.load(given)
+    except ValidationError as error:
+        name, messages = next(iter(error.messages_dict.items()))
+        raise InvalidRequest(name, messages[0]) from None
+    return query
+
+
+def _paired(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """Keys with the values at their positions; a key without a value matches any."""
     keys = [value for name, value in pairs if name == "tag_key"]
     values = [value for name, value in pairs if name == "tag_value"]
-    return Query(
-        view=_view(last.get("view")),
-        name_prefix=last.get("name_prefix", ""),
-        state=_state(last.get("state")),
-        tags=_tags(keys, values) if "tag_key" in known else (),
-        page_size=_page_size(last.get("page_size")),
-        page_token=last.get("page_token"),
-    )
-
-
-def _view(text: str | None) -> View:
-    try:
-        return View(text.strip().upper()) if text else View.MINIMAL
-    except ValueError:
-        raise InvalidRequest("view", "has to be MINIMAL, BASIC or FULL") from None
-
-
-def _state(text: str | None) -> State | None:
-    try:
-        state = State(text.strip().upper()) if text else State.UNKNOWN
-    except ValueError:
-        raise InvalidRequest("state", "has to be one of " + ", ".join(State)) from None
-    return None if state is State.UNKNOWN else state
-
-
-def _page_size(text: str | None) -> int:
-    if text is None:
-        return DEFAULT_PAGE_SIZE
-    if not re.fullmatch(r"[+-]?[0-9]{1,18}", text.strip(), re.ASCII):
-        raise InvalidRequest("page_size", f"has to be a whole number from 1 to {MAX_PAGE_SIZE}")
-    size = int(text)
-    if size < 1:
-        raise InvalidRequest("page_size", "has to be at least 1")
-    return min(size, MAX_PAGE_SIZE)
-
-
-def _tags(keys: list[str], values: list[str]) -> tuple[tuple[str, str], ...]:
     if len(values) > len(keys):
-        raise InvalidRequest("tag_value", "is given more often than tag_key; the n-th value belongs to the n-th key")
+        raise InvalidRequest(
+            "tag_value", "must not be given more often than tag_key: the n-th value is for the n-th key"
+        )
     if len(keys) > MAX_TAGS:
-        raise InvalidRequest("tag_key", f"is given more than {MAX_TAGS} times")
-    pairs = tuple(zip(keys, values + [""] * (len(keys) - len(values)), strict=True))
-    if any(value and not key for key, value in pairs):
-        raise InvalidRequest("tag_key", "is empty where tag_value has a value")
-    return tuple(dict.fromkeys(pair for pair in pairs if pair[0]))
+        raise InvalidRequest("tag_key", f"must be given at most {MAX_TAGS} times")
+    paired = tuple(zip(keys, values + [""] * (len(keys) - len(values)), strict=True))
+    if any(value and not key for key, value in paired):
+        raise InvalidRequest("tag_key", "must not be empty where tag_value has a value")
+    return tuple(dict.fromkeys(pair for pair in paired if pair[0]))

@@ -1,7 +1,7 @@
 """Connexion's validators, replaced at its own hook (`validator_map`) by ones that know how requests are read.
 
-They hold normalised values against the spec, collect every problem instead of the first, and keep what they compiled of a
-schema, where Connexion makes a new validator for every request (docs/adr/0002). What they have read goes to the handler in the ASGI scope.
+They validate normalized values, collect every problem instead of the first, and compile a schema once, where Connexion makes a new
+validator for every request (docs/adr/0002). They pass what they have read to the handler in the ASGI scope.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from connexion.json_schema import Draft4RequestValidator
 from connexion.validators import JSONResponseBodyValidator
 
 from poiesis.api.errors import MAX_PROBLEMS, UnsupportedMediaType
+from poiesis.api.normalize import as_specified, normalize, parse
 from poiesis.api.query import QUERY, read_query
-from poiesis.api.shape import Check, compile_schema
-from poiesis.api.tolerance import as_specified, normalise, parse
+from poiesis.api.schema_compiler import Check, compile_schema
 from poiesis.domain.errors import InvalidTask, Problem
 
 Scope = MutableMapping[str, Any]
 ValidationError = Any  # jsonschema's, which has no types
 DOCUMENT: Final = "poiesis.document"
-"""Key of the ASGI scope: the normalised body."""
+"""Key of the ASGI scope: the normalized body."""
 
 _NAMES: Final = {
-    "string": "text",
-    "array": "a list",
+    "string": "a string",
+    "array": "an array",
     "object": "an object",
     "integer": "a whole number",
     "number": "a number",
@@ -37,7 +37,7 @@ _NAMES: Final = {
 
 
 class QueryValidator:
-    """Reads and checks the parameters of the query (`poiesis.api.query`); one for each request, as Connexion wants it."""
+    """Reads and checks the parameters of the query (`poiesis.api.query`); Connexion makes one for each request."""
 
     def __init__(self, parameters: Sequence[Mapping[str, Any]], **_: Any) -> None:
         self._parameters = parameters
@@ -48,7 +48,7 @@ class QueryValidator:
 
 
 class BodyValidator:
-    """Reads a JSON body once, normalises it, holds it against the spec, and leaves it in the scope."""
+    """Reads a JSON body once, normalizes it, validates it by the spec, and leaves it in the scope."""
 
     _compiled: Final[dict[int, tuple[Mapping[str, Any], Check]]] = {}  # by id of the schema, which is kept alive here
 
@@ -69,7 +69,7 @@ class BodyValidator:
             message = await receive()
             parts.append(message.get("body", b""))
             more = message.get("more_body", False)
-        document = normalise(parse(b"".join(parts)))
+        document = normalize(parse(b"".join(parts)))
         checked = as_specified(document)
         if not self._is_valid(checked):
             raise InvalidTask(problems(Draft4RequestValidator(self._schema).iter_errors(checked)))
@@ -78,13 +78,13 @@ class BodyValidator:
 
 
 class ResponseValidator(JSONResponseBodyValidator):  # type: ignore[misc]
-    """Connexion's, except that TES itself wants `executors` in every task and at the same time MINIMAL tasks of id and state alone."""
+    """Connexion's, except that TES requires `executors` in every task and at the same time MINIMAL tasks of only id and state."""
 
     def _validate(self, body: Any) -> None:
         wrong = [e for e in self.validator.iter_errors(body) if not _is_minimal(e)]
         if wrong:
             found = "; ".join(f"{p.path}: {p.message}" for p in problems(wrong))
-            raise NonConformingResponseBody(f"the answer does not conform to the specification: {found}")
+            raise NonConformingResponseBody(f"the response does not conform to the specification: {found}")
 
 
 VALIDATORS: Final = {
@@ -95,13 +95,13 @@ VALIDATORS: Final = {
 
 
 def problems(errors: Iterable[ValidationError]) -> list[Problem]:
-    """What jsonschema found, with JSON paths and in words for people; at most MAX_PROBLEMS."""
+    """The errors of jsonschema as problems with JSON paths; at most MAX_PROBLEMS."""
     found = []
     for error in errors:
         found.append(Problem(json_path(error.absolute_path), _message(error)))
         if error.validator == "required":
             missing = _missing(error)
-            found[-1] = Problem(f"{found[-1].path}.{missing}", "is missing")
+            found[-1] = Problem(f"{found[-1].path}.{missing}", "missing: this field is required")
         if len(found) == MAX_PROBLEMS:
             break
     return found
@@ -115,14 +115,14 @@ def _message(error: ValidationError) -> str:
     match error.validator:
         case "type":
             wanted = _NAMES.get(str(error.validator_value), str(error.validator_value))
-            return f"has to be {wanted}, not {_kind(error.instance)}"
+            return f"invalid type: must be {wanted}, not {_kind(error.instance)}"
         case "enum":
-            return "has to be one of " + ", ".join(str(v) for v in error.validator_value)
+            return "unsupported value: must be one of: " + ", ".join(str(v) for v in error.validator_value)
     return re.sub(r"\s+", " ", error.message)[:200]
 
 
 def _missing(error: ValidationError) -> str:
-    """jsonschema raises one error for each missing key; its name stands only in the message."""
+    """jsonschema raises one error for each missing key; its name is only in the message."""
     return next((key for key in error.validator_value if error.message.startswith(f"{key!r} ")), "?")
 
 
@@ -131,7 +131,7 @@ def _kind(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return "true or false"
-    for kind, name in ((str, "text"), (int | float, "a number"), (list, "a list"), (dict, "an object")):
+    for kind, name in ((str, "a string"), (int | float, "a number"), (list, "an array"), (dict, "an object")):
         if isinstance(value, kind):
             return name
     return type(value).__name__

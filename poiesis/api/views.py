@@ -2,12 +2,12 @@
 
 | View | Shows |
 |---|---|
-| MINIMAL | `id` and `state` alone |
+| MINIMAL | only `id` and `state` |
 | BASIC | all but `content` of inputs, `stdout` and `stderr` of executors, `system_logs` |
 | FULL | all |
 
-What an executor that has not ended wrote last cannot be a log entry, which has to have an exit code: clients take any entry for an
-executor that ended. It stands in `metadata` as `live_executor`, `live_stdout` and `live_stderr` (FULL, docs/api.md).
+The last output of a running executor cannot be a log entry, which must have an exit code: clients take any entry for an executor that
+has ended. It is in `metadata` as `live_executor`, `live_stdout` and `live_stderr` (FULL, docs/api.md).
 """
 
 from __future__ import annotations
@@ -17,23 +17,13 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+import msgspec
+
 from poiesis import __version__
 from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import State
-from poiesis.domain.task import (
-    Executor,
-    ExecutorLog,
-    FileType,
-    Input,
-    Output,
-    Resources,
-    Task,
-    TaskId,
-    TaskLog,
-    TaskSummary,
-    View,
-)
+from poiesis.domain.task import ExecutorLog, FileType, Task, TaskId, TaskLog, TaskSpec, TaskSummary, View
 
 Document = dict[str, Any]
 
@@ -42,7 +32,7 @@ NOWHERE: Final = frozenset({State.UNKNOWN})  # no stored task is in this state
 
 
 class Views:
-    """Documents as a site shows them; `states` maps what is stored to what is shown."""
+    """Documents as a site shows them, with its mapping of states."""
 
     def __init__(self, settings: ApiSettings) -> None:
         self._shown = {state: _shown(state, settings) for state in State}
@@ -51,15 +41,8 @@ class Views:
         document: Document = {"id": task.id, "state": self._shown[task.state]}
         if isinstance(task, TaskSummary):
             return document
-        spec, full = task.spec, view is View.FULL
-        document |= _given(name=spec.name, description=spec.description)
-        document["inputs"] = [_input(item, full) for item in spec.inputs]
-        document["outputs"] = [_output(item) for item in spec.outputs]
-        if spec.resources is not None:
-            document["resources"] = _resources(spec.resources)
-        document["executors"] = [_executor(item) for item in spec.executors]
-        document["volumes"] = list(spec.volumes)
-        document["tags"] = dict(spec.tags)
+        full = view is View.FULL
+        document |= _spec(task.spec, full)
         document["logs"] = [_task_log(task.log, full)]
         document["creation_time"] = _time(task.created_at)
         return document
@@ -112,58 +95,37 @@ def _shown(state: State, settings: ApiSettings) -> State:
     return state
 
 
-def _input(item: Input, full: bool) -> Document:
-    return _given(
-        name=item.name,
-        description=item.description,
-        url=item.url,
-        path=item.path,
-        type=item.type or FileType.FILE,
-        content=item.content if full else None,
-        streamable=item.streamable,
-    )
-
-
-def _output(item: Output) -> Document:
-    return _given(
-        name=item.name,
-        description=item.description,
-        url=item.url,
-        path=item.path,
-        path_prefix=item.path_prefix,
-        type=item.type or FileType.FILE,
-    )
-
-
-def _executor(item: Executor) -> Document:
-    document = _given(
-        image=item.image,
-        command=list(item.command),
-        workdir=item.workdir,
-        stdin=item.stdin,
-        stdout=item.stdout,
-        stderr=item.stderr,
-    )
-    if item.env:
-        document["env"] = dict(item.env)
-    if item.ignore_error:
-        document["ignore_error"] = True
+def _spec(spec: TaskSpec, full: bool) -> Document:
+    document: Document = {
+        "inputs": [],
+        "outputs": [],
+        "volumes": [],
+        "tags": {},
+        **_without_nulls(msgspec.to_builtins(spec)),
+    }
+    for item in (*document["inputs"], *document["outputs"]):
+        item.setdefault("type", FileType.FILE.value)
+        if not full:
+            item.pop("content", None)
+    for executor in document["executors"]:
+        _drop_unset(executor, "env", "ignore_error")
+    if resources := document.get("resources"):
+        _drop_unset(resources, "zones", "backend_parameters")
+        if "cpu_cores" in resources:
+            resources["cpu_cores"] = math.ceil(resources["cpu_cores"])  # an integer in TES
     return document
 
 
-def _resources(item: Resources) -> Document:
-    document = _given(
-        cpu_cores=None if item.cpu_cores is None else math.ceil(item.cpu_cores),  # an integer in TES
-        ram_gb=item.ram_gb,
-        disk_gb=item.disk_gb,
-        preemptible=item.preemptible,
-        backend_parameters_strict=item.backend_parameters_strict,
-    )
-    if item.zones:
-        document["zones"] = list(item.zones)
-    if item.backend_parameters:
-        document["backend_parameters"] = dict(item.backend_parameters)
-    return document
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, tuple | list) else value
+
+
+def _drop_unset(document: Document, *names: str) -> None:
+    for name in names:
+        if not document.get(name):
+            document.pop(name, None)
 
 
 def _task_log(log: TaskLog, full: bool) -> Document:

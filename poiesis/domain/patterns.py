@@ -80,25 +80,39 @@ class Name:
 
 @dataclass(frozen=True)
 class PathPattern:
-    """A parsed path; see the head of the module. `names` leaves out empty components."""
+    """A parsed path; see the head of the module. Only a path with special characters is taken apart before `names` is asked for."""
 
     text: str
-    names: tuple[Name, ...]
-    needs_matching: bool
-    """Whether there is a `*` or `?`. A path with only brackets or braces may as well be the name of a file, which is tried first."""
 
     @cached_property
-    def literal(self) -> str:
-        return "/" + "/".join(name.literal for name in self.names) + ("/" if self.is_directory else "")
+    def names(self) -> tuple[Name, ...]:
+        """The components, without empty ones."""
+        return tuple(_parse_name(name) for name in self.text.split("/") if name)
+
+    @cached_property
+    def _is_plain(self) -> bool:
+        return _NOT_PLAIN.search(self.text) is None
 
     @cached_property
     def has_wildcard(self) -> bool:
-        return any(name.has_wildcard for name in self.names)
+        return not self._is_plain and any(name.has_wildcard for name in self.names)
+
+    @cached_property
+    def needs_matching(self) -> bool:
+        """Whether there is a `*` or `?`. A path with only brackets or braces may as well be the name of a file, which is tried first."""
+        return self.has_wildcard and any(map(_needs_matching, self.names))
 
     @property
     def is_directory(self) -> bool:
-        """Whether a trailing slash says so."""
-        return self.text.endswith("/") and bool(self.names)
+        """Whether it ends with a slash."""
+        return self.text.endswith("/")
+
+    @cached_property
+    def literal(self) -> str:
+        """The path with escapes resolved; a trailing slash stays."""
+        if self._is_plain:
+            return self.text
+        return "/" + "/".join(name.literal for name in self.names) + ("/" if self.is_directory else "")
 
     @cached_property
     def fixed_text(self) -> str:
@@ -110,7 +124,7 @@ class PathPattern:
 
     @cached_property
     def fixed_directory(self) -> str:
-        """The innermost directory without any wildcard that all matches lie in; of a plain path its parent."""
+        """The innermost directory without any wildcard that all matches are in; of a plain path its parent."""
         if not self.has_wildcard:
             return paths.parent(paths.without_slash(self.literal))
         return "/" + "/".join(name.literal for name in self._split[0])
@@ -123,8 +137,7 @@ class PathPattern:
 
 def parse_pattern(text: str) -> PathPattern:
     """The path of an output; every text has a meaning: an unclosed `[` and a backslash that nothing follows stand for themselves."""
-    names = tuple(_parse_name(name) for name in text.split("/") if name)
-    return PathPattern(text, names, _NOT_PLAIN.search(text) is not None and any(map(_needs_matching, names)))
+    return PathPattern(text)
 
 
 def unescape(text: str) -> str:

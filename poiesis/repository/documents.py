@@ -1,16 +1,14 @@
-"""Task ↔ document: plain dicts, lists, strings, numbers and booleans, which JSON and BSON keep alike.
+"""Task ↔ document: the fields of the domain's dataclasses as plain dicts, lists, strings, numbers and booleans (docs/adr/0008).
 
 A document has a head (what stores filter, sort and compare by), the parts `spec` and `log`, and the part `bulk`: input
 contents, tails and system logs, that is all that the view BASIC does not show. A store leaves `bulk` out of a read, and
 what remains decodes to a task in that view.
 
-- Times are RFC 3339 strings of one width (`2026-01-31T12:00:00.000001Z`): exact where MongoDB's dates keep
-  milliseconds, sorted as they stand, and readable in any shell.
-- Mappings (tags, env, …) are lists of `{"k": …, "v": …}`: their keys are users' text, which MongoDB cannot have as
-  field names when it holds dots, `$` or NUL.
+- Times are RFC 3339 strings in UTC, exact where MongoDB's dates keep milliseconds; those of the head have one width
+  (`2026-01-31T12:00:00.000001Z`), so that they sort as text.
 - `tags` in the head holds tokens made for equality: for each tag one of its key and one of key and value (`tag_token`),
   so that a list narrowed by tags walks an index in the order of ids.
-- `due_at` is there only while the task is not done: what resync asks for, on a small index. `due_stage` is null then.
+- `due_at` and `due_stage` are what resync asks for, on a small index; null when the task is done.
 
 `schema` is raised when old code could no longer read what new code writes; `MIGRATIONS` then takes older documents up,
 one version at a time, when they are read. They are written in the new form with their next save.
@@ -19,35 +17,22 @@ one version at a time, when they are read. They are written in the new form with
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
+import msgspec
+
 from poiesis.domain.errors import IllegalTransition, InvalidTask, PoiesisError, Problem, RepositoryUnavailable
 from poiesis.domain.states import Stage, State, path
-from poiesis.domain.task import (
-    Executor,
-    ExecutorLog,
-    FileType,
-    Input,
-    Outcome,
-    Output,
-    OutputFileLog,
-    Resources,
-    Task,
-    TaskId,
-    TaskLog,
-    TaskSpec,
-    Version,
-)
+from poiesis.domain.task import Task, TaskLog
 
 Document = dict[str, Any]
 Encoded = TypeVar("Encoded")
+_ENCODER: Final = msgspec.json.Encoder()
 
-SCHEMA: Final = 1
-MIGRATIONS: Final[Mapping[int, Callable[[Document], Document]]] = {}
-"""From each older schema to the next one."""
+SCHEMA: Final = 2
 
 MAX_BYTES: Final = 15 * 1024 * 1024  # MongoDB refuses documents above 16 MiB; the rest is for what it adds
 MAX_SPEC_BYTES: Final = 12 * 1024 * 1024  # leaves a log at least 3 MiB, so that every accepted task can end
@@ -55,41 +40,35 @@ MAX_TOKEN_TEXT: Final = 128  # characters; longer keys and values are hashed in 
 
 
 def to_document(task: Task) -> Document:
-    """The whole task. Raises: ValueError for a time without a zone (a bug)."""
+    """The whole task. Raises: ValueError for a time without a zone (a bug).
+
+    A field that msgspec left at its default while it decoded the task is left out: it is in the class, not in the object.
+    """
     done = task.stage is Stage.DONE
+    document: Document = msgspec.to_builtins(task)
+    spec, log = document["spec"], document["log"]
+    logs = log.get("logs", ())
+    bulk = {
+        "contents": [item.pop("content", None) for item in spec.get("inputs", ())],
+        "stdout": [item.pop("stdout", "") for item in logs],
+        "stderr": [item.pop("stderr", "") for item in logs],
+        "system_logs": log.pop("system_logs", ()),
+    }
+    wake_at = None if task.wake_at is None else format_time(task.wake_at)
     return {
-        "_id": task.id,
+        "_id": document.pop("id"),
         "schema": SCHEMA,
+        "owner": None,
+        **document,
         "version": int(task.version),
         "state": task.state.value,
-        "stage": task.stage.value,
-        "stage_since": _from_time(task.stage_since),
-        "wake_at": _from_time(task.wake_at),
-        "due_stage": None if done else task.due_stage.value,
-        **({"due_at": format_time(task.wake_at)} if task.wake_at is not None and not done else {}),
         "created_at": format_time(task.created_at),
-        "attempt": task.attempt,
-        "nonce": task.nonce,
-        "owner": task.owner,
-        "cancel_requested_at": _from_time(task.cancel_requested_at),
-        "layout": task.layout,
-        "part": task.part,
-        "waiting": task.waiting,
-        "waiting_since": _from_time(task.waiting_since),
-        "memory_scale": task.memory_scale,
-        **({"uploads": task.uploads} if task.uploads != 1 else {}),
-        "launching_at": _from_time(task.launching_at),
-        "outcome": _from_outcome(task.outcome),
-        "name": task.spec.name,
+        "wake_at": wake_at,
+        "due_stage": None if done else task.due_stage.value,
+        "due_at": None if done else wake_at,
+        "name": spec.pop("name", None),
         "tags": tag_tokens(task.spec.tags),
-        "spec": _from_spec(task.spec),
-        "log": _from_log(task.log),
-        "bulk": {
-            "contents": [item.content for item in task.spec.inputs],
-            "stdout": [item.stdout for item in task.log.logs],
-            "stderr": [item.stderr for item in task.log.logs],
-            "system_logs": list(task.log.system_logs),
-        },
+        "bulk": bulk,
     }
 
 
@@ -99,31 +78,41 @@ def from_document(document: Document) -> Task:
     Raises: RepositoryUnavailable when a newer release wrote it.
     """
     document = upgrade(document)
-    outcome = document["outcome"]
-    bulk = document.get("bulk")
-    return Task(
-        id=TaskId(document["_id"]),
-        spec=_to_spec(document["spec"], document["name"], bulk),
-        created_at=parse_time(document["created_at"]),
-        state=State(document["state"]),
-        stage=Stage(document["stage"]),
-        stage_since=_to_time(document["stage_since"]),
-        wake_at=_to_time(document["wake_at"]),
-        attempt=document["attempt"],
-        version=Version(document["version"]),
-        nonce=document["nonce"],
-        owner=document["owner"],
-        cancel_requested_at=_to_time(document["cancel_requested_at"]),
-        layout=document["layout"],
-        part=document["part"],
-        waiting=document["waiting"],
-        waiting_since=_to_time(document["waiting_since"]),
-        memory_scale=document["memory_scale"],
-        uploads=document.get("uploads", 1),
-        launching_at=_to_time(document["launching_at"]),
-        outcome=None if outcome is None else Outcome(**{**outcome, "state": State(outcome["state"])}),
-        log=_to_log(document["log"], bulk),
+    spec, log, bulk = document["spec"], document["log"], document.get("bulk")
+    if bulk is not None:
+        inputs = zip(spec.get("inputs", ()), bulk["contents"], strict=True)
+        logs = zip(log.get("logs", ()), bulk["stdout"], bulk["stderr"], strict=True)
+        spec = {**spec, "inputs": [{**item, "content": content} for item, content in inputs]}
+        ended = [{**item, "stdout": stdout, "stderr": stderr} for item, stdout, stderr in logs]
+        log = {**log, "logs": ended, "system_logs": bulk["system_logs"]}
+    return msgspec.convert(
+        {**document, "id": document["_id"], "spec": {**spec, "name": document["name"]}, "log": log}, Task
     )
+
+
+def encode_json(value: object) -> bytes:
+    """Raises: UnicodeEncodeError for half of a surrogate pair."""
+    return _ENCODER.encode(value)
+
+
+def decode_json(text: str) -> Any:
+    return msgspec.json.decode(text)
+
+
+def _maps_from_pairs(document: Document) -> Document:
+    """Schema 1 had each map as a list of `{"k": key, "v": value}`."""
+
+    def mapped(part: Document, name: str) -> Document:
+        return {**part, name: {pair["k"]: pair["v"] for pair in part[name]}}
+
+    spec = mapped(document["spec"], "tags")
+    spec["executors"] = [mapped(item, "env") for item in spec["executors"]]
+    spec["resources"] = spec["resources"] and mapped(spec["resources"], "backend_parameters")
+    return {**document, "spec": spec, "log": mapped(document["log"], "metadata")}
+
+
+MIGRATIONS: Final[Mapping[int, Callable[[Document], Document]]] = {1: _maps_from_pairs}
+"""From each older schema to the next one."""
 
 
 def upgrade(document: Document, migrations: Mapping[int, Callable[[Document], Document]] = MIGRATIONS) -> Document:
@@ -149,7 +138,7 @@ def encode_within_bounds(task: Task, encode: Callable[[Document], tuple[Encoded,
     """The task as `encode` makes it, which returns the encoded document and its size in bytes.
 
     What grows while a task runs is shortened when the document would pass `MAX_BYTES`: a task has to be able to end.
-    Raises: InvalidTask when what the user sent is too large, or holds text or numbers that cannot be stored.
+    Raises: InvalidTask when what the user sent is too large, or contains text that cannot be stored.
     """
     try:
         encoded, size_bytes = encode(to_document(task))
@@ -158,14 +147,14 @@ def encode_within_bounds(task: Task, encode: Callable[[Document], tuple[Encoded,
         _, spec_bytes = encode(to_document(replace(task, log=TaskLog())))
         if spec_bytes > MAX_SPEC_BYTES:
             raise InvalidTask(
-                [Problem("$", f"the task is too large to be stored: {spec_bytes} of {MAX_SPEC_BYTES} bytes")]
+                [Problem("$", f"too large: {spec_bytes} bytes; at most {MAX_SPEC_BYTES}, give large content by URL")]
             )
         encoded, _ = encode(to_document(replace(task, log=shortened(task.log, MAX_BYTES - spec_bytes))))
         return encoded
     except UnicodeEncodeError as error:
-        raise InvalidTask([Problem("$", "text holds half of a surrogate pair, which is no character")]) from error
-    except OverflowError as error:
-        raise InvalidTask([Problem("$", "a number needs more than 64 bits")]) from error
+        raise InvalidTask(
+            [Problem("$", "invalid text: contains half of a surrogate pair; must be valid Unicode")]
+        ) from error
 
 
 def shortened(log: TaskLog, room_bytes: int) -> TaskLog:
@@ -241,161 +230,6 @@ def _has_path(seen: State, to: State) -> bool:
     except IllegalTransition:
         return False
     return True
-
-
-def _from_time(moment: datetime | None) -> str | None:
-    return None if moment is None else format_time(moment)
-
-
-def _to_time(text: str | None) -> datetime | None:
-    return None if text is None else parse_time(text)
-
-
-def _from_pairs(mapping: Mapping[str, str]) -> list[Document]:
-    return [{"k": key, "v": value} for key, value in mapping.items()]
-
-
-def _to_pairs(pairs: Iterable[Document]) -> dict[str, str]:
-    return {pair["k"]: pair["v"] for pair in pairs}
-
-
-def _from_outcome(outcome: Outcome | None) -> Document | None:
-    if outcome is None:
-        return None
-    return {
-        "state": outcome.state.value,
-        "reason": outcome.reason,
-        "message": outcome.message,
-        "retry": outcome.retry,
-    }
-
-
-def _from_spec(spec: TaskSpec) -> Document:
-    return {
-        "description": spec.description,
-        "executors": [
-            {
-                "image": item.image,
-                "command": list(item.command),
-                "workdir": item.workdir,
-                "stdin": item.stdin,
-                "stdout": item.stdout,
-                "stderr": item.stderr,
-                "env": _from_pairs(item.env),
-                "ignore_error": item.ignore_error,
-            }
-            for item in spec.executors
-        ],
-        "inputs": [
-            {
-                "path": item.path,
-                "url": item.url,
-                "type": None if item.type is None else item.type.value,
-                "name": item.name,
-                "description": item.description,
-                "streamable": item.streamable,
-            }
-            for item in spec.inputs
-        ],
-        "outputs": [
-            {
-                "path": item.path,
-                "url": item.url,
-                "path_prefix": item.path_prefix,
-                "type": None if item.type is None else item.type.value,
-                "name": item.name,
-                "description": item.description,
-            }
-            for item in spec.outputs
-        ],
-        "resources": None if spec.resources is None else _from_resources(spec.resources),
-        "volumes": list(spec.volumes),
-        "tags": _from_pairs(spec.tags),
-    }
-
-
-def _from_resources(resources: Resources) -> Document:
-    return {
-        "cpu_cores": resources.cpu_cores,
-        "ram_gb": resources.ram_gb,
-        "disk_gb": resources.disk_gb,
-        "preemptible": resources.preemptible,
-        "zones": list(resources.zones),
-        "backend_parameters": _from_pairs(resources.backend_parameters),
-        "backend_parameters_strict": resources.backend_parameters_strict,
-    }
-
-
-def _to_spec(part: Document, name: str | None, bulk: Document | None) -> TaskSpec:
-    contents = [None] * len(part["inputs"]) if bulk is None else bulk["contents"]
-    resources = part["resources"]
-    return TaskSpec(
-        executors=tuple(
-            Executor(**{**item, "command": tuple(item["command"]), "env": _to_pairs(item["env"])})
-            for item in part["executors"]
-        ),
-        name=name,
-        description=part["description"],
-        inputs=tuple(
-            Input(**{**item, "type": _to_type(item["type"])}, content=content)
-            for item, content in zip(part["inputs"], contents, strict=True)
-        ),
-        outputs=tuple(Output(**{**item, "type": _to_type(item["type"])}) for item in part["outputs"]),
-        resources=None
-        if resources is None
-        else Resources(
-            **{
-                **resources,
-                "zones": tuple(resources["zones"]),
-                "backend_parameters": _to_pairs(resources["backend_parameters"]),
-            }
-        ),
-        volumes=tuple(part["volumes"]),
-        tags=_to_pairs(part["tags"]),
-    )
-
-
-def _to_type(text: str | None) -> FileType | None:
-    return None if text is None else FileType(text)
-
-
-def _from_log(log: TaskLog) -> Document:
-    return {
-        "logs": [
-            {
-                "exit_code": item.exit_code,
-                "start_time": _from_time(item.start_time),
-                "end_time": _from_time(item.end_time),
-            }
-            for item in log.logs
-        ],
-        "outputs": [{"url": item.url, "path": item.path, "size_bytes": item.size_bytes} for item in log.outputs],
-        "metadata": _from_pairs(log.metadata),
-        "start_time": _from_time(log.start_time),
-        "end_time": _from_time(log.end_time),
-    }
-
-
-def _to_log(part: Document, bulk: Document | None) -> TaskLog:
-    empty = [""] * len(part["logs"])
-    stdout, stderr = (empty, empty) if bulk is None else (bulk["stdout"], bulk["stderr"])
-    return TaskLog(
-        logs=tuple(
-            ExecutorLog(
-                exit_code=item["exit_code"],
-                start_time=_to_time(item["start_time"]),
-                end_time=_to_time(item["end_time"]),
-                stdout=out,
-                stderr=err,
-            )
-            for item, out, err in zip(part["logs"], stdout, stderr, strict=True)
-        ),
-        outputs=tuple(OutputFileLog(**item) for item in part["outputs"]),
-        metadata=_to_pairs(part["metadata"]),
-        start_time=_to_time(part["start_time"]),
-        end_time=_to_time(part["end_time"]),
-        system_logs=() if bulk is None else tuple(bulk["system_logs"]),
-    )
 
 
 def _digest(text: str) -> str:

@@ -14,7 +14,6 @@ slower.
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -37,6 +36,8 @@ from poiesis.ports.repository import Page, TaskFilter
 from poiesis.repository.documents import (
     Document,
     after_prefix,
+    decode_json,
+    encode_json,
     encode_within_bounds,
     format_time,
     from_document,
@@ -236,12 +237,8 @@ def _encode(document: Document) -> tuple[RawBSONDocument, int]:
     """With fields that are null or empty left out."""
     bulk = document.pop("bulk")
     head = {key: value for key in HEAD if (value := document.pop(key, None)) not in (None, [])}
-    encoded = bson.encode({**head, "core": _json(document), "bulk": _json(bulk)})
+    encoded = bson.encode({**head, "core": encode_json(document).decode(), "bulk": encode_json(bulk).decode()})
     return RawBSONDocument(encoded), len(encoded)
-
-
-def _json(part: object) -> str:
-    return json.dumps(part, ensure_ascii=False, separators=(",", ":"))
 
 
 def _summary(document: Document) -> TaskSummary:
@@ -249,10 +246,10 @@ def _summary(document: Document) -> TaskSummary:
 
 
 def _decode(document: Document) -> Task:
-    found = {**json.loads(document["core"]), **{key: document.get(key) for key in HEAD}}
+    found = {**decode_json(document["core"]), **{key: document.get(key) for key in HEAD}}
     found["wake_at"] = found["due_at"] or found["wake_at"]  # `postpone` writes the field alone
     if "bulk" in document:
-        found["bulk"] = json.loads(document["bulk"])
+        found["bulk"] = decode_json(document["bulk"])
     return from_document(found)
 
 

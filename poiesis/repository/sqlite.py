@@ -11,7 +11,6 @@ repository in the process that uses it.
 
 from __future__ import annotations
 
-import json
 import os
 import sqlite3
 import threading
@@ -30,6 +29,8 @@ from poiesis.ports.repository import Page, TaskFilter
 from poiesis.repository.documents import (
     Document,
     after_prefix,
+    decode_json,
+    encode_json,
     encode_within_bounds,
     format_time,
     from_document,
@@ -203,7 +204,7 @@ class SqliteTaskRepository:
 
     @staticmethod
     def _forget_tags(db: sqlite3.Connection, task_id: TaskId, tokens: str) -> None:
-        db.executemany("DELETE FROM tags WHERE token = ? AND id = ?", [(t, task_id) for t in json.loads(tokens)])
+        db.executemany("DELETE FROM tags WHERE token = ? AND id = ?", [(t, task_id) for t in decode_json(tokens)])
 
     def _migrate(self) -> None:
         with self._connection() as db:
@@ -327,16 +328,12 @@ def _roll_back(db: sqlite3.Connection) -> None:
 
 def _encode(document: Document) -> tuple[tuple[Document, str, str, Sequence[str]], int]:
     """Columns of `tasks`, both parts of the document, and the tags' tokens; with the size of the parts in bytes."""
-    bulk = _json(document.pop("bulk"))
+    bulk = encode_json(document.pop("bulk"))
     tokens = document.pop("tags")
-    core = _json(document)
+    core = encode_json(document)
     columns = ("_id", "state", "wake_at", "due_stage", "owner", "name")
-    head = {**{key: document[key] for key in columns}, "tags": _json(tokens)}
-    return (head, core, bulk, tokens), len(core.encode()) + len(bulk.encode())
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    head = {**{key: document[key] for key in columns}, "tags": encode_json(tokens).decode()}
+    return (head, core.decode(), bulk.decode(), tokens), len(core) + len(bulk)
 
 
 def _columns(view: View) -> str:
@@ -357,9 +354,9 @@ def _summary(row: tuple[Any, ...]) -> TaskSummary:
 def _decode(row: tuple[Any, ...]) -> Task:
     """A task from the columns of `_columns`: three for BASIC, four for FULL."""
     version, wake_at, core, *bulk = row
-    document = {**json.loads(core), "version": version, "wake_at": wake_at}  # `postpone` writes the column alone
+    document = {**decode_json(core), "version": version, "wake_at": wake_at}  # `postpone` writes the column alone
     if bulk:
-        document["bulk"] = json.loads(bulk[0])
+        document["bulk"] = decode_json(bulk[0])
     return from_document(document)
 
 

@@ -165,34 +165,34 @@ def _with(path: str, value: Any) -> dict[str, Any]:
 
 
 SHAPE: list[tuple[Any, str, str]] = [
-    (_without("executors"), "$.executors", "is missing"),
-    (_without("executors.0.image"), "$.executors[0].image", "is missing"),
-    (_without("executors.0.command"), "$.executors[0].command", "is missing"),
-    (_without("inputs.0.path"), "$.inputs[0].path", "is missing"),
-    (_without("outputs.1.url"), "$.outputs[1].url", "is missing"),
-    (_without("outputs.0.path"), "$.outputs[0].path", "is missing"),
-    (_with("executors", None), "$.executors", "is missing"),
-    (_with("name", 1), "$.name", "has to be text, not a number"),
-    (_with("executors", {}), "$.executors", "has to be a list, not an object"),
-    (_with("executors.0", "sh"), "$.executors[0]", "has to be an object, not text"),
-    (_with("executors.0.command", "echo hi"), "$.executors[0].command", "has to be a list, not text"),
-    (_with("executors.0.command", ["x", 1]), "$.executors[0].command[1]", "has to be text, not a number"),
-    (_with("executors.0.env", ["x"]), "$.executors[0].env", "has to be an object, not a list"),
-    (_with("executors.0.env", {"A": 1}), "$.executors[0].env.A", "has to be text, not a number"),
-    (_with("executors.0.ignore_error", "yes"), "$.executors[0].ignore_error", "has to be true or false, not text"),
-    (_with("inputs.0.type", "file"), "$.inputs[0].type", "has to be one of FILE, DIRECTORY"),
-    (_with("inputs.0.streamable", 1), "$.inputs[0].streamable", "has to be true or false, not a number"),
-    (_with("resources", []), "$.resources", "has to be an object, not a list"),
-    (_with("resources.cpu_cores", "2"), "$.resources.cpu_cores", "has to be a whole number, not text"),
-    (_with("resources.cpu_cores", True), "$.resources.cpu_cores", "has to be a whole number, not true or false"),
-    (_with("resources.ram_gb", "4 GB"), "$.resources.ram_gb", "has to be a number, not text"),
-    (_with("resources.zones", "a"), "$.resources.zones", "has to be a list, not text"),
-    (_with("resources.backend_parameters", {"a": 1}), "$.resources.backend_parameters.a", "has to be text"),
-    (_with("volumes", ["/v", 1]), "$.volumes[1]", "has to be text, not a number"),
-    (_with("tags", {"a": True}), "$.tags.a", "has to be text, not true or false"),
-    ([], "$", "has to be an object, not a list"),
-    ("task", "$", "has to be an object, not text"),
-    (None, "$", "has to be an object, not null"),
+    (_without("executors"), "$.executors", "missing"),
+    (_without("executors.0.image"), "$.executors[0].image", "missing"),
+    (_without("executors.0.command"), "$.executors[0].command", "missing"),
+    (_without("inputs.0.path"), "$.inputs[0].path", "missing"),
+    (_without("outputs.1.url"), "$.outputs[1].url", "missing"),
+    (_without("outputs.0.path"), "$.outputs[0].path", "missing"),
+    (_with("executors", None), "$.executors", "missing"),
+    (_with("name", 1), "$.name", "must be a string, not a number"),
+    (_with("executors", {}), "$.executors", "must be an array, not an object"),
+    (_with("executors.0", "sh"), "$.executors[0]", "must be an object, not a string"),
+    (_with("executors.0.command", "echo hi"), "$.executors[0].command", "must be an array, not a string"),
+    (_with("executors.0.command", ["x", 1]), "$.executors[0].command[1]", "must be a string, not a number"),
+    (_with("executors.0.env", ["x"]), "$.executors[0].env", "must be an object, not an array"),
+    (_with("executors.0.env", {"A": 1}), "$.executors[0].env.A", "must be a string, not a number"),
+    (_with("executors.0.ignore_error", "yes"), "$.executors[0].ignore_error", "must be true or false, not a string"),
+    (_with("inputs.0.type", "file"), "$.inputs[0].type", "must be one of: FILE, DIRECTORY"),
+    (_with("inputs.0.streamable", 1), "$.inputs[0].streamable", "must be true or false, not a number"),
+    (_with("resources", []), "$.resources", "must be an object, not an array"),
+    (_with("resources.cpu_cores", "2"), "$.resources.cpu_cores", "must be a whole number, not a string"),
+    (_with("resources.cpu_cores", True), "$.resources.cpu_cores", "must be a whole number, not true or false"),
+    (_with("resources.ram_gb", "4 GB"), "$.resources.ram_gb", "must be a number, not a string"),
+    (_with("resources.zones", "a"), "$.resources.zones", "must be an array, not a string"),
+    (_with("resources.backend_parameters", {"a": 1}), "$.resources.backend_parameters.a", "must be a string"),
+    (_with("volumes", ["/v", 1]), "$.volumes[1]", "must be a string, not a number"),
+    (_with("tags", {"a": True}), "$.tags.a", "must be a string, not true or false"),
+    ([], "$", "must be an object, not an array"),
+    ("task", "$", "must be an object, not a string"),
+    (None, "$", "must be an object, not null"),
 ]
 
 RULES: list[tuple[Any, str, str]] = [
@@ -275,7 +275,7 @@ class TestAnInvalidBody:
         "body",
         [
             b"", b" ", b"{", b"echo hi", b'{"executors": [}', b"\xff\xfe\xfa", b'{"a": NaN}', b'{"a": -Infinity}',
-            b"[" * 100_000, b'{"a":' * 50_000, b"1" * 5_000, b'{"a": %s}' % (b"9" * 5_000),
+            b"[" * 100_000, b'{"a":' * 50_000,
         ],
     )  # fmt: skip
     def test_is_refused_as_not_json(self, site: Site, body: bytes) -> None:
@@ -349,8 +349,6 @@ class TestWhenSomethingFails:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        (b"1" * 5_000, "invalid JSON: a number has too many digits"),
-        (b'{"resources": {"cpu_cores": ' + b"9" * 5_000 + b"}}", "invalid JSON: a number has too many digits"),
         (b'{"resources": {"ram_gb": NaN}}', "invalid JSON: NaN is not a number"),
         (b'{"resources": {"ram_gb": -Infinity}}', "invalid JSON: -Infinity is not a number"),
         (b"{\n  'name': 1}", "invalid JSON at line 2, column 3"),
@@ -365,7 +363,7 @@ def test_what_is_not_json_is_refused_in_our_own_words(site: Site, body: bytes, m
     assert found["problems"] == [{"path": "$", "message": message}]
 
 
-@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"1e-999", b"9" * 4_000, b"1" + b"0" * 400 + b".5"])
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"1e-999", b"9" * 5_000, b"1" + b"0" * 400 + b".5"])
 @pytest.mark.parametrize("key", ["ram_gb", "disk_gb", "cpu_cores"])
 def test_numbers_out_of_range_are_answered_in_our_own_words(site: Site, key: str, number: bytes) -> None:
     body = json.dumps(HELLO | {"resources": {key: 0}}).replace(": 0}", ": " + number.decode() + "}")

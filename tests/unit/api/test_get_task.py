@@ -109,7 +109,7 @@ class TestViews:
 
     def test_an_unknown_view_is_refused(self, site: Site, ended: str) -> None:
         body = assert_error(site.get(f"/tasks/{ended}?view=ALL"), 400, "invalid_request")
-        assert body["problems"] == [{"path": "view", "message": "has to be MINIMAL, BASIC or FULL"}]
+        assert body["problems"] == [{"path": "view", "message": "must be one of: MINIMAL, BASIC, FULL"}]
 
     def test_a_dropped_backend_parameter_is_in_the_system_log(self, site: Site) -> None:
         task_id = site.create(HELLO | {"resources": {"backend_parameters": {"colour": "red"}}})
