@@ -1,7 +1,7 @@
-"""Page tokens: opaque to clients, and only good for the listing that they continue.
+"""Page tokens: opaque to clients, and valid only for the listing that they continue.
 
-A token is base64url of a version byte, the last id of the page before, and a digest of the listing's filters. It names a position, not a
-page: tasks that arrive meanwhile are newer and come before it, so nothing is lost or repeated.
+A token is base64url of a version byte, the last id of the previous page, and a digest of the listing's filters. It is a position, not a
+page: tasks that arrive later are newer and come before it, so nothing is lost or repeated.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ def page_token(where: TaskFilter, after: TaskId) -> str:
 
 
 def read_token(token: str | None, where: TaskFilter) -> TaskId | None:
-    """The id to go on after; None at the start. Raises: InvalidRequest for a token that this listing did not issue."""
+    """The id to continue after; None at the start. Raises: InvalidRequest for a token of another listing."""
     if token is None:
         return None
     try:
         raw = base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True)
         version, digest, after = raw[:1], raw[1 : 1 + _DIGEST_BYTES], raw[1 + _DIGEST_BYTES :].decode()
     except (binascii.Error, ValueError):
-        raise InvalidRequest("page_token", "is none of ours; use next_page_token of the page before") from None
+        raise InvalidRequest("page_token", "invalid page token: use next_page_token of the previous page") from None
     if version != _VERSION or not is_task_id(after):
-        raise InvalidRequest("page_token", "is none of ours; use next_page_token of the page before")
+        raise InvalidRequest("page_token", "invalid page token: use next_page_token of the previous page")
     if not hmac.compare_digest(digest, _digest(where)):
-        raise InvalidRequest("page_token", "belongs to a listing with other filters; keep the filters or start anew")
+        raise InvalidRequest(
+            "page_token", "invalid page token: issued for other filters; keep the filters, or start without a token"
+        )
     return TaskId(after)
 
 

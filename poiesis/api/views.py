@@ -48,7 +48,7 @@ class Views:
         return document
 
     def stored_states(self, shown: State | None) -> frozenset[State]:
-        """The stored states that are shown as `shown`, so that a filter finds what it asks for; empty: any."""
+        """The stored states that are shown as `shown`, for filters; empty: any."""
         if shown is None:
             return frozenset()
         return frozenset(state for state, as_ in self._shown.items() if as_ == shown) or NOWHERE
@@ -59,7 +59,7 @@ def created(task_id: TaskId) -> Document:
 
 
 def service_info(service: ServiceSettings, policy: Policy, describe: str) -> Document:
-    """Spec: tesServiceInfo. `describe` says in a sentence what tasks run on."""
+    """Spec: tesServiceInfo. `describe`: a sentence about what tasks run on."""
     return {
         "id": service.id,
         "name": service.name,
@@ -78,7 +78,7 @@ def service_info(service: ServiceSettings, policy: Policy, describe: str) -> Doc
 
 
 def usable_storage(policy: Policy) -> list[str]:
-    """URL prefixes made from what the filers can do: `s3://`, and for files the directories that may be named."""
+    """URL prefixes of the schemes that the filers support: `s3://`, and for files the allowed directories."""
     schemes = sorted(policy.url_schemes_in | policy.url_schemes_out)
     return [f"{s}://" for s in schemes if s != "file"] + (
         [f"file://{root}" for root in policy.file_roots] if "file" in schemes else []
@@ -166,7 +166,7 @@ def _times(start: datetime | None, end: datetime | None) -> Document:
 
 
 def _time(at: datetime) -> str:
-    """RFC 3339 with microseconds and offset: what Python's, Go's and Java's readers all take."""
+    """RFC 3339 with microseconds and offset, which Python, Go and Java all parse."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 
 
@@ -175,6 +175,6 @@ def _given(**values: Any) -> Document:
 
 
 def sentence(text: str) -> str:
-    """With a full stop, where it has no end of its own."""
+    """With a full stop, unless it already ends a sentence."""
     text = text.strip()
     return text if not text or text[-1] in ".!?" else text + "."

@@ -1,7 +1,7 @@
 """Names: task ids, and the names and labels of objects in a cluster, all derived from a task id.
 
-Names are deterministic, so that a second creation meets the first one, and hold the attempt, so that nothing of an old attempt
-is taken for the new one. They are valid for any id: at most 63 characters of `[a-z0-9-]`; an id that is not is hashed.
+Names are deterministic, so that creating an object twice is detected, and contain the attempt, so that an object of an old attempt is never
+taken for one of the new attempt. They are valid for any id: at most 63 characters of `[a-z0-9-]`; any other id is hashed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from poiesis.domain.task import TaskId
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _ID: Final = re.compile(r"[0-9a-z]{26}")
-_LONGEST_ID: Final = 37  # as a hashed one; leaves room for prefix, five digits of attempt and `executor-99` within 63
+_LONGEST_ID: Final = (
+    37  # the length of a hashed one; leaves room for prefix, five digits of attempt and `executor-99` within 63
+)
 _B32HEX_LOWER: Final = str.maketrans("ABCDEFGHIJKLMNOPQRSTUV", "abcdefghijklmnopqrstuv")
 
 
@@ -29,12 +31,12 @@ def new_task_id(now: datetime, random_bytes: Callable[[int], bytes] = secrets.to
 
 
 def is_task_id(text: str) -> bool:
-    """Whether `new_task_id` can have made it; anything else need not be looked up."""
+    """Whether `new_task_id` can have made it; any other id need not be looked up."""
     return _ID.fullmatch(text) is not None
 
 
 def slug(task_id: str) -> str:
-    """The id where it is valid in object names and labels, else a stable hash of it."""
+    """The id if it is valid in object names and labels, else a stable hash of it."""
     if len(task_id) <= _LONGEST_ID and _LABEL.fullmatch(task_id):
         return task_id
     kept = re.sub(r"[^a-z0-9]+", "-", task_id.lower()).strip("-")[:20].strip("-")

@@ -1,7 +1,6 @@
 """The backend parameters that Poiesis understands (spec: tesResources.backend_parameters; keys are case-insensitive).
 
-One table: key, what its value has to look like, what it means. `Policy.backend_parameters` says which of them this service takes;
-service-info advertises those.
+One table of keys, parsers and meanings. `Policy.backend_parameters` has those that this service supports; service-info lists them.
 """
 
 from __future__ import annotations
@@ -16,18 +15,18 @@ from poiesis.domain.policy import Policy
 
 _DURATION: Final = re.compile(r"([0-9]{1,18})(s|m|h|d)?")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-MAX_DURATION: Final = timedelta(days=36500)  # added to any time of this century it is still a date
+MAX_DURATION: Final = timedelta(days=36500)  # still a date when added to any time of this century
 _NAME: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_./]{0,61}[A-Za-z0-9])?")
 
 
 def parse_duration(text: str) -> timedelta:
-    """`90`, `90s`, `15m`, `2h` or `1d`, above zero. Raises: ValueError."""
+    """`90`, `90s`, `15m`, `2h` or `1d`, positive. Raises: ValueError."""
     match = _DURATION.fullmatch(text.strip().lower())
     if not match or int(match[1]) == 0:
-        raise ValueError("give a time above zero such as 3600, 90s, 15m, 2h or 1d")
+        raise ValueError("must be a positive duration, such as 3600, 90s, 15m, 2h or 1d")
     seconds = int(match[1]) * _SECONDS[match[2] or "s"]
     if seconds > MAX_DURATION.total_seconds():
-        raise ValueError(f"give at most {MAX_DURATION.days}d")
+        raise ValueError(f"must be at most {MAX_DURATION.days}d")
     return timedelta(seconds=seconds)
 
 
@@ -36,30 +35,32 @@ def parse_bool(text: str) -> bool:
         return True
     if text.strip().lower() in {"false", "0", "no"}:
         return False
-    raise ValueError("give true or false")
+    raise ValueError("must be true or false")
 
 
 def parse_count(text: str) -> int:
     if not re.fullmatch(r"\d{1,4}", text.strip()):
-        raise ValueError("give a whole number")
+        raise ValueError("must be a whole number from 0 to 9999")
     return int(text)
 
 
 def parse_size_gb(text: str) -> float:
     if not re.fullmatch(r"\d{1,6}(\.\d{1,9})?", text.strip()) or float(text) <= 0:
-        raise ValueError("give gigabytes as a number above zero")
+        raise ValueError("must be a positive number of gigabytes")
     return float(text)
 
 
 def parse_name(text: str) -> str:
     if not _NAME.fullmatch(text):
-        raise ValueError("give a name of at most 63 letters, digits, '-', '_', '.' or '/'")
+        raise ValueError(
+            "must be 1 to 63 letters, digits, '-', '_', '.' and '/', beginning and ending with a letter or digit"
+        )
     return text
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """`kubernetes_only`: has no meaning on a single machine and is refused or dropped there."""
+    """`kubernetes_only`: has no meaning on a single machine, where it is unsupported."""
 
     key: str
     parse: Callable[[str], object]
@@ -71,7 +72,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
     p.key: p
     for p in (
         Parameter("time_limit", parse_duration, "Longest run time of each executor: 3600, 90s, 15m, 2h or 1d.", False),
-        Parameter("optional_outputs", parse_bool, "true: a declared output that is missing is no error.", False),
+        Parameter("optional_outputs", parse_bool, "true: a declared output that is missing is not an error.", False),
         Parameter("gpu", parse_count, "Number of GPUs for each executor."),
         Parameter("gpu_type", parse_name, "Kind of GPU: value of the node label that the site maps it to."),
         Parameter("shm_gb", parse_size_gb, "Size of /dev/shm in gigabytes."),
@@ -92,7 +93,7 @@ PARAMETERS: Final[Mapping[str, Parameter]] = {
 
 
 def time_limit(parameters: Mapping[str, str], policy: Policy) -> timedelta | None:
-    """The limit of each executor: what the task asks for or the default, never above the site's maximum."""
+    """The limit of each executor: the requested one or the default, at most the site's maximum."""
     asked = parameters.get("time_limit")
     limit = parse_duration(asked) if asked else policy.default_time_limit
     if policy.max_time_limit is None:

@@ -44,8 +44,8 @@ class PathSet:
     def __iter__(self) -> Iterator[str]:
         return iter(self._paths)
 
-    def __bool__(self) -> bool:
-        return bool(self._paths)
+    def __len__(self) -> int:
+        return len(self._paths)
 
     def __contains__(self, path: str) -> bool:
         return self.holder(path) is not None

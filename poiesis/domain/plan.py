@@ -1,4 +1,4 @@
-"""The plan of a task: which pods with which containers in which order, over which volume. Pure, from the task and the policy alone.
+"""The plan of a task: which pods with which containers in which order, over which volume. A pure function of task and policy.
 
     layout   pods                                        when
     single   task: [tif] executor-0 … executor-n [tof]   most tasks: all containers side by side, each waiting for its turn
@@ -7,11 +7,11 @@
     staged   tif | executor-0 | executor-1 | … | tof     several executors that ask for GPUs, which containers cannot share
 
 The task's volume mirrors its paths: what an executor sees at `/data/in.txt` is `root/data/in.txt` on the volume. Executors mount the
-directories of the task's own by subPath; a file in a directory which images fill is mounted as a file, which has to exist first,
-so TIF is then an init container.
+task's directories by subPath. A file in a directory that belongs to the image is mounted as a file, which must exist first, so TIF is
+then an init container.
 
-A working directory that none of the paths covers is the task's own too where images keep nothing (`SCRATCH_DIRECTORIES`), so that a user
-without rights can write there. Elsewhere (`/app`, `/opt/tool`) it may be what the image was made for, and is left as it is.
+A working directory outside all of the task's paths is one of the task's directories too if images keep nothing there
+(`SCRATCH_DIRECTORIES`), so that an unprivileged user can write to it. Elsewhere (`/app`, `/opt/tool`) it is left as in the image.
 """
 
 from __future__ import annotations
@@ -36,12 +36,19 @@ IMAGE_DIRECTORIES: Final = frozenset(
         *("mnt", "opt", "root", "run", "sbin", "srv", "usr", "var"),
     )
 )
-OWN_DIRECTORIES: Final = frozenset({"/var/tmp", "/mnt/data"})  # below one of the former, yet safe to cover
+OWN_DIRECTORIES: Final = frozenset({"/var/tmp", "/mnt/data"})  # in one of the former, but safe to mount over
 SCRATCH_DIRECTORIES: Final = ("/tmp", "/var/tmp", "/work", "/workdir", "/scratch")
 FORBIDDEN_DIRECTORIES: Final = frozenset({"/dev", "/proc", "/sys", "/poiesis"})
 
 MAX_LAUNCHER_DIRECTORIES: Final = 200
-"""More directories than these are made by TIF: the launcher gets them as arguments, which have to fit into a pod's description."""
+"""If there are more, TIF makes them: the launcher gets directories as arguments, which must fit into the pod's description."""
+
+
+MAX_DIRECTORY_MOUNTS: Final = 50
+"""Where a task has more directories, their top-level directories are mounted instead, although that may hide what the image has there:
+each mount costs the kubelet time, and each is repeated in every executor's container."""
+MAX_MOUNTS: Final = 5_000
+"""Of all executors' containers together; more do not fit into a pod's description (Kubernetes: 1.5 MB)."""
 
 
 class Layout(StrEnum):
@@ -51,7 +58,7 @@ class Layout(StrEnum):
 
 @dataclass(frozen=True)
 class Mount:
-    """`path` in the executors' containers shows `sub_path` of the volume (relative, such as `root/data`)."""
+    """Mounts `sub_path` of the volume (relative, such as `root/data`) at `path` in the executors' containers."""
 
     path: str
     sub_path: str
@@ -60,8 +67,8 @@ class Mount:
 
 @dataclass(frozen=True)
 class ContainerPlan:
-    """`executor`: index into the task's executors, None for tif and tof. `waits_for`: containers whose record has to be there first,
-    `waits_up`: that only have to have started. `always`: run even if one waited for has failed."""
+    """`executor`: index into the task's executors, None for tif and tof. `waits_for`: containers that must have ended,
+    `waits_up`: that must have started. `always`: run even if one of them has failed."""
 
     name: str
     executor: int | None = None
@@ -72,8 +79,8 @@ class ContainerPlan:
 
 @dataclass(frozen=True)
 class PodPlan:
-    """`init`: tif, when files have to exist before the executors' containers do. `part` names the pod: task, tif, executors,
-    executor-0, …, tof; and tof-2, … for one that does what a lost one was to do."""
+    """`init`: tif, if files must exist before the executors' containers start. `part` names the pod: task, tif, executors,
+    executor-0, …, tof; tof-2, … replace a lost one."""
 
     part: str
     containers: tuple[ContainerPlan, ...]
@@ -86,9 +93,9 @@ class PodPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """`volume_bytes` None: the task needs no volume. `directories`: to exist, writable, before the first command starts.
-    `touched`: files to exist (empty) for the file mounts of outputs. `scratch`: directories of executors' own that need no volume, empty
-    and writable when a pod begins; none where there is a volume."""
+    """`volume_bytes` None: the task needs no volume. `directories`: must exist and be writable before the first command starts.
+    `touched`: files that must exist, empty, as mount points of outputs. `scratch`: directories that need no volume, empty and writable
+    when a pod starts; empty if there is a volume."""
 
     layout: Layout
     pods: tuple[PodPlan, ...]
@@ -129,8 +136,13 @@ def belongs_to_image(directory: str) -> bool:
     return top in IMAGE_DIRECTORIES and not any(is_within(directory, own) for own in OWN_DIRECTORIES)
 
 
+def _widest_mount(directory: str) -> str:
+    top = "/" + directory.split("/", 2)[1]
+    return directory if belongs_to_image(top) else top
+
+
 def plan(spec: TaskSpec, policy: Policy, *, uploads: int = 1) -> Plan:
-    """The plan of a task. The same arguments give the same plan. `uploads`: how often the upload has been begun by now."""
+    """The plan of a task. The same arguments give the same plan. `uploads`: how often the upload has been started."""
     places = _places(spec)
     resources = spec.resources or Resources()
     mounted = PathSet(places.mounted)
@@ -138,6 +150,8 @@ def plan(spec: TaskSpec, policy: Policy, *, uploads: int = 1) -> Plan:
     has_volume = bool(places.mounted or places.files or resources.disk_gb is not None)
     if has_volume:
         mounted = PathSet([*mounted, *workdirs])
+    if len(mounted) > MAX_DIRECTORY_MOUNTS:
+        mounted = PathSet(map(_widest_mount, mounted))
     files = {path: is_new for path, is_new in places.files.items() if path not in mounted}
     directories = places.mounted | places.made | (workdirs if has_volume else set())
     size = policy.default_disk_bytes if resources.disk_gb is None else math.ceil(resources.disk_gb * GIGABYTE)
@@ -258,7 +272,7 @@ def _pods(
 def _in_turn(
     names: list[str], before: tuple[str, ...] = (), also_up: tuple[str, ...] = ()
 ) -> tuple[ContainerPlan, ...]:
-    """Executors one after the other. The first one waits until every container has started, so that a bad image wastes no compute; not for
-    TOF where TIF runs, which has the same image: starting another container takes the kubelet a fifth of a second."""
+    """Executors one after the other. The first one waits until every container has started, so that a bad image wastes no
+    compute; but not for TOF if TIF runs, which has the same image: starting another container takes the kubelet 0.2 s."""
     first = ContainerPlan(names[0], 0, waits_up=(*names[1:], *also_up), waits_for=before)
     return (first, *(ContainerPlan(n, i, waits_for=(names[i - 1],)) for i, n in enumerate(names) if i > 0))

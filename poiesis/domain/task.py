@@ -1,6 +1,6 @@
-"""A TES task as Poiesis keeps it: what the user asked for (`TaskSpec`), how far it is (`Task`), what came of it (`TaskLog`).
+"""A TES task as it is stored: the request (`TaskSpec`), its progress (`Task`) and its results (`TaskLog`).
 
-All of it is frozen; a change is a new value made by `dataclasses.replace` and saved by compare-and-set on `Task.version`.
+Everything is frozen; a change is a new value made by `dataclasses.replace` and saved by compare-and-set on `Task.version`.
 Field names are the spec's. Times are aware UTC. Sizes are bytes unless the spec's name says otherwise (`disk_gb`).
 """
 
@@ -51,7 +51,7 @@ class Executor:
 
 @dataclass(frozen=True)
 class Input:
-    """Spec: tesInput. `content` not None wins over `url`. `type` None: the user left it out; the filer finds out."""
+    """Spec: tesInput. `content` takes precedence over `url`. `type` None: not given; the filer looks at what the URL refers to."""
 
     path: str
     url: str | None = None
@@ -64,8 +64,8 @@ class Input:
 
 @dataclass(frozen=True)
 class Output:
-    """Spec: tesOutput. `path` may hold wildcards and escapes, read from `pattern`; with wildcards `path_prefix` is set and `url` is a
-    directory's."""
+    """Spec: tesOutput. `path` may contain wildcards and escapes, parsed in `pattern`; with wildcards, `path_prefix` is set and `url` is
+    that of a directory."""
 
     path: str
     url: str
@@ -81,7 +81,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Resources:
-    """Spec: tesResources. None: not asked for. Gigabytes are 10^9 bytes. `backend_parameters` holds supported keys alone."""
+    """Spec: tesResources. None: not requested. Gigabytes are 10^9 bytes. `backend_parameters` has only supported keys."""
 
     cpu_cores: float | None = None
     ram_gb: float | None = None
@@ -94,7 +94,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What the user sent (spec: tesTask without the server's fields)."""
+    """The request (spec: tesTask without the server's fields)."""
 
     executors: tuple[Executor, ...]
     name: str | None = None
@@ -143,7 +143,7 @@ class TaskLog:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the task, or with `retry` this attempt, is going to end. The state moves at the finish stage.
+    """How the task, or with `retry` only this attempt, will end. The state changes in the finish stage.
 
     `reason` is a CamelCase word (`OutOfMemory`, `ImagePullFailed`, …) that goes to `metadata.failure_reason`; None: no failure.
     """
@@ -166,13 +166,13 @@ class TaskSummary:
 class Task:
     """One stored task.
 
-    `version` counts saves (0: never stored). `stage` says what has to happen next and `stage_since` since when. `wake_at` is when
-    resync looks at the task if nothing else woke it: every task that is not done has one, so none is forgotten. `attempt`
-    starts at 1 and names the objects in the cluster. `nonce` has to come with a poke. `cancel_requested_at` is a
-    request beside the state. `layout` is set once planned, so that all stages of an attempt agree. `part` is the pod that was
-    launched and is waited for. `waiting` is why nothing goes on, in words, `waiting_since` since when. `memory_scale` multiplies
-    `ram_gb` after out-of-memory retries. `uploads` counts how often this attempt has begun the upload, from 1. `launching_at`
-    is since when one process has the right to create the next pod.
+    `version` counts saves (0: never stored). `stage` is what has to happen next, `stage_since` since when. `wake_at` is when resync
+    reconciles the task at the latest: every task that is not done has one, so none is forgotten. `attempt` starts at 1 and is part of
+    the names of objects in the cluster. `nonce` is required in a poke. `cancel_requested_at` is a request beside the state. `layout` is
+    set once planned, so that all stages of an attempt agree. `part` is the launched pod that the task waits for. `waiting` is the
+    reason for no progress, as a sentence, `waiting_since` since when. `memory_scale` multiplies `ram_gb` after out-of-memory retries.
+    `uploads` counts the uploads that this attempt has started, from 1. `launching_at` is when a process claimed the right to create the
+    next pod.
     """
 
     id: TaskId
@@ -203,13 +203,13 @@ class Task:
 
     @property
     def ram_gb(self) -> float | None:
-        """What this attempt asks for; None: nothing."""
+        """The request of this attempt; None: no request."""
         asked = self.spec.resources.ram_gb if self.spec.resources else None
         return None if asked is None else asked * self.memory_scale
 
     @property
     def poke_nonce(self) -> str:
-        """What a poke of this attempt's containers comes with: a pod that was deleted by force may live on for a while and poke, too."""
+        """The nonce in pokes of this attempt's containers: a pod that was deleted by force may run on for a while and still poke."""
         return f"{self.nonce}-{self.attempt}-{self.uploads}"
 
     @property

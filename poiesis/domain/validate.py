@@ -19,7 +19,7 @@ from poiesis.domain.images import image_problem
 from poiesis.domain.parameters import PARAMETERS
 from poiesis.domain.paths import is_within, sort_key, without_slash
 from poiesis.domain.patterns import unescape
-from poiesis.domain.plan import FORBIDDEN_DIRECTORIES, declares_directory, is_directory
+from poiesis.domain.plan import FORBIDDEN_DIRECTORIES, MAX_MOUNTS, declares_directory, is_directory, plan
 from poiesis.domain.policy import Policy
 from poiesis.domain.task import Executor, FileType, Input, Output, Resources, TaskSpec
 
@@ -55,9 +55,25 @@ def check(spec: TaskSpec, policy: Policy) -> tuple[TaskSpec, tuple[str, ...]]:
         problems += _short(getattr(spec, name), f"$.{name}", policy)
     resources, notes, more = _resources(spec.resources, policy)
     problems += more
+    accepted = dataclasses.replace(spec, resources=resources)
+    problems = problems or _mounts(accepted, policy)
     if problems:
         raise InvalidTask(problems)
-    return dataclasses.replace(spec, resources=resources), notes
+    return accepted, notes
+
+
+def _mounts(spec: TaskSpec, policy: Policy) -> list[Problem]:
+    executors, paths = (
+        len(spec.executors),
+        len(spec.inputs) + len(spec.outputs) + len(spec.volumes) + 3 * len(spec.executors),
+    )
+    if executors * paths <= MAX_MOUNTS:
+        return []
+    count = executors * len(plan(spec, policy).mounts)
+    if count <= MAX_MOUNTS:
+        return []
+    message = f"too many mount points: {count} in all executors; at most {MAX_MOUNTS}, put files below few directories such as /data"
+    return [Problem("$", message)]
 
 
 def _has_unusable_text(value: Any) -> bool:
@@ -324,7 +340,7 @@ def _collisions(spec: TaskSpec) -> Iterator[Problem]:
 
 
 def _repeated_inputs(inputs: Sequence[Input]) -> Iterator[Problem]:
-    """The same file at the same path twice is no conflict."""
+    """The same file at the same path twice is not a conflict."""
     first: dict[str, int] = {}
     for i, item in enumerate(inputs):
         j = first.setdefault(without_slash(item.path), i)

@@ -6,12 +6,12 @@ what remains decodes to a task in that view.
 
 - Times are RFC 3339 strings in UTC, exact where MongoDB's dates keep milliseconds; those of the head have one width
   (`2026-01-31T12:00:00.000001Z`), so that they sort as text.
-- `tags` in the head holds tokens made for equality: for each tag one of its key and one of key and value (`tag_token`),
-  so that a list narrowed by tags walks an index in the order of ids.
+- `tags` in the head has tokens to compare for equality: for each tag one of its key and one of key and value (`tag_token`),
+  so that a list filtered by tags scans an index in the order of ids.
 - `due_at` and `due_stage` are what resync asks for, on a small index; null when the task is done.
 
-`schema` is raised when old code could no longer read what new code writes; `MIGRATIONS` then takes older documents up,
-one version at a time, when they are read. They are written in the new form with their next save.
+`schema` is raised when old code can no longer read what new code writes; `MIGRATIONS` then upgrades older documents, one
+version at a time, when they are read. They are written in the new form with their next save.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ _ENCODER: Final = msgspec.json.Encoder()
 
 SCHEMA: Final = 2
 
-MAX_BYTES: Final = 15 * 1024 * 1024  # MongoDB refuses documents above 16 MiB; the rest is for what it adds
-MAX_SPEC_BYTES: Final = 12 * 1024 * 1024  # leaves a log at least 3 MiB, so that every accepted task can end
+MAX_BYTES: Final = 15 * 1024 * 1024  # MongoDB refuses documents above 16 MiB, which includes what it adds
+MAX_SPEC_BYTES: Final = 12 * 1024 * 1024  # leaves at least 3 MiB for the log, so that every accepted task can end
 MAX_TOKEN_TEXT: Final = 128  # characters; longer keys and values are hashed in tokens, to keep indexes small
 
 
@@ -116,17 +116,17 @@ MIGRATIONS: Final[Mapping[int, Callable[[Document], Document]]] = {1: _maps_from
 
 
 def upgrade(document: Document, migrations: Mapping[int, Callable[[Document], Document]] = MIGRATIONS) -> Document:
-    """The document in the present schema, `len(migrations) + 1`.
+    """The document in the current schema, `len(migrations) + 1`.
 
-    Raises: RepositoryUnavailable when it is newer. That is retryable on purpose: while releases are mixed, old
-    code must neither end nor overwrite a task that it cannot read.
+    Raises: RepositoryUnavailable if it is newer. That is retryable on purpose: while releases are mixed, old code must neither
+    end nor overwrite a task that it cannot read.
     """
     present = len(migrations) + 1
     schema = document["schema"]
     if schema > present:
         raise RepositoryUnavailable(
-            f"task {document['_id']!r} was stored by a newer release (schema {schema}, this one knows {present}); "
-            "finish the upgrade of all processes"
+            f"task {document['_id']!r} was stored by a newer release (schema {schema}, supported: up to {present}): "
+            "upgrade all processes"
         )
     while schema < present:
         document = {**migrations[schema](document), "schema": schema + 1}
@@ -135,9 +135,9 @@ def upgrade(document: Document, migrations: Mapping[int, Callable[[Document], Do
 
 
 def encode_within_bounds(task: Task, encode: Callable[[Document], tuple[Encoded, int]]) -> Encoded:
-    """The task as `encode` makes it, which returns the encoded document and its size in bytes.
+    """Encode the task by `encode`, which returns the encoded document and its size in bytes.
 
-    What grows while a task runs is shortened when the document would pass `MAX_BYTES`: a task has to be able to end.
+    The log is shortened if the document would be larger than `MAX_BYTES`: every task must be able to end.
     Raises: InvalidTask when what the user sent is too large, or contains text that cannot be stored.
     """
     try:
@@ -158,13 +158,13 @@ def encode_within_bounds(task: Task, encode: Callable[[Document], tuple[Encoded,
 
 
 def shortened(log: TaskLog, room_bytes: int) -> TaskLog:
-    """The log within about `room_bytes`: first output files, ends of tails, last system logs, and a note."""
+    """The log in about `room_bytes`: the first output files, the ends of tails, the last system logs, and a note."""
     share = room_bytes // 4
     tail_bytes = share // max(1, 2 * len(log.logs))
     outputs = _within(log.outputs, share, lambda item: len(item.url.encode()) + len(item.path.encode()))
     system_logs = _within(log.system_logs[::-1], share, lambda line: len(line.encode()))[::-1]
     metadata = _within(list(log.metadata.items()), share, lambda item: len(item[0].encode()) + len(item[1].encode()))
-    note = "the log was too large to be kept whole"
+    note = "the log was too large and has been shortened"
     if omitted := len(log.outputs) - len(outputs):
         note += f"; {omitted} output files are not listed"
     return replace(
@@ -177,7 +177,7 @@ def shortened(log: TaskLog, room_bytes: int) -> TaskLog:
 
 
 def same_request(stored: Task, task: Task) -> bool:
-    """Whether both are the same accepted task, however far each of them is."""
+    """Whether both are the same accepted task, whatever their progress."""
     return (stored.spec, stored.created_at, stored.owner) == (task.spec, task.created_at, task.owner)
 
 
@@ -186,8 +186,8 @@ def id_taken(task_id: str) -> PoiesisError:
 
 
 def tag_token(key: str, value: str = "") -> str:
-    """What tags are compared by: `key` with exactly this value, or with any when it is empty (`TaskFilter.tags`)."""
-    # The key's length tells where it ends and whether it is hashed, the sign after it whether the value is:
+    """Tags are compared by tokens: `key` with exactly this value, or with any if it is empty (`TaskFilter.tags`)."""
+    # The length of the key shows where it ends and whether it is hashed, the sign after it whether the value is:
     # so no two tags share a token.
     token = f"{len(key)}:{key if len(key) <= MAX_TOKEN_TEXT else _digest(key)}"
     if not value:
@@ -200,21 +200,21 @@ def tag_tokens(tags: Mapping[str, str]) -> list[str]:
 
 
 def sources(to: State) -> list[str]:
-    """The stored states from which a task may be saved as `to`: those with a `states.path`, `to` itself included."""
+    """The stored states from which a task may be saved as `to`: those with a `states.path`, including `to` itself."""
     return [state.value for state in State if _has_path(state, to)]
 
 
 def after_prefix(prefix: str) -> str | None:
-    """The least text above all that begin with `prefix`, by code points; None when there is none."""
+    """The smallest text, by code points, above all that begin with `prefix`; None if there is no such text."""
     kept = prefix.rstrip("\U0010ffff")
     if not kept:
         return None
     following = ord(kept[-1]) + 1
-    return kept[:-1] + chr(0xE000 if following == 0xD800 else following)  # between them stand surrogates, no characters
+    return kept[:-1] + chr(0xE000 if following == 0xD800 else following)  # surrogates are not characters
 
 
 def format_time(moment: datetime) -> str:
-    """RFC 3339, UTC, always with six digits of a second, so that it sorts as text."""
+    """RFC 3339, UTC, always with microseconds, so that it sorts as text."""
     if moment.tzinfo is None:
         raise ValueError("a time without a zone cannot be stored")
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

@@ -1,15 +1,14 @@
 """Tasks in MongoDB, one document each; compare-and-set by a filter on version and state.
 
-A document has what it is found by as fields, and the rest as two JSON texts: `core`, and `bulk`, which the view BASIC does not
-read (docs/adr/0005). Nothing but these fields is ever asked for, and a text costs the server and the driver next to nothing.
+A document has fields for everything that queries use, and the rest in two JSON texts: `core`, and `bulk`, which the view BASIC does not
+read (docs/adr/0005). A text costs the server and the driver almost nothing.
 
-Only plain operations are used, no transactions and no change streams, so that servers that speak MongoDB's protocol
-serve as well. Writes are acknowledged by a majority and reads see what a majority has, so that nobody acts on a task
-whose last save a failover could undo.
+Only plain operations are used, no transactions and no change streams, so that other servers with MongoDB's protocol work
+too. Writes are acknowledged by a majority and reads are from a majority, so that no process acts on a task whose last
+save a failover could undo.
 
-Nothing connects while the repository is built. With the first operation a thread begins to make the indexes that are
-missing; it may take long on a large collection that comes from an older release, and everything works without them,
-slower.
+The constructor does not connect. The first operation starts a thread that creates missing indexes; that may take long on a
+large collection of an older release, which works without them, but slower.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ from poiesis.repository.documents import (
 )
 
 INDEXES: Final = (
-    # lists: newest first for one value of each filter; MongoDB merges the walks for several states
+    # lists: newest first for one value of each filter; MongoDB merges the scans for several states
     IndexModel([("state", ASCENDING), ("_id", DESCENDING)], name="state"),
     IndexModel([("owner", ASCENDING), ("_id", DESCENDING)], name="owner"),
     IndexModel([("owner", ASCENDING), ("state", ASCENDING), ("_id", DESCENDING)], name="owner_state"),
@@ -69,11 +68,11 @@ PROJECTIONS: Final[Mapping[View, Mapping[str, int] | None]] = {
 class MongoTaskRepository:
     """A `TaskRepository` in one collection.
 
-    `timeout` bounds each call as a whole, `server_selection_timeout` the search for a primary within it.
-    `connect_timeout` is for making one connection and for each of the driver's own checks of the server; a failed check
-    cuts off every call under way, so when it is too short a server that is only busy counts as gone.
-    `retry_writes` False is for servers that know no retryable writes.
-    Raises: ConfigurationError for a URI that cannot be used.
+    `timeout` is for each call as a whole, `server_selection_timeout` for finding a primary within it.
+    `connect_timeout` is for one connection and for each health check of the driver; a failed check aborts all running
+    calls, so if it is too short a busy server counts as unavailable.
+    `retry_writes` False is for servers without retryable writes.
+    Raises: ConfigurationError for an invalid URI.
     """
 
     def __init__(
@@ -106,9 +105,9 @@ class MongoTaskRepository:
             )
             self._tasks: MongoCollection[Document] = self._client[database][collection]
         except (PyMongoError, ValueError, TypeError) as error:
-            # not chained: messages about a malformed URI may quote parts of it, passwords among them
+            # not chained: messages about a malformed URI may quote parts of it, including passwords
             raise ConfigurationError(
-                f"the MongoDB URI or database name cannot be used ({type(error).__name__})"
+                f"invalid MongoDB URI or database name ({type(error).__name__}): use mongodb://host:port and a plain name"
             ) from None
         self._indexing: threading.Thread | None = None
         self._indexed = threading.Event()
@@ -122,7 +121,7 @@ class MongoTaskRepository:
                 self._tasks.insert_one(document)
             except DuplicateKeyError:
                 stored = self._tasks.find_one({"_id": task.id})
-                # None: added, done and forgotten since, so there is nothing to do
+                # None: added, done and deleted meanwhile, so there is nothing to do
                 if stored is not None and not same_request(_decode(stored), task):
                     raise id_taken(task.id) from None
 
@@ -184,12 +183,12 @@ class MongoTaskRepository:
             return self._tasks.delete_one({"_id": task_id, "due_stage": {"$exists": False}}).deleted_count == 1
 
     def ready(self) -> None:
-        """Asks for one task, so that a server that answers without letting us read is seen too."""
+        """Read one task, which also detects a server that answers but does not allow reading."""
         with self._available():
             self._tasks.find_one({}, {"_id": 1})
 
     def wait_for_indexes(self, timeout: timedelta) -> bool:
-        """Whether the indexes are there; waits for them at most `timeout`."""
+        """Whether the indexes exist; waits for them at most `timeout`."""
         with self._available():
             return self._indexed.wait(timeout.total_seconds())
 
@@ -208,7 +207,7 @@ class MongoTaskRepository:
             raise RepositoryUnavailable(f"the task store does not answer: {_message(error)}") from error
 
     def _begin_indexes(self) -> None:
-        """Make missing indexes in a thread, unless it is done or under way; one that failed is begun again."""
+        """Create missing indexes in a thread, unless that is done or in progress; after a failure it is tried again."""
         if self._indexed.is_set():
             return
         with self._lock:
@@ -220,21 +219,19 @@ class MongoTaskRepository:
         try:
             self._client.admin.command("ping")  # within the usual timeout, where the build has a long one
             with pymongo.timeout(INDEX_TIMEOUT_S):
-                # not all of them every time: some servers fail on an index that is there
+                # not all of them every time: some servers fail on an existing index
                 present = self._tasks.index_information()
                 for index in INDEXES:
                     if index.document["name"] not in present:
                         self._tasks.create_indexes([index])
         except PyMongoError:
-            self._closed.wait(
-                1.0
-            )  # seconds; the operation that meets the same fault reports it, a later one comes here again
+            self._closed.wait(1.0)  # seconds; an operation with the same fault reports it, and a later one tries again
             return
         self._indexed.set()
 
 
 def _encode(document: Document) -> tuple[RawBSONDocument, int]:
-    """With fields that are null or empty left out."""
+    """Without fields that are null or empty."""
     bulk = document.pop("bulk")
     head = {key: value for key in HEAD if (value := document.pop(key, None)) not in (None, [])}
     encoded = bson.encode({**head, "core": encode_json(document).decode(), "bulk": encode_json(bulk).decode()})
@@ -247,7 +244,7 @@ def _summary(document: Document) -> TaskSummary:
 
 def _decode(document: Document) -> Task:
     found = {**decode_json(document["core"]), **{key: document.get(key) for key in HEAD}}
-    found["wake_at"] = found["due_at"] or found["wake_at"]  # `postpone` writes the field alone
+    found["wake_at"] = found["due_at"] or found["wake_at"]  # `postpone` writes only the field
     if "bulk" in document:
         found["bulk"] = decode_json(document["bulk"])
     return from_document(found)
@@ -261,14 +258,14 @@ def _query(where: TaskFilter) -> dict[str, Any]:
         query["owner"] = where.owner
     if where.tags:
         query["tags"] = {"$all": [tag_token(key, value) for key, value in where.tags]}
-    if where.name_prefix:  # a range instead of a regular expression: nothing to escape
+    if where.name_prefix:  # a range instead of a regular expression: needs no escaping
         end = after_prefix(where.name_prefix)
         query["name"] = {"$gte": where.name_prefix} if end is None else {"$gte": where.name_prefix, "$lt": end}
     return query
 
 
 def _message(error: Exception) -> str:
-    """The kind of the error and the beginning of its message, without user names and passwords of URLs."""
+    """Class and beginning of the message of an error, without user names and passwords in URLs."""
     text = re.sub(r"//[^/\s@]*@", "//", str(error)).split(", Timeout:")[0]  # then comes a dump of the topology
     return f"{type(error).__name__}: {text[:200]}"
 

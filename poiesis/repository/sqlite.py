@@ -1,12 +1,12 @@
 """Tasks in one SQLite file, for a service on one machine: no server, several processes, many threads.
 
-A task is a narrow row of `tasks` (all that lists, resync and compare-and-set look at, clustered by id) and a row of
+A task is a narrow row of `tasks` (everything that lists, resync and compare-and-set read, clustered by id) and a row of
 `documents` (the rest, in two parts: `core`, and `bulk`, which the view BASIC does not read). A MINIMAL list never
 touches a document. `tags` has a row for each token of a tag (`documents.tag_token`), in the order of ids.
 
-Each call is one transaction on a connection from a small pool. Writers queue on a lock in the process, since SQLite
-itself lets them poll; between processes the busy timeout does it. Connections do not survive a fork: build the
-repository in the process that uses it.
+Each call is one transaction on a connection from a small pool. Writers of one process queue on a lock, because SQLite itself lets
+them poll; between processes the busy timeout applies. Connections do not survive a fork: build the repository in the
+process that uses it.
 """
 
 from __future__ import annotations
@@ -64,17 +64,17 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 )
 """Statements that take the file from version i to i + 1 (`PRAGMA user_version`), each step in one transaction."""
 
-FEW_NAMES: Final = 1_000  # so many tasks are sorted at once in a millisecond or two
-FEW_TAGGED: Final = 1_000  # more are not counted to tell which tag is rarer
+FEW_NAMES: Final = 1_000  # sorted in a millisecond or two
+FEW_TAGGED: Final = 1_000  # no more are counted to find the rarer tag
 IDLE_CONNECTIONS: Final = 8
 WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 
 
 class SqliteTaskRepository:
-    """A `TaskRepository` in the file `path`, made with its folder when it is not there, readable by its user alone.
+    """A `TaskRepository` in the file `path`, created with its directory if missing, readable only by its user.
 
     `busy_timeout`: how long a call waits for other writers before it raises RepositoryUnavailable.
-    Raises: ConfigurationError when a newer release made the file; RepositoryUnavailable when it cannot be opened.
+    Raises: ConfigurationError if a newer release made the file; RepositoryUnavailable if it cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout: timedelta = timedelta(seconds=5)) -> None:
@@ -176,9 +176,9 @@ class SqliteTaskRepository:
             return True
 
     def ready(self) -> None:
-        """Takes the write lock and lets it go: sees a read-only disk, a broken file, and one that was moved away."""
-        if not self._path.exists():  # open connections would go on writing into a file without a name
-            raise RepositoryUnavailable(f"the task store {self._path.name} is gone")
+        """Take and release the write lock, which detects a read-only disk, a damaged file, and one that was moved away."""
+        if not self._path.exists():  # open connections would still write, into a deleted file
+            raise RepositoryUnavailable(f"the task store {self._path.name} does not exist any more")
         with self._writing() as db:
             db.execute("SELECT 1 FROM tasks LIMIT 1").fetchone()
 
@@ -209,13 +209,13 @@ class SqliteTaskRepository:
     def _migrate(self) -> None:
         with self._connection() as db:
             while True:
-                db.execute("BEGIN IMMEDIATE")  # processes that start together take turns
+                db.execute("BEGIN IMMEDIATE")  # processes that start at the same time take turns
                 try:
                     version = db.execute("PRAGMA user_version").fetchone()[0]
                     if version > len(MIGRATIONS):
                         raise ConfigurationError(
-                            f"{self._path.name} was made by a newer release (version {version}, this one knows "
-                            f"{len(MIGRATIONS)}); start that release, or name another file"
+                            f"{self._path.name} was made by a newer release (version {version}, supported: up to "
+                            f"{len(MIGRATIONS)}): use that release, or another file"
                         )
                     for statement in MIGRATIONS[version] if version < len(MIGRATIONS) else ():
                         db.execute(statement)
@@ -230,7 +230,7 @@ class SqliteTaskRepository:
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
-        """One snapshot for all statements of the block."""
+        """All statements of the block see one snapshot."""
         with self._translated(), self._connection() as db:
             db.execute("BEGIN")
             try:
@@ -240,7 +240,7 @@ class SqliteTaskRepository:
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction with the write lock from its beginning; committed at the end unless the block raises."""
+        """A transaction that holds the write lock from its beginning; committed unless the block raises."""
         with self._translated():
             if not self._write_lock.acquire(timeout=self._busy_s):
                 raise RepositoryUnavailable(f"the task store {self._path.name} is busy")
@@ -273,7 +273,7 @@ class SqliteTaskRepository:
         try:
             yield db
         except sqlite3.Error:
-            db.close()  # it may be what is broken
+            db.close()  # it may be the cause
             raise
         except BaseException:
             self._put_back(db)
@@ -288,7 +288,7 @@ class SqliteTaskRepository:
         db.close()
 
     def _connect(self) -> sqlite3.Connection:
-        # a connection serves one thread at a time, not always the same; SQLite is built for that (sqlite3.threadsafety)
+        # a connection serves one thread at a time, not always the same one, which SQLite allows (sqlite3.threadsafety)
         uri = self._path.as_uri() + "?mode=rw"
         db = sqlite3.connect(uri, uri=True, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
         try:
@@ -303,7 +303,7 @@ class SqliteTaskRepository:
         return db
 
     def _switch_to_wal(self, db: sqlite3.Connection) -> None:
-        """SQLite does not wait for others here, whatever the busy timeout, so we do. No work on a file in WAL mode."""
+        """Retry, because SQLite does not wait here, whatever the busy timeout. Does nothing to a file in WAL mode."""
         deadline = time.monotonic() + self._busy_s
         while True:
             try:
@@ -354,21 +354,21 @@ def _summary(row: tuple[Any, ...]) -> TaskSummary:
 def _decode(row: tuple[Any, ...]) -> Task:
     """A task from the columns of `_columns`: three for BASIC, four for FULL."""
     version, wake_at, core, *bulk = row
-    document = {**decode_json(core), "version": version, "wake_at": wake_at}  # `postpone` writes the column alone
+    document = {**decode_json(core), "version": version, "wake_at": wake_at}  # `postpone` writes only the column
     if bulk:
         document["bulk"] = decode_json(bulk[0])
     return from_document(document)
 
 
 def _quoted(words: Sequence[str]) -> str:
-    """Words of ours (states), never text of users."""
+    """Only for constants such as states, never for text of users."""
     return ", ".join(f"'{word}'" for word in words)
 
 
 def _has_few_names(db: sqlite3.Connection, prefix: str) -> bool:
-    """Whether so few tasks have the prefix that sorting them is quicker than to look for them in the order of ids.
+    """Whether so few tasks have the prefix that sorting them is faster than searching in the order of ids.
 
-    Where there are many, the first page of them is found soon in the order of ids.
+    If there are many, searching in the order of ids soon finds a page of them.
     """
     if not prefix:
         return False
@@ -381,7 +381,7 @@ def _has_few_names(db: sqlite3.Connection, prefix: str) -> bool:
 
 
 def _rarest_tag_first(db: sqlite3.Connection, where: TaskFilter) -> TaskFilter:
-    """The first tag is walked, the others are looked up for each task on the way."""
+    """The first tag is scanned, the others are looked up for each of its tasks."""
     if len(where.tags) < 2:
         return where
     query = "SELECT count(*) FROM (SELECT 1 FROM tags WHERE token = ? LIMIT ?)"
@@ -390,7 +390,7 @@ def _rarest_tag_first(db: sqlite3.Connection, where: TaskFilter) -> TaskFilter:
 
 
 def _name_condition(prefix: str) -> tuple[str, list[str]]:
-    """A range instead of LIKE: nothing to escape, exact in case, and an index serves it."""
+    """A range instead of LIKE: needs no escaping, respects case, and can use an index."""
     end = after_prefix(prefix)
     return ("tasks.name >= ?", [prefix]) if end is None else ("tasks.name >= ? AND tasks.name < ?", [prefix, end])
 
@@ -398,17 +398,17 @@ def _name_condition(prefix: str) -> tuple[str, list[str]]:
 def _list_query(
     where: TaskFilter, limit: int, after: TaskId | None, view: View, *, few_names: bool
 ) -> tuple[str, list[object]]:
-    """The query of a page, and its values. Each branch walks one index that is in the order of ids, from `after` on.
+    """The query of a page, and its values. Each branch scans one index that is in the order of ids, from `after` on.
 
-    Several states are as many walks, merged. The planner is told which index, because it knows nothing of how
-    many tasks there are behind each (that would need ANALYZE, again and again).
+    Several states are as many scans, merged. The query names the index, because the planner does not know how many tasks each
+    index value has (that would need regular ANALYZE).
     """
-    found, values = _walks(where, after, few_names=few_names)
+    found, values = _scans(where, after, few_names=few_names)
     found += " ORDER BY id DESC LIMIT ?"
     values.append(limit)
     if view is View.MINIMAL:
         return found, values
-    # `found` reads narrow rows alone, and only the page's own documents are fetched
+    # `found` reads only narrow rows; documents are read only for the tasks of the page
     return (
         f"SELECT {_columns(view)} FROM ({found}) AS found CROSS JOIN tasks ON tasks.id = found.id{_join(view)}"
         " ORDER BY found.id DESC",
@@ -416,8 +416,8 @@ def _list_query(
     )
 
 
-def _walks(where: TaskFilter, after: TaskId | None, *, few_names: bool) -> tuple[str, list[object]]:
-    key = "tagged.id" if where.tags else "tasks.id"  # of what is walked
+def _scans(where: TaskFilter, after: TaskId | None, *, few_names: bool) -> tuple[str, list[object]]:
+    key = "tagged.id" if where.tags else "tasks.id"  # of what is scanned
     conditions: list[str] = []
     common: list[object] = []
     if after is not None:
@@ -428,7 +428,7 @@ def _walks(where: TaskFilter, after: TaskId | None, *, few_names: bool) -> tuple
         common.append(where.owner)
     if where.name_prefix:
         condition, bounds = _name_condition(where.name_prefix)
-        # the sign keeps the planner from walking names where ids have to be walked
+        # the plus sign keeps the planner from scanning names where ids must be scanned
         conditions.append(condition if few_names else condition.replace("tasks.name", "+tasks.name"))
         common.extend(bounds)
     states = sorted(state.value for state in where.states)
@@ -444,7 +444,7 @@ def _walks(where: TaskFilter, after: TaskId | None, *, few_names: bool) -> tuple
 
 
 def _source(where: TaskFilter, *, few_names: bool) -> tuple[str, list[str], list[object]]:
-    """What to walk, with its conditions and values."""
+    """What to scan, with its conditions and values."""
     if where.tags:
         tokens: list[object] = [tag_token(key, value) for key, value in where.tags]
         others = ["EXISTS (SELECT 1 FROM tags WHERE tags.token = ? AND tags.id = tagged.id)"] * (len(tokens) - 1)
@@ -462,5 +462,5 @@ def _select(key: str, source: str, conditions: list[str]) -> str:
 
 
 def _count_query(where: TaskFilter) -> tuple[str, list[object]]:
-    found, values = _walks(where, None, few_names=bool(where.name_prefix))
+    found, values = _scans(where, None, few_names=bool(where.name_prefix))
     return f"SELECT count(*) FROM ({found})", values

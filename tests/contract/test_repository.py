@@ -240,7 +240,7 @@ def test_full_shows_everything(repository):
     )
 
 
-def test_basic_leaves_out_contents_tails_and_system_logs_alone(repository):
+def test_basic_leaves_out_only_contents_tails_and_system_logs(repository):
     task = full_task()
     repository.add(task)
     expected = replace(
@@ -342,7 +342,7 @@ def test_no_increment_is_lost_when_writers_read_again_after_a_lost_race(reposito
 
 
 @pytest.mark.parametrize("seen", sorted({*TRANSITIONS, *TERMINAL}))
-def test_states_move_along_the_table_alone(repository, seen):
+def test_states_move_only_along_the_table(repository, seen):
     for to in State:
         task = added(repository, state=seen)
         try:
@@ -366,7 +366,7 @@ def test_a_terminal_task_may_be_saved_in_its_state_and_in_no_other(repository, e
     assert repository.get(task.id) == replace(task, stage=Stage.DONE, version=Version(2))
 
 
-def test_a_lost_race_is_told_before_an_illegal_move(repository):
+def test_a_lost_race_is_reported_before_an_illegal_move(repository):
     task = added(repository, state=State.RUNNING)
     assert repository.save(replace(task, state=State.COMPLETE), seen=task.version)
     assert repository.save(replace(task, state=State.CANCELING), seen=task.version) is False

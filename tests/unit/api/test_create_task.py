@@ -358,7 +358,7 @@ class TestWhenSomethingFails:
         (b" ", "the body is empty: send the task as a JSON object"),
     ],
 )
-def test_what_is_not_json_is_refused_in_our_own_words(site: Site, body: bytes, message: str) -> None:
+def test_what_is_not_json_is_refused_with_its_place(site: Site, body: bytes, message: str) -> None:
     found = assert_error(site.post("/tasks", body), 400, "not_json")
     assert found["problems"] == [{"path": "$", "message": message}]
 

@@ -1,4 +1,4 @@
-"""The compiled validation says the same as jsonschema, which explains what is wrong."""
+"""The compiled validation agrees with jsonschema, which explains why a value is invalid."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def _agree(document: Any) -> bool:
     return COMPILED(document)
 
 
-def test_both_take_a_good_task() -> None:
+def test_both_accept_a_valid_task() -> None:
     assert _agree(FULL)
 
 
 @pytest.mark.parametrize("case", SHAPE + RULES, ids=lambda case: str(case[1]))
-def test_both_say_the_same_of_each_broken_task(case: Any) -> None:
+def test_both_agree_on_each_broken_task(case: Any) -> None:
     _agree(case[0])
 
 
 @given(VALUES)
-def test_both_say_the_same_of_anything(document: Any) -> None:
+def test_both_agree_on_any_value(document: Any) -> None:
     _agree(document)
 
 

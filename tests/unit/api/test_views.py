@@ -1,4 +1,4 @@
-"""What views promise beyond single answers: keys of the spec alone, no nulls, and a validation that would notice."""
+"""What holds for all views: only keys of the spec, no nulls, and a validation that would notice."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _known(value: Any, schema: dict[str, Any], path: str = "$") -> None:
 
 
 @pytest.mark.parametrize("view", list(View))
-def test_documents_have_keys_of_the_spec_alone_and_no_nulls(site: Site, view: View) -> None:
+def test_documents_have_only_keys_of_the_spec_and_no_nulls(site: Site, view: View) -> None:
     for document in (FULL, {"executors": FULL["executors"]}):
         task_id = site.create(document)
         _known(site.get(f"/tasks/{task_id}?view={view}").json(), SPEC["tesTask"])
@@ -50,7 +50,7 @@ def test_the_validation_of_answers_notices_what_is_wrong(
     assert_error(site.get(f"/tasks/{task_id}?view=FULL"), 500)
 
 
-def test_executors_may_be_missing_in_minimal_alone(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_executors_may_be_missing_only_in_minimal(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     task_id = site.create()
     monkeypatch.setattr(Views, "task", lambda *_: {"id": task_id, "state": "QUEUED", "name": "x"})
     assert_error(site.get(f"/tasks/{task_id}"), 500)

@@ -143,6 +143,15 @@ def test_declared_directories_and_those_above_patterns_exist_before_the_first_co
     assert [m.path for m in made.mounts] == ["/logs/x", "/opt/g", "/out", "/runs", "/s[1]"]
 
 
+def test_of_many_directories_the_top_level_ones_are_mounted():
+    inputs = tuple(input_file(f"/data/{i}/x") for i in range(200))
+    made = plan(
+        spec(inputs=(*inputs, input_file("/opt/x"), input_file("/srv/d", type=DIRECTORY)), volumes=("/v/a",)), POLICY
+    )
+    assert {m.path: m.is_file for m in made.mounts} == {"/data": False, "/srv/d": False, "/v": False, "/opt/x": True}
+    assert set(made.directories) >= {"/data/0", "/data/199", "/srv/d", "/v/a"}
+
+
 def test_more_directories_than_fit_into_a_command_line_are_made_by_tif():
     outputs = tuple(output_file(f"/out/{i}/x", f"s3://b/{i}") for i in range(1000))
     assert [pod.names for pod in plan(spec(outputs=outputs[:100]), POLICY).pods] == [("executor-0", "tof")]
@@ -256,7 +265,7 @@ def test_a_forced_layout_is_kept():
     assert plan(SMALL, replace(POLICY, layout="staged")).layout is Layout.STAGED
 
 
-def test_the_filers_are_told_their_part_and_nothing_else():
+def test_the_filers_documents_have_only_their_part_of_the_task():
     task = stored(
         spec(
             inputs=(input_file(type=FILE), Input("/data/c", content="text")),

@@ -1,4 +1,4 @@
-"""Every rule with the path of what breaks it, and that nothing accepted fails later for its form."""
+"""Every rule with the path of its problem; whatever is accepted can be planned."""
 
 from dataclasses import replace
 
@@ -40,7 +40,7 @@ def paths(task_spec: TaskSpec, policy=POLICY) -> list[str]:
 
 
 @pytest.mark.parametrize("task_spec", [FILES, NEXTFLOW, SNAKEMAKE, CWL, PULSAR], ids=range(5))
-def test_what_real_clients_send_is_taken(task_spec):
+def test_what_real_clients_send_is_accepted(task_spec):
     kept, notes = check(task_spec, POLICY)
     assert (kept.executors, kept.inputs, kept.outputs, notes) == (
         task_spec.executors, task_spec.inputs, task_spec.outputs, ())  # fmt: skip
@@ -130,7 +130,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("task_spec", "expected"), BROKEN, ids=range(len(BROKEN)))
-def test_a_broken_rule_is_told_with_its_path(task_spec, expected):
+def test_a_broken_rule_is_reported_with_its_path(task_spec, expected):
     assert paths(task_spec) == expected
 
 
@@ -153,7 +153,7 @@ LIMITED = [
 
 
 @pytest.mark.parametrize(("task_spec", "expected"), LIMITED, ids=range(len(LIMITED)))
-def test_a_sites_limit_is_told_with_its_path(task_spec, expected):
+def test_an_exceeded_limit_is_reported_with_its_path(task_spec, expected):
     assert paths(task_spec, SMALL_LIMITS) == expected
     assert paths(task_spec) == []
 
@@ -190,7 +190,16 @@ def test_an_escaped_character_is_a_plain_one(path, prefix):
     assert paths(spec(outputs=(output_file(path, path_prefix=prefix),))) == []
 
 
-def test_all_problems_are_told_at_once():
+@pytest.mark.parametrize(
+    ("files", "executors", "expected"), [(5_000, 1, []), (5_001, 1, ["$"]), (60, 80, []), (60, 100, ["$"])]
+)
+def test_what_needs_more_mounts_than_a_pod_can_have_is_refused(files, executors, expected):
+    inputs = tuple(input_file(f"/opt/{i}") for i in range(files))
+    assert paths(spec(executors, inputs=inputs)) == expected
+    assert paths(spec(executors, inputs=tuple(input_file(f"/data/{i}/x") for i in range(files)))) == []
+
+
+def test_all_problems_are_reported_at_once():
     task_spec = spec((executor(image=""), executor(command=())), inputs=(input_file("x"),), volumes=("y",))
     assert paths(task_spec) == [
         "$.executors[0].image", "$.executors[1].command", "$.inputs[0].path", "$.volumes[0]"]  # fmt: skip
@@ -200,7 +209,7 @@ def test_a_file_of_any_bytes_may_come_as_content():
     assert paths(spec(inputs=(content("/a/b", "\0"),))) == []
 
 
-def test_unknown_parameters_are_dropped_and_said():
+def test_unsupported_parameters_are_dropped_with_a_note():
     kept, notes = check(spec(resources=with_parameters(GPU="1", colour="red")), POLICY)
     assert kept.resources is not None and kept.resources.backend_parameters == {"gpu": "1"}
     assert len(notes) == 1 and "colour" in notes[0]
@@ -217,7 +226,7 @@ def test_nothing_asked_for_is_nothing():
     assert kept.resources == Resources()
 
 
-def test_no_secret_of_a_url_is_told():
+def test_no_message_contains_a_secret_of_a_url():
     with pytest.raises(InvalidTask) as caught:
         check(spec(inputs=(input_file(url="gs://user:secret@host/x?token=secret"),)), POLICY)
     assert "secret" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""What the contract suite does not see of the MongoDB adapter: its settings, its indexes, its messages."""
+"""What the contract suite does not cover of the MongoDB adapter: settings, indexes, messages."""
 
 import time
 import traceback
@@ -75,7 +75,7 @@ def test_what_matters_for_durability_and_time_is_set():
     made.close()
 
 
-def test_the_indexes_are_made_once_whoever_begins(repository, mongo_url):
+def test_the_indexes_are_created_once_by_several_repositories(repository, mongo_url):
     repository.ready()
     assert repository.wait_for_indexes(WAIT)
     names = {index.document["name"] for index in INDEXES}
@@ -183,7 +183,7 @@ def test_filters_are_equalities_and_ranges():
     assert _query(TaskFilter()) == {}
 
 
-def test_a_message_tells_the_fault_and_no_credentials():
+def test_a_message_has_the_error_and_no_credentials():
     error = PyMongoError("mongodb://user:hunter2@host:1 failed, Timeout: 3s, Topology Description: <...>")
     assert mongo._message(error) == "PyMongoError: mongodb://host:1 failed"
 

@@ -154,7 +154,7 @@ for _ in range(3):
 
 
 @pytest.mark.parametrize("wanted", [1, 20, 90])
-def test_a_killed_process_loses_nothing_that_it_told(file, wanted):
+def test_a_killed_process_loses_nothing_that_it_reported(file, wanted):
     with subprocess.Popen([sys.executable, "-c", ADD_FOREVER, str(file)], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         told = [line.strip() for line in itertools.islice(child.stdout, wanted)]
@@ -214,7 +214,7 @@ def test_many_that_open_a_new_file_at_once_all_can(file):
         assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
 
 
-def test_the_file_is_for_its_user_alone(repository, file):
+def test_only_its_user_can_read_the_file(repository, file):
     repository.add(a_task("one"))
     for made in file.parent.iterdir():
         assert stat.S_IMODE(made.stat().st_mode) == 0o600, made.name
