@@ -217,7 +217,7 @@ RULES: list[tuple[Any, str, str]] = [
     (_with("outputs.1.path_prefix", "/elsewhere"), "$.outputs[1].path_prefix", "must be a beginning"),
     (_with("resources.ram_gb", -1), "$.resources.ram_gb", "must be at least 0"),
     (_with("resources.cpu_cores", 1e300), "$.resources.cpu_cores", "must be at least 0"),
-    (_with("resources.backend_parameters", {"time_limit": "soon"}), "$.resources.backend_parameters.time_limit", "time"),
+    (_with("resources.backend_parameters", {"time_limit": "soon"}), "$.resources.backend_parameters.time_limit", "duration"),
     (_with("resources", {"backend_parameters": {"x": "1"}, "backend_parameters_strict": True}),
      "$.resources.backend_parameters.x", "unsupported"),
     (_with("executors.0.command", ["a\0b"]), "$.executors[0].command[0]", "NUL"),
