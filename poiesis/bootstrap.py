@@ -164,7 +164,7 @@ class Bootstrap:
 
     def _local_cluster(self) -> FollowedCluster:
         from poiesis.cluster.local import Filers, LocalCluster, credential_files
-        from poiesis.filer.staging import stage_in, stage_out
+        from poiesis.filer.staging import stage
 
         arch = ARCHITECTURES.get(platform.machine(), platform.machine())
         launcher = shipped_launchers().get(arch)
@@ -175,8 +175,8 @@ class Bootstrap:
             self.settings.runtime,
             self.policy,
             Filers(
-                lambda document, volume, cancelled: stage_in(document, volume, self.filer, cancelled=cancelled),
-                lambda document, volume, cancelled: stage_out(document, volume, self.filer, cancelled=cancelled),
+                lambda document, volume, cancelled: stage("in", document, volume, self.filer, cancelled=cancelled),
+                lambda document, volume, cancelled: stage("out", document, volume, self.filer, cancelled=cancelled),
             ),
             self.clock,
             launcher,

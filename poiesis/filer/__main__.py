@@ -19,7 +19,7 @@ from typing import Final
 from poiesis.domain.errors import PoiesisError
 from poiesis.domain.report import FilerReport, format_report
 from poiesis.filer.settings import FilerSettings
-from poiesis.filer.staging import stage_in, stage_out
+from poiesis.filer.staging import stage
 
 USAGE: Final = "usage: python -m poiesis.filer in|out --document FILE --volume DIR [--settings FILE]"
 MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024
@@ -44,8 +44,8 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError, PoiesisError) as error:
         report = FilerReport(error=f"the filer cannot start: {error}", error_code="configuration")
     else:
-        stage = stage_in if options["direction"] == "in" else stage_out
         report = stage(
+            options["direction"],
             document,
             Path(options["--volume"]),
             settings,

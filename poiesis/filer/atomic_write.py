@@ -127,8 +127,6 @@ def local_errors(what: str) -> Iterator[None]:
     """Translate the errors of local files."""
     try:
         yield
-    except PoiesisError:
-        raise
     except OSError as error:
         raise local_error(error, f"{what}: ") from error
 

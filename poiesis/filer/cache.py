@@ -21,7 +21,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from poiesis.domain.errors import PoiesisError
 from poiesis.filer.atomic_write import atomic_file
 from poiesis.filer.local import copy_file
 from poiesis.filer.settings import FilerSettings
@@ -65,22 +64,16 @@ class Cache:
                     return Sent(file.url, size)
         except OSError as error:
             self._note(f"the input cache could not be used: {error.strerror}")
-        except _Failed as failed:
-            raise failed.error from failed
         return fetch(file, target)
 
     def _fill(self, file: RemoteFile, key: str, entry: Path, fetch: Callable[[RemoteFile, Path], Sent]) -> None:
         self._evict(file.size_bytes or 0, before=True)
-        room = (
-            self._partial / f"{key}.{secrets.token_hex(4)}"
-        )  # a directory, since fetching makes temporary names of its own
+        # a directory, since fetching makes temporary names of its own
+        room = self._partial / f"{key}.{secrets.token_hex(4)}"
         arriving = room / "file"
         try:
             room.mkdir()
-            try:
-                fetch(file, arriving)
-            except PoiesisError as error:
-                raise _Failed(error) from error
+            fetch(file, arriving)
             with arriving.open("rb") as written:
                 os.fsync(written.fileno())
             executable = os.stat(arriving).st_mode & 0o111
@@ -163,11 +156,3 @@ class Cache:
             with self._locked(path.name, wait=False) as held:
                 if held:
                     shutil.rmtree(path, ignore_errors=True)
-
-
-class _Failed(Exception):
-    """The fetch itself failed, not the cache."""
-
-    def __init__(self, error: PoiesisError) -> None:
-        super().__init__(str(error))
-        self.error = error

@@ -220,7 +220,7 @@ class CloudFiler:
             return self._stores[scheme, bucket], key
 
     def _store(self, scheme: str, bucket: str) -> GCSStore | AzureStore:
-        options = self._settings.cloud_stores().get(scheme) or CloudStore()
+        options = self._settings.cloud_stores.get(scheme) or CloudStore()
         values: dict[str, Any] = {"skip_signature": True} if options.anonymous else {}
         client, retry = self._client_options(options.endpoint), self._retries()
         try:

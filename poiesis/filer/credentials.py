@@ -55,7 +55,7 @@ def s3_unencrypted(url: str, settings: FilerSettings) -> bool:
 
 
 def cloud_unencrypted(url: str, settings: FilerSettings) -> bool:
-    store = settings.cloud_stores().get(urlsplit(url).scheme.lower())
+    store = settings.cloud_stores.get(urlsplit(url).scheme.lower())
     return store is not None and not store.anonymous and (store.endpoint or "").startswith("http://")
 
 

@@ -8,12 +8,11 @@ from typing import Any
 
 from poiesis.domain.errors import NotFound, StagingFailed
 from poiesis.domain.patterns import PathPattern, brace_alternatives, parse_pattern, unescape
-from poiesis.filer.placeholder import is_placeholder
 from poiesis.filer.small_file_protocol import Exchange, SmallFiles
 from poiesis.filer.stage import Stage, Tools
 from poiesis.filer.transfer import Job
 from poiesis.filer.urls import ends_with_slash, join, without_slash, without_suffix
-from poiesis.filer.volume import Entry
+from poiesis.filer.volume import Entry, is_placeholder
 from poiesis.ports.filer import Filer
 
 

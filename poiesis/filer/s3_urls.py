@@ -17,7 +17,7 @@ _BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{1,254}")
 
 def s3_endpoints(settings: FilerSettings) -> tuple[S3Endpoint, ...]:
     """Never empty. Raises: ConfigurationError."""
-    return settings.endpoints() or (_default_endpoint(),)
+    return settings.endpoints or (_default_endpoint(),)
 
 
 def parse_s3_url(url: str, endpoints: Sequence[S3Endpoint]) -> tuple[S3Endpoint, str, str]:

@@ -133,40 +133,27 @@ class FilerSettings:
             raise ConfigurationError(
                 "filer: part_bytes must be at least 5 MiB, buffer_bytes at least 4096, attempts at least 1"
             )
-        self.endpoints()
-        self.cloud_stores()
-
-    def cloud_stores(self) -> dict[str, CloudStore]:
-        """The stores of `cloud` by scheme, checked. Raises: ConfigurationError."""
-        return self._cloud_stores
+        _ = self.endpoints, self.cloud_stores
 
     @cached_property
-    def _cloud_stores(self) -> dict[str, CloudStore]:
+    def cloud_stores(self) -> dict[str, CloudStore]:
+        """The stores of `cloud` by scheme, checked. Raises: ConfigurationError."""
         if unknown := sorted(set(self.cloud) - {"gs", "az"}):
             raise ConfigurationError(f"filer: unknown scheme {unknown[0]!r} in cloud: use gs or az")
-        known = {f.name for f in dataclasses.fields(CloudStore)}
         for scheme, options in self.cloud.items():
-            if wrong := ", ".join(sorted(set(options) - known)):
-                raise ConfigurationError(f"filer: cloud store {scheme!r} has unknown fields: {wrong}")
+            _check_fields(CloudStore, options, f"cloud store {scheme!r} has")
         return {scheme: CloudStore(**options) for scheme, options in self.cloud.items()}
 
+    @cached_property  # the planner asks for each bucket of a task
     def endpoints(self) -> tuple[S3Endpoint, ...]:
         """The endpoints of `s3`, checked. Raises: ConfigurationError."""
-        return self._endpoints
-
-    @cached_property  # the planner asks for each bucket of a task
-    def _endpoints(self) -> tuple[S3Endpoint, ...]:
-        known = {f.name for f in dataclasses.fields(S3Endpoint)}
         found = []
         for name, options in self.s3.items():
-            wrong = ", ".join(sorted(set(options) - known))
-            if wrong:
-                raise ConfigurationError(f"filer: s3 endpoint {name!r} has unknown fields: {wrong}")
-            values = {**options, "name": name}
-            if isinstance(values.get("buckets"), str):
+            _check_fields(S3Endpoint, options, f"s3 endpoint {name!r} has")
+            buckets = options.get("buckets", ())
+            if isinstance(buckets, str):
                 raise ConfigurationError(f"filer: buckets of s3 endpoint {name!r} must be a list")
-            values["buckets"] = tuple(values.get("buckets", ()))
-            found.append(S3Endpoint(**values))
+            found.append(S3Endpoint(**{**options, "name": name, "buckets": tuple(buckets)}))
         return tuple(found)
 
     def to_json(self) -> str:
@@ -199,3 +186,9 @@ class FilerSettings:
             return cls(**values)
         except (ValueError, TypeError) as error:
             raise ConfigurationError(f"the filer's settings cannot be read: {error}") from None
+
+
+def _check_fields(kind: type[S3Endpoint | CloudStore], options: Mapping[str, Any], where: str) -> None:
+    known = {f.name for f in dataclasses.fields(kind)}
+    if unknown := ", ".join(sorted(set(options) - known)):
+        raise ConfigurationError(f"filer: {where} unknown fields: {unknown}")

@@ -1,13 +1,14 @@
 """TIF and TOF: staging a task's inputs and outputs. docs/data-plane.md has the rules by number.
 
-Both functions take a document of `poiesis.domain.staging` and return a report; whatever goes wrong is in the report and never an
-exception. They run as a container's program or inside a process.
+`stage` takes a document of `poiesis.domain.staging` and returns a report; whatever goes wrong is in the report and never an exception.
+It runs as a container's program or inside a process.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,11 +20,14 @@ from poiesis.filer.transfer import Control, Pool
 from poiesis.filer.transfer_log import TransferLog
 from poiesis.filer.volume import Volume
 
+PROGRESS_INTERVAL_S: Final = 1.0
+
 Progress = Callable[[int, int], None]
-"""Called with files and bytes done, at most once a second."""
+"""Called with files and bytes done."""
 
 
-def stage_in(
+def stage(
+    direction: str,
     document: Mapping[str, Any],
     volume: Path,
     settings: FilerSettings,
@@ -32,95 +36,66 @@ def stage_in(
     progress: Progress | None = None,
     schemes: Mapping[str, Scheme] | None = None,
 ) -> FilerReport:
-    """Stage the inputs of a `tif_document` onto the volume; stops at the first error. `schemes`: instead of the registered ones."""
-
-    from poiesis.filer.inputs import StageIn  # a filer runs in one direction
-
-    def run(tools: Tools) -> None:
-        stage = StageIn(tools)
-        for path in document.get("directories", ()):
-            stage.make_directory(path)
-        for path in document.get("touched", ()):
-            tools.volume.make_placeholder(path)
-        tools.control.sync = False  # all of them at once, at the end
-        stage.run(stage.jobs(document.get("inputs", ())))
-        if settings.sync and not tools.log.has_errors:
-            tools.volume.sync()
-
-    return _run(run, document, volume, settings, cancelled, progress, schemes)
-
-
-def stage_out(
-    document: Mapping[str, Any],
-    volume: Path,
-    settings: FilerSettings,
-    *,
-    cancelled: Callable[[], bool] = lambda: False,
-    progress: Progress | None = None,
-    schemes: Mapping[str, Scheme] | None = None,
-) -> FilerReport:
-    """Upload the outputs of a `tof_document`; every one is tried, whatever happens to the others."""
-
-    from poiesis.filer.outputs import StageOut
-
-    def run(tools: Tools) -> None:
-        stage = StageOut(tools, document)
-        stage.run(stage.jobs(document.get("outputs", ())))
-
-    return _run(run, document, volume, settings, cancelled, progress, schemes)
-
-
-def _run(
-    stage: Callable[[Tools], None],
-    document: Mapping[str, Any],
-    volume: Path,
-    settings: FilerSettings,
-    cancelled: Callable[[], bool],
-    progress: Progress | None,
-    schemes: Mapping[str, Scheme] | None,
-) -> FilerReport:
+    """`in`: stage the inputs of a `tif_document` onto the volume, up to the first error. `out`: upload the outputs of a `tof_document`;
+    every one is tried, whatever happens to the others. `schemes`: instead of the registered ones."""
     control = Control(settings, cancelled)
     log = TransferLog(control)
     pool = Pool(settings.parallel)
     allow = settings.allow_unencrypted_credentials or document.get("allow_unencrypted_credentials", True)
-    filers = Filers(Context(settings, control, pool, allow), schemes)
-    reporter = ProgressReporter(control, progress)
     try:
-        tree = Volume(volume)
-        try:
-            stage(Tools(tree, control, pool, filers, log))
-        finally:
-            tree.close()
-            filers.close()
+        with (
+            _reporting(control, progress),
+            closing(Volume(volume)) as tree,
+            closing(Filers(Context(settings, control, pool, allow), schemes)) as filers,
+        ):
+            tools = Tools(tree, control, pool, filers, log)
+            _stage_in(document, tools) if direction == "in" else _stage_out(document, tools)
     except Exception as error:
         log.failed(error, "")
-    finally:
-        reporter.end()
     return log.report()
 
 
-class ProgressReporter:
-    """Calls `progress` from its own thread while there is something new."""
+def _stage_in(document: Mapping[str, Any], tools: Tools) -> None:
+    from poiesis.filer.inputs import StageIn  # a filer runs in one direction
 
-    INTERVAL: Final = 1.0  # seconds
+    stage = StageIn(tools)
+    for path in document.get("directories", ()):
+        stage.make_directory(path)
+    for path in document.get("touched", ()):
+        tools.volume.make_placeholder(path)
+    tools.control.sync = False  # all of them at once, at the end
+    stage.run(stage.jobs(document.get("inputs", ())))
+    if tools.control.settings.sync and not tools.log.has_errors:
+        tools.volume.sync()
 
-    def __init__(self, control: Control, progress: Progress | None) -> None:
-        self._end = threading.Event()
-        self._thread: threading.Thread | None = None
-        if progress is not None:
-            arguments = (control, progress)
-            self._thread = threading.Thread(target=self._report, args=arguments, name="filer-progress", daemon=True)
-            self._thread.start()
 
-    def _report(self, control: Control, progress: Progress) -> None:
+def _stage_out(document: Mapping[str, Any], tools: Tools) -> None:
+    from poiesis.filer.outputs import StageOut
+
+    stage = StageOut(tools, document)
+    stage.run(stage.jobs(document.get("outputs", ())))
+
+
+@contextmanager
+def _reporting(control: Control, progress: Progress | None) -> Iterator[None]:
+    """Call `progress` from its own thread while there is something new."""
+    if progress is None:
+        yield
+        return
+    end = threading.Event()
+
+    def report() -> None:
         before = (0, 0)
-        while not self._end.wait(self.INTERVAL):
+        while not end.wait(PROGRESS_INTERVAL_S):
             now = (control.files_done, control.bytes_done)
             if now != before:
                 progress(*now)
                 before = now
 
-    def end(self) -> None:
-        self._end.set()
-        if self._thread is not None:
-            self._thread.join()
+    thread = threading.Thread(target=report, name="filer-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        end.set()
+        thread.join()

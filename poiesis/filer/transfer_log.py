@@ -28,7 +28,7 @@ class TransferLog:
         self._files: list[TransferredFile] = []
         self._notes: list[str] = []
         self._omitted_notes = 0
-        self._errors: list[PoiesisError] = []
+        self._errors: list[tuple[PoiesisError, str]] = []
         self._tracebacks = 0
         self._total_files = self._total_bytes = 0
 
@@ -55,20 +55,19 @@ class TransferLog:
         """Record an error of the file at `path`, of whatever kind: a bug must not lose the files of the others."""
         if not isinstance(error, PoiesisError):
             self._tracebacks += 1
-            error = unexpected(error, with_traceback=self._tracebacks <= MAX_TRACEBACKS)
-        if path not in str(error):
-            error = _with_path(error, path)
+            error = _unexpected(error, with_traceback=self._tracebacks <= MAX_TRACEBACKS)
+        text = str(error)
         with self._lock:
             if len(self._errors) < MAX_FILES:
-                self._errors.append(error)
+                self._errors.append((error, _CONTROL.sub("?", text if path in text else f"{path}: {text}")))
 
     def report(self) -> FilerReport:
         # errors that only the stop of the other transfers caused explain nothing; a permanent error decides over a transient one
-        errors = [e for e in self._errors if not isinstance(e, Cancelled)] or self._errors
-        errors.sort(key=lambda e: e.retryable)
+        errors = [item for item in self._errors if not isinstance(item[0], Cancelled)] or self._errors
+        errors.sort(key=lambda item: item[0].retryable)
         message = None
         if errors:
-            message = "; ".join(dict.fromkeys(_CONTROL.sub("?", str(e)) for e in errors[:MAX_ERRORS]))
+            message = "; ".join(dict.fromkeys(text for _, text in errors[:MAX_ERRORS]))
             if len(errors) > MAX_ERRORS:
                 message += f"; and {len(errors) - MAX_ERRORS} more"
         notes = [*self._notes, f"… and {self._omitted_notes} more notes"] if self._omitted_notes else self._notes
@@ -81,24 +80,15 @@ class TransferLog:
             seconds=time.monotonic() - self._started,
             notes=tuple(notes),
             error=message,
-            error_code=errors[0].code if errors else None,
-            retryable=bool(errors) and all(e.retryable for e in errors),
+            error_code=errors[0][0].code if errors else None,
+            retryable=bool(errors) and all(error.retryable for error, _ in errors),
         )
 
 
-def unexpected(error: Exception, *, with_traceback: bool = True) -> StagingFailed:
+def _unexpected(error: Exception, *, with_traceback: bool) -> StagingFailed:
     """One line for the user about a bug; the traceback goes to the filer's log, which only operators read."""
     if with_traceback:
         import logging  # only for bugs
 
         logging.getLogger("poiesis.filer").error("unexpected_error", exc_info=error)
     return StagingFailed(f"internal error of the filer ({type(error).__name__}); the traceback is in its log")
-
-
-def _with_path(error: PoiesisError, path: str) -> PoiesisError:
-    """The same kind of error, with the path in its message."""
-    copy = type(error).__new__(type(error))
-    copy.__dict__.update(error.__dict__)
-    copy.args = (f"{path}: {error}" if path else str(error),)
-    copy.__cause__ = error.__cause__
-    return copy

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final
 
 from poiesis.domain.errors import NotFound, StagingFailed
 from poiesis.domain.report import ROOT
-from poiesis.filer.placeholder import mark_as_placeholder
 
 if TYPE_CHECKING:
     from poiesis.domain.patterns import Name, PathPattern
@@ -29,6 +28,8 @@ MAX_DEPTH: Final = 256  # of directories; each level holds a descriptor
 FILE_MODE: Final = 0o666  # an image may run as any user, and may change its inputs
 EXECUTABLE_MODE: Final = 0o777
 DIRECTORY_MODE: Final = 0o777
+# modification time of placeholders: 2005-03-18, an even number of whole seconds since 1980, because some file systems keep no others
+_MARK_NS: Final = 1_111_111_110 * 10**9
 _LOOK: Final = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 _LIST: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _KINDS: Final = {
@@ -130,7 +131,9 @@ class Volume:
             raise StagingFailed(f"{path}: the file cannot be made: {error.strerror}") from error
         try:
             os.fchmod(descriptor, FILE_MODE)
-            mark_as_placeholder(descriptor)
+            os.utime(descriptor, ns=(_MARK_NS, _MARK_NS))
+            if not is_placeholder(os.fstat(descriptor)):
+                raise StagingFailed("the file system of the task's volume does not keep modification times")
         except OSError as error:
             raise StagingFailed(f"{path}: the file cannot be made: {error.strerror}") from error
         finally:
@@ -326,6 +329,14 @@ class Volume:
 
 def _unusable(path: str, error: StagingFailed) -> Entry:
     return Entry(path, 0, problem=str(error), is_error=not isinstance(error, NotFound | LinkCircle))
+
+
+def is_placeholder(state: os.stat_result) -> bool:
+    """Whether a file was made by `make_placeholder` and no command has written to it.
+
+    The mark is a modification time that no program sets by habit: every way to write, truncating an empty file among them, replaces it;
+    changes of owner or mode, which a volume's driver makes when it mounts the volume, do not."""
+    return state.st_size == 0 and state.st_mtime_ns == _MARK_NS
 
 
 def _names(path: str) -> list[str]:

@@ -125,7 +125,7 @@ def test_each_object_is_requested_once_and_arrives(
 
 
 def test_progress_includes_them(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staging.ProgressReporter, "INTERVAL", 0.002)
+    monkeypatch.setattr(staging, "PROGRESS_INTERVAL_S", 0.002)
     total = sum(len(data) for data in offer(web).values())
     reports: list[tuple[int, int]] = []
     directory = given("/data", "s3://bucket/dir", type="DIRECTORY")

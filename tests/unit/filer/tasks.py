@@ -9,7 +9,7 @@ from typing import Any
 
 from poiesis.domain.report import FilerReport
 from poiesis.filer.settings import FilerSettings
-from poiesis.filer.staging import stage_in, stage_out
+from poiesis.filer.staging import stage
 
 FLAGS = ("optional", "allow_unencrypted_credentials")
 
@@ -48,7 +48,7 @@ def bring(
     }
     document["touched"] = list(more.pop("touched", ()))
     document |= {name: more.pop(name) for name in FLAGS if name in more}
-    return stage_in(document, volume, settings, **more)
+    return stage("in", document, volume, settings, **more)
 
 
 def send(volume: Path, *outputs: Mapping[str, Any], settings: FilerSettings, **more: Any) -> FilerReport:
@@ -59,7 +59,7 @@ def send(volume: Path, *outputs: Mapping[str, Any], settings: FilerSettings, **m
         "touched": list(more.pop("touched", ())),
         **{name: more.pop(name) for name in FLAGS if name in more},
     }
-    return stage_out(document, volume, settings, **more)
+    return stage("out", document, volume, settings, **more)
 
 
 def tree(root: Path) -> dict[str, bytes | None]:

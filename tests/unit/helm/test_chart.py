@@ -554,7 +554,7 @@ def test_the_values_configure_the_input_cache(render: Callable[[str], Rendered])
 
 
 def test_the_first_s3_endpoint_stays_the_first(render: Callable[[str], Rendered]):
-    found = read(FilerSettings, environment(render("everything"), "tif"), FILER_PREFIX).endpoints()
+    found = read(FilerSettings, environment(render("everything"), "tif"), FILER_PREFIX).endpoints
     assert [endpoint.name for endpoint in found] == ["zebra", "attic"]
     assert found[0].buckets == ("results", "genomes-*")
     assert found[0].virtual_style
