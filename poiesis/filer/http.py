@@ -2,7 +2,7 @@
 
 Every response is checked: status, Content-Length, end of chunks, and when a transfer resumes Content-Range and the validator
 (If-Range), so that a file is never joined from two versions. Responses with neither a length nor chunks are refused, because a broken
-transfer could not be told from a complete one.
+transfer could not be distinguished from a complete one.
 """
 
 from __future__ import annotations
@@ -367,7 +367,7 @@ class HttpFiler:
             reached.total = None
         else:
             raise StagingFailed(
-                f"{shown(url)}: the server sends no length, so a broken transfer could not be told from a complete one"
+                f"{shown(url)}: the server sends no length, so a broken transfer could not be distinguished from a complete one"
             )
         most = self._settings.max_file_bytes
         if most is not None and (reached.total or 0) > most:

@@ -28,9 +28,9 @@ def record(message: str = "event", *arguments: object, **fields: Any) -> logging
 
 
 def test_a_record_is_one_json_object_with_its_fields() -> None:
-    told = json.loads(JsonFormatter().format(record("task_saved", task_id="t", seconds=0.5, none=None)))
-    time = told.pop("time")
-    assert told == {
+    entry = json.loads(JsonFormatter().format(record("task_saved", task_id="t", seconds=0.5, none=None)))
+    time = entry.pop("time")
+    assert entry == {
         "level": "INFO",
         "event": "task_saved",
         "logger": "poiesis.x",
@@ -42,8 +42,10 @@ def test_a_record_is_one_json_object_with_its_fields() -> None:
 
 
 def test_a_field_cannot_pretend_to_be_another() -> None:
-    told = json.loads(JsonFormatter().format(record("real", event="forged", level="DEBUG", logger="x", time="never")))
-    assert (told["event"], told["level"], told["logger"]) == ("real", "INFO", "poiesis.x") and told["time"] != "never"
+    entry = json.loads(JsonFormatter().format(record("real", event="forged", level="DEBUG", logger="x", time="never")))
+    assert (entry["event"], entry["level"], entry["logger"]) == ("real", "INFO", "poiesis.x") and entry[
+        "time"
+    ] != "never"
 
 
 class Broken:
@@ -69,15 +71,15 @@ def test_a_trace_goes_with_its_record() -> None:
         raise ValueError("at redis://u:secret@h")
     except ValueError as error:
         made.exc_info = (ValueError, error, error.__traceback__)
-    told = json.loads(JsonFormatter().format(made))
-    assert "ValueError" in told["trace"] and "secret" not in told["trace"]
+    entry = json.loads(JsonFormatter().format(made))
+    assert "ValueError" in entry["trace"] and "secret" not in entry["trace"]
     made.exc_text = None
     text = TextFormatter().format(made)
     assert "Traceback" in text and "secret" not in text
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "shown"),
     [
         ("mongodb://u:p@h/x", "mongodb://h/x"),
         ("redis://:p@h:1/0 and http://a@b", "redis://h:1/0 and http://b"),
@@ -87,9 +89,9 @@ def test_a_trace_goes_with_its_record() -> None:
         ("nothing", "nothing"),
     ],
 )
-def test_credentials_are_cut_out_of_urls(text: str, told: str) -> None:
-    assert without_credentials(text) == told
-    assert without_credentials(told) == told
+def test_credentials_are_cut_out_of_urls(text: str, shown: str) -> None:
+    assert without_credentials(text) == shown
+    assert without_credentials(shown) == shown
 
 
 @given(st.text(alphabet="ab:@%!", min_size=1, max_size=12))
@@ -112,8 +114,8 @@ def test_logs_go_to_stderr(root: logging.Logger, capsys: pytest.CaptureFixture[s
     configure_logging("info", form)
     logging.getLogger("poiesis.test").info("said", extra={"task_id": "t"})
     logging.getLogger("kombu").info("chatter")
-    told = capsys.readouterr()
-    assert told.out == "" and told.err.count("\n") == 1 and ("{" in told.err) is (form == "json")
+    written = capsys.readouterr()
+    assert written.out == "" and written.err.count("\n") == 1 and ("{" in written.err) is (form == "json")
 
 
 @pytest.mark.parametrize(("level", "form"), [("LOUD", "json"), ("", "json"), ("INFO", "xml")])

@@ -18,7 +18,7 @@ PATHS = """
 
 @pytest.mark.parametrize("path", PATHS.split())
 @pytest.mark.parametrize("auth", [(), ("basic",)])
-def test_redirects_name_no_host(path: str, auth: tuple[str, ...], tmp_path: Path) -> None:
+def test_redirects_have_no_host(path: str, auth: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "users.json").write_text("[]")
     site = Site(
         api=ApiSettings(auth=auth, credentials_file=str(tmp_path / "users.json"), allowed_hosts=("evil.example",))

@@ -34,7 +34,7 @@ def test_objects_of_other_attempts_and_parts_have_other_names():
 
 
 @pytest.mark.parametrize("task_id", ["\ud800", "-", "A", "a" * 38, "-a", "ä"])
-def test_an_id_that_is_no_name_is_hashed(task_id):
+def test_an_id_that_is_not_a_valid_name_is_hashed(task_id):
     assert slug(task_id) != task_id
     assert NAME.fullmatch(slug(task_id))
 
@@ -57,7 +57,7 @@ def test_an_id_is_known_as_one_and_stands_in_names_unchanged(at, chance):
 
 
 @given(st.text(max_size=30))
-def test_anything_else_is_no_id(text):
+def test_anything_else_is_not_an_id(text):
     assert is_task_id(text) == bool(re.fullmatch("[0-9a-z]{26}", text, re.ASCII))
 
 

@@ -32,7 +32,7 @@ def test_a_launchers_record_is_read():
 
 
 @given(st.dictionaries(st.sampled_from(sorted(LINE)), VALUES))
-def test_a_record_of_any_values_is_none_or_within_its_bounds(fields):
+def test_a_record_of_any_values_is_rejected_or_within_its_bounds(fields):
     record = parse_record(json.dumps({**LINE, **fields}), 10)
     if record is None:
         return
@@ -45,7 +45,7 @@ def test_a_record_of_any_values_is_none_or_within_its_bounds(fields):
 
 
 @given(st.text() | st.binary(), st.integers(-1, 5))
-def test_text_that_is_not_a_record_is_none(text, limit):
+def test_text_that_is_not_a_record_is_rejected(text, limit):
     assert parse_record(text, limit) is None
     assert parse_report(text) is None
 
@@ -59,7 +59,7 @@ def test_text_that_is_not_a_record_is_none(text, limit):
     ],
     ids=range(12),
 )  # fmt: skip
-def test_hostile_text_is_none(text):
+def test_hostile_text_is_rejected(text):
     assert parse_record(text, 10) is None
 
 
@@ -142,7 +142,7 @@ def test_a_report_stays_within_its_bound_and_can_be_read(report):
 
 @given(st.fixed_dictionaries({"files": VALUES}, optional=dict.fromkeys(
     ["omitted", "total_files", "total_bytes", "seconds", "notes", "error", "error_code", "retryable"], VALUES)))  # fmt: skip
-def test_a_report_of_any_values_is_none_or_within_its_bounds(fields):
+def test_a_report_of_any_values_is_rejected_or_within_its_bounds(fields):
     report = parse_report(json.dumps(fields))
     assert report is None or (report.omitted >= 0 and report.seconds >= 0)
 
@@ -156,7 +156,7 @@ def test_any_time_is_utc_or_none(value):
 @pytest.mark.parametrize(
     "text", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "2026-01-01T00:00:00", "x" * 50]
 )
-def test_a_time_without_a_utc_equivalent_is_none(text):
+def test_a_time_without_a_utc_equivalent_is_rejected(text):
     assert parse_time(text) is None
 
 

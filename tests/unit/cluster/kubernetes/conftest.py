@@ -1,4 +1,4 @@
-"""Tasks to build objects from, and an API server that does as it is told."""
+"""Tasks to build objects from, and a scripted API server."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ def pod_json(
 ) -> dict[str, Any]:
     """A pod as the API server shows it; `containers`: name → state."""
     states = {"executor-0": {"waiting": {"reason": "ContainerCreating"}}} if containers is None else containers
-    told = {
+    labels = {
         "app.kubernetes.io/managed-by": "poiesis",
         "app.kubernetes.io/instance": "poiesis",
         "app.kubernetes.io/component": "task",
@@ -190,7 +190,7 @@ def pod_json(
             "uid": f"uid-{name}",
             "resourceVersion": str(version),
             "creationTimestamp": "2026-01-02T03:04:05Z",
-            "labels": told,
+            "labels": labels,
             **(metadata or {}),
         },
         "spec": {"containers": [{"name": n} for n in states], **({"nodeName": node} if node else {})},

@@ -316,7 +316,7 @@ def test_every_uploader_of_an_attempt_is_removed_and_seen_to_be_gone(cluster: Ku
     assert volume is not None
     cluster._cache.delete(VOLUMES, 7, volume)
     cluster.observe(task)
-    assert store.calls() == ["GET pods", "GET persistentvolumeclaims"]  # nobody saw the last uploader go
+    assert store.calls() == ["GET pods", "GET persistentvolumeclaims"]  # the end of the last uploader was not observed
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def view_of(**more: Any) -> PodView:
     return found
 
 
-def test_what_is_no_tasks_is_not_kept() -> None:
+def test_objects_without_a_task_are_not_kept() -> None:
     assert project_pod({"metadata": {"name": "a"}}) is None and project_volume({}) is None
 
 
@@ -58,7 +58,7 @@ def test_names_of_what_is_gone_are_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     assert not kept.is_gone(VOLUMES, "p2")
 
 
-def test_an_object_made_anew_under_a_gone_name_is_there_again() -> None:
+def test_an_object_created_again_under_a_deleted_name_is_found() -> None:
     kept = Cache(lambda _: None)
     kept.delete(PODS, 5, view_of(name="p"))
     kept.put(PODS, 6, view_of(name="p"))

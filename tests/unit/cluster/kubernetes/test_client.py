@@ -68,7 +68,7 @@ def test_of_a_long_text_the_end_is_kept(server: ApiServer, client: Client) -> No
     assert client.text(f"{PODS}/a/log", {}, 7) == "ééend"
 
 
-def test_an_answer_that_is_no_json_is_tried_again(server: ApiServer, client: Client) -> None:
+def test_a_response_that_is_not_json_is_retried(server: ApiServer, client: Client) -> None:
     server.answer = in_turn(Answer(body="<html>"), Answer(body="[]"), Answer(body={"a": 1}))
     assert client.get(PODS) == {"a": 1}
 

@@ -114,12 +114,12 @@ def test_what_took_a_pod_away(status: dict[str, Any], lost: str | None) -> None:
     assert observed(status=status).lost == lost
 
 
-def test_a_container_that_failed_is_no_loss() -> None:
+def test_a_failed_container_is_not_lost() -> None:
     failed = {"terminated": {"exitCode": 1, "reason": "Error"}}
     assert observed(containers={"executor-0": failed}, phase="Failed").lost is None
 
 
-def test_a_container_whose_end_nobody_knows() -> None:
+def test_a_container_with_an_unknown_end() -> None:
     unknown = {"terminated": {"exitCode": 137, "reason": "ContainerStatusUnknown"}}
     assert observed(containers={"executor-0": unknown}, phase="Failed").lost == "ContainerStatusUnknown"
 

@@ -1,4 +1,4 @@
-"""Whole pods as JSON, and every limit. POIESIS_WRITE_GOLDEN=1 writes the files anew: read the difference before you keep it."""
+"""Whole pods as JSON, and every limit. POIESIS_WRITE_GOLDEN=1 writes the files again: read the difference before you commit it."""
 
 from __future__ import annotations
 

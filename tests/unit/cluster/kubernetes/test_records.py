@@ -147,7 +147,9 @@ def test_records_of_others_in_the_last_ones_log_save_reading_theirs(
     assert set(said) == {"tof", "executor-0"} and reads(server) == ["tof"]
 
 
-def test_a_record_that_was_heard_needs_neither_status_nor_log(make: Callable[..., Records], server: ApiServer) -> None:
+def test_a_record_received_by_poke_needs_neither_status_nor_log(
+    make: Callable[..., Records], server: ApiServer
+) -> None:
     records, view = make(), pod(executor_0=RUNNING)
     records.accept_records(view.name, [Record("executor-0", True, 0, stdout="x" * 1000), Record("other", True, 0)])
     said = records.of(view, poked=False)
@@ -169,7 +171,7 @@ def test_a_filers_report_is_read_out_of_its_record(
     assert kept is not None and kept.stdout == ""
 
 
-def test_somebody_elses_record_is_not_taken(make: Callable[..., Records], logs: dict[str, Answer | None]) -> None:
+def test_a_record_of_another_container_is_ignored(make: Callable[..., Records], logs: dict[str, Answer | None]) -> None:
     logs["executor-0"] = Answer(body=LINE + record("tof") + "\n" + LINE + "no json\n")
     assert make().of(pod(executor_0=ended(record("tof"))), poked=False) == {}
 

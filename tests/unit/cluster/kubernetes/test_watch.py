@@ -143,7 +143,7 @@ def test_an_event_in_several_chunks_and_several_in_one(fixture: Fixture) -> None
     assert fixture.state("a") == "running"
 
 
-def test_repeated_and_late_events_are_no_news(fixture: Fixture) -> None:
+def test_repeated_and_late_events_are_ignored(fixture: Fixture) -> None:
     fresh = event("MODIFIED", task_pod("a", 15, containers=ENDED))
     fixture.play(
         listing(task_pod("a", 10), version=10),
@@ -161,7 +161,7 @@ def test_repeated_and_late_events_are_no_news(fixture: Fixture) -> None:
     assert fixture.state("a") is None and fixture.woken == ["a", "a", "a"]  # listed, ended, deleted
 
 
-def test_a_change_that_does_not_matter_wakes_nobody(fixture: Fixture) -> None:
+def test_an_irrelevant_change_wakes_no_task(fixture: Fixture) -> None:
     same = task_pod("a", 11)
     same["metadata"]["managedFields"] = [{"manager": "kubelet"}]
     same["status"]["podIP"] = "10.0.0.1"
@@ -182,7 +182,7 @@ def test_a_server_that_is_away_is_asked_ever_more_rarely(fixture: Fixture) -> No
     assert fixture.state("a")
 
 
-def test_a_stream_that_says_what_is_no_event_is_begun_anew(fixture: Fixture) -> None:
+def test_a_stream_with_an_invalid_event_is_started_again(fixture: Fixture) -> None:
     fixture.play(
         listing(version=10),
         Answer(lines=[b"no json\n"]),

@@ -37,7 +37,7 @@ def test_a_pod_survives_its_document() -> None:
         assert read_pod(json.loads(json.dumps(pod.document()))) == pod
 
 
-def test_what_is_no_pod_is_refused() -> None:
+def test_an_invalid_pod_is_refused() -> None:
     with pytest.raises((KeyError, TypeError)):
         read_pod({})
 
