@@ -119,7 +119,7 @@ def test_logs_go_to_stderr(root: logging.Logger, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.parametrize(("level", "form"), [("LOUD", "json"), ("", "json"), ("INFO", "xml")])
-def test_a_level_or_form_that_is_none_is_refused(root: logging.Logger, level: str, form: str) -> None:
+def test_an_unknown_level_or_form_is_refused(root: logging.Logger, level: str, form: str) -> None:
     with pytest.raises(ConfigurationError):
         configure_logging(level, form)
 

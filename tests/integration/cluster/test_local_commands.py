@@ -126,7 +126,7 @@ def test_a_command_that_is_cancelled_while_it_starts_ends_at_once(make_lab: Call
         eventually(partial(_has_no_pod, lab, task), "the end of the pod", deadline=30)
 
 
-def test_a_command_over_its_memory_is_told_so(lab: Lab) -> None:
+def test_a_command_over_its_memory_limit_is_reported(lab: Lab) -> None:
     if "cannot be kept" in lab.cluster.describe():
         pytest.skip("memory limits cannot be kept here")
     seen = lab.run(sh("dd if=/dev/zero of=/dev/null bs=400M count=1"), resources=Resources(ram_gb=0.1))
@@ -214,7 +214,7 @@ def test_every_change_wakes_the_task(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("engine", ["docker", "podman"])
-def test_an_image_that_cannot_be_had_is_told_while_the_task_waits(make_lab: Callable[..., Lab], engine: str) -> None:
+def test_an_unavailable_image_is_reported_while_the_task_waits(make_lab: Callable[..., Lab], engine: str) -> None:
     lab = make_lab(engine)
     task = lab.launch(lab.task(sh("true"), Executor("localhost:1/no/such:image", ("true",))))
 

@@ -67,7 +67,7 @@ def test_a_taken_port_is_refused(up: Callable[..., subprocess.CompletedProcess[s
         assert_refused(up("--port", port), port, "--port")
 
 
-def test_a_setting_that_cannot_be_used_is_told_in_a_sentence(
+def test_an_unusable_setting_is_reported_in_one_sentence(
     up: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     known = "POIESIS_POLICY__MAX_ATTEMPTS"

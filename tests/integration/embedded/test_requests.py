@@ -105,7 +105,7 @@ def test_all_problems_are_problem_at_once(service: Service) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b'{"a": NaN', b"[" * 5000, b"executors=1"], ids=range(6))
-def test_a_body_that_is_no_json_is_refused(service: Service, body: bytes) -> None:
+def test_a_body_that_is_not_json_is_refused(service: Service, body: bytes) -> None:
     before = service.count()
     assert_problem(request("POST", f"{service.api}/tasks", body), 400)
     assert service.count() == before

@@ -16,7 +16,7 @@ from urllib.parse import unquote
 @dataclass
 class Fault:
     """What happens to one request: `status` instead of an answer; `cut` closes the connection after so many bytes of the body, with
-    `reset` hard; `length` is the Content-Length told; `drip` seconds between bytes; `redirect` where to."""
+    `reset` hard; `length` is the Content-Length sent; `drip` seconds between bytes; `redirect` where to."""
 
     status: int | None = None
     cut: int | None = None
@@ -205,8 +205,8 @@ class HttpServer:
         if not fault.no_range:
             handler.send_header("accept-ranges", "bytes")
         if status == 206:
-            told = start + (1 if fault.wrong_range else 0)
-            handler.send_header("content-range", f"bytes {told}-{end - 1}/{len(body)}")
+            reported_start = start + (1 if fault.wrong_range else 0)
+            handler.send_header("content-range", f"bytes {reported_start}-{end - 1}/{len(body)}")
         for name, value in fault.headers.items():
             handler.send_header(name, value)
         part = body[start:end]

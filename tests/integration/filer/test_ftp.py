@@ -185,8 +185,8 @@ def _serve(control: socket.socket, context: ssl.SSLContext, root: Path, open_one
             if not more:
                 return
             line += more
-        told, _, line = line.partition(b"\r\n")
-        command, _, value = told.decode().partition(" ")
+        command_line, _, line = line.partition(b"\r\n")
+        command, _, value = command_line.decode().partition(" ")
         path = root / value.lstrip("/")
         if command == "AUTH":
             say("234 go ahead")

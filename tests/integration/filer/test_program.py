@@ -92,7 +92,7 @@ def test_an_invalid_document_is_an_error_in_the_report(tmp_path: Path) -> None:
 
 
 def test_a_document_in_pieces_is_joined(tmp_path: Path) -> None:
-    """As it comes when it is too large for one Secret (poiesis/cluster/kubernetes/objects.py)."""
+    """As it is when it is too large for one Secret (poiesis/cluster/kubernetes/objects.py)."""
     text = json.dumps({"inputs": [given("/data/x", content="ü" * 3000)]}).encode()
     for i in range(12):
         piece = text[i * 2000 : (i + 1) * 2000]

@@ -42,9 +42,9 @@ def poiesis(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
             code = int(end.code or 0)
         for name in variables:
             monkeypatch.delenv(name)
-        told = capsys.readouterr()
-        assert "Traceback" not in told.err
-        return Done(code, told.out, told.err)
+        written = capsys.readouterr()
+        assert "Traceback" not in written.err
+        return Done(code, written.out, written.err)
 
     return run
 
@@ -89,7 +89,7 @@ class TesServer:
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
 
     def serve(self, answers: dict[str, Answer | list[Answer]], prefix: str = "/ga4gh/tes/v1") -> None:
-        """By `METHOD /path`, without prefix and query; of a list one after the other, the last one for ever."""
+        """By `METHOD /path`, without prefix and query; of a list one after the other, the last one repeatedly."""
         table = {"GET /service-info": (200, {"name": "x"}), **answers}
 
         def answer(asked: Asked) -> Answer:

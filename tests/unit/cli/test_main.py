@@ -151,8 +151,8 @@ def test_info_shows_changed_settings_and_no_secret(poiesis: Poiesis, server: Tes
     assert done.code == 0 and "g:tes:1.1.0" in done.out and "POIESIS_POLICY__MAX_ATTEMPTS=5" in done.out
     assert "secret" not in done.out + done.err
     done = poiesis("info", "--json", "--url", server.url, **secret)
-    told = json.loads(done.out)
-    assert told["service"] == info and told["settings"]["POIESIS_POLICY__MAX_ATTEMPTS"] == 3
+    printed = json.loads(done.out)
+    assert printed["service"] == info and printed["settings"]["POIESIS_POLICY__MAX_ATTEMPTS"] == 3
     assert "secret" not in done.out
 
 

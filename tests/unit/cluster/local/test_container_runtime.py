@@ -111,7 +111,7 @@ def test_a_container_that_was_only_made_is_started(runtime: ContainerRuntime, tm
     assert asked(answers)[-1] == ["start", "--", "poiesis-a-1-executor-0"]
 
 
-def test_a_container_that_somebody_removed_is_not_made_again(
+def test_a_container_removed_from_outside_is_not_created_again(
     runtime: ContainerRuntime, tmp_path: Path, answers: Path
 ) -> None:
     run, task_dir = run_of(runtime, tmp_path)
@@ -122,7 +122,9 @@ def test_a_container_that_somebody_removed_is_not_made_again(
     assert run.state() is RunState.ENDED
 
 
-def test_an_engine_that_is_away_is_no_answer(runtime: ContainerRuntime, tmp_path: Path, answers: Path) -> None:
+def test_an_unavailable_engine_is_not_a_missing_container(
+    runtime: ContainerRuntime, tmp_path: Path, answers: Path
+) -> None:
     run, task_dir = run_of(runtime, tmp_path)
     task_dir.note("executor-0", "intent")
     (answers / "inspect.err").write_text("Cannot connect to the Docker daemon")
@@ -154,7 +156,9 @@ def test_a_launcher_lives_while_it_holds_its_lock(runtime: ContainerRuntime, tmp
         ("TLS handshake timeout", "ErrImagePull"),
     ],
 )
-def test_refused_images_are_told_from_faults(runtime: ContainerRuntime, answers: Path, words: str, reason: str) -> None:
+def test_refused_images_are_distinguished_from_failures(
+    runtime: ContainerRuntime, answers: Path, words: str, reason: str
+) -> None:
     (answers / "image.err").write_text("no such image")
     (answers / "pull.err").write_text(words)
     with pytest.raises(StartFailed, match="image:1") as caught:
@@ -169,7 +173,7 @@ def test_an_image_that_is_there_is_not_pulled(runtime: ContainerRuntime, answers
     assert asked(answers) == []
 
 
-def test_an_option_is_no_image(runtime: ContainerRuntime) -> None:
+def test_an_option_is_not_an_image(runtime: ContainerRuntime) -> None:
     with pytest.raises(StartFailed) as caught:
         runtime.pull("--privileged")
     assert caught.value.reason == "InvalidImageName"
