@@ -406,7 +406,7 @@ def test_pages_are_exact_and_newest_first(repository, total, limit, sizes):
     assert [task.id for page in pages for task in page] == ids(reversed(tasks))
 
 
-def test_a_page_goes_on_after_an_id_that_is_no_task(repository):
+def test_a_page_continues_after_the_id_of_a_missing_task(repository):
     older, newer = added(repository), added(repository)
     between = TaskId(older.id + "0")
     assert ids(repository.list(EVERYTHING, limit=9, after=between, view=View.MINIMAL).tasks) == [older.id]
@@ -503,11 +503,11 @@ def test_tags_may_hold_any_text(repository):
 
 def test_an_owner_sees_only_what_is_the_owners(repository):
     ada, bob = added(repository, owner="ada").id, added(repository, owner="bob").id
-    nobody = added(repository).id
+    unowned = added(repository).id
     assert matching(repository, owner="ada") == {ada}
     assert matching(repository, owner="ad") == set()
     assert matching(repository, owner="") == set()
-    assert matching(repository) == {ada, bob, nobody}
+    assert matching(repository) == {ada, bob, unowned}
 
 
 def test_all_conditions_hold_at_once(repository):
@@ -680,7 +680,7 @@ def test_a_request_that_is_too_large_is_refused(store):
 
 
 @pytest.mark.parametrize("changes", [{"name": "\ud800"}, {"tags": {"\udfff": ""}}, {"nonce": "\ud800"}])
-def test_text_that_is_no_unicode_is_refused(store, changes):
+def test_text_that_is_not_unicode_is_refused(store, changes):
     if not store.bounded:
         pytest.skip("this store takes any text")
     with pytest.raises(InvalidTask, match="surrogate"):

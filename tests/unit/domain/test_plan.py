@@ -158,7 +158,7 @@ def test_more_directories_than_fit_into_a_command_line_are_made_by_tif():
     assert [pod.names for pod in plan(spec(outputs=outputs), POLICY).pods] == [("tif", "executor-0", "tof")]
 
 
-def test_a_file_mount_below_a_mounted_directory_is_no_mount_of_its_own():
+def test_a_file_mount_below_a_mounted_directory_is_not_mounted_separately():
     made = plan(spec(volumes=("/opt/tool",), outputs=(output_file("/opt/tool/out.txt"),)), POLICY)
     assert (made.mounts, made.touched) == ((Mount("/opt/tool", "root/opt/tool"),), ())
 
@@ -272,7 +272,7 @@ def test_the_filers_documents_have_only_their_part_of_the_task():
             outputs=(output_file("/etc/out", path_prefix="/etc"),),
             resources=with_parameters(optional_outputs="true"),
         ),
-        owner="somebody",
+        owner="ada",
     )
     made = plan(task.spec, POLICY)
     assert tif_document(task, made) == {

@@ -171,7 +171,7 @@ SAME = [
 
 
 @pytest.mark.parametrize("task_spec", SAME, ids=range(len(SAME)))
-def test_the_same_thing_twice_at_one_path_is_no_conflict(task_spec):
+def test_the_same_content_twice_at_one_path_is_not_a_conflict(task_spec):
     assert paths(task_spec) == []
 
 
@@ -215,7 +215,7 @@ def test_unsupported_parameters_are_dropped_with_a_note():
     assert len(notes) == 1 and "colour" in notes[0]
 
 
-def test_a_parameter_that_only_the_configuration_knows_is_no_crash():
+def test_a_parameter_that_only_the_configuration_has_does_not_crash():
     policy = replace(POLICY, backend_parameters=frozenset({"made_up"}))
     kept, _ = check(spec(resources=with_parameters(made_up="1")), policy)
     assert kept.resources is not None and kept.resources.backend_parameters == {}

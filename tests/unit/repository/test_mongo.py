@@ -154,7 +154,7 @@ def test_a_document_has_what_it_is_found_by_and_two_texts():
     document = bson.decode(raw.raw)
     assert size == len(raw.raw)
     assert set(document) == {"_id", "version", "state", "core", "bulk"}, (
-        "no field that is null, none that nobody asks for"
+        "no field that is null, none that is never queried"
     )
     assert mongo._decode(document) == task
 

@@ -157,15 +157,15 @@ for _ in range(3):
 def test_a_killed_process_loses_nothing_that_it_reported(file, wanted):
     with subprocess.Popen([sys.executable, "-c", ADD_FOREVER, str(file)], stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
-        told = [line.strip() for line in itertools.islice(child.stdout, wanted)]
+        reported = [line.strip() for line in itertools.islice(child.stdout, wanted)]
         child.send_signal(signal.SIGKILL)
-        told += [line.strip() for line in child.stdout if line.endswith("\n")]
-    assert len(told) >= wanted
+        reported += [line.strip() for line in child.stdout if line.endswith("\n")]
+    assert len(reported) >= wanted
     with closing(SqliteTaskRepository(file)) as repository:
-        for task_id in told:
+        for task_id in reported:
             assert repository.get(TaskId(task_id)).version == 2
         tagged = TaskFilter(tags=(("k", "v"),))
-        assert repository.count(TaskFilter()) == repository.count(tagged) >= len(told)
+        assert repository.count(TaskFilter()) == repository.count(tagged) >= len(reported)
     with closing(sqlite3.connect(file)) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
 
@@ -243,8 +243,8 @@ def test_an_older_file_is_migrated_and_a_failed_step_leaves_it_as_it_was(file, m
         assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 1,)
 
 
-@pytest.mark.parametrize("content", [b"this is no database, whatever its name says" * 100])
-def test_a_file_that_is_no_database_is_refused(file, content):
+@pytest.mark.parametrize("content", [b"this is not a database, whatever its name says" * 100])
+def test_a_file_that_is_not_a_database_is_refused(file, content):
     file.parent.mkdir()
     file.write_bytes(content)
     with pytest.raises(RepositoryUnavailable, match=r"tasks\.sqlite"):
@@ -265,7 +265,7 @@ def test_a_file_that_was_moved_away_is_not_ready(repository, file):
         repository.ready()
 
 
-def test_another_process_that_holds_the_write_lock_is_waited_for_and_not_for_ever(file):
+def test_another_process_that_holds_the_write_lock_is_waited_for_until_a_deadline(file):
     with closing(SqliteTaskRepository(file, busy_timeout=SHORT)) as repository, closing(sqlite3.connect(file)) as db:
         repository.add(a_task("one"))
         db.execute("BEGIN IMMEDIATE")
