@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -27,7 +27,7 @@ from poiesis.cluster.kubernetes.cache import (
 )
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.delivery import InstanceOwner, LauncherDelivery, with_launchers
-from poiesis.cluster.kubernetes.errors import ApiError, translate
+from poiesis.cluster.kubernetes.errors import ApiError, translate, translated
 from poiesis.cluster.kubernetes.observe import pod_of
 from poiesis.cluster.kubernetes.pokes import PokeAddress
 from poiesis.cluster.kubernetes.records import Records
@@ -126,9 +126,7 @@ class KubernetesCluster:
         if deadline < self._binds_late_until:
             return
         pause = BINDING_PAUSE_S
-        while True:
-            if self._is_bound(task):
-                return
+        while not self._is_bound(task):
             if self._monotonic() + pause > deadline:
                 self._binds_late_until = self._monotonic() + BINDS_LATE_S
                 return
@@ -176,10 +174,8 @@ class KubernetesCluster:
         uid = uid or next((v.uid for v in self._cache.volumes(task.id) if v.name == name), None)
         if uid is not None:
             return uid
-        try:
+        with translated(f"get volume {name}"):
             found = self.client.get(f"{self._core}/{VOLUMES}/{name}")
-        except ApiError as error:
-            raise translate(error, f"get volume {name}") from error
         self._remember_uid(name, found["metadata"]["uid"])
         return str(found["metadata"]["uid"])
 
@@ -207,7 +203,7 @@ class KubernetesCluster:
                 continue
             known = self._records.of(view, poked=poked)
             found.append(pod_of(view, task, {n: r.record for n, r in known.items() if r.record is not None}))
-            reports |= _reports({n: r.report for n, r in known.items()})
+            reports |= {n: r.report for n, r in known.items() if r.report is not None}
             if tails:
                 live |= self._records.tails(view, known)
         return Observed(pods=tuple(found), volumes=tuple(v.name for v in volume_views), reports=reports, tails=live)
@@ -223,31 +219,28 @@ class KubernetesCluster:
     def _is_certain(self, task: Task, plan: Plan | None, pod_names: set[str], volume_names: set[str]) -> bool:
         """Whether the cache is conclusive: the objects that the task's stage depends on are present, or were seen deleted."""
         if not task.due_stage.is_ending and task.part is not None:
-            return self._is_known(PODS, object_name(task.id, task.attempt, task.part), pod_names)
-        plan = plan or plan_of(task, self._policy)
-        wanted = [object_name(task.id, task.attempt, p.part) for p in plan.pods]
-        if not all(self._is_known(PODS, name, pod_names) for name in wanted):
-            return False
-        return plan.volume_bytes is None or self._is_known(
-            VOLUMES, objects.volume_name(task.id, task.attempt), volume_names
+            parts, has_volume = [task.part], False
+        else:
+            plan = plan or plan_of(task, self._policy)
+            parts, has_volume = [p.part for p in plan.pods], plan.volume_bytes is not None
+        wanted = {object_name(task.id, task.attempt, part) for part in parts}
+        volume = {objects.volume_name(task.id, task.attempt)} if has_volume else set()
+        return all(self._cache.is_gone(PODS, name) for name in wanted - pod_names) and all(
+            self._cache.is_gone(VOLUMES, name) for name in volume - volume_names
         )
 
-    def _is_known(self, kind: str, name: str, present: set[str]) -> bool:
-        return name in present or self._cache.is_gone(kind, name)
-
     def _listed(
-        self, task_id: TaskId, kinds: Sequence[str] = (PODS, VOLUMES)
+        self, task_id: TaskId | None, kinds: Sequence[str] = (PODS, VOLUMES)
     ) -> tuple[tuple[PodView, ...], tuple[VolumeView, ...]]:
+        """Of one task, or of all."""
         query = {"labelSelector": labels.selector(self.settings, task_id)}
-        try:
+        with translated(f"list objects of task {task_id}" if task_id else "list objects of all tasks"):
             lists = {kind: self.client.get(f"{self._core}/{kind}", query) for kind in kinds}
-        except ApiError as error:
-            raise translate(error, f"list objects of task {task_id}") from error
         pod_views = (project_pod(d) for d in lists[PODS].get("items") or [])
         volume_views = (project_volume(d) for d in lists.get(VOLUMES, {}).get("items") or [])
         return (
-            tuple(v for v in pod_views if v is not None and v.task_id == task_id),
-            tuple(v for v in volume_views if v is not None and v.task_id == task_id),
+            tuple(v for v in pod_views if v is not None and task_id in (None, v.task_id)),
+            tuple(v for v in volume_views if v is not None and task_id in (None, v.task_id)),
         )
 
     # ── delete ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -282,10 +275,8 @@ class KubernetesCluster:
     def _delete_one(self, kind: str, name: str) -> None:
         if self._is_followed() and self._cache.is_gone(kind, name):
             return
-        try:
+        with translated(f"delete {kind} {name}"):
             self.client.delete(f"{self._core}/{kind}/{name}", {"propagationPolicy": "Background"})
-        except ApiError as error:
-            raise translate(error, f"delete {kind} {name}") from error
 
     # ── events ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -308,16 +299,8 @@ class KubernetesCluster:
         """From the cache if there is a watch, else with two lists."""
         if self._is_followed():
             return self._cache.task_ids()
-        query = {"labelSelector": labels.selector(self.settings)}
-        found: dict[TaskId, None] = {}
-        for kind in (PODS, VOLUMES):
-            try:
-                items = self.client.get(f"{self._core}/{kind}", query).get("items") or []
-            except ApiError as error:
-                raise translate(error, f"list {kind}") from error
-            ids = (labels.task_id_of(item.get("metadata") or {}) for item in items)
-            found |= dict.fromkeys(i for i in ids if i is not None)
-        return list(found)
+        pod_views, volume_views = self._listed(None)
+        return dict.fromkeys((*(v.task_id for v in pod_views), *(v.task_id for v in volume_views)))
 
     def may_have_pod(self, task_id: TaskId) -> bool:
         """True also without a watch that would show it."""
@@ -348,7 +331,3 @@ class KubernetesCluster:
         for watch in self._watches:
             watch.close()
         self.client.close()
-
-
-def _reports(found: Mapping[str, FilerReport | None]) -> dict[str, FilerReport]:
-    return {name: report for name, report in found.items() if report is not None}

@@ -64,12 +64,11 @@ class VolumeView:
     name: str
     uid: str
     task_id: TaskId
-    attempt: int
-    deleting: bool
     bound: bool
 
 
 View = PodView | VolumeView
+Key = tuple[str, str]  # kind and name
 
 
 def project_pod(document: Mapping[str, Any]) -> PodView | None:
@@ -119,8 +118,6 @@ def project_volume(document: Mapping[str, Any]) -> VolumeView | None:
         name=metadata.get("name", ""),
         uid=metadata.get("uid", ""),
         task_id=task_id,
-        attempt=labels.attempt_of(metadata),
-        deleting="deletionTimestamp" in metadata,
         bound=(document.get("status") or {}).get("phase") == "Bound",
     )
 
@@ -155,9 +152,9 @@ class Cache:
         self._on_change = changed
         self._on_gone = gone
         self._lock = threading.Lock()
-        self._views: dict[str, dict[str, tuple[int, View]]] = {PODS: {}, VOLUMES: {}}
-        self._of_task: dict[TaskId, set[tuple[str, str]]] = {}
-        self._gone: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._views: dict[Key, tuple[int, View]] = {}
+        self._of_task: dict[TaskId, set[Key]] = {}
+        self._gone: OrderedDict[Key, int] = OrderedDict()
         self._message_bytes = 0
 
     def replace_all(self, kind: str, documents: Iterable[tuple[int, View]]) -> None:
@@ -166,33 +163,33 @@ class Cache:
         with self._lock:
             listed = set()
             for version, view in documents:
-                listed.add(view.name)
-                if self._put(kind, version, view):
+                listed.add((kind, view.name))
+                if self._put((kind, view.name), version, view):
                     woken.add(view.task_id)
-            for name in [n for n in self._views[kind] if n not in listed]:
-                woken.add(self._views[kind][name][1].task_id)
-                self._remove(kind, name, 0)
+            for key in [k for k in self._views if k[0] == kind and k not in listed]:
+                woken.add(self._views[key][1].task_id)
+                self._remove(key, 0)
         for task_id in woken:
             self._on_change(task_id)
 
     def put(self, kind: str, version: int, view: View) -> None:
         with self._lock:
-            changed = self._put(kind, version, view)
+            changed = self._put((kind, view.name), version, view)
         if changed:
             self._on_change(view.task_id)
 
     def delete(self, kind: str, version: int, view: View) -> None:
         with self._lock:
-            known = view.name in self._views[kind]
-            self._remove(kind, view.name, version)
+            known = (kind, view.name) in self._views
+            self._remove((kind, view.name), version)
         if known:
             self._on_change(view.task_id)
 
     def pods(self, task_id: TaskId) -> tuple[PodView, ...]:
-        return tuple(v for v in self._of(PODS, task_id) if isinstance(v, PodView))
+        return tuple(v for v in self._of(task_id) if isinstance(v, PodView))
 
     def volumes(self, task_id: TaskId) -> tuple[VolumeView, ...]:
-        return tuple(v for v in self._of(VOLUMES, task_id) if isinstance(v, VolumeView))
+        return tuple(v for v in self._of(task_id) if isinstance(v, VolumeView))
 
     def is_gone(self, kind: str, name: str) -> bool:
         """Whether an object of that name was seen deleted."""
@@ -206,54 +203,47 @@ class Cache:
     def starting(self) -> list[TaskId]:
         """Tasks with a scheduled pod whose containers are being started."""
         with self._lock:
-            return [v.task_id for _, v in self._views[PODS].values() if isinstance(v, PodView) and _starts(v)]
+            return [v.task_id for _, v in self._views.values() if isinstance(v, PodView) and _starts(v)]
 
     def __len__(self) -> int:
         with self._lock:
-            return sum(len(v) for v in self._views.values())
+            return len(self._views)
 
-    def _of(self, kind: str, task_id: TaskId) -> list[View]:
+    def _of(self, task_id: TaskId) -> list[View]:
         with self._lock:
-            names = sorted(name for k, name in self._of_task.get(task_id, ()) if k == kind)
-            return [self._views[kind][name][1] for name in names]
+            return [self._views[key][1] for key in sorted(self._of_task.get(task_id, ()))]
 
-    def _put(self, kind: str, version: int, view: View) -> bool:
+    def _put(self, key: Key, version: int, view: View) -> bool:
         """Whether the view is new; older versions, also of deleted objects, are ignored."""
-        if (kind, view.name) in self._gone:
-            if version <= self._gone[kind, view.name]:
-                return False
-            del self._gone[kind, view.name]
-        known = self._views[kind].get(view.name)
+        if version <= self._gone.get(key, -1):
+            return False
+        self._gone.pop(key, None)
+        known = self._views.get(key)
         if known is not None and 0 < version <= known[0]:
             return False
         if known is not None:
             self._message_bytes -= _message_bytes(known[1])
-        if isinstance(view, PodView):
-            view = self._fitting(view)
+        if isinstance(view, PodView) and self._message_bytes + _message_bytes(view) > MAX_MESSAGES_BYTES:
+            view = replace(view, containers=tuple(replace(c, termination_message=None) for c in view.containers))
         self._message_bytes += _message_bytes(view)
-        self._views[kind][view.name] = (version, view)
-        self._of_task.setdefault(view.task_id, set()).add((kind, view.name))
+        self._views[key] = (version, view)
+        self._of_task.setdefault(view.task_id, set()).add(key)
         return known is None or known[1] != view
 
-    def _remove(self, kind: str, name: str, version: int) -> None:
-        known = self._views[kind].pop(name, None)
+    def _remove(self, key: Key, version: int) -> None:
+        known = self._views.pop(key, None)
         if known is not None:
             if isinstance(known[1], PodView):
                 self._on_gone(known[1])
             self._message_bytes -= _message_bytes(known[1])
-            mine = self._of_task.get(known[1].task_id, set())
-            mine.discard((kind, name))
+            mine = self._of_task[known[1].task_id]
+            mine.remove(key)
             if not mine:
-                self._of_task.pop(known[1].task_id, None)
-        self._gone[kind, name] = max(version, known[0] if known else 0)
-        self._gone.move_to_end((kind, name))
+                del self._of_task[known[1].task_id]
+        self._gone[key] = max(version, known[0] if known else 0)
+        self._gone.move_to_end(key)
         while len(self._gone) > MAX_GONE:
             self._gone.popitem(last=False)
-
-    def _fitting(self, view: PodView) -> PodView:
-        if self._message_bytes + _message_bytes(view) <= MAX_MESSAGES_BYTES:
-            return view
-        return replace(view, containers=tuple(replace(c, termination_message=None) for c in view.containers))
 
 
 def _starts(view: PodView) -> bool:
@@ -265,8 +255,5 @@ def _starts(view: PodView) -> bool:
 
 
 def _message_bytes(view: View) -> int:
-    return (
-        sum(len(c.termination_message) for c in view.containers if c.termination_message)
-        if isinstance(view, PodView)
-        else 0
-    )
+    containers = view.containers if isinstance(view, PodView) else ()
+    return sum(len(c.termination_message or "") for c in containers)

@@ -95,7 +95,7 @@ class Stream:
 
 
 class Client:
-    """`calls` counts requests by verb and kind."""
+    """`calls` counts requests by verb and kind. Every method raises ApiError."""
 
     def __init__(
         self,
@@ -108,29 +108,27 @@ class Client:
         self._configuration = configuration_ or configuration(settings)
         self._api = ApiClient(self._configuration)
         self._host = self._configuration.host.rstrip("/")
-        self._timeout = urllib3.Timeout(
-            connect=settings.connect_timeout.total_seconds(), read=settings.read_timeout.total_seconds()
-        )
         self._connect_s = settings.connect_timeout.total_seconds()
+        self._read_s = settings.read_timeout.total_seconds()
         self._attempts = max(1, settings.attempts)
         self._sleep = sleep
         self._jitter = jitter
         self.calls: Counter[str] = Counter()
 
     def get(self, path: str, query: Mapping[str, object] | None = None) -> dict[str, Any]:
-        """Raises: ApiError, like all methods here."""
-        return self._json("GET", path, query)
+        return self._repeat(_document, "GET", path, query)
 
     def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._json("POST", path, None, body)
+        return self._repeat(_document, "POST", path, body=body)
 
     def replace(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._json("PUT", path, None, body)
+        return self._repeat(_document, "PUT", path, body=body)
 
     def delete(self, path: str, options: Mapping[str, Any]) -> bool:
         """Whether the object existed."""
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", **options}
         try:
-            self._json("DELETE", path, None, {"apiVersion": "v1", "kind": "DeleteOptions", **options})
+            self._repeat(_document, "DELETE", path, body=body)
         except ApiError as error:
             if error.status == 404:
                 return False
@@ -139,121 +137,97 @@ class Client:
 
     def text(self, path: str, query: Mapping[str, object], limit_bytes: int) -> str:
         """The last `limit_bytes` of a plain-text response; no more than that is kept in memory."""
-        return self._repeat(lambda: self._text_once(path, query, limit_bytes))
+
+        def read(response: urllib3.BaseHTTPResponse) -> str:
+            kept = b""
+            for chunk in response.stream(256 * 1024):
+                kept = (kept + chunk)[-limit_bytes:]
+            response.release_conn()
+            return kept.decode("utf-8", "replace")
+
+        return self._repeat(read, "GET", path, query)
 
     def stream(self, path: str, query: Mapping[str, object], *, read_timeout_s: float) -> Stream:
-        timeout = urllib3.Timeout(connect=self._connect_s, read=read_timeout_s)
-        response = self._send("GET", path, query, None, timeout)
-        if response.status != 200:
-            raise self._error(response)
-        return Stream(response)
+        return self._once(Stream, "GET", path, query, read_s=read_timeout_s)
 
     def close(self) -> None:
         self._api.close()  # type: ignore[no-untyped-call]
 
     # ── one call ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _json(
-        self, method: str, path: str, query: Mapping[str, object] | None, body: Mapping[str, Any] | None = None
-    ) -> dict[str, Any]:
+    def _repeat(
+        self,
+        read: Callable[[urllib3.BaseHTTPResponse], T],
+        method: str,
+        path: str,
+        query: Mapping[str, object] | None = None,
+        body: Mapping[str, Any] | None = None,
+    ) -> T:
         payload = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        return self._repeat(lambda: self._json_once(method, path, query, payload))
-
-    def _repeat(self, call: Callable[[], T]) -> T:
-        delay = FIRST_DELAY_S
-        for attempt in range(1, self._attempts + 1):
+        attempt, delay = 1, FIRST_DELAY_S
+        while True:
             try:
-                return call()
+                return self._once(read, method, path, query, payload, self._read_s)
             except ApiError as error:
                 wait = max(delay * (0.5 + self._jitter()), error.retry_after or 0.0)
                 if not rule_for(error).again or attempt == self._attempts or wait > LONGEST_DELAY_S:
                     raise
                 log.info("api_call_repeated", extra={"attempt": attempt, "error": str(error), "wait_s": round(wait, 2)})
                 self._sleep(wait)
-                delay *= 2
-        raise AssertionError("unreachable")
+                attempt, delay = attempt + 1, delay * 2
 
-    def _json_once(
-        self, method: str, path: str, query: Mapping[str, object] | None, payload: bytes | None
-    ) -> dict[str, Any]:
-        response = self._send(method, path, query, payload, self._timeout)
-        body = self._body(response)
-        if not 200 <= response.status < 300:
-            raise _failure(response, body)
-        try:
-            document = json.loads(body)
-        except ValueError as error:
-            raise ApiError(0, "NotJson", f"response is not JSON: {body[:100]!r}") from error
-        if not isinstance(document, dict):
-            raise ApiError(0, "NotJson", "response is not a JSON object")
-        return document
-
-    def _text_once(self, path: str, query: Mapping[str, object], limit_bytes: int) -> str:
-        response = self._send("GET", path, query, None, self._timeout)
-        if response.status != 200:
-            raise self._error(response)
-        kept = b""
-        try:
-            for chunk in response.stream(256 * 1024):
-                kept = (kept + chunk)[-limit_bytes:]
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            response.close()
-            raise ApiError(0, type(error).__name__, str(error)) from error
-        response.release_conn()
-        return kept.decode("utf-8", "replace")
-
-    def _send(
+    def _once(
         self,
+        read: Callable[[urllib3.BaseHTTPResponse], T],
         method: str,
         path: str,
-        query: Mapping[str, object] | None,
-        payload: bytes | None,
-        timeout: urllib3.Timeout,
-    ) -> urllib3.BaseHTTPResponse:
-        headers = {"Accept": JSON, "User-Agent": "poiesis"}
-        if payload is not None:
-            headers["Content-Type"] = JSON
+        query: Mapping[str, object] | None = None,
+        payload: bytes | None = None,
+        read_s: float | None = None,
+    ) -> T:
+        headers = {"Accept": JSON, "User-Agent": "poiesis"} | ({"Content-Type": JSON} if payload is not None else {})
         token = self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         if token:
             headers["Authorization"] = token
-        url = f"{self._host}{path}" + (f"?{urlencode(query)}" if query else "")
         self.calls[_verb(method, path, query)] += 1
+        response = None
         try:
-            return self._api.rest_client.pool_manager.request(
+            response = self._api.rest_client.pool_manager.request(
                 method,
-                url,
+                f"{self._host}{path}" + (f"?{urlencode(query)}" if query else ""),
                 body=payload,
                 headers=headers,
-                timeout=timeout,
+                timeout=urllib3.Timeout(connect=self._connect_s, read=read_s),
                 retries=False,
                 redirect=False,
                 preload_content=False,
             )
+            if 200 <= response.status < 300:
+                return read(response)
+            raise from_answer(response.status, _body(response), response.headers.get("Retry-After"))
         except (urllib3.exceptions.HTTPError, OSError) as error:
+            if response is not None:
+                response.close()
             raise ApiError(0, type(error).__name__, str(error)) from error
 
-    def _error(self, response: urllib3.BaseHTTPResponse) -> ApiError:
-        return _failure(response, self._body(response))
 
-    def _body(self, response: urllib3.BaseHTTPResponse) -> bytes:
-        try:
-            body = response.read(MAX_ANSWER_BYTES + 1)
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            response.close()
-            raise ApiError(0, type(error).__name__, str(error)) from error
-        if len(body) > MAX_ANSWER_BYTES:
-            response.close()
-            raise ApiError(0, "TooLarge", f"response of more than {MAX_ANSWER_BYTES} bytes")
-        response.release_conn()
-        return body
+def _body(response: urllib3.BaseHTTPResponse) -> bytes:
+    body = response.read(MAX_ANSWER_BYTES + 1)
+    if len(body) > MAX_ANSWER_BYTES:
+        raise urllib3.exceptions.HTTPError(f"response of more than {MAX_ANSWER_BYTES} bytes")
+    response.release_conn()
+    return body
 
 
-def _failure(response: urllib3.BaseHTTPResponse, body: bytes) -> ApiError:
+def _document(response: urllib3.BaseHTTPResponse) -> dict[str, Any]:
+    body = _body(response)
     try:
-        document: Any = json.loads(body)
+        document = json.loads(body)
     except ValueError:
-        document = body[:2000].decode("utf-8", "replace")
-    return from_answer(response.status, document, response.headers.get("Retry-After"))
+        document = None
+    if not isinstance(document, dict):
+        raise ApiError(0, "NotJson", f"response is not a JSON object: {body[:100]!r}")
+    return document
 
 
 def _verb(method: str, path: str, query: Mapping[str, object] | None) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 from poiesis.cluster.kubernetes import objects
 from poiesis.cluster.kubernetes.client import Client
-from poiesis.cluster.kubernetes.errors import ApiError, translate
+from poiesis.cluster.kubernetes.errors import ApiError, translate, translated
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.config import ARCHITECTURES, shipped_launchers
 from poiesis.domain.errors import ClusterRefused, ConfigurationError
@@ -42,10 +42,8 @@ class InstanceOwner:
     def reference(self) -> dict[str, Any] | None:
         """The owner reference, looked up once. None: no owner is set."""
         if self._name is not None and self._reference is None:
-            try:
+            with translated(f"get configmap {self._name}, the owner of all tasks"):
                 found = self._client.get(self._path)
-            except ApiError as error:
-                raise translate(error, f"get configmap {self._name}, the owner of all tasks") from error
             self._reference = objects.owner("ConfigMap", self._name, found["metadata"]["uid"])
         return self._reference
 
@@ -66,8 +64,8 @@ class LauncherDelivery:
         self._monotonic = monotonic
         self._path = f"/api/v1/namespaces/{settings.namespace}/configmaps"
         self._lock = threading.Lock()
-        self._config_map: dict[str, Any] | None = None
-        self._created_at: float | None = None
+        self._name = ""
+        self._exists_until = float("-inf")
         try:
             paths = {} if settings.delivery == "init" else settings.launchers
             self._binaries = {architecture: Path(path).read_bytes() for architecture, path in paths.items()}
@@ -79,27 +77,24 @@ class LauncherDelivery:
         if self._settings.delivery == "init":
             return None
         with self._lock:
-            if self._config_map is None:
-                self._config_map = objects.launcher(self._binaries, self._settings, self._owner.reference())
-            wanted, created_at = self._config_map, self._created_at
+            if self._monotonic() >= self._exists_until:
+                self._name = self._create()
+                self._exists_until = self._monotonic() + CREATED_FOR_S
+            return self._name
+
+    def _create(self) -> str:
+        """It runs in every task, so an existing ConfigMap must have the content that its name promises."""
+        wanted = objects.launcher(self._binaries, self._settings, self._owner.reference())
         name: str = wanted["metadata"]["name"]
-        if created_at is not None and self._monotonic() - created_at < CREATED_FOR_S:
-            return name
         try:
             self._client.create(self._path, wanted)
         except ApiError as error:
             if error.status != 409:
                 raise translate(error, f"create configmap {name}") from error
-            self._check_content(name, wanted)
-        with self._lock:
-            self._created_at = self._monotonic()
+            with translated(f"get configmap {name}"):
+                found = self._client.get(f"{self._path}/{name}")
+            if found.get("binaryData") != wanted["binaryData"]:
+                raise ClusterRefused(
+                    f"configmap {name} does not contain the launcher of that hash; delete it"
+                ) from None
         return name
-
-    def _check_content(self, name: str, wanted: Mapping[str, Any]) -> None:
-        """It runs in every task, so an existing ConfigMap must have the content that its name promises."""
-        try:
-            found = self._client.get(f"{self._path}/{name}")
-        except ApiError as error:
-            raise translate(error, f"get configmap {name}") from error
-        if found.get("binaryData") != wanted["binaryData"]:
-            raise ClusterRefused(f"configmap {name} does not contain the launcher of that hash; delete it")

@@ -6,10 +6,13 @@ message: an exhausted quota or a missing permission may change, a rejection by a
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, PoiesisError, QuotaExceeded
 
@@ -31,35 +34,45 @@ class ApiError(Exception):
 
 @dataclass(frozen=True)
 class Rule:
-    status: int | range
-    message: str | None
+    statuses: Collection[int]
+    message: str
     error: type[PoiesisError]
     again: bool
     """Whether the client repeats the call at once, with back-off."""
 
 
 TABLE: Final = (
-    #    status           message                                     becomes             repeated by the client
-    Rule(0, None, ClusterUnavailable, True),  # no connection, no response in time
-    Rule(401, None, ClusterUnavailable, True),  # a token that is being rotated
-    Rule(403, r"exceeded quota|no quota|insufficient quota", QuotaExceeded, False),
-    Rule(403, r"is being terminated", ClusterRefused, False),
+    #    status, message, becomes, repeated by the client
+    Rule([0], "", ClusterUnavailable, True),  # no connection, no response in time
+    Rule([401], "", ClusterUnavailable, True),  # a token that is being rotated
+    Rule([403], r"exceeded quota|no quota|insufficient quota", QuotaExceeded, False),
+    Rule([403], r"is being terminated", ClusterRefused, False),
     # RBAC: a missing permission is not the task's fault, or the API server has just started and has not loaded its roles yet
-    Rule(403, r'User "[^"]+" cannot ', ClusterUnavailable, False),
-    Rule(403, None, ClusterRefused, False),  # Pod Security, LimitRange, an admission plug-in
-    Rule(404, None, ClusterRefused, False),  # on create: no such namespace
-    Rule(409, r"resourcequotas|please apply your changes", ClusterUnavailable, True),  # concurrent writers of one quota
-    Rule(409, None, ClusterUnavailable, False),
-    Rule(410, None, ClusterUnavailable, False),
-    Rule(429, None, ClusterUnavailable, True),
-    Rule(range(400, 500), None, ClusterRefused, False),  # invalid, too large, …
-    Rule(range(500, 600), None, ClusterUnavailable, True),
-    Rule(range(0, 1000), None, ClusterUnavailable, False),
+    Rule([403], r'User "[^"]+" cannot ', ClusterUnavailable, False),
+    Rule([403], "", ClusterRefused, False),  # Pod Security, LimitRange, an admission plug-in
+    Rule([404], "", ClusterRefused, False),  # on create: no such namespace
+    # concurrent writers of one quota
+    Rule([409], r"resourcequotas|please apply your changes", ClusterUnavailable, True),
+    Rule([409], "", ClusterUnavailable, False),
+    Rule([410], "", ClusterUnavailable, False),
+    Rule([429], "", ClusterUnavailable, True),
+    Rule(range(400, 500), "", ClusterRefused, False),  # invalid, too large, …
+    Rule(range(500, 600), "", ClusterUnavailable, True),
+    Rule(range(0, 1000), "", ClusterUnavailable, False),
 )
 
 
 def rule_for(error: ApiError) -> Rule:
-    return next(r for r in TABLE if _fits(r, error))
+    return next(r for r in TABLE if error.status in r.statuses and re.search(r.message, error.message))
+
+
+@contextlib.contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Errors of the API server in this block as those of the service."""
+    try:
+        yield
+    except ApiError as error:
+        raise translate(error, what) from error
 
 
 def translate(error: ApiError, what: str) -> PoiesisError:
@@ -71,19 +84,13 @@ def translate(error: ApiError, what: str) -> PoiesisError:
     return rule.error(message)
 
 
-def from_answer(status: int, body: Any, retry_after: str | None) -> ApiError:
+def from_answer(status: int, body: bytes, retry_after: str | None) -> ApiError:
     """From a `Status` object, or the text of a proxy in between."""
-    reason, message = "", ""
-    if isinstance(body, dict):
-        reason, message = str(body.get("reason") or ""), str(body.get("message") or "")
-        seconds = (body.get("details") or {}).get("retryAfterSeconds")
-        retry_after = retry_after or (str(seconds) if seconds else None)
-    elif isinstance(body, str):
-        message = body
+    reason, message = "", body[: 2 * MAX_MESSAGE].decode("utf-8", "replace")
+    with contextlib.suppress(ValueError):
+        document = json.loads(body)
+        if isinstance(document, dict):
+            reason, message = str(document.get("reason") or ""), str(document.get("message") or "")
+            retry_after = retry_after or str((document.get("details") or {}).get("retryAfterSeconds") or "")
     wait = float(retry_after) if retry_after and re.fullmatch(r"\d{1,6}(\.\d+)?", retry_after) else None
     return ApiError(status, reason, message[:MAX_MESSAGE], wait)
-
-
-def _fits(rule: Rule, error: ApiError) -> bool:
-    status = error.status == rule.status if isinstance(rule.status, int) else error.status in rule.status
-    return status and (rule.message is None or re.search(rule.message, error.message) is not None)

@@ -30,7 +30,7 @@ def test_the_full_id_wins_over_its_label() -> None:
 def test_a_volume() -> None:
     document = pod_json("v", part="volume")
     document["metadata"]["deletionTimestamp"] = "2026-01-02T03:04:05Z"
-    assert project_volume(document) == VolumeView("v", "uid-v", TASK_ID, 1, deleting=True, bound=False)
+    assert project_volume(document) == VolumeView("v", "uid-v", TASK_ID, bound=False)
     document["status"]["phase"] = "Bound"
     found = project_volume(document)
     assert found is not None and found.bound

@@ -53,16 +53,16 @@ def test_a_quota_names_its_delay() -> None:
 @pytest.mark.parametrize(
     ("body", "header", "expected"),
     [
-        ({"reason": "R", "message": "M", "details": {"retryAfterSeconds": 3}}, None, ("R", "M", 3.0)),
-        ({"reason": "R", "message": None}, "7", ("R", "", 7.0)),
-        ("<html>proxy</html>", "Wed, 21 Oct 2026 07:28:00 GMT", ("", "<html>proxy</html>", None)),
-        ([], None, ("", "", None)),
+        (b'{"reason": "R", "message": "M", "details": {"retryAfterSeconds": 3}}', None, ("R", "M", 3.0)),
+        (b'{"reason": "R", "message": null}', "7", ("R", "", 7.0)),
+        (b"<html>proxy</html>", "Wed, 21 Oct 2026 07:28:00 GMT", ("", "<html>proxy</html>", None)),
+        (b"[]", None, ("", "[]", None)),
     ],
 )
-def test_what_is_read_of_an_answer(body: object, header: str | None, expected: tuple[str, str, float | None]) -> None:
+def test_what_is_read_of_an_answer(body: bytes, header: str | None, expected: tuple[str, str, float | None]) -> None:
     error = from_answer(500, body, header)
     assert (error.reason, error.message, error.retry_after) == expected
 
 
 def test_a_long_message_is_cut() -> None:
-    assert len(str(from_answer(500, "x" * 100_000, None))) <= MAX_MESSAGE
+    assert len(str(from_answer(500, b"x" * 100_000, None))) <= MAX_MESSAGE
