@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
-from poiesis.domain.decide.journal import MAX_MESSAGE, add_metadata, note, note_progress
+from poiesis.domain.decide.journal import MAX_MESSAGE, add_metadata, note, note_progress, with_executor_logs
 from poiesis.domain.observed import TIF, TOF, Container, Pod, Record, executor_name
 from poiesis.domain.parameters import parse_count
 from poiesis.domain.plan import PodPlan
@@ -131,8 +131,7 @@ def read_executors(task: Task, pod: Pod, pod_plan: PodPlan, now: datetime, polic
             cause = _cause_of_record(task, index, record, policy)
         if cause is not None:
             break
-    task = add_metadata(task, usage)
-    return replace(task, log=replace(task.log, logs=tuple(logs))), cause
+    return with_executor_logs(add_metadata(task, usage), tuple(logs)), cause
 
 
 def log_entry(record: Record) -> ExecutorLog:

@@ -10,7 +10,7 @@ from typing import Final
 
 from poiesis.domain import states
 from poiesis.domain.states import State
-from poiesis.domain.task import Task
+from poiesis.domain.task import ExecutorLog, Task
 
 MAX_SYSTEM_LOGS: Final = 200
 KEPT_FOR_THE_END: Final = 50  # of these lines: notes of filers and of waiting must not crowd out why the task ended
@@ -50,6 +50,12 @@ def add_metadata(task: Task, entries: Mapping[str, str]) -> Task:
     if not entries:
         return task
     return replace(task, log=replace(task.log, metadata={**task.log.metadata, **entries}))
+
+
+def with_executor_logs(task: Task, logs: tuple[ExecutorLog, ...]) -> Task:
+    """The pod may be observed on its node only after a command has begun there, and clocks differ: no executor starts before its task."""
+    started = [at for at in (task.log.start_time, *(entry.start_time for entry in logs)) if at is not None]
+    return replace(task, log=replace(task.log, logs=logs, start_time=min(started, default=None)))
 
 
 def wait(task: Task, why: str, now: datetime) -> Task:

@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import Final
 
 from poiesis.domain.decide.endings import START_FAILURES, Cause, Fault, describe_end, log_entry, read_executors
-from poiesis.domain.decide.journal import add_metadata, move, note, wait, waiting_since
+from poiesis.domain.decide.journal import add_metadata, move, note, wait, waiting_since, with_executor_logs
 from poiesis.domain.observed import TIF, TOF, Container, Observed, Phase, Pod, executor_name
 from poiesis.domain.plan import PodPlan
 from poiesis.domain.policy import Policy
@@ -148,7 +148,7 @@ def show(task: Task, pod: Pod, now: datetime, tails: Mapping[str, tuple[str, str
     if task.state is State.INITIALIZING and _executors_run(pod):
         task = replace(move(task, State.RUNNING, now), waiting=None, waiting_since=None)
     if tails and task.state is State.RUNNING:
-        task = replace(task, log=replace(task.log, logs=_live_logs(task, pod, tails)))
+        task = with_executor_logs(task, _live_logs(task, pod, tails))
     return task
 
 

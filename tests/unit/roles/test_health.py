@@ -8,6 +8,7 @@ from contextlib import ExitStack
 import pytest
 import urllib3
 
+import poiesis.observability  # noqa: F401 -- registers the metrics, as every role does
 from poiesis.domain.errors import RepositoryUnavailable
 from poiesis.roles.health import HealthServer
 

@@ -228,3 +228,31 @@ def test_a_container_that_could_not_start_ends_the_attempt_although_others_wait_
     assert world.task.outcome is not None
     assert (world.task.outcome.reason, world.task.outcome.retry) == ("ContainerNotStarted", True)
     assert "context canceled" in (world.task.outcome.message or "")
+
+
+def test_a_task_that_is_first_seen_after_its_executor_has_run_started_no_later_than_the_executor():
+    world = World(SMALL)
+    world.launch()
+    world.cluster.run(ID, "task")  # the executor runs for a second, and is observed a second later
+    world.clock.advance(timedelta(seconds=1))
+    log = world.settle().log
+    assert log.logs[0].start_time == START - timedelta(seconds=1)
+    assert log.start_time == log.logs[0].start_time
+
+
+def test_a_pod_that_ended_without_being_seen_on_a_node_started_no_later_than_its_executor():
+    world = World(SMALL)
+    world.launch()
+    record = world.cluster.record("executor-0", 1)
+    world.cluster.end(ID, "task", "executor-0", record)
+    world.clock.advance(timedelta(seconds=1))
+    task = world.settle()
+    assert task.state is State.EXECUTOR_ERROR
+    assert task.log.start_time == task.log.logs[0].start_time == record.started_at
+
+
+def test_the_clock_of_a_node_may_be_behind_without_an_executor_before_the_start_of_its_task():
+    world = running()
+    assert world.task.log.start_time == START
+    world.cluster.end(ID, "task", "executor-0", world.cluster.record("executor-0"))  # started a second earlier
+    assert world.settle().log.start_time == START - timedelta(seconds=1)
