@@ -114,7 +114,7 @@ class Plan:
     def executor_pods(self) -> tuple[PodPlan, ...]:
         return tuple(p for p in self.pods if any(c.executor is not None for c in p.containers))
 
-    def pod(self, part: str) -> PodPlan | None:
+    def pod(self, part: str | None) -> PodPlan | None:
         return next((p for p in self.pods if p.part == part), None)
 
 

@@ -22,19 +22,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
-from poiesis.domain.decide import (
-    CreateDocuments,
-    CreateVolume,
-    Decision,
-    DeleteAll,
-    DeletePods,
-    Effect,
-    Launch,
-    decide,
-    decide_after,
-    needs_observation,
-    plan_of,
-)
+from poiesis.domain.decide.stages import Decision, Effect, decide, decide_after, needs_observation, plan_of
 from poiesis.domain.errors import ClusterRefused, PoiesisError, Unavailable, UnknownTask
 from poiesis.domain.observed import Record
 from poiesis.domain.plan import Plan
@@ -189,7 +177,7 @@ class Orchestrator:
             return Reconciled(
                 run.stored, Reason.WAITING if backs_off else Reason.OTHER_ROLE, None if backs_off else stage
             )
-        if any(isinstance(effect, Launch) for effect in decision.effects):
+        if Effect.LAUNCH in decision.effects:
             if self._is_claimed(run.stored):
                 return Reconciled(run.stored, Reason.CLAIMED)
             if not self._claim(run):
@@ -258,9 +246,9 @@ class Orchestrator:
         task = run.desired
         for effect in decision.effects:
             try:
-                self._apply_one(effect, run)
+                self._apply_one(effect, run, decision.task.part)
             except (Unavailable, ClusterRefused) as error:
-                extra = {"stage": task.stage.value, "effect": type(effect).__name__, "error": str(error)}
+                extra = {"stage": task.stage.value, "effect": effect.value, "error": str(error)}
                 log.warning("effect_failed", extra=extra)
                 if task.due_stage.is_ending:  # resync repeats it until it succeeds
                     return Decision(task)
@@ -268,28 +256,28 @@ class Orchestrator:
                 return Decision(after, decision.effects, again=after.due_stage is Stage.FINISH)
         return decision
 
-    def _apply_one(self, effect: Effect, run: _Run) -> None:
+    def _apply_one(self, effect: Effect, run: _Run, part: str | None) -> None:
         task = run.desired
         match effect:
-            case CreateVolume():
+            case Effect.CREATE_VOLUME:
                 self._cluster.create_volume(task, run.plan())
-            case CreateDocuments():
+            case Effect.CREATE_DOCUMENTS:
                 self._cluster.create_documents(task, run.plan())
-            case Launch(part):
+            case Effect.LAUNCH:
                 pod = run.plan().pod(part)
                 if pod is None:
                     raise ClusterRefused(f"the plan has no pod {part!r}")
                 self._cluster.launch(task, run.plan(), pod)
-            case DeletePods():
+            case Effect.DELETE_PODS:
                 self._cluster.delete_pods(task.id, task.attempt, run.plan_if_valid())
-            case DeleteAll():
+            case Effect.DELETE_ALL:
                 self._cluster.delete_all(task.id, task.attempt, run.plan_if_valid())
 
     # ── commit ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _commit(self, run: _Run, decision: Decision) -> bool:
         """Save what was decided after its effects. After a lost race, what was created for a task that has ended meanwhile is deleted."""
-        created = any(isinstance(e, Launch | CreateVolume | CreateDocuments) for e in decision.effects)
+        created = any(e not in (Effect.DELETE_PODS, Effect.DELETE_ALL) for e in decision.effects)
         before, plan = run.stored, run.plan_if_valid() if created else None
         if self._save(run, replace(decision.task, launching_at=None)):
             return True

@@ -13,7 +13,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from poiesis.domain.decide import plan_of
+from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.entitlements import check_entitlements
 from poiesis.domain.errors import QueueUnavailable, RepositoryUnavailable, UnknownTask
 from poiesis.domain.naming import is_task_id, new_task_id

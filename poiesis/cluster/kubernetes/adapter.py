@@ -33,7 +33,7 @@ from poiesis.cluster.kubernetes.pokes import PokeAddress
 from poiesis.cluster.kubernetes.records import Records
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.cluster.kubernetes.watch import Watch
-from poiesis.domain.decide import plan_of
+from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable
 from poiesis.domain.naming import object_name
 from poiesis.domain.observed import Observed, Pod, Record

@@ -1,19 +1,38 @@
-"""The stage machine: one function for each row group of the table in the package's docstring."""
+"""What to do next about a task: pure, from the task, what is observed of it, the time and the policy.
+
+`decide` is level-triggered: it looks at the current situation, never at events, so calling it twice, late or from several
+processes gives the same result. It returns a `Decision`: effects to apply to the cluster, and the task to save once they have succeeded.
+
+    stage      when                                      effects                     then
+    prepare    -                                         volume, if one is needed    stage_in, or launch without filers
+    stage_in   single layout                             filers' documents           launch
+               staged, TIF not launched                  documents, TIF pod          wait
+               staged, TIF succeeded                     -                           launch
+    launch     -                                         first executors' pod        run
+    run        pod not ended                             -                           wait; show state and reason
+               succeeded, another executors' pod         that pod                    wait
+               ended                                     -                           stage_out (staged with outputs), or finish
+               TOF lost                                  -                           stage_out
+    stage_out  TOF not launched / ended                  TOF pod / -                 wait / finish
+               TOF lost                                  -                           wait, then a TOF pod of the next name
+    finish     canceled, pods exist / gone               delete pods / -             wait / CANCELED, clean
+               attempt lost and to be retried            delete all, until gone      next attempt: prepare
+               else                                      -                           the outcome's state, clean
+    clean      not observed yet, or not gone             delete all                  wait
+               gone                                      -                           done
+    others     pod lost to the infrastructure            -                           finish: retry, or SYSTEM_ERROR
+
+Any role may move a task through a stage without effects. `progress` follows a pod, which `run`, `stage_in` and `stage_out` share;
+`endings` classifies how containers ended; `journal` writes what clients see of it.
+"""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from enum import StrEnum
 from typing import Final
 
-from poiesis.domain.decide.actions import (
-    CreateDocuments,
-    CreateVolume,
-    Decision,
-    DeleteAll,
-    DeletePods,
-    Launch,
-)
 from poiesis.domain.decide.endings import (
     Cause,
     Fault,
@@ -42,6 +61,25 @@ SOON: Final = timedelta(seconds=20)  # the next link is published at once; this 
 MAX_RETRY_DELAY: Final = timedelta(minutes=5)
 
 
+class Effect(StrEnum):
+    """On the cluster, before the task is saved. LAUNCH creates the pod that becomes the task's `part`."""
+
+    CREATE_VOLUME = "create_volume"
+    CREATE_DOCUMENTS = "create_documents"
+    LAUNCH = "launch"
+    DELETE_PODS = "delete_pods"
+    DELETE_ALL = "delete_all"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """`task`: to save after all `effects` have succeeded, if it differs. `again`: the new stage can be decided at once."""
+
+    task: Task
+    effects: tuple[Effect, ...] = ()
+    again: bool = False
+
+
 def plan_of(task: Task, policy: Policy) -> Plan:
     """The plan of this attempt: its layout stays as first decided even if the policy changes meanwhile."""
     return plan(task.spec, policy if task.layout is None else replace(policy, layout=task.layout), uploads=task.uploads)
@@ -58,7 +96,7 @@ def needs_observation(task: Task) -> bool:
 def decide(
     task: Task, observed: Observed | None, now: datetime, policy: Policy, the_plan: Plan | None = None
 ) -> Decision:
-    """See the package.
+    """See the module.
 
     `observed` None: not observed, which is allowed where `needs_observation` is False and in stage `clean`. `the_plan`: of this
     task, if the caller has made it; else it is made here where the stage needs it.
@@ -67,7 +105,7 @@ def decide(
     if task.state.is_terminal and stage not in (Stage.CLEAN, Stage.DONE):
         return Decision(_enter(task, Stage.CLEAN, now, wake=now), again=True)
     if stage is Stage.DONE:
-        return Decision(task, (DeleteAll(),) if observed is not None and not observed.is_empty else ())
+        return Decision(task, (Effect.DELETE_ALL,) if observed is not None and not observed.is_empty else ())
     if stage is Stage.CLEAN:
         return _clean(task, observed, now, policy)
     if stage is Stage.FINISH:
@@ -77,14 +115,14 @@ def decide(
     the_plan = the_plan or plan_of(task, policy)
     if stage is Stage.PREPARE:
         first = Stage.STAGE_IN if the_plan.has_filers else Stage.LAUNCH
-        effects = (CreateVolume(),) if the_plan.volume_bytes is not None else ()
+        effects = (Effect.CREATE_VOLUME,) if the_plan.volume_bytes is not None else ()
         task = replace(task, layout=the_plan.layout.value)
         return Decision(_enter(task, first, now, wake=now + SOON), effects, again=True)
     if stage is Stage.STAGE_IN:
         return _stage_in(task, observed, now, policy, the_plan)
     if stage is Stage.LAUNCH:
         part = the_plan.executor_pods[0].part
-        return Decision(_launched(_enter(task, Stage.RUN, now, wake=now + SOON), part, now), (Launch(part),))
+        return Decision(_launched(_enter(task, Stage.RUN, now, wake=now + SOON), part, now), (Effect.LAUNCH,))
     if stage is Stage.RUN:
         return _run(task, observed, now, policy, the_plan)
     return _stage_out(task, observed, now, policy, the_plan)
@@ -112,9 +150,9 @@ def decide_after(task: Task, error: PoiesisError, now: datetime, policy: Policy)
 def _stage_in(task: Task, observed: Observed | None, now: datetime, policy: Policy, the_plan: Plan) -> Decision:
     pod_plan = the_plan.pod(TIF) if the_plan.layout is Layout.STAGED else None
     if pod_plan is None:
-        return Decision(_enter(task, Stage.LAUNCH, now, wake=now + SOON), (CreateDocuments(),), again=True)
+        return Decision(_enter(task, Stage.LAUNCH, now, wake=now + SOON), (Effect.CREATE_DOCUMENTS,), again=True)
     if task.part is None:
-        return Decision(_launched(task, TIF, now), (CreateDocuments(), Launch(TIF)))
+        return Decision(_launched(task, TIF, now), (Effect.CREATE_DOCUMENTS, Effect.LAUNCH))
     match follow(task, observed, pod_plan, now, policy):
         case Waiting(task):
             return Decision(task)
@@ -147,7 +185,7 @@ def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, t
         return _end_attempt(task, outcome, now, policy)
     later = pods[pods.index(pod_plan) + 1 :]
     if later and outcome is None:
-        return Decision(_launched(task, later[0].part, now), (Launch(later[0].part),))
+        return Decision(_launched(task, later[0].part, now), (Effect.LAUNCH,))
     if the_plan.layout is Layout.STAGED and the_plan.pod(TOF) is not None:
         return Decision(replace(_enter(task, Stage.STAGE_OUT, now, wake=now + SOON), outcome=outcome), again=True)
     if TOF not in pod_plan.names:
@@ -168,7 +206,7 @@ def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Pol
     if task.part is None:
         if task.uploads > 1 and _is_too_early(task, _retry_delay(task.uploads, policy), now):
             return Decision(task)
-        return Decision(_launched(task, pod_plan.part, now), (Launch(pod_plan.part),))
+        return Decision(_launched(task, pod_plan.part, now), (Effect.LAUNCH,))
     match follow(task, observed, pod_plan, now, policy):
         case Waiting(shown):
             unreachable = _unreachable_volume(task, observed, pod_plan.part, now, policy)
@@ -190,7 +228,7 @@ def _finish(task: Task, observed: Observed | None, now: datetime, policy: Policy
             return Decision(task)
         if observed.pods:
             canceling = replace(move(task, State.CANCELING, now), stage=Stage.FINISH, wake_at=now + CANCEL_AGAIN)
-            return Decision(canceling, () if all(p.deleting for p in observed.pods) else (DeletePods(),))
+            return Decision(canceling, () if all(p.deleting for p in observed.pods) else (Effect.DELETE_PODS,))
         task = note(move(task, State.CANCELED, now), now, "Canceled by request.")
         return Decision(_cleanable(task, now), again=True)
     outcome = task.outcome or Outcome(State.SYSTEM_ERROR, "Bug", "the task ended without an outcome")
@@ -198,7 +236,7 @@ def _finish(task: Task, observed: Observed | None, now: datetime, policy: Policy
         if observed is None:
             return Decision(task)
         if not observed.is_empty:
-            return Decision(replace(task, wake_at=now + CLEAN_AGAIN), (DeleteAll(),))
+            return Decision(replace(task, wake_at=now + CLEAN_AGAIN), (Effect.DELETE_ALL,))
         task = replace(task, attempt=task.attempt + 1, uploads=1, outcome=None, layout=None)
         delay = _retry_delay(task.attempt, policy)
         task = note(task, now, f"Attempt {task.attempt} starts in {delay.total_seconds():g} s.")
@@ -217,16 +255,16 @@ def _clean(task: Task, observed: Observed | None, now: datetime, policy: Policy)
         if observed is None:
             return Decision(task)
         if any(still_runs(pod) for pod in observed.pods):
-            return Decision(replace(task, wake_at=now + CLEAN_AGAIN), (DeletePods(),))
+            return Decision(replace(task, wake_at=now + CLEAN_AGAIN), (Effect.DELETE_PODS,))
         return Decision(look_again(task, now, kept_until))
     if observed is None:
-        return Decision(task, (DeleteAll(),))
+        return Decision(task, (Effect.DELETE_ALL,))
     if observed.is_empty:
         return Decision(replace(_enter(task, Stage.DONE, now, wake=now), wake_at=None))
     if task.wake_at is not None and now < task.wake_at:
-        return Decision(task, (DeleteAll(),))
+        return Decision(task, (Effect.DELETE_ALL,))
     delay = min(max(now - (task.stage_since or now), CLEAN_AGAIN), timedelta(minutes=5))
-    return Decision(replace(task, wake_at=now + delay), (DeleteAll(),))
+    return Decision(replace(task, wake_at=now + delay), (Effect.DELETE_ALL,))
 
 
 # ── steps that stages share ─────────────────────────────────────────────────────────────────────────────────────────────────────────

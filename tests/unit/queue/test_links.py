@@ -11,7 +11,7 @@ import pytest
 from celery.signals import before_task_publish
 from kombu.transport import memory
 
-from poiesis.domain.decide import plan_of
+from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.errors import ClusterUnavailable, QueueUnavailable, QuotaExceeded
 from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import TaskId

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from poiesis.domain.decide import SOON
+from poiesis.domain.decide.stages import SOON
 from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.states import Role, Stage, State
 from poiesis.domain.task import TaskId

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from poiesis.domain.decide import CLEAN_AGAIN
+from poiesis.domain.decide.stages import CLEAN_AGAIN
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, QuotaExceeded, RepositoryUnavailable, UnknownTask
 from poiesis.domain.plan import plan
 from poiesis.domain.states import Role, Stage, State

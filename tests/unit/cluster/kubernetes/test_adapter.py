@@ -14,7 +14,7 @@ from poiesis.cluster.kubernetes.adapter import KubernetesCluster
 from poiesis.cluster.kubernetes.cache import PODS, VOLUMES, project_pod, project_volume
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
-from poiesis.domain.decide import plan_of
+from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, ConfigurationError
 from poiesis.domain.observed import Record
 from poiesis.domain.plan import plan

@@ -5,9 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from poiesis.domain.decide import (
-    decide,
-)
+from poiesis.domain.decide.stages import decide
 from poiesis.domain.observed import Observed, Phase
 from poiesis.domain.policy import Policy
 from poiesis.domain.report import FilerReport, TransferredFile

@@ -5,11 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from poiesis.domain.decide import (
-    KEPT_FOR_THE_END,
-    MAX_SYSTEM_LOGS,
-    decide_after,
-)
+from poiesis.domain.decide.journal import KEPT_FOR_THE_END, MAX_SYSTEM_LOGS
+from poiesis.domain.decide.stages import decide_after
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, QuotaExceeded
 from poiesis.domain.observed import Phase
 from poiesis.domain.report import FilerReport

@@ -5,10 +5,7 @@ from datetime import timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poiesis.domain.decide import (
-    decide,
-    needs_observation,
-)
+from poiesis.domain.decide.stages import decide, needs_observation
 from poiesis.domain.observed import Container, Observed, Phase, Pod
 from poiesis.domain.report import FilerReport
 from poiesis.domain.states import Stage, State

@@ -5,14 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from poiesis.domain.decide import (
-    CreateDocuments,
-    CreateVolume,
-    DeleteAll,
-    DeletePods,
-    Launch,
-    decide,
-)
+from poiesis.domain.decide.stages import Effect, decide
 from poiesis.domain.observed import Observed, Pod
 from poiesis.domain.states import Role, Stage, State
 from poiesis.domain.task import Outcome
@@ -38,14 +31,14 @@ from tests.unit.domain.samples import (
     ("task", "effects", "stage", "part"),
     [
         (stored(SMALL), (), Stage.LAUNCH, None),
-        (stored(FILES), (CreateVolume(),), Stage.STAGE_IN, None),
-        (stored(spec(volumes=("/scratch",))), (CreateVolume(),), Stage.LAUNCH, None),
-        (stored(FILES, stage=Stage.STAGE_IN, layout="single"), (CreateDocuments(),), Stage.LAUNCH, None),
-        (stored(GPUS, stage=Stage.STAGE_IN, layout="staged"), (CreateDocuments(), Launch("tif")), Stage.STAGE_IN, "tif"),
-        (stored(FILES, stage=Stage.LAUNCH, layout="single"), (Launch("task"),), Stage.RUN, "task"),
-        (stored(GPUS, stage=Stage.LAUNCH, layout="staged"), (Launch("executor-0"),), Stage.RUN, "executor-0"),
-        (stored(FILES, stage=Stage.LAUNCH, layout="staged"), (Launch("executors"),), Stage.RUN, "executors"),
-        (stored(GPUS, stage=Stage.STAGE_OUT, layout="staged"), (Launch("tof"),), Stage.STAGE_OUT, "tof"),
+        (stored(FILES), (Effect.CREATE_VOLUME,), Stage.STAGE_IN, None),
+        (stored(spec(volumes=("/scratch",))), (Effect.CREATE_VOLUME,), Stage.LAUNCH, None),
+        (stored(FILES, stage=Stage.STAGE_IN, layout="single"), (Effect.CREATE_DOCUMENTS,), Stage.LAUNCH, None),
+        (stored(GPUS, stage=Stage.STAGE_IN, layout="staged"), (Effect.CREATE_DOCUMENTS, Effect.LAUNCH), Stage.STAGE_IN, "tif"),
+        (stored(FILES, stage=Stage.LAUNCH, layout="single"), (Effect.LAUNCH,), Stage.RUN, "task"),
+        (stored(GPUS, stage=Stage.LAUNCH, layout="staged"), (Effect.LAUNCH,), Stage.RUN, "executor-0"),
+        (stored(FILES, stage=Stage.LAUNCH, layout="staged"), (Effect.LAUNCH,), Stage.RUN, "executors"),
+        (stored(GPUS, stage=Stage.STAGE_OUT, layout="staged"), (Effect.LAUNCH,), Stage.STAGE_OUT, "tof"),
     ],
 )  # fmt: skip
 def test_each_stage_creates_its_objects_and_names_the_pod_it_waits_for(task, effects, stage, part):
@@ -115,7 +108,8 @@ def test_the_staged_layout_launches_one_pod_after_the_other():
 
 def test_the_layout_of_an_attempt_stays_when_the_policy_changes():
     task = stored(FILES, stage=Stage.LAUNCH, layout="staged")
-    assert decide(task, None, START, replace(POLICY, layout="single")).effects == (Launch("executors"),)
+    decision = decide(task, None, START, replace(POLICY, layout="single"))
+    assert (decision.effects, decision.task.part) == ((Effect.LAUNCH,), "executors")
 
 
 @pytest.mark.parametrize("fault", ["lose", "vanish", "terminated", "no record"])
@@ -255,7 +249,7 @@ def test_pods_that_are_being_deleted_are_not_deleted_again():
     pod = Pod("pod", 1, "task", deleting=True)
     task = stored(stage=Stage.RUN, state=State.CANCELING, cancel_requested_at=START, part="task")
     assert decide(task, Observed(pods=(pod,)), START, POLICY).effects == ()
-    assert decide(task, Observed(pods=(replace(pod, deleting=False),)), START, POLICY).effects == (DeletePods(),)
+    assert decide(task, Observed(pods=(replace(pod, deleting=False),)), START, POLICY).effects == (Effect.DELETE_PODS,)
 
 
 def test_objects_of_a_finished_task_are_kept_as_long_as_configured():
@@ -286,13 +280,13 @@ def test_cleanup_continues_until_everything_is_observed_to_be_gone():
     task = stored(stage=Stage.CLEAN, state=State.COMPLETE, wake_at=START)
     left = Observed(documents=("secret",))
     decision = decide(task, left, START, POLICY)
-    assert decision.effects == (DeleteAll(),)
+    assert decision.effects == (Effect.DELETE_ALL,)
     assert decision.task.stage is Stage.CLEAN
     assert decide(task, Observed(), START, POLICY).task.stage is Stage.DONE
-    assert decide(task, None, START, POLICY).effects == (DeleteAll(),)
+    assert decide(task, None, START, POLICY).effects == (Effect.DELETE_ALL,)
 
 
 def test_objects_that_appear_after_the_end_are_removed():
     done = stored(stage=Stage.DONE, state=State.COMPLETE, wake_at=None)
-    assert decide(done, Observed(volumes=("late",)), START, POLICY).effects == (DeleteAll(),)
+    assert decide(done, Observed(volumes=("late",)), START, POLICY).effects == (Effect.DELETE_ALL,)
     assert decide(done, Observed(), START, POLICY).effects == ()
