@@ -23,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     from poiesis.bootstrap import ADAPTER_PREFIXES
 
     settings = read(Settings, os.environ, others=ADAPTER_PREFIXES)
-    shown = {name: value for name, value in _flat(settings)}
+    shown = dict(_flat(settings))
     if arguments.json:
         print(json.dumps({"service": service, "settings": shown}, indent=2, default=str))
         return 0 if service is not None else 1

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Final
 
 from poiesis import __version__
@@ -37,12 +38,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     up = commands.add_parser("up", help="run the whole service on this machine, in one process tree")
     _add_embedded_options(up)
-    up.add_argument(
-        "--port",
-        type=_port,
-        default=None,
-        help="port to listen on; 0: any free port (default: POIESIS_API__PORT, else 8000)",
-    )
+    port = "port to listen on; 0: any free port (default: POIESIS_API__PORT, else 8000)"
+    up.add_argument("--port", type=_port, help=port)
     demo = commands.add_parser("demo", help="start the service, run a task, show its result, stop")
     _add_embedded_options(demo)
     for role, text in ROLES.items():
@@ -60,7 +57,7 @@ def _add_task_actions(parser: argparse.ArgumentParser) -> None:
     create = actions.add_parser("create", help="create a task")
     create.add_argument("file", help="JSON file of the task; - for standard input")
     create.add_argument("--wait", action="store_true", help="follow it until it ends; exit 1 unless COMPLETE")
-    create.add_argument("--timeout", type=float, default=None, help="stop waiting after this many seconds")
+    create.add_argument("--timeout", type=float, help="stop waiting after this many seconds")
     get = actions.add_parser("get", help="show a task")
     get.add_argument("id")
     get.add_argument("--view", default="FULL", choices=["MINIMAL", "BASIC", "FULL"])
@@ -71,7 +68,7 @@ def _add_task_actions(parser: argparse.ArgumentParser) -> None:
     list_.add_argument("--limit", type=int, default=50, help="maximum number of tasks (default: %(default)s)")
     wait = actions.add_parser("wait", help="follow tasks until they end; exit 1 unless all are COMPLETE")
     wait.add_argument("id", nargs="+")
-    wait.add_argument("--timeout", type=float, default=None, help="stop waiting after this many seconds")
+    wait.add_argument("--timeout", type=float, help="stop waiting after this many seconds")
     logs = actions.add_parser("logs", help="show the output of a task's executors and its system logs")
     logs.add_argument("id")
     cancel = actions.add_parser("cancel", help="cancel tasks")
@@ -87,22 +84,12 @@ def _port(text: str) -> int:
 
 
 def _add_embedded_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--host", default=None, help="address to listen on (default: POIESIS_API__HOST, else 127.0.0.1)"
-    )
-    parser.add_argument(
-        "--dir",
-        default=None,
-        help="directory for the database and the tasks' files (default: POIESIS_DIRECTORY, else .poiesis)",
-    )
-    parser.add_argument(
-        "--allow-dir",
-        action="append",
-        default=[],
-        metavar="DIR",
-        help="directory that file:// URLs of tasks may read and write (repeatable; default: none)",
-    )
-    parser.add_argument("--runtime", choices=["auto", "docker", "podman", "process"], default=None)
+    parser.add_argument("--host", help="address to listen on (default: POIESIS_API__HOST, else 127.0.0.1)")
+    directory = "directory for the database and the tasks' files (default: POIESIS_DIRECTORY, else .poiesis)"
+    parser.add_argument("--dir", help=directory)
+    allowed = "directory that file:// URLs of tasks may read and write (repeatable; default: none)"
+    parser.add_argument("--allow-dir", action="append", default=[], metavar="DIR", help=allowed)
+    parser.add_argument("--runtime", choices=["auto", "docker", "podman", "process"])
     parser.add_argument("--verbose", action="store_true", help="show the service's log")
 
 
@@ -133,14 +120,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    if arguments.command == "task":
-        from poiesis.cli import task
+    """A command imports only what it needs."""
+    if arguments.command in ROLES:
+        from poiesis.roles import run_role
 
-        return task.run(arguments)
-    if arguments.command == "info":
-        from poiesis.cli import info
-
-        return info.run(arguments)
+        return run_role(arguments.command, os.environ)
     if arguments.command == "hash-secret":
         from poiesis.api.auth import hash_secret
 
@@ -149,14 +133,5 @@ def _run(arguments: argparse.Namespace) -> int:
             raise ConfigurationError("empty secret: pass it on standard input")
         print(hash_secret(secret, arguments.kind))
         return 0
-    if arguments.command == "up":
-        from poiesis.cli import up
-
-        return up.run(arguments)
-    if arguments.command == "demo":
-        from poiesis.cli import demo
-
-        return demo.run(arguments)
-    from poiesis.roles import run_role
-
-    return run_role(arguments.command, os.environ)
+    code: int = import_module(f"poiesis.cli.{arguments.command}").run(arguments)
+    return code

@@ -18,9 +18,10 @@ MAX_OUTAGE_S: Final = 120.0
 
 def run(arguments: argparse.Namespace) -> int:
     client = TesClient(arguments.url)
-    return {"create": _create, "get": _get, "list": _list, "wait": _wait, "logs": _logs, "cancel": _cancel}[
-        arguments.action
-    ](client, arguments)
+    if arguments.action == "wait":
+        return _follow(client, arguments.id, arguments.timeout, as_json=arguments.json)
+    actions = {"create": _create, "get": _get, "list": _list, "logs": _logs, "cancel": _cancel}
+    return actions[arguments.action](client, arguments)
 
 
 def _create(client: TesClient, arguments: argparse.Namespace) -> int:
@@ -71,17 +72,12 @@ def _list(client: TesClient, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _wait(client: TesClient, arguments: argparse.Namespace) -> int:
-    return _follow(client, arguments.id, arguments.timeout, as_json=arguments.json)
-
-
 def _logs(client: TesClient, arguments: argparse.Namespace) -> int:
     task = client.get(arguments.id)
     if arguments.json:
         print(json.dumps(task.get("logs") or [], indent=2, ensure_ascii=False))
-        return 0
-    for line in render_logs(task):
-        print(line)
+    else:
+        print("\n".join(render_logs(task)))
     return 0
 
 
@@ -101,9 +97,7 @@ def render_logs(task: dict[str, Any]) -> list[str]:
         for index, executor in enumerate(entry.get("logs") or []):
             lines.append(f"  executor {index}: exit code {executor.get('exit_code')}")
             for stream in ("stdout", "stderr"):
-                text = executor.get(stream)
-                if text:
-                    lines += [f"    {stream}: {line}" for line in text.splitlines()]
+                lines += [f"    {stream}: {line}" for line in (executor.get(stream) or "").splitlines()]
         metadata = entry.get("metadata") or {}  # of Poiesis: the latest output of the running executor (docs/api.md)
         if "live_executor" in metadata:
             lines.append(f"  executor {metadata['live_executor']}: has not ended")

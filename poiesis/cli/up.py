@@ -32,26 +32,22 @@ class Embedded:
         from poiesis.api.app import create_app
         from poiesis.api.server import BackgroundServer
 
-        self._closing = ExitStack()
         try:
-            self._closing.enter_context(_lock(Path(settings.directory)))
-            self.parts = self._closing.enter_context(Bootstrap(settings, filer))
-            self.description = self.parts.describe()
-            app = create_app(self.parts.api_services())
-            try:
-                self._server = BackgroundServer(app, settings.api, settings.shutdown_grace)
-            except OSError as error:
-                raise ConfigurationError(
-                    f"cannot listen on port {settings.api.port} of {settings.api.host}: {error.strerror}; choose another with --port"
-                ) from None
+            with ExitStack() as parts:
+                parts.enter_context(_lock(Path(settings.directory)))
+                self.parts = parts.enter_context(Bootstrap(settings, filer))
+                self.description = self.parts.describe()
+                app = create_app(self.parts.api_services())
+                try:
+                    self._server = BackgroundServer(app, settings.api, settings.shutdown_grace)
+                except OSError as error:
+                    address = f"port {settings.api.port} of {settings.api.host}"
+                    message = f"cannot listen on {address}: {error.strerror}; choose another with --port"
+                    raise ConfigurationError(message) from None
+                self._closing = parts.pop_all()
         except OSError as error:
-            self._closing.close()
-            raise ConfigurationError(
-                f"cannot use the directory {settings.directory}: {error}; choose another with --dir"
-            ) from None
-        except BaseException:
-            self._closing.close()
-            raise
+            message = f"cannot use the directory {settings.directory}: {error}; choose another with --dir"
+            raise ConfigurationError(message) from None
         self.url = self._server.url.replace("//0.0.0.0:", "//127.0.0.1:").replace("//:::", "//[::1]:")
 
     def start(self) -> Self:
@@ -102,23 +98,21 @@ def embedded_settings(arguments: argparse.Namespace, *, port: int | None) -> tup
     settings = read(Settings, os.environ, others=ADAPTER_PREFIXES)
     filer = read(FilerSettings, os.environ, FILER_PREFIX)
     directory = Path(arguments.dir or settings.directory).resolve()
-    roots = [str(Path(d).resolve()) for d in arguments.allow_dir]
+    allowed = [str(Path(d).resolve()) for d in arguments.allow_dir]
+    roots = [*filer.file_roots, *allowed]
     for root in roots:
-        if not Path(root).is_dir():
+        if root in allowed and not Path(root).is_dir():
             raise ConfigurationError(f"invalid --allow-dir {root}: no such directory")
-    roots = [*filer.file_roots, *roots]
-    for root in roots:
         if Path(root).resolve().is_relative_to(directory):
             raise ConfigurationError(
                 f"invalid --allow-dir {root}: inside the service's directory {directory}; choose another with --dir"
             )
     filer = replace(filer, file_roots=tuple(roots), file_hidden=(*filer.file_hidden, str(directory)))
-    policy = replace(settings.policy, retry_started=False, layout="single")
     settings = replace(
         settings,
         directory=str(directory),
         runtime=arguments.runtime or settings.runtime,
-        policy=policy,
+        policy=replace(settings.policy, retry_started=False, layout="single"),
         api=replace(
             settings.api,
             host=settings.api.host if arguments.host is None else arguments.host,
@@ -156,13 +150,8 @@ def example(url: str) -> str:
 
 def _lock(directory: Path) -> IO[str]:
     """Lock the directory until the process ends, in whatever way."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        file = open(directory / "lock", "a")  # noqa: SIM115
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot use the directory {directory}: {error.strerror}; choose another with --dir"
-        ) from None
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    file = open(directory / "lock", "a")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

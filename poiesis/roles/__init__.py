@@ -3,22 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
 
 
 def run_role(role: str, environ: Mapping[str, str]) -> int:
     """Run one role to its end; the exit code. A role imports only what it needs."""
-    if role == "api":
-        from poiesis.roles import api
-
-        return api.main(environ)
-    if role == "monitor":
-        from poiesis.roles import monitor
-
-        return monitor.main(environ)
-    if role == "flower":
-        from poiesis.roles import flower
-
-        return flower.main(environ)
+    if role in ("api", "monitor", "flower"):
+        code: int = import_module(f"poiesis.roles.{role}").main(environ)
+        return code
     from poiesis.domain.states import Role
     from poiesis.roles import worker
 
