@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import heapq
 import logging
+import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Final
@@ -18,9 +18,14 @@ log = logging.getLogger(__name__)
 
 MAX_FAILURES: Final = 8
 FIRST_BACK_OFF_S: Final = 0.2
+MAX_BACK_OFF_S: Final = 30.0
 MAX_KEYS: Final = 100_000
 TASKS_PER_SETTLE: Final = 10
 MAX_SETTLES: Final = 4
+
+
+def back_off_s(failures: int) -> float:
+    return min(FIRST_BACK_OFF_S * (1 << failures - 1), MAX_BACK_OFF_S)
 
 
 class WorkQueue:
@@ -39,13 +44,13 @@ class WorkQueue:
         self._handle = handle
         self._settle_s = settle.total_seconds()
         self._lock = threading.Condition()
-        self._ready: deque[TaskId] = deque()
-        self._hints: dict[TaskId, str | None] = {}  # queued tasks
+        self._hints: dict[
+            TaskId, str | None
+        ] = {}  # queued tasks, also those that are being handled and were woken since
+        self._due: dict[TaskId, float] = {}  # when to handle them, by the monotonic clock
+        self._heap: list[tuple[float, TaskId]] = []  # of `_due`, and of what it was before a hint moved a task forward
         self._busy: set[TaskId] = set()
-        self._failures: dict[TaskId, int] = {}
-        self._later: list[tuple[float, TaskId]] = []  # a heap: when due, by the monotonic clock
-        self._backing_off: set[TaskId] = set()
-        self._settling: set[TaskId] = set()  # in the heap too, unless a hint moved them forward
+        self._failures: dict[TaskId, int] = {}  # in a row
         self._closed = False
         self._threads = [
             threading.Thread(target=self._work, name=f"reconcile-{i}", daemon=True) for i in range(threads)
@@ -59,18 +64,12 @@ class WorkQueue:
         with self._lock:
             if self._closed or (task_id not in self._hints and len(self._hints) >= MAX_KEYS):
                 return
-            waits = task_id in self._hints and task_id not in self._settling
+            queued = task_id in self._hints
             self._hints[task_id] = hint or self._hints.get(task_id)
-            if waits or task_id in self._busy:
+            if task_id in self._busy or task_id in self._failures or (queued and hint is None):
                 return
-            if hint is not None or not self._settle_s:
-                self._settling.discard(task_id)
-                self._ready.append(task_id)
-            elif task_id not in self._settling:
-                self._settling.add(task_id)
-                settles = min(1 + len(self._hints) // TASKS_PER_SETTLE, MAX_SETTLES)
-                heapq.heappush(self._later, (time.monotonic() + settles * self._settle_s, task_id))
-            self._lock.notify()
+            settles = 0 if hint is not None else min(1 + len(self._hints) // TASKS_PER_SETTLE, MAX_SETTLES)
+            self._schedule(task_id, settles * self._settle_s)
 
     def close(self, timeout: timedelta = timedelta(seconds=10)) -> None:
         with self._lock:
@@ -82,17 +81,8 @@ class WorkQueue:
                 thread.join(max(0.0, deadline - time.monotonic()))
 
     def _work(self) -> None:
-        while True:
-            with self._lock:
-                self._move_due()
-                while not self._closed and not self._ready:
-                    self._lock.wait(self._until_next())
-                    self._move_due()
-                if self._closed:
-                    return
-                task_id = self._ready.popleft()
-                hint = self._hints.pop(task_id, None)
-                self._busy.add(task_id)
+        while (taken := self._next()) is not None:
+            task_id, hint = taken
             failed = False
             with bind_task(task_id):
                 try:
@@ -102,33 +92,33 @@ class WorkQueue:
                     log.warning("wake_failed", extra={"error": f"{type(error).__name__}: {error}"})
             with self._lock:
                 self._busy.discard(task_id)
-                if failed:
-                    self._back_off(task_id, hint)
-                else:
-                    self._failures.pop(task_id, None)
-                if task_id in self._hints and task_id not in self._backing_off:
-                    self._ready.append(task_id)
-                self._lock.notify()  # a task is ready, or the time until the next one has changed
+                failures = self._failures.pop(task_id, 0) + 1
+                if failed and failures <= MAX_FAILURES:
+                    self._failures[task_id] = failures
+                    self._hints[task_id] = self._hints.get(task_id) or hint
+                    self._schedule(task_id, back_off_s(failures))
+                elif task_id in self._hints:
+                    self._schedule(task_id, 0)
 
-    def _back_off(self, task_id: TaskId, hint: str | None) -> None:
-        count = self._failures.get(task_id, 0) + 1
-        if count > MAX_FAILURES:
-            self._failures.pop(task_id, None)
-            return
-        self._failures[task_id] = count
-        self._backing_off.add(task_id)
-        heapq.heappush(self._later, (time.monotonic() + min(FIRST_BACK_OFF_S * 2 ** (count - 1), 30.0), task_id))
-        self._hints[task_id] = self._hints.get(task_id) or hint
+    def _next(self) -> tuple[TaskId, str | None] | None:
+        """Wait for a task that is due, which is busy from then on, and return it with its hint. None: the queue is closed."""
+        with self._lock:
+            while not self._closed:
+                now = time.monotonic()
+                if not self._heap or self._heap[0][0] > now:
+                    self._lock.wait(self._heap[0][0] - now if self._heap else None)
+                    continue
+                due, task_id = heapq.heappop(self._heap)
+                if self._due.get(task_id) == due:
+                    del self._due[task_id]
+                    self._busy.add(task_id)
+                    self._lock.notify()  # another thread waits for the next one from now on
+                    return task_id, self._hints.pop(task_id, None)
+            return None
 
-    def _until_next(self) -> float | None:
-        return max(0.0, self._later[0][0] - time.monotonic()) if self._later else None
-
-    def _move_due(self) -> None:
-        now = time.monotonic()
-        while self._later and self._later[0][0] <= now:
-            _, task_id = heapq.heappop(self._later)
-            if task_id in self._backing_off or task_id in self._settling:
-                self._backing_off.discard(task_id)
-                self._settling.discard(task_id)
-                self._ready.append(task_id)
-                self._lock.notify()
+    def _schedule(self, task_id: TaskId, delay_s: float) -> None:
+        due = time.monotonic() + delay_s
+        if due < self._due.get(task_id, math.inf):
+            self._due[task_id] = due
+            heapq.heappush(self._heap, (due, task_id))
+            self._lock.notify()

@@ -10,7 +10,7 @@ import pytest
 from poiesis.domain.errors import ClusterUnavailable
 from poiesis.domain.task import TaskId
 from poiesis.services import work_queue as module
-from poiesis.services.work_queue import MAX_FAILURES, MAX_SETTLES, WorkQueue
+from poiesis.services.work_queue import MAX_FAILURES, MAX_SETTLES, WorkQueue, back_off_s
 
 PATIENCE_S = 20.0
 A, B = TaskId("a"), TaskId("b")
@@ -112,15 +112,10 @@ def test_failures_are_retried_a_bounded_number_of_times(handler, work):
     assert Counter(task_id for task_id, _ in handler.calls) == {"a": MAX_FAILURES + 1, "b": 1}
 
 
-def test_back_off_grows_up_to_a_bound(handler):
-    queue = WorkQueue(handler, 1)
-    delays = []
-    for _ in range(MAX_FAILURES):
-        queue._back_off(A, None)
-        delays.append(queue._later[-1][0] - time.monotonic() if len(queue._later) == 1 else 0)
-        queue._later.clear()
+def test_back_off_grows_up_to_a_bound():
+    delays = [back_off_s(failures) for failures in range(1, MAX_FAILURES + 20)]
     assert delays == sorted(delays)
-    assert delays[-1] <= 30
+    assert (delays[0], delays[-1]) == (0.2, 30)
 
 
 def test_a_task_that_backs_off_is_retried_while_others_keep_the_queue_busy(handler):
@@ -168,7 +163,7 @@ def test_events_settle_longer_the_more_tasks_are_queued(handler):
     for i in range(100):
         queue.wake(TaskId(str(i)))
         queue.wake(TaskId(str(i)))
-    waits = sorted(at - began for at, _ in queue._later)
+    waits = sorted(at - began for at, _ in queue._heap)
     assert len(waits) == 100
     assert 1 <= waits[0] < 2 and MAX_SETTLES <= waits[-1] < MAX_SETTLES + 1
 
