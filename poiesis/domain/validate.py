@@ -23,6 +23,8 @@ from poiesis.domain.plan import FORBIDDEN_DIRECTORIES, MAX_MOUNTS, declares_dire
 from poiesis.domain.policy import Policy
 from poiesis.domain.task import Executor, FileType, Input, Output, Resources, TaskSpec
 
+_UNUSABLE: Final = re.compile(r"\\(x00|ud[89a-f])")  # a NUL character or half of a surrogate pair, in a repr
+_WITH_HOST: Final = frozenset({"http", "https", "ftp", "ftps", "sftp", "drs"})
 _CONTENT: Final = re.compile(r"\$\.inputs\[\d+\]\.content")
 MAX_PATH_BYTES: Final = 4096  # Linux: PATH_MAX
 MAX_NAME_BYTES: Final = 255  # Linux: NAME_MAX
@@ -31,65 +33,54 @@ MAX_URL_BYTES: Final = 16 * 1024
 
 def check(spec: TaskSpec, policy: Policy) -> tuple[TaskSpec, tuple[str, ...]]:
     """The spec to store and notes for its system log (what was dropped and why). Raises: InvalidTask with every problem."""
-    problems = list(_text_problems(dataclasses.asdict(spec), "$")) if _has_unusable_text(spec) else []
-    if problems:  # the other rules rely on valid text
-        raise InvalidTask(problems)
-    problems += _counts(spec, policy)
-    for i, executor in enumerate(spec.executors):
-        problems += _executor(executor, f"$.executors[{i}]", policy)
-    for i, item in enumerate(spec.inputs):
-        problems += _input(item, f"$.inputs[{i}]", policy)
-    total, most = sum(len((i.content or "").encode()) for i in spec.inputs), policy.limits.max_total_content_bytes
-    if total > most:
-        problems.append(
-            Problem("$.inputs", f"too much content: {total} bytes together; at most {most}, use URLs for more")
-        )
-    for i, output in enumerate(spec.outputs):
-        problems += _output(output, f"$.outputs[{i}]", policy)
-    for i, volume in enumerate(spec.volumes):
-        problems += _path(volume, f"$.volumes[{i}]")
-    problems += _collisions(spec)
-    for key, value in spec.tags.items():
-        problems += _short(key, f"$.tags[{key[:40]!r}]", policy) + _short(value, f"$.tags[{key[:40]!r}]", policy)
-    for name in ("name", "description"):
-        problems += _short(getattr(spec, name), f"$.{name}", policy)
-    resources, notes, more = _resources(spec.resources, policy)
-    problems += more
+    unusable = list(_text_problems(dataclasses.asdict(spec), "$")) if _UNUSABLE.search(repr(spec)) else []
+    if unusable:  # the other rules rely on valid text
+        raise InvalidTask(unusable)
+    resources, notes, problems = _resources(spec.resources, policy)
     accepted = dataclasses.replace(spec, resources=resources)
-    problems = problems or _mounts(accepted, policy)
+    problems = [*_problems(spec, policy), *problems] or [*_mounts(accepted, policy)]
     if problems:
         raise InvalidTask(problems)
     return accepted, notes
 
 
-def _mounts(spec: TaskSpec, policy: Policy) -> list[Problem]:
-    executors, paths = (
-        len(spec.executors),
-        len(spec.inputs) + len(spec.outputs) + len(spec.volumes) + 3 * len(spec.executors),
-    )
+def _problems(spec: TaskSpec, policy: Policy) -> Iterator[Problem]:
+    limits = policy.limits
+    for name in ("executors", "inputs", "outputs", "volumes", "tags"):
+        count, most = len(getattr(spec, name)), getattr(limits, f"max_{name}")
+        if count > most:
+            yield Problem(f"$.{name}", f"too many: {count}; at most {most}")
+    if not spec.executors:
+        yield Problem("$.executors", "must not be empty: a task needs at least one executor")
+    for i, executor in enumerate(spec.executors):
+        yield from _executor(executor, f"$.executors[{i}]", policy)
+    for i, item in enumerate(spec.inputs):
+        yield from _input(item, f"$.inputs[{i}]", policy)
+    total, most = sum(len((i.content or "").encode()) for i in spec.inputs), limits.max_total_content_bytes
+    if total > most:
+        yield Problem("$.inputs", f"too much content: {total} bytes together; at most {most}, use URLs for more")
+    for i, output in enumerate(spec.outputs):
+        yield from _output(output, f"$.outputs[{i}]", policy)
+    for i, volume in enumerate(spec.volumes):
+        yield from _at(f"$.volumes[{i}]", _path(volume))
+    yield from _repeated_inputs(spec.inputs)
+    yield from _files_with_something_below(list(_placed(spec)))
+    yield from _conflicting_outputs(spec)
+    texts = [(f"$.tags[{key[:40]!r}]", text) for key, value in spec.tags.items() for text in (key, value)]
+    for where, text in (*texts, ("$.name", spec.name or ""), ("$.description", spec.description or "")):
+        if len(text.encode()) > limits.max_text_bytes:
+            yield Problem(where, f"too long: {len(text.encode())} bytes; at most {limits.max_text_bytes}")
+
+
+def _mounts(spec: TaskSpec, policy: Policy) -> Iterator[Problem]:
+    executors = len(spec.executors)
+    paths = len(spec.inputs) + len(spec.outputs) + len(spec.volumes) + 3 * executors
     if executors * paths <= MAX_MOUNTS:
-        return []
+        return
     count = executors * len(plan(spec, policy).mounts)
-    if count <= MAX_MOUNTS:
-        return []
-    message = f"too many mount points: {count} in all executors; at most {MAX_MOUNTS}, put files below few directories such as /data"
-    return [Problem("$", message)]
-
-
-def _has_unusable_text(value: Any) -> bool:
-    """Whether `_text_problems` may find something; without the cost of keeping track of paths."""
-    if isinstance(value, str):
-        if "\0" in value:
-            return True
-        try:
-            return not value.isascii() and not value.encode()
-        except UnicodeEncodeError:
-            return True
-    if isinstance(value, Mapping):
-        return any(map(_has_unusable_text, value.keys())) or any(map(_has_unusable_text, value.values()))
-    if isinstance(value, tuple):
-        return any(map(_has_unusable_text, value))
-    return dataclasses.is_dataclass(value) and any(map(_has_unusable_text, vars(value).values()))
+    if count > MAX_MOUNTS:
+        advice = "put files below few directories such as /data"
+        yield Problem("$", f"too many mount points: {count} in all executors; at most {MAX_MOUNTS}, {advice}")
 
 
 def _text_problems(value: Any, path: str) -> Iterator[Problem]:
@@ -110,117 +101,72 @@ def _text_problems(value: Any, path: str) -> Iterator[Problem]:
             yield from _text_problems(item, f"{path}[{i}]")
 
 
-def _counts(spec: TaskSpec, policy: Policy) -> list[Problem]:
-    limits = policy.limits
-    problems = [
-        Problem(f"$.{name}", f"too many: {count}; at most {most}")
-        for name, count, most in (
-            ("executors", len(spec.executors), limits.max_executors),
-            ("inputs", len(spec.inputs), limits.max_inputs),
-            ("outputs", len(spec.outputs), limits.max_outputs),
-            ("volumes", len(spec.volumes), limits.max_volumes),
-            ("tags", len(spec.tags), limits.max_tags),
-        )
-        if count > most
-    ]
-    if not spec.executors:
-        problems.append(Problem("$.executors", "must not be empty: a task needs at least one executor"))
-    return problems
-
-
 def _quoted(text: str) -> str:
     return repr(text if len(text) <= 100 else text[:99] + "…")
 
 
-def _short(text: str | None, path: str, policy: Policy) -> list[Problem]:
-    most = policy.limits.max_text_bytes
-    if text is not None and len(text.encode()) > most:
-        return [Problem(path, f"too long: {len(text.encode())} bytes; at most {most}")]
-    return []
+def _at(where: str, message: str | None) -> list[Problem]:
+    return [Problem(where, message)] if message else []
 
 
-def _path(path: str, where: str, *, is_pattern: bool = False) -> list[Problem]:
-    """An absolute path in a container that can be mounted or written. `is_pattern`: with the escapes of output paths."""
-    problem = _path_problem(path, is_pattern)
-    return [Problem(where, problem)] if problem else []
-
-
-def _path_problem(path: str, is_pattern: bool) -> str | None:
-    if not path.startswith("/"):
-        return f"invalid path {_quoted(path)}: must be absolute, such as {_quoted('/data/' + (path or 'file'))}"
-    if len(path.encode()) > MAX_PATH_BYTES:
-        return f"invalid path {_quoted(path)}: must be at most {MAX_PATH_BYTES} bytes"
+def _path(path: str, *, is_pattern: bool = False, is_stdin: bool = False, is_file: bool = False) -> str | None:
+    """The problem of an absolute path in a container that can be mounted or written. `is_pattern`: with the escapes of output paths.
+    `is_stdin`: may be anything in the image, such as /dev/zero."""
     names = (unescape(path) if is_pattern and "\\" in path else path).split("/")
-    if ".." in names or "." in names:
-        return f"invalid path {_quoted(path)}: must not contain '.' or '..' as a name"
-    if "//" in path:
-        return f"invalid path {_quoted(path)}: must not contain '//'"
-    if len(path) > MAX_NAME_BYTES // 4 and any(len(name.encode()) > MAX_NAME_BYTES for name in names):
-        return f"invalid path {_quoted(path)}: each name in it must be at most {MAX_NAME_BYTES} bytes"
-    if path == "/":
-        return "invalid path '/': the root directory belongs to the image; use a directory below it"
-    top = "/" + names[1]
-    if top in FORBIDDEN_DIRECTORIES:
-        return f"invalid path {_quoted(path)}: {top} belongs to the system; use another directory, such as /data"
-    return None
+    if not path.startswith("/"):
+        reason = f"must be absolute, such as {_quoted('/data/' + (path or 'file'))}"
+    elif len(path.encode()) > MAX_PATH_BYTES:
+        reason = f"must be at most {MAX_PATH_BYTES} bytes"
+    elif is_stdin:
+        return None
+    elif ".." in names or "." in names:
+        reason = "must not contain '.' or '..' as a name"
+    elif "//" in path:
+        reason = "must not contain '//'"
+    elif len(path) > MAX_NAME_BYTES // 4 and any(len(name.encode()) > MAX_NAME_BYTES for name in names):
+        reason = f"each name in it must be at most {MAX_NAME_BYTES} bytes"
+    elif path == "/":
+        reason = "the root directory belongs to the image; use a directory below it"
+    elif (top := f"/{names[1]}") in FORBIDDEN_DIRECTORIES:
+        reason = f"{top} belongs to the system; use another directory, such as /data"
+    elif is_file and path.endswith("/"):
+        reason = "must be a file's, without '/' at the end"
+    else:
+        return None
+    return f"invalid path {_quoted(path)}: {reason}"
 
 
-def _executor(executor: Executor, where: str, policy: Policy) -> list[Problem]:
-    problems: list[Problem] = []
-    if problem := image_problem(executor.image):
-        problems.append(Problem(f"{where}.image", problem))
-    if not executor.command or executor.command[0] == "":
-        problems.append(Problem(f"{where}.command", "missing program: must be the first element"))
+def _executor(executor: Executor, where: str, policy: Policy) -> Iterator[Problem]:
+    yield from _at(f"{where}.image", image_problem(executor.image))
+    if not executor.command or not executor.command[0]:
+        yield Problem(f"{where}.command", "missing program: must be the first element")
     most = policy.limits.max_command_bytes
     too_long = f"too long: must be less than {most} bytes; use an input with `content` instead"
-    problems += [
-        Problem(f"{where}.command[{i}]", too_long) for i, a in enumerate(executor.command) if len(a.encode()) >= most
-    ]
+    size = 0
+    for i, argument in enumerate(executor.command):
+        size += (length := len(argument.encode()) + 1)
+        if length > most:
+            yield Problem(f"{where}.command[{i}]", too_long)
     for name, value in executor.env.items():
+        size += (length := len(name.encode()) + len(value.encode()) + 2)
         if not name or "=" in name:
-            problems.append(
-                Problem(f"{where}.env", f"invalid variable name {_quoted(name)}: must not be empty or contain '='")
-            )
-        elif len(name.encode()) + len(value.encode()) + 1 >= most:
-            problems.append(Problem(f"{where}.env.{name[:40]}", too_long))
-    size = sum(len(a.encode()) + 1 for a in executor.command)
-    size += sum(len(n.encode()) + len(v.encode()) + 2 for n, v in executor.env.items())
+            message = f"invalid variable name {_quoted(name)}: must not be empty or contain '='"
+            yield Problem(f"{where}.env", message)
+        elif length > most:
+            yield Problem(f"{where}.env.{name[:40]}", too_long)
     if size > 5 * most:
-        problems.append(Problem(where, f"too long: command and env are {size} bytes together; at most {5 * most}"))
-    if executor.workdir is not None and executor.workdir != "/":
-        problems += _path(executor.workdir, f"{where}.workdir")
+        yield Problem(where, f"too long: command and env are {size} bytes together; at most {5 * most}")
+    if executor.workdir not in (None, "/"):
+        yield from _at(f"{where}.workdir", _path(executor.workdir))
     if executor.stdin is not None:
-        problems += _stdin(executor.stdin, f"{where}.stdin")
-    for name in ("stdout", "stderr"):
-        path = getattr(executor, name)
+        yield from _at(f"{where}.stdin", _path(executor.stdin, is_stdin=True))
+    for name, path in (("stdout", executor.stdout), ("stderr", executor.stderr)):
         if path is not None:
-            found = _path(path, f"{where}.{name}")
-            if not found and path.endswith("/"):
-                found = [
-                    Problem(
-                        f"{where}.{name}", f"invalid path {_quoted(path)}: must be a file's, without '/' at the end"
-                    )
-                ]
-            problems += found
-    return problems
+            yield from _at(f"{where}.{name}", _path(path, is_file=True))
 
 
-def _stdin(path: str, where: str) -> list[Problem]:
-    """Unlike other paths it may be anything in the image, such as /dev/zero."""
-    if not path.startswith("/"):
-        return [Problem(where, f"invalid path {_quoted(path)}: must be absolute")]
-    if len(path.encode()) > MAX_PATH_BYTES:
-        return [Problem(where, f"invalid path {_quoted(path)}: must be at most {MAX_PATH_BYTES} bytes")]
-    return []
-
-
-def _url(url: str, where: str, schemes: frozenset[str], policy: Policy) -> list[Problem]:
-    problem = _url_problem(url, schemes, policy)
-    return [Problem(where, problem)] if problem else []
-
-
-def _url_problem(url: str, schemes: frozenset[str], policy: Policy) -> str | None:
-    """Without the URL in it, which may hold a password."""
+def _url(url: str, schemes: frozenset[str], policy: Policy) -> str | None:
+    """The problem of a URL, without the URL in it, which may hold a password."""
     if len(url.encode()) > MAX_URL_BYTES:
         return f"invalid URL: must be at most {MAX_URL_BYTES} bytes"
     known = ", ".join(sorted(schemes)) or "none"
@@ -249,47 +195,38 @@ def _url_problem(url: str, schemes: frozenset[str], policy: Policy) -> str | Non
     return None
 
 
-_WITH_HOST: Final = frozenset({"http", "https", "ftp", "ftps", "sftp", "drs"})
-
-
-def _input(item: Input, where: str, policy: Policy) -> list[Problem]:
-    problems = _path(item.path, f"{where}.path")
+def _input(item: Input, where: str, policy: Policy) -> Iterator[Problem]:
+    yield from _at(f"{where}.path", _path(item.path))
     if item.content is not None:
         size, most = len(item.content.encode()), policy.limits.max_content_bytes
         if size > most:
-            problems.append(Problem(f"{where}.content", f"too long: {size} bytes; at most {most}, use a URL for more"))
+            yield Problem(f"{where}.content", f"too long: {size} bytes; at most {most}, use a URL for more")
         if item.type is FileType.DIRECTORY:
-            problems.append(
-                Problem(f"{where}.type", "invalid type DIRECTORY: must be FILE for an input with `content`")
-            )
+            yield Problem(f"{where}.type", "invalid type DIRECTORY: must be FILE for an input with `content`")
         if item.path.endswith("/"):
-            problems.append(Problem(f"{where}.path", "invalid path: must not end with '/' for an input with `content`"))
+            yield Problem(f"{where}.path", "invalid path: must not end with '/' for an input with `content`")
     elif not item.url:
-        problems.append(Problem(f"{where}.url", "missing: give a URL, or the file itself as `content`"))
+        yield Problem(f"{where}.url", "missing: give a URL, or the file itself as `content`")
     else:
-        problems += _url(item.url, f"{where}.url", policy.url_schemes_in, policy)
-    return problems
+        yield from _at(f"{where}.url", _url(item.url, policy.url_schemes_in, policy))
 
 
-def _output(output: Output, where: str, policy: Policy) -> list[Problem]:
-    problems = _path(output.path, f"{where}.path", is_pattern=True)
-    problems += _url(output.url, f"{where}.url", policy.url_schemes_out, policy)
+def _output(output: Output, where: str, policy: Policy) -> Iterator[Problem]:
+    problems = _at(f"{where}.path", _path(output.path, is_pattern=True))
+    problems += _at(f"{where}.url", _url(output.url, policy.url_schemes_out, policy))
+    yield from problems
     if problems or not output.pattern.has_wildcard:
-        return problems
+        return
     pattern, prefix = output.pattern, output.path_prefix
     if pattern.fixed_directory == "/":
-        return [
-            Problem(
-                f"{where}.path", "invalid pattern: the root directory belongs to the image; match below a directory"
-            )
-        ]
-    if not prefix:
+        message = "invalid pattern: the root directory belongs to the image; match below a directory"
+        yield Problem(f"{where}.path", message)
+    elif not prefix:
         if pattern.needs_matching:
-            problems.append(Problem(f"{where}.path_prefix", "missing: required when path contains wildcards (TES 1.1)"))
+            yield Problem(f"{where}.path_prefix", "missing: required when path contains wildcards (TES 1.1)")
     elif len(prefix) > MAX_PATH_BYTES or not pattern.fixed_text.startswith(unescape(prefix)):
         expected = f"must be a beginning of path that contains no wildcard, such as {_quoted(pattern.fixed_directory)}"
-        problems.append(Problem(f"{where}.path_prefix", f"invalid prefix {_quoted(prefix)}: {expected}"))
-    return problems
+        yield Problem(f"{where}.path_prefix", f"invalid prefix {_quoted(prefix)}: {expected}")
 
 
 @dataclass(frozen=True)
@@ -323,9 +260,7 @@ def _placed(spec: TaskSpec) -> Iterator[_Placed]:
             yield _Placed(executor.workdir, f"$.executors[{i}].workdir", is_directory=True)
 
 
-def _collisions(spec: TaskSpec) -> Iterator[Problem]:
-    yield from _repeated_inputs(spec.inputs)
-    yield from _files_with_something_below(list(_placed(spec)))
+def _conflicting_outputs(spec: TaskSpec) -> Iterator[Problem]:
     volumes = {without_slash(volume) for volume in spec.volumes}
     sources: dict[str, set[str]] = {}  # by URL
     for output in spec.outputs:
@@ -345,10 +280,8 @@ def _repeated_inputs(inputs: Sequence[Input]) -> Iterator[Problem]:
     for i, item in enumerate(inputs):
         j = first.setdefault(without_slash(item.path), i)
         if (inputs[j].url, inputs[j].content) != (item.url, item.content):
-            yield Problem(
-                f"$.inputs[{i}].path",
-                f"conflict: {_quoted(item.path)} is also the path of $.inputs[{j}], which is different",
-            )
+            message = f"conflict: {_quoted(item.path)} is also the path of $.inputs[{j}], which is different"
+            yield Problem(f"$.inputs[{i}].path", message)
 
 
 def _files_with_something_below(placed: Sequence[_Placed]) -> Iterator[Problem]:
@@ -370,19 +303,13 @@ def _resources(resources: Resources | None, policy: Policy) -> tuple[Resources |
     if resources is None:
         return None, (), []
     problems: list[Problem] = []
-    limits = policy.limits
-    for name, most in (
-        ("cpu_cores", limits.max_cpu_cores),
-        ("ram_gb", limits.max_ram_gb),
-        ("disk_gb", limits.max_disk_gb),
-    ):
-        asked = getattr(resources, name)
+    for name in ("cpu_cores", "ram_gb", "disk_gb"):
+        asked, most = getattr(resources, name), getattr(policy.limits, f"max_{name}")
         if asked is not None and not 0 <= asked < 1e9:
             problems.append(Problem(f"$.resources.{name}", "invalid number: must be at least 0 and less than 1e9"))
         elif asked is not None and most is not None and asked > most:
-            problems.append(
-                Problem(f"$.resources.{name}", f"too much: {asked:g}; this service allows at most {most:g}")
-            )
+            message = f"too much: {asked:g}; this service allows at most {most:g}"
+            problems.append(Problem(f"$.resources.{name}", message))
     kept: dict[str, str] = {}
     notes: list[str] = []
     supported = policy.backend_parameters & PARAMETERS.keys()
