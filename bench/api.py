@@ -64,7 +64,7 @@ def _poiesis(**settings: Any) -> Any:
     from poiesis.api import Services, create_app
     from poiesis.config import ApiSettings, ServiceSettings
     from poiesis.domain.policy import Policy
-    from poiesis.domain.task import Executor, Input, Output, Task, TaskId, TaskSpec
+    from poiesis.domain.task import Executor, Input, Output, Task, TaskId, TaskSpec, TaskSummary, View
     from poiesis.ports.repository import Page
     from poiesis.services.tasks import TaskService
 
@@ -78,21 +78,25 @@ def _poiesis(**settings: Any) -> Any:
         ),
         created_at=datetime.now(UTC),
     )
+    summary = TaskSummary(task.id, task.state)
+    page, short_page = Page((task,) * 256, task.id), Page((summary,) * 256, task.id)
 
     class Nothing:
         """Repository, queue and clock in one: every call returns immediately."""
 
-        page = Page((task,) * 256, TaskId(TASK_ID))
-
         def add(self, task: Any) -> None: ...
+        def begin(self, *_: Any) -> None: ...
         def publish(self, *_: Any) -> None: ...
         def ready(self) -> None: ...
 
-        def get(self, *_: Any) -> Task:
+        def get(self, *_: Any, **__: Any) -> Task:
             return task
 
-        def list(self, *_: Any, **__: Any) -> Page:
-            return self.page
+        def summary(self, *_: Any, **__: Any) -> TaskSummary:
+            return summary
+
+        def list(self, *_: Any, view: View, **__: Any) -> Page:
+            return short_page if view is View.MINIMAL else page
 
         def now(self) -> datetime:
             return datetime.now(UTC)
