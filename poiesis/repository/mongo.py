@@ -66,12 +66,11 @@ PROJECTIONS: Final[Mapping[View, Mapping[str, int] | None]] = {
 
 
 class MongoTaskRepository:
-    """A `TaskRepository` in one collection.
+    """A `TaskRepository` in the collection `tasks`.
 
     `timeout` is for each call as a whole, `server_selection_timeout` for finding a primary within it.
     `connect_timeout` is for one connection and for each health check of the driver; a failed check aborts all running
     calls, so if it is too short a busy server counts as unavailable.
-    `retry_writes` False is for servers without retryable writes.
     Raises: ConfigurationError for an invalid URI.
     """
 
@@ -79,13 +78,10 @@ class MongoTaskRepository:
         self,
         uri: str,
         database: str,
-        collection: str = "tasks",
         *,
         timeout: timedelta = timedelta(seconds=5),
         server_selection_timeout: timedelta = timedelta(seconds=3),
         connect_timeout: timedelta = timedelta(seconds=5),
-        retry_writes: bool = True,
-        max_pool_size: int = 100,
     ) -> None:
         try:
             self._client: MongoClient[Document] = MongoClient(
@@ -97,13 +93,11 @@ class MongoTaskRepository:
                 serverSelectionTimeoutMS=_milliseconds(server_selection_timeout),
                 connectTimeoutMS=_milliseconds(connect_timeout),
                 waitQueueTimeoutMS=_milliseconds(timeout),
-                maxPoolSize=max_pool_size,
-                retryWrites=retry_writes,
                 w="majority",
                 readConcernLevel="majority",
                 readPreference="primary",
             )
-            self._tasks: MongoCollection[Document] = self._client[database][collection]
+            self._tasks: MongoCollection[Document] = self._client[database]["tasks"]
         except (PyMongoError, ValueError, TypeError) as error:
             # not chained: messages about a malformed URI may quote parts of it, including passwords
             raise ConfigurationError(

@@ -19,6 +19,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,7 +63,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX tasks_due ON tasks (wake_at, id, due_stage) WHERE due_stage IS NOT NULL",
     ),
 )
-"""Statements that take the file from version i to i + 1 (`PRAGMA user_version`), each step in one transaction."""
+"""Statements that take the file from version i to i + 1 (`PRAGMA user_version`)."""
 
 FEW_NAMES: Final = 1_000  # sorted in a millisecond or two
 FEW_TAGGED: Final = 1_000  # no more are counted to find the rarer tag
@@ -141,10 +142,9 @@ class SqliteTaskRepository:
             where = _rarest_tag_first(db, where)
             query, values = _list_query(where, limit + 1, after, view, few_names=_has_few_names(db, where.name_prefix))
             rows = db.execute(query, values).fetchall()
-        more = len(rows) > limit
         decode = _summary if view is View.MINIMAL else _decode
         tasks = tuple(decode(row) for row in rows[:limit])
-        return Page(tasks, next_after=tasks[-1].id if more else None)
+        return Page(tasks, next_after=tasks[-1].id if len(rows) > limit else None)
 
     def due(self, now: datetime, *, limit: int) -> Sequence[tuple[TaskId, Stage]]:
         with self._reading() as db:
@@ -166,9 +166,8 @@ class SqliteTaskRepository:
 
     def delete(self, task_id: TaskId) -> bool:
         with self._writing() as db:
-            row = db.execute(
-                "DELETE FROM tasks WHERE id = ? AND due_stage IS NULL RETURNING tags", (task_id,)
-            ).fetchone()
+            query = "DELETE FROM tasks WHERE id = ? AND due_stage IS NULL RETURNING tags"
+            row = db.execute(query, (task_id,)).fetchone()
             if row is None:
                 return False
             db.execute("DELETE FROM documents WHERE id = ?", (task_id,))
@@ -192,12 +191,10 @@ class SqliteTaskRepository:
     @staticmethod
     def _find(db: sqlite3.Connection, task_id: TaskId, view: View, owner: str | None) -> tuple[Any, ...]:
         """The join reads the narrow row first: of another owner's task nothing else is read."""
-        query = f"SELECT {_columns(view)} FROM tasks{_join(view)} WHERE tasks.id = ?"
-        row: tuple[Any, ...] | None = (
-            db.execute(query, (task_id,))
-            if owner is None
-            else db.execute(query + " AND tasks.owner = ?", (task_id, owner))
-        ).fetchone()
+        query = (
+            f"SELECT {_columns(view)} FROM tasks{_join(view)} WHERE tasks.id = ?1 AND (?2 IS NULL OR tasks.owner = ?2)"
+        )
+        row: tuple[Any, ...] | None = db.execute(query, (task_id, owner)).fetchone()
         if row is None:
             raise UnknownTask(task_id)
         return row
@@ -207,26 +204,17 @@ class SqliteTaskRepository:
         db.executemany("DELETE FROM tags WHERE token = ? AND id = ?", [(t, task_id) for t in decode_json(tokens)])
 
     def _migrate(self) -> None:
-        with self._connection() as db:
-            while True:
-                db.execute("BEGIN IMMEDIATE")  # processes that start at the same time take turns
-                try:
-                    version = db.execute("PRAGMA user_version").fetchone()[0]
-                    if version > len(MIGRATIONS):
-                        raise ConfigurationError(
-                            f"{self._path.name} was made by a newer release (version {version}, supported: up to "
-                            f"{len(MIGRATIONS)}): use that release, or another file"
-                        )
-                    for statement in MIGRATIONS[version] if version < len(MIGRATIONS) else ():
-                        db.execute(statement)
-                    if version < len(MIGRATIONS):
-                        db.execute(f"PRAGMA user_version = {version + 1}")
-                    db.execute("COMMIT")
-                except BaseException:
-                    db.execute("ROLLBACK")
-                    raise
-                if version >= len(MIGRATIONS):
-                    return
+        """In one transaction: processes that start at the same time take turns."""
+        with self._writing() as db:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(MIGRATIONS):
+                raise ConfigurationError(
+                    f"{self._path.name} was made by a newer release (version {version}, supported: up to "
+                    f"{len(MIGRATIONS)}): use that release, or another file"
+                )
+            for statement in chain.from_iterable(MIGRATIONS[version:]):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
     @contextmanager
     def _reading(self) -> Iterator[sqlite3.Connection]:
@@ -267,25 +255,21 @@ class SqliteTaskRepository:
         with self._pool_lock:
             if self._closed:
                 raise RepositoryUnavailable("the task store is closed")
-            db = self._pool.pop() if self._pool else None
-        if db is None:
-            db = self._connect()
+            pooled = self._pool.pop() if self._pool else None
+        db = pooled or self._connect()
+        broken = False
         try:
             yield db
         except sqlite3.Error:
-            db.close()  # it may be the cause
+            broken = True  # it may be the cause
             raise
-        except BaseException:
-            self._put_back(db)
-            raise
-        self._put_back(db)
-
-    def _put_back(self, db: sqlite3.Connection) -> None:
-        with self._pool_lock:
-            if not self._closed and len(self._pool) < IDLE_CONNECTIONS:
-                self._pool.append(db)
-                return
-        db.close()
+        finally:
+            with self._pool_lock:
+                keeps = not (broken or self._closed) and len(self._pool) < IDLE_CONNECTIONS
+                if keeps:
+                    self._pool.append(db)
+            if not keeps:
+                db.close()
 
     def _connect(self) -> sqlite3.Connection:
         # a connection serves one thread at a time, not always the same one, which SQLite allows (sqlite3.threadsafety)
@@ -373,11 +357,8 @@ def _has_few_names(db: sqlite3.Connection, prefix: str) -> bool:
     if not prefix:
         return False
     condition, values = _name_condition(prefix)
-    counted = db.execute(
-        f"SELECT count(*) FROM (SELECT 1 FROM tasks INDEXED BY tasks_by_name WHERE {condition} LIMIT ?)",
-        (*values, FEW_NAMES + 1),
-    ).fetchone()[0]
-    return bool(counted <= FEW_NAMES)
+    query = f"SELECT count(*) FROM (SELECT 1 FROM tasks INDEXED BY tasks_by_name WHERE {condition} LIMIT ?)"
+    return bool(db.execute(query, (*values, FEW_NAMES + 1)).fetchone()[0] <= FEW_NAMES)
 
 
 def _rarest_tag_first(db: sqlite3.Connection, where: TaskFilter) -> TaskFilter:
@@ -409,11 +390,8 @@ def _list_query(
     if view is View.MINIMAL:
         return found, values
     # `found` reads only narrow rows; documents are read only for the tasks of the page
-    return (
-        f"SELECT {_columns(view)} FROM ({found}) AS found CROSS JOIN tasks ON tasks.id = found.id{_join(view)}"
-        " ORDER BY found.id DESC",
-        values,
-    )
+    page = f"({found}) AS found CROSS JOIN tasks ON tasks.id = found.id{_join(view)}"
+    return f"SELECT {_columns(view)} FROM {page} ORDER BY found.id DESC", values
 
 
 def _scans(where: TaskFilter, after: TaskId | None, *, few_names: bool) -> tuple[str, list[object]]:
@@ -432,28 +410,19 @@ def _scans(where: TaskFilter, after: TaskId | None, *, few_names: bool) -> tuple
         conditions.append(condition if few_names else condition.replace("tasks.name", "+tasks.name"))
         common.extend(bounds)
     states = sorted(state.value for state in where.states)
-
-    if where.tags or few_names or not states:
-        source, first, first_values = _source(where, few_names=few_names)
-        if states:
-            conditions.append(f"tasks.state IN ({_quoted(states)})")
-        return _select(key, source, [*first, *conditions]), [*first_values, *common]
-    index = "tasks_by_state" if where.owner is None else "tasks_by_owner_state"
-    walk = _select(key, f"tasks INDEXED BY {index}", ["tasks.state = ?", *conditions])
-    return " UNION ALL ".join([walk] * len(states)), [value for state in states for value in (state, *common)]
-
-
-def _source(where: TaskFilter, *, few_names: bool) -> tuple[str, list[str], list[object]]:
-    """What to scan, with its conditions and values."""
+    if states and not (where.tags or few_names):
+        index = "tasks_by_state" if where.owner is None else "tasks_by_owner_state"
+        scan = _select(key, f"tasks INDEXED BY {index}", ["tasks.state = ?", *conditions])
+        return " UNION ALL ".join([scan] * len(states)), [value for state in states for value in (state, *common)]
+    if states:
+        conditions.append(f"tasks.state IN ({_quoted(states)})")
     if where.tags:
-        tokens: list[object] = [tag_token(key, value) for key, value in where.tags]
+        tokens = [tag_token(*tag) for tag in where.tags]
         others = ["EXISTS (SELECT 1 FROM tags WHERE tags.token = ? AND tags.id = tagged.id)"] * (len(tokens) - 1)
-        return "tags AS tagged CROSS JOIN tasks ON tasks.id = tagged.id", ["tagged.token = ?", *others], tokens
-    if few_names:
-        return "tasks INDEXED BY tasks_by_name", [], []
-    if where.owner is not None:
-        return "tasks INDEXED BY tasks_by_owner", [], []
-    return "tasks", [], []
+        source = "tags AS tagged CROSS JOIN tasks ON tasks.id = tagged.id"
+        return _select(key, source, ["tagged.token = ?", *others, *conditions]), [*tokens, *common]
+    index = "INDEXED BY tasks_by_name" if few_names else "" if where.owner is None else "INDEXED BY tasks_by_owner"
+    return _select(key, f"tasks {index}", conditions), common
 
 
 def _select(key: str, source: str, conditions: list[str]) -> str:

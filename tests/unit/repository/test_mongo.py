@@ -26,7 +26,7 @@ WAIT = timedelta(seconds=30)
 @pytest.fixture
 def repository(mongo_url):
     url, _, name = mongo_url.rpartition("/")
-    made = MongoTaskRepository(url, name, retry_writes=False, timeout=WAIT, connect_timeout=WAIT)
+    made = MongoTaskRepository(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT)
     yield made
     made.close()
 
@@ -59,10 +59,9 @@ def test_a_uri_that_cannot_be_used_is_refused_without_showing_it(uri, database):
 
 def test_what_matters_for_durability_and_time_is_set():
     made = MongoTaskRepository(
-        "mongodb://host/?w=1&timeoutMS=99999&retryWrites=true&readConcernLevel=local",
+        "mongodb://host/?w=1&timeoutMS=99999&retryWrites=false&readConcernLevel=local",
         "poiesis",
         timeout=timedelta(seconds=7),
-        retry_writes=False,
     )
     options = made._client.options
     assert made._tasks.write_concern.document == {"w": "majority"}
@@ -82,7 +81,7 @@ def test_the_indexes_are_created_once_by_several_repositories(repository, mongo_
     with MongoClient[dict[str, Any]](mongo_url) as client:
         assert set(client.get_default_database()["tasks"].index_information()) == {"_id_", *names}
     url, _, name = mongo_url.rpartition("/")
-    again = MongoTaskRepository(url, name, retry_writes=False, timeout=WAIT, connect_timeout=WAIT)
+    again = MongoTaskRepository(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT)
     assert again.wait_for_indexes(WAIT)
     again.close()
 
@@ -119,7 +118,7 @@ class Commands(monitoring.CommandListener):
 def test_a_save_is_one_round_trip_and_views_are_projected_in_the_store(mongo_url):
     url, _, name = mongo_url.rpartition("/")
     commands = Commands()
-    made = MongoTaskRepository(url, name, retry_writes=False, timeout=WAIT, connect_timeout=WAIT)
+    made = MongoTaskRepository(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT)
     made.add(a_task())
     assert made.wait_for_indexes(WAIT)
     made._client.close()
