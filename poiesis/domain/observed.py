@@ -85,6 +85,10 @@ class Pod:
     def container(self, name: str) -> Container | None:
         return next((c for c in self.containers if c.name == name), None)
 
+    def record(self, name: str) -> Record | None:
+        container = self.container(name)
+        return container.record if container is not None else None
+
 
 @dataclass(frozen=True)
 class Observed:

@@ -22,17 +22,9 @@ START_FAILURES: Final = frozenset({"StartError", "ContainerCannotRun"})  # reaso
 _RECORD_REASONS: Final = {  # of the launcher → failure_reason of the task
     "NotFound": "CommandNotFound",
     "NotExecutable": "CommandNotExecutable",
-    **{
-        r: r
-        for r in (
-            "DiskLimit",
-            "StartFailed",
-            "StdinUnavailable",
-            "StdoutUnavailable",
-            "StderrUnavailable",
-            "WorkdirUnavailable",
-        )
-    },
+    "DiskLimit": "DiskLimit",
+    "StartFailed": "StartFailed",
+    **{reason: reason for reason in (f"{name}Unavailable" for name in ("Stdin", "Stdout", "Stderr", "Workdir"))},
 }
 
 
@@ -63,34 +55,33 @@ def fault_state(fault: Fault, policy: Policy) -> State:
 
 
 def read_tif(task: Task, pod: Pod, report: FilerReport | None, now: datetime) -> tuple[Task, Cause | None]:
-    container = pod.container(TIF)
     task = _read_report(task, report, "inputs", now)
-    if container is not None and container.record is not None and container.record.ok:
+    record = pod.record(TIF)
+    if record is not None and record.ok:
         return task, None
     if report is not None and report.error is not None:
         if report.retryable:
             return task, Fault("InputFailed", report.error, began=False)
         return task, Outcome(State.SYSTEM_ERROR, _filer_reason(report, "InputFailed"), report.error)
-    return task, Fault("InputFilerFailed", describe_end(container), began=False)
+    return task, Fault("InputFilerFailed", describe_end(pod.container(TIF)), began=False)
 
 
 def read_tof(
     task: Task, pod: Pod, report: FilerReport | None, outcome: Outcome | None, now: datetime
 ) -> tuple[Task, Outcome]:
     """Record the outputs; a failed upload is the outcome only if no executor failed."""
-    container = pod.container(TOF)
     task = _read_report(task, report, "outputs", now)
     if report is not None:
         outputs = tuple(OutputFileLog(f.url, f.path, f.size_bytes) for f in report.files)
         task = replace(task, log=replace(task.log, outputs=outputs))
-        task = add_metadata(
-            task, {f"checksum:{f.path}": f.checksum for f in report.files[:MAX_CHECKSUMS] if f.checksum}
-        )
+        checksums = {f"checksum:{f.path}": f.checksum for f in report.files[:MAX_CHECKSUMS] if f.checksum}
+        task = add_metadata(task, checksums)
         if report.omitted:
             task = note(task, now, f"{report.omitted} more uploaded files are not listed.")
-    if container is not None and container.record is not None and container.record.ok:
+    record = pod.record(TOF)
+    if record is not None and record.ok:
         return task, outcome or Outcome(State.COMPLETE)
-    error = report.error if report is not None and report.error else describe_end(container)
+    error = (report.error if report is not None else None) or describe_end(pod.container(TOF))
     if outcome is not None:
         return note(task, now, f"Some outputs could not be uploaded after the failure: {error}"), outcome
     reason = _filer_reason(report, "OutputFailed") if report is not None else "OutputFilerFailed"
@@ -99,11 +90,10 @@ def read_tof(
 
 def interrupted_upload(pod: Pod, report: FilerReport | None) -> Fault | None:
     """The fault if TOF ended without a result of the upload: terminated from outside, or without a record."""
-    container = pod.container(TOF)
-    record = container.record if container is not None else None
+    record = pod.record(TOF)
     if (record is not None and record.reason != "Terminated") or (report is not None and report.error is None):
         return None
-    return Fault("OutputFilerLost", describe_end(container), began=False)
+    return Fault("OutputFilerLost", describe_end(pod.container(TOF)), began=False)
 
 
 def read_executors(task: Task, pod: Pod, pod_plan: PodPlan, now: datetime, policy: Policy) -> tuple[Task, Cause | None]:

@@ -177,16 +177,14 @@ def _live_logs(task: Task, pod: Pod, tails: Mapping[str, tuple[str, str]]) -> tu
 
 def _all_recorded(pod: Pod, pod_plan: PodPlan) -> bool:
     """Whether every container has a record; then it does not matter what the cluster still shows."""
-    found = [pod.container(name) for name in pod_plan.names]
-    return all(c is not None and c.record is not None for c in found)
+    return all(pod.record(name) is not None for name in pod_plan.names)
 
 
 def _lacks_only_the_upload(pod: Pod, pod_plan: PodPlan) -> bool:
     """Whether every container except TOF has a record, and none of them was terminated from outside."""
-    others = [pod.container(name) for name in pod_plan.names if name != TOF]
-    records = [c.record for c in others if c is not None and c.record is not None]
-    is_known = len(records) == len(others) > 0 and not any(r.reason == "Terminated" for r in records)
-    return is_known and TOF in pod_plan.names
+    others = [pod.record(name) for name in pod_plan.names if name != TOF]
+    known = bool(others) and all(record is not None and record.reason != "Terminated" for record in others)
+    return known and TOF in pod_plan.names
 
 
 def _has_failed(pod: Pod) -> bool:
