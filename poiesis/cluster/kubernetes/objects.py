@@ -56,11 +56,10 @@ def volume(task: Task, plan: Plan, settings: KubernetesSettings, owned_by: Owner
         "resources": {"requests": {"storage": str(plan.volume_bytes)}},
         "volumeMode": "Filesystem",
     }
-    if settings.storage_class is not None:
+    if settings.storage_class is not None:  # "" means something
         spec["storageClassName"] = settings.storage_class
-    name = volume_name(task.id, task.attempt)
-    metadata = _metadata(name, task, settings, labels.VOLUME, owned_by)
-    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+    made = _metadata(volume_name(task.id, task.attempt), task, settings, labels.VOLUME, owned_by)
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": made, "spec": spec}
 
 
 def documents(task: Task, plan: Plan, shared: Mapping[str, bytes]) -> dict[str, bytes]:
@@ -138,23 +137,32 @@ def launcher(
         raise ConfigurationError(
             "the launchers do not fit in a ConfigMap (1 MiB): set POIESIS_KUBERNETES__DELIVERY=init"
         )
-    metadata: dict[str, Any] = {
-        "name": f"poiesis-launcher-{digest.hexdigest()[:16]}",
-        "labels": labels.common(settings, "launcher"),
+    name = f"poiesis-launcher-{digest.hexdigest()[:16]}"
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata(name, labels.common(settings, "launcher"), {}, owned_by),
+        "immutable": True,
+        "binaryData": data,
     }
-    if owned_by is not None:
-        metadata["ownerReferences"] = [dict(owned_by)]
-    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "immutable": True, "binaryData": data}
+
+
+def metadata(
+    name: str, of: Mapping[str, str], annotations: Mapping[str, str], owned_by: Owner | None
+) -> dict[str, Any]:
+    """`of`: the labels."""
+    owners = [dict(owned_by)] if owned_by is not None else []
+    return given({"name": name, "labels": of, "annotations": annotations, "ownerReferences": owners})
+
+
+def given(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the fields that are None or empty."""
+    return {key: value for key, value in document.items() if value}
 
 
 def _metadata(name: str, task: Task, settings: KubernetesSettings, part: str, owned_by: Owner | None) -> dict[str, Any]:
-    metadata: dict[str, Any] = {"name": name, "labels": labels.of_task(settings, task.id, task.attempt, part)}
-    annotations = labels.id_annotations(task.id)
-    if annotations:
-        metadata["annotations"] = annotations
-    if owned_by is not None:
-        metadata["ownerReferences"] = [dict(owned_by)]
-    return metadata
+    of = labels.of_task(settings, task.id, task.attempt, part)
+    return metadata(name, of, labels.id_annotations(task.id), owned_by)
 
 
 def _json(document: Mapping[str, Any]) -> bytes:

@@ -24,7 +24,7 @@ from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement
 from poiesis.domain.errors import ClusterRefused
 from poiesis.domain.naming import object_name
 from poiesis.domain.observed import TIF, TOF
-from poiesis.domain.plan import ContainerPlan, Mount, Plan, PodPlan
+from poiesis.domain.plan import ContainerPlan, Plan, PodPlan
 from poiesis.domain.policy import Policy
 from poiesis.domain.records import RECORD_MARKER
 from poiesis.domain.report import MAX_REPORT_BYTES
@@ -44,6 +44,10 @@ MAX_STRINGS_BYTES: Final = 1024 * 1024  # of a container's; Linux' limit is a qu
 MAX_POD_BYTES: Final = 1_400_000  # etcd's limit is 1.5 MiB
 
 Json = dict[str, Any]
+LAUNCHER_MOUNTS: Final[tuple[Json, ...]] = (
+    {"name": "launcher", "mountPath": BIN, "readOnly": True},
+    {"name": "control", "mountPath": CONTROL},
+)
 
 
 def pod(
@@ -72,11 +76,11 @@ def pod(
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": math.ceil((policy.grace + RECORD_SLACK).total_seconds()),
         "securityContext": _pod_security(settings),
-        "containers": [build.container(c, is_init=False) for c in pod_plan.containers],
+        "containers": [build.container(c) for c in pod_plan.containers],
         "volumes": _volumes(task, plan, pod_plan, settings, launcher_name, document_files),
     }
     before = [_copy_launcher(settings)] if launcher_name is None else []
-    before += [build.container(c, is_init=True) for c in pod_plan.init]
+    before += [build.container(c) for c in pod_plan.init]
     optional = {
         "initContainers": before,
         "nodeSelector": placement.node_selector(task, settings, found),
@@ -88,7 +92,7 @@ def pod(
         "imagePullSecrets": [{"name": name} for name in settings.pull_secrets],
         "activeDeadlineSeconds": _last_resort(plan, pod_plan, policy),
     }
-    spec |= {key: value for key, value in optional.items() if value}
+    spec |= objects.given(optional)
     made = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
     if len(json.dumps(made)) > MAX_POD_BYTES:
         raise ClusterRefused(
@@ -118,80 +122,71 @@ class _Builder:
         self._settings = settings
         self._policy = policy
         self._found = found
-        self._last = pod_plan.containers[-1].name
         self._first = next((c.name for c in pod_plan.containers if c.executor is not None), None)
-        self._tif_elsewhere = plan.pod(TIF) is not None or any(TIF in p.names for p in plan.pods)
+        self._has_tif = any(TIF in p.names for p in plan.pods)
 
-    def container(self, planned: ContainerPlan, *, is_init: bool) -> Json:
+    def container(self, planned: ContainerPlan) -> Json:
         if planned.executor is None:
-            return self._filer(planned, is_init)
-        return self._executor(planned, self._task.spec.executors[planned.executor])
+            return objects.given(self._filer(planned))
+        return objects.given(self._executor(planned, self._task.spec.executors[planned.executor]))
 
     def _executor(self, planned: ContainerPlan, executor: Executor) -> Json:
-        options = self._options(planned, self._policy.tail_bytes, is_init=False)
-        for name, value in (
-            ("--stdin", executor.stdin),
-            ("--stdout", executor.stdout),
-            ("--stderr", executor.stderr),
-            ("--workdir", executor.workdir),
-        ):
-            options += [name, value] if value is not None else []
-        if planned.name == self._first and not self._tif_elsewhere:
-            for directory in self._plan.directories:
-                options += ["--mkdir", directory]
+        task, plan, settings, is_first = self._task, self._plan, self._settings, planned.name == self._first
+        options = self._options(planned, self._policy.tail_bytes)
+        paths = {"stdin": executor.stdin, "stdout": executor.stdout, "stderr": executor.stderr}
+        for name, value in (paths | {"workdir": executor.workdir}).items():
+            options += [f"--{name}", value] if value is not None else []
+        for directory in plan.directories if is_first and not self._has_tif else ():
+            options += ["--mkdir", directory]
         options += ["--ignore-error"] if executor.ignore_error else []
-        if self._plan.time_limit is not None:
-            options += ["--time-limit", _seconds(self._plan.time_limit)]
-        resources = placement.executor_resources(
-            self._task, self._settings, self._found, counts=planned.name == self._first
-        )
-        made = {
+        options += ["--time-limit", _seconds(plan.time_limit)] if plan.time_limit is not None else []
+        return {
             "name": planned.name,
             "image": executor.image,
-            **_pull(self._settings.pull_policy),
+            "imagePullPolicy": settings.pull_policy,
             **_program([*options, "--", *executor.command], executor.env, planned.name),
-            "securityContext": _executor_security(self._settings),
+            "securityContext": _executor_security(settings),
             "volumeMounts": [
-                *_launcher_mounts(),
-                *_task_mounts(self._plan.mounts),
-                *({"name": name, "mountPath": path} for name, path in _scratch(self._plan)),
-                *self._shm_mount(),
+                *LAUNCHER_MOUNTS,
+                *({"name": "volume", "mountPath": m.path, "subPath": m.sub_path} for m in plan.mounts),
+                *({"name": name, "mountPath": path} for name, path in _scratch(plan)),
+                *([{"name": "shm", "mountPath": "/dev/shm"}] if placement.shm_bytes(task) is not None else []),
             ],
+            "resources": placement.executor_resources(task, settings, self._found, counts=is_first),
         }
-        return made | ({"resources": resources} if resources else {})
 
-    def _filer(self, planned: ContainerPlan, is_init: bool) -> Json:
-        settings = self._settings
-        options = self._options(planned, FILER_TAIL_BYTES, is_init)
+    def _filer(self, planned: ContainerPlan) -> Json:
+        settings, cache = self._settings, self._settings.cache_volume
         direction, document = ("in", "tif.json") if planned.name == TIF else ("out", "tof.json")
         command = [*settings.filer_command, direction, "--document", f"{DOCUMENTS}/{document}"]
         command += ["--volume", WHOLE_VOLUME, "--settings", f"{DOCUMENTS}/{objects.SETTINGS_KEY}"]
         mounts = [
-            *_launcher_mounts(),
+            *LAUNCHER_MOUNTS,
             {"name": "documents", "mountPath": DOCUMENTS, "readOnly": True},
             {"name": "volume", "mountPath": WHOLE_VOLUME},
             {"name": "filer-tmp", "mountPath": "/tmp"},
-            *(_name_files_mounts() if self._first is not None else []),
-            *(_cache_mount(settings) if planned.name == TIF else []),
-            *(
-                {"name": f"secret-{i}", "mountPath": path, "readOnly": True}
-                for i, path in enumerate(settings.filer_file_secrets.values())
-            ),
         ]
-        resources = placement.filer_resources(settings.filer_resources)
-        made = {
+        if self._first is not None:  # beside executors: see `name_resolution`
+            files = objects.NAME_FILES.items()
+            mounts += [{"name": "documents", "mountPath": p, "subPath": key, "readOnly": True} for key, p in files]
+        if cache.is_set and planned.name == TIF:
+            mounts.append(objects.given({"name": "cache", "mountPath": objects.CACHE, "subPath": cache.sub_path}))
+        for i, path in enumerate(settings.filer_file_secrets.values()):
+            mounts.append({"name": f"secret-{i}", "mountPath": path, "readOnly": True})
+        options = self._options(planned, FILER_TAIL_BYTES)
+        return {
             "name": planned.name,
             "image": settings.image,
-            **_pull(settings.filer_pull_policy),
+            "imagePullPolicy": settings.filer_pull_policy,
             **_program([*options, "--", *command], settings.filer_env, planned.name),
+            "envFrom": [{"secretRef": {"name": name}} for name in settings.filer_env_secrets],
             "securityContext": _filer_security(settings),
             "volumeMounts": mounts,
+            "resources": placement.filer_resources(settings.filer_resources),
         }
-        if settings.filer_env_secrets:
-            made["envFrom"] = [{"secretRef": {"name": name}} for name in settings.filer_env_secrets]
-        return made | ({"resources": resources} if resources else {})
 
-    def _options(self, planned: ContainerPlan, tail_bytes: int, is_init: bool) -> list[str]:
+    def _options(self, planned: ContainerPlan, tail_bytes: int) -> list[str]:
+        settings = self._settings
         options = ["--name", planned.name, "--control", CONTROL]
         for name in planned.waits_up:
             options += ["--wait-up", name]
@@ -202,20 +197,11 @@ class _Builder:
         options += ["--always"] if planned.always else []
         options += ["--tail-bytes", str(tail_bytes), "--grace", _seconds(self._policy.grace)]
         options += ["--record-line", RECORD_MARKER, "--cgroup"]
-        return options + self._poke(planned, is_init)
-
-    def _poke(self, planned: ContainerPlan, is_init: bool) -> list[str]:
-        """Every container pokes with its own record (docs/adr/0004)."""
-        settings = self._settings
-        if settings.poke_address is None:
-            return []
-        begins = settings.poke_start and planned.executor is not None
-        path = settings.poke_path.format(task_id=self._task.id, nonce=self._task.poke_nonce)
-        return ["--poke", settings.poke_address + path, *(["--poke-start"] if begins else [])]
-
-    def _shm_mount(self) -> list[Json]:
-        size = placement.shm_bytes(self._task)
-        return [{"name": "shm", "mountPath": "/dev/shm"}] if size is not None else []
+        if settings.poke_address is not None:  # every container pokes with its own record (docs/adr/0004)
+            path = settings.poke_path.format(task_id=self._task.id, nonce=self._task.poke_nonce)
+            options += ["--poke", settings.poke_address + path]
+            options += ["--poke-start"] if settings.poke_start and planned.executor is not None else []
+        return options
 
 
 def _metadata(
@@ -234,12 +220,7 @@ def _metadata(
     pod_labels |= {"kueue.x-k8s.io/queue-name": queue} if queue else {}
     pod_labels |= labels.of_task(settings, task.id, task.attempt, pod_plan.part)
     annotations |= labels.id_annotations(task.id)
-    metadata: Json = {"name": object_name(task.id, task.attempt, pod_plan.part), "labels": pod_labels}
-    if annotations:
-        metadata["annotations"] = annotations
-    if owned_by is not None:
-        metadata["ownerReferences"] = [dict(owned_by)]
-    return metadata
+    return objects.metadata(object_name(task.id, task.attempt, pod_plan.part), pod_labels, annotations, owned_by)
 
 
 def _program(args: list[str], env: Mapping[str, str], name: str) -> Json:
@@ -250,36 +231,11 @@ def _program(args: list[str], env: Mapping[str, str], name: str) -> Json:
             f"{name}: command or environment too long: at most {MAX_STRING_BYTES} bytes per argument and {MAX_STRINGS_BYTES} in total; "
             "pass long text as an input file"
         )
-    made: Json = {"command": [LAUNCHER], "args": [escape(a) for a in args]}
-    if env:
-        made["env"] = [{"name": k, "value": escape(v)} for k, v in env.items()]
-    return made
-
-
-def _pull(policy: str | None) -> Json:
-    return {} if policy is None else {"imagePullPolicy": policy}
-
-
-def _launcher_mounts() -> list[Json]:
-    return [{"name": "launcher", "mountPath": BIN, "readOnly": True}, {"name": "control", "mountPath": CONTROL}]
-
-
-def _name_files_mounts() -> list[Json]:
-    """For filers beside executors: see `name_resolution`."""
-    return [
-        {"name": "documents", "mountPath": path, "subPath": key, "readOnly": True}
-        for key, path in objects.NAME_FILES.items()
-    ]
-
-
-def _cache_mount(settings: KubernetesSettings) -> list[Json]:
-    cache = settings.cache_volume
-    below = {"subPath": cache.sub_path} if cache.sub_path else {}
-    return [{"name": "cache", "mountPath": objects.CACHE, **below}] if cache.is_set else []
-
-
-def _task_mounts(mounts: tuple[Mount, ...]) -> list[Json]:
-    return [{"name": "volume", "mountPath": m.path, "subPath": m.sub_path} for m in mounts]
+    return {
+        "command": [LAUNCHER],
+        "args": [escape(a) for a in args],
+        "env": [{"name": k, "value": escape(v)} for k, v in env.items()],
+    }
 
 
 def _scratch(plan: Plan) -> list[tuple[str, str]]:
@@ -288,14 +244,15 @@ def _scratch(plan: Plan) -> list[tuple[str, str]]:
 
 
 def _copy_launcher(settings: KubernetesSettings) -> Json:
-    return {
+    made = {
         "name": COPY_LAUNCHER,
         "image": settings.image,
-        **_pull(settings.filer_pull_policy),
+        "imagePullPolicy": settings.filer_pull_policy,
         "command": list(settings.init_command),
         "securityContext": _filer_security(settings),
         "volumeMounts": [{"name": "launcher", "mountPath": BIN}],
     }
+    return objects.given(made)
 
 
 def _volumes(

@@ -22,13 +22,14 @@ from typing import Final
 from poiesis.cluster.local.admission import Admission, machine_capacity
 from poiesis.cluster.local.pod import LocalPod, Member, make_pod, read_pod
 from poiesis.cluster.local.process_runtime import DEFAULT_MAX_PROCESSES
-from poiesis.cluster.local.runtime import Runtime, StartFailed
+from poiesis.cluster.local.runtime import StartFailed
 from poiesis.cluster.local.runtime_selection import select_runtime
-from poiesis.cluster.local.supervisor import Filers, Supervisor, read_record, read_report
+from poiesis.cluster.local.supervisor import Filers, Supervisor, read_record
 from poiesis.cluster.local.task_directory import (
     TaskDirectory,
     all_directories,
     directories_of,
+    read_bounded,
     read_document,
     remove_broken,
     write_document,
@@ -39,7 +40,7 @@ from poiesis.domain.observed import TIF, TOF, Container, Observed, Phase, Pod
 from poiesis.domain.plan import Plan, PodPlan
 from poiesis.domain.policy import Policy
 from poiesis.domain.records import parse_report, parse_time
-from poiesis.domain.report import ROOT, FilerReport
+from poiesis.domain.report import MAX_REPORT_BYTES, ROOT, FilerReport
 from poiesis.domain.staging import tif_document, tof_document
 from poiesis.domain.task import Task, TaskId
 from poiesis.ports.clock import Clock
@@ -57,9 +58,9 @@ LOCK_SECONDS: Final = 2.0  # a killed service can leave a child that holds the l
 class LocalCluster:
     """Implements `Cluster` and `ClusterEvents`.
 
-    `directory`: where tasks' files are kept; not shared with another process. `runtime`: auto, docker, podman, process, or a Runtime.
+    `directory`: where tasks' files are kept; not shared with another process. `runtime`: auto, docker, podman or process.
     `filers`: stage files, in this process. `launcher`: the built launcher. `max_parallel`: pods that run at once;
-    None: twice the cores. `hidden`, `visible`, `max_processes`, `network`: see `select_runtime`.
+    None: twice the cores. `hidden`, `visible`, `max_processes`: see `select_runtime`.
 
     Raises: ConfigurationError when nothing can run commands here, or when another process uses the directory.
     """
@@ -67,7 +68,7 @@ class LocalCluster:
     def __init__(
         self,
         directory: Path,
-        runtime: str | Runtime,
+        runtime: str,
         policy: Policy,
         filers: Filers,
         clock: Clock,
@@ -77,7 +78,6 @@ class LocalCluster:
         hidden: Iterable[Path] = (),
         visible: Iterable[Path] = (),
         max_processes: int = DEFAULT_MAX_PROCESSES,
-        network: str | None = None,
     ) -> None:
         directory = directory.resolve()
         self._tasks = directory / "tasks"
@@ -96,18 +96,9 @@ class LocalCluster:
         self._wakes: list[Callable[[TaskId], None]] = []
         self._closed = False
         try:
-            self._runtime = (
-                select_runtime(
-                    runtime,
-                    directory,
-                    launcher,
-                    hidden=(*(Path(r) for r in policy.file_roots), *hidden),
-                    visible=visible,
-                    max_processes=max_processes,
-                    network=network,
-                )
-                if isinstance(runtime, str)
-                else runtime
+            concealed = (*(Path(r) for r in policy.file_roots), *hidden)
+            self._runtime = select_runtime(
+                runtime, directory, launcher, hidden=concealed, visible=visible, max_processes=max_processes
             )
             self._resume()
         except BaseException:
@@ -165,7 +156,7 @@ class LocalCluster:
             pods += [p for p in (self._observe_pod(task_dir, part) for part in task_dir.parts()) if p is not None]
             if task_dir.is_removing or task_dir.volume.exists() or not task_dir.parts():  # until the last file is gone
                 volumes.append(object_name(task.id, task_dir.attempt, "volume"))
-            if any(p.suffix == ".json" for p in _entries(task_dir.path / "documents")):
+            if any((task_dir.path / "documents").glob("*.json")):
                 documents.append(object_name(task.id, task_dir.attempt, "filer"))
             if task_dir.attempt == task.attempt:
                 for name in (TIF, TOF):
@@ -280,8 +271,7 @@ class LocalCluster:
         )
         self._supervisors[key] = supervisor
         supervisor.start()
-        if len(self._wakes) > 0:
-            self._wake(pod.task_id)
+        self._wake(pod.task_id)
 
     def _on_end(self, task_dir: TaskDirectory, key: Key) -> None:
         with self._lock:
@@ -483,13 +473,8 @@ def _make_writable(root: Path, path: str) -> None:
     current.chmod(0o777)
 
 
-def _entries(directory: Path) -> list[Path]:
-    try:
-        return list(directory.iterdir())
-    except FileNotFoundError:
-        return []
-
-
 def _report(task_dir: TaskDirectory, name: str) -> FilerReport | None:
-    data = read_report(task_dir, name) if task_dir.has_record(name) else None
+    if not task_dir.has_record(name):
+        return None
+    data = read_bounded(task_dir.state(name, "report.json"), MAX_REPORT_BYTES + 1024)
     return parse_report(data) if data is not None else None

@@ -23,9 +23,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from poiesis.cluster.local.launcher import arguments
-from poiesis.cluster.local.pod import Command, LocalPod, Member
-from poiesis.cluster.local.runtime import Ending, RunState, Signal, StartFailed
+from poiesis.cluster.local.pod import LocalPod, Member
+from poiesis.cluster.local.runtime import Ending, RunState, Runtime, Signal, StartFailed, launcher_arguments
 from poiesis.cluster.local.task_directory import TaskDirectory
 from poiesis.domain.naming import object_name
 
@@ -53,26 +52,15 @@ _LOG_OPTIONS: Final = {
 }
 
 
-class ContainerRuntime:
-    """`engine`: docker or podman. `network`: of the containers; None: the engine's default. `limit_cpu`: no more than `cpu_cores`."""
+class ContainerRuntime(Runtime):
+    """`engine`: docker or podman."""
 
     pulls = True
 
-    def __init__(
-        self,
-        engine: str,
-        directory: Path,
-        launcher: Path,
-        *,
-        network: str | None = None,
-        limit_cpu: bool = False,
-        max_processes: int = 512,
-    ) -> None:
+    def __init__(self, engine: str, directory: Path, launcher: Path, *, max_processes: int = 512) -> None:
         self.engine = engine
         self.directory = directory.resolve()
         self.launcher = launcher.resolve()
-        self.network = network
-        self.limit_cpu = limit_cpu
         self.max_processes = max_processes
         self._version = engine
         self._calls = threading.BoundedSemaphore(CALLS_AT_ONCE)
@@ -84,8 +72,6 @@ class ContainerRuntime:
         return f"Commands run in containers of their images, by {self._version}."
 
     def probe(self) -> None:
-        if not os.access(self.launcher, os.X_OK):
-            raise StartFailed("NoLauncher", f"missing launcher {self.launcher}; build it with `make launcher`")
         answer = self.call("ps", "--quiet", "--filter", f"label={LABEL}=none", seconds=PROBE_SECONDS)
         if answer.returncode != 0:
             raise StartFailed("NoEngine", last_line(answer.stderr) or "no answer")
@@ -145,9 +131,6 @@ class ContainerRuntime:
     def run(self, task_dir: TaskDirectory, pod: LocalPod, member: Member) -> ContainerRun:
         return ContainerRun(self, task_dir, pod, member)
 
-    def hand_over(self, task_dir: TaskDirectory) -> None:
-        """Nothing to do: the volume is writable for every user, because an image may have any."""
-
     def take_back(self, task_dir: TaskDirectory) -> None:
         """Unless this process is root, files created by containers may belong to other users: change their owner with the engine's help."""
         if os.geteuid() == 0 or not _has_foreign(task_dir.path):
@@ -176,13 +159,8 @@ class ContainerRuntime:
     def remove(self, name: str) -> None:
         """Raises: StartFailed when the engine fails to."""
         answer = self.call("rm", "--force", "--volumes", "--", name)
-        words = last_line(answer.stderr)
-        if (
-            answer.returncode != 0
-            and "no such container" not in words.lower()
-            and "no container with" not in words.lower()
-        ):
-            raise StartFailed("EngineFailed", f"{name} cannot be removed: {words}")
+        if answer.returncode != 0 and not _is_absent(answer):
+            raise StartFailed("EngineFailed", f"{name} cannot be removed: {last_line(answer.stderr)}")
 
     def remove_later(self, name: str) -> None:
         def work() -> None:
@@ -208,20 +186,20 @@ class ContainerRun:
         self._runtime = runtime
         self._task_dir = task_dir
         self._pod = pod
-        self._member = member.name
-        self._command: Command = member.command
-        self._name = object_name(pod.task_id, pod.attempt, member.name)
+        self._name = member.name
+        self._command = member.command
+        self._container = object_name(pod.task_id, pod.attempt, member.name)
         self._ask_at = time.monotonic() + INSPECT_EVERY
 
     # ---- state
 
     def state(self) -> RunState:
         """`intent` is on disk before the container can exist, `created` once it was started."""
-        if not self._task_dir.state(self._member, "intent").exists():
+        if not self._task_dir.state(self._name, "intent").exists():
             return RunState.ABSENT
         found = self._inspect()
         if found is None:
-            began = self._control("begun").exists() or self._task_dir.state(self._member, "created").exists()
+            began = self._control("begun").exists() or self._task_dir.state(self._name, "created").exists()
             return RunState.ENDED if began else RunState.ABSENT
         status = found.get("Status")
         if status in ("created", "configured", "initialized"):
@@ -230,41 +208,40 @@ class ContainerRun:
 
     def _inspect(self) -> dict[str, Any] | None:
         """The container's state as the engine reports it; None: no such container. Raises: StartFailed when the engine does not answer."""
-        answer = self._runtime.call("container", "inspect", "--format", "{{json .State}}", "--", self._name)
+        answer = self._runtime.call("container", "inspect", "--format", "{{json .State}}", "--", self._container)
         if answer.returncode == 0:
             with contextlib.suppress(ValueError):
                 found = json.loads(answer.stdout)
                 if isinstance(found, dict):
                     return found
-        words = last_line(answer.stderr)
-        if "no such container" in words.lower() or "no container with" in words.lower():
+        if _is_absent(answer):
             return None
-        raise StartFailed("EngineFailed", words or "unexpected answer from the engine")
+        raise StartFailed("EngineFailed", last_line(answer.stderr) or "unexpected answer from the engine")
 
     def _control(self, suffix: str) -> Path:
-        return self._task_dir.control(self._member) / f"{self._member}.{suffix}"
+        return self._task_dir.control(self._name) / f"{self._name}.{suffix}"
 
     # ---- start
 
     def start(self) -> None:
-        control = self._task_dir.control(self._member)
+        control = self._task_dir.control(self._name)
         control.mkdir(exist_ok=True)
         control.chmod(0o777)  # an image may have any user
-        if self._task_dir.state(self._member, "intent").exists() and self._inspect() is not None:
+        if self._task_dir.state(self._name, "intent").exists() and self._inspect() is not None:
             answer = self._runtime.call(
-                "start", "--", self._name
+                "start", "--", self._container
             )  # made by an earlier life of this process, and not begun
         else:
             try:
                 options = self._options()
             except OSError as error:
-                raise StartFailed("ContainerNotCreated", f"{self._member}: {error}") from error
-            self._task_dir.note(self._member, "intent")
+                raise StartFailed("ContainerNotCreated", f"{self._name}: {error}") from error
+            self._task_dir.note(self._name, "intent")
             answer = self._runtime.call("run", *options)
         if answer.returncode != 0 and not self._control("begun").exists():
             self._runtime.forget_image(self._command.image)
-            raise StartFailed("ContainerNotCreated", f"{self._member}: {last_line(answer.stderr)}")
-        self._task_dir.note(self._member, "created")
+            raise StartFailed("ContainerNotCreated", f"{self._name}: {last_line(answer.stderr)}")
+        self._task_dir.note(self._name, "created")
 
     def _options(self) -> list[str]:
         """Of `run`; values never pass a shell. Raises: OSError."""
@@ -272,22 +249,21 @@ class ContainerRun:
         labels = {LABEL: str(runtime.directory), "org.poiesis.task": self._pod.task_id}
         mounts = [
             bind(runtime.launcher, "/poiesis/launcher", read_only=True),
-            bind(self._task_dir.control(self._member), "/poiesis/control"),
+            bind(self._task_dir.control(self._name), "/poiesis/control"),
             *(bind(self._task_dir.mount_source(m), m.path) for m in self._pod.mounts),
         ]
-        options = ["--detach", "--name", self._name, "--pull", "never", "--entrypoint", "/poiesis/launcher"]
+        options = ["--detach", "--name", self._container, "--pull", "never", "--entrypoint", "/poiesis/launcher"]
         options += ["--security-opt", "no-new-privileges", "--security-opt", "label=disable", "--cap-drop", "NET_RAW"]
         options.append(f"--pids-limit={runtime.max_processes}")
         options += _LOG_OPTIONS[runtime.engine]
-        options += [f"--network={runtime.network}"] if runtime.network is not None else []
         if command.memory_bytes is not None:
             options += [f"--memory={command.memory_bytes}", f"--memory-swap={command.memory_bytes}"]
-        if runtime.limit_cpu and command.cpu_cores is not None:
-            options.append(f"--cpus={command.cpu_cores:g}")
         options += [o for name, value in labels.items() for o in ("--label", f"{name}={value}")]
         options += [o for mount in mounts for o in ("--mount", mount)]
         options += [o for name, value in command.env.items() for o in ("--env", f"{name}={value}")]
-        argv = arguments("", "/poiesis/control", self._member, command, command.workdir, cgroup_root="/sys/fs/cgroup")
+        argv = launcher_arguments(
+            "", "/poiesis/control", self._name, command, command.workdir, cgroup_root="/sys/fs/cgroup"
+        )
         return [*options, "--", command.image, *argv[1:]]
 
     # ---- while it runs
@@ -314,13 +290,13 @@ class ContainerRun:
             return False
 
     def terminate(self) -> None:
-        self._runtime.call("kill", "--signal", "TERM", "--", self._name)
+        self._runtime.call("kill", "--signal", "TERM", "--", self._container)
 
     def kill(self) -> None:
-        self._runtime.call("kill", "--", self._name)
+        self._runtime.call("kill", "--", self._container)
 
     def tails(self) -> tuple[str, str]:
-        answer = self._runtime.call("logs", "--tail", "1000", "--", self._name, seconds=LOGS_SECONDS)
+        answer = self._runtime.call("logs", "--tail", "1000", "--", self._container, seconds=LOGS_SECONDS)
         if answer.returncode != 0:
             return "", ""
         size = self._command.tail_bytes
@@ -340,8 +316,8 @@ class ContainerRun:
         return Ending(oom_killed=found.get("OOMKilled") is True, message=str(words)[:MAX_MESSAGE])
 
     def clean(self) -> None:
-        if self._task_dir.state(self._member, "intent").exists():
-            self._runtime.remove_later(self._name)
+        if self._task_dir.state(self._name, "intent").exists():
+            self._runtime.remove_later(self._container)
 
 
 def bind(source: Path, target: str, *, read_only: bool = False) -> str:
@@ -349,6 +325,10 @@ def bind(source: Path, target: str, *, read_only: bool = False) -> str:
     fields = ["type=bind", f"source={source}", f"target={target}"]
     quoted = ['"' + f.replace('"', '""') + '"' if any(c in f for c in ',"\n') else f for f in fields]
     return ",".join([*quoted, *(["readonly"] if read_only else [])])
+
+
+def _is_absent(answer: subprocess.CompletedProcess[bytes]) -> bool:
+    return re.search(rb"no such container|no container with", answer.stderr, re.IGNORECASE) is not None
 
 
 def last_line(output: bytes) -> str:

@@ -31,7 +31,6 @@ class Command:
     grace_s: float = 10.0
     tail_bytes: int = 16 * 1024
     memory_bytes: int | None = None
-    cpu_cores: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +82,7 @@ def make_pod(task: Task, plan: Plan, pod: PodPlan, policy: Policy) -> LocalPod:
     memory = None if resources.ram_gb is None else math.ceil(resources.ram_gb * GIGABYTE)
     runs = any(c.executor is not None for c in pod.containers)
     containers = (*pod.init, *pod.containers)
-    members = [_member(task, plan, c, resources.cpu_cores, memory, policy) for c in containers]
+    members = [_member(task, plan, c, memory, policy) for c in containers]
     return LocalPod(
         task_id=task.id,
         attempt=task.attempt,
@@ -96,9 +95,7 @@ def make_pod(task: Task, plan: Plan, pod: PodPlan, policy: Policy) -> LocalPod:
     )
 
 
-def _member(
-    task: Task, plan: Plan, container: ContainerPlan, cores: float | None, memory: int | None, policy: Policy
-) -> Member:
+def _member(task: Task, plan: Plan, container: ContainerPlan, memory: int | None, policy: Policy) -> Member:
     command = None
     if container.executor is not None:
         executor = task.spec.executors[container.executor]
@@ -115,7 +112,6 @@ def _member(
             grace_s=policy.grace.total_seconds(),
             tail_bytes=policy.tail_bytes,
             memory_bytes=memory,
-            cpu_cores=cores,
         )
     elif container.name not in (TIF, TOF):
         raise AssertionError(f"no such filer: {container.name}")
@@ -126,17 +122,11 @@ def read_pod(document: Mapping[str, Any]) -> LocalPod:
     """The pod of a `LocalPod.document`. Raises: KeyError, TypeError when the document is not valid."""
     members = []
     for item in document["members"]:
-        command = None
-        if item["command"] is not None:
-            command = Command(**{**item["command"], "argv": tuple(item["command"]["argv"])})
+        command = item["command"]
+        if command is not None:
+            known = {k: v for k, v in command.items() if k != "cpu_cores"}  # which earlier versions stored
+            command = Command(**{**known, "argv": tuple(command["argv"])})
         members.append(Member(item["name"], command, tuple(item["waits_for"]), item["always"]))
-    return LocalPod(
-        task_id=TaskId(document["task_id"]),
-        attempt=document["attempt"],
-        part=document["part"],
-        members=tuple(members),
-        mounts=tuple(Mount(**m) for m in document["mounts"]),
-        cpu_cores=document["cpu_cores"],
-        memory_bytes=document["memory_bytes"],
-        disk_bytes=document.get("disk_bytes"),
-    )
+    mounts = tuple(Mount(**m) for m in document["mounts"])
+    fields = {name: document[name] for name in ("task_id", "attempt", "part", "cpu_cores", "memory_bytes")}
+    return LocalPod(**fields, members=tuple(members), mounts=mounts, disk_bytes=document.get("disk_bytes"))

@@ -30,9 +30,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from poiesis.cluster.local import cgroups, sandbox
-from poiesis.cluster.local.launcher import arguments
 from poiesis.cluster.local.pod import Command, LocalPod, Member
-from poiesis.cluster.local.runtime import Ending, RunState, Signal, StartFailed
+from poiesis.cluster.local.runtime import Ending, RunState, Runtime, Signal, StartFailed, launcher_arguments
 from poiesis.cluster.local.streams import TailReader
 from poiesis.cluster.local.task_directory import TaskDirectory, read_bounded, read_document, remove_tree
 from poiesis.domain.task import TaskId
@@ -42,64 +41,18 @@ NOBODY: Final = 65534
 DEFAULT_MAX_PROCESSES: Final = 512
 PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_WORKDIR: Final = "/tmp"
-VISIBLE: Final = (
-    *(
-        "/bin",
-        "/sbin",
-        "/usr",
-        "/lib",
-        "/lib32",
-        "/lib64",
-        "/libx32",
-        "/opt",
-        "/nix/store",
-        "/gnu/store",
-        "/sys/devices/system",
-    ),
-    *("/var/cache/fontconfig", "/var/lib/ghostscript", "/var/lib/texmf"),
-)
-VISIBLE_ETC: Final = (  # patterns
-    *("alternatives", "bash*", "ca-certificates*", "crypto-policies", "debian_version", "fonts", "group", "host.conf"),
-    *(
-        "hostname",
-        "hosts",
-        "inputrc",
-        "java*",
-        "ImageMagick*",
-        "ld.so.*",
-        "locale*",
-        "localtime",
-        "lsb-release",
-        "magic*",
-    ),
-    *("mime.types", "networks", "nsswitch.conf", "OpenCL", "openmpi*", "os-release", "passwd", "perl", "pki/ca-trust"),
-    *(
-        "pki/tls/cert*",
-        "profile*",
-        "protocols",
-        "python*",
-        "R",
-        "*-release",
-        "resolv.conf",
-        "rpc",
-        "services",
-        "shells",
-    ),
-    *("ssl/certs", "ssl/*.cnf", "ssl/*.pem", "terminfo", "texmf", "timezone", "vulkan", "xdg"),
-)
+VISIBLE: Final = """
+    /bin /sbin /usr /lib /lib32 /lib64 /libx32 /opt /nix/store /gnu/store /sys/devices/system /var/cache/fontconfig
+    /var/lib/ghostscript /var/lib/texmf
+"""
+VISIBLE_ETC: Final = """
+    alternatives bash* ca-certificates* crypto-policies debian_version fonts group host.conf hostname hosts inputrc
+    java* ImageMagick* ld.so.* locale* localtime lsb-release magic* mime.types networks nsswitch.conf OpenCL
+    openmpi* os-release passwd perl pki/ca-trust pki/tls/cert* profile* protocols python* R *-release resolv.conf
+    rpc services shells ssl/certs ssl/*.cnf ssl/*.pem terminfo texmf timezone vulkan xdg
+"""
 CREDENTIALS: Final = re.compile(r"(POIESIS|AWS|GOOGLE|AZURE)_\w*(FILE|CREDENTIALS)|KUBECONFIG|NETRC|PGPASSFILE")
-HOME_SECRETS: Final = (
-    ".aws",
-    ".azure",
-    ".config",
-    ".docker",
-    ".git-credentials",
-    ".gnupg",
-    ".kube",
-    ".netrc",
-    ".pgpass",
-    ".ssh",
-)
+HOME_SECRETS: Final = ".aws .azure .config .docker .git-credentials .gnupg .kube .netrc .pgpass .ssh"
 
 
 def credential_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -110,7 +63,7 @@ def credential_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
     return tuple(p for p in paths if p.is_absolute() and os.path.isfile(p))
 
 
-class ProcessRuntime:
+class ProcessRuntime(Runtime):
     """`visible`: directories of the host that commands see, read-only, beside `VISIBLE`. `hidden`: directories and files below them that
     they do not see. `max_processes`: of one command, threads included."""
 
@@ -134,9 +87,9 @@ class ProcessRuntime:
         self.groups: cgroups.Groups | None = None
         homes = {Path(os.environ.get("HOME", "/root")), *_passwd_home()}
         listed = {p for v in visible for p in (Path(os.path.abspath(v)), v.resolve())}
-        etc = (p for pattern in VISIBLE_ETC for p in Path("/etc").glob(pattern))
-        shown = {*(Path(p) for p in VISIBLE), *etc, *_resolver_file(), *listed}
-        secret = {*homes, *hidden, self.directory, *(home / name for home in homes for name in HOME_SECRETS)}
+        etc = (p for pattern in VISIBLE_ETC.split() for p in Path("/etc").glob(pattern))
+        shown = {*(Path(p) for p in VISIBLE.split()), *etc, *_resolver_file(), *listed}
+        secret = {*homes, *hidden, self.directory, *(home / name for home in homes for name in HOME_SECRETS.split())}
         concealed = {p.resolve() for p in secret if os.path.exists(p)} - {Path("/"), *listed}
         self.hidden = tuple(sorted(p for p in concealed if _is_within_any(p, shown)))
         self.visible = tuple(sorted(p for p in shown if os.path.lexists(p) and not _is_within_any(p, self.hidden)))
@@ -166,8 +119,6 @@ class ProcessRuntime:
 
     def probe(self) -> None:
         """Run `true` in the sandbox: with and without control groups, and with and without a user namespace for each command."""
-        if not os.access(self.launcher, os.X_OK):
-            raise StartFailed("NoLauncher", f"missing launcher {self.launcher}; build it with `make launcher`")
         groups = cgroups.find()
         error: StartFailed | None = None
         choices = itertools.product(
@@ -207,9 +158,6 @@ class ProcessRuntime:
                 run.clean()
                 stop.close()
 
-    def pull(self, image: str) -> None:
-        """Images are not used."""
-
     def run(self, task_dir: TaskDirectory, pod: LocalPod, member: Member) -> ProcessRun:
         return ProcessRun(self, task_dir, pod, member)
 
@@ -217,18 +165,12 @@ class ProcessRuntime:
         if not self.userns and task_dir.volume.exists():
             _change_owner(task_dir.volume, *self.owner)
 
-    def take_back(self, task_dir: TaskDirectory) -> None:
-        """Nothing to do: commands run as this process' user, or this process is root."""
-
     def release(self, task_dir: TaskDirectory) -> None:
         """Remove control groups of commands whose end was recorded just before this process was killed."""
         if self.groups is not None:
             for control in (task_dir.path / "control").glob("*"):  # created before the group
                 if not self.groups.group(_group_name(task_dir, control.name)).remove():
                     raise StartFailed("ControlGroup", f"the control group of {control.name} is still in use")
-
-    def sweep(self, existing: set[str]) -> None:
-        """Nothing to do: a killed command leaves nothing outside of its directory."""
 
     def close(self) -> None:
         self.tails.close()
@@ -241,7 +183,7 @@ class ProcessRun:
         self._task_dir = task_dir
         self._pod = pod
         self._name = member.name
-        self._command: Command = member.command
+        self._command = member.command
         self._group_name = _group_name(task_dir, member.name)
 
     # ---- state
@@ -337,7 +279,7 @@ class ProcessRun:
         if not runtime.userns:
             os.chown(control, *runtime.owner)
         environment = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": workdir, **command.env}
-        argv = arguments(
+        argv = launcher_arguments(
             "/poiesis/launcher",
             "/proc/self/fd/0",
             name,
@@ -393,38 +335,20 @@ class ProcessRun:
     def wait(self, stop: Signal, seconds: float) -> bool:
         self._follow_tails()
         process = self._process()
-        if process is None:
+        if process is None or process[0] <= 0:
             return True
         pid, start = process
         try:
-            fd = os.pidfd_open(pid) if pid > 0 else -1
+            fd = os.pidfd_open(pid)
         except ProcessLookupError:
             return True
-        except OSError:  # not available on this kernel
-            return self._poll(pid, start, stop, seconds)
-        if fd < 0:
-            return True
         try:
-            if not _is_alive(pid, start):
-                _reap(pid)
-                return True
-            ended = stop.wait(seconds, fd)
-            if ended:
-                _reap(pid)
-            return ended
+            ended = not _is_alive(pid, start) or stop.wait(seconds, fd)
         finally:
             os.close(fd)
-
-    def _poll(self, pid: int, start: int, stop: Signal, seconds: float) -> bool:
-        deadline, was_set = time.monotonic() + seconds, stop.is_set
-        while _is_alive(pid, start):
-            if time.monotonic() >= deadline or stop.is_set != was_set:
-                return False
-            stop.wait(0.1)
-            if was_set:
-                time.sleep(0.05)
-        _reap(pid)
-        return True
+        if ended:
+            _reap(pid)
+        return ended
 
     def terminate(self) -> None:
         self._signal(signal.SIGTERM)
@@ -444,11 +368,9 @@ class ProcessRun:
             finally:
                 os.close(fd)
 
-    def tails_of(self, stream: str) -> str:
-        return self._runtime.tails.text(self._task_dir.log(self._name, stream))
-
     def tails(self) -> tuple[str, str]:
-        return self.tails_of("stdout"), self.tails_of("stderr")
+        tails, task_dir = self._runtime.tails, self._task_dir
+        return tails.text(task_dir.log(self._name, "stdout")), tails.text(task_dir.log(self._name, "stderr"))
 
     # ---- the end
 

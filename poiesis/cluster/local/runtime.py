@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from poiesis.cluster.local.pod import LocalPod, Member
+from poiesis.cluster.local.pod import Command, LocalPod, Member
 from poiesis.cluster.local.task_directory import TaskDirectory
 
 
@@ -80,15 +80,12 @@ class Run(Protocol):
 
     def start(self) -> None:
         """Start the launcher, detached from this process. Raises: StartFailed."""
-        ...
 
     def wait(self, stop: Signal, seconds: float) -> bool:
         """Wait until the command has ended (True), or `stop` becomes set or the time is over (False)."""
-        ...
 
     def terminate(self) -> None:
         """Send SIGTERM to the launcher, which gives the command its grace period."""
-        ...
 
     def kill(self) -> None: ...
 
@@ -96,49 +93,69 @@ class Run(Protocol):
 
     def tails(self) -> tuple[str, str]:
         """The current ends of stdout and stderr."""
-        ...
 
     def clean(self) -> None:
         """Remove what is left outside of the task's directory, and the scratch space. May be repeated."""
-        ...
 
 
 class Runtime(Protocol):
-    @property
-    def pulls(self) -> bool:
-        """Whether images have to be pulled before a command can start."""
-        ...
+    """What returns here is for runtimes that need not do it."""
+
+    pulls: bool
+    """Whether images have to be pulled before a command can start."""
 
     def describe(self) -> str:
         """What runs the commands and what it does not isolate, for people."""
-        ...
 
     def probe(self) -> None:
         """Run a trial command. Raises: StartFailed."""
-        ...
 
     def pull(self, image: str) -> None:
         """Pull an image unless it is present. Raises: StartFailed (`ErrImagePull`, `ImageRefused`)."""
-        ...
+        return
 
     def run(self, task_dir: TaskDirectory, pod: LocalPod, member: Member) -> Run: ...
 
     def hand_over(self, task_dir: TaskDirectory) -> None:
         """Before the first executor: make the volume's files writable for the commands."""
-        ...
+        return
 
     def take_back(self, task_dir: TaskDirectory) -> None:
         """Before TOF or the removal: make the volume's files readable and removable for this process."""
-        ...
+        return
 
     def release(self, task_dir: TaskDirectory) -> None:
         """Before a task's directory is removed: remove what exists of it elsewhere. Raises: StartFailed."""
-        ...
 
     def sweep(self, existing: set[str]) -> None:
         """At the start: remove what belongs to task directories that no longer exist. `existing`: names of those that do."""
-        ...
+        return
 
     def close(self) -> None:
         """Running commands continue."""
-        ...
+
+
+def launcher_arguments(
+    launcher: str, control: str, name: str, command: Command, workdir: str | None, *, cgroup_root: str | None = None
+) -> list[str]:
+    """The launcher's command line for one executor (launcher/README.md), which runs the command as soon as it is started.
+
+    `launcher`, `control` and `cgroup_root` are paths as the launcher sees them.
+    """
+    options = {
+        "--name": name,
+        "--control": control,
+        "--tail-bytes": str(command.tail_bytes),
+        "--grace": f"{command.grace_s:.3f}",
+        "--log-stall": "0",
+        "--stdin": command.stdin,
+        "--stdout": command.stdout,
+        "--stderr": command.stderr,
+        "--workdir": workdir,
+        "--time-limit": None if command.time_limit_s is None else f"{command.time_limit_s:.3f}",
+        "--cgroup-root": cgroup_root,
+    }
+    words = [word for option, value in options.items() if value is not None for word in (option, value)]
+    words += ["--cgroup"] if cgroup_root is not None else []
+    words += ["--ignore-error"] if command.ignore_error else []
+    return [launcher, *words, "--", *command.argv]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,8 +13,7 @@ from poiesis.cluster.local.process_runtime import DEFAULT_MAX_PROCESSES, Process
 from poiesis.cluster.local.runtime import Runtime, StartFailed
 from poiesis.domain.errors import ConfigurationError
 
-ENGINES: Final = ("docker", "podman")
-RUNTIMES: Final = ("auto", *ENGINES, "process")
+RUNTIMES: Final = ("auto", "docker", "podman", "process")
 
 
 def select_runtime(
@@ -24,37 +24,32 @@ def select_runtime(
     hidden: Iterable[Path] = (),
     visible: Iterable[Path] = (),
     max_processes: int = DEFAULT_MAX_PROCESSES,
-    network: str | None = None,
 ) -> Runtime:
     """`name`: one of RUNTIMES. `hidden`, `visible`: see ProcessRuntime. `max_processes`: of one command, threads included.
-    `network`: of containers; None: the engine's default.
 
     Raises: ConfigurationError with a message that says what to do.
     """
     if name not in RUNTIMES:
         raise ConfigurationError(f"unknown runtime {name!r}: must be one of {', '.join(RUNTIMES)}")
-
-    def make(candidate: str) -> Runtime:
-        if candidate in ENGINES:
-            return ContainerRuntime(candidate, directory, launcher, network=network, max_processes=max_processes)
-        return ProcessRuntime(directory, launcher, hidden=hidden, visible=visible, max_processes=max_processes)
-
+    if not os.access(launcher, os.X_OK):
+        raise ConfigurationError(f"missing launcher {launcher}; build it with `make launcher`")
     tried: list[str] = []
     for candidate in RUNTIMES[1:] if name == "auto" else (name,):
-        if candidate in ENGINES and shutil.which(candidate) is None:
+        runtime: Runtime
+        if candidate == "process":
+            runtime = ProcessRuntime(directory, launcher, hidden=hidden, visible=visible, max_processes=max_processes)
+        elif shutil.which(candidate) is not None:
+            runtime = ContainerRuntime(candidate, directory, launcher, max_processes=max_processes)
+        else:
             tried.append(f"{candidate}: not installed")
             continue
-        runtime = make(candidate)
         try:
             runtime.probe()
-        except StartFailed as error:
+            return runtime
+        except (StartFailed, OSError) as error:
             tried.append(f"{candidate}: {error}")
             runtime.close()
-            continue
-        return runtime
     raise ConfigurationError(
-        "no runtime can run commands on this machine ("
-        + "; ".join(tried)
-        + "). Start docker or podman, or allow user namespaces "
+        f"no runtime can run commands on this machine ({'; '.join(tried)}). Start docker or podman, or allow user namespaces "
         "(as root: sysctl -w user.max_user_namespaces=15000, and on Ubuntu kernel.apparmor_restrict_unprivileged_userns=0)"
     )

@@ -11,7 +11,6 @@ import contextlib
 import os
 import selectors
 import threading
-from collections import deque
 from pathlib import Path
 from typing import Final
 
@@ -24,22 +23,13 @@ class Tail:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._pieces: deque[bytes] = deque()
-        self._size = 0
+        self._data = b""
 
     def add(self, data: bytes) -> None:
-        self._pieces.append(data)
-        self._size += len(data)
-        while self._pieces and self._size - len(self._pieces[0]) >= self._limit:
-            self._size -= len(self._pieces.popleft())
+        self._data = (self._data + data)[-self._limit :] if self._limit else b""
 
     def text(self) -> str:
-        data = b"".join(self._pieces)
-        cut = data[-self._limit :] if self._limit else b""
-        if len(cut) < len(data):  # begin with a whole character
-            while cut and cut[0] & 0xC0 == 0x80:
-                cut = cut[1:]
-        return cut.decode(errors="replace")
+        return self._data.decode(errors="replace").lstrip("\ufffd")  # begins with a whole character
 
 
 class TailReader:

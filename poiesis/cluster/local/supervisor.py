@@ -34,7 +34,7 @@ from poiesis.domain.errors import PoiesisError
 from poiesis.domain.observed import TIF, Record
 from poiesis.domain.policy import GIGABYTE
 from poiesis.domain.records import MAX_RECORD_BYTES, parse_record
-from poiesis.domain.report import MAX_REPORT_BYTES, FilerReport, format_report
+from poiesis.domain.report import FilerReport, format_report
 from poiesis.ports.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -95,9 +95,7 @@ class Supervisor:
         self._deleting = False
         self._detached = False
         self._grace = max((m.command.grace_s for m in pod.members if m.command is not None), default=0.0)
-        self._above_limit: dict[str, Any] | None = (
-            None  # ends of stdout and stderr of a command killed for its disk usage
-        )
+        self._above_limit: dict[str, Any] | None = None  # stdout and stderr of a command killed for its disk usage
         self._run: Run | None = None
         self._run_name: str | None = None
         self.problem: tuple[str, str] | None = None  # why the containers of the executors do not start: reason, message
@@ -391,10 +389,6 @@ def read_record(task_dir: TaskDirectory, member: Member) -> Record | None:
     data = read_bounded(task_dir.state(member.name), MAX_RECORD_BYTES)
     tail_bytes = member.command.tail_bytes if member.command is not None else 0
     return parse_record(data, tail_bytes) if data is not None else None
-
-
-def read_report(task_dir: TaskDirectory, name: str) -> bytes | None:
-    return read_bounded(task_dir.state(name, "report.json"), MAX_REPORT_BYTES + 1024)
 
 
 def _document(record: Record, *, oom_killed: bool) -> dict[str, Any]:

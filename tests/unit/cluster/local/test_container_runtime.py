@@ -45,12 +45,10 @@ def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def runtime(tmp_path: Path, answers: Path) -> ContainerRuntime:
     (tmp_path / "launcher").write_text("")
     (tmp_path / "launcher").chmod(0o755)
-    return ContainerRuntime("docker", tmp_path / "service", tmp_path / "launcher", network="bridge", limit_cpu=True)
+    return ContainerRuntime("docker", tmp_path / "service", tmp_path / "launcher")
 
 
-COMMAND = Command(
-    "image:1", ("print", "a b", "--rm"), env={"A": "1\n2 $X", "B": ""}, memory_bytes=1000, cpu_cores=1.5, tail_bytes=7
-)
+COMMAND = Command("image:1", ("print", "a b", "--rm"), env={"A": "1\n2 $X", "B": ""}, memory_bytes=1000, tail_bytes=7)
 
 
 def run_of(runtime: ContainerRuntime, tmp_path: Path) -> tuple[ContainerRun, TaskDirectory]:
@@ -81,7 +79,7 @@ def test_values_reach_the_engine_as_they_are(runtime: ContainerRuntime, tmp_path
     assert options[options.index("--entrypoint") + 1] == "/poiesis/launcher"
     assert [options[i + 1] for i, o in enumerate(options) if o == "--env"] == ["A=1\n2 $X", "B="]
     assert f'type=bind,"source={task_dir.volume}/root/a,b","target=/a,b"' in options
-    assert {"--memory=1000", "--memory-swap=1000", "--cpus=1.5", "--network=bridge"} <= set(options)
+    assert {"--memory=1000", "--memory-swap=1000"} <= set(options)
     assert task_dir.state("executor-0", "created").exists()
 
 

@@ -5,8 +5,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from poiesis.cluster.local.launcher import arguments
 from poiesis.cluster.local.pod import LocalPod, make_pod, read_pod
+from poiesis.cluster.local.runtime import launcher_arguments
 from poiesis.domain.plan import plan
 from poiesis.domain.policy import Policy
 from poiesis.domain.task import Executor, Input, Output, Resources, Task, TaskId, TaskSpec
@@ -66,8 +66,8 @@ def test_the_launchers_command_line() -> None:
     (pod,) = pods(FULL)
     command = pod.members[1].command
     assert command is not None
-    assert arguments("/l", "/c", "executor-0", command, command.workdir, cgroup_root="/g") == [
+    assert launcher_arguments("/l", "/c", "executor-0", command, command.workdir, cgroup_root="/g") == [
         "/l", "--name", "executor-0", "--control", "/c", "--tail-bytes", "100", "--grace", "3.000", "--log-stall", "0",
         "--stdin", "/data/in", "--stdout", "/data/out", "--stderr", "/data/err", "--workdir", "/w", "--time-limit", "90.000",
-        "--ignore-error", "--cgroup", "--cgroup-root", "/g", "--", "a", "--b", "",
+        "--cgroup-root", "/g", "--cgroup", "--ignore-error", "--", "a", "--b", "",
     ]  # fmt: skip
