@@ -82,7 +82,7 @@ class DrsFiler:
                 )
                 if is_open and not self._context.allow_unencrypted_credentials:
                     raise AccessDenied(f"{shown(file.url)}: {UNENCRYPTED}")
-                sent = self._http.fetch_with(address, arrived, headers)
+                sent = self._http.fetch(RemoteFile(address, "", None), arrived, headers)
             elif self._context.reader is None:
                 raise UnsupportedUrl(f"{shown(file.url)}: no filer can read {shown(address)}")
             else:
@@ -159,19 +159,16 @@ class DrsFiler:
         raise UnsupportedUrl(f"{shown(url)}: has no supported access method (it offers: {kinds})")
 
     def _get(self, url: str, address: str, headers: dict[str, str]) -> dict[str, Any]:
-        answer = self._client.request("GET", address, {**headers, "accept": "application/json"})
-        if answer.status == 202:
-            answer.close()
-            raise StorageUnavailable(f"{shown(url)}: is not ready yet")
-        if answer.status != 200:
-            raise refused(url, answer)
+        with self._client.request("GET", address, {**headers, "accept": "application/json"}) as response:
+            if response.status == 202:
+                raise StorageUnavailable(f"{shown(url)}: is not ready yet")
+            if response.status != 200:
+                raise refused(url, response.status)
+            text = response.read(MAX_ANSWER_BYTES + 1)
         try:
-            text = answer.read(MAX_ANSWER_BYTES + 1)
             found = json.loads(text)
-        except (ValueError, OSError) as error:
+        except ValueError as error:
             raise StorageUnavailable(f"{shown(url)}: the service's response is not JSON") from error
-        finally:
-            answer.close()
         if not isinstance(found, dict) or len(text) > MAX_ANSWER_BYTES:
             raise StagingFailed(f"{shown(url)}: the service's response is not a DRS object")
         return found

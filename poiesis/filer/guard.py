@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Final
 
 from poiesis.domain.errors import AccessDenied, ConfigurationError, StorageUnavailable
 
@@ -47,13 +47,7 @@ class Guard:
                 f"{where} is a private, loopback or link-local address, which this service does not connect to"
             )
 
-    def connect(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None,
-        options: Sequence[tuple[int, int, int | bytes]] = (),
-    ) -> socket.socket:
+    def connect(self, host: str, port: int, timeout: float | None) -> socket.socket:
         """A connection to an address of `host` that passed `check`. Raises: AccessDenied, StorageUnavailable."""
         name = host.strip("[]")
         try:
@@ -67,9 +61,13 @@ class Guard:
             except AccessDenied as error:
                 last = last if isinstance(last, AccessDenied) else error
                 continue
+            connection = socket.socket(family, kind, protocol)
             try:
-                return _open(family, kind, protocol, address, timeout, options)
+                connection.settimeout(timeout)
+                connection.connect(address)
+                return connection
             except OSError as error:
+                connection.close()
                 last = error if not isinstance(last, OSError) else last
         if isinstance(last, AccessDenied):
             raise last
@@ -96,26 +94,6 @@ class Guard:
 
     def _is_allowed_name(self, host: str) -> bool:
         return host.lower().rstrip(".") in self._names
-
-
-def _open(
-    family: int,
-    kind: int,
-    protocol: int,
-    address: Any,
-    timeout: float | None,
-    options: Sequence[tuple[int, int, int | bytes]],
-) -> socket.socket:
-    connection = socket.socket(family, kind, protocol)
-    try:
-        for level, name, value in options:
-            connection.setsockopt(level, name, value)
-        connection.settimeout(timeout)
-        connection.connect(address)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 def _is_public(address: Address) -> bool:

@@ -13,16 +13,13 @@ import re
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
-from urllib.parse import unquote, urljoin, urlsplit
-
-import urllib3
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, LocationParseError, LocationValueError, ProxyError, SSLError
-from urllib3.util import Timeout, Url, parse_url
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from poiesis import __version__
 from poiesis.domain.errors import (
@@ -36,44 +33,49 @@ from poiesis.domain.errors import (
 )
 from poiesis.filer.atomic_write import PartialFile, atomic_file
 from poiesis.filer.guard import Guard
+from poiesis.filer.http_connection import ConnectionPool, FileRange, Response
 from poiesis.filer.proxy_tls import logins, proxy_of, tls_context
 from poiesis.filer.registry import Context
 from poiesis.filer.settings import FilerSettings
-from poiesis.filer.tcp_connection import PROXY_AUTHENTICATION, Proxy, tunnel_refused
+from poiesis.filer.tcp_connection import PORTS, PROXY_AUTHENTICATION, Proxy, network_errors, open_connection
 from poiesis.filer.transfer import Changed
 from poiesis.filer.urls import shown
 from poiesis.ports.filer import RemoteFile, Sent
+
+if TYPE_CHECKING:
+    import ssl
 
 REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 TRANSIENT: Final = frozenset({408, 421, 423, 425, 429, 500, 502, 503, 504, 507, 509, 520, 521, 522, 523, 524})
 LEAST_BYTES: Final = 1024  # in a stall_timeout; fewer count as a stall
 CONNECTIONS: Final = 8  # at once, to all servers together
+ORIGINS: Final = 32  # whose idle connections are kept
+BUFFER_BYTES: Final = 1 << 17
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
-_TUNNEL: Final = re.compile(r"Tunnel connection failed: (\d+)")
+_HOST: Final = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:-]+")
+_STRAY_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _PACKED: Final = (".gz", ".tgz", ".bgz", ".svgz", ".emz")
-_DRAIN: Final = 64 * 1024  # of an unwanted body, to keep its connection; closing is cheaper for more
 
 
-def guarded(guard: Guard) -> dict[str, Any]:
-    """Pool classes whose connections pass the guard."""
+class _Address(NamedTuple):
+    """A URL as a request needs it."""
 
-    def connect(self: Any) -> Any:
-        timeout = self.timeout if isinstance(self.timeout, int | float) else None
-        return guard.connect(self._dns_host, self.port or self.default_port, timeout, self.socket_options or ())
+    scheme: str
+    host: str
+    port: int
+    target: str
+    """Path and query, percent-encoded."""
+    login: str | None
+    """User and password of the URL."""
 
-    class Plain(HTTPConnection):
-        _new_conn = connect
+    @property
+    def origin(self) -> tuple[str, str, int]:
+        return self[:3]
 
-    class Secure(HTTPSConnection):
-        _new_conn = connect
-
-    class PlainPool(urllib3.HTTPConnectionPool):
-        ConnectionCls = Plain
-
-    class SecurePool(urllib3.HTTPSConnectionPool):
-        ConnectionCls = Secure
-
-    return {"http": PlainPool, "https": SecurePool}
+    @property
+    def netloc(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 class Client:
@@ -82,128 +84,115 @@ class Client:
     def __init__(self, settings: FilerSettings) -> None:
         self._settings = settings
         self._guard = Guard(settings.allow_addresses)
-        self._timeout = Timeout(
-            connect=settings.connect_timeout.total_seconds(), read=settings.stall_timeout.total_seconds()
-        )
-        options: dict[str, Any] = {
-            "timeout": self._timeout,
-            "retries": False,
-            "maxsize": settings.parallel,
-            "blocksize": 1 << 17,
-        }
-        self._options = options
-        self._managers: dict[tuple[str, str], urllib3.PoolManager] = {}
+        self._pools: dict[tuple[str, str, int], ConnectionPool] = {}  # the one used last is the last one
         self._lock = threading.Lock()
         self._netrc = logins(settings.netrc_file)
 
     def close(self) -> None:
-        for manager in self._managers.values():
-            manager.clear()
+        for pool in self._pools.values():
+            pool.close()
 
+    @contextmanager
     def request(
-        self, method: str, url: str, headers: Mapping[str, str] | None = None, body: Any = None
-    ) -> urllib3.BaseHTTPResponse:
-        """The first response that is not a redirect, its body unread. `body` returns a new iterable of chunks for each attempt.
+        self,
+        method: str,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        body: bytes | FileRange = b"",
+        moved: Callable[[int], None] = lambda _: None,
+    ) -> Iterator[Response]:
+        """The first response that is not a redirect, its body unread.
 
         Raises: AccessDenied, UnsupportedUrl, StagingFailed (too many redirects), StorageUnavailable.
         """
-        start, current = self._parsed(url), url
-        origin = (start.scheme, start.host, start.port)
+        start, current = _parsed(url), url
         for _ in range(self._settings.max_redirects + 1):
-            parsed = self._parsed(current)
-            sent = {"accept-encoding": "identity", "user-agent": f"poiesis/{__version__}", **(headers or {})}
-            if (parsed.scheme, parsed.host, parsed.port) == origin:
-                login = self._netrc.get(start.host or "")
-                credentials = unquote(start.auth) if start.auth else ":".join(login) if login else None
-                if credentials and "authorization" not in sent:
-                    sent["authorization"] = "Basic " + base64.b64encode(credentials.encode()).decode()
-            else:
+            address = _parsed(current)
+            sent = {"host": address.netloc, "accept-encoding": "identity", "user-agent": f"poiesis/{__version__}"}
+            sent |= headers or {}
+            if address.origin != start.origin:
                 sent.pop("authorization", None)
-            answer = self._once(method, parsed, sent, body)
-            if answer.status not in REDIRECTS or "location" not in answer.headers:
-                return answer
-            release(answer)
-            following = urljoin(parsed._replace(auth=None).url, answer.headers["location"])
-            if urlsplit(following).scheme not in ("http", "https"):
+            elif credentials := start.login or ":".join(self._netrc.get(start.host, ())):
+                sent.setdefault("authorization", "Basic " + base64.b64encode(credentials.encode()).decode())
+            pool, target, more = self._route(address)
+            with network_errors(current), pool.request(method, target, sent | more, body, moved) as response:
+                if response.status not in REDIRECTS or "location" not in response.headers:
+                    yield response
+                    return
+                following = urljoin(
+                    f"{address.scheme}://{address.netloc}{address.target}", response.headers["location"]
+                )
+            if urlsplit(following).scheme not in PORTS:
                 raise AccessDenied(f"{shown(url)}: redirects to {shown(following)}, which is not an http URL")
             current = following
         raise StagingFailed(f"{shown(url)}: more than {self._settings.max_redirects} redirects")
 
-    def _once(self, method: str, url: Url, headers: Mapping[str, str], body: Any) -> urllib3.BaseHTTPResponse:
-        target = url._replace(auth=None, fragment=None).url
-        manager = self._manager(url)
-        try:
-            return manager.urlopen(
-                method,
-                target,
-                headers=headers,
-                body=body() if body else None,
-                redirect=False,
-                preload_content=False,
-                decode_content=False,
-            )
-        except HTTPError as error:
-            raise translated(target, error) from error
-        except (OSError, UnicodeError, ValueError) as error:
-            raise translated(target, error) from error
-
-    def _manager(self, url: Url) -> urllib3.PoolManager:
-        proxy = self._settings.proxy or proxy_of(str(url.scheme), str(url.host)) or ""
-        if proxy:
-            self._guard.check_name(str(url.host), must_resolve=self._settings.resolve_before_proxy)
+    def _route(self, address: _Address) -> tuple[ConnectionPool, str, dict[str, str]]:
+        """Connections that lead to the address, the target of the request, and headers for a proxy."""
+        proxy = self._settings.proxy or proxy_of(address.scheme, address.host)
+        via = Proxy(proxy) if proxy else None
+        if via:
+            self._guard.check_name(address.host, must_resolve=self._settings.resolve_before_proxy)
         with self._lock:
-            if (proxy, str(url.scheme)) not in self._managers:
-                self._managers[proxy, str(url.scheme)] = self._made(proxy, str(url.scheme))
-            return self._managers[proxy, str(url.scheme)]
+            self._pools[address.origin] = pool = self._pools.pop(address.origin, None) or self._pool(address, via)
+            if len(self._pools) > ORIGINS:
+                self._pools.pop(next(iter(self._pools))).close()
+        if via and address.scheme == "http":
+            return pool, f"http://{address.netloc}{address.target}", via.headers
+        return pool, address.target, {}
 
-    def _made(self, proxy: str, scheme: str) -> urllib3.PoolManager:
-        options = dict(self._options)
-        if scheme == "https":
-            options["ssl_context"] = tls_context(self._settings.ca_file)  # reading all certificates takes its time
-        if proxy:
-            via = Proxy(proxy)
-            options["proxy_ssl_context"] = tls_context(self._settings.ca_file) if via.is_secure else None
-            return urllib3.ProxyManager(via.url, proxy_headers=via.headers, **options)
-        manager = urllib3.PoolManager(num_pools=64, **options)
-        manager.pool_classes_by_scheme = guarded(self._guard)
-        return manager
+    def _pool(self, address: _Address, via: Proxy | None) -> ConnectionPool:
+        timeout_s = self._settings.connect_timeout.total_seconds()
+        tls = self._tls if address.scheme == "https" else None
+        proxy_tls = self._tls if via and via.is_secure else None
+        return ConnectionPool(
+            lambda: open_connection(
+                address.host,
+                address.port,
+                timeout_s=timeout_s,
+                tls=tls,
+                proxy=via,
+                proxy_tls=proxy_tls,
+                guard=self._guard,
+            ),
+            buffer_bytes=BUFFER_BYTES,
+            stall_s=self._settings.stall_timeout.total_seconds(),
+            keep=CONNECTIONS,
+        )
 
-    def _parsed(self, url: str) -> Url:
-        try:
-            parsed = parse_url(url)
-        except (LocationParseError, LocationValueError, ValueError) as error:
-            raise UnsupportedUrl(f"{shown(url)}: invalid URL: {error}") from error
-        if parsed.scheme not in ("http", "https") or not parsed.host:
-            raise UnsupportedUrl(f"{shown(url)}: invalid http URL: missing host")
-        return parsed
-
-
-def translated(url: str, error: Exception) -> PoiesisError:
-    """The error of domain.errors for one of urllib3 or the system."""
-    if isinstance(error, PoiesisError):
-        return error
-    text = shown(url)
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, PoiesisError):
-            return cause
-        cause = cause.__cause__ or cause.__context__
-    if isinstance(error, ProxyError) and (match := _TUNNEL.search(str(error))):
-        return tunnel_refused(match[1], text)
-    if isinstance(error, SSLError) and "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return StagingFailed(f"{text}: the server's certificate is not trusted: {_brief(error)}")
-    if isinstance(error, LocationParseError | LocationValueError | UnicodeError):
-        return UnsupportedUrl(f"{text}: invalid URL: {_brief(error)}")
-    return StorageUnavailable(f"{text}: {_brief(error)}")
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return tls_context(self._settings.ca_file)  # reading all certificates takes its time
 
 
-def refused(url: str, answer: urllib3.BaseHTTPResponse) -> PoiesisError:
+def _parsed(url: str) -> _Address:
+    """Raises: UnsupportedUrl."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+        host = host if host.isascii() else host.encode("idna").decode()
+        path = _encoded(parts.path or "/", "/~!$&'()*+,;=:@%")
+        query = _encoded(parts.query, "/~!$&'()*+,;=:@%?")
+    except ValueError as error:
+        raise UnsupportedUrl(f"{shown(url)}: invalid URL: {error}") from error
+    if parts.scheme not in PORTS or not _HOST.fullmatch(host):
+        raise UnsupportedUrl(f"{shown(url)}: invalid http URL: {'invalid' if host else 'missing'} host")
+    login = unquote(parts.netloc.rpartition("@")[0]) or None
+    target = f"{path}?{query}" if query else path
+    return _Address(parts.scheme, host, port if port is not None else PORTS[parts.scheme], target, login)
+
+
+def _encoded(text: str, safe: str) -> str:
+    return _STRAY_PERCENT.sub("%25", quote(text, safe=safe, errors="surrogateescape"))
+
+
+def refused(url: str, status: int) -> PoiesisError:
     """The error for a status."""
-    status = answer.status
+    from http import HTTPStatus
+
     text = f"{shown(url)}: the server responded {status}"
-    if answer.reason:
-        text += f" {answer.reason[:60]}"
-    release(answer)
+    with suppress(ValueError):
+        text += f" {HTTPStatus(status).phrase}"
     if status in (404, 410):
         return NotFound(text)
     if status == 407:
@@ -215,19 +204,6 @@ def refused(url: str, answer: urllib3.BaseHTTPResponse) -> PoiesisError:
     if status == 413:
         return FileTooLarge(text)
     return StagingFailed(text)
-
-
-def release(answer: urllib3.BaseHTTPResponse) -> None:
-    """Return the connection to its pool where little is left to read, else close it."""
-    try:
-        left = answer.headers.get("content-length")
-        if left is not None and left.isdigit() and int(left) <= _DRAIN:
-            answer.drain_conn()
-            answer.release_conn()
-        else:
-            answer.close()
-    except (HTTPError, OSError):
-        answer.close()
 
 
 @dataclass
@@ -260,26 +236,20 @@ class HttpFiler:
         name = unquote(urlsplit(url).path.rsplit("/", 1)[-1])
         if self._settings.cache_dir is None:
             return RemoteFile(url, name, None)
-        answer = self._client.request("HEAD", url)
-        release(answer)
-        if answer.status in (404, 410):
-            raise NotFound(f"{shown(url)}: the server responded {answer.status}")
-        if answer.status != 200:
+        with self._client.request("HEAD", url) as response:
+            length = response.headers.get("content-length", "")
+        if response.status in (404, 410):
+            raise refused(url, response.status)
+        if response.status != 200:
             return RemoteFile(url, name, None)
-        length = answer.headers.get("content-length", "")
-        return RemoteFile(url, name, int(length) if length.isdigit() else None, _validator(answer))
+        return RemoteFile(url, name, int(length) if length.isdecimal() else None, _validator(response))
 
     def walk(self, url: str) -> Iterator[RemoteFile]:
         raise UnsupportedUrl(f"{shown(url)}: http has no directories; use one input for each file")
 
-    def fetch(self, file: RemoteFile, target: Path) -> Sent:
-        return self._fetch(file, target, {})
-
-    def fetch_with(self, url: str, target: Path, headers: Mapping[str, str]) -> Sent:
-        """With headers that another service returned for it."""
-        return self._fetch(RemoteFile(url, "", None), target, headers)
-
-    def _fetch(self, file: RemoteFile, target: Path, headers: Mapping[str, str]) -> Sent:
+    def fetch(self, file: RemoteFile, target: Path, headers: Mapping[str, str] | None = None) -> Sent:
+        """`headers`: those that another service returned for it."""
+        headers = headers or {}
         reached = _Reached(expected=file.version)
         with atomic_file(target, sync=self._control.sync, size_bytes=file.size_bytes) as part:
             self._control.repeat(
@@ -305,20 +275,10 @@ class HttpFiler:
 
     def send(self, source: int, url: str) -> Sent:
         size = os.fstat(source).st_size
-
-        def chunks() -> Iterator[bytes]:
-            offset = 0
-            while offset < size and (data := os.pread(source, min(1 << 18, size - offset), offset)):
-                offset += len(data)
-                yield data
-                self._control.moved(len(data))
-
-        headers = {"content-length": str(size), "content-type": "application/octet-stream"}
-        with self._turns:
-            answer = self._client.request("PUT", url, headers, chunks)
-        if answer.status not in (200, 201, 204):
-            raise refused(url, answer)
-        release(answer)
+        headers, body = {"content-type": "application/octet-stream"}, FileRange(source, 0, size)
+        with self._turns, self._client.request("PUT", url, headers, body, self._control.moved) as response:
+            if response.status not in (200, 201, 204):
+                raise refused(url, response.status)
         return Sent(url, size)
 
     def make_directory(self, url: str) -> None:
@@ -330,40 +290,29 @@ class HttpFiler:
         if reached.offset and reached.validator:
             last = reached.stop - 1 if reached.stop is not None else ""
             headers = {"range": f"bytes={reached.offset}-{last}", "if-range": reached.validator}
-        with self._turns:
-            self._continue_now(url, part, reached, more, headers)
-
-    def _continue_now(
-        self, url: str, part: PartialFile, reached: _Reached, more: Mapping[str, str], headers: Mapping[str, str]
-    ) -> None:
-        answer = self._client.request("GET", url, {**more, **headers})
-        try:
-            if answer.status == 206 and headers:
-                match = _CONTENT_RANGE.fullmatch(answer.headers.get("content-range", ""))
+        with self._turns, self._client.request("GET", url, {**more, **headers}) as response:
+            if response.status == 206 and headers:
+                match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
                 if not match or int(match[1]) != reached.offset or match[3] not in (str(reached.total), "*"):
                     if not reached.is_range:
                         reached.validator = None  # start again
                     raise StorageUnavailable(f"{shown(url)}: the server sent another range than requested")
-            elif answer.status == 200 and reached.is_range:
+            elif response.status == 200 and reached.is_range:
                 raise Changed(f"{shown(url)}: the file has changed meanwhile")
-            elif answer.status == 200:
-                self._begin(url, answer, part, reached)
-            elif answer.status == 416 and headers and not reached.is_range:
+            elif response.status == 200:
+                self._begin(url, response, part, reached)
+            elif response.status == 416 and headers and not reached.is_range:
                 reached.validator = None
                 raise StorageUnavailable(f"{shown(url)}: the server does not resume the file")
             else:
-                raise refused(url, answer)
-            self._read(url, answer, part, reached)
-        except (HTTPError, OSError) as error:
-            raise translated(url, error) from error
-        finally:
-            answer.close() if not _is_spent(answer) else answer.release_conn()
+                raise refused(url, response.status)
+            self._read(url, response, part, reached)
 
-    def _begin(self, url: str, answer: urllib3.BaseHTTPResponse, part: PartialFile, reached: _Reached) -> None:
-        length = answer.headers.get("content-length", "")
+    def _begin(self, url: str, response: Response, part: PartialFile, reached: _Reached) -> None:
+        length = response.headers.get("content-length", "")
         if length.isdigit():
             reached.total = int(length)
-        elif "chunked" in answer.headers.get("transfer-encoding", "").lower():
+        elif "chunked" in response.headers.get("transfer-encoding", "").lower():
             reached.total = None
         else:
             raise StagingFailed(
@@ -374,20 +323,20 @@ class HttpFiler:
             raise FileTooLarge(f"{shown(url)}: {reached.total} bytes; at most {most}")
         reached.offset = 0
         reached.stop = None
-        reached.validator = _validator(answer)
+        reached.validator = _validator(response)
         if reached.expected is not None and reached.validator != reached.expected:
             raise Changed(f"{shown(url)}: the file has changed meanwhile")
         os.ftruncate(part.descriptor, 0)
         if (
             (reached.total or 0) > 2 * self._settings.part_bytes
             and (reached.validator or "").startswith('"')
-            and answer.headers.get("accept-ranges", "").lower() == "bytes"
-            and not answer.headers.get("content-encoding")
+            and response.headers.get("accept-ranges", "").lower() == "bytes"
+            and not response.headers.get("content-encoding")
         ):
             reached.stop = self._settings.part_bytes
 
-    def _read(self, url: str, answer: urllib3.BaseHTTPResponse, part: PartialFile, reached: _Reached) -> None:
-        encoding = answer.headers.get("content-encoding", "").lower()
+    def _read(self, url: str, response: Response, part: PartialFile, reached: _Reached) -> None:
+        encoding = response.headers.get("content-encoding", "").lower()
         path = urlsplit(url).path.lower()
         unpack = encoding in ("gzip", "x-gzip", "deflate") and not path.endswith(_PACKED)
         if unpack:
@@ -398,7 +347,7 @@ class HttpFiler:
         stall = self._settings.stall_timeout.total_seconds()
         most = self._settings.max_file_bytes
         window, arrived, written = time.monotonic(), 0, reached.offset
-        while data := answer.read1(self._settings.buffer_bytes):
+        for data in response.chunks():
             now = time.monotonic()
             arrived += len(data)
             if now - window > stall:
@@ -425,7 +374,7 @@ class HttpFiler:
             raise StorageUnavailable(f"{shown(url)}: {reached.offset} bytes of {reached.total} arrived")
 
 
-def _unpacked(unpacker: Any, data: bytes) -> Iterator[bytes]:
+def _unpacked(unpacker: Any, data: bytes | memoryview) -> Iterator[bytes]:
     """Decompressed, in pieces of bounded size whatever the ratio."""
     try:
         while data:
@@ -437,22 +386,9 @@ def _unpacked(unpacker: Any, data: bytes) -> Iterator[bytes]:
         raise StagingFailed(f"the compressed response is invalid: {error}") from error
 
 
-def _validator(answer: urllib3.BaseHTTPResponse) -> str | None:
+def _validator(response: Response) -> str | None:
     """A validator for If-Range: a strong ETag, else the date of the last change."""
-    etag = answer.headers.get("etag")
+    etag = response.headers.get("etag")
     if etag and etag.startswith('"'):
         return etag
-    return answer.headers.get("last-modified")
-
-
-def _is_spent(answer: urllib3.BaseHTTPResponse) -> bool:
-    """Whether the body was read to its end, so that the connection can be used again."""
-    return getattr(answer, "length_remaining", None) == 0
-
-
-def _brief(error: Exception) -> str:
-    text = str(error)
-    return (
-        re.sub(r"<[^>]*>|https?://\S+|HTTPS?ConnectionPool\([^)]*\):? ?", "", text)[:200].strip(" :")
-        or type(error).__name__
-    )
+    return response.headers.get("last-modified")

@@ -14,10 +14,11 @@ import socket
 import struct
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 1024
@@ -28,22 +29,12 @@ _NO_SPLICE: Final = frozenset({errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.EO
 _END: Final = b"\r\n\r\n"
 
 
-class HttpConnectionError(Exception):
+class HttpConnectionError(ConnectionError):
     """The connection broke, or the response is not HTTP/1.1. The request can be repeated."""
 
 
 class _ConnectionClosed(HttpConnectionError):
     """The server closed the connection before the first byte of a response."""
-
-
-class Connector(Protocol):
-    """A TCP connection that is not open yet, see `tcp_connection`."""
-
-    sock: socket.socket | None
-
-    def connect(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -81,7 +72,7 @@ class Response:
             self.size_bytes = 0
         self.is_spent = self.size_bytes == 0
         self.is_broken = False
-        """Whether the body ended early, so that the connection cannot be used again."""
+        """Whether a part of the body was read, so that the connection cannot be used again."""
         self._until_close = not self._chunked and self.size_bytes is None
 
     @property
@@ -93,13 +84,14 @@ class Response:
         """The body; each view is valid until the next one. Raises: HttpConnectionError when it ends early."""
         if self.is_spent:
             return
+        self.is_broken = True  # until it is complete
         if self._chunked:
             yield from self._connection.chunked()
         elif self._until_close:
             yield from self._connection.rest()
         else:
             yield from self._connection.exactly(self.size_bytes or 0)
-        self.is_spent = True
+        self.is_spent, self.is_broken = True, False
 
     def save(self, target: FileWriter) -> Iterator[int]:
         """Write the body to a file, and yield the number of bytes of each step.
@@ -115,22 +107,20 @@ class Response:
             self.is_spent, self.is_broken = True, False
 
     def read(self, limit: int = 1 << 20) -> bytes:
-        """Read the whole body and return its first `limit` bytes."""
+        """The first `limit` bytes of the body; the connection of a longer one cannot be used again."""
         kept = bytearray()
         for view in self.chunks():
-            kept += view[: max(0, limit - len(kept))]
-        return bytes(kept)
+            kept += view
+            if len(kept) > limit:
+                break
+        return bytes(kept[:limit])
 
 
 class HttpConnection:
     """One connection with its buffer, `view`."""
 
-    def __init__(self, connection: Connector, buffer_bytes: int, stall_s: float) -> None:
-        self._connection = connection
-        connection.connect()
-        if connection.sock is None:
-            raise HttpConnectionError("the connection is not open")
-        self.socket = connection.sock
+    def __init__(self, connection: socket.socket, buffer_bytes: int, stall_s: float) -> None:
+        self.socket = connection
         self._stall_s = stall_s
         self.is_plain = type(self.socket) is socket.socket
         """Whether the connection is not encrypted."""
@@ -165,7 +155,7 @@ class HttpConnection:
 
     def close(self) -> None:
         with suppress(OSError):
-            self._connection.close()
+            self.socket.close()
         pipe, self._pipe = self._pipe, None
         for end in pipe or ():
             os.close(end)
@@ -355,8 +345,8 @@ def _parsed(head: str) -> tuple[int, dict[str, str]]:
 class ConnectionPool:
     """Connections to one origin, kept open between requests. Thread-safe."""
 
-    def __init__(self, connect: Callable[[], Connector], *, buffer_bytes: int, stall_s: float, keep: int) -> None:
-        """`connect` returns a connection that is not open yet; `keep`: the most idle connections."""
+    def __init__(self, connect: Callable[[], socket.socket], *, buffer_bytes: int, stall_s: float, keep: int) -> None:
+        """`keep`: the most idle connections."""
         self._connect = connect
         self._buffer_bytes = buffer_bytes
         self._stall_s = stall_s
@@ -366,8 +356,9 @@ class ConnectionPool:
         self._lock = threading.Lock()
 
     def close(self) -> None:
+        """Close the idle connections, and the others when they are released."""
         with self._lock:
-            connections, self._idle = self._idle, []
+            connections, self._idle, self._keep = self._idle, [], 0
         for connection in connections:
             self.discard(connection)
 
@@ -394,7 +385,7 @@ class ConnectionPool:
                 and response.size_bytes is not None
                 and response.size_bytes <= MAX_HEAD_BYTES
             ):
-                response.read(0)
+                deque(response.chunks(), maxlen=0)
         except BaseException:
             self.discard(connection)
             raise

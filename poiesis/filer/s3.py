@@ -26,7 +26,7 @@ from poiesis.domain.errors import (
     UnsupportedUrl,
 )
 from poiesis.filer.atomic_write import PartialFile, atomic_file
-from poiesis.filer.http_connection import MAX_HEAD_BYTES, FileRange, FileWriter, HttpConnectionError, Response
+from poiesis.filer.http_connection import MAX_HEAD_BYTES, FileRange, FileWriter, Response
 from poiesis.filer.registry import Context
 from poiesis.filer.s3_checksum import ChecksumVerifier
 from poiesis.filer.s3_endpoint import (
@@ -37,11 +37,12 @@ from poiesis.filer.s3_endpoint import (
     get_headers,
     put_headers,
 )
-from poiesis.filer.s3_errors import WrongRegion, network_error, response_error
+from poiesis.filer.s3_errors import WrongRegion, response_error
 from poiesis.filer.s3_small_files import Get, Put
 from poiesis.filer.s3_urls import parse_s3_url, s3_endpoints
 from poiesis.filer.settings import MIB, S3Endpoint
 from poiesis.filer.small_file_protocol import Exchange
+from poiesis.filer.tcp_connection import network_errors
 from poiesis.filer.transfer import Changed
 from poiesis.filer.urls import shown
 from poiesis.ports.filer import RemoteFile, Sent
@@ -262,7 +263,7 @@ class S3Filer:
             for count in response.save(FileWriter(part.descriptor, 0, part.write)):
                 reached += count
                 self._control.moved(count)
-        except (HttpConnectionError, OSError) as error:
+        except OSError as error:
             if not etag or not reached:
                 raise StorageUnavailable(f"{shown(ref.url)}: {error}") from error
         if reached < end and not etag:
@@ -440,7 +441,7 @@ class S3Filer:
         """A request and its successful response; `signed`: arguments of `RegionalEndpoint.signed`.
 
         Raises the family of domain.errors, and WrongRegion."""
-        try:
+        with network_errors(ref.url):
             target, headers = ref.endpoint.signed(method, ref.bucket, ref.key, **signed)
             with ref.endpoint.pool(ref.bucket).request(method, target, headers, body, moved) as response:
                 if response.status not in (200, 204, 206):
@@ -448,10 +449,6 @@ class S3Filer:
                         raise _EmptyObject
                     raise response_error(ref.url, response, response.read(MIB))
                 yield response
-        except HttpConnectionError as error:
-            raise StorageUnavailable(f"{shown(ref.url)}: {error}") from error
-        except (OSError, ValueError) as error:
-            raise network_error(ref.url, error, str(error)[:200] or type(error).__name__) from error
 
     # regions
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import socket
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,7 +21,7 @@ from poiesis.filer.proxy_tls import proxy_of, tls_context
 from poiesis.filer.s3_credentials import provider
 from poiesis.filer.s3_signature import EMPTY_SHA256, Signer, base64
 from poiesis.filer.settings import FilerSettings, S3Endpoint
-from poiesis.filer.tcp_connection import Proxy, TcpConnection
+from poiesis.filer.tcp_connection import PORTS, Proxy, open_connection
 from poiesis.filer.urls import shown
 
 CONTENT_TYPE: Final = "application/octet-stream"
@@ -46,10 +47,10 @@ class RegionalEndpoint:
             raise ConfigurationError(wrong + "must not have a user, path or query")
         if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", region):
             raise ConfigurationError(f"filer: s3 endpoint {endpoint.name!r}: invalid region {region!r}")
-        self.is_secure = parts.scheme == "https"
+        self.scheme, self.is_secure = parts.scheme, parts.scheme == "https"
         self.host = parts.hostname
         self.netloc = parts.netloc
-        if port is not None and port == (443 if self.is_secure else 80):
+        if port == PORTS[parts.scheme]:
             self.netloc = self.netloc.rpartition(":")[0]  # the default port is not signed
         via = proxy_of(parts.scheme, self.host)
         self.proxy = Proxy(via) if via else None
@@ -124,18 +125,18 @@ class RegionalEndpoint:
         with self._lock:
             if netloc not in self._pools:
                 self._pools[netloc] = ConnectionPool(
-                    lambda: self._connection(netloc),
+                    lambda: self._connect(netloc),
                     buffer_bytes=self._settings.buffer_bytes,
                     stall_s=self.stall_s,
                     keep=self._settings.parallel,
                 )
             return self._pools[netloc]
 
-    def _connection(self, netloc: str) -> TcpConnection:
+    def _connect(self, netloc: str) -> socket.socket:
         parts = urlsplit(f"//{netloc}")
-        return TcpConnection(
+        return open_connection(
             str(parts.hostname),
-            parts.port or (443 if self.is_secure else 80),
+            parts.port or PORTS[self.scheme],
             timeout_s=self.timeout_s,
             tls=self.tls,
             proxy=self.proxy,

@@ -115,12 +115,3 @@ def _service_error(url: str, status: int, code: str, message: str, region: str) 
     if code == "EntityTooLarge":
         return FileTooLarge(text + "larger than the store accepts")
     return StagingFailed(text + summary)
-
-
-def network_error(url: str, error: Exception, text: str) -> Exception:
-    """The error of a request without a response. `text`: the part of it that may be shown."""
-    if "CERTIFICATE_VERIFY_FAILED" in str(error):
-        return StagingFailed(f"{shown(url)}: the server's certificate is not trusted")
-    if isinstance(error, ValueError):
-        return StagingFailed(f"{shown(url)}: {text}")
-    return StorageUnavailable(f"{shown(url)}: {text}")

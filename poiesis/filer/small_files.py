@@ -132,7 +132,7 @@ class SmallFileMover:
             while self._continues():
                 self._wait()
                 self._fill_connections()
-        except (OSError, ValueError, HttpConnectionError, PoiesisError):
+        except (OSError, ValueError, PoiesisError):
             pass  # of connecting; the fallback jobs report it
         finally:
             with self._lock:
@@ -243,7 +243,7 @@ class SmallFileMover:
             is_whole = self._is_whole(transfer)
         except self._would_block:
             return
-        except (OSError, ValueError, HttpConnectionError):
+        except (OSError, ValueError):
             self._connection_lost(transfer)
             return
         if is_whole:

@@ -1,4 +1,4 @@
-"""One TCP connection to an HTTP server: direct or through a proxy, with or without TLS.
+"""A TCP connection to an HTTP server, direct or through a proxy, with or without TLS; and its errors.
 
 urllib3 could open it too, but importing urllib3 takes longer than fetching a small file.
 """
@@ -6,17 +6,22 @@ urllib3 could open it too, but importing urllib3 takes longer than fetching a sm
 from __future__ import annotations
 
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
 
-from poiesis.domain.errors import AccessDenied, ConfigurationError, PoiesisError, StorageUnavailable
+from poiesis.domain.errors import AccessDenied, ConfigurationError, PoiesisError, StagingFailed, StorageUnavailable
+from poiesis.filer.urls import shown
 
 if TYPE_CHECKING:
     import ssl
 
+    from poiesis.filer.guard import Guard
+
 MAX_ANSWER_BYTES: Final = 16 * 1024  # of a proxy to CONNECT
 PROXY_AUTHENTICATION: Final = "the proxy refused the user name or password (407)"
-_PORTS: Final = {"http": 80, "https": 443}
+PORTS: Final = {"http": 80, "https": 443}
 
 
 class Proxy:
@@ -29,98 +34,97 @@ class Proxy:
             port = parts.port
         except ValueError:
             port = 0
-        if parts.scheme not in _PORTS or not parts.hostname or port == 0:
+        if parts.scheme not in PORTS or not parts.hostname or port == 0:
             raise ConfigurationError("filer: invalid proxy: must be an http or https URL (SOCKS is not supported)")
         self.is_secure = parts.scheme == "https"
-        self.host, self.port = parts.hostname, port or _PORTS[parts.scheme]
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        self.url = f"{parts.scheme}://{host}:{self.port}"
-        """Without user and password."""
+        self.host, self.port = parts.hostname, port or PORTS[parts.scheme]
         self.headers: dict[str, str] = {}
         """For requests to the proxy itself."""
         if parts.username is not None:
             self.headers["proxy-authorization"] = _basic(unquote(parts.username), unquote(parts.password or ""))
 
 
-class TcpConnection:
-    """Open after `connect`. `timeout_s` applies until the first byte of a request."""
+def open_connection(
+    host: str,
+    port: int,
+    *,
+    timeout_s: float,
+    tls: ssl.SSLContext | None = None,
+    proxy: Proxy | None = None,
+    proxy_tls: ssl.SSLContext | None = None,
+    guard: Guard | None = None,
+) -> socket.socket:
+    """`tls`: None for plain http. `proxy_tls`: for a proxy that is reached by https. `guard`: checks addresses that are reached directly.
 
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        *,
-        timeout_s: float,
-        tls: ssl.SSLContext | None = None,
-        proxy: Proxy | None = None,
-        proxy_tls: ssl.SSLContext | None = None,
-    ) -> None:
-        """`tls`: None for plain http. `proxy_tls`: for a proxy that is reached by https."""
-        self._host, self._port = host, port
-        self._timeout_s = timeout_s
-        self._tls, self._proxy, self._proxy_tls = tls, proxy, proxy_tls
-        self.sock: socket.socket | None = None
-
-    def connect(self) -> None:
-        """Raises: OSError, AccessDenied if the proxy refuses the request, StorageUnavailable if it cannot reach the host."""
-        found = (
-            self._opened(self._proxy.host, self._proxy.port) if self._proxy else self._opened(self._host, self._port)
-        )
-        try:
-            if self._proxy and self._proxy.is_secure and self._proxy_tls:
-                found = self._proxy_tls.wrap_socket(found, server_hostname=self._proxy.host)
-            if self._tls is not None:
-                if self._proxy:
-                    self._tunnel(found, self._proxy)
-                found = self._wrapped(found, self._tls)
-        except BaseException:
-            found.close()
-            raise
-        self.sock = found
-
-    def close(self) -> None:
-        if self.sock is not None:
-            self.sock.close()
-            self.sock = None
-
-    def _opened(self, host: str, port: int) -> socket.socket:
-        # for a str, the standard library loads the IDNA codec (measured: 4 ms)
-        name = host.encode("ascii") if host.isascii() else host
-        found = socket.create_connection((name, port), self._timeout_s)  # type: ignore[arg-type]
+    Raises: OSError, AccessDenied if the guard or the proxy refuses, StorageUnavailable if the proxy cannot reach the host."""
+    if proxy:
+        found = _opened(proxy.host, proxy.port, timeout_s)
+    else:
+        found = guard.connect(host, port, timeout_s) if guard else _opened(host, port, timeout_s)
+    try:
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return found
-
-    def _wrapped(self, found: socket.socket, tls: ssl.SSLContext) -> socket.socket:
-        if type(found) is socket.socket:
-            return tls.wrap_socket(found, server_hostname=self._host)
-        from urllib3.util.ssltransport import SSLTransport  # TLS within TLS, for a proxy reached by https
-
-        return SSLTransport(found, tls, server_hostname=self._host)  # type: ignore[return-value]
-
-    def _tunnel(self, found: socket.socket, proxy: Proxy) -> None:
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        lines = [f"CONNECT {host}:{self._port} HTTP/1.1", f"host: {host}:{self._port}"]
-        lines += [f"{name}: {value}" for name, value in proxy.headers.items()]
-        found.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            byte = found.recv(1)  # one at a time: the bytes after the head are the server's
-            if not byte or len(head) > MAX_ANSWER_BYTES:
-                raise StorageUnavailable(f"the proxy {proxy.host} sent no valid response")
-            head += byte
-        status = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")[1:2]
-        if status == ["200"]:
-            return
-        raise tunnel_refused(status[0] if status and status[0].isdigit() else "nothing", host)
+        if proxy and proxy.is_secure and proxy_tls:
+            found = proxy_tls.wrap_socket(found, server_hostname=proxy.host)
+        if tls is not None:
+            if proxy:
+                _tunnel(found, proxy, f"[{host}]" if ":" in host else host, port)
+            found = _wrapped(found, tls, host)
+    except BaseException:
+        found.close()
+        raise
+    return found
 
 
-def tunnel_refused(status: str, where: str) -> PoiesisError:
-    """The error of a proxy's response to CONNECT."""
+def _opened(host: str, port: int, timeout_s: float) -> socket.socket:
+    # for a str, the standard library loads the IDNA codec (measured: 4 ms)
+    name = host.encode("ascii") if host.isascii() else host
+    return socket.create_connection((name, port), timeout_s)  # type: ignore[arg-type]
+
+
+def _wrapped(found: socket.socket, tls: ssl.SSLContext, host: str) -> socket.socket:
+    if type(found) is socket.socket:
+        return tls.wrap_socket(found, server_hostname=host)
+    from urllib3.util.ssltransport import SSLTransport  # TLS within TLS, for a proxy reached by https
+
+    return SSLTransport(found, tls, server_hostname=host)  # type: ignore[return-value]
+
+
+def _tunnel(found: socket.socket, proxy: Proxy, host: str, port: int) -> None:
+    lines = [f"CONNECT {host}:{port} HTTP/1.1", f"host: {host}:{port}"]
+    lines += [f"{name}: {value}" for name, value in proxy.headers.items()]
+    found.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
+    head = b""
+    while not head.endswith(b"\r\n\r\n"):
+        byte = found.recv(1)  # one at a time: the bytes after the head are the server's
+        if not byte or len(head) > MAX_ANSWER_BYTES:
+            raise StorageUnavailable(f"the proxy {proxy.host} sent no valid response")
+        head += byte
+    status = "".join(head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")[1:2])
     if status == "407":
-        return AccessDenied(f"{where}: {PROXY_AUTHENTICATION}")
+        raise AccessDenied(f"{host}: {PROXY_AUTHENTICATION}")
     if status in ("401", "403", "405"):
-        return AccessDenied(f"{where}: the proxy refused the connection (status {status})")
-    return StorageUnavailable(f"{where}: the proxy cannot reach the host (status {status})")
+        raise AccessDenied(f"{host}: the proxy refused the connection (status {status})")
+    if status != "200":
+        status = status if status.isdigit() else "nothing"
+        raise StorageUnavailable(f"{host}: the proxy cannot reach the host (status {status})")
+
+
+@contextmanager
+def network_errors(url: str) -> Iterator[None]:
+    """Translate the errors of a connection or its TLS, and of values that cannot be sent."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        raise network_error(url, error, str(error)[:200] or type(error).__name__) from error
+
+
+def network_error(url: str, error: Exception, text: str) -> PoiesisError:
+    """The error of a request without a response. `text`: the part of it that may be shown."""
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return StagingFailed(f"{shown(url)}: the server's certificate is not trusted")
+    if isinstance(error, ValueError):
+        return StagingFailed(f"{shown(url)}: {text}")
+    return StorageUnavailable(f"{shown(url)}: {text}")
 
 
 def _basic(user: str, password: str) -> str:

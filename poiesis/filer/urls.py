@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from poiesis.domain.errors import UnsupportedUrl
 
@@ -52,18 +52,25 @@ def join(url: str, name: str) -> str:
     text = quote(name, safe="/~!$&'()*+,;=:@", errors="surrogateescape")
     if scheme == "file":
         return url.rstrip("/") + "/" + text
-    parts = urlsplit(url)
+    parts = _split(url)
     return parts._replace(path=parts.path.rstrip("/") + "/" + text).geturl()
 
 
+def _split(url: str) -> SplitResult:
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise UnsupportedUrl(f"{shown(url)}: invalid URL: {error}") from error
+
+
 def ends_with_slash(url: str) -> bool:
-    return (url if scheme_of(url) in LITERAL | {"file"} else urlsplit(url).path).endswith("/")
+    return (url if scheme_of(url) in LITERAL | {"file"} else _split(url).path).endswith("/")
 
 
 def without_slash(url: str) -> str:
     if scheme_of(url) in LITERAL | {"file"}:
         return url.rstrip("/")
-    parts = urlsplit(url)
+    parts = _split(url)
     return parts._replace(path=parts.path.rstrip("/")).geturl()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from poiesis.filer import http
 from tests.integration.filer.servers import Fault, HttpServer, Request
 from tests.unit.filer.tasks import bring, given, leftovers, quick, send, wanted
 
@@ -221,3 +222,41 @@ def test_a_file_larger_than_allowed_is_refused(volume: Path, web: HttpServer) ->
         web.faults = _always(fault)
         report, _ = fetch(volume, f"{web.url}/x", max_file_bytes=1000)
         assert report.error_code == "file_too_large"
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("/a b?c d", "/a%20b?c%20d"),
+        ("/a%20b%2Fc%zz?x=%2f%", "/a%20b%2Fc%25zz?x=%2f%25"),
+        ("/ü?ü#part", "/%C3%BC?%C3%BC"),
+        ("/a/../b?x=/?&y=a+b", "/a/../b?x=/?&y=a+b"),
+        ("/a\u0001\u007fb", "/a%01%7Fb"),
+        ("", "/"),
+        ("?q", "/?q"),
+    ],
+)
+def test_a_url_is_percent_encoded_for_its_request(volume: Path, web: HttpServer, written: str, sent: str) -> None:
+    fetch(volume, f"{web.url}{written}")
+    assert {r.path for r in web.requests} == {sent}
+
+
+@pytest.mark.parametrize("url", ["http:///x", "http://a b/x", "http://h:99999/x", "http://h:p/x", "http://[::1/x"])
+def test_an_invalid_url_is_refused(volume: Path, url: str) -> None:
+    report, _ = fetch(volume, url)
+    assert report.error_code == "unsupported_url"
+
+
+def test_idle_connections_are_kept_for_a_bounded_number_of_servers(
+    volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "ORIGINS", 1)
+    web.files["/x"] = BODY
+    port = web.url.rpartition(":")[2]
+    client = http.Client(quick(allow_addresses=("127.0.0.0/8",)))
+    for host in ("127.0.0.1", "127.1", "127.0.1", "2130706433"):
+        with client.request("GET", f"http://{host}:{port}/x") as response:
+            assert response.read() == BODY
+    assert [pool._open for pool in client._pools.values()] == [1]
+    client.close()
+    assert not any(pool._open for pool in client._pools.values())

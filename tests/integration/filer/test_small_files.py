@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import random
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -18,9 +19,10 @@ import pytest
 
 from poiesis.domain.report import FilerReport
 from poiesis.filer import small_files, stage, staging
+from poiesis.filer.http_connection import HttpConnection
 from poiesis.filer.s3_small_files import Get, Put
 from poiesis.filer.small_files import SmallFileMover
-from poiesis.filer.tcp_connection import TcpConnection
+from poiesis.filer.tcp_connection import open_connection
 from poiesis.filer.transfer import Pool
 from tests.integration.filer.middlemen import Authority, Pieces, TlsFront, closing
 from tests.integration.filer.servers import Fault, HttpServer, Request, http_server
@@ -150,23 +152,24 @@ def test_existing_files_are_replaced(volume: Path, web: HttpServer) -> None:
 
 def test_connections_stay_within_the_limit(volume: Path, web: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     lock, now, most = threading.Lock(), 0, 0
-    connect, close = TcpConnection.connect, TcpConnection.close
+    close = HttpConnection.close
 
-    def connecting(self: TcpConnection) -> None:
+    def connecting(*arguments: Any, **options: Any) -> socket.socket:
         nonlocal now, most
-        connect(self)
+        made = open_connection(*arguments, **options)
         with lock:
             now += 1
             most = max(most, now)
+        return made
 
-    def closing_(self: TcpConnection) -> None:
+    def closing_(self: HttpConnection) -> None:
         nonlocal now
         with lock:
-            now -= self.sock is not None
+            now -= self.socket.fileno() >= 0
         close(self)
 
-    monkeypatch.setattr(TcpConnection, "connect", connecting)
-    monkeypatch.setattr(TcpConnection, "close", closing_)
+    monkeypatch.setattr("poiesis.filer.s3_endpoint.open_connection", connecting)
+    monkeypatch.setattr(HttpConnection, "close", closing_)
     offer(web, content=lambda i: b"x" * (stage.SMALL_BYTES + 1 if i > stage.MANY and i % 3 else 10))
     assert fetch(volume, web, parallel=8).error is None
     assert 1 < most <= 8

@@ -29,10 +29,11 @@ class Served:
         self._scripts, self._close = scripts, close
         self._thread: threading.Thread | None = None
 
-    def connect(self) -> None:
+    def connect(self) -> socket.socket:
         self.sock, other = socket.socketpair()
         self._thread = threading.Thread(target=self._serve, args=(other,), daemon=True)
         self._thread.start()
+        return self.sock
 
     def _serve(self, other: socket.socket) -> None:
         with other:
@@ -77,7 +78,7 @@ class Served:
 @contextmanager
 def wired(*served: Served, buffer_bytes: int = 4096) -> Iterator[ConnectionPool]:
     left = iter(served)
-    pool = ConnectionPool(lambda: next(left), buffer_bytes=buffer_bytes, stall_s=2, keep=4)
+    pool = ConnectionPool(lambda: next(left).connect(), buffer_bytes=buffer_bytes, stall_s=2, keep=4)
     try:
         yield pool
     finally:
@@ -262,7 +263,7 @@ def test_a_file_truncated_during_the_transfer_is_an_error(tmp_path: Path) -> Non
 
 def test_a_silent_server_is_an_error_after_the_stall_timeout() -> None:
     silent = Served([[]], close=False)
-    pool = ConnectionPool(lambda: silent, buffer_bytes=4096, stall_s=0.1, keep=1)
+    pool = ConnectionPool(silent.connect, buffer_bytes=4096, stall_s=0.1, keep=1)
     with pytest.raises(TimeoutError):
         ask(pool)
     silent.close()

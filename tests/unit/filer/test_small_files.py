@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -176,7 +177,7 @@ def test_files_of_a_silent_server_are_returned() -> None:
 
 
 def test_an_unreachable_server_ends_it_soon() -> None:
-    def connect() -> Served:
+    def connect() -> socket.socket:
         raise ConnectionRefusedError("no")
 
     pool = ConnectionPool(connect, buffer_bytes=4096, stall_s=2, keep=4)
@@ -243,10 +244,10 @@ def test_without_further_connections_the_open_ones_continue() -> None:
     made = iter([Served([[WHOLE]] * 50), Served([[WHOLE]] * 50)])
     tried: list[int] = []
 
-    def connect() -> Served:
+    def connect() -> socket.socket:
         tried.append(1)
         try:
-            return next(made)
+            return next(made).connect()
         except StopIteration:
             raise ConnectionRefusedError("no more") from None
 
