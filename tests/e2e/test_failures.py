@@ -136,11 +136,11 @@ def test_a_missing_image_ends_the_task_before_any_command_runs(site: Site, task:
     assert "attempts" not in one_log(found)["metadata"]
 
 
-@posted(lambda site: {"executors": [{"image": "Not A Reference".replace(" ", "/"), "command": ["true"]}]})
-def test_an_invalid_image_name(site: Site, task: str):
-    found = site.wait(task, ("SYSTEM_ERROR",))
-    assert failure(found) == "ImagePullFailed"
-    assert "InvalidImageName" in why(found)
+def test_an_invalid_image_name_is_rejected_at_once(site: Site):
+    body = {"executors": [{"image": "Not/A/Reference", "command": ["true"]}]}
+    status, document = site.service.call("POST", "/tasks", body)
+    assert status == 400
+    assert "$.executors[0].image" in str(document)
 
 
 @posted(lambda site: {"resources": {"cpu_cores": 4000}, "executors": [shell("true")]})
