@@ -20,11 +20,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from poiesis.domain.errors import ConfigurationError
 
-_STANDARD: Final = frozenset(logging.LogRecord("", 0, "", 0, "", (), None).__dict__) | {
-    "message",
-    "asctime",
-    "taskName",
-}
+_STANDARD: Final = {*logging.LogRecord("", 0, "", 0, "", (), None).__dict__, "message", "asctime", "taskName"}
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s\"]+@")
 
 TASKS_CREATED = Counter("poiesis_tasks_created_total", "Tasks accepted by this process.")
@@ -91,9 +87,8 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{k}={_as_text(v)}" for k, v in _fields(record).items())
         line = f"{datetime.fromtimestamp(record.created):%H:%M:%S} {record.levelname:7} {record.getMessage()} {fields}".rstrip()
-        line = line.replace("\r", "\\r").replace(
-            "\n", "\\n"
-        )  # text from users must not look like a log line of its own
+        # text from users must not look like a log line of its own
+        line = line.replace("\r", "\\r").replace("\n", "\\n")
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)
         return without_credentials(line)

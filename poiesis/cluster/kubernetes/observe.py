@@ -68,29 +68,15 @@ def has_ended(view: PodView) -> bool:
 def _container(view: ContainerView, record: Record | None) -> Container:
     started, ended = parse_time(view.started_at), parse_time(view.ended_at)
     if record is not None:
-        return Container(
-            name=view.name,
-            phase=Phase.ENDED,
-            reason=view.reason,
-            exit_code=record.exit_code if record.exit_code is not None else view.exit_code,
-            started_at=started or record.started_at,
-            ended_at=ended or record.ended_at,
-            record=record,
-        )
-    return Container(
-        name=view.name,
-        phase=_PHASES[view.state],
-        reason=view.reason,
-        message=view.message or _runtime_message(view.termination_message),
-        exit_code=view.exit_code,
-        started_at=started,
-        ended_at=ended,
-    )
-
-
-def _runtime_message(text: str | None) -> str | None:
-    """A termination message that is not a record comes from the runtime, for example why it could not start the container."""
-    return None if text is None or text.startswith("{") else text[:1024]
+        exit_code = record.exit_code if record.exit_code is not None else view.exit_code
+        started, ended = started or record.started_at, ended or record.ended_at
+        return Container(view.name, Phase.ENDED, view.reason, None, exit_code, started, ended, record)
+    message, text = view.message, view.termination_message
+    if (
+        not message and text and not text.startswith("{")
+    ):  # from the runtime, such as why it could not start the container
+        message = text[:1024]
+    return Container(view.name, _PHASES[view.state], view.reason, message, view.exit_code, started, ended)
 
 
 def _is_shown(view: ContainerView) -> bool:

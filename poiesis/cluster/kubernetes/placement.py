@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, Final
 
+from poiesis.cluster.kubernetes.objects import given
 from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement, Resources
 from poiesis.domain.errors import ClusterRefused
 from poiesis.domain.parameters import PARAMETERS, gpu_count, parse_size_gb
@@ -137,13 +137,13 @@ def executor_resources(
     gpus = gpu_count(asked.backend_parameters)
     if gpus:
         limits[settings.gpu_resource] = str(gpus)
-    return _both(requests, limits)
+    return given({"requests": requests, "limits": limits})
 
 
 def filer_resources(resources: Resources) -> dict[str, Any]:
     requests = {"cpu": resources.cpu_request, "memory": resources.memory_request}
     limits = {"cpu": resources.cpu_limit, "memory": resources.memory_limit}
-    return _both(_given(requests), _given(limits))
+    return given({"requests": given(requests), "limits": given(limits)})
 
 
 def shm_bytes(task: Task) -> str | None:
@@ -157,11 +157,3 @@ def cores_quantity(cores: float) -> str:
 
 def bytes_quantity(gigabytes: float) -> str:
     return str(math.ceil(gigabytes * GIGABYTE))
-
-
-def _given(quantities: Mapping[str, str | None]) -> dict[str, str]:
-    return {k: v for k, v in quantities.items() if v is not None}
-
-
-def _both(requests: Mapping[str, str], limits: Mapping[str, str]) -> dict[str, Any]:
-    return {k: dict(v) for k, v in (("requests", requests), ("limits", limits)) if v}

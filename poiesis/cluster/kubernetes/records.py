@@ -138,21 +138,19 @@ class Records:
         """The pod has ended: a record that is missing now will stay missing, unless the log is temporarily unavailable."""
         reports: dict[str, ContainerReport] = {}
         for view in reversed(missing):
-            if view.name in reports:
+            if view.name in reports or view.state != "terminated":  # never ran
                 continue
-            if view.state != "terminated":
-                continue  # never ran
+            text = ""
+            wanted = [v for v in missing if v.name not in reports]
             try:
                 text = self._log(pod, view.name)
+                reports |= self._found(pod, text, wanted)
+                if view.name not in reports and text:
+                    reports |= self._found(pod, self._log(pod, view.name, further_back=True), wanted)
             except ApiError as error:
-                if rule_for(error).again and pod.disruption is None and not self._is_long_ago(view):
+                if not text and rule_for(error).again and pod.disruption is None and not self._is_long_ago(view):
                     raise translate(error, f"read log of {pod.name}/{view.name}") from error
                 log.info("log_unreadable", extra={"pod": pod.name, "container": view.name, "error": str(error)})
-                text = ""
-            wanted = [v for v in missing if v.name not in reports]
-            reports |= self._found(pod, text, wanted)
-            if view.name not in reports and text:
-                reports |= self._found(pod, self._long_log(pod, view.name), wanted)
             if view.name not in reports:
                 reports[view.name] = self._remember(pod, view.name, self._message_report(view) or ContainerReport(None))
         return {name: found for name, found in reports.items() if found.record is not None}
@@ -199,23 +197,12 @@ class Records:
     def _log_path(self, pod: PodView) -> str:
         return f"/api/v1/namespaces/{self._namespace}/pods/{pod.name}/log"
 
-    def _log(self, pod: PodView, name: str) -> str:
+    def _log(self, pod: PodView, name: str, *, further_back: bool = False) -> str:
         worst = min(2 * self._limit(name) * ESCAPED + 4096, MAX_RECORD_BYTES)
-        lines = worst // LOG_LINE_BYTES + MORE_LINES
-        return self._client.text(
-            self._log_path(pod), {"container": name, "tailLines": lines}, worst + MORE_LINES * LOG_LINE_BYTES
-        )
-
-    def _long_log(self, pod: PodView, name: str) -> str:
-        """Read further back. An unreadable log counts as empty."""
-        query: dict[str, object] = {"container": name, "tailLines": MANY_LINES}
-        try:
-            return self._client.text(
-                self._log_path(pod), query, min(2 * self._limit(name) * ESCAPED, MAX_RECORD_BYTES) + MANY_BYTES
-            )
-        except ApiError as error:
-            log.info("log_unreadable", extra={"pod": pod.name, "container": name, "error": str(error)})
-            return ""
+        lines, more_bytes = worst // LOG_LINE_BYTES + MORE_LINES, MORE_LINES * LOG_LINE_BYTES
+        if further_back:
+            lines, more_bytes = MANY_LINES, MANY_BYTES
+        return self._client.text(self._log_path(pod), {"container": name, "tailLines": lines}, worst + more_bytes)
 
     def _limit(self, name: str) -> int:
         return FILER_TAIL_BYTES if name in (TIF, TOF) else self._tail_bytes

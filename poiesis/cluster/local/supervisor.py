@@ -21,7 +21,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -392,20 +392,9 @@ def read_record(task_dir: TaskDirectory, member: Member) -> Record | None:
 
 
 def _document(record: Record, *, oom_killed: bool) -> dict[str, Any]:
-    return {
-        "ok": record.ok,
-        "exit_code": record.exit_code,
-        "reason": record.reason,
-        "message": record.message,
-        "oom_killed": record.oom_killed or oom_killed,
-        "started": record.started_at and _text(record.started_at),
-        "ended": record.ended_at and _text(record.ended_at),
-        "peak_memory_bytes": record.peak_memory_bytes,
-        "cpu_seconds": record.cpu_seconds,
-        "stdout": record.stdout,
-        "stderr": record.stderr,
-        "truncated": record.truncated,
-    }
+    document = {**asdict(record), "oom_killed": record.oom_killed or oom_killed}
+    started, ended = document.pop("started_at"), document.pop("ended_at")
+    return document | {"started": started and _text(started), "ended": ended and _text(ended)}
 
 
 def _text(moment: datetime) -> str:
