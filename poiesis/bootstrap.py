@@ -48,11 +48,7 @@ SETTLE: Final = timedelta(seconds=0.3)  # where pokes report the end of a pod, i
 ADAPTER_PREFIXES: Final = (KUBERNETES_PREFIX, FILER_PREFIX, *CLIENT_VARIABLES)
 
 
-class _Closable(Protocol):
-    def close(self) -> None: ...
-
-
-T = TypeVar("T", bound=_Closable)
+T = TypeVar("T", bound=Cluster | Queue | TaskRepository)
 
 
 class SystemClock:
@@ -214,16 +210,14 @@ class Bootstrap:
         from poiesis.cluster.kubernetes.adapter import KubernetesCluster
         from poiesis.cluster.kubernetes.pokes import PokeListener
 
-        assert self._kubernetes is not None
-        assert isinstance(self.cluster, KubernetesCluster)
+        assert self._kubernetes is not None and isinstance(self.cluster, KubernetesCluster)
         return PokeListener(self._kubernetes.poke_listen, monitor.poke, self.cluster.may_have_pod)
 
     def election(self, on_start: Callable[[], None], on_stop: Callable[[], None]) -> Election:
         """Return the election of the leading monitor among those of this namespace and instance."""
         from poiesis.cluster.kubernetes.leader import Election
 
-        if self._kubernetes is None:
-            raise ConfigurationError("no election in the embedded service: it has one monitor")
+        assert self._kubernetes is not None
         return Election(self._kubernetes, on_start, on_stop)
 
     def describe(self) -> str:

@@ -38,6 +38,7 @@ class Call:
 
 @dataclass
 class _Fault:
+    method: Method
     error: BaseException
     times: int
     after: bool
@@ -61,20 +62,19 @@ class _Objects:
 class MemoryCluster:
     """See the module.
 
-    `slow`: deleted pods stay, being deleted, until `remove`. `down`: set it to make every call raise ClusterUnavailable. `events`: how
-    often each change is reported: 0 loses events, 2 duplicates them.
+    Set `slow`: deleted pods stay, being deleted, until `remove`; `down`: every call raises ClusterUnavailable; `events`: how often each
+    change is reported: 0 loses events, 2 duplicates them.
     """
 
-    def __init__(self, clock: Clock, *, slow: bool = False) -> None:
-        self.slow = slow
+    def __init__(self, clock: Clock) -> None:
+        self.slow = False
         self.down = False
         self.events = 1
         self.calls: list[Call] = []
         self.created: Counter[tuple[TaskId, int, str]] = Counter()
-        self.closed = False
         self._clock = clock
         self._tasks: dict[TaskId, _Objects] = {}
-        self._faults: dict[str, list[_Fault]] = {}
+        self._faults: list[_Fault] = []
         self._wake: Callable[[TaskId], None] | None = None
         self._lock = threading.RLock()
 
@@ -122,7 +122,7 @@ class MemoryCluster:
             raise ClusterUnavailable("the cluster is down")
 
     def close(self) -> None:
-        self.closed = True
+        pass
 
     def follow(self, wake: Callable[[TaskId], None]) -> None:
         self._wake = wake
@@ -136,7 +136,7 @@ class MemoryCluster:
 
     def fail(self, method: Method, error: BaseException, *, times: int = 1, after: bool = False) -> None:
         """Let the next `times` calls of `method` raise, instead of their effect or `after` it."""
-        self._faults.setdefault(method, []).append(_Fault(error, times, after))
+        self._faults.append(_Fault(method, error, times, after))
 
     # ── the life of pods ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -248,13 +248,9 @@ class MemoryCluster:
             raise fault.error
 
     def _fault(self, method: str) -> _Fault | None:
-        waiting = self._faults.get(method)
-        if not waiting:
-            return None
-        fault = waiting[0]
-        fault.times -= 1
-        if fault.times <= 0:
-            waiting.pop(0)
+        fault = next((f for f in self._faults if f.method == method and f.times > 0), None)
+        if fault is not None:
+            fault.times -= 1
         return fault
 
     def _of(self, task_id: str) -> _Objects:

@@ -10,20 +10,16 @@ from poiesis.domain.task import TaskId
 
 
 class RecordingQueue:
-    """`published` in order, of a chain its first link; `chains` holds all stages. `backlog`: what `waiting` returns for a role. While
-    `down` is set every call raises QueueUnavailable."""
+    """`published` in order, of a chain its first link. `backlog`: what `waiting` returns for a role. While `down` is set every call raises
+    QueueUnavailable."""
 
     def __init__(self) -> None:
         self.down = False
         self.backlog: dict[Role, int] = {}
-        self.chains: dict[TaskId, tuple[Stage, ...]] = {}
         self.published: list[tuple[TaskId, Stage]] = []
-        self.closed = False
 
     def begin(self, task_id: TaskId, stages: Sequence[Stage]) -> None:
-        self.ready()
-        self.chains[task_id] = tuple(stages)
-        self.published.append((task_id, stages[0]))
+        self.publish(task_id, stages[0])
 
     def publish(self, task_id: TaskId, stage: Stage) -> None:
         self.ready()
@@ -38,4 +34,4 @@ class RecordingQueue:
             raise QueueUnavailable("the queue is down")
 
     def close(self) -> None:
-        self.closed = True
+        pass

@@ -40,8 +40,6 @@ def test_the_embedded_mode_has_a_file_and_no_broker(embedded: Bootstrap, tmp_pat
         assert (tmp_path / "tasks.sqlite").exists()
         assert embedded.celery.conf.broker_url.startswith("memory:")
         embedded.api_ready()
-        with pytest.raises(ConfigurationError, match="no election"):
-            embedded.election(lambda: None, lambda: None)
 
 
 def test_only_the_embedded_mode_ignores_claims_of_an_earlier_process(
