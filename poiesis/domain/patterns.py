@@ -3,9 +3,7 @@
 Syntax (POSIX 2.13, glob(7)): `*`, `?` and `[...]` match within one name; a leading dot is matched only by a dot; a backslash makes the next
 character a plain one, inside brackets too. `path_prefix` knows the same escapes. So `/w/a\\*b` is the one file `/w/a*b`.
 
-    from poiesis.domain.patterns import parse_pattern, unescape
-
-    pattern = parse_pattern("/w/s\\[1\\]/part-*.txt")
+    pattern = PathPattern("/w/s\\[1\\]/part-*.txt")
     pattern.has_wildcard     True
     pattern.fixed_directory  "/w/s[1]"               exists before the first command; matching starts here
     pattern.fixed_text       "/w/s[1]/part-"         what every match begins with; `path_prefix` is a beginning of it
@@ -32,8 +30,12 @@ MAX_ALTERNATIVES: Final = 1000
 _NOT_PLAIN: Final = re.compile(r"[*?\[{\\]")
 _ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
 _BRACES: Final = re.compile(r"\\.|\{([^{}/,]*,[^{}/]*)\}", re.DOTALL)  # or an escape, to step over
-_BRACKET: Final = re.compile(r"\[([!^]?+\]?+(?:\[:[a-z]*:\]|\\.|[^\]\\])*+)\]", re.DOTALL)
-_BRACKET_ITEM: Final = re.compile(r"\[:([a-z]*):\]|\\(.)|(.)", re.DOTALL)
+_PLAIN_TOKEN: Final = re.compile(r"(?P<stars>\*+)|(?P<one>\?)|\\(?P<escaped>.)|(?P<plain>.)", re.DOTALL)
+_BRACKET: Final = r"\[(?P<bracket>[!^]?+\]?+(?:\[:[a-z]*:\]|\\.|[^\]\\])*+)\]"
+_TOKEN: Final = re.compile(f"{_BRACKET}|{_PLAIN_TOKEN.pattern}", re.DOTALL)
+_BRACKET_ITEM: Final = re.compile(
+    r"\[:(?P<name>[a-z]*):\]|\\?(?P<first>.)(?:-(?!\[:[a-z]*:\])\\?(?P<last>.))?", re.DOTALL
+)
 _CLASSES: Final = {
     "alnum": "0-9A-Za-z",
     "alpha": "A-Za-z",
@@ -80,7 +82,8 @@ class Name:
 
 @dataclass(frozen=True)
 class PathPattern:
-    """A parsed path; see the head of the module. Only a path with special characters is taken apart before `names` is asked for."""
+    """A parsed path; see the head of the module. Every text has a meaning: an unclosed `[` and a backslash that nothing follows stand for
+    themselves. Only a path with special characters is taken apart before `names` is asked for."""
 
     text: str
 
@@ -135,11 +138,6 @@ class PathPattern:
         return self.names[:i], self.names[i]
 
 
-def parse_pattern(text: str) -> PathPattern:
-    """The path of an output; every text has a meaning: an unclosed `[` and a backslash that nothing follows stand for themselves."""
-    return PathPattern(text)
-
-
 def unescape(text: str) -> str:
     """The text with each escaped character as itself: what a `path_prefix` means."""
     return _ESCAPE.sub(r"\1", text)
@@ -158,7 +156,7 @@ def brace_alternatives(text: str) -> list[PathPattern]:
             done.append(item)
         else:
             todo += [item[: match.start()] + part + item[match.end() :] for part in reversed(match[1].split(","))]
-    return [parse_pattern(item) for item in dict.fromkeys(done)]
+    return [PathPattern(item) for item in dict.fromkeys(done)]
 
 
 def _parse_name(text: str) -> Name:
@@ -182,27 +180,21 @@ def _needs_matching(name: Name) -> bool:
 def _tokens(text: str) -> Iterator[_Token]:
     """A run of stars is one token: as several, an expression would try every way to split a name. After a `[` without an end, none of the
     name is a bracket expression: looking for an end again and again would not be linear."""
-    i = 0
-    brackets = True
-    while i < len(text):
-        character = text[i]
-        end = i + 1
-        if character == "*":
-            while text[end : end + 1] == "*":
-                end += 1
-            yield _Token(text[i:end], "", "*")
-        elif character == "?":
-            yield _Token("?", ".", "?")
-        elif character == "\\" and end < len(text):
-            yield _Token(text[end], re.escape(text[end]))
-            end += 1
-        elif character == "[" and brackets and (match := _BRACKET.match(text, i)):
-            yield _Token(match[0], _bracket(match[1]), "[")
-            end = match.end()
-        else:
-            brackets &= character != "["
-            yield _Token(character, re.escape(character), "{" if character == "{" else "")
-        i = end
+    i, expression = 0, _TOKEN
+    while found := expression.match(text, i):
+        i = found.end()
+        match found.lastgroup:
+            case "stars":
+                yield _Token(found[0], "", "*")
+            case "one":
+                yield _Token("?", ".", "?")
+            case "bracket":
+                yield _Token(found[0], _bracket(found["bracket"]), "[")
+            case _:
+                if found[0] == "[":
+                    expression = _PLAIN_TOKEN
+                character = found["escaped"] or found[0]
+                yield _Token(character, re.escape(character), "{" if found[0] == "{" else "")
 
 
 def _join(tokens: Iterable[_Token]) -> str:
@@ -221,20 +213,17 @@ def _join(tokens: Iterable[_Token]) -> str:
 
 def _bracket(text: str) -> str:
     negated = text[0] in "!^"
-    items = [(match[1], match[2] or match[3]) for match in _BRACKET_ITEM.finditer(text, negated)]  # class or character
-    out: list[str] = []
-    i = 0
-    while i < len(items):
-        class_name, character = items[i]
-        if class_name is not None:
-            out.append(_CLASSES.get(class_name, ""))
-        elif i + 2 < len(items) and items[i + 1][1] == "-" and (last := items[i + 2][1]) is not None:
-            out.append(f"{re.escape(character)}-{re.escape(last)}" if character <= last else "")
-            i += 2
-        else:
-            out.append(re.escape(character))
-        i += 1
-    inner = "".join(out)
+    inner = "".join(map(_bracket_item, _BRACKET_ITEM.finditer(text, negated)))
     if not inner:
         return r"[^\s\S]" if not negated else "."
     return f"[{'^' if negated else ''}{inner}]"
+
+
+def _bracket_item(item: re.Match[str]) -> str:
+    """A class such as `[:alpha:]`, a range, or a character."""
+    if item["name"] is not None:
+        return _CLASSES.get(item["name"], "")
+    first, last = item["first"], item["last"]
+    if last is None:
+        return re.escape(first)
+    return f"{re.escape(first)}-{re.escape(last)}" if first <= last else ""

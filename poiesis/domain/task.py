@@ -13,7 +13,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import NewType
 
-from poiesis.domain.patterns import PathPattern, parse_pattern
+from poiesis.domain.patterns import PathPattern
 from poiesis.domain.states import Stage, State
 
 TaskId = NewType("TaskId", str)
@@ -76,7 +76,7 @@ class Output:
 
     @cached_property
     def pattern(self) -> PathPattern:
-        return parse_pattern(self.path)
+        return PathPattern(self.path)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from poiesis.domain.errors import NotFound, StagingFailed
-from poiesis.domain.patterns import PathPattern, brace_alternatives, parse_pattern, unescape
+from poiesis.domain.patterns import PathPattern, brace_alternatives, unescape
 from poiesis.filer.small_file_protocol import Exchange, SmallFiles
 from poiesis.filer.stage import Stage, Tools
 from poiesis.filer.transfer import Job
@@ -42,7 +42,7 @@ class StageOut(Stage):
     def _output(self, item: Mapping[str, Any], path: str) -> Iterator[Job]:
         url, prefix, kind = str(item["url"]), item.get("path_prefix"), item.get("type")
         filer = self._filers.writer(url)
-        pattern = parse_pattern(path)
+        pattern = PathPattern(path)
         if not pattern.has_wildcard or not (pattern.needs_matching or self._volume.look(pattern.literal) is None):
             yield from self._one(filer, pattern, url, kind)
             return

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poiesis.domain.patterns import MAX_ALTERNATIVES, brace_alternatives, parse_pattern, unescape
+from poiesis.domain.patterns import MAX_ALTERNATIVES, PathPattern, brace_alternatives, unescape
 
 NAMES = st.text("ab.-[]!1", min_size=1, max_size=8)
 
 
 def matches(pattern: str, name: str) -> bool:
-    return parse_pattern("/" + pattern).names[-1].matches(name)
+    return PathPattern("/" + pattern).names[-1].matches(name)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def matches(pattern: str, name: str) -> bool:
     ],
 )
 def test_a_path_is_parsed(text, literal, fixed_text, fixed_directory, has_wildcard, needs_matching):
-    parsed = parse_pattern(text)
+    parsed = PathPattern(text)
     assert (parsed.literal, parsed.fixed_text, parsed.fixed_directory) == (literal, fixed_text, fixed_directory)
     assert (parsed.has_wildcard, parsed.needs_matching) == (has_wildcard, needs_matching)
 
@@ -52,7 +52,7 @@ def test_a_prefix_has_the_same_escapes():
 
 @given(st.text("/ab\\*?[]!-.{},", max_size=12))
 def test_every_text_has_a_meaning(text):
-    parsed = parse_pattern("/" + text)
+    parsed = PathPattern("/" + text)
     assert parsed.literal.startswith(parsed.fixed_text)
     assert parsed.fixed_text.startswith(parsed.fixed_directory)
     assert parsed.has_wildcard or not parsed.needs_matching
@@ -80,6 +80,7 @@ def test_matching_never_raises(pattern, name):
         ("[]a]", "]a", "b"),
         ("[!]]", "a", "]"),
         ("[a-]", "a-", "b"),
+        ("[a\\-c]", "a-c", "b\\"),
         ("[\\]a]", "]a", "\\"),
         ("[[:digit:]x]", "0x", "a"),
         ("[[:punct:]]", "!-_~", "a1 "),
