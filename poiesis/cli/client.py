@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import quote, unquote, urlencode, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import urllib3
 
@@ -58,10 +58,10 @@ class TesClient:
         return self._call("GET", "/service-info")
 
     def create(self, task: Any) -> str:
-        answer = self._call("POST", "/tasks", body=task)
-        if not isinstance(answer.get("id"), str):
+        task_id = self._call("POST", "/tasks", body=task).get("id")
+        if not isinstance(task_id, str):
             raise PoiesisError(f"invalid response of {self._base}: missing id of the new task")
-        return str(answer["id"])
+        return task_id
 
     def get(self, task_id: str, view: str = "FULL") -> dict[str, Any]:
         return self._call("GET", f"/tasks/{quote(task_id, safe='')}", {"view": view})
@@ -88,32 +88,25 @@ class TesClient:
             raise InvalidTask(found or [Problem("$", message)])
         if status == 401:
             raise Unauthenticated(f"{message} (set POIESIS_TOKEN, or add user:password@ to the URL)")
-        if status == 403:
-            raise Forbidden(message)
         if status == 404:
             raise UnknownTask(path.split("/")[-1].removesuffix(":cancel"))
-        if status in (429, 503):
-            raise Unavailable(message)
-        raise PoiesisError(message)
+        raise {403: Forbidden, 429: Unavailable, 503: Unavailable}.get(status, PoiesisError)(message)
 
     def _find_prefix(self) -> str:
+        if any(prefix and self._base.endswith(prefix) for prefix in PREFIXES):
+            return ""
         for prefix in PREFIXES:
-            if self._base.endswith(prefix) and prefix:
-                return ""
-        for prefix in PREFIXES:
-            status, document = self._request("GET", f"{prefix}/service-info", None, None)
+            status, document = self._request("GET", f"{prefix}/service-info")
             if status != 404 and (status >= 300 or isinstance(document, dict)):
                 return prefix
         raise Unavailable(f"no TES server at {self._base}: tried {', '.join(p or '/' for p in PREFIXES)}")
 
-    def _request(self, method: str, path: str, query: Any, body: Any) -> tuple[int, Any]:
-        url = self._base + path + ("?" + urlencode(query) if query else "")
-        headers = dict(self._headers)
-        data = None
+    def _request(self, method: str, path: str, query: Any = None, body: Any = None) -> tuple[int, Any]:
+        headers, data = self._headers, None
         if body is not None:
-            data, headers["Content-Type"] = json.dumps(body).encode(), "application/json"
+            headers, data = {**headers, "Content-Type": "application/json"}, json.dumps(body).encode()
         try:
-            response = self._http.request(method, url, body=data, headers=headers)
+            response = self._http.request(method, self._base + path, fields=query, body=data, headers=headers)
         except urllib3.exceptions.HTTPError as error:
             reason = str(getattr(error, "reason", error) or error)
             raise Unavailable(f"no response from {self._base}: {reason.split('>: ')[-1]}") from error
