@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
 
 from poiesis.config import ARCHITECTURES, PREFIX, Settings, read, shipped_launchers
 from poiesis.domain.errors import ConfigurationError
-from poiesis.domain.parameters import PARAMETERS
 from poiesis.domain.policy import Policy
 from poiesis.filer import registry
 from poiesis.filer.settings import FilerSettings
@@ -95,29 +94,20 @@ class Bootstrap:
     @cached_property
     def settings(self) -> Settings:
         """The settings, with the policy completed by the abilities of the adapters."""
-        policy = self._given.policy
-        queues: dict[str, tuple[str, ...]] = {}
-        exposes = policy.exposes_credentials
-        keys = frozenset(p.key for p in PARAMETERS.values() if not p.kubernetes_only)
+        policy = replace(
+            self._given.policy,
+            url_schemes_in=registry.readable(self.filer),
+            url_schemes_out=registry.writable(self.filer),
+            file_roots=self.filer.file_roots,
+        )
         if self._kubernetes is not None:
             from poiesis.cluster.kubernetes.placement import allowed_queues, usable_parameters
 
+            keys, queues = usable_parameters(self._kubernetes), allowed_queues(self._kubernetes)
+            policy = replace(policy, backend_parameters=keys, queues=queues)
             if not self.filer.allow_unencrypted_credentials:
-                exposes = self._exposes_credentials
-            keys = usable_parameters(self._kubernetes)
-            queues = allowed_queues(self._kubernetes)
-        return replace(
-            self._given,
-            policy=replace(
-                policy,
-                url_schemes_in=registry.readable(self.filer),
-                url_schemes_out=registry.writable(self.filer),
-                file_roots=self.filer.file_roots,
-                backend_parameters=keys,
-                queues=queues,
-                exposes_credentials=exposes,
-            ),
-        )
+                policy = replace(policy, exposes_credentials=self._exposes_credentials)
+        return replace(self._given, policy=policy)
 
     def _exposes_credentials(self, urls: Iterable[str]) -> bool:
         from poiesis.filer.credentials import first_unencrypted

@@ -104,9 +104,8 @@ def embedded_settings(arguments: argparse.Namespace, *, port: int | None) -> tup
         if root in allowed and not Path(root).is_dir():
             raise ConfigurationError(f"invalid --allow-dir {root}: no such directory")
         if Path(root).resolve().is_relative_to(directory):
-            raise ConfigurationError(
-                f"invalid --allow-dir {root}: inside the service's directory {directory}; choose another with --dir"
-            )
+            message = f"inside the service's directory {directory}; choose another with --dir"
+            raise ConfigurationError(f"invalid --allow-dir {root}: {message}")
     filer = replace(filer, file_roots=tuple(roots), file_hidden=(*filer.file_hidden, str(directory)))
     settings = replace(
         settings,
@@ -156,7 +155,6 @@ def _lock(directory: Path) -> IO[str]:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         file.close()
-        raise ConfigurationError(
-            f"the directory {directory} is in use by another `poiesis up`; choose another with --dir"
-        ) from None
+        message = f"the directory {directory} is in use by another `poiesis up`; choose another with --dir"
+        raise ConfigurationError(message) from None
     return file

@@ -29,9 +29,8 @@ def check_entitlements(spec: TaskSpec, policy: Policy, user: str | None, groups:
     allowed = allowed_queues(policy, user, groups)
     if queue is not None and queue not in allowed:
         use = f"use one of {', '.join(sorted(allowed))}" if allowed else "leave it out"
-        problems.append(
-            Problem("$.resources.backend_parameters.queue", f"queue {queue[:63]!r} is not available to you: {use}")
-        )
+        message = f"queue {queue[:63]!r} is not available to you: {use}"
+        problems.append(Problem("$.resources.backend_parameters.queue", message))
     if "shm_gb" in parameters:
         asked = parse_size_gb(parameters["shm_gb"])
         most = policy.limits.max_shm_gb
@@ -39,8 +38,7 @@ def check_entitlements(spec: TaskSpec, policy: Policy, user: str | None, groups:
         if most is None:
             most, reason = spec.resources.ram_gb or DEFAULT_SHM_GB, "the task's ram_gb, or 1 without it"
         if asked > most:
-            problems.append(
-                Problem("$.resources.backend_parameters.shm_gb", f"{asked:g} is too much: at most {most:g} ({reason})")
-            )
+            message = f"{asked:g} is too much: at most {most:g} ({reason})"
+            problems.append(Problem("$.resources.backend_parameters.shm_gb", message))
     if problems:
         raise InvalidTask(problems)

@@ -18,9 +18,7 @@ from poiesis.domain.task import TaskId
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
 _ID: Final = re.compile(r"[0-9a-z]{26}")
-_LONGEST_ID: Final = (
-    37  # the length of a hashed one; leaves room for prefix, five digits of attempt and `executor-99` within 63
-)
+_LONGEST_ID: Final = 37  # of a hashed one; leaves room for prefix, five digits of attempt and `executor-99` within 63
 _B32HEX_LOWER: Final = str.maketrans("ABCDEFGHIJKLMNOPQRSTUV", "abcdefghijklmnopqrstuv")
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -58,37 +57,18 @@ def parse_name(text: str) -> str:
     return text
 
 
-@dataclass(frozen=True)
-class Parameter:
-    """`kubernetes_only`: has no meaning on a single machine, where it is unsupported."""
-
-    key: str
-    parse: Callable[[str], object]
-    meaning: str
-    kubernetes_only: bool = True
-
-
-PARAMETERS: Final[Mapping[str, Parameter]] = {
-    p.key: p
-    for p in (
-        Parameter("time_limit", parse_duration, "Longest run time of each executor: 3600, 90s, 15m, 2h or 1d.", False),
-        Parameter("optional_outputs", parse_bool, "true: a declared output that is missing is not an error.", False),
-        Parameter("gpu", parse_count, "Number of GPUs for each executor."),
-        Parameter("gpu_type", parse_name, "Kind of GPU: value of the node label that the site maps it to."),
-        Parameter("shm_gb", parse_size_gb, "Size of /dev/shm in gigabytes."),
-        Parameter("architecture", parse_name, "Processor architecture of the node: amd64 or arm64."),
-        Parameter("node_class", parse_name, "A class of nodes that the site has defined."),
-        Parameter("priority_class", parse_name, "A Kubernetes PriorityClass that the site allows."),
-        Parameter(
-            "service_class", parse_name, "A bundle of settings that the site has defined, such as burst or guaranteed."
-        ),
-        Parameter("queue", parse_name, "Kueue's local queue, where the site uses Kueue."),
-        Parameter(
-            "memory_retries",
-            parse_count,
-            "Repeat up to this many times with twice the memory after an out-of-memory kill.",
-        ),
-    )
+PARAMETERS: Final[Mapping[str, Callable[[str], object]]] = {
+    "time_limit": parse_duration,  # of each executor: 3600, 90s, 15m, 2h or 1d
+    "optional_outputs": parse_bool,  # true: a declared output that is missing is not an error
+    "gpu": parse_count,  # for each executor
+    "gpu_type": parse_name,  # value of the node label that the site maps it to
+    "shm_gb": parse_size_gb,  # of /dev/shm
+    "architecture": parse_name,  # of the node: amd64 or arm64
+    "node_class": parse_name,  # of nodes that the site has defined
+    "priority_class": parse_name,  # a Kubernetes PriorityClass that the site allows
+    "service_class": parse_name,  # a bundle of settings that the site has defined, such as burst or guaranteed
+    "queue": parse_name,  # Kueue's local queue, where the site uses Kueue
+    "memory_retries": parse_count,  # with twice the memory each, after an out-of-memory kill
 }
 
 

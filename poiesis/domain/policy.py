@@ -8,9 +8,7 @@ from datetime import timedelta
 from typing import Final
 
 GIGABYTE = 10**9
-NO_SETTING: Final[Mapping[str, bool]] = {
-    "setting": False
-}  # not configurable: `bootstrap` sets what the adapters support
+NO_SETTING: Final[Mapping[str, bool]] = {"setting": False}  # `bootstrap` sets what the adapters support
 
 
 def _never(urls: Iterable[str]) -> bool:
@@ -55,7 +53,7 @@ class Policy:
     backend_parameters: frozenset[str] = field(
         default=frozenset({"time_limit", "optional_outputs"}), metadata=NO_SETTING
     )
-    """Supported keys of tesResources.backend_parameters, in lower case; see `domain.parameters`."""
+    """Supported keys of tesResources.backend_parameters, in lower case; see `domain.parameters`. Default: those of a single machine."""
 
     queues: Mapping[str, tuple[str, ...]] = field(default_factory=dict, metadata=NO_SETTING)
     """Kueue's local queues that tasks may name, by user, `group:NAME`, or `*` for everyone."""

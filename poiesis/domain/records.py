@@ -128,6 +128,5 @@ def _integer(value: object, least: int, most: int) -> int | None:
 def _number(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return (
-        float(value) if 0 <= value <= 2**53 else None
-    )  # NaN fails the comparison; an int may be too large for a float
+    # NaN fails the comparison; an int may be too large for a float
+    return float(value) if 0 <= value <= 2**53 else None

@@ -326,7 +326,7 @@ def _resources(resources: Resources | None, policy: Policy) -> tuple[Resources |
         else:
             kept[name] = value
             try:
-                PARAMETERS[name].parse(value)
+                PARAMETERS[name](value)
             except ValueError as error:
                 problems.append(Problem(where, f"invalid value {_quoted(value)}: {error}"))
     accepted = dataclasses.replace(

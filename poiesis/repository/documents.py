@@ -85,9 +85,8 @@ def from_document(document: Document) -> Task:
         spec = {**spec, "inputs": [{**item, "content": content} for item, content in inputs]}
         ended = [{**item, "stdout": stdout, "stderr": stderr} for item, stdout, stderr in logs]
         log = {**log, "logs": ended, "system_logs": bulk["system_logs"]}
-    return msgspec.convert(
-        {**document, "id": document["_id"], "spec": {**spec, "name": document["name"]}, "log": log}, Task
-    )
+    spec = {**spec, "name": document["name"]}
+    return msgspec.convert({**document, "id": document["_id"], "spec": spec, "log": log}, Task)
 
 
 def encode_json(value: object) -> bytes:
@@ -146,15 +145,13 @@ def encode_within_bounds(task: Task, encode: Callable[[Document], tuple[Encoded,
             return encoded
         _, spec_bytes = encode(to_document(replace(task, log=TaskLog())))
         if spec_bytes > MAX_SPEC_BYTES:
-            raise InvalidTask(
-                [Problem("$", f"too large: {spec_bytes} bytes; at most {MAX_SPEC_BYTES}, give large content by URL")]
-            )
+            message = f"too large: {spec_bytes} bytes; at most {MAX_SPEC_BYTES}, give large content by URL"
+            raise InvalidTask([Problem("$", message)])
         encoded, _ = encode(to_document(replace(task, log=shortened(task.log, MAX_BYTES - spec_bytes))))
         return encoded
     except UnicodeEncodeError as error:
-        raise InvalidTask(
-            [Problem("$", "invalid text: contains half of a surrogate pair; must be valid Unicode")]
-        ) from error
+        message = "invalid text: contains half of a surrogate pair; must be valid Unicode"
+        raise InvalidTask([Problem("$", message)]) from error
 
 
 def shortened(log: TaskLog, room_bytes: int) -> TaskLog:
@@ -218,10 +215,6 @@ def format_time(moment: datetime) -> str:
     if moment.tzinfo is None:
         raise ValueError("a time without a zone cannot be stored")
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
-
-
-def parse_time(text: str) -> datetime:
-    return datetime.fromisoformat(text)
 
 
 def _has_path(seen: State, to: State) -> bool:

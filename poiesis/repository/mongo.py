@@ -164,9 +164,8 @@ class MongoTaskRepository:
     def postpone(self, task_ids: Collection[TaskId], *, until: datetime) -> None:
         moment = format_time(until)
         with self._available():
-            self._tasks.update_many(
-                {"_id": {"$in": list(task_ids)}, "due_at": {"$lt": moment}}, {"$set": {"due_at": moment}}
-            )
+            earlier = {"_id": {"$in": list(task_ids)}, "due_at": {"$lt": moment}}
+            self._tasks.update_many(earlier, {"$set": {"due_at": moment}})
 
     def count(self, where: TaskFilter) -> int:
         with self._available():

@@ -154,10 +154,8 @@ class SqliteTaskRepository:
     def postpone(self, task_ids: Collection[TaskId], *, until: datetime) -> None:
         moment = format_time(until)
         with self._writing() as db:
-            db.executemany(
-                "UPDATE tasks SET wake_at = ? WHERE id = ? AND due_stage IS NOT NULL AND wake_at < ?",
-                [(moment, task_id, moment) for task_id in task_ids],
-            )
+            query = "UPDATE tasks SET wake_at = ?1 WHERE id = ?2 AND due_stage IS NOT NULL AND wake_at < ?1"
+            db.executemany(query, [(moment, task_id) for task_id in task_ids])
 
     def count(self, where: TaskFilter) -> int:
         with self._reading() as db:

@@ -44,9 +44,7 @@ RECORD_BYTES: Final = 2048  # of a parsed record and its keys, besides its texts
 BYTES_PER_CHARACTER: Final = 4  # of a Python string at worst
 MAX_REPUBLISH: Final = timedelta(minutes=5)  # the longest time between two publications of the same link
 MAX_PUBLISHED: Final = 100_000
-MAX_PASSED_OVER: Final = (
-    8  # times an overdue link is not published because its queue is not empty and most likely holds it
-)
+MAX_PASSED_OVER: Final = 8  # times an overdue link is not published because its queue most likely holds it
 
 
 class Monitor:
@@ -96,11 +94,8 @@ class Monitor:
 
     def start(self) -> None:
         """Start to lead: watch the cluster, resync, sweep, purge."""
-        for target, every in (
-            (self.resync, self._resync),
-            (self.sweep, SWEEP_EVERY),
-            (self.purge_expired, PURGE_EVERY),
-        ):
+        loops = ((self.resync, self._resync), (self.sweep, SWEEP_EVERY), (self.purge_expired, PURGE_EVERY))
+        for target, every in loops:
             thread = threading.Thread(target=self._repeat, args=(target, every), name=target.__name__, daemon=True)
             thread.start()
             self._threads.append(thread)

@@ -174,9 +174,9 @@ class Orchestrator:
             backs_off = self._backs_off(run.desired)
             if not self._settle(run):
                 return None
-            return Reconciled(
-                run.stored, Reason.WAITING if backs_off else Reason.OTHER_ROLE, None if backs_off else stage
-            )
+            if backs_off:
+                return Reconciled(run.stored, Reason.WAITING)
+            return Reconciled(run.stored, Reason.OTHER_ROLE, due=stage)
         if Effect.LAUNCH in decision.effects:
             if self._is_claimed(run.stored):
                 return Reconciled(run.stored, Reason.CLAIMED)
@@ -199,9 +199,8 @@ class Orchestrator:
             self._cluster.accept_records(task, run.records)
         observed = None
         if needs_observation(task) and not self._ends_now(run, now):
-            observed = self._cluster.observe(
-                task, plan=run.plan_if_valid(), poked=was_poked and not run.records, tails=run.tails
-            )
+            poked = was_poked and not run.records
+            observed = self._cluster.observe(task, plan=run.plan_if_valid(), poked=poked, tails=run.tails)
         plan = None if task.due_stage.is_ending or task.state.is_terminal else run.plan()
         return decide(task, observed, now, self._policy, plan)
 
@@ -213,9 +212,8 @@ class Orchestrator:
             return False
         if run.stored.due_stage is not Stage.CLEAN:
             return True
-        return (
-            task.wake_at is not None and now < task.wake_at and not self._policy.keep and Stage.CLEAN in run.own_stages
-        )
+        is_early = task.wake_at is not None and now < task.wake_at
+        return is_early and not self._policy.keep and Stage.CLEAN in run.own_stages
 
     def _backs_off(self, task: Task) -> bool:
         """Whether the cluster did not accept the task's objects, and they are to be created again only at `wake_at`."""

@@ -102,9 +102,8 @@ class TaskService:
     def list(
         self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View, owner: str | None = None
     ) -> Page:
-        return self._repository.list(
-            where if owner is None else replace(where, owner=owner), limit=limit, after=after, view=view
-        )
+        where = where if owner is None else replace(where, owner=owner)
+        return self._repository.list(where, limit=limit, after=after, view=view)
 
     def cancel(self, task_id: str, *, owner: str | None = None) -> None:
         """Request cancellation. Repeating it changes nothing; a finished task keeps its outcome.
@@ -116,12 +115,7 @@ class TaskService:
             if task.state.is_terminal or task.cancel_requested_at is not None:
                 return
             now = self._clock.now()
-            wanted = replace(
-                task,
-                cancel_requested_at=now,
-                state=State.CANCELING,
-                wake_at=now + FIRST_WAKE_UP,
-            )
+            wanted = replace(task, cancel_requested_at=now, state=State.CANCELING, wake_at=now + FIRST_WAKE_UP)
             if self._repository.save(wanted, seen=task.version):
                 self._publish(task.id, Stage.FINISH)
                 return

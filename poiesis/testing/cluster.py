@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Literal
+from typing import Any, Literal
 
 from poiesis.domain.errors import ClusterUnavailable
 from poiesis.domain.naming import object_name
@@ -164,12 +164,8 @@ class MemoryCluster:
         now = self._clock.now()
 
         def started(pod: Pod) -> Pod:
-            containers = tuple(
-                replace(c, phase=Phase.RUNNING, reason=None, message=None, started_at=now)
-                if c.phase is Phase.WAITING
-                else c
-                for c in pod.containers
-            )
+            running: dict[str, Any] = {"phase": Phase.RUNNING, "reason": None, "message": None, "started_at": now}
+            containers = tuple(replace(c, **running) if c.phase is Phase.WAITING else c for c in pod.containers)
             return replace(pod, scheduled=True, waiting=None, node=pod.node or "node-1", containers=containers)
 
         self._change(task_id, part, started)

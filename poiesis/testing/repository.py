@@ -53,11 +53,8 @@ class MemoryTaskRepository:
 
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
         with self._available():
-            found = sorted(
-                (t for t in self._tasks.values() if (after is None or t.id < after) and _matches(t, where)),
-                key=lambda task: task.id,
-                reverse=True,
-            )
+            matching = [t for t in self._tasks.values() if (after is None or t.id < after) and _matches(t, where)]
+        found = sorted(matching, key=lambda task: task.id, reverse=True)
         tasks = tuple(task.summary if view is View.MINIMAL else _shown(task, view) for task in found[:limit])
         return Page(tasks, next_after=tasks[-1].id if len(found) > limit else None)
 
@@ -122,10 +119,7 @@ def _matches(task: Task, where: TaskFilter) -> bool:
 def _shown(task: Task, view: View) -> Task:
     if view is View.FULL:
         return task
-    return replace(
-        task,
-        spec=replace(task.spec, inputs=tuple(replace(item, content=None) for item in task.spec.inputs)),
-        log=replace(
-            task.log, logs=tuple(replace(item, stdout="", stderr="") for item in task.log.logs), system_logs=()
-        ),
-    )
+    inputs = tuple(replace(item, content=None) for item in task.spec.inputs)
+    logs = tuple(replace(item, stdout="", stderr="") for item in task.log.logs)
+    log = replace(task.log, logs=logs, system_logs=())
+    return replace(task, spec=replace(task.spec, inputs=inputs), log=log)

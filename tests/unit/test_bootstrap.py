@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -65,7 +65,7 @@ def test_parts_are_built_once_and_closed_in_reverse_order(embedded: Bootstrap, m
             closed.append(self.name)
 
     for name in ("first", "second", "third"):
-        embedded._opened(Part(name))
+        embedded._opened(cast(Any, Part(name)))
     with embedded:
         assert embedded.repository is embedded.repository and embedded.queue is embedded.queue
     assert closed == ["third", "second", "first"]
@@ -86,7 +86,7 @@ def test_a_part_that_fails_to_close_keeps_no_other_open(embedded: Bootstrap) -> 
                 raise RuntimeError("stuck")
 
     for number in range(3):
-        embedded._opened(Part(number))
+        embedded._opened(cast(Any, Part(number)))
     with pytest.raises(RuntimeError, match="stuck"):
         embedded.close()
     assert closed == [2, 1, 0]

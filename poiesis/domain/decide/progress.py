@@ -57,7 +57,7 @@ def follow(
     if pod is None:
         message = "the pod was deleted by another user or controller"
         return Lost(task, Fault("PodDeleted", message, began=_began(task, None)))
-    if _all_recorded(pod, pod_plan):
+    if None not in map(pod.record, pod_plan.names):  # then it does not matter what the cluster still shows
         return Ended(show(task, pod, now), pod)
     if pod.lost is not None:
         return _lost_by_the_cluster(show(task, pod, now), pod, pod.lost, pod_plan, now, policy)
@@ -79,9 +79,8 @@ def look_again(task: Task, now: datetime, at: datetime) -> Task:
 
 def still_runs(pod: Pod) -> bool:
     """Whether a container of a finished task's pod may still run."""
-    return not (pod.ended or pod.deleting) and not all(
-        c.phase is Phase.ENDED or c.record is not None for c in pod.containers or (Container("", Phase.WAITING),)
-    )
+    all_ended = pod.containers and all(c.phase is Phase.ENDED or c.record is not None for c in pod.containers)
+    return not (pod.ended or pod.deleting or all_ended)
 
 
 def _lost_by_the_cluster(
@@ -175,11 +174,6 @@ def _live_logs(task: Task, pod: Pod, tails: Mapping[str, tuple[str, str]]) -> tu
     return tuple(logs)
 
 
-def _all_recorded(pod: Pod, pod_plan: PodPlan) -> bool:
-    """Whether every container has a record; then it does not matter what the cluster still shows."""
-    return all(pod.record(name) is not None for name in pod_plan.names)
-
-
 def _lacks_only_the_upload(pod: Pod, pod_plan: PodPlan) -> bool:
     """Whether every container except TOF has a record, and none of them was terminated from outside."""
     others = [pod.record(name) for name in pod_plan.names if name != TOF]
@@ -195,14 +189,12 @@ def _has_failed(pod: Pod) -> bool:
 
 def _executors_run(pod: Pod) -> bool:
     executors = _executors(pod)
-    if not executors:
-        return False
     if any(c.record is not None and c.record.started_at is not None for c in executors):
         return True
     tif = pod.container(TIF)
     if tif is not None and not (tif.record.ok if tif.record else tif.phase is Phase.ENDED and not tif.exit_code):
         return False
-    return all(c.phase is not Phase.WAITING for c in pod.containers)
+    return bool(executors) and all(c.phase is not Phase.WAITING for c in pod.containers)
 
 
 def _may_have_begun(pod: Pod) -> bool:

@@ -53,9 +53,7 @@ from poiesis.domain.report import FilerReport
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Outcome, Task
 
-CLEAN_AGAIN: Final = timedelta(
-    seconds=20
-)  # normally an event reports that everything is gone; this is for a lost event
+CLEAN_AGAIN: Final = timedelta(seconds=20)  # normally an event reports that all is gone; this is for a lost event
 CANCEL_AGAIN: Final = timedelta(seconds=5)
 SOON: Final = timedelta(seconds=20)  # the next link is published at once; this is for a lost message
 MAX_RETRY_DELAY: Final = timedelta(minutes=5)
@@ -136,11 +134,8 @@ def decide_after(task: Task, error: PoiesisError, now: datetime, policy: Policy)
     since = waiting_since(task, reason, now)
     if now - since > policy.cluster_deadline:
         return _end(task, Outcome(State.SYSTEM_ERROR, reason, str(error)), now)
-    delay = (
-        error.delay
-        if isinstance(error, QuotaExceeded)
-        else min(timedelta(seconds=2) + (now - since) / 4, timedelta(minutes=1))
-    )
+    backed_off = min(timedelta(seconds=2) + (now - since) / 4, timedelta(minutes=1))
+    delay = error.delay if isinstance(error, QuotaExceeded) else backed_off
     return replace(wait(task, f"{reason}: {error}", now), wake_at=now + delay)
 
 

@@ -35,7 +35,6 @@ from poiesis.repository.documents import (
     encode_within_bounds,
     format_time,
     from_document,
-    parse_time,
     shortened,
     sources,
     tag_token,
@@ -151,7 +150,7 @@ def test_only_what_is_not_done_is_due():
 
 @given(TIMES, TIMES)
 def test_times_are_exact_and_sort_as_text(one, other):
-    assert parse_time(format_time(one)) == one
+    assert datetime.fromisoformat(format_time(one)) == one
     assert (format_time(one) < format_time(other)) == (one < other)
     assert len(format_time(one)) == len(format_time(other)) == 27
 
