@@ -20,6 +20,7 @@ from typing import Any, Final
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from poiesis.api.bodies import trim_memory
 from poiesis.api.errors import ErrorAnswer, plain
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
@@ -30,6 +31,8 @@ HEADER_OVERHEAD_BYTES: Final = 32  # of a name and a value in the list of header
 SWEEP_S: Final = 1.0
 WRITE_TIMEOUT_S: Final = 60.0
 MIN_WRITE_BYTES: Final = 64 * 1024  # that a client has to take of an answer in WRITE_TIMEOUT_S
+TRIM_BYTES: Final = 8 * 1024 * 1024
+MAX_UNWRITTEN_BYTES: Final = 64 * 1024 * 1024  # of all answers that clients have not taken yet
 
 
 class Refused(Exception):
@@ -53,6 +56,10 @@ class ConnectionGate:
         self._all: set[LimitedProtocol] = set()
         self._waiting: dict[LimitedProtocol, None] = {}  # in the order in which they began to wait
         self._per_address: Counter[str] = Counter()
+        self._writing: dict[
+            LimitedProtocol, None
+        ] = {}  # clients that do not keep up, in the order in which they fell behind
+        self._trims = False  # memory, once these have ended
 
     def enter(self, connection: LimitedProtocol) -> bool:
         """Count a new connection; False: the limit is reached, and no connection waits that could be closed instead."""
@@ -72,6 +79,7 @@ class ConnectionGate:
         return True
 
     def leave(self, connection: LimitedProtocol) -> None:
+        self._writing.pop(connection, None)
         if connection not in self._all:
             return
         self._all.remove(connection)
@@ -85,10 +93,30 @@ class ConnectionGate:
         if waits and connection in self._all:
             self._waiting[connection] = None
 
+    def set_writing(self, connection: LimitedProtocol, writes: bool) -> None:
+        """Where the limit is reached, the longest of the address that holds most is closed."""
+        self._writing.pop(connection, None)
+        if not writes:
+            return
+        self._writing[connection] = None
+        sizes = {c: c.transport.get_write_buffer_size() for c in self._writing}
+        self._trims |= sum(sizes.values()) > TRIM_BYTES
+        while len(sizes) > 1 and sum(sizes.values()) > MAX_UNWRITTEN_BYTES:
+            held: Counter[str] = Counter()
+            for c, size in sizes.items():
+                held[c.address] += size
+            address = held.most_common(1)[0][0]
+            victim = next(c for c in sizes if c.address == address)
+            del sizes[victim], self._writing[victim]
+            victim.transport.abort()
+
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         now = loop.time()
         for connection in list(self._all):
             connection.check_deadlines(now)
+        if self._trims and not self._writing:
+            self._trims = False
+            trim_memory()
         if self._all:
             loop.call_later(SWEEP_S, self._sweep, loop)
 
@@ -103,6 +131,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._deadline = 0.0  # of a waiting connection
         self._write_deadline: float | None = None  # while the client does not take its answer
         self._unwritten = 0
+        self._is_answered = False  # the client has not taken the response yet
         self._requests = 0  # begun and not answered
         self._in_head = False
         self._in_body = False
@@ -169,6 +198,9 @@ class LimitedProtocol(HttpToolsProtocol):
 
     # what uvicorn reports
     def on_response_complete(self) -> None:
+        self._is_answered = self._write_deadline is not None
+        if self._is_answered:  # the next request waits until the client has taken this response
+            return
         super().on_response_complete()
         self._requests -= 1
         if self._requests == 0:  # what is left of a body that was refused has as long as a head
@@ -178,11 +210,16 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        self.flow.pause_reading()
         self._await_write()
+        self._gate.set_writing(self, True)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._write_deadline = None
+        self._gate.set_writing(self, False)
+        if self._is_answered:
+            self.on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
         """Called by uvicorn where the parser stops, in the handler of its exception."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -21,6 +22,7 @@ from poiesis.api.query import QUERY, Query
 from poiesis.api.validation import DOCUMENT
 from poiesis.config import ServiceSettings
 from poiesis.domain.policy import Policy
+from poiesis.domain.task import View
 from poiesis.ports.repository import TaskFilter
 from poiesis.services.tasks import TaskService
 
@@ -28,6 +30,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Document = dict[str, Any]
 
+LARGE_READS: Final = 4
+"""Reads of whole documents at once: they take several times their bytes as Python objects."""
 USER: Final = "poiesis.user"
 """Key of the ASGI scope: the `User`; None without authentication."""
 
@@ -83,6 +87,7 @@ class Handlers:
         self._views = shown
         self._info = views.service_info(service, policy, describe)
         self._threads = threads
+        self._large_reads = asyncio.Semaphore(LARGE_READS)
 
     async def GetServiceInfo(self, request: Request) -> Document:
         return self._info
@@ -95,7 +100,7 @@ class Handlers:
 
     async def GetTask(self, request: Request) -> Document:
         view = request.query.view
-        task = await self._in_thread(self._tasks.get, request.task_id, view, owner=request.sees)
+        task = await self._read(view, self._tasks.get, request.task_id, view, owner=request.sees)
         return self._views.task(task, view)
 
     async def ListTasks(self, request: Request) -> Document:
@@ -103,8 +108,8 @@ class Handlers:
         where = TaskFilter(query.name_prefix, self._views.stored_states(query.state), query.tags, request.sees)
         after = read_token(query.page_token, where)
 
-        page = await self._in_thread(
-            self._tasks.list, where, limit=query.page_size, after=after, view=query.view, owner=where.owner
+        page = await self._read(
+            query.view, self._tasks.list, where, limit=query.page_size, after=after, view=query.view, owner=where.owner
         )
         document: Document = {"tasks": [self._views.task(task, query.view) for task in page.tasks]}
         if page.next_after is not None:
@@ -114,6 +119,10 @@ class Handlers:
     async def CancelTask(self, request: Request) -> Document:
         await self._in_thread(self._tasks.cancel, request.task_id, owner=request.sees)
         return {}
+
+    async def _read(self, asked: View, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        async with nullcontext() if asked is View.MINIMAL else self._large_reads:
+            return await self._in_thread(function, *args, **kwargs)
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import Final, Protocol, TypeVar
 
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
+
+MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
+"""Of the documents of a page: one that reaches it is the last on its page."""
+Row = TypeVar("Row")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,18 @@ class Page:
 
     tasks: tuple[Task | TaskSummary, ...]
     next_after: TaskId | None
+
+
+def take_page(rows: Iterable[Row], limit: int, size_bytes: Callable[[Row], int]) -> tuple[list[Row], bool]:
+    """The rows of one page, and whether more follow. Reads at most one row more than the page has."""
+    page: list[Row] = []
+    total = 0
+    for row in rows:
+        if len(page) == limit or total >= MAX_PAGE_BYTES:
+            return page, True
+        page.append(row)
+        total += size_bytes(row)
+    return page, False
 
 
 class TaskRepository(Protocol):
@@ -63,7 +79,10 @@ class TaskRepository(Protocol):
         ...
 
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
-        """At most `limit` tasks with ids below `after`, newest (largest id) first. Stable while tasks arrive: nothing lost or repeated."""
+        """At most `limit` tasks with ids below `after`, newest (largest id) first; fewer where their documents reach MAX_PAGE_BYTES.
+
+        Stable while tasks arrive: nothing lost or repeated.
+        """
         ...
 
     def due(self, now: datetime, *, limit: int) -> Sequence[tuple[TaskId, Stage]]:

@@ -31,7 +31,7 @@ from pymongo.errors import DuplicateKeyError, PyMongoError
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, State, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
-from poiesis.ports.repository import Page, TaskFilter
+from poiesis.ports.repository import Page, TaskFilter, take_page
 from poiesis.repository.documents import (
     Document,
     after_prefix,
@@ -149,11 +149,14 @@ class MongoTaskRepository:
         query = _query(where)
         if after is not None:
             query["_id"] = {"$lt": after}
-        with self._available():
-            found = list(self._tasks.find(query, PROJECTIONS[view]).sort("_id", DESCENDING).limit(limit + 1))
+        with (
+            self._available(),
+            self._tasks.find(query, PROJECTIONS[view]).sort("_id", DESCENDING).limit(limit + 1) as found,
+        ):
+            documents, has_more = take_page(found, limit, _size_bytes)
         decode = _summary if view is View.MINIMAL else _decode
-        tasks = tuple(decode(document) for document in found[:limit])
-        return Page(tasks, next_after=tasks[-1].id if len(found) > limit else None)
+        tasks = tuple(decode(document) for document in documents)
+        return Page(tasks, next_after=tasks[-1].id if has_more else None)
 
     def due(self, now: datetime, *, limit: int) -> Sequence[tuple[TaskId, Stage]]:
         query = {"due_at": {"$lte": format_time(now)}}
@@ -233,6 +236,10 @@ def _encode(document: Document) -> tuple[RawBSONDocument, int]:
 
 def _summary(document: Document) -> TaskSummary:
     return TaskSummary(document["_id"], State(document["state"]))
+
+
+def _size_bytes(document: Document) -> int:
+    return len(document.get("core", "")) + len(document.get("bulk", ""))
 
 
 def _decode(document: Document) -> Task:

@@ -26,7 +26,7 @@ from typing import Any, Final
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, State, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
-from poiesis.ports.repository import Page, TaskFilter
+from poiesis.ports.repository import Page, TaskFilter, take_page
 from poiesis.repository.documents import (
     Document,
     after_prefix,
@@ -140,11 +140,15 @@ class SqliteTaskRepository:
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
         with self._reading() as db:
             where = _rarest_tag_first(db, where)
-            query, values = _list_query(where, limit + 1, after, view, few_names=_has_few_names(db, where.name_prefix))
+            query, values = _list_query(where, limit + 1, after, few_names=_has_few_names(db, where.name_prefix))
             rows = db.execute(query, values).fetchall()
+            if view is not View.MINIMAL:  # one by one: a join would sort all documents together with the ids
+                rows, has_more = take_page((self._find(db, r[0], view, None) for r in rows), limit, _size_bytes)
+            else:
+                rows, has_more = rows[:limit], len(rows) > limit
         decode = _summary if view is View.MINIMAL else _decode
-        tasks = tuple(decode(row) for row in rows[:limit])
-        return Page(tasks, next_after=tasks[-1].id if len(rows) > limit else None)
+        tasks = tuple(decode(row) for row in rows)
+        return Page(tasks, next_after=tasks[-1].id if has_more else None)
 
     def due(self, now: datetime, *, limit: int) -> Sequence[tuple[TaskId, Stage]]:
         with self._reading() as db:
@@ -333,6 +337,10 @@ def _summary(row: tuple[Any, ...]) -> TaskSummary:
     return TaskSummary(TaskId(task_id), State(state))
 
 
+def _size_bytes(row: tuple[Any, ...]) -> int:
+    return sum(map(len, row[2:]))
+
+
 def _decode(row: tuple[Any, ...]) -> Task:
     """A task from the columns of `_columns`: three for BASIC, four for FULL."""
     version, wake_at, core, *bulk = row
@@ -374,22 +382,15 @@ def _name_condition(prefix: str) -> tuple[str, list[str]]:
     return ("tasks.name >= ?", [prefix]) if end is None else ("tasks.name >= ? AND tasks.name < ?", [prefix, end])
 
 
-def _list_query(
-    where: TaskFilter, limit: int, after: TaskId | None, view: View, *, few_names: bool
-) -> tuple[str, list[object]]:
-    """The query of a page, and its values. Each branch scans one index that is in the order of ids, from `after` on.
+def _list_query(where: TaskFilter, limit: int, after: TaskId | None, *, few_names: bool) -> tuple[str, list[object]]:
+    """The query of the ids and states of a page, and its values; it reads only narrow rows.
 
-    Several states are as many scans, merged. The query names the index, because the planner does not know how many tasks each
-    index value has (that would need regular ANALYZE).
+    Each branch scans one index that is in the order of ids, from `after` on. Several states are as many scans,
+    merged. The query names the index, because the planner does not know how many tasks each index value has (that would need
+    regular ANALYZE).
     """
     found, values = _scans(where, after, few_names=few_names)
-    found += " ORDER BY id DESC LIMIT ?"
-    values.append(limit)
-    if view is View.MINIMAL:
-        return found, values
-    # `found` reads only narrow rows; documents are read only for the tasks of the page
-    page = f"({found}) AS found CROSS JOIN tasks ON tasks.id = found.id{_join(view)}"
-    return f"SELECT {_columns(view)} FROM {page} ORDER BY found.id DESC", values
+    return found + " ORDER BY id DESC LIMIT ?", [*values, limit]
 
 
 def _scans(where: TaskFilter, after: TaskId | None, *, few_names: bool) -> tuple[str, list[object]]:

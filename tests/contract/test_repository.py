@@ -49,7 +49,7 @@ from poiesis.domain.task import (
     Version,
     View,
 )
-from poiesis.ports.repository import TaskFilter, TaskRepository
+from poiesis.ports.repository import MAX_PAGE_BYTES, TaskFilter, TaskRepository
 from poiesis.repository.mongo import MongoTaskRepository
 from poiesis.repository.sqlite import SqliteTaskRepository
 from poiesis.testing.repository import MemoryTaskRepository
@@ -677,6 +677,18 @@ def test_a_request_that_is_too_large_is_refused(store):
     with pytest.raises(InvalidTask, match="too large"):
         store.repository.add(large)
     assert store.repository.count(EVERYTHING) == 0
+
+
+def test_a_page_ends_where_its_documents_are_large(store):
+    if not store.bounded:
+        pytest.skip("this store takes any size")
+    for _ in range(5):
+        task = a_task()
+        inputs = (Input("/a", content="x" * (MAX_PAGE_BYTES * 2 // 3)),)
+        store.repository.add(replace(task, spec=replace(task.spec, inputs=inputs)))
+
+    assert [len(page) for page in all_pages(store.repository, limit=10, view=View.FULL)] == [2, 2, 1]
+    assert [len(page) for page in all_pages(store.repository, limit=10, view=View.BASIC)] == [5]
 
 
 @pytest.mark.parametrize("changes", [{"name": "\ud800"}, {"tags": {"\udfff": ""}}, {"nonce": "\ud800"}])

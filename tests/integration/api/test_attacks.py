@@ -242,6 +242,24 @@ class TestConnections:
 
             eventually(lambda: not established(server.port))  # although nothing was read
 
+    def test_responses_that_clients_do_not_read_are_bounded(self, server: ServerProcess) -> None:
+        inputs = [{"path": f"/data/{i}", "content": "x" * 100_000} for i in range(75)]
+        created = requests.post(f"{server.url}/v1/tasks", json={**HELLO, "inputs": inputs}, timeout=60).json()
+        request = f"GET /v1/tasks/{created['id']}?view=FULL HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+        before = peak = server.rss()
+        with ExitStack() as stack:
+            for _ in range(60):  # 450 MB, and as much again
+                connection = stack.enter_context(server.connect())
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.sendall(request * 2)
+            deadline = time.monotonic() + 60
+            while server.open_connections() > 30 and time.monotonic() < deadline:
+                peak = max(peak, server.rss())
+                ask(server)
+            assert server.open_connections() <= 30  # whose 64 MiB and kernel buffers are kept
+        assert peak < before + 300 * MIB
+        eventually(lambda: server.rss() < before + 64 * MIB)
+
     def test_pipelined_requests_are_bounded(self, server: ServerProcess) -> None:
         before = server.rss()
         request = b"GET /v1/tasks HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -50,7 +50,6 @@ def plan(file, query: str, values) -> list[str]:
 # queries
 
 
-@pytest.mark.parametrize("view", View)
 @pytest.mark.parametrize("after", [None, TaskId("x")])
 @pytest.mark.parametrize(
     ("where", "few_names", "index"),
@@ -66,18 +65,14 @@ def plan(file, query: str, values) -> list[str]:
         (TaskFilter("many", STATES), False, "tasks_by_state"),
     ],
 )
-def test_a_list_walks_an_index_in_the_order_of_ids(repository, file, where, few_names, index, after, view):
-    found, values = _list_query(where, 257, after, View.MINIMAL, few_names=few_names)
+def test_a_list_walks_an_index_in_the_order_of_ids(repository, file, where, few_names, index, after):
+    found, values = _list_query(where, 257, after, few_names=few_names)
     steps = plan(file, found, values)
     assert not [step for step in steps if "TEMP B-TREE" in step], "sorted instead of walked"
     unnarrowed = where in (TaskFilter(), TaskFilter("many"))
     assert any(index in step for step in steps) or (unnarrowed and after is None and steps == ["SCAN tasks"])
     assert not [s for s in steps if s.startswith("SCAN") and not (unnarrowed and after is None)], steps
-    assert not [step for step in steps if "documents" in step], "MINIMAL never touches a document"
-    whole = plan(file, *_list_query(where, 257, after, view, few_names=few_names))
-    reads_documents = [step for step in whole if "documents" in step]
-    assert bool(reads_documents) == (view is not View.MINIMAL)
-    assert all("SEARCH documents USING INDEX" in step for step in reads_documents)
+    assert not [step for step in steps if "documents" in step], "documents are read one by one, for BASIC and FULL"
 
 
 def test_nothing_is_read_of_another_owners_task_but_its_row(repository, file):
@@ -96,7 +91,7 @@ def test_nothing_is_read_of_another_owners_task_but_its_row(repository, file):
 
 
 def test_a_rare_name_is_found_by_its_index(repository, file):
-    steps = plan(file, *_list_query(TaskFilter("rare"), 257, None, View.MINIMAL, few_names=True))
+    steps = plan(file, *_list_query(TaskFilter("rare"), 257, None, few_names=True))
     assert "SEARCH tasks USING INDEX tasks_by_name (name>? AND name<?)" in steps
 
 
