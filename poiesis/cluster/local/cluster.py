@@ -390,27 +390,15 @@ class LocalCluster:
     ) -> Container:
         record = read_record(task_dir, member)
         if record is not None:
-            return Container(
-                member.name,
-                Phase.ENDED,
-                exit_code=record.exit_code,
-                started_at=record.started_at or began,
-                ended_at=record.ended_at,
-                record=record,
-            )
+            started = record.started_at or began
+            return Container(member.name, Phase.ENDED, None, None, record.exit_code, started, record.ended_at, record)
         if ended:
-            return Container(
-                member.name,
-                Phase.ENDED,
-                reason="Lost",
-                message="the container ended without a record",
-                started_at=began,
-            )
+            message = "the container ended without a record"
+            return Container(member.name, Phase.ENDED, "Lost", message, started_at=began)
         if began is None:
             return Container(member.name, Phase.WAITING)
         if not member.is_filer and supervisor is not None and not supervisor.images_ready:
-            reason, message = supervisor.problem or ("ContainerCreating", None)
-            return Container(member.name, Phase.WAITING, reason=reason, message=message)
+            return Container(member.name, Phase.WAITING, *(supervisor.problem or ("ContainerCreating",)))
         return Container(member.name, Phase.RUNNING, started_at=began)
 
     def _tails(self, task_dir: TaskDirectory) -> dict[str, tuple[str, str]]:

@@ -198,7 +198,7 @@ class ProcessRun:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
         """Wait until no sandbox of this command is being set up, such as one that an earlier process started."""
-        fd = self._open_lock()
+        fd = os.open(self._task_dir.state(self._name, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             deadline = time.monotonic() + START_SECONDS
             while True:
@@ -212,9 +212,6 @@ class ProcessRun:
             yield fd
         finally:
             os.close(fd)
-
-    def _open_lock(self) -> int:
-        return os.open(self._task_dir.state(self._name, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _process(self) -> tuple[int, int] | None:
         """Process id and start time, once the sandbox has written them. (0, 0) after a reboot."""

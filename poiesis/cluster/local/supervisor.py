@@ -21,7 +21,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
@@ -71,7 +71,7 @@ class Lost(Exception):
 
 
 class Supervisor:
-    """`changed` is called after every observable change, `ended` once at the end, also when this process closes (`detach`)."""
+    """`changed` must not raise and is called after each observable change, `ended` once at the end, also when detached."""
 
     def __init__(
         self,
@@ -132,8 +132,11 @@ class Supervisor:
                 break
             self._stop.wait(RETRY)
         if not self._detached:
-            self._safely(self._changed)
-        self._safely(self._ended)
+            self._changed()
+        try:
+            self._ended()
+        except Exception:
+            log.exception("callback_failed", extra={"task_id": self._pod.task_id})
         self._stop.close()
 
     def _attempt(self) -> bool:
@@ -181,7 +184,7 @@ class Supervisor:
     def _take_turn(self, member: Member) -> None:
         failed = self._first_failed(member)
         if failed is not None:
-            self._close(member, {"ok": False, "reason": "Skipped", "message": f"{failed} did not succeed"})
+            self._close(member, ok=False, reason="Skipped", message=f"{failed} did not succeed")
         elif member.is_filer:
             self._transfer(member)
         else:
@@ -190,7 +193,7 @@ class Supervisor:
             if self._stop.is_set:
                 raise Stopped
             self._execute(member)
-        self._safely(self._changed)
+        self._changed()
 
     def _first_failed(self, member: Member) -> str | None:
         """The container whose failure prevents this one from running. After a failed TIF nothing runs, not even TOF."""
@@ -226,17 +229,11 @@ class Supervisor:
                 report = FilerReport(error=f"{type(error).__name__}: {error}", error_code="internal")
         if self._stop.is_set and report.error is not None:
             raise Stopped
-        text = format_report(report)
-        write_document(task_dir.state(member.name, "report.json"), json.loads(text))
+        write_document(task_dir.state(member.name, "report.json"), json.loads(format_report(report)))
+        ok, ended = report.error is None, self._clock.now()
+        exit_code = 0 if ok else 1
         self._close(
-            member,
-            {
-                "ok": report.error is None,
-                "exit_code": 0 if report.error is None else 1,
-                "message": report.error,
-                "started": _text(started),
-                "ended": _text(self._clock.now()),
-            },
+            member, ok=ok, exit_code=exit_code, message=report.error, started=_text(started), ended=_text(ended)
         )
 
     # ---- executors
@@ -249,13 +246,13 @@ class Supervisor:
                     self._runtime.pull(image)
                 self.problem = None
                 self.images_ready = True
-                self._safely(self._changed)
+                self._changed()
                 return
             except StartFailed as error:
                 self.problem = (error.reason, str(error))
             except Exception as error:
                 self.problem = ("ErrImagePull", f"{type(error).__name__}: {error}")
-            self._safely(self._changed)
+            self._changed()
             self._stop.wait(PULL_RETRY)
 
     def _execute(self, member: Member) -> None:
@@ -270,7 +267,7 @@ class Supervisor:
                 run.clean()
                 raise Lost(error.reason, str(error)) from error
         self._run, self._run_name = run, member.name
-        self._safely(self._changed)  # the wake-up at admission may precede the save of the launch
+        self._changed()  # the wake-up at admission may precede the save of the launch
         try:
             if not self._follow(run, member):
                 raise Stopped
@@ -329,39 +326,29 @@ class Supervisor:
         if above_limit is not None:
             self._above_limit = None
             run.clean()
-            self._close(member, self._disk_limit_record(above_limit))
+            message = (
+                f"the task's files take more than its disk space of {(self._pod.disk_bytes or 0) / GIGABYTE:g} GB: "
+                "request more with resources.disk_gb"
+            )
+            limit: dict[str, Any] = {"exit_code": 137, "reason": "DiskLimit", "message": message, "truncated": True}
+            self._close(member, ok=False, **limit, **above_limit, ended=_text(self._clock.now()))
             return
         data = read_bounded(self._task_dir.control(member.name) / f"{member.name}.json", MAX_RECORD_BYTES)
         record = parse_record(data, member.command.tail_bytes) if data is not None else None
         if record is not None and record.name == member.name:
-            ending = run.ending() if not record.ok and not record.oom_killed else None
-            self._close(member, _document(record, oom_killed=ending is not None and ending.oom_killed))
+            oom_killed = record.oom_killed or (not record.ok and run.ending().oom_killed)
+            self._close(member, **_document(replace(record, oom_killed=oom_killed)))
             run.clean()
             return
         ending = run.ending()
         run.clean()
         if ending.oom_killed:
             message = "the memory limit was reached and the kernel killed the whole container"
-            self._close(member, {"ok": False, "exit_code": 137, "oom_killed": True, "message": message})
+            self._close(member, ok=False, exit_code=137, oom_killed=True, message=message)
             return
         began = (self._task_dir.control(member.name) / f"{member.name}.begun").exists()
         message = ending.message or ("how its command ended is unknown" if began else "its command was not started")
         raise Lost("ExecutorLost" if began else "ExecutorNotStarted", f"{member.name}: {message}")
-
-    def _disk_limit_record(self, tails: Mapping[str, Any]) -> dict[str, Any]:
-        message = (
-            f"the task's files take more than its disk space of {(self._pod.disk_bytes or 0) / GIGABYTE:g} GB: "
-            "request more with resources.disk_gb"
-        )
-        return {
-            "ok": False,
-            "exit_code": 137,
-            "reason": "DiskLimit",
-            "message": message,
-            **tails,
-            "truncated": True,
-            "ended": _text(self._clock.now()),
-        }
 
     def _end_runs(self) -> None:
         """After a stop: end what earlier processes started, too."""
@@ -374,14 +361,8 @@ class Supervisor:
             if run.state() is not RunState.ABSENT:
                 run.clean()
 
-    def _close(self, member: Member, document: Mapping[str, Any]) -> None:
-        write_document(self._task_dir.state(member.name), {"exit_code": None, **document, "name": member.name})
-
-    def _safely(self, call: Callable[[], None]) -> None:
-        try:
-            call()
-        except Exception:
-            log.exception("callback_failed", extra={"task_id": self._pod.task_id})
+    def _close(self, member: Member, **record: Any) -> None:
+        write_document(self._task_dir.state(member.name), {"exit_code": None, **record, "name": member.name})
 
 
 def read_record(task_dir: TaskDirectory, member: Member) -> Record | None:
@@ -391,8 +372,8 @@ def read_record(task_dir: TaskDirectory, member: Member) -> Record | None:
     return parse_record(data, tail_bytes) if data is not None else None
 
 
-def _document(record: Record, *, oom_killed: bool) -> dict[str, Any]:
-    document = {**asdict(record), "oom_killed": record.oom_killed or oom_killed}
+def _document(record: Record) -> dict[str, Any]:
+    document = asdict(record)
     started, ended = document.pop("started_at"), document.pop("ended_at")
     return document | {"started": started and _text(started), "ended": ended and _text(ended)}
 
