@@ -23,7 +23,6 @@ from obstore.store import AzureStore, GCSStore
 from poiesis.domain.errors import (
     AccessDenied,
     ConfigurationError,
-    FileTooLarge,
     NotFound,
     StagingFailed,
     StorageUnavailable,
@@ -121,9 +120,7 @@ class CloudFiler:
             if found is None:
                 raise NotFound(f"{shown(file.url)}: there is no such object")
             size, version = found.size_bytes or 0, version or found.version
-        most = self._settings.max_file_bytes
-        if most is not None and size > most:
-            raise FileTooLarge(f"{shown(file.url)}: {size} bytes; at most {most}")
+        self._control.check_size(file.url, size)
         step = self._settings.part_bytes
         with atomic_file(target, sync=self._control.sync, size_bytes=size) as part:
             ranges = [(start, min(start + step, size)) for start in range(0, size, step)]

@@ -318,9 +318,7 @@ class HttpFiler:
             raise StagingFailed(
                 f"{shown(url)}: the server sends no length, so a broken transfer could not be distinguished from a complete one"
             )
-        most = self._settings.max_file_bytes
-        if most is not None and (reached.total or 0) > most:
-            raise FileTooLarge(f"{shown(url)}: {reached.total} bytes; at most {most}")
+        self._control.check_size(url, reached.total)
         reached.offset = 0
         reached.stop = None
         reached.validator = _validator(response)
@@ -345,7 +343,6 @@ class HttpFiler:
             raise StagingFailed(f"{shown(url)}: unexpected content-encoding {encoding!r}")
         unpacker = zlib.decompressobj(wbits=47) if unpack else None
         stall = self._settings.stall_timeout.total_seconds()
-        most = self._settings.max_file_bytes
         window, arrived, written = time.monotonic(), 0, reached.offset
         for data in response.chunks():
             now = time.monotonic()
@@ -360,8 +357,7 @@ class HttpFiler:
             for piece in _unpacked(unpacker, data) if unpacker else (data,):
                 part.write(piece, written)
                 written += len(piece)
-                if most is not None and written > most:
-                    raise FileTooLarge(f"{shown(url)}: more than {most} bytes")
+                self._control.check_size(url, written)
             reached.offset += count
             self._control.moved(count)
             if reached.offset == reached.stop:

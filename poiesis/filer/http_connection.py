@@ -18,7 +18,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from poiesis.filer.atomic_write import PartialFile
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 1024
@@ -44,17 +47,6 @@ class FileRange:
     descriptor: int
     offset: int
     size_bytes: int
-
-
-class FileWriter:
-    """Writes to an open file from an offset on. `write_at` writes all of the bytes at an offset and translates errors."""
-
-    def __init__(self, descriptor: int, offset: int, write_at: Callable[[bytes | memoryview, int], None]) -> None:
-        self.descriptor, self.offset, self._write_at = descriptor, offset, write_at
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._write_at(data, self.offset)
-        self.offset += len(data)
 
 
 class Response:
@@ -93,17 +85,18 @@ class Response:
             yield from self._connection.exactly(self.size_bytes or 0)
         self.is_spent, self.is_broken = True, False
 
-    def save(self, target: FileWriter) -> Iterator[int]:
-        """Write the body to a file, and yield the number of bytes of each step.
+    def save(self, target: PartialFile, offset: int) -> Iterator[int]:
+        """Write the body to a file from `offset` on, and yield the number of bytes of each step.
 
         Raises: HttpConnectionError when it ends early, and what `target.write` raises."""
         if self._chunked or self._until_close:
             for view in self.chunks():
-                target.write(view)
+                target.write(view, offset)
+                offset += len(view)
                 yield len(view)
         elif not self.is_spent:
             self.is_broken = True  # until it is complete
-            yield from self._connection.saved(self.size_bytes or 0, target)
+            yield from self._connection.saved(self.size_bytes or 0, target, offset)
             self.is_spent, self.is_broken = True, False
 
     def read(self, limit: int = 1 << 20) -> bytes:
@@ -214,26 +207,26 @@ class HttpConnection:
             count -= size
             yield view
 
-    def saved(self, count: int, target: FileWriter) -> Iterator[int]:
+    def saved(self, count: int, target: PartialFile, offset: int) -> Iterator[int]:
         """Write `count` bytes to a file. On a plain connection the kernel moves them (splice), which needs a quarter less CPU than
         reading and writing them (measured for ranges of 16 MiB)."""
         while count:
             if self._splices and self._start == self._end and count >= _SPLICE_FROM:
-                moved = self._splice(min(count, _PIPE_BYTES), target)
+                moved = self._splice(min(count, _PIPE_BYTES), target, offset)
                 if moved is None:
                     continue
             else:
                 if self._start == self._end and not self._fill():
                     raise HttpConnectionError(f"the connection ended {count} bytes before the end")
                 moved = min(count, self._end - self._start)
-                target.write(self.view[self._start : self._start + moved])
+                target.write(self.view[self._start : self._start + moved], offset)
                 self._start += moved
             if moved == 0:
                 raise HttpConnectionError(f"the connection ended {count} bytes before the end")
-            count -= moved
+            count, offset = count - moved, offset + moved
             yield moved
 
-    def _splice(self, count: int, target: FileWriter) -> int | None:
+    def _splice(self, count: int, target: PartialFile, offset: int) -> int | None:
         """Move at most `count` bytes from the connection to the file; 0 at its end. None: not supported here, and nothing was read."""
         try:
             if self._pipe is None:
@@ -242,7 +235,7 @@ class HttpConnection:
                     fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
             got = left = os.splice(self.socket.fileno(), self._pipe[1], count)
         except BlockingIOError:
-            raise self._silence() from None
+            raise TimeoutError(f"nothing was received for {self._stall_s:.0f} s") from None
         except OSError as error:
             if error.errno not in _NO_SPLICE:
                 raise
@@ -250,16 +243,13 @@ class HttpConnection:
             return None
         while left:
             try:
-                done = os.splice(self._pipe[0], target.descriptor, left, offset_dst=target.offset)
+                done = os.splice(self._pipe[0], target.descriptor, left, offset_dst=offset)
             except OSError:  # a full disk, or a file system without splice: writing raises the error
                 self._splices = False
-                while left:
-                    data = os.read(self._pipe[0], left)
-                    target.write(data)
-                    left -= len(data)
-                break
-            left -= done
-            target.offset += done
+                data = os.read(self._pipe[0], left)
+                target.write(data, offset)
+                done = len(data)
+            left, offset = left - done, offset + done
         return got
 
     def rest(self) -> Iterator[memoryview]:
@@ -293,9 +283,6 @@ class HttpConnection:
         self._start = at + 2
         return line
 
-    def _silence(self) -> TimeoutError:
-        return TimeoutError(f"nothing was received for {self._stall_s:.0f} s")
-
     def _fill(self) -> bool:
         """Append what is received to the buffer; False at the end of the connection."""
         if self._start == self._end:
@@ -309,7 +296,7 @@ class HttpConnection:
         try:
             count = self.socket.recv_into(self.view[self._end :])
         except BlockingIOError:
-            raise self._silence() from None
+            raise TimeoutError(f"nothing was received for {self._stall_s:.0f} s") from None
         self._end += count
         return count > 0
 
@@ -398,7 +385,8 @@ class ConnectionPool:
         self, method: str, head: bytes, body: bytes | FileRange, moved: Callable[[int], None]
     ) -> tuple[HttpConnection, Response]:
         while True:
-            connection = self._take()
+            connection = self._idle_or_new(sys.maxsize)
+            assert connection is not None
             try:
                 try:
                     connection.send(head, body, moved)
@@ -415,11 +403,6 @@ class ConnectionPool:
             except BaseException:
                 self.discard(connection)
                 raise
-
-    def _take(self) -> HttpConnection:
-        connection = self._idle_or_new(sys.maxsize)
-        assert connection is not None
-        return connection
 
     def acquire(self, *, connect: bool = True) -> HttpConnection | None:
         """A connection for `release` or `discard`; None if the limit is reached. `connect`: whether to open a new one.

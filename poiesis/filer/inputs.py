@@ -153,7 +153,7 @@ class StageIn(Stage):
 
     def _fetching(self, filer: Filer, file: RemoteFile, path: str) -> Iterator[Job]:
         def exchange(filer: SmallFiles) -> Exchange | None:
-            self._check_size(file)
+            self._control.check_size(file.url, file.size_bytes)
             self.make_directory(posixpath.dirname(path))
             return filer.get_exchange(file, self._volume.place(path))
 
@@ -165,18 +165,12 @@ class StageIn(Stage):
             yield from self._moving(filer, path, size, job, exchange)
 
     def _fetch(self, filer: Filer, file: RemoteFile, path: str) -> None:
-        self._check_size(file)
+        self._control.check_size(file.url, file.size_bytes)
         target = self._volume.place(path)
         with _staging_at(file.url, path):
             self.make_directory(posixpath.dirname(path))
             sent = self._cached(filer, file, target) if self._cache else self._fetched(filer, file, target)
         self._log.moved(path, sent)
-
-    def _check_size(self, file: RemoteFile) -> None:
-        """Where the listing has it. Raises: StagingFailed."""
-        most = self._control.settings.max_file_bytes
-        if most is not None and (file.size_bytes or 0) > most:
-            raise StagingFailed(f"{shown(file.url)}: {file.size_bytes} bytes; at most {most}")
 
     def _fetched(self, filer: Filer, file: RemoteFile, target: Path) -> Sent:
         return self._control.repeat(lambda: filer.fetch(file, target))

@@ -18,7 +18,6 @@ from typing import Any, Final, TypeVar
 from urllib.parse import unquote_plus
 
 from poiesis.domain.errors import (
-    FileTooLarge,
     NotFound,
     PoiesisError,
     StagingFailed,
@@ -26,7 +25,7 @@ from poiesis.domain.errors import (
     UnsupportedUrl,
 )
 from poiesis.filer.atomic_write import PartialFile, atomic_file
-from poiesis.filer.http_connection import MAX_HEAD_BYTES, FileRange, FileWriter, Response
+from poiesis.filer.http_connection import MAX_HEAD_BYTES, FileRange, Response
 from poiesis.filer.registry import Context
 from poiesis.filer.s3_checksum import ChecksumVerifier
 from poiesis.filer.s3_endpoint import (
@@ -231,7 +230,7 @@ class S3Filer:
             with self._request(ref, "GET", headers=headers) as response:
                 if response.status == 200:  # a server without ranges
                     total = self._content_length(ref, response)
-                    self._check_size(ref, total)
+                    self._control.check_size(ref.url, total)
                     if self._save(response, part) != total:
                         raise StorageUnavailable(f"{shown(ref.url)}: fewer than {total} bytes were received")
                     return total
@@ -239,60 +238,62 @@ class S3Filer:
                 end = last + 1
                 if first != 0 or end != min(step, total):
                     raise StorageUnavailable(f"{shown(ref.url)}: the server returned another range than requested")
-                self._check_size(ref, total)
+                self._control.check_size(ref.url, total)
                 etag = response.headers.get("etag", "")
                 if total > step and not etag:
                     raise StagingFailed(
                         f"{shown(ref.url)}: the server returned no ETag, so the parts might be of different objects"
                     )
-                calls = [lambda: self._get_first(ref, part, response, end, etag, total)]
-                calls += [
-                    lambda start=start: self._get_range(ref, part, start, min(start + step, total), etag, total)  # type: ignore[misc]
-                    for start in range(step, total, step)
-                ]
-                self._pool.together(calls)
+                self._pool.together(
+                    lambda start=start: self._get_range(  # type: ignore[misc]
+                        ref, part, start, min(start + step, total), etag, total, None if start else response
+                    )
+                    for start in range(0, total, step)
+                )
         except _EmptyObject:
             return 0
         return total
 
-    def _get_first(
-        self, ref: ObjectRef, part: PartialFile, response: Response, end: int, etag: str, total: int
+    def _get_range(
+        self,
+        ref: ObjectRef,
+        part: PartialFile,
+        start: int,
+        end: int,
+        etag: str,
+        total: int,
+        begun: Response | None,
     ) -> None:
-        reached = 0
-        try:
-            for count in response.save(FileWriter(part.descriptor, 0, part.write)):
-                reached += count
-                self._control.moved(count)
-        except OSError as error:
-            if not etag or not reached:
-                raise StorageUnavailable(f"{shown(ref.url)}: {error}") from error
-        if reached < end and not etag:
-            raise StorageUnavailable(f"{shown(ref.url)}: fewer than {end} bytes were received")
-        if reached < end:
-            self._get_range(ref, part, reached, end, etag, total)
-
-    def _get_range(self, ref: ObjectRef, part: PartialFile, start: int, end: int, etag: str, total: int) -> None:
+        """`begun`: the response to a request for the range. Without an ETag it cannot be resumed."""
         reached = start
 
-        def once() -> None:
+        def save(response: Response) -> None:
             nonlocal reached
+            for count in response.save(part, reached):
+                reached += count
+                self._control.moved(count)
+            if reached != end:
+                raise StorageUnavailable(f"{shown(ref.url)}: the connection ended early")
+
+        def once() -> None:
+            nonlocal begun
+            if begun is not None:
+                response, begun = begun, None
+                with network_errors(ref.url):
+                    return save(response)
             headers = {**ref.endpoint.read_headers, "range": f"bytes={reached}-{end - 1}", "if-match": etag}
             with self._request(ref, "GET", headers=headers) as response:
                 if response.status != 206 or self._range(ref, response) != (reached, end - 1, total):
                     raise StorageUnavailable(f"{shown(ref.url)}: the server returned another range than requested")
-                for count in response.save(FileWriter(part.descriptor, reached, part.write)):
-                    reached += count
-                    self._control.moved(count)
-            if reached != end:
-                raise StorageUnavailable(f"{shown(ref.url)}: the connection ended early")
+                save(response)
 
-        self._control.repeat(once, lambda: reached, final=(Changed,))
+        self._control.repeat(once, lambda: reached, final=(Changed,) if etag else (StorageUnavailable,))
 
     def _save(self, response: Response, part: PartialFile, check: ChecksumVerifier | None = None) -> int:
         """Write the whole body to the file, and return its size."""
         size = 0
         if check is None or check.is_void:
-            for count in response.save(FileWriter(part.descriptor, 0, part.write)):
+            for count in response.save(part, 0):
                 size += count
                 self._control.moved(count)
             return size
@@ -313,11 +314,6 @@ class S3Filer:
         if match is None:
             raise StorageUnavailable(f"{shown(ref.url)}: the server returned no valid content range")
         return int(match[1]), int(match[2]), int(match[3])
-
-    def _check_size(self, ref: ObjectRef, size: int) -> None:
-        most = self._settings.max_file_bytes
-        if most is not None and size > most:
-            raise FileTooLarge(f"{shown(ref.url)}: {size} bytes; at most {most}")
 
     def _put(self, ref: ObjectRef, source: int, size: int) -> Sent:
         body: bytes | FileRange = FileRange(source, 0, size)
@@ -375,7 +371,7 @@ class S3Filer:
         with self._request(
             ref,
             "PUT",
-            headers={k: v for k, v in ref.endpoint.read_headers.items()},
+            headers=ref.endpoint.read_headers,
             query={"partNumber": str(number), "uploadId": upload},
             body=FileRange(source, start, count),
             sha256=sha256,

@@ -17,7 +17,6 @@ from typing import ClassVar, Final, Generic, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from poiesis.domain.errors import (
-    FileTooLarge,
     NotFound,
     PoiesisError,
     StagingFailed,
@@ -152,7 +151,6 @@ class SessionFiler(Generic[S]):
                 yield RemoteFile(address, inner, entry.size_bytes, problem=entry.problem)
 
     def _continue(self, url: str, part: PartialFile, reached: _Reached) -> None:
-        most = self._settings.max_file_bytes
         with self._session(url) as (session, path):
             state = self._state(session, path) or FileState()
             if reached.offset and (state.version is None or state.version != reached.version):
@@ -161,13 +159,11 @@ class SessionFiler(Generic[S]):
             reached.version = state.version
             if reached.expected is not None and state.version != reached.expected:
                 raise Changed(f"{shown(url)}: the file has changed meanwhile")
-            if most is not None and (state.size_bytes or 0) > most:
-                raise FileTooLarge(f"{shown(url)}: {state.size_bytes} bytes; at most {most}")
+            self._control.check_size(url, state.size_bytes)
             for data in self._read(session, path, reached.offset, state):
                 part.write(data, reached.offset)
                 reached.offset += len(data)
-                if most is not None and reached.offset > most:
-                    raise FileTooLarge(f"{shown(url)}: more than {most} bytes")
+                self._control.check_size(url, reached.offset)
                 self._control.moved(len(data))
         if state.size_bytes is not None and reached.offset != state.size_bytes:
             raise StorageUnavailable(f"{shown(url)}: {reached.offset} bytes of {state.size_bytes} came")

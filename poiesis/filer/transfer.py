@@ -13,8 +13,9 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final, Protocol, TypeVar
 
-from poiesis.domain.errors import PoiesisError, StorageUnavailable
+from poiesis.domain.errors import FileTooLarge, PoiesisError, StorageUnavailable
 from poiesis.filer.settings import FilerSettings
+from poiesis.filer.urls import shown
 
 T = TypeVar("T")
 PARTS_AT_ONCE: Final = 8  # of one file: more make servers read back and forth, and no network faster
@@ -79,6 +80,12 @@ class Control:
     def finished(self) -> None:
         with self._lock:
             self.files_done += 1
+
+    def check_size(self, url: str, size: int | None) -> None:
+        """Raises: FileTooLarge."""
+        most = self.settings.max_file_bytes
+        if most is not None and (size or 0) > most:
+            raise FileTooLarge(f"{shown(url)}: {size} bytes; at most {most}")
 
     def _wait(self, seconds: float) -> None:
         end = time.monotonic() + seconds

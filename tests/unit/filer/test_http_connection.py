@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poiesis.filer.http_connection import ConnectionPool, FileRange, FileWriter, HttpConnectionError
+from poiesis.filer.atomic_write import PartialFile
+from poiesis.filer.http_connection import ConnectionPool, FileRange, HttpConnectionError
 
 HEAD = b'HTTP/1.1 200 OK\r\nContent-Length: 5\r\nETag: "x"\r\n\r\n'
 WHOLE = HEAD + b"hello"
@@ -189,13 +190,14 @@ def saved(
     descriptor = os.open(target, os.O_RDWR | os.O_CREAT)
     before = len(os.listdir("/proc/self/fd"))
 
-    def write_at(data: bytes | memoryview, offset: int) -> None:
-        write(descriptor, data, offset)
+    class Written(PartialFile):
+        def write(self, data: bytes | memoryview, offset: int) -> None:
+            write(self.descriptor, data, offset)
 
     try:
         os.write(descriptor, b"abc")
         with wired(Served([sent])) as pool, pool.request("GET", "/x", {}) as answer:
-            return list(answer.save(FileWriter(descriptor, 3, write_at)))
+            return list(answer.save(Written(descriptor), 3))
     finally:
         assert len(os.listdir("/proc/self/fd")) <= before + 1, (
             "pipes are left open"
