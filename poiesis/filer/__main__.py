@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import sys
-import time
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -23,7 +22,6 @@ from poiesis.filer.staging import stage
 
 USAGE: Final = "usage: python -m poiesis.filer in|out --document FILE --volume DIR [--settings FILE]"
 MAX_DOCUMENT_BYTES: Final = 64 * 1024 * 1024
-PROGRESS_S: Final = 5.0  # seconds between two lines
 
 _stopping = False
 
@@ -50,7 +48,7 @@ def main(arguments: list[str]) -> int:
             Path(options["--volume"]),
             settings,
             cancelled=lambda: _stopping,
-            progress=_Lines(sys.stderr.isatty()),
+            progress=_show_progress,
         )
     if report.error is not None:
         print(f"error: {report.error}", file=sys.stderr)
@@ -62,18 +60,8 @@ def main(arguments: list[str]) -> int:
     return 0 if report.error is None else 1
 
 
-class _Lines:
-    """Progress as a line on stderr, every few seconds at most."""
-
-    def __init__(self, often: bool) -> None:
-        self._interval = 1.0 if often else PROGRESS_S
-        self._last = time.monotonic()
-
-    def __call__(self, files: int, size: int) -> None:
-        now = time.monotonic()
-        if now - self._last >= self._interval:
-            self._last = now
-            print(f"{files} files, {size} bytes done", file=sys.stderr, flush=True)
+def _show_progress(files: int, size: int) -> None:
+    print(f"{files} files, {size} bytes done", file=sys.stderr, flush=True)
 
 
 def _parse(arguments: list[str]) -> dict[str, str] | None:

@@ -29,7 +29,7 @@ from poiesis.domain.errors import (
     UnsupportedUrl,
 )
 from poiesis.filer.atomic_write import PartialFile, atomic_file
-from poiesis.filer.proxy_tls import CA_BUNDLES
+from poiesis.filer.network import CA_BUNDLES
 from poiesis.filer.registry import Context
 from poiesis.filer.settings import MIB, CloudStore
 from poiesis.filer.transfer import Changed

@@ -19,7 +19,7 @@ from functools import lru_cache
 from urllib.parse import SplitResult, urlsplit
 
 from poiesis.domain.errors import ConfigurationError, PoiesisError
-from poiesis.filer.proxy_tls import logins, proxy_of
+from poiesis.filer.network import logins, proxy_of
 from poiesis.filer.settings import FilerSettings
 
 PUBLIC_USERS = frozenset({"anonymous", "ftp"})

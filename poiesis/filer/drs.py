@@ -83,8 +83,6 @@ class DrsFiler:
                 if is_open and not self._context.allow_unencrypted_credentials:
                     raise AccessDenied(f"{shown(file.url)}: {UNENCRYPTED}")
                 sent = self._http.fetch(RemoteFile(address, "", None), arrived, headers)
-            elif self._context.reader is None:
-                raise UnsupportedUrl(f"{shown(file.url)}: no filer can read {shown(address)}")
             else:
                 sent = self._context.reader(address).fetch(RemoteFile(address, file.name, None), arrived)
             checksum = self._verified(file.url, found, arrived, sent.size_bytes)
@@ -93,12 +91,6 @@ class DrsFiler:
             with suppress(OSError):
                 arrived.unlink(missing_ok=True)
         return Sent(file.url, sent.size_bytes, checksum)
-
-    def send(self, source: int, url: str) -> Sent:
-        raise UnsupportedUrl(f"{shown(url)}: drs cannot be written")
-
-    def make_directory(self, url: str) -> None:
-        raise UnsupportedUrl(f"{shown(url)}: drs cannot be written")
 
     def _contents(self, url: str, contents: list[Any], name: str, depth: int) -> Iterator[RemoteFile]:
         if depth > 50:

@@ -26,7 +26,7 @@ from poiesis.domain.errors import (
     UnsupportedUrl,
 )
 from poiesis.filer.guard import Guard
-from poiesis.filer.proxy_tls import tls_context
+from poiesis.filer.network import tls_context
 from poiesis.filer.registry import Context
 from poiesis.filer.sessions import FileState, Login, SessionFiler
 from poiesis.filer.urls import shown

@@ -34,10 +34,18 @@ from poiesis.domain.errors import (
 from poiesis.filer.atomic_write import PartialFile, atomic_file
 from poiesis.filer.guard import Guard
 from poiesis.filer.http_connection import ConnectionPool, FileRange, Response
-from poiesis.filer.proxy_tls import logins, proxy_of, tls_context
+from poiesis.filer.network import (
+    PORTS,
+    PROXY_AUTHENTICATION,
+    Proxy,
+    logins,
+    network_errors,
+    open_connection,
+    proxy_of,
+    tls_context,
+)
 from poiesis.filer.registry import Context
 from poiesis.filer.settings import FilerSettings
-from poiesis.filer.tcp_connection import PORTS, PROXY_AUTHENTICATION, Proxy, network_errors, open_connection
 from poiesis.filer.transfer import Changed
 from poiesis.filer.urls import shown
 from poiesis.ports.filer import RemoteFile, Sent

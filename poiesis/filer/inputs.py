@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from poiesis.domain.errors import NotFound, PoiesisError, StagingFailed, UnsupportedUrl
 from poiesis.filer.atomic_write import atomic_file
-from poiesis.filer.small_file_protocol import Exchange, SmallFiles
 from poiesis.filer.stage import Stage, Tools
 from poiesis.filer.transfer import Cancelled, Changed, Job
 from poiesis.filer.urls import ends_with_slash, name_problem, scheme_of, shown, without_slash
@@ -21,6 +20,7 @@ from poiesis.ports.filer import Filer, RemoteFile, Sent
 
 if TYPE_CHECKING:
     from poiesis.filer.cache import Cache
+    from poiesis.filer.small_files import Exchange, SmallFiles
 
 
 class StageIn(Stage):

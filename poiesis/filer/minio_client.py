@@ -30,8 +30,8 @@ if getattr(sys.modules.get(ADMINISTRATION), "__spec__", None) is None:
     sys.modules.pop(ADMINISTRATION, None)  # the real one can still be imported
 
 from poiesis.domain.errors import ConfigurationError
+from poiesis.filer.network import network_error
 from poiesis.filer.s3_signature import Credentials, Provider
-from poiesis.filer.tcp_connection import network_error
 
 _ADDRESSES: Final = re.compile(r"<[^>]*>|https?://\S+|HTTPS?ConnectionPool\([^)]*\):? ?")  # may hold a signature
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from poiesis.domain.errors import NotFound, StagingFailed
 from poiesis.domain.patterns import PathPattern, brace_alternatives, unescape
-from poiesis.filer.small_file_protocol import Exchange, SmallFiles
 from poiesis.filer.stage import Stage, Tools
 from poiesis.filer.transfer import Job
 from poiesis.filer.urls import ends_with_slash, join, without_slash, without_suffix
 from poiesis.filer.volume import Entry, is_placeholder
 from poiesis.ports.filer import Filer
+
+if TYPE_CHECKING:
+    from poiesis.filer.small_files import Exchange, SmallFiles
 
 
 class OutputMissing(StagingFailed):

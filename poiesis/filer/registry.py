@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from poiesis.domain.errors import AccessDenied, ConfigurationError, StagingFailed, UnsupportedUrl
@@ -35,9 +35,9 @@ class Context:
     settings: FilerSettings
     control: Control
     pool: Pool
-    allow_unencrypted_credentials: bool = True
+    allow_unencrypted_credentials: bool
     """Whether credentials may be sent over connections that others might read."""
-    reader: Callable[[str], Filer] | None = None
+    reader: Callable[[str], Filer]
     """Returns the filer for another URL, for schemes that resolve to one."""
 
 
@@ -58,8 +58,9 @@ class Scheme:
     """Whether a transfer would send credentials over a connection without encryption; None: never. Needs no network access."""
 
 
-def _can_put(settings: FilerSettings) -> bool:
-    return settings.http_put
+def _http(name: str) -> Scheme:
+    asks = f"{_CREDENTIALS}:http_unencrypted"
+    return Scheme(name, "poiesis.filer.http:HttpFiler", group="http", needs=lambda s: s.http_put, unencrypted=asks)
 
 
 BUILT_IN: Final[Mapping[str, Scheme]] = {
@@ -70,20 +71,8 @@ BUILT_IN: Final[Mapping[str, Scheme]] = {
         Scheme("s3", "poiesis.filer.s3:S3Filer", unencrypted=f"{_CREDENTIALS}:s3_unencrypted"),
         Scheme("gs", "poiesis.filer.cloud:CloudFiler", group="cloud", unencrypted=f"{_CREDENTIALS}:cloud_unencrypted"),
         Scheme("az", "poiesis.filer.cloud:CloudFiler", group="cloud", unencrypted=f"{_CREDENTIALS}:cloud_unencrypted"),
-        Scheme(
-            "http",
-            "poiesis.filer.http:HttpFiler",
-            group="http",
-            needs=_can_put,
-            unencrypted=f"{_CREDENTIALS}:http_unencrypted",
-        ),
-        Scheme(
-            "https",
-            "poiesis.filer.http:HttpFiler",
-            group="http",
-            needs=_can_put,
-            unencrypted=f"{_CREDENTIALS}:http_unencrypted",
-        ),
+        _http("http"),
+        _http("https"),
         Scheme("ftp", "poiesis.filer.ftp:FtpFiler", group="ftp", unencrypted=f"{_CREDENTIALS}:ftp_unencrypted"),
         Scheme("ftps", "poiesis.filer.ftp:FtpFiler", group="ftp"),
         Scheme("sftp", "poiesis.filer.sftp:SftpFiler", library="paramiko"),
@@ -126,17 +115,14 @@ def writable(settings: FilerSettings) -> frozenset[str]:
 
 
 def _usable(item: Scheme, settings: FilerSettings) -> bool:
-    if item.library is not None and not _is_installed(item.library):
-        return False
+    if item.library is not None:
+        from importlib.util import find_spec  # slow, and not needed in filer containers
+
+        if find_spec(item.library) is None:
+            return False
     if item.group == "cloud" and item.name not in settings.cloud:
         return False
     return item.name != "" and (item.group != "file" or bool(settings.file_roots))
-
-
-def _is_installed(library: str) -> bool:
-    from importlib.util import find_spec  # slow, and not needed in filer containers
-
-    return find_spec(library) is not None
 
 
 def _all() -> list[Scheme]:
@@ -159,8 +145,15 @@ def _third_parties() -> dict[str, Scheme]:
 class Filers:
     """The filers of one run by URL, each created when it is first needed."""
 
-    def __init__(self, context: Context, schemes: Mapping[str, Scheme] | None = None) -> None:
-        self._context = replace(context, reader=self.reader)
+    def __init__(
+        self,
+        settings: FilerSettings,
+        control: Control,
+        pool: Pool,
+        allow_unencrypted_credentials: bool,
+        schemes: Mapping[str, Scheme] | None = None,
+    ) -> None:
+        self._context = Context(settings, control, pool, allow_unencrypted_credentials, self.reader)
         self._schemes = schemes
         self._filers: dict[str, Filer] = {}
         self._lock = threading.Lock()

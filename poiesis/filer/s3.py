@@ -26,6 +26,7 @@ from poiesis.domain.errors import (
 )
 from poiesis.filer.atomic_write import PartialFile, atomic_file
 from poiesis.filer.http_connection import MAX_HEAD_BYTES, FileRange, Response
+from poiesis.filer.network import network_errors
 from poiesis.filer.registry import Context
 from poiesis.filer.s3_checksum import ChecksumVerifier
 from poiesis.filer.s3_endpoint import (
@@ -40,8 +41,6 @@ from poiesis.filer.s3_errors import WrongRegion, response_error
 from poiesis.filer.s3_small_files import Get, Put
 from poiesis.filer.s3_urls import parse_s3_url, s3_endpoints
 from poiesis.filer.settings import MIB, S3Endpoint
-from poiesis.filer.small_file_protocol import Exchange
-from poiesis.filer.tcp_connection import network_errors
 from poiesis.filer.transfer import Changed
 from poiesis.filer.urls import shown
 from poiesis.ports.filer import RemoteFile, Sent
@@ -144,12 +143,12 @@ class S3Filer:
             return self._in_region(url, lambda ref: self._put(ref, source, size))
         return self._in_region(url, lambda ref: self._put_in_parts(ref, source, size))
 
-    def get_exchange(self, file: RemoteFile, target: Path) -> Exchange | None:
+    def get_exchange(self, file: RemoteFile, target: Path) -> Get | None:
         if (file.size_bytes or 0) > self._max_small_bytes:
             return None
         return Get(self._control, self._ref(file.url), file, target)
 
-    def put_exchange(self, opened: Callable[[], AbstractContextManager[int]], size: int, url: str) -> Exchange | None:
+    def put_exchange(self, opened: Callable[[], AbstractContextManager[int]], size: int, url: str) -> Put | None:
         if size > self._max_small_bytes:
             return None
         self._check_name(url)

@@ -15,35 +15,30 @@ class ChecksumVerifier:
     """Verifies the checksum of a whole object, where the server returns one of a kind that is implemented here."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
-        self._sha256 = self._crc32 = None
-        if headers.get("x-amz-checksum-type", "FULL_OBJECT").upper() == "FULL_OBJECT":
-            # with a dash it is a checksum of the parts' checksums
-            self._sha256, self._crc32 = (
-                value if value and "-" not in value else None
-                for value in (headers.get(f"x-amz-checksum-{kind}") for kind in ("sha256", "crc32"))
-            )
-        self._digest = hashlib.sha256()
-        self._crc = 0
+        is_whole = headers.get("x-amz-checksum-type", "FULL_OBJECT").upper() == "FULL_OBJECT"
+        stored = {kind: headers.get(f"x-amz-checksum-{kind}", "") for kind in ("sha256", "crc32") if is_whole}
+        # with a dash it is a checksum of the parts' checksums
+        self._stored = {kind: value for kind, value in stored.items() if value and "-" not in value}
+        self._sha256 = hashlib.sha256()
+        self._crc32 = 0
 
     @property
     def is_void(self) -> bool:
         """Whether there is nothing to verify."""
-        return not (self._sha256 or self._crc32)
+        return not self._stored
 
     def update(self, data: memoryview) -> None:
-        if self._sha256:
-            self._digest.update(data)
-        if self._crc32:
-            self._crc = crc32(data, self._crc)
+        if "sha256" in self._stored:
+            self._sha256.update(data)
+        if "crc32" in self._stored:
+            self._crc32 = crc32(data, self._crc32)
 
     def verified(self, url: str) -> str | None:
         """The checksum for the report, if it is SHA-256. Raises: StorageUnavailable if the data is not what was stored."""
-        for kind, stored, computed in (
-            ("sha256", self._sha256, self._digest.digest()),
-            ("crc32", self._crc32, self._crc.to_bytes(4, "big")),
-        ):
-            if stored and base64(computed) != stored:
+        computed = {"sha256": self._sha256.digest(), "crc32": self._crc32.to_bytes(4, "big")}
+        for kind, stored in self._stored.items():
+            if base64(computed[kind]) != stored:
                 raise StorageUnavailable(
                     f"{shown(url)}: the data does not match the checksum that the store keeps ({kind})"
                 )
-        return f"sha256:{self._digest.hexdigest()}" if self._sha256 else None
+        return f"sha256:{self._sha256.hexdigest()}" if "sha256" in self._stored else None

@@ -17,11 +17,10 @@ from urllib.parse import quote, urlsplit
 from poiesis import __version__
 from poiesis.domain.errors import ConfigurationError
 from poiesis.filer.http_connection import ConnectionPool
-from poiesis.filer.proxy_tls import proxy_of, tls_context
+from poiesis.filer.network import PORTS, Proxy, open_connection, proxy_of, tls_context
 from poiesis.filer.s3_credentials import provider
 from poiesis.filer.s3_signature import EMPTY_SHA256, Signer, base64
 from poiesis.filer.settings import FilerSettings, S3Endpoint
-from poiesis.filer.tcp_connection import PORTS, Proxy, open_connection
 from poiesis.filer.urls import shown
 
 CONTENT_TYPE: Final = "application/octet-stream"

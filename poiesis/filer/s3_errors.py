@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from poiesis.domain.errors import AccessDenied, FileTooLarge, NotFound, StagingFailed, StorageUnavailable
-from poiesis.filer.tcp_connection import PROXY_AUTHENTICATION
+from poiesis.filer.network import PROXY_AUTHENTICATION
 from poiesis.filer.transfer import Changed
 from poiesis.filer.urls import shown
 

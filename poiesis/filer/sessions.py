@@ -25,7 +25,7 @@ from poiesis.domain.errors import (
 )
 from poiesis.filer.atomic_write import PREFIX, PartialFile, atomic_file
 from poiesis.filer.guard import Guard
-from poiesis.filer.proxy_tls import logins
+from poiesis.filer.network import logins
 from poiesis.filer.registry import Context
 from poiesis.filer.transfer import Changed
 from poiesis.filer.urls import join, name_problem, shown

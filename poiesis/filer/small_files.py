@@ -3,8 +3,8 @@
 One thread per connection suits large files. For small ones, the interpreter's lock changes hands some fifteen times per file, which costs
 more than the file itself. Here one thread multiplexes all connections with epoll.
 
-It handles only the common case: one complete response, as expected. After anything else the file is returned as a job for the regular
-threads, which have the retries and the error messages.
+A filer takes part by implementing `SmallFiles`. The mover handles only the common case: one complete response, as expected. After
+anything else the file is returned as a job for the regular threads, which have the retries and the error messages.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass, field
-from typing import Final
+from pathlib import Path
+from typing import Final, Protocol
 
 from poiesis.domain.errors import PoiesisError
-from poiesis.filer.http_connection import HttpConnection, HttpConnectionError, closes
-from poiesis.filer.small_file_protocol import Exchange
+from poiesis.filer.http_connection import ConnectionPool, HttpConnection, HttpConnectionError, closes
 from poiesis.filer.transfer import POLL, Control, Job
-from poiesis.ports.filer import Sent
+from poiesis.ports.filer import RemoteFile, Sent
 
 MAX_QUEUED: Final = 512  # files submitted and not started
 REFILL_BELOW: Final = (
@@ -33,6 +33,30 @@ REFILL_BELOW: Final = (
 MAX_RETURNED: Final = 64  # and a tenth of the files: beyond both, the mover gives up
 SLOW_S: Final = 0.001  # mean time to read or write a file beyond which threads are better, since they wait in parallel
 CONNECT_POLL_S: Final = 0.01  # until a connection may be available
+
+
+class Exchange(Protocol):
+    """One small file as a request and its response. Any exception of its methods returns the file to the regular threads."""
+
+    pool: ConnectionPool
+
+    def request(self) -> bytes:
+        """Head and body, as bytes."""
+        ...
+
+    def handle_response(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
+        """Handle the response; `body` is complete, and valid until this returns."""
+        ...
+
+
+class SmallFiles(Protocol):
+    """None: the file has to be moved by the regular threads. Both raise the family of `domain.errors`."""
+
+    def get_exchange(self, file: RemoteFile, target: Path) -> Exchange | None: ...
+
+    def put_exchange(self, opened: Callable[[], AbstractContextManager[int]], size: int, url: str) -> Exchange | None:
+        """`opened`: yields a descriptor of the local file."""
+        ...
 
 
 @dataclass(slots=True)

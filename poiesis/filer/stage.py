@@ -6,23 +6,20 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from poiesis.domain.errors import StagingFailed
 from poiesis.filer.registry import Filers
-from poiesis.filer.small_file_protocol import Exchange, SmallFiles, moves_small_files
 from poiesis.filer.transfer import Control, Job, Pool
 from poiesis.filer.transfer_log import TransferLog
 from poiesis.filer.volume import Volume
 from poiesis.ports.filer import Filer
 
 if TYPE_CHECKING:
-    from poiesis.filer.small_files import SmallFileMover
+    from poiesis.filer.small_files import Exchange, SmallFileMover, SmallFiles
 
 SMALL_BYTES: Final = 1 << 18
 MANY: Final = 100  # small files, from which on one thread moves all of them
-
-Exchanging = Callable[[SmallFiles], Exchange | None]
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,9 @@ class Stage:
 
         return run
 
-    def _moving(self, filer: Filer, path: str, size: int, job: Job, exchange: Exchanging) -> Iterator[Job]:
+    def _moving(
+        self, filer: Filer, path: str, size: int, job: Job, exchange: Callable[[SmallFiles], Exchange | None]
+    ) -> Iterator[Job]:
         """`job`, unless the thread for small files takes the file, for which `exchange` makes what it needs; and the jobs of the files
         that this thread gives back."""
         if not self._is_taken(filer, path, size, job, exchange):
@@ -91,8 +90,10 @@ class Stage:
                 self._end_mover(mover)
             yield from mover.returned_jobs()
 
-    def _is_taken(self, filer: Filer, path: str, size: int, job: Job, exchange: Exchanging) -> bool:
-        if size > SMALL_BYTES or not moves_small_files(filer):
+    def _is_taken(
+        self, filer: Filer, path: str, size: int, job: Job, exchange: Callable[[SmallFiles], Exchange | None]
+    ) -> bool:
+        if size > SMALL_BYTES or not hasattr(filer, "get_exchange"):
             return False
         with self._starting:
             self._small += 1
@@ -102,7 +103,7 @@ class Stage:
         if mover is None:
             return False
         try:
-            found = exchange(filer)
+            found = exchange(cast("SmallFiles", filer))
         except Exception:
             return False  # the job fails in the same way, and reports it
         return found is not None and mover.submit(found, lambda sent: self._log.moved(path, sent), job)

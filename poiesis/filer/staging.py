@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from poiesis.domain.report import FilerReport
-from poiesis.filer.registry import Context, Filers, Scheme
+from poiesis.filer.registry import Filers, Scheme
 from poiesis.filer.settings import FilerSettings
 from poiesis.filer.stage import Tools
 from poiesis.filer.transfer import Control, Pool
 from poiesis.filer.transfer_log import TransferLog
 from poiesis.filer.volume import Volume
 
-PROGRESS_INTERVAL_S: Final = 1.0
+PROGRESS_INTERVAL_S: Final = 5.0
 
 Progress = Callable[[int, int], None]
 """Called with files and bytes done."""
@@ -46,7 +46,7 @@ def stage(
         with (
             _reporting(control, progress),
             closing(Volume(volume)) as tree,
-            closing(Filers(Context(settings, control, pool, allow), schemes)) as filers,
+            closing(Filers(settings, control, pool, allow, schemes)) as filers,
         ):
             tools = Tools(tree, control, pool, filers, log)
             _stage_in(document, tools) if direction == "in" else _stage_out(document, tools)

@@ -20,9 +20,9 @@ import pytest
 from poiesis.domain.report import FilerReport
 from poiesis.filer import small_files, stage, staging
 from poiesis.filer.http_connection import HttpConnection
+from poiesis.filer.network import open_connection
 from poiesis.filer.s3_small_files import Get, Put
 from poiesis.filer.small_files import SmallFileMover
-from poiesis.filer.tcp_connection import open_connection
 from poiesis.filer.transfer import Pool
 from tests.integration.filer.middlemen import Authority, Pieces, TlsFront, closing
 from tests.integration.filer.servers import Fault, HttpServer, Request, http_server
