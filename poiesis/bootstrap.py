@@ -15,7 +15,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Final, Self, TypeVar
 
 from poiesis.config import ARCHITECTURES, PREFIX, Settings, read, shipped_launchers
 from poiesis.domain.errors import ConfigurationError
@@ -23,7 +23,7 @@ from poiesis.domain.policy import Policy
 from poiesis.filer import registry
 from poiesis.filer.settings import FilerSettings
 from poiesis.observability import configure_logging
-from poiesis.ports.cluster import Cluster, ClusterEvents
+from poiesis.ports.cluster import Cluster, FollowedCluster
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskRepository
 from poiesis.services.monitor import Monitor
@@ -53,10 +53,6 @@ T = TypeVar("T", bound=Cluster | Queue | TaskRepository)
 class SystemClock:
     def now(self) -> datetime:
         return datetime.now(UTC)
-
-
-class FollowedCluster(Cluster, ClusterEvents, Protocol):
-    """A cluster that also reports changes."""
 
 
 class Bootstrap:
@@ -187,11 +183,10 @@ class Bootstrap:
             self.repository,
             self.queue,
             self.cluster,
-            self.cluster,
             self.clock,
             self.policy,
             threads=self.settings.monitor_threads,
-            resync=self.settings.resync,
+            resync_every=self.settings.resync,
             retention=self.settings.retention,
             settle=SETTLE if self._kubernetes is not None and self._kubernetes.poke_address else timedelta(0),
         )

@@ -68,6 +68,10 @@ class ClusterEvents(Protocol):
         ...
 
 
+class FollowedCluster(Cluster, ClusterEvents, Protocol):
+    """A cluster that also reports changes."""
+
+
 @runtime_checkable
 class ReportsStarting(Protocol):
     """Optional ability: report which tasks' pods the nodes are busy starting."""

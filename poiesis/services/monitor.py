@@ -11,8 +11,9 @@ import logging
 import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Final, TypeVar
 
 from poiesis.domain.errors import PoiesisError, QueueUnavailable, Unavailable, UnknownTask
 from poiesis.domain.naming import new_task_id
@@ -23,7 +24,7 @@ from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import Task, TaskId, Version, View
 from poiesis.observability import SWEPT
 from poiesis.ports.clock import Clock
-from poiesis.ports.cluster import Cluster, ClusterEvents, ReportsStarting
+from poiesis.ports.cluster import FollowedCluster, ReportsStarting
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskFilter, TaskRepository
 from poiesis.services.deferred_cleanup import DeferredCleanup
@@ -31,6 +32,9 @@ from poiesis.services.orchestrator import Orchestrator
 from poiesis.services.work_queue import WorkQueue
 
 log = logging.getLogger(__name__)
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
 
 MONITORED: Final = frozenset({Stage.RUN})  # stages whose effects the monitor applies itself
 RESYNC_BATCH: Final = 500
@@ -47,32 +51,22 @@ MAX_PUBLISHED: Final = 100_000
 MAX_PASSED_OVER: Final = 8  # times an overdue link is not published because its queue most likely holds it
 
 
+@dataclass(eq=False)
 class Monitor:
-    def __init__(
-        self,
-        orchestrator: Orchestrator,
-        repository: TaskRepository,
-        queue: Queue,
-        cluster: Cluster,
-        events: ClusterEvents,
-        clock: Clock,
-        policy: Policy,
-        *,
-        threads: int,
-        resync: timedelta,
-        retention: timedelta | None = None,
-        settle: timedelta = timedelta(0),
-    ) -> None:
-        self._orchestrator = orchestrator
-        self._repository = repository
-        self._queue = queue
-        self._cluster = cluster
-        self._events = events
-        self._clock = clock
-        self._policy = policy
-        self._resync = resync
-        self._retention = retention
-        self._work = WorkQueue(self._reconcile, threads, settle=settle)
+    orchestrator: Orchestrator
+    repository: TaskRepository
+    queue: Queue
+    cluster: FollowedCluster
+    clock: Clock
+    policy: Policy
+    _: KW_ONLY
+    threads: int
+    resync_every: timedelta
+    retention: timedelta | None = None
+    settle: timedelta = timedelta(0)
+
+    def __post_init__(self) -> None:
+        self._work = WorkQueue(self._reconcile, self.threads, settle=self.settle)
         # records that came with pokes, with their size, until reconcile takes them
         self._records: dict[tuple[TaskId, str], list[tuple[int, Record]]] = {}
         self._records_bytes = 0
@@ -82,10 +76,10 @@ class Monitor:
         # the last publication of each task: the events of its pod find the same stage due repeatedly
         self._last: OrderedDict[TaskId, tuple[Version, Stage, datetime]] = OrderedDict()
         self._last_lock = threading.Lock()
-        starting = events.starting if isinstance(events, ReportsStarting) else tuple
-        self._cleanup = DeferredCleanup(lambda task_id: queue.publish(task_id, Stage.CLEAN), starting)
+        starting = self.cluster.starting if isinstance(self.cluster, ReportsStarting) else tuple
+        self._cleanup = DeferredCleanup(lambda task_id: self.queue.publish(task_id, Stage.CLEAN), starting)
         self._stop = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._loops: list[threading.Thread] = []
 
     def listen(self) -> None:
         """Start handling wake-ups; a monitor that does not lead needs only this, since pokes may reach it too."""
@@ -94,12 +88,12 @@ class Monitor:
 
     def start(self) -> None:
         """Start to lead: watch the cluster, resync, sweep, purge."""
-        loops = ((self.resync, self._resync), (self.sweep, SWEEP_EVERY), (self.purge_expired, PURGE_EVERY))
+        loops = ((self.resync, self.resync_every), (self.sweep, SWEEP_EVERY), (self.purge_expired, PURGE_EVERY))
         for target, every in loops:
             thread = threading.Thread(target=self._repeat, args=(target, every), name=target.__name__, daemon=True)
             thread.start()
-            self._threads.append(thread)
-        self._events.follow(self._work.wake)
+            self._loops.append(thread)
+        self.cluster.follow(self._work.wake)
 
     def poke(self, task_id: TaskId, nonce: str, body: bytes = b"") -> None:
         """A container reports its end; `body` may be its record. User code can forge it, but only for its own task."""
@@ -118,13 +112,13 @@ class Monitor:
         self._stop.set()
         self._work.close()
         self._cleanup.close()
-        for thread in self._threads:
+        for thread in self._loops:
             thread.join(5)
 
     def resync(self) -> int:
         """Publish every overdue task and return how many there were; each is considered again after REPUBLISH at the earliest."""
-        now = self._clock.now()
-        due = self._repository.due(now, limit=RESYNC_BATCH)
+        now = self.clock.now()
+        due = self.repository.due(now, limit=RESYNC_BATCH)
         postponed: defaultdict[timedelta, list[TaskId]] = defaultdict(list)
         backlog: dict[Role, int] = {}
         queue_is_away = False
@@ -137,7 +131,7 @@ class Monitor:
             else:
                 try:
                     if ROLE_OF[stage] not in backlog:
-                        backlog[ROLE_OF[stage]] = self._queue.waiting(stage)
+                        backlog[ROLE_OF[stage]] = self.queue.waiting(stage)
                     pause = self._publish_again(task_id, stage, backlog[ROLE_OF[stage]])
                 except QueueUnavailable as error:
                     log.warning("publish_failed", extra={"task_id": task_id, "error": str(error)})
@@ -145,7 +139,7 @@ class Monitor:
                     continue
             postponed[pause].append(task_id)
         for pause, task_ids in postponed.items():
-            self._repository.postpone(task_ids, until=now + pause)
+            self.repository.postpone(task_ids, until=now + pause)
         return len(due)
 
     def _publish_again(self, task_id: TaskId, stage: Stage, backlog: int) -> timedelta:
@@ -153,35 +147,33 @@ class Monitor:
 
         That time doubles, so that the queue of a role that is down or slow does not fill with copies of the same links.
         """
-        count = self._published.pop((task_id, stage), 0)
-        self._published[task_id, stage] = count + 1
-        if len(self._published) > MAX_PUBLISHED:
-            self._published.popitem(last=False)
+        count = self._published.get((task_id, stage), 0)
+        _remember(self._published, (task_id, stage), count + 1)
         if backlog and count < MAX_PASSED_OVER:
             return REPUBLISH
-        self._queue.publish(task_id, stage)
+        self.queue.publish(task_id, stage)
         return min(REPUBLISH * (1 << min(count, 10)), MAX_REPUBLISH)
 
     def resume(self) -> int:
         """After a start with an empty queue: publish every task that is not done, whether due or not."""
-        due = self._repository.due(datetime.max.replace(tzinfo=UTC), limit=RESYNC_ALL)
+        due = self.repository.due(datetime.max.replace(tzinfo=UTC), limit=RESYNC_ALL)
         for task_id, stage in due:
             if stage in MONITORED:
                 self._work.wake(task_id)
             else:
-                self._queue.publish(task_id, stage)
+                self.queue.publish(task_id, stage)
         return len(due)
 
     def sweep(self) -> int:
         """Delete the objects of tasks that are done or unknown to the store, and return the number of such tasks."""
         found = 0
-        has_tasks = self._repository.count(TaskFilter()) > 0  # an empty store may be the wrong database
-        for task_id in list(self._events.task_ids()):
+        has_tasks = self.repository.count(TaskFilter()) > 0  # an empty store may be the wrong database
+        for task_id in list(self.cluster.task_ids()):
             try:
-                task = self._repository.get(task_id, View.BASIC)
+                task = self.repository.get(task_id, View.BASIC)
                 if task.stage is Stage.DONE:
                     found += 1
-                    self._queue.publish(task_id, Stage.DONE)
+                    self.queue.publish(task_id, Stage.DONE)
             except UnknownTask:
                 found += 1
                 if has_tasks:
@@ -193,54 +185,51 @@ class Monitor:
 
     def purge_expired(self) -> int:
         """Delete done tasks older than the retention from the store and return how many. Ids sort by time, so no other index is needed."""
-        if self._retention is None:
+        if self.retention is None:
             return 0
-        after: TaskId | None = new_task_id(self._clock.now() - self._retention, bytes)
+        after: TaskId | None = new_task_id(self.clock.now() - self.retention, bytes)
         purged = 0
         while after is not None and not self._stop.is_set():
-            page = self._repository.list(TaskFilter(), limit=PURGE_BATCH, after=after, view=View.MINIMAL)
-            purged += sum(self._repository.delete(task.id) for task in page.tasks)
+            page = self.repository.list(TaskFilter(), limit=PURGE_BATCH, after=after, view=View.MINIMAL)
+            purged += sum(self.repository.delete(task.id) for task in page.tasks)
             after = page.next_after
         return purged
 
     def _remove_unknown(self, task_id: TaskId) -> None:
         """Delete the objects of a task that the store does not have. A task is stored before its objects are created, so no more follow."""
         log.warning("sweep_unknown_task", extra={"task_id": task_id})
-        self._cluster.delete_all(task_id, self._policy.max_attempts)
+        self.cluster.delete_all(task_id, self.policy.max_attempts)
 
     def _reconcile(self, task_id: TaskId, hint: str | None) -> None:
         records = self._take_records(task_id, hint) if hint is not None else ()
         if self._cleanup.defers(task_id):
             return
         try:
-            reconciled = self._orchestrator.reconcile(task_id, MONITORED, poked=hint, records=records)
+            reconciled = self.orchestrator.reconcile(task_id, MONITORED, poked=hint, records=records)
         except UnknownTask:
             return
         except PoiesisError:
             raise
         except Exception as error:
             log.exception("reconcile_bug")
-            self._orchestrator.give_up(task_id, error)
+            self.orchestrator.give_up(task_id, error)
             return
         if reconciled.due is not None and not self._is_in_its_first_chain(reconciled.task):
             self._publish(reconciled.task, reconciled.due)
 
     def _publish(self, task: Task, stage: Stage) -> None:
         """Publish once for each version of the task: until the link has run, the pod's events find the same stage due."""
-        now = self._clock.now()
+        now = self.clock.now()
         with self._last_lock:
             version, last_stage, at = self._last.get(task.id, (None, None, now))
             if (version, last_stage) == (task.version, stage) and now - at < REPUBLISH:
                 return
-            self._last[task.id] = (task.version, stage, now)
-            self._last.move_to_end(task.id)
-            if len(self._last) > MAX_PUBLISHED:
-                self._last.popitem(last=False)
+            _remember(self._last, task.id, (task.version, stage, now))
         try:
             if stage is Stage.CLEAN:
                 self._cleanup.add(task.id)
             else:
-                self._queue.publish(task.id, stage)
+                self.queue.publish(task.id, stage)
         except QueueUnavailable:
             with self._last_lock:
                 self._last.pop(task.id, None)
@@ -264,3 +253,10 @@ class Monitor:
                 log.warning("loop_failed", extra={"loop": work.__name__, "error": str(error)})
             except Exception:
                 log.exception("loop_bug", extra={"loop": work.__name__})
+
+
+def _remember(recent: OrderedDict[Key, Value], key: Key, value: Value) -> None:
+    recent[key] = value
+    recent.move_to_end(key)
+    if len(recent) > MAX_PUBLISHED:
+        recent.popitem(last=False)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
@@ -94,23 +94,16 @@ class _Run:
             return None
 
 
+@dataclass(eq=False)
 class Orchestrator:
     """`exclusive_since`: since when this process is the only writer of the store, so that older claims are void; None: it is not."""
 
-    def __init__(
-        self,
-        repository: TaskRepository,
-        cluster: Cluster,
-        clock: Clock,
-        policy: Policy,
-        *,
-        exclusive_since: datetime | None = None,
-    ) -> None:
-        self._exclusive_since = exclusive_since
-        self._repository = repository
-        self._cluster = cluster
-        self._clock = clock
-        self._policy = policy
+    repository: TaskRepository
+    cluster: Cluster
+    clock: Clock
+    policy: Policy
+    _: KW_ONLY
+    exclusive_since: datetime | None = None
 
     def reconcile(
         self,
@@ -128,8 +121,8 @@ class Orchestrator:
         Raises: UnknownTask, RepositoryUnavailable. An unavailable cluster is not an error: the task waits, and resync repeats the call.
         """
         with bind_task(task_id):
-            task = self._repository.get(task_id)
-            run = _Run(task, task, self._policy, frozenset(acts_for), poked, records, tails)
+            task = self.repository.get(task_id)
+            run = _Run(task, task, self.policy, frozenset(acts_for), poked, records, tails)
             for _ in range(MAX_STEPS):
                 reconciled = self._step(run)
                 if reconciled is not None:
@@ -140,14 +133,14 @@ class Orchestrator:
     def give_up(self, task_id: TaskId, error: BaseException) -> None:
         """Reconciling met a bug: end the task as SYSTEM_ERROR instead of meeting the bug again."""
         try:
-            task = self._repository.get(task_id)
+            task = self.repository.get(task_id)
         except UnknownTask:
             return
         retries = task.outcome is not None and task.outcome.retry and task.cancel_requested_at is None
         if task.state.is_terminal or (task.due_stage.is_ending and not retries):
             return
         message = f"unexpected {type(error).__name__} in stage {task.stage.value}: see the service's log"
-        now = self._clock.now()
+        now = self.clock.now()
         ended = replace(
             task,
             stage=Stage.FINISH,
@@ -156,7 +149,7 @@ class Orchestrator:
             part=None,
             outcome=Outcome(State.SYSTEM_ERROR, "InternalError", message),
         )
-        self._repository.save(ended, seen=task.version)
+        self.repository.save(ended, seen=task.version)
 
     def _step(self, run: _Run) -> Reconciled | None:
         """Decide once and act on it. None: decide again, about what was done or about what another process has saved."""
@@ -193,16 +186,16 @@ class Orchestrator:
 
     def _decide(self, run: _Run) -> Decision:
         """Raises: Unavailable when the cluster has to be observed and does not answer."""
-        task, now = run.desired, self._clock.now()
+        task, now = run.desired, self.clock.now()
         was_poked = run.poked is not None and run.poked == task.poke_nonce
-        if was_poked and run.records and isinstance(self._cluster, AcceptsRecords):
-            self._cluster.accept_records(task, run.records)
+        if was_poked and run.records and isinstance(self.cluster, AcceptsRecords):
+            self.cluster.accept_records(task, run.records)
         observed = None
         if needs_observation(task) and not self._ends_now(run, now):
             poked = was_poked and not run.records
-            observed = self._cluster.observe(task, plan=run.plan_if_valid(), poked=poked, tails=run.tails)
+            observed = self.cluster.observe(task, plan=run.plan_if_valid(), poked=poked, tails=run.tails)
         plan = None if task.due_stage.is_ending or task.state.is_terminal else run.plan()
-        return decide(task, observed, now, self._policy, plan)
+        return decide(task, observed, now, self.policy, plan)
 
     def _ends_now(self, run: _Run, now: datetime) -> bool:
         """Whether the task has only now come to its end, so that everything can be deleted without observing it first. Whether it is gone
@@ -213,13 +206,13 @@ class Orchestrator:
         if run.stored.due_stage is not Stage.CLEAN:
             return True
         is_early = task.wake_at is not None and now < task.wake_at
-        return is_early and not self._policy.keep and Stage.CLEAN in run.own_stages
+        return is_early and not self.policy.keep and Stage.CLEAN in run.own_stages
 
     def _backs_off(self, task: Task) -> bool:
         """Whether the cluster did not accept the task's objects, and they are to be created again only at `wake_at`."""
         if task.due_stage.is_ending or task.part is not None or task.waiting is None:
             return False
-        return task.wake_at is not None and self._clock.now() < task.wake_at
+        return task.wake_at is not None and self.clock.now() < task.wake_at
 
     # ── claim ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -227,14 +220,14 @@ class Orchestrator:
         """Whether another process is launching: it saves when it has finished; if it died, resync returns after the claim has expired."""
         if task.launching_at is None:
             return False
-        if self._exclusive_since is not None and task.launching_at < self._exclusive_since:
+        if self.exclusive_since is not None and task.launching_at < self.exclusive_since:
             return False
-        return self._clock.now() - task.launching_at < CLAIM
+        return self.clock.now() - task.launching_at < CLAIM
 
     def _claim(self, run: _Run) -> bool:
         """Whether this process may launch now. A claim that took too long to save is left to expire."""
         begin = time.monotonic()
-        saved = self._save(run, replace(run.desired, launching_at=self._clock.now()))
+        saved = self._save(run, replace(run.desired, launching_at=self.clock.now()))
         return saved and time.monotonic() - begin <= CLAIM_FRESH.total_seconds()
 
     # ── apply ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -250,7 +243,7 @@ class Orchestrator:
                 log.warning("effect_failed", extra=extra)
                 if task.due_stage.is_ending:  # resync repeats it until it succeeds
                     return Decision(task)
-                after = decide_after(task, error, self._clock.now(), self._policy)
+                after = decide_after(task, error, self.clock.now(), self.policy)
                 return Decision(after, decision.effects, again=after.due_stage is Stage.FINISH)
         return decision
 
@@ -258,18 +251,18 @@ class Orchestrator:
         task = run.desired
         match effect:
             case Effect.CREATE_VOLUME:
-                self._cluster.create_volume(task, run.plan())
+                self.cluster.create_volume(task, run.plan())
             case Effect.CREATE_DOCUMENTS:
-                self._cluster.create_documents(task, run.plan())
+                self.cluster.create_documents(task, run.plan())
             case Effect.LAUNCH:
                 pod = run.plan().pod(part)
                 if pod is None:
                     raise ClusterRefused(f"the plan has no pod {part!r}")
-                self._cluster.launch(task, run.plan(), pod)
+                self.cluster.launch(task, run.plan(), pod)
             case Effect.DELETE_PODS:
-                self._cluster.delete_pods(task.id, task.attempt, run.plan_if_valid())
+                self.cluster.delete_pods(task.id, task.attempt, run.plan_if_valid())
             case Effect.DELETE_ALL:
-                self._cluster.delete_all(task.id, task.attempt, run.plan_if_valid())
+                self.cluster.delete_all(task.id, task.attempt, run.plan_if_valid())
 
     # ── commit ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -281,7 +274,7 @@ class Orchestrator:
             return True
         if created and run.stored.due_stage.is_ending:
             try:
-                self._cluster.delete_all(before.id, before.attempt, plan)
+                self.cluster.delete_all(before.id, before.attempt, plan)
             except PoiesisError as error:  # the sweep finds it
                 log.warning("undo_failed", extra={"error": str(error)})
         return False
@@ -298,8 +291,8 @@ class Orchestrator:
         if replace(task, version=stored.version) == stored:
             run.desired = stored
             return True
-        if not self._repository.save(task, seen=stored.version):
-            run.stored = run.desired = self._repository.get(stored.id)
+        if not self.repository.save(task, seen=stored.version):
+            run.stored = run.desired = self.repository.get(stored.id)
             return False
         if task.state.is_terminal and not stored.state.is_terminal:
             TASKS_ENDED.labels(task.state.value).inc()

@@ -9,7 +9,7 @@ import logging
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -54,13 +54,13 @@ def _checked(task_id: str) -> TaskId:
     return TaskId(task_id)
 
 
+@dataclass(eq=False)
 class TaskService:
-    def __init__(self, repository: TaskRepository, queue: Queue, clock: Clock, policy: Policy) -> None:
-        self._repository = repository
-        self._queue = queue
-        self._clock = clock
-        self._policy = policy
-        self._tail_requests: dict[TaskId, datetime] = {}
+    repository: TaskRepository
+    queue: Queue
+    clock: Clock
+    policy: Policy
+    _tail_requests: dict[TaskId, datetime] = field(default_factory=dict, init=False)
 
     def create(
         self, spec: TaskSpec, *, owner: str | None = None, groups: Sequence[str] = (), notes: Sequence[str] = ()
@@ -69,9 +69,9 @@ class TaskService:
 
         Raises: InvalidTask (nothing was stored), RepositoryUnavailable (it may have been stored).
         """
-        spec, dropped = check(spec, self._policy)
-        check_entitlements(spec, self._policy, owner, groups)
-        now = self._clock.now()
+        spec, dropped = check(spec, self.policy)
+        check_entitlements(spec, self.policy, owner, groups)
+        now = self.clock.now()
         task_id = new_task_id(now)
         task = Task(
             id=task_id,
@@ -83,18 +83,18 @@ class TaskService:
             owner=owner,
             log=TaskLog(system_logs=(*notes, *dropped)),
         )
-        self._repository.add(task)
+        self.repository.add(task)
         TASKS_CREATED.inc()
-        stages = first_stages(plan_of(task, self._policy))
+        stages = first_stages(plan_of(task, self.policy))
         with bind_task(task_id), self._tolerating_an_unavailable_queue(stages[0]):
-            self._queue.begin(task_id, stages)
+            self.queue.begin(task_id, stages)
         return task_id
 
     def get(self, task_id: str, view: View, *, owner: str | None = None) -> Task | TaskSummary:
         """Raises: UnknownTask, also for a task of another owner. Reading a running task in FULL also requests its live output."""
         if view is View.MINIMAL:
-            return self._repository.summary(_checked(task_id), owner=owner)
-        task = self._repository.get(_checked(task_id), view, owner=owner)
+            return self.repository.summary(_checked(task_id), owner=owner)
+        task = self.repository.get(_checked(task_id), view, owner=owner)
         if view is View.FULL and task.state is State.RUNNING:
             self._request_tail(task.id)
         return task
@@ -103,7 +103,7 @@ class TaskService:
         self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View, owner: str | None = None
     ) -> Page:
         where = where if owner is None else replace(where, owner=owner)
-        return self._repository.list(where, limit=limit, after=after, view=view)
+        return self.repository.list(where, limit=limit, after=after, view=view)
 
     def cancel(self, task_id: str, *, owner: str | None = None) -> None:
         """Request cancellation. Repeating it changes nothing; a finished task keeps its outcome.
@@ -111,19 +111,19 @@ class TaskService:
         Raises: UnknownTask, RepositoryUnavailable.
         """
         for _ in range(MAX_RACES):
-            task = self._repository.get(_checked(task_id), owner=owner)
+            task = self.repository.get(_checked(task_id), owner=owner)
             if task.state.is_terminal or task.cancel_requested_at is not None:
                 return
-            now = self._clock.now()
+            now = self.clock.now()
             wanted = replace(task, cancel_requested_at=now, state=State.CANCELING, wake_at=now + FIRST_WAKE_UP)
-            if self._repository.save(wanted, seen=task.version):
+            if self.repository.save(wanted, seen=task.version):
                 self._publish(task.id, Stage.FINISH)
                 return
         raise RepositoryUnavailable(f"cannot cancel task {task_id} because it is changing too often: try again")
 
     def _publish(self, task_id: TaskId, stage: Stage) -> None:
         with bind_task(task_id), self._tolerating_an_unavailable_queue(stage):
-            self._queue.publish(task_id, stage)
+            self.queue.publish(task_id, stage)
 
     @contextmanager
     def _tolerating_an_unavailable_queue(self, stage: Stage) -> Iterator[None]:
@@ -133,7 +133,7 @@ class TaskService:
             log.warning("publish_failed", extra={"stage": stage.value, "error": str(error)})
 
     def _request_tail(self, task_id: TaskId) -> None:
-        now = self._clock.now()
+        now = self.clock.now()
         asked = self._tail_requests.get(task_id)
         if asked is not None and now - asked < TAIL_EVERY:
             return

@@ -150,8 +150,8 @@ def test_memory_is_flat_from_a_hundred_to_five_thousand_tasks():
     cluster = KubernetesCluster(settings, Policy(), client=client)
     clock = SystemClock()
     monitor = Monitor(
-        Orchestrator(repository, cluster, clock, Policy()), repository, RecordingQueue(), cluster, cluster, clock, Policy(),
-        threads=4, resync=timedelta(hours=1),
+        Orchestrator(repository, cluster, clock, Policy()), repository, RecordingQueue(), cluster, clock, Policy(),
+        threads=4, resync_every=timedelta(hours=1),
     )  # fmt: skip
     monitor.listen()
     monitor.start()

@@ -69,8 +69,8 @@ class Parts:
     def monitor(self):
         clock = ManualClock()
         cluster = MemoryCluster(clock)
-        made = Monitor(Orchestrator(), MemoryTaskRepository(), RecordingQueue(), cluster, cluster, clock, Policy(),
-                       threads=1, resync=timedelta(seconds=5))
+        made = Monitor(Orchestrator(), MemoryTaskRepository(), RecordingQueue(), cluster, clock, Policy(),
+                       threads=1, resync_every=timedelta(seconds=5))
         made.poke(TaskId("a"), "nonce")
         return made
     def poke_listener(self, monitor):

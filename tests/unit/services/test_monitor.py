@@ -27,8 +27,8 @@ class Scene:
         self.world = World(task_spec)
         self.queue = RecordingQueue()
         self.monitor = Monitor(
-            self.world.orchestrator, self.world.repository, self.queue, self.world.cluster, self.world.cluster,
-            self.world.clock, self.world.policy, threads=2, resync=timedelta(milliseconds=20),
+            self.world.orchestrator, self.world.repository, self.queue, self.world.cluster,
+            self.world.clock, self.world.policy, threads=2, resync_every=timedelta(milliseconds=20),
         )  # fmt: skip
 
     def start(self) -> None:
