@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final
 
 from poiesis.domain.observed import Record
@@ -18,6 +19,7 @@ from poiesis.domain.report import MAX_REPORT_BYTES, MAX_TEXT, FilerReport, Trans
 RECORD_MARKER: Final = "POIESIS-RECORD"  # the launcher's --record-line
 MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
 
+_MARKER: Final = re.compile(re.escape(f"{RECORD_MARKER} "))
 _MAX_MARKERS: Final = 16  # tried in one line: user code can print any number of them
 _SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
 
@@ -25,8 +27,8 @@ _SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
 def find_record(log: str, name: str, tail_limit: int) -> Record | None:
     """Return the last record of `name` in a container log; in a merged log it may follow an unfinished line of stderr."""
     for line in reversed(log.splitlines()):
-        for _, begin in zip(range(_MAX_MARKERS), _after_each(RECORD_MARKER + " ", line), strict=False):
-            record = parse_record(line[begin:], tail_limit)
+        for marker in islice(_MARKER.finditer(line), _MAX_MARKERS):
+            record = parse_record(line[marker.end() :], tail_limit)
             if record is not None and record.name == name:
                 return record
     return None
@@ -63,10 +65,8 @@ def parse_report(text: str | bytes) -> FilerReport | None:
     for item in document["files"]:
         if not isinstance(item, dict) or not isinstance(item.get("url"), str) or not isinstance(item.get("path"), str):
             return None
-        size = _integer(item.get("size_bytes"), 0, 2**63 - 1)
-        files.append(
-            TransferredFile(_clean(item["url"]), _clean(item["path"]), size or 0, _text(item.get("checksum"), 200))
-        )
+        size, checksum = _integer(item.get("size_bytes"), 0, 2**63 - 1) or 0, _text(item.get("checksum"), 200)
+        files.append(TransferredFile(_clean(item["url"]), _clean(item["path"]), size, checksum))
     notes = document.get("notes")
     return FilerReport(
         files=tuple(files),
@@ -90,13 +90,6 @@ def parse_time(text: object) -> datetime | None:
         return moment.astimezone(UTC) if moment.tzinfo else None
     except (ValueError, OverflowError):  # the latter: year 1 or 9999 with an offset
         return None
-
-
-def _after_each(marker: str, line: str) -> Iterator[int]:
-    at = line.find(marker)
-    while at >= 0:
-        yield at + len(marker)
-        at = line.find(marker, at + len(marker))
 
 
 def _load(text: str | bytes, limit: int) -> Mapping[str, Any] | None:

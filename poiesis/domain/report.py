@@ -6,11 +6,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final, TypeVar
 
 ROOT: Final = "root"  # directory on the volume that mirrors the containers' paths
 MAX_REPORT_BYTES: Final = 768 * 1024  # fits into the 1 MiB of output that its launcher keeps
 MAX_TEXT: Final = 4096
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -53,21 +55,14 @@ def format_report(report: FilerReport) -> str:
         "error_code": report.error_code and report.error_code[:64],
         "retryable": report.retryable,
     }
-    room = MAX_REPORT_BYTES - len(json.dumps(head).encode()) - 64
-    files: list[dict[str, Any]] = []
-    for file in report.files:
-        item = {"url": file.url, "path": file.path, "size_bytes": file.size_bytes, "checksum": file.checksum}
-        room -= len(json.dumps(item).encode()) + 2
-        if room < 0:
-            break
-        files.append(item)
+    files = list(_fitting(map(vars, report.files), MAX_REPORT_BYTES - len(json.dumps(head).encode()) - 64))
     omitted = report.omitted + len(report.files) - len(files)
     return json.dumps({**head, "files": files, "omitted": omitted})
 
 
-def _fitting(notes: Iterable[str], room: int) -> Iterator[str]:
-    for note in notes:
-        room -= len(json.dumps(note).encode()) + 2
+def _fitting(items: Iterable[Item], room: int) -> Iterator[Item]:
+    for item in items:
+        room -= len(json.dumps(item).encode()) + 2
         if room < 0:
             return
-        yield note
+        yield item

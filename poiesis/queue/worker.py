@@ -28,11 +28,7 @@ def run_worker(
 ) -> int:
     """Consume the roles' queues until SIGTERM; running links are finished first, for which Celery waits without a limit. Returns the
     exit code. `on_shutdown` is called when the signal comes."""
-
-    def shutting_down(**_: object) -> None:
-        on_shutdown()
-
-    worker_shutting_down.connect(shutting_down)
+    worker_shutting_down.connect(lambda **_: on_shutdown(), weak=False)
     worker = app.Worker(
         pool="threads",
         concurrency=threads,
