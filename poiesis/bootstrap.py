@@ -55,12 +55,12 @@ class SystemClock:
         return datetime.now(UTC)
 
 
-class Bootstrap:
+class Bootstrap(ExitStack):
     def __init__(self, settings: Settings, filer: FilerSettings, kubernetes: KubernetesSettings | None = None) -> None:
+        super().__init__()
         self._given = settings
         self.filer = filer
         self._kubernetes = kubernetes
-        self._closing = ExitStack()
         self.clock = SystemClock()
 
     @classmethod
@@ -73,15 +73,6 @@ class Bootstrap:
         return cls(
             settings, read(FilerSettings, environ, FILER_PREFIX), read(KubernetesSettings, environ, KUBERNETES_PREFIX)
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._closing.close()
 
     @property
     def is_embedded(self) -> bool:
@@ -237,5 +228,5 @@ class Bootstrap:
         self.queue.ready()
 
     def _opened(self, part: T) -> T:
-        self._closing.callback(part.close)
+        self.callback(part.close)
         return part

@@ -103,7 +103,7 @@ class PathPattern:
     @cached_property
     def needs_matching(self) -> bool:
         """Whether there is a `*` or `?`. A path with only brackets or braces may as well be the name of a file, which is tried first."""
-        return self.has_wildcard and any(map(_needs_matching, self.names))
+        return self.has_wildcard and any(t.wildcard in ("*", "?") for name in self.names for t in _tokens(name.text))
 
     @property
     def is_directory(self) -> bool:
@@ -171,10 +171,6 @@ def _parse_name(text: str) -> Name:
 
 def _find_braces(text: str) -> re.Match[str] | None:
     return next((match for match in _BRACES.finditer(text) if match[1] is not None), None)
-
-
-def _needs_matching(name: Name) -> bool:
-    return name.has_wildcard and any(token.wildcard in ("*", "?") for token in _tokens(name.text))
 
 
 def _tokens(text: str) -> Iterator[_Token]:

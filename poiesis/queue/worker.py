@@ -45,13 +45,13 @@ def run_worker(
 class ThreadWorker:
     """Runs the links of all roles in threads of this process, for the embedded service and its in-memory transport."""
 
-    def __init__(self, app: Celery, *, threads: int, roles: Iterable[Role] = tuple(Role)) -> None:
+    def __init__(self, app: Celery, *, threads: int) -> None:
         app.set_default()  # Celery publishes the next link of a chain through the thread's current app
         self._controller = app.WorkController(
             app=app,
             pool_cls="threads",
             concurrency=threads,
-            queues=[role.value for role in roles],
+            queues=[role.value for role in Role],
             hostname="embedded@localhost",
             without_gossip=True,
             without_mingle=True,

@@ -176,8 +176,9 @@ class Monitor:
                     self.queue.publish(task_id, Stage.DONE)
             except UnknownTask:
                 found += 1
-                if has_tasks:
-                    self._remove_unknown(task_id)
+                if has_tasks:  # a task is stored before its objects are created, so no more follow
+                    log.warning("sweep_unknown_task", extra={"task_id": task_id})
+                    self.cluster.delete_all(task_id, self.policy.max_attempts)
         SWEPT.inc(found)
         if found:
             log.warning("sweep_found", extra={"tasks": found})
@@ -194,11 +195,6 @@ class Monitor:
             purged += sum(self.repository.delete(task.id) for task in page.tasks)
             after = page.next_after
         return purged
-
-    def _remove_unknown(self, task_id: TaskId) -> None:
-        """Delete the objects of a task that the store does not have. A task is stored before its objects are created, so no more follow."""
-        log.warning("sweep_unknown_task", extra={"task_id": task_id})
-        self.cluster.delete_all(task_id, self.policy.max_attempts)
 
     def _reconcile(self, task_id: TaskId, hint: str | None) -> None:
         records = self._take_records(task_id, hint) if hint is not None else ()

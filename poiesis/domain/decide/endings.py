@@ -161,14 +161,12 @@ def _read_report(task: Task, report: FilerReport | None, prefix: str, now: datet
 
 
 def _usage(index: int, record: Record) -> dict[str, str]:
-    usage = {}
-    if record.peak_memory_bytes is not None:
-        usage[f"executor_{index}_peak_memory_bytes"] = str(record.peak_memory_bytes)
-    if record.cpu_seconds is not None:
-        usage[f"executor_{index}_cpu_seconds"] = f"{record.cpu_seconds:.3f}"
-    if record.oom_killed:
-        usage[f"executor_{index}_oom_killed"] = "true"
-    return usage
+    usage = {
+        "peak_memory_bytes": record.peak_memory_bytes,
+        "cpu_seconds": None if record.cpu_seconds is None else f"{record.cpu_seconds:.3f}",
+        "oom_killed": "true" if record.oom_killed else None,
+    }
+    return {f"executor_{index}_{name}": str(value) for name, value in usage.items() if value is not None}
 
 
 def _cause_of_record(task: Task, index: int, record: Record, policy: Policy) -> Cause | None:
