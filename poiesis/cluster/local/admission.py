@@ -39,10 +39,6 @@ class Admission(Generic[K]):
     def __contains__(self, key: K) -> bool:
         return key in self._waiting or key in self._running
 
-    @property
-    def is_idle(self) -> bool:
-        return not self._waiting and not self._running
-
     def is_waiting(self, key: K) -> bool:
         return key in self._waiting
 

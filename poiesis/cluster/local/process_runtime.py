@@ -85,10 +85,15 @@ class ProcessRuntime(Runtime):
         self.is_root = os.geteuid() == 0
         self.userns = not self.is_root
         self.groups: cgroups.Groups | None = None
-        homes = {Path(os.environ.get("HOME", "/root")), *_passwd_home()}
+        homes = {Path(os.environ.get("HOME", "/root"))}
+        with contextlib.suppress(KeyError):
+            homes.add(Path(pwd.getpwuid(os.geteuid()).pw_dir))
         listed = {p for v in visible for p in (Path(os.path.abspath(v)), v.resolve())}
         etc = (p for pattern in VISIBLE_ETC.split() for p in Path("/etc").glob(pattern))
-        shown = {*(Path(p) for p in VISIBLE.split()), *etc, *_resolver_file(), *listed}
+        shown = {*(Path(p) for p in VISIBLE.split()), *etc, *listed}
+        resolver = Path("/etc/resolv.conf").resolve()
+        if resolver.is_file() and resolver.is_relative_to("/run"):  # hidden otherwise, and then no host is found
+            shown.add(resolver)
         secret = {*homes, *hidden, self.directory, *(home / name for home in homes for name in HOME_SECRETS.split())}
         concealed = {p.resolve() for p in secret if os.path.exists(p)} - {Path("/"), *listed}
         self.hidden = tuple(sorted(p for p in concealed if _is_within_any(p, shown)))
@@ -409,12 +414,11 @@ def _counts_processes() -> bool:
 
 def _change_owner(top: Path, uid: int, gid: int) -> None:
     """Of everything below `top`; of links, not of their targets."""
-    for directory, _, files, fd in os.fwalk(top, follow_symlinks=False):
+    for _, _, files, fd in os.fwalk(top, follow_symlinks=False):
         os.fchown(fd, uid, gid)
         for name in files:
             with contextlib.suppress(FileNotFoundError):
                 os.chown(name, uid, gid, dir_fd=fd, follow_symlinks=False)
-        del directory
 
 
 def _is_alive(pid: int, start: int) -> bool:
@@ -432,16 +436,3 @@ def _reap(pid: int) -> None:
     """The process is our child unless an earlier process started it."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
-
-
-def _resolver_file() -> tuple[Path, ...]:
-    """The target of /etc/resolv.conf where it is below /run, which is hidden otherwise: without it no host is found."""
-    real = Path("/etc/resolv.conf").resolve()
-    return (real,) if real.is_file() and real.is_relative_to("/run") else ()
-
-
-def _passwd_home() -> tuple[Path, ...]:
-    try:
-        return (Path(pwd.getpwuid(os.geteuid()).pw_dir),)
-    except KeyError:
-        return ()

@@ -247,13 +247,6 @@ def _listed(directory: str) -> list[str]:
         return []
 
 
-def _close_on_exec(fd: int) -> None:
-    try:
-        os.set_inheritable(fd, False)
-    except OSError:  # it was the listing's own
-        return
-
-
 def _mode(path: str) -> int:
     try:
         return os.lstat(path).st_mode
@@ -348,9 +341,11 @@ def _enter(spec: dict[str, Any], pivot_root: int, keyctl: int) -> None:
     _become_owner(spec)
     _drop_privileges()
     _leave_abstract_sockets()
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) > 2:
-            _close_on_exec(int(name))
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            os.set_inheritable(fd, fd <= 2)
+        except OSError:  # it was the listing's own
+            continue
     errors = os.dup(2)
     os.dup2(control, 0)  # the launcher's standard input, which a command never inherits: the one way to the directory
     for fd, stream in zip((1, 2), streams, strict=True):

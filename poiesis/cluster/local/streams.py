@@ -19,9 +19,10 @@ PIECE: Final = 64 * 1024
 
 
 class Tail:
-    """The last `limit` bytes of what was added."""
+    """The last `limit` bytes of what was added. `fd`: of the FIFO."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, fd: int = -1) -> None:
+        self.fd = fd
         self._limit = limit
         self._data = b""
 
@@ -38,7 +39,6 @@ class TailReader:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._tails: dict[Path, Tail] = {}
-        self._files: dict[Path, int] = {}
         self._selector = selectors.DefaultSelector()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._selector.register(self._wake, selectors.EVENT_READ)
@@ -47,14 +47,13 @@ class TailReader:
 
     def follow(self, path: Path, limit: int) -> None:
         with self._lock:
-            if path in self._files or self._closed:
+            if path in self._tails or self._closed:
                 return
             try:
                 fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
             except OSError:
                 return
-            self._files[path] = fd
-            self._tails[path] = Tail(limit)
+            self._tails[path] = Tail(limit, fd)
             self._selector.register(fd, selectors.EVENT_READ, path)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._read, name="tails", daemon=True)
@@ -62,23 +61,22 @@ class TailReader:
 
     def text(self, path: Path) -> str:
         with self._lock:
-            fd = self._files.get(path)
-            if fd is None:
+            tail = self._tails.get(path)
+            if tail is None:
                 return ""
-            self._take(fd, path)
-            return self._tails[path].text()
+            self._take(tail)
+            return tail.text()
 
     def stop(self, path: Path) -> None:
         with self._lock:
-            fd = self._files.pop(path, None)
-            self._tails.pop(path, None)
-            if fd is not None:
+            tail = self._tails.pop(path, None)
+            if tail is not None:
                 with contextlib.suppress(KeyError):
-                    self._selector.unregister(fd)
-                os.close(fd)
+                    self._selector.unregister(tail.fd)
+                os.close(tail.fd)
 
     def close(self) -> None:
-        for path in list(self._files):
+        for path in list(self._tails):
             self.stop(path)
         with self._lock:
             self._closed = True
@@ -95,20 +93,20 @@ class TailReader:
             ready = self._selector.select()
             with self._lock:
                 for key, _ in ready:
-                    if key.data is None or self._files.get(key.data) != key.fd:
+                    tail = self._tails.get(key.data)
+                    if tail is None or tail.fd != key.fd:
                         continue
-                    if not self._take(key.fd, key.data):  # without a writer it stays readable forever
+                    if not self._take(tail):  # without a writer it stays readable forever
                         self._selector.unregister(key.fd)
             pause.wait(PAUSE)
 
-    def _take(self, fd: int, path: Path) -> bool:
+    def _take(self, tail: Tail) -> bool:
         """False when no process has it open for writing."""
         try:
-            data = os.read(fd, PIECE)
+            data = os.read(tail.fd, PIECE)
         except BlockingIOError:
             return True
         except OSError:
             return False
-        if data:
-            self._tails[path].add(data)
+        tail.add(data)
         return bool(data)
