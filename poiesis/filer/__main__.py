@@ -66,24 +66,19 @@ def _show_progress(files: int, size: int) -> None:
 
 def _parse(arguments: list[str]) -> dict[str, str] | None:
     """Three options, parsed here because importing argparse takes a tenth of the start."""
-    if not arguments or arguments[0] not in ("in", "out"):
-        return None
-    options = {"direction": arguments[0]}
-    rest = list(arguments[1:])
-    while rest:
-        name, equals, value = rest.pop(0).partition("=")
-        if name not in ("--document", "--volume", "--settings") or (not equals and not rest):
-            return None
-        options[name] = value if equals else rest.pop(0)
-    return options if "--document" in options and "--volume" in options else None
+    direction, *rest = arguments or [""]
+    words = [word for item in rest for word in (item.split("=", 1) if item.startswith("--") else (item,))]
+    options = dict(zip(words[::2], words[1::2], strict=False))
+    is_known = {"--document", "--volume"} <= set(options) <= {"--document", "--volume", "--settings"}
+    return (
+        {"direction": direction, **options} if direction in ("in", "out") and is_known and len(words) % 2 == 0 else None
+    )
 
 
 def _read(path: str) -> bytes:
     """The file, or for a large one its pieces `PATH.0`, `PATH.1`, … joined."""
-    text, pieces = b"", [Path(path)]
-    if not pieces[0].exists() and Path(f"{path}.0").exists():
-        pieces = list(itertools.takewhile(Path.exists, (Path(f"{path}.{i}") for i in itertools.count())))
-    for piece in pieces:
+    text, pieces = b"", itertools.takewhile(Path.exists, (Path(f"{path}.{i}") for i in itertools.count()))
+    for piece in list(pieces) or [Path(path)]:
         with piece.open("rb") as file:
             text += file.read(MAX_DOCUMENT_BYTES + 1 - len(text))
     if len(text) > MAX_DOCUMENT_BYTES:

@@ -6,7 +6,7 @@ import itertools
 import posixpath
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -169,29 +169,23 @@ class StageIn(Stage):
         target = self._volume.place(path)
         with _staging_at(file.url, path):
             self.make_directory(posixpath.dirname(path))
-            sent = self._cached(filer, file, target) if self._cache else self._fetched(filer, file, target)
+            sent = self._fetched(filer, file, target)
         self._log.moved(path, sent)
 
     def _fetched(self, filer: Filer, file: RemoteFile, target: Path) -> Sent:
-        return self._control.repeat(lambda: filer.fetch(file, target))
-
-    def _cached(self, filer: Filer, file: RemoteFile, target: Path) -> Sent:
         """From the cache, by the version that the store has now; asking for it also proves the right to read."""
-        if self._cache is None or scheme_of(file.url) in ("", "file"):
-            return self._fetched(filer, file, target)
-        found: RemoteFile | None = file
-        if file.version is None:
-            found = self._control.repeat(lambda: filer.stat(file.url))
+        if self._cache is not None and scheme_of(file.url) not in ("", "file"):
+            found = file if file.version is not None else self._control.repeat(lambda: filer.stat(file.url))
             if found is None:
                 raise NotFound(f"{shown(file.url)}: there is no such file")
-
-        def fetch(file: RemoteFile, target: Path) -> Sent:
-            return self._control.repeat(lambda: filer.fetch(file, target), final=(Changed,))
-
-        try:
-            return self._cache.fetch(found or file, target, fetch)
-        except Changed:
-            return self._fetched(filer, RemoteFile(file.url, file.name, None), target)
+            with suppress(Changed):
+                return self._cache.fetch(
+                    found,
+                    target,
+                    lambda version, at: self._control.repeat(lambda: filer.fetch(version, at), final=(Changed,)),
+                )
+            file = RemoteFile(file.url, file.name, None)
+        return self._control.repeat(lambda: filer.fetch(file, target))
 
 
 @contextmanager

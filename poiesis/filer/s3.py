@@ -452,13 +452,10 @@ class S3Filer:
             try:
                 return call(self._ref(url))
             except WrongRegion as error:
-                self._set_region(url, error.region)
+                endpoint, bucket, _ = self._parsed(url)
+                with self._lock:
+                    self._regions[endpoint.name, bucket] = error.region
         raise StagingFailed(f"{shown(url)}: its region could not be determined")
-
-    def _set_region(self, url: str, region: str) -> None:
-        endpoint, bucket, _ = self._parsed(url)
-        with self._lock:
-            self._regions[endpoint.name, bucket] = region
 
     def _ref(self, url: str) -> ObjectRef:
         endpoint, bucket, key = self._parsed(url)

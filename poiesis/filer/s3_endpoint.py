@@ -10,6 +10,7 @@ import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote, urlsplit
@@ -60,7 +61,8 @@ class RegionalEndpoint:
         self.provider = provider(endpoint)
         self.read_headers, self.write_headers = _sse(endpoint)
         self._pools: dict[str, ConnectionPool] = {}
-        self._addresses: dict[str, tuple[str, str]] = {}
+        self.address = cache(self._address)
+        """Host and start of the path for a bucket."""
         self._signer = Signer(region)
         self._lock = threading.Lock()
 
@@ -98,14 +100,8 @@ class RegionalEndpoint:
             sent |= self.proxy.headers
         return target, sent
 
-    def address(self, bucket: str) -> tuple[str, str]:
-        """Host and start of the path. By the SDK's rules for AWS, virtual style and dots; a test compares the two."""
-        found = self._addresses.get(bucket)
-        if found is None:
-            found = self._addresses[bucket] = self._build_address(bucket)
-        return found
-
-    def _build_address(self, bucket: str) -> tuple[str, str]:
+    def _address(self, bucket: str) -> tuple[str, str]:
+        """By the SDK's rules for AWS, virtual style and dots; a test compares the two."""
         netloc, virtual = self.netloc, self.config.virtual_style
         if "amazonaws.com" in self.host or self.host.endswith("aliyuncs.com"):
             match = re.fullmatch(_USUAL_AWS, netloc)

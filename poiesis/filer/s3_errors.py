@@ -13,8 +13,6 @@ from poiesis.filer.urls import shown
 if TYPE_CHECKING:
     from poiesis.filer.http_connection import Response
 
-_REGION: Final = re.compile(rb"<Region>([^<]{1,60})</Region>")
-
 _MISSING: Final = {
     "NoSuchKey": "there is no such object",
     "NoSuchBucket": "there is no such bucket",
@@ -59,8 +57,6 @@ _FULL: Final = frozenset(
     {"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage"}
 )
 _TRANSIENT_STATUS: Final = frozenset({408, 429, 500, 502, 503, 504, 509, 520, 521, 522, 523, 524})
-
-
 _WRONG_REGION: Final = frozenset(
     {
         "PermanentRedirect",
@@ -82,19 +78,9 @@ class WrongRegion(Exception):
 
 def response_error(url: str, response: Response, body: bytes) -> Exception:
     """The error that a response without success stands for."""
-    code = re.search(rb"<Code>([^<]{1,100})</Code>", body)
-    message = re.search(rb"<Message>([^<]{1,500})</Message>", body)
-    region = _REGION.search(body)
-    return _service_error(
-        url,
-        response.status,
-        code[1].decode(errors="replace") if code else "",
-        message[1].decode(errors="replace") if message else "",
-        response.headers.get("x-amz-bucket-region") or (region[1].decode() if region else ""),
-    )
-
-
-def _service_error(url: str, status: int, code: str, message: str, region: str) -> Exception:
+    status, document = response.status, body.decode(errors="replace")
+    code, message = _element(document, "Code", 100), _element(document, "Message", 500)
+    region = response.headers.get("x-amz-bucket-region") or _element(document, "Region", 60)
     summary = f"{code}: {message}" if code and message else code or message or f"status {status}"
     text = f"{shown(url)}: "
     if code == "PreconditionFailed" or status == 412:
@@ -115,3 +101,8 @@ def _service_error(url: str, status: int, code: str, message: str, region: str) 
     if code == "EntityTooLarge":
         return FileTooLarge(text + "larger than the store accepts")
     return StagingFailed(text + summary)
+
+
+def _element(document: str, tag: str, most: int) -> str:
+    found = re.search(f"<{tag}>([^<]{{1,{most}}})</{tag}>", document)
+    return found[1] if found else ""

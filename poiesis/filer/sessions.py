@@ -175,11 +175,8 @@ class SessionFiler(Generic[S]):
         so_far = "/" if directory.startswith("/") else ""
         for name in [n for n in directory.split("/") if n]:
             so_far = posixpath.join(so_far, name)
-            with self._lock:
-                if (login, so_far) in self._made:
-                    continue
-            self._make_one(session, so_far)
-            with self._lock:
+            if (login, so_far) not in self._made:  # two threads may make one, which does no harm
+                self._make_one(session, so_far)
                 self._made.add((login, so_far))
 
     def _parsed(self, url: str) -> Login:

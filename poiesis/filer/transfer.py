@@ -11,13 +11,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final, Protocol, TypeVar
+from typing import Final, TypeVar
 
 from poiesis.domain.errors import FileTooLarge, PoiesisError, StorageUnavailable
 from poiesis.filer.settings import FilerSettings
 from poiesis.filer.urls import shown
 
 T = TypeVar("T")
+Job = Callable[[], object]
 PARTS_AT_ONCE: Final = 8  # of one file: more make servers read back and forth, and no network faster
 _END: Final = object()
 POLL: Final = 0.2  # seconds; how soon a wait notices that it has to stop
@@ -68,7 +69,7 @@ class Control:
 
     def check(self) -> None:
         """Raises: Cancelled."""
-        if self._stopped.is_set() or self._cancelled():
+        if self.is_stopped:
             raise Cancelled("stopped before the end")
 
     def moved(self, count: int) -> None:
@@ -120,20 +121,10 @@ class Control:
                 attempt += 1
                 if attempt >= settings.attempts:
                     raise Exhausted(f"{error} (after {settings.attempts} attempts)") from error
-            delay = min(
-                settings.retry_delay.total_seconds() * 2 ** (attempt - 1), settings.max_retry_delay.total_seconds()
-            )
-            self._sleep(delay * _jitter())
+            from random import uniform  # imports hashes and more; few transfers need a second attempt
 
-
-def _jitter() -> float:
-    import random  # with hashes and more; few transfers need a second attempt
-
-    return random.uniform(0.5, 1.0)
-
-
-class Job(Protocol):
-    def __call__(self) -> object: ...
+            delay, longest = settings.retry_delay.total_seconds(), settings.max_retry_delay.total_seconds()
+            self._sleep(min(delay * 2 ** (attempt - 1), longest) * uniform(0.5, 1.0))
 
 
 class _Parts:
