@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
@@ -173,13 +174,10 @@ def shortened(log: TaskLog, room_bytes: int) -> TaskLog:
     )
 
 
-def same_request(stored: Task, task: Task) -> bool:
-    """Whether both are the same accepted task, whatever their progress."""
-    return (stored.spec, stored.created_at, stored.owner) == (task.spec, task.created_at, task.owner)
-
-
-def id_taken(task_id: str) -> PoiesisError:
-    return PoiesisError(f"the id {task_id!r} belongs to another task")
+def check_same_request(stored: Task, task: Task) -> None:
+    """Raises: PoiesisError unless both are the same accepted task, whatever their progress."""
+    if (stored.spec, stored.created_at, stored.owner) != (task.spec, task.created_at, task.owner):
+        raise PoiesisError(f"the id {task.id!r} belongs to another task")
 
 
 def tag_token(key: str, value: str = "") -> str:
@@ -198,7 +196,12 @@ def tag_tokens(tags: Mapping[str, str]) -> list[str]:
 
 def sources(to: State) -> list[str]:
     """The stored states from which a task may be saved as `to`: those with a `states.path`, including `to` itself."""
-    return [state.value for state in State if _has_path(state, to)]
+    found = []
+    for state in State:
+        with suppress(IllegalTransition):
+            path(state, to)
+            found.append(state.value)
+    return found
 
 
 def after_prefix(prefix: str) -> str | None:
@@ -215,14 +218,6 @@ def format_time(moment: datetime) -> str:
     if moment.tzinfo is None:
         raise ValueError("a time without a zone cannot be stored")
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
-
-
-def _has_path(seen: State, to: State) -> bool:
-    try:
-        path(seen, to)
-    except IllegalTransition:
-        return False
-    return True
 
 
 def _digest(text: str) -> str:

@@ -35,13 +35,12 @@ from poiesis.ports.repository import Page, TaskFilter, take_page
 from poiesis.repository.documents import (
     Document,
     after_prefix,
+    check_same_request,
     decode_json,
     encode_json,
     encode_within_bounds,
     format_time,
     from_document,
-    id_taken,
-    same_request,
     sources,
     tag_token,
 )
@@ -116,8 +115,8 @@ class MongoTaskRepository:
             except DuplicateKeyError:
                 stored = self._tasks.find_one({"_id": task.id})
                 # None: added, done and deleted meanwhile, so there is nothing to do
-                if stored is not None and not same_request(_decode(stored), task):
-                    raise id_taken(task.id) from None
+                if stored is not None:
+                    check_same_request(_decode(stored), task)
 
     def get(self, task_id: TaskId, view: View = View.FULL, *, owner: str | None = None) -> Task:
         return _decode(self._find(task_id, owner, PROJECTIONS[view]))

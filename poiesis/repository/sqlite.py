@@ -30,13 +30,12 @@ from poiesis.ports.repository import Page, TaskFilter, take_page
 from poiesis.repository.documents import (
     Document,
     after_prefix,
+    check_same_request,
     decode_json,
     encode_json,
     encode_within_bounds,
     format_time,
     from_document,
-    id_taken,
-    same_request,
     sources,
     tag_token,
 )
@@ -99,8 +98,7 @@ class SqliteTaskRepository:
                 head,
             )
             if added.rowcount == 0:
-                if not same_request(_decode(self._find(db, task.id, View.FULL, None)), task):
-                    raise id_taken(task.id)
+                check_same_request(_decode(self._find(db, task.id, View.FULL, None)), task)
                 return
             db.execute("INSERT INTO documents (id, core, bulk) VALUES (?, ?, ?)", (task.id, core, bulk))
             db.executemany("INSERT INTO tags (token, id) VALUES (?, ?)", [(token, task.id) for token in tokens])

@@ -120,7 +120,7 @@ def decide(
         return _stage_in(task, observed, now, policy, the_plan)
     if stage is Stage.LAUNCH:
         part = the_plan.executor_pods[0].part
-        return Decision(_launched(_enter(task, Stage.RUN, now, wake=now + SOON), part, now), (Effect.LAUNCH,))
+        return _launch(_enter(task, Stage.RUN, now, wake=now), part, now)
     if stage is Stage.RUN:
         return _run(task, observed, now, policy, the_plan)
     return _stage_out(task, observed, now, policy, the_plan)
@@ -147,7 +147,7 @@ def _stage_in(task: Task, observed: Observed | None, now: datetime, policy: Poli
     if pod_plan is None:
         return Decision(_enter(task, Stage.LAUNCH, now, wake=now + SOON), (Effect.CREATE_DOCUMENTS,), again=True)
     if task.part is None:
-        return Decision(_launched(task, TIF, now), (Effect.CREATE_DOCUMENTS, Effect.LAUNCH))
+        return _launch(task, TIF, now, Effect.CREATE_DOCUMENTS)
     match follow(task, observed, pod_plan, now, policy):
         case Waiting(task):
             return Decision(task)
@@ -180,7 +180,7 @@ def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, t
         return _end_attempt(task, outcome, now, policy)
     later = pods[pods.index(pod_plan) + 1 :]
     if later and outcome is None:
-        return Decision(_launched(task, later[0].part, now), (Effect.LAUNCH,))
+        return _launch(task, later[0].part, now)
     if the_plan.layout is Layout.STAGED and the_plan.pod(TOF) is not None:
         return Decision(replace(_enter(task, Stage.STAGE_OUT, now, wake=now + SOON), outcome=outcome), again=True)
     if TOF not in pod_plan.names:
@@ -201,7 +201,7 @@ def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Pol
     if task.part is None:
         if task.uploads > 1 and _is_too_early(task, _retry_delay(task.uploads, policy), now):
             return Decision(task)
-        return Decision(_launched(task, pod_plan.part, now), (Effect.LAUNCH,))
+        return _launch(task, pod_plan.part, now)
     match follow(task, observed, pod_plan, now, policy):
         case Waiting(shown):
             unreachable = _unreachable_volume(task, observed, pod_plan.part, now, policy)
@@ -334,8 +334,9 @@ def _enter(task: Task, stage: Stage, now: datetime, *, wake: datetime) -> Task:
     return replace(task, stage=stage, stage_since=now, wake_at=wake, part=None, waiting=None, waiting_since=None)
 
 
-def _launched(task: Task, part: str, now: datetime) -> Task:
-    return replace(task, part=part, stage_since=now, wake_at=now + SOON, waiting=None, waiting_since=None)
+def _launch(task: Task, part: str, now: datetime, *before: Effect) -> Decision:
+    task = replace(task, part=part, stage_since=now, wake_at=now + SOON, waiting=None, waiting_since=None)
+    return Decision(task, (*before, Effect.LAUNCH))
 
 
 def _cleanable(task: Task, now: datetime) -> Task:
