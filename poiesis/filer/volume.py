@@ -267,32 +267,21 @@ class Volume:
             return  # removed meanwhile
         try:
             if stat.S_ISLNK(os.fstat(found).st_mode):
-                try:
-                    with self.resolved(path) as target:
-                        os.dup2(target, found, inheritable=False)
-                except StagingFailed as error:
-                    yield _unusable(path, error)
-                    return
-            yield from self._target(path, found, os.fstat(found), above)
+                with self.resolved(path) as target:
+                    os.dup2(target, found, inheritable=False)
+            state = os.fstat(found)
+            if not stat.S_ISDIR(state.st_mode):
+                yield self.entry(path, state)
+            elif (state.st_dev, state.st_ino) in above:
+                yield Entry(path, 0, problem=f"{path}: is a symbolic link to a directory that holds it")
+            elif len(above) >= MAX_DEPTH:
+                yield Entry(path, 0, problem=f"{path}: is more than {MAX_DEPTH} directories deep", is_error=True)
+            else:
+                yield from self._walk(path, _list(path, found), above)
+        except StagingFailed as error:
+            yield _unusable(path, error)
         finally:
             os.close(found)
-
-    def _target(
-        self, path: str, found: int, state: os.stat_result, above: tuple[tuple[int, int], ...]
-    ) -> Iterator[Entry]:
-        if not stat.S_ISDIR(state.st_mode):
-            yield self.entry(path, state)
-        elif (state.st_dev, state.st_ino) in above:
-            yield Entry(path, 0, problem=f"{path}: is a symbolic link to a directory that holds it")
-        elif len(above) >= MAX_DEPTH:
-            yield Entry(path, 0, problem=f"{path}: is more than {MAX_DEPTH} directories deep", is_error=True)
-        else:
-            try:
-                descriptor = _list(path, found)
-            except StagingFailed as error:
-                yield _unusable(path, error)
-                return
-            yield from self._walk(path, descriptor, above)
 
     def match(self, pattern: PathPattern, count: Callable[[str], None] = lambda _: None) -> Iterator[Entry]:
         """What matches, in order of names; with a slash at the end only directories, and entries with a problem, which may be one.
