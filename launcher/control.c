@@ -10,7 +10,6 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -62,8 +61,6 @@ bool control_open(const struct options *o, struct record *r) {
     if (o->control == NULL)
         return true;
     int error = 0;
-    if (strncmp(o->control, "/proc/self/fd/", 14) == 0)
-        (void)prctl(PR_SET_DUMPABLE, 0, 0, 0, 0); /* keeps the command, which runs as the same user, out of our descriptors */
     directory = open(o->control, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (directory < 0 || (up = open_temporary(temporary, o->name)) < 0) {
         error = errno;

@@ -168,6 +168,15 @@ def test_the_command_leads_a_session_with_default_signals(launcher: "Launcher") 
     assert descriptors == ["0", "1", "2", "3"]  # 3: the listing itself
 
 
+def test_the_command_cannot_trace_its_launcher(launcher: "Launcher") -> None:
+    """PTRACE_ATTACH stopped the launcher, and with it the time limit. CAP_SYS_PTRACE, which containers do not have, allows it."""
+    script = "import ctypes, os; print(ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0), os.access(f'/proc/{os.getppid()}/mem', 4))"
+    user = {"user": 65534, "group": 65534} if os.geteuid() == 0 else {}
+    result = launcher.run("--time-limit", "5", argv=["/usr/bin/env", "python3", "-c", script], cwd="/", **user)
+    assert result.log.split() == [b"-1", b"False"]
+    assert result.record["exit_code"] == 0
+
+
 def test_the_workdir_is_created_and_entered(launcher: "Launcher", tmp_path: Path) -> None:
     target = tmp_path / "a" / "b"
     assert launcher.run("--workdir", target, argv=["/bin/pwd"]).log == f"{target}\n".encode()
