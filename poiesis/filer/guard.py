@@ -15,6 +15,11 @@ from typing import Final
 from poiesis.domain.errors import AccessDenied, ConfigurationError, StorageUnavailable
 
 _NAT64: Final = ipaddress.ip_network("64:ff9b::/96")
+# Besides those that the running version of Python knows: Azure's WireServer, Oracle's metadata (192.0.0.192), translated IPv4 addresses.
+_NOT_PUBLIC: Final = [
+    ipaddress.ip_network(network)
+    for network in ("168.63.129.16", "192.0.0.0/24", "192.88.99.0/24", "::ffff:0:0:0/96", "64:ff9b:1::/48", "3fff::/20")
+]
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -98,7 +103,8 @@ class Guard:
 
 def _is_public(address: Address) -> bool:
     site_local = isinstance(address, ipaddress.IPv6Address) and address.is_site_local
-    return address.is_global and not address.is_multicast and not site_local
+    is_listed = any(address.version == n.version and address in n for n in _NOT_PUBLIC)
+    return address.is_global and not (address.is_multicast or site_local or is_listed)
 
 
 def _inside(address: Address) -> Address:

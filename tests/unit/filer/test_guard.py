@@ -21,6 +21,9 @@ PRIVATE = [
     "169.254.169.254",
     "100.64.0.1",
     "192.0.0.1",
+    "192.0.0.192",  # metadata of Oracle Cloud Classic; a global address for some versions of Python
+    "168.63.129.16",  # Azure's WireServer, an address of the Internet by its number
+    "192.88.99.1",
     "198.18.0.1",
     "224.0.0.1",
     "240.0.0.1",
@@ -41,6 +44,10 @@ PRIVATE = [
     "2002:a9fe:a9fe::",
     "2001:db8::1",
     "fec0::1",
+    "64:ff9b:1::a9fe:a9fe",
+    "::ffff:0:7f00:1",
+    "::ffff:168.63.129.16",
+    "3fff::1",
 ]
 
 
