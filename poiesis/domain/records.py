@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Final
@@ -24,14 +24,19 @@ _MAX_MARKERS: Final = 16  # tried in one line: user code can print any number of
 _SURROGATES: Final = re.compile(r"[\ud800-\udfff]")
 
 
-def find_record(log: str, name: str, tail_limit: int) -> Record | None:
-    """Return the last record of `name` in a container log; in a merged log it may follow an unfinished line of stderr."""
+def find_records(log: str, names: Collection[str], tail_limit: int) -> dict[str, Record]:
+    """Return the last record of each name in a container log, which is read once; in a merged log it may follow an unfinished line of
+    stderr."""
+    found: dict[str, Record] = {}
     for line in reversed(log.splitlines()):
         for marker in islice(_MARKER.finditer(line), _MAX_MARKERS):
             record = parse_record(line[marker.end() :], tail_limit)
-            if record is not None and record.name == name:
-                return record
-    return None
+            if record is not None and record.name in names:
+                found.setdefault(record.name, record)
+                break
+        if len(found) == len(names):
+            break
+    return found
 
 
 def parse_record(text: str | bytes, tail_limit: int) -> Record | None:

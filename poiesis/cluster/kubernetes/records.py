@@ -21,7 +21,7 @@ from poiesis.cluster.kubernetes.errors import ApiError, rule_for, translate
 from poiesis.cluster.kubernetes.observe import has_ended
 from poiesis.cluster.kubernetes.pods import COPY_LAUNCHER, FILER_TAIL_BYTES
 from poiesis.domain.observed import TIF, TOF, Record
-from poiesis.domain.records import MAX_RECORD_BYTES, RECORD_MARKER, find_record, parse_record, parse_report, parse_time
+from poiesis.domain.records import MAX_RECORD_BYTES, RECORD_MARKER, find_records, parse_record, parse_report, parse_time
 from poiesis.domain.report import FilerReport
 
 log = logging.getLogger(__name__)
@@ -173,14 +173,9 @@ class Records:
 
     def _found(self, pod: PodView, text: str, wanted: list[ContainerView]) -> dict[str, ContainerReport]:
         """The records in one log: of its own container, and of others whose records it contains."""
-        reports: dict[str, ContainerReport] = {}
-        if RECORD_MARKER not in text:
-            return reports
-        for view in wanted:
-            record = find_record(text, view.name, self._limit(view.name))
-            if record is not None:
-                reports[view.name] = self._remember(pod, view.name, self._report_of(record))
-        return reports
+        names = {view.name for view in wanted}
+        records = find_records(text, names, max(map(self._limit, names)))
+        return {n: self._remember(pod, n, self._report_of(record)) for n, record in records.items()}
 
     def _report_of(self, record: Record) -> ContainerReport:
         if record.name not in (TIF, TOF):

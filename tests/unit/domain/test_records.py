@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poiesis.domain.records import MAX_RECORD_BYTES, RECORD_MARKER, find_record, parse_record, parse_report, parse_time
+from poiesis.domain.records import MAX_RECORD_BYTES, RECORD_MARKER, find_records, parse_record, parse_report, parse_time
 from poiesis.domain.report import MAX_REPORT_BYTES, MAX_TEXT, FilerReport, TransferredFile, format_report
 
 LINE = {
@@ -76,25 +76,24 @@ def line(**fields: object) -> str:
 
 def test_the_last_record_of_a_name_in_a_log_counts():
     log = "\n".join(["output", line(exit_code=1), line(exit_code=2), line(name="tof", exit_code=3), "end"])
-    record = find_record(log, "executor-0", 10)
-    assert record is not None and record.exit_code == 2
-    assert find_record(log, "tif", 10) is None
-    assert find_record("", "tif", 10) is None
+    assert {n: r.exit_code for n, r in find_records(log, ["executor-0", "tof", "tif"], 10).items()} == {
+        "executor-0": 2,
+        "tof": 3,
+    }
+    assert find_records("", ["tif"], 10) == {}
 
 
 def test_a_record_after_an_unfinished_line_is_found():
     for before in ("unfinished ", f"{RECORD_MARKER} ", f"{RECORD_MARKER} {{", f"{RECORD_MARKER} {{}}"):
-        record = find_record(before + line(), "executor-0", 10)
-        assert record is not None and record.exit_code == 137
+        assert find_records(before + line(), ["executor-0"], 10)["executor-0"].exit_code == 137
 
 
 def test_a_record_whose_tail_contains_another_is_parsed_as_itself():
-    record = find_record(line(stdout=line(exit_code=0)), "executor-0", 1000)
-    assert record is not None and record.exit_code == 137
+    assert find_records(line(stdout=line(exit_code=0)), ["executor-0"], 1000)["executor-0"].exit_code == 137
 
 
 def test_a_line_of_nothing_but_markers_costs_little():
-    assert find_record(f"{RECORD_MARKER} {{" * 100_000, "executor-0", 10) is None
+    assert find_records(f"{RECORD_MARKER} {{" * 100_000, ["executor-0"], 10) == {}
 
 
 FILES = st.builds(
