@@ -122,7 +122,7 @@ class HttpListener:
                 writer.write(_bytes(response))
                 writer.close()
                 await writer.wait_closed()
-        except (asyncio.IncompleteReadError, OSError):  # TimeoutError too
+        except (asyncio.IncompleteReadError, asyncio.CancelledError, OSError):  # by `close`; TimeoutError too
             log.debug("connection_broken")
         except Exception:
             log.exception("connection_failed")

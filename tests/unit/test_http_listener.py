@@ -159,6 +159,15 @@ def test_a_bug_in_a_handler_costs_one_connection(make: Make) -> None:
     assert ask(listener, b"later")[0] == 500
 
 
+def test_closing_with_open_connections_logs_nothing(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """Each had a traceback, so a task that held 256 of them filled the monitor's log when it stopped."""
+    listener = make()
+    with connect(listener, SLOW), connect(listener, b"GET"):
+        ask(listener)  # after both were accepted
+        listener.close()
+    assert [r.getMessage() for r in caplog.records if r.levelname == "ERROR"] == []
+
+
 @pytest.mark.parametrize(
     ("sent", "status"),
     [
