@@ -86,7 +86,7 @@ envFrom:
       name: {{ include "poiesis.config.name" .root }}
   {{- if and (eq .component "flower") .root.Values.flower.existingSecret }}
   - secretRef:
-      name: {{ .root.Values.flower.existingSecret }}
+      name: {{ .root.Values.flower.existingSecret | quote }}
   {{- end }}
 env:
   - name: POIESIS_MONGO_URI_FILE
