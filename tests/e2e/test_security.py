@@ -10,6 +10,8 @@ from tests.e2e.site import (
     TASK_LABEL,
     Site,
     assert_not_hijacked,
+    content,
+    failure,
     hijack,
     one_log,
     posted,
@@ -128,6 +130,97 @@ def test_a_command_cannot_read_the_traffic_of_its_pod(site: Site, task: str):
     capabilities = [int(line.split()[1], 16) for line in log["stdout"].splitlines()]
     assert len(capabilities) == 2
     assert not [c for c in capabilities if c & 1 << 13], log["stdout"]
+
+
+SWAP: Final = r"""
+import os, time
+control, results = "/poiesis/control/", "/data/results/"
+secrets = "/poiesis/task/tof.json", "/poiesis/task/filer.json", "/proc/self/environ"
+os.makedirs(results + "directory")
+for name in ("tof.json", "filer.json", "environ"):
+    open(results + "directory/" + name, "w").write("mine")
+os.symlink("/poiesis/task", results + "link")
+for i in range(100):
+    open(results + f"file-{i}", "w").write("mine")
+open(control + "early", "w").write('{"ok": true}')
+os.rename(control + "early", control + "executor-0.json")  # TOF starts while this command still runs
+swaps, end = 0, time.monotonic() + 8
+while time.monotonic() < end:
+    for i in range(100):
+        new = results + ".new"
+        if (swaps + i) % 3 == 0:
+            os.symlink(secrets[i % 3], new)
+        elif (swaps + i) % 3 == 1:
+            os.mkfifo(new)
+        else:
+            open(new, "w").write("mine")
+        os.rename(new, results + f"file-{i}")
+    for old, new in (("directory", "aside"), ("link", "directory"), ("directory", "link"), ("aside", "directory")):
+        os.rename(results + old, results + new)
+    swaps += 1
+print(swaps)
+"""
+
+
+@posted(
+    lambda site: {
+        "inputs": [content("/data/in", "x")],
+        "executors": [{"image": site.service.image, "command": ["python", "-c", SWAP]}],
+        "outputs": [{"path": "/data/results", "url": site.url("swapped"), "type": "DIRECTORY"}],
+        "resources": {"backend_parameters": {"optional_outputs": "true"}},
+    }
+)
+def test_names_swapped_during_the_upload_show_nothing_of_the_filer(site: Site, task: str):
+    """Files and directories of an output become links to the filer's documents and environment while it uploads them."""
+    found = site.ended(task)
+    assert int(one_log(found)["logs"][0]["stdout"]) > 10, "the attack was tried"
+    uploaded = site.keys("swapped/")
+    assert {site.got(f"swapped/{name}") for name in uploaded} <= {b"mine", b""}
+
+
+STOP: Final = """
+import ctypes, time
+print(ctypes.CDLL(None).ptrace(16, 1, 0, 0), flush=True)  # PTRACE_ATTACH
+time.sleep(600)
+"""
+
+
+@posted(
+    lambda site: {
+        "executors": [{"image": site.service.image, "command": ["python", "-c", STOP]}],
+        "resources": {"backend_parameters": {"time_limit": "5s"}},
+    }
+)
+def test_a_command_cannot_stop_its_launcher_to_evade_the_time_limit(site: Site, task: str):
+    found = site.wait(task, ("EXECUTOR_ERROR",))
+    assert failure(found) == "TimeLimit"
+    assert one_log(found)["logs"][0]["stdout"] == "-1\n"
+
+
+FORGE: Final = r"""
+import http.client, re
+own = re.search(rb"--poke\0([^/]+)/poke/[0-9a-z]+/([0-9a-f-]+)\0", open("/proc/1/cmdline", "rb").read())
+address, nonce = own[1].decode(), own[2].decode()
+record = '{"v": 1, "name": "executor-0", "ok": true, "exit_code": 0, "stdout": "forged", "stderr": ""}'
+for guess in (nonce, "0", "f" * 64, *(f"{i:016x}-1-1" for i in range(50))):
+    connection = http.client.HTTPConnection(address, timeout=10)
+    connection.request("POST", f"/poke/VICTIM/{guess}", record)
+    assert connection.getresponse().status in (202, 404, 429)
+print("VICTIM")
+"""
+
+
+def _forges(site: Site) -> Json:
+    victim = site.post({"executors": [shell("sleep 20; exit 5")]})
+    return {"executors": [{"image": site.service.image, "command": ["python", "-c", FORGE.replace("VICTIM", victim)]}]}
+
+
+@posted(_forges)
+def test_a_task_cannot_end_another_one_with_forged_records(site: Site, task: str):
+    """It knows the other task's id, but not the nonce in its pod."""
+    victim = one_log(site.complete(task))["logs"][0]["stdout"].strip()
+    (log,) = one_log(site.wait(victim, ("EXECUTOR_ERROR",)))["logs"]
+    assert (log["exit_code"], log["stdout"]) == (5, "")
 
 
 DRIP: Final = r"""
