@@ -77,7 +77,7 @@ class Embedded:
         if count == 0:
             return ""
         tasks = "1 task has" if count == 1 else f"{count} tasks have"
-        return f" {tasks} not ended: their commands keep running, and the next start on {self.parts.settings.directory} takes over."
+        return f" {tasks} not ended: commands keep running, and the next start on {self.parts.settings.directory} takes over."
 
     def close(self) -> None:
         """Stop answering and let links end. Commands keep running: the next start on the same directory takes them over."""

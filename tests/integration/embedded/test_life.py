@@ -95,7 +95,7 @@ def test_it_stops_within_seconds_and_commands_go_on_and_are_adopted(
     assert service.stop(number) == 0
     assert time.monotonic() - began < STOP_S
     assert set(commands) <= set(processes_of(service.folder))
-    assert "Stopping. 1 task has not ended: commands that run go on" in service.log.read_text()
+    assert "Stopping. 1 task has not ended: commands keep running" in service.log.read_text()
     service.start()
     assert service.state(task_id) == "RUNNING"
     assert set(commands) <= set(processes_of(service.folder))
