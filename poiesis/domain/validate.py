@@ -29,6 +29,8 @@ _CONTENT: Final = re.compile(r"\$\.inputs\[\d+\]\.content")
 MAX_PATH_BYTES: Final = 4096  # Linux: PATH_MAX
 MAX_NAME_BYTES: Final = 255  # Linux: NAME_MAX
 MAX_URL_BYTES: Final = 16 * 1024
+_VARIABLE_NAME: Final = re.compile(r"[ -<>-~]+")  # Kubernetes: of environment variables
+_ZONE: Final = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?")  # Kubernetes: of a label
 
 
 def check(spec: TaskSpec, policy: Policy) -> tuple[TaskSpec, tuple[str, ...]]:
@@ -149,8 +151,8 @@ def _executor(executor: Executor, where: str, policy: Policy) -> Iterator[Proble
             yield Problem(f"{where}.command[{i}]", too_long)
     for name, value in executor.env.items():
         size += (length := len(name.encode()) + len(value.encode()) + 2)
-        if not name or "=" in name:
-            message = f"invalid variable name {_quoted(name)}: must not be empty or contain '='"
+        if not _VARIABLE_NAME.fullmatch(name):
+            message = f"invalid variable name {_quoted(name)}: must be printable ASCII characters other than '='"
             yield Problem(f"{where}.env", message)
         elif length > most:
             yield Problem(f"{where}.env.{name[:40]}", too_long)
@@ -310,6 +312,12 @@ def _resources(resources: Resources | None, policy: Policy) -> tuple[Resources |
         elif asked is not None and most is not None and asked > most:
             message = f"too much: {asked:g}; this service allows at most {most:g}"
             problems.append(Problem(f"$.resources.{name}", message))
+    for i, zone in enumerate(resources.zones):
+        if not _ZONE.fullmatch(zone):
+            message = (
+                f"invalid zone {_quoted(zone)}: must be a label value, such as 'eu-west-1a', of at most 63 characters"
+            )
+            problems.append(Problem(f"$.resources.zones[{i}]", message))
     kept: dict[str, str] = {}
     notes: list[str] = []
     supported = policy.backend_parameters & PARAMETERS.keys()
