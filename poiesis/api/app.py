@@ -1,8 +1,8 @@
 """The application: Connexion's routes and validation around our handlers, Flask's pages beside them.
 
-    server → CORS → Gateway ─┬─ /healthz, /readyz
-                             ├─ other paths: Flask pages, or 404
-                             └─ errors → Swagger UI → routing by the spec → Authentication → validation by the spec → handler
+    server → CORS → Gateway, errors ─┬─ /healthz, /readyz
+                                     ├─ other paths: Flask pages, or 404
+                                     └─ Swagger UI → routing by the spec → Authentication → validation by the spec → handler
 
 Connexion's own `AsyncOperation` makes its decorators again for each request and turns parameters into arguments a second time;
 `_Operation` calls the handler with the values that validation has read (docs/adr/0002).
@@ -10,38 +10,32 @@ Connexion's own `AsyncOperation` makes its decorators again for each request and
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
 
 import flask
+import msgspec
 import yaml
 from a2wsgi import WSGIMiddleware
 from connexion import AsyncApp
 from connexion.apps.asynchronous import AsyncApi
-from connexion.exceptions import ProblemException
-from connexion.lifecycle import ConnexionRequest, ConnexionResponse
-from connexion.middleware import MiddlewarePosition
-from connexion.middleware.exceptions import ExceptionMiddleware
 from connexion.middleware.lifespan import LifespanMiddleware
 from connexion.middleware.request_validation import RequestValidationMiddleware
 from connexion.middleware.response_validation import ResponseValidationMiddleware
 from connexion.middleware.routing import RoutingMiddleware
 from connexion.middleware.swagger_ui import SwaggerUIMiddleware
 from connexion.resolver import Resolver
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import poiesis
-from poiesis.api import errors
-from poiesis.api.allowed_methods import AllowedMethods
 from poiesis.api.auth import Authenticator
-from poiesis.api.handlers import Handlers, Request
+from poiesis.api.handlers import Document, Handlers
 from poiesis.api.middleware import BASE_PATHS, Authentication, Cors, Gateway
 from poiesis.api.pages import create_pages
 from poiesis.api.validation import VALIDATORS
@@ -53,7 +47,6 @@ from poiesis.services.tasks import TaskService
 THREADS: Final = 16
 """Service calls of one process at once: they wait for the store, where more of them would only queue."""
 PAGE_THREADS: Final = 4
-_encode: Final = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True)
@@ -95,13 +88,32 @@ def create_app(
         authenticator.close()
         threads.shutdown(wait=True, cancel_futures=True)
 
+    specification = load_specification()
+    pages = create_pages(services.service, services.api, services.describe, blueprints)
+    gateway = partial(
+        Gateway,
+        pages=cast(ASGIApp, WSGIMiddleware(cast(Any, pages.wsgi_app), workers=PAGE_THREADS)),
+        ready=services.ready,
+        threads=threads,
+        settings=services.api,
+        operations=specification["paths"],
+    )
+    cors = partial(
+        Cors,
+        allow_origins=services.api.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "X-API-Key"],
+        expose_headers=["Retry-After", "WWW-Authenticate"],
+    )
     app = AsyncApp(
         __name__,
         lifespan=lifespan,
         middlewares=[
-            ExceptionMiddleware,
+            *((cors,) if services.api.cors_origins else ()),
+            gateway,
             SwaggerUIMiddleware,
             RoutingMiddleware,
+            partial(Authentication, authenticator=authenticator),
             RequestValidationMiddleware,
             *((ResponseValidationMiddleware,) if validate_responses else ()),
             LifespanMiddleware,
@@ -111,52 +123,9 @@ def create_app(
         validate_responses=validate_responses,
     )
     app._middleware_app.api_cls = _Api
-    _add_middleware(app, services, threads, authenticator, blueprints)
-    specification = load_specification()
     for base_path in BASE_PATHS:
         app.add_api(specification, base_path=base_path)
-    _add_error_handlers(app, AllowedMethods(specification, BASE_PATHS))
     return app
-
-
-def _add_middleware(
-    app: AsyncApp,
-    services: Services,
-    threads: ThreadPoolExecutor,
-    authenticator: Authenticator,
-    blueprints: Sequence[flask.Blueprint],
-) -> None:
-    pages = create_pages(services.service, services.api, services.describe, blueprints)
-    app.add_middleware(Authentication, position=MiddlewarePosition.BEFORE_VALIDATION, authenticator=authenticator)
-    app.add_middleware(
-        Gateway,
-        position=MiddlewarePosition.BEFORE_EXCEPTION,
-        pages=WSGIMiddleware(cast(Any, pages.wsgi_app), workers=PAGE_THREADS),
-        ready=services.ready,
-        threads=threads,
-        settings=services.api,
-    )
-    if services.api.cors_origins:
-        app.add_middleware(
-            Cors,
-            position=MiddlewarePosition.BEFORE_EXCEPTION,
-            allow_origins=services.api.cors_origins,
-            allow_methods=["GET", "POST"],
-            allow_headers=["Authorization", "Content-Type", "X-API-Key"],
-            expose_headers=["Retry-After", "WWW-Authenticate"],
-        )
-
-
-def _add_error_handlers(app: AsyncApp, methods: AllowedMethods) -> None:
-    async def failed(request: ConnexionRequest, error: Exception) -> ConnexionResponse:
-        if (
-            isinstance(error, HTTPException) and error.status_code == 405
-        ):  # the router knows the methods of one path only
-            error.headers = {"Allow": methods.allowed(request.scope["path"])}
-        return errors.handle(error)
-
-    for kind in (Exception, HTTPException, ProblemException):  # Connexion has handlers of its own for the latter two
-        app.add_error_handler(kind, failed)
 
 
 def load_specification() -> dict[str, Any]:
@@ -174,12 +143,11 @@ def load_specification() -> dict[str, Any]:
 class _Operation:
     """One operation of the spec: the document of its handler, as JSON."""
 
-    def __init__(self, handler: Callable[[Request], Any]) -> None:
+    def __init__(self, handler: Callable[[Scope], Awaitable[Document]]) -> None:
         self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        document = await self._handler(Request(scope))
-        body = _encode(document).encode()
+        body = msgspec.json.encode(await self._handler(scope))
         await Response(body, media_type="application/json")(scope, receive, send)
 
 

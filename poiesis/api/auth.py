@@ -12,10 +12,8 @@ cancel only their own tasks, admins all tasks. Secrets never appear in a log, an
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
-import json
 import logging
 import os
 import secrets
@@ -23,10 +21,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Final, Literal
 from urllib.parse import parse_qsl
 
-from poiesis.api.errors import NotAuthenticated
+import msgspec
+
+from poiesis.api.errors import Refused
 from poiesis.api.logins import LoginGate
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
@@ -35,11 +35,6 @@ log = logging.getLogger(__name__)
 
 Method = Literal["basic", "bearer", "api_key"]
 METHODS: Final[tuple[Method, ...]] = ("basic", "bearer", "api_key")
-_HASH_FIELD: Final[Mapping[Method, str]] = {
-    "basic": "password_hash",
-    "bearer": "token_hash",
-    "api_key": "api_key_hash",
-}
 _CHALLENGE: Final[Mapping[Method, str]] = {
     "basic": 'Basic realm="poiesis", charset="UTF-8"',
     "bearer": 'Bearer realm="poiesis"',
@@ -48,12 +43,26 @@ _CHALLENGE: Final[Mapping[Method, str]] = {
 _SCRYPT: Final = {"n": 2**14, "r": 8, "p": 1}  # 16 MB and about 50 ms: what RFC 7914 suggests for interactive logins
 _CHECK_FILE_S: Final = 1.0  # seconds between looks at the file's time stamp
 
+USER: Final = "poiesis.user"
+"""Key of the ASGI scope: the `User`."""
+
 
 @dataclass(frozen=True)
 class User:
-    name: str
+    """`name`: the owner of the user's new tasks."""
+
+    name: str | None
     admin: bool = False
     groups: tuple[str, ...] = ()
+
+    @property
+    def sees(self) -> str | None:
+        """The owner whose tasks the user may see; None: all tasks."""
+        return None if self.admin else self.name
+
+
+ANONYMOUS: Final = User(None)
+"""Of every request without authentication."""
 
 
 def hash_secret(secret: str, method: Method) -> str:
@@ -66,12 +75,12 @@ def hash_secret(secret: str, method: Method) -> str:
 
 @dataclass(frozen=True)
 class _Credentials:
-    """`passwords` by user name: salt and hash. `tokens` and `keys` by SHA-256."""
+    """`passwords` by user name: with salt and hash. `tokens` and `keys` by SHA-256."""
 
-    users: Mapping[str, User] = field(default_factory=dict)
-    passwords: Mapping[str, tuple[bytes, bytes]] = field(default_factory=dict, repr=False)
-    tokens: Mapping[bytes, User] = field(default_factory=dict, repr=False)
-    keys: Mapping[bytes, User] = field(default_factory=dict, repr=False)
+    users: set[str] = field(default_factory=set)
+    passwords: dict[str, tuple[User, bytes, bytes]] = field(default_factory=dict, repr=False)
+    tokens: dict[bytes, User] = field(default_factory=dict, repr=False)
+    keys: dict[bytes, User] = field(default_factory=dict, repr=False)
 
 
 class Authenticator:
@@ -81,13 +90,12 @@ class Authenticator:
         wrong = [m for m in settings.auth if m not in METHODS]
         if wrong:
             raise ConfigurationError(f"invalid authentication method {wrong[0]!r}: use any of {', '.join(METHODS)}")
-        self.enabled: Final = bool(settings.auth)
         self._methods = frozenset(settings.auth)
         self._challenge = ", ".join(_CHALLENGE[m] for m in METHODS if m in settings.auth)
         self._clock = clock
         self._logins = LoginGate(clock)
         self._file: Path | None = None
-        if self.enabled:
+        if self._methods:
             if settings.credentials_file is None:
                 raise ConfigurationError(
                     "missing credentials file for authentication: set POIESIS_API__CREDENTIALS_FILE"
@@ -97,13 +105,10 @@ class Authenticator:
             self._credentials = read_credentials(self._file)
             self._check_file_at = clock() + _CHECK_FILE_S
 
-    async def user(self, headers: Sequence[tuple[bytes, bytes]], query: bytes, address: str) -> User | None:
-        """Return the user of a request that came from `address`; None without authentication.
-
-        Raises: NotAuthenticated, TooManyLogins.
-        """
-        if not self.enabled:
-            return None
+    async def user(self, headers: Sequence[tuple[bytes, bytes]], query: bytes, address: str) -> User:
+        """Return the user of a request that came from `address`. Raises: Refused."""
+        if not self._methods:
+            return ANONYMOUS
         credentials = self._current()
         given = {k.lower(): v for k, v in headers if k.lower() in (b"authorization", b"x-api-key")}
         scheme, _, value = given.get(b"authorization", b"").decode("latin-1").strip().partition(" ")
@@ -118,7 +123,7 @@ class Authenticator:
             user = _by_digest(key, credentials.keys) if key else None
         if user is None:
             problem = "invalid credentials" if given or b"api_key=" in query else "missing credentials"
-            raise NotAuthenticated(problem, self._challenge)
+            raise Refused(401, problem, "unauthenticated", {"WWW-Authenticate": self._challenge})
         return user
 
     def close(self) -> None:
@@ -127,17 +132,16 @@ class Authenticator:
     async def _basic(self, value: str, credentials: _Credentials, address: str) -> User | None:
         try:
             name, separator, password = base64.b64decode(value, validate=True).decode().partition(":")
-        except (binascii.Error, ValueError):
+        except ValueError:
             return None
         if not separator:
             return None
-        salt, expected = credentials.passwords.get(
-            name, (b"no such user", b"")
-        )  # an unknown name takes as long as a known one
+        # an unknown name takes as long as a known one
+        user, salt, expected = credentials.passwords.get(name, (None, b"no such user", b""))
         is_right = await self._logins.check(
             name, password, expected, address, lambda: hmac.compare_digest(_scrypt(password, salt), expected)
         )
-        return credentials.users[name] if is_right else None
+        return user if is_right else None
 
     def _current(self) -> _Credentials:
         """The file's content, at most `_CHECK_FILE_S` old."""
@@ -157,76 +161,53 @@ class Authenticator:
         return self._credentials
 
 
+_Sha256 = Annotated[str, msgspec.Meta(pattern=r"^sha256\$[0-9a-fA-F]{64}$")]
+
+
+class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+    """Of the credentials file. msgspec's messages name the field and not its content."""
+
+    name: Annotated[str, msgspec.Meta(pattern="^[^:]+$")]
+    password_hash: Annotated[str, msgspec.Meta(pattern=r"^scrypt\$[^$]*\$[^$]*$")] | None = None
+    token_hash: _Sha256 | None = None
+    api_key_hash: _Sha256 | None = None
+    admin: bool = False
+    groups: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
+
+
 def read_credentials(path: Path) -> _Credentials:
     """Raises: ConfigurationError with the position of the invalid entry and the reason, without its content."""
     try:
-        entries = json.loads(path.read_bytes())
+        entries = msgspec.json.decode(path.read_bytes(), type=list[_Entry])
     except OSError as error:
         raise ConfigurationError(f"cannot read the credentials file {path}: {error.strerror}") from None
-    except (ValueError, RecursionError):
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"invalid credentials file {path}: {error}") from None
+    except (msgspec.DecodeError, ValueError):
         raise ConfigurationError(f"invalid credentials file {path}: not JSON") from None
-    if not isinstance(entries, list):
-        raise ConfigurationError(f"invalid credentials file {path}: must be a JSON list of users")
-    users: dict[str, User] = {}
-    passwords: dict[str, tuple[bytes, bytes]] = {}
-    tokens: dict[bytes, User] = {}
-    keys: dict[bytes, User] = {}
+    found = _Credentials()
     for i, entry in enumerate(entries):
         try:
-            user = _user(entry)
-            if user.name in users:
-                raise ValueError("name: used by an earlier entry")
-            users[user.name] = user
-            if "password_hash" in entry:
-                passwords[user.name] = _scrypt_parts(entry["password_hash"])
-            for name, by_digest in (("token_hash", tokens), ("api_key_hash", keys)):
-                if name in entry:
-                    digest = _sha256_digest(entry[name])
-                    if digest in by_digest:
-                        raise ValueError(f"{name}: used by an earlier entry")
-                    by_digest[digest] = user
+            _add(entry, found)
         except ValueError as error:
             raise ConfigurationError(f"invalid entry {i} of the credentials file {path}: {error}") from None
-    return _Credentials(users, passwords, tokens, keys)
+    return found
 
 
-def _user(entry: Any) -> User:
-    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not entry["name"]:
-        raise ValueError("must be an object with a name")
-    if ":" in entry["name"]:
-        raise ValueError("name: must not contain ':'")
-    unknown = set(entry) - {"name", "admin", "groups", *_HASH_FIELD.values()}
-    if unknown:
-        raise ValueError(f"unknown key {sorted(unknown)[0]!r}")
-    if not isinstance(entry.get("admin", False), bool):
-        raise ValueError("admin: must be true or false")
-    groups = entry.get("groups", [])
-    if not isinstance(groups, list) or not all(isinstance(g, str) and g for g in groups):
-        raise ValueError("groups: must be a list of names")
-    if not any(name in entry for name in _HASH_FIELD.values()):
-        raise ValueError("must have one of " + ", ".join(_HASH_FIELD.values()))
-    return User(entry["name"], entry.get("admin", False), tuple(groups))
-
-
-def _scrypt_parts(text: Any) -> tuple[bytes, bytes]:
-    parts = text.split("$") if isinstance(text, str) else []
-    try:
-        kind, salt, digest = parts
-        if kind == "scrypt":
-            return base64.b64decode(salt, validate=True), base64.b64decode(digest, validate=True)
-    except ValueError:
-        pass
-    raise ValueError("password_hash: must have the form scrypt$SALT$HASH")
-
-
-def _sha256_digest(text: Any) -> bytes:
-    kind, _, digest = text.partition("$") if isinstance(text, str) else ("", "", "")
-    try:
-        if kind == "sha256" and len(raw := bytes.fromhex(digest)) == hashlib.sha256().digest_size:
-            return raw
-    except ValueError:
-        pass
-    raise ValueError("token_hash and api_key_hash must have the form sha256$HEX")
+def _add(entry: _Entry, to: _Credentials) -> None:
+    """Raises: ValueError."""
+    user = User(entry.name, entry.admin, entry.groups)
+    if user.name in to.users:
+        raise ValueError("name: used by an earlier entry")
+    to.users.add(entry.name)
+    if not (entry.password_hash or entry.token_hash or entry.api_key_hash):
+        raise ValueError("must have one of password_hash, token_hash, api_key_hash")
+    if entry.password_hash:
+        _, salt, digest = entry.password_hash.split("$")
+        to.passwords[entry.name] = user, base64.b64decode(salt, validate=True), base64.b64decode(digest, validate=True)
+    for name, text, by_digest in (("token", entry.token_hash, to.tokens), ("api_key", entry.api_key_hash, to.keys)):
+        if text and by_digest.setdefault(bytes.fromhex(text.removeprefix("sha256$")), user) is not user:
+            raise ValueError(f"{name}_hash: used by an earlier entry")
 
 
 def _by_digest(secret: bytes, users: Mapping[bytes, User]) -> User | None:

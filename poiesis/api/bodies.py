@@ -9,16 +9,12 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import gc
-import logging
-from collections import deque
 from typing import Any, Final
 
 from starlette.types import Message, Receive, Scope
 
-from poiesis.api.errors import BodyTooLarge, ClientDisconnected, RequestTimeout, ServerBusy
+from poiesis.api.errors import Refused, body_too_large
 from poiesis.config import ApiSettings
-
-log = logging.getLogger(__name__)
 
 SMALL_BYTES: Final = 64 * 1024  # what uvicorn reads ahead of the application
 MIN_BYTES_PER_S: Final = 16 * 1024
@@ -33,64 +29,48 @@ class BodyBudget:
         self.max_body_bytes: Final = settings.max_body_bytes
         self.timeout_s: Final = settings.body_timeout.total_seconds()
         self._free = self._limit = max(settings.max_buffered_bytes, settings.max_body_bytes)
-        self._queue: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._turn = asyncio.Lock()  # first come, first served
+        self._freed = asyncio.Event()
         self._trim: asyncio.TimerHandle | None = None
 
     async def take(self, size: int) -> None:
-        """Raises: ServerBusy when the bytes are not free within TURN_TIMEOUT_S."""
-        if not self._queue and size <= self._free:
-            self._free -= size
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queue.append((size, turn))
+        """Raises: Refused when the bytes are not free within TURN_TIMEOUT_S."""
         try:
-            async with asyncio.timeout(TURN_TIMEOUT_S):
-                await turn
-        except BaseException as error:
-            if turn.done() and not turn.cancelled():
-                self.give_back(size)
-            else:
-                self._queue.remove((size, turn))
-                self._serve()
-            if isinstance(error, TimeoutError):
-                raise ServerBusy("too many large requests at once") from None
-            raise
+            async with asyncio.timeout(TURN_TIMEOUT_S), self._turn:
+                while size > self._free:
+                    self._freed.clear()
+                    await self._freed.wait()
+                self._free -= size
+        except TimeoutError:
+            raise Refused(503, "too many large requests at once", "server_busy", {"Retry-After": "5"}) from None
 
     def give_back(self, size: int) -> None:
         self._free += size
-        self._serve()
-        if self._free == self._limit and self._trim is None:
-            self._trim = asyncio.get_running_loop().call_later(TRIM_DELAY_S, self._trim_memory)
-
-    def _serve(self) -> None:
-        while self._queue and self._queue[0][0] <= self._free:
-            size, turn = self._queue.popleft()
-            if not turn.done():
-                self._free -= size
-                turn.set_result(None)
+        self._freed.set()
+        if self._trim is not None:
+            self._trim.cancel()
+        self._trim = asyncio.get_running_loop().call_later(TRIM_DELAY_S, self._trim_memory)
 
     def _trim_memory(self) -> None:
-        self._trim = None
         if self._free == self._limit:
             trim_memory()
 
 
 class BodyReader:
-    """The `receive` of one request: raises where the body is too large, too slow, or cut off."""
+    """The `receive` of one request: raises Refused where the body is too large, too slow, or cut off."""
 
     def __init__(self, scope: Scope, receive: Receive, budget: BodyBudget) -> None:
         self._receive = receive
         self._budget = budget
         self._declared = declared_bytes(scope)
+        if (self._declared or 0) > budget.max_body_bytes:
+            raise body_too_large(budget.max_body_bytes)
         self._seen = 0
         self._taken = 0
         self._deadline: float | None = None
 
     async def __call__(self) -> Message:
-        """Raises: BodyTooLarge, RequestTimeout, ServerBusy, ClientDisconnected."""
         limit, clock = self._budget.max_body_bytes, asyncio.get_running_loop().time
-        if (self._declared or 0) > limit:
-            raise BodyTooLarge(limit)
         if self._deadline is None:
             await self._take(self._declared or 0)
             self._deadline = clock() + self._budget.timeout_s
@@ -98,13 +78,13 @@ class BodyReader:
             async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
-            raise RequestTimeout("the body did not arrive in time") from None
+            raise Refused(408, "the body did not arrive in time") from None
         if message["type"] == "http.disconnect":
-            raise ClientDisconnected("the client closed the connection before its request was complete")
+            raise Refused(400, "the client closed the connection before its request was complete")
         size = len(message.get("body", b""))
         self._seen += size
         if self._seen > limit:
-            raise BodyTooLarge(limit)
+            raise body_too_large(limit)
         if self._declared is None and self._seen > SMALL_BYTES and not self._taken:
             await self._take(limit)
             self._deadline = clock() + self._budget.timeout_s
@@ -128,7 +108,7 @@ def declared_bytes(scope: Scope) -> int | None:
     """Content-Length; None for a chunked body. The parser has refused values that are not numbers."""
     for name, value in scope["headers"]:
         if name == b"content-length":
-            return int(value) if value.isdigit() and len(value) < 20 else None
+            return int(value)
         if name == b"transfer-encoding":
             return None
     return 0

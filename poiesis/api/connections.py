@@ -15,13 +15,15 @@ import ipaddress
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any, Final
 
 import httptools
+from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from poiesis.api.bodies import trim_memory
-from poiesis.api.errors import ErrorAnswer, plain
+from poiesis.api.errors import Refused, plain
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
 
@@ -33,14 +35,6 @@ WRITE_TIMEOUT_S: Final = 60.0
 MIN_WRITE_BYTES: Final = 64 * 1024  # that a client has to take of an answer in WRITE_TIMEOUT_S
 TRIM_BYTES: Final = 8 * 1024 * 1024
 MAX_UNWRITTEN_BYTES: Final = 64 * 1024 * 1024  # of all answers that clients have not taken yet
-
-
-class Refused(Exception):
-    """Stops the parser; `answer` is sent, and the connection closed."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.answer = plain(status, message)
 
 
 class ConnectionGate:
@@ -143,7 +137,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.address = _network_key(self.client[0] if self.client else "")
         self._deadline = self.loop.time() + self._gate.header_timeout_s
         if not self._gate.enter(self):
-            self._refuse(plain(503, "too many connections", {"Retry-After": "5"}))
+            self._refuse(Refused(503, "too many connections", headers={"Retry-After": "5"}))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gate.leave(self)
@@ -157,7 +151,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if (
             self._unparsed > self._gate.header_bytes and not self.transport.is_closing()
         ):  # in one header, or in a chunk's extension
-            self._refuse(self._too_long().answer)
+            self._refuse(self._too_long())
 
     # what the parser reports
     def on_message_begin(self) -> None:
@@ -226,13 +220,13 @@ class LimitedProtocol(HttpToolsProtocol):
         error = sys.exception()
         cause = error.__context__ if error is not None else None
         if isinstance(cause, Refused):
-            self._refuse(cause.answer)
+            self._refuse(cause)
         elif isinstance(error, httptools.HttpParserInvalidMethodError):
-            self._refuse(plain(501, "unknown method"))
+            self._refuse(Refused(501, "unknown method"))
         elif isinstance(error, httptools.HttpParserInvalidURLError | httptools.HttpParserCallbackError):
-            self._refuse(plain(400, "invalid request target"))
+            self._refuse(Refused(400, "invalid request target"))
         else:
-            self._refuse(plain(400, "invalid HTTP request: the request line, a header or a chunk is malformed"))
+            self._refuse(Refused(400, "invalid HTTP request: the request line, a header or a chunk is malformed"))
 
     # what the gate asks
     def check_deadlines(self, now: float) -> None:
@@ -244,7 +238,7 @@ class LimitedProtocol(HttpToolsProtocol):
                     self._await_write()
         elif self._requests == 0 and now >= self._deadline:
             if self._in_head and not self.transport.is_closing():
-                self._refuse(plain(408, "the request did not arrive in time"))
+                self._refuse(Refused(408, "the request did not arrive in time"))
                 self._deadline = now + self._gate.header_timeout_s
             else:
                 self.evict()
@@ -272,24 +266,20 @@ class LimitedProtocol(HttpToolsProtocol):
             return Refused(414, f"the request target is too long: {limit}")
         return Refused(431, f"the headers are too long: {limit}")
 
-    def _refuse(self, answer: ErrorAnswer) -> None:
+    def _refuse(self, error: Refused) -> None:
         """Answer and close; once another response has begun, only close."""
         if self._requests == 0 or (self._requests == 1 and not self.cycle.response_started):
-            self.transport.write(http_response(answer))
+            self.transport.write(http_response(plain(error.status_code, error.detail, error.headers)))
             self.transport.close()
         else:
             self.transport.abort()
 
 
-def http_response(answer: ErrorAnswer) -> bytes:
-    """An answer that ends its connection, as the bytes of HTTP/1.1."""
-    body = answer.body
-    headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), "Connection": "close"}
-    lines = [
-        f"HTTP/1.1 {answer.status} {answer.phrase}",
-        *(f"{k}: {v}" for k, v in (headers | dict(answer.headers)).items()),
-    ]
-    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+def http_response(answer: Response) -> bytes:
+    """A response that ends its connection, as the bytes of HTTP/1.1."""
+    head = f"HTTP/1.1 {answer.status_code} {HTTPStatus(answer.status_code).phrase}\r\n".encode()
+    fields = b"".join(b"%b: %b\r\n" % field for field in answer.raw_headers)
+    return head + fields + b"connection: close\r\n\r\n" + bytes(answer.body)
 
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

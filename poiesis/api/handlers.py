@@ -1,21 +1,22 @@
 """The five operations of TES: parse, one service call, render. The names are the spec's operation ids.
 
-The input of an operation has been read and checked before: the query and the body by `validation`, the user by `middleware`.
-Services block on their store, so each call of one runs in a bounded pool of threads; pure computation stays in the event loop
-(docs/adr/0002).
+The input of an operation has been read and checked before and is in the ASGI scope: the query and the body by `validation`, the user by
+`middleware`. Services block on their store, so each call of one runs in a bounded pool of threads; pure computation stays in the event
+loop (docs/adr/0002).
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any, Final, ParamSpec, TypeVar
 
+from starlette.types import Scope
+
 from poiesis.api import views
-from poiesis.api.auth import User
+from poiesis.api.auth import USER, User
 from poiesis.api.normalize import load_task
 from poiesis.api.paging import page_token, read_token
 from poiesis.api.query import QUERY, Query
@@ -32,45 +33,6 @@ Document = dict[str, Any]
 
 LARGE_READS: Final = 4
 """Reads of whole documents at once: they take several times their bytes as Python objects."""
-USER: Final = "poiesis.user"
-"""Key of the ASGI scope: the `User`; None without authentication."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """A request as handlers see it, read from the ASGI scope."""
-
-    scope: MutableMapping[str, Any]
-
-    @property
-    def task_id(self) -> str:
-        return str(self.scope["path_params"]["id"])
-
-    @property
-    def query(self) -> Query:
-        query: Query = self.scope[QUERY]
-        return query
-
-    def take_document(self) -> Any:
-        """Return the body; the scope, which outlives the response, keeps nothing of it."""
-        return self.scope.pop(DOCUMENT)
-
-    @property
-    def owner(self) -> str | None:
-        """Of a new task."""
-        user: User | None = self.scope.get(USER)
-        return None if user is None else user.name
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        user: User | None = self.scope.get(USER)
-        return () if user is None else user.groups
-
-    @property
-    def sees(self) -> str | None:
-        """The owner whose tasks the caller may see; None: all tasks."""
-        user: User | None = self.scope.get(USER)
-        return None if user is None or user.admin else user.name
 
 
 class Handlers:
@@ -89,35 +51,33 @@ class Handlers:
         self._threads = threads
         self._large_reads = asyncio.Semaphore(LARGE_READS)
 
-    async def GetServiceInfo(self, request: Request) -> Document:
+    async def GetServiceInfo(self, scope: Scope) -> Document:
         return self._info
 
-    async def CreateTask(self, request: Request) -> Document:
-        spec = load_task(request.take_document())
-        return views.created(
-            await self._in_thread(self._tasks.create, spec, owner=request.owner, groups=request.groups)
-        )
+    async def CreateTask(self, scope: Scope) -> Document:
+        user: User = scope[USER]
+        spec = load_task(scope.pop(DOCUMENT))  # the scope outlives the response
+        return views.created(await self._in_thread(self._tasks.create, spec, owner=user.name, groups=user.groups))
 
-    async def GetTask(self, request: Request) -> Document:
-        view = request.query.view
-        task = await self._read(view, self._tasks.get, request.task_id, view, owner=request.sees)
+    async def GetTask(self, scope: Scope) -> Document:
+        view, user = scope[QUERY].view, scope[USER]
+        task = await self._read(view, self._tasks.get, scope["path_params"]["id"], view, owner=user.sees)
         return self._views.task(task, view)
 
-    async def ListTasks(self, request: Request) -> Document:
-        query = request.query
-        where = TaskFilter(query.name_prefix, self._views.stored_states(query.state), query.tags, request.sees)
+    async def ListTasks(self, scope: Scope) -> Document:
+        query: Query = scope[QUERY]
+        where = TaskFilter(query.name_prefix, self._views.stored_states(query.state), query.tags, scope[USER].sees)
         after = read_token(query.page_token, where)
-
         page = await self._read(
-            query.view, self._tasks.list, where, limit=query.page_size, after=after, view=query.view, owner=where.owner
+            query.view, self._tasks.list, where, limit=query.page_size, after=after, view=query.view
         )
         document: Document = {"tasks": [self._views.task(task, query.view) for task in page.tasks]}
         if page.next_after is not None:
             document["next_page_token"] = page_token(where, page.next_after)
         return document
 
-    async def CancelTask(self, request: Request) -> Document:
-        await self._in_thread(self._tasks.cancel, request.task_id, owner=request.sees)
+    async def CancelTask(self, scope: Scope) -> Document:
+        await self._in_thread(self._tasks.cancel, scope["path_params"]["id"], owner=scope[USER].sees)
         return {}
 
     async def _read(self, asked: View, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

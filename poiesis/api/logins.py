@@ -15,10 +15,9 @@ from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import Final, NoReturn
 
-from poiesis.api.errors import TooManyLogins
+from poiesis.api.errors import Refused
 
 REFUSAL_DELAY_S: Final = 1.0
 REMEMBER_S: Final = 300.0  # since the last use
@@ -54,7 +53,7 @@ class LoginGate:
     async def check(self, name: str, password: str, expected: bytes, address: str, verify: Callable[[], bool]) -> bool:
         """Whether the password is right. `expected` is its stored hash: what was remembered counts no longer when that changes.
 
-        Raises: TooManyLogins.
+        Raises: Refused.
         """
         now = self._clock()
         proof = hmac.digest(self._key, b"\0".join((name.encode(), expected, password.encode())), "sha256")
@@ -87,7 +86,7 @@ class LoginGate:
 
     async def _refuse(self, message: str, wait_s: int) -> NoReturn:
         await asyncio.sleep(REFUSAL_DELAY_S)
-        raise TooManyLogins(message, timedelta(seconds=wait_s))
+        raise Refused(429, message, "too_many_logins", {"Retry-After": str(wait_s)})
 
     def _end(self, proof: bytes, attempt: asyncio.Future[bool]) -> None:
         del self._attempts[proof]

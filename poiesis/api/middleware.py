@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from poiesis.api.auth import Authenticator
+from poiesis.api.auth import USER, Authenticator
 from poiesis.api.bodies import BodyBudget, BodyReader, declared_bytes
-from poiesis.api.errors import BodyTooLarge, UnsupportedMediaType, plain, response
-from poiesis.api.handlers import USER
-from poiesis.api.media_types import parse_media_type
-from poiesis.api.same_origin import RequestGuard, came_from_browser
+from poiesis.api.errors import Refused, plain, respond
+from poiesis.api.same_origin import SAFE_METHODS, RequestGuard, came_from_browser
 from poiesis.config import ApiSettings
-from poiesis.domain.errors import PoiesisError
 
 BASE_PATHS: Final = ("/ga4gh/tes/v1", "/v1")
 HEALTH_PATHS: Final = ("/healthz", "/readyz")
@@ -33,7 +32,7 @@ JSON: Final = b"application/json"
 class Gateway:
     """Refuses requests of foreign web pages, answers health checks, passes API paths on with limited bodies, and the rest to the pages.
 
-    Whatever fails further in is answered as JSON, and no redirect leaves the service.
+    Whatever fails further in is answered as JSON, and no redirect leaves the service. `operations`: the `paths` of the spec.
     """
 
     def __init__(
@@ -44,6 +43,7 @@ class Gateway:
         ready: Callable[[], None],
         threads: ThreadPoolExecutor,
         settings: ApiSettings,
+        operations: Mapping[str, Any],
     ) -> None:
         self._app = app
         self._pages = pages
@@ -52,6 +52,10 @@ class Gateway:
         self._guard = RequestGuard(settings)
         self._budget = BodyBudget(settings)
         self._prefixes = tuple(base + "/" for base in BASE_PATHS)
+        self._methods = [
+            (re.compile("|".join(base + re.sub(r"{\w+}", "[^/]+", path) for base in BASE_PATHS)), _allowed(item))
+            for path, item in sorted(operations.items(), reverse=True)  # `/tasks/{id}:cancel` before `/tasks/{id}`
+        ]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -64,9 +68,11 @@ class Gateway:
             if message["type"] == "http.response.start":
                 started = True
                 _make_redirect_relative(message)
-                if message["status"] >= 400 and Headers(raw=message["headers"]).get("content-type") != JSON.decode():
-                    replaced = True  # text of a library, such as the one that serves Swagger UI's files
-                    await plain(message["status"], "the request could not be answered").response()(scope, receive, send)
+                headers = Headers(raw=message["headers"])
+                if message["status"] >= 400 and headers.get("content-type") != JSON.decode():
+                    replaced = True  # text of a library: of Flask, or the one that serves Swagger UI's files
+                    kept = {"Allow": headers["allow"]} if "allow" in headers else None
+                    await plain(message["status"], headers=kept)(scope, receive, send)
             if not replaced:
                 await send(message)
 
@@ -75,7 +81,13 @@ class Gateway:
         except Exception as error:
             if started:
                 raise
-            await response(error)(scope, receive, send)
+            if (
+                isinstance(error, HTTPException) and error.status_code == 405
+            ):  # the router knows the methods of one route only
+                error.headers = {
+                    "Allow": next((m for pattern, m in self._methods if pattern.fullmatch(scope["path"])), "")
+                }
+            await respond(error)(scope, receive, send)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -86,14 +98,8 @@ class Gateway:
         self._guard.check(scope, is_page=not is_api)
         if is_api:
             _normalize_content_type(scope)
-            await self._with_body(self._app, scope, receive, send)
-        elif (declared_bytes(scope) or 0) > self._budget.max_body_bytes:
-            raise BodyTooLarge(self._budget.max_body_bytes)
-        else:
-            await self._with_body(self._pages, scope, receive, send)
-
-    async def _with_body(self, app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] in ("GET", "HEAD", "OPTIONS"):
+        app = self._app if is_api else self._pages
+        if scope["method"] in SAFE_METHODS:
             await app(scope, receive, send)
             return
         body = BodyReader(scope, receive, self._budget)
@@ -103,13 +109,11 @@ class Gateway:
             body.close()
 
     async def _health(self, scope: Scope) -> Response:
+        """Raises: Unavailable."""
         if scope["method"] not in ("GET", "HEAD"):
-            return plain(405, "unsupported method", {"Allow": "GET, HEAD"}).response()
+            return plain(405, headers={"Allow": "GET, HEAD"})
         if scope["path"] == "/readyz":
-            try:
-                await asyncio.get_running_loop().run_in_executor(self._threads, self._ready)
-            except PoiesisError as error:
-                return response(error)
+            await asyncio.get_running_loop().run_in_executor(self._threads, self._ready)
         return Response(json.dumps({"status": "ok"}), media_type="application/json")
 
 
@@ -121,7 +125,7 @@ class Authentication:
         self._authenticator = authenticator
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._authenticator.enabled and scope["type"] == "http":
+        if scope["type"] == "http":
             operation = scope["extensions"]["connexion_routing"]["operation_id"]
             if operation is not None and operation not in OPEN_OPERATIONS:
                 address = scope["client"][0] if scope.get("client") else ""
@@ -130,30 +134,31 @@ class Authentication:
 
 
 class Cors(CORSMiddleware):
-    """Starlette's, with JSON for refused preflights."""
+    """Starlette's, whose responses to preflights have no text, or are JSON where it refuses."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         found = super().preflight_response(request_headers)
         if found.status_code >= 400:
-            return plain(403, "this origin, method or header is not allowed: see POIESIS_API__CORS_ORIGINS").response()
-        names = ("vary", *(name for name in found.headers if name.startswith("access-control-")))
-        return Response(status_code=204, headers={name: found.headers[name] for name in names if name in found.headers})
+            return plain(403, "this origin, method or header is not allowed: see POIESIS_API__CORS_ORIGINS")
+        return Response(None, 204, {name: v for name, v in found.headers.items() if not name.startswith("content-")})
 
 
 def _normalize_content_type(scope: Scope) -> None:
-    """Write JSON's media type as Connexion compares it, and give it to programs that left it out.
+    """Write JSON's media type as Connexion compares it, without parameters: for JSON, none has a meaning (RFC 8259).
 
-    Raises: UnsupportedMediaType for a browser that left it out: a page can do so without asking the service first.
+    Raises: Refused for a browser that left it out: a page can do so without asking the service first.
     """
     values = [v for n, v in scope["headers"] if n == b"content-type"]
-    if values:
-        found = parse_media_type(values[0].decode("latin-1")) if len(values) == 1 else None
-        if found is not None and found.essence == JSON.decode():
-            scope["headers"] = [(n, JSON if n == b"content-type" else v) for n, v in scope["headers"]]
-        elif found is None:
-            raise UnsupportedMediaType("invalid Content-Type: send the task with Content-Type: application/json")
-    elif declared_bytes(scope) != 0 and came_from_browser(scope):
-        raise UnsupportedMediaType("missing Content-Type: send the task with Content-Type: application/json")
+    if len(values) > 1 or (not values and declared_bytes(scope) != 0 and came_from_browser(scope)):
+        raise Refused(415, "missing or repeated Content-Type: send the task with Content-Type: application/json")
+    if values and values[0].partition(b";")[0].strip().lower() == JSON:
+        scope["headers"] = [(n, JSON if n == b"content-type" else v) for n, v in scope["headers"]]
+
+
+def _allowed(item: Mapping[str, Any]) -> str:
+    """The header Allow of a 405 for a path of the spec."""
+    methods = [method.upper() for method in ("get", "post", "put", "patch", "delete") if method in item]
+    return ", ".join([*methods, "HEAD"] if "GET" in methods else methods)
 
 
 def _make_redirect_relative(message: Message) -> None:

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from http import HTTPStatus
-from typing import Any, Final
+from typing import Final
 
 import flask
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from poiesis import __version__
-from poiesis.api.errors import plain
 from poiesis.api.views import sentence
 from poiesis.config import ApiSettings, ServiceSettings
 
 SAMPLE: Final = {
     "name": "hello",
     "executors": [{"image": "docker.io/library/alpine:3.20", "command": ["echo", "hello from a task"]}],
-}
-
-_MESSAGES: Final = {
-    404: "not found",
-    405: "unsupported method",
-    500: "internal error: the service's log has the details",
 }
 
 
@@ -43,18 +34,6 @@ def create_pages(
             sample=json.dumps(SAMPLE),
             base=flask.request.url_root.rstrip("/") + "/ga4gh/tes/v1",
         )
-
-    @pages.errorhandler(HTTPException)
-    def failed(error: HTTPException) -> Any:
-        if error.code is None or error.code < 400:
-            return error
-        message = _MESSAGES.get(error.code) or HTTPStatus(error.code).phrase
-        found = plain(
-            error.code,
-            message,
-            {"Allow": ", ".join(error.valid_methods or ())} if isinstance(error, MethodNotAllowed) else {},
-        )
-        return flask.Response(found.body, found.status, dict(found.headers), content_type="application/json")
 
     for blueprint in blueprints:
         pages.register_blueprint(blueprint)

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
-from poiesis.api.errors import BadRequest
+from poiesis.api.errors import Refused
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import Forbidden
 
@@ -44,12 +44,12 @@ class RequestGuard:
             self._names |= {settings.host.lower(), socket.gethostname().lower()}
 
     def check(self, scope: Scope, *, is_page: bool) -> None:
-        """Raises: BadRequest, Forbidden."""
+        """Raises: Refused, Forbidden."""
         values = {n: v.decode("latin-1").lower() for n, v in scope["headers"] if n in (b"origin", b"sec-fetch-site")}
         hosts = [v.decode("latin-1").lower() for n, v in scope["headers"] if n == b"host"]
         match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
         if match is None and (hosts or scope["http_version"] != "1.0"):
-            raise BadRequest("a request needs one header Host with the name of the service")
+            raise Refused(400, "a request needs one header Host with the name of the service")
         if match is not None and not self._authenticates and not self._is_known(match["name"]):
             raise Forbidden(
                 f"unknown host name {match['name'][:100]!r}: use a name of the service, or add this one to POIESIS_API__ALLOWED_HOSTS"
@@ -70,9 +70,8 @@ class RequestGuard:
         name = name.rstrip(".")
         if self._any_host or _is_loopback(name) or name in self._names or name.endswith(self._suffixes):
             return True
-        return not self._only_loopback and _is_address(
-            name
-        )  # a page cannot make a browser send an address that is not its own
+        # a page cannot make a browser send an address that is not its own
+        return not self._only_loopback and _address(name) is not None
 
 
 def came_from_browser(scope: Scope) -> bool:
@@ -110,17 +109,12 @@ def _is_link(scope: Scope) -> bool:
 
 
 def _is_loopback(name: str) -> bool:
-    if name == "localhost" or name.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False
+    address = _address(name)
+    return name == "localhost" or name.endswith(".localhost") or (address is not None and address.is_loopback)
 
 
-def _is_address(name: str) -> bool:
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        ipaddress.ip_address(name.strip("[]"))
+        return ipaddress.ip_address(name.strip("[]"))
     except ValueError:
-        return False
-    return True
+        return None

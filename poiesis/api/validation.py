@@ -15,7 +15,7 @@ from connexion.exceptions import NonConformingResponseBody
 from connexion.json_schema import Draft4RequestValidator
 from connexion.validators import JSONResponseBodyValidator
 
-from poiesis.api.errors import MAX_PROBLEMS, UnsupportedMediaType
+from poiesis.api.errors import MAX_PROBLEMS, Refused
 from poiesis.api.normalize import as_specified, normalize, parse
 from poiesis.api.query import QUERY, read_query
 from poiesis.api.schema_compiler import Check, compile_schema
@@ -59,10 +59,10 @@ class BodyValidator:
         self._schema, self._is_valid = found
 
     async def wrap_receive(self, receive: Any, *, scope: Scope) -> tuple[Any, Scope]:
-        """Raises: InvalidTask, BodyTooLarge, UnsupportedMediaType."""
+        """Raises: InvalidTask, Refused."""
         for name, value in scope["headers"]:
             if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
-                raise UnsupportedMediaType("unsupported Content-Encoding: send the task uncompressed")
+                raise Refused(415, "unsupported Content-Encoding: send the task uncompressed")
         parts = []
         more = True
         while more:

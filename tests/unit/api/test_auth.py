@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from poiesis.api.auth import Authenticator, User, hash_secret
-from poiesis.api.errors import NotAuthenticated
+from poiesis.api.errors import Refused
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.task import TaskId
@@ -166,7 +166,7 @@ class TestTheFile:
     def _authenticator(self, file: Path, now: list[float]) -> Authenticator:
         return Authenticator(ApiSettings(auth=ALL, credentials_file=str(file)), clock=lambda: now[0])
 
-    def _ask(self, who: Authenticator, headers: dict[str, str]) -> User | None:
+    def _ask(self, who: Authenticator, headers: dict[str, str]) -> User:
         return asyncio.run(who.user([(k.lower().encode(), v.encode()) for k, v in headers.items()], b"", "192.0.2.1"))
 
     def test_is_read_again_when_it_changes(self, file: Path) -> None:
@@ -176,7 +176,7 @@ class TestTheFile:
         assert self._ask(who, BOB) == User("bob")  # not looked at yet
         now[0] += 2
         assert self._ask(who, ADA) == User("ada")
-        with pytest.raises(NotAuthenticated):
+        with pytest.raises(Refused, match="401"):
             self._ask(who, BOB)
 
     def test_that_becomes_invalid_leaves_the_old_one_in_force(
@@ -197,7 +197,7 @@ class TestTheFile:
         assert self._ask(who, headers) == User("ada")
         file.write_text(json.dumps([USERS[0] | {"password_hash": hash_secret("new", "basic")}]))
         now[0] += 2
-        with pytest.raises(NotAuthenticated):
+        with pytest.raises(Refused, match="401"):
             self._ask(who, headers)
         assert self._ask(who, _basic("ada", "new")) == User("ada")
 

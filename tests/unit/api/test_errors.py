@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from datetime import timedelta
 
@@ -31,10 +32,10 @@ from poiesis.domain.errors import (
         (InvalidTask([Problem("$.x", "wrong")]), 400, "invalid_task"),
         (errors.NotJson("no"), 400, "not_json"),
         (InvalidRequest("view", "no"), 400, "invalid_request"),
-        (errors.NotAuthenticated("no", "Basic"), 401, "unauthenticated"),
         (Forbidden("no"), 403, "forbidden"),
         (UnknownTask("x"), 404, "unknown_task"),
-        (errors.BodyTooLarge(10), 413, "body_too_large"),
+        (errors.Refused(408, "late"), 408, "request_timeout"),
+        (errors.body_too_large(10), 413, "body_too_large"),
         (TooManyTasks("no"), 429, "too_many_tasks"),
         (RepositoryUnavailable("away"), 503, "repository_unavailable"),
         (ClusterUnavailable("away"), 503, "cluster_unavailable"),
@@ -49,29 +50,37 @@ from poiesis.domain.errors import (
     ],
 )
 def test_each_error_has_its_status_and_code(error: Exception, status: int, code: str) -> None:
-    found = errors.answer(error)
-    assert (found.status, found.document["status"], found.document["error"]) == (status, status, code)
-    assert "bug" not in found.document["message"]
+    response = errors.respond(error)
+    document = json.loads(bytes(response.body))
+    assert (response.status_code, document["status"], document["error"]) == (status, status, code)
+    assert "bug" not in document["message"]
 
 
-def test_headers_say_what_to_do() -> None:
-    assert errors.answer(TooManyTasks("no")).headers == {"Retry-After": "5"}
-    assert errors.answer(QuotaExceeded("full", timedelta(seconds=0.2))).headers == {"Retry-After": "1"}
-    assert errors.answer(QuotaExceeded("full", timedelta(seconds=7.5))).headers == {"Retry-After": "8"}
-    assert errors.answer(errors.NotAuthenticated("no", "Basic")).headers == {"WWW-Authenticate": "Basic"}
-    assert errors.answer(HTTPException(405, headers={"Allow": "GET"})).headers == {"Allow": "GET"}
+@pytest.mark.parametrize(
+    ("error", "name", "value"),
+    [
+        (TooManyTasks("no"), "Retry-After", "5"),
+        (QuotaExceeded("full", timedelta(seconds=0.2)), "Retry-After", "1"),
+        (QuotaExceeded("full", timedelta(seconds=7.5)), "Retry-After", "8"),
+        (errors.Refused(401, "no", headers={"WWW-Authenticate": "Basic"}), "WWW-Authenticate", "Basic"),
+        (HTTPException(405, headers={"Allow": "GET"}), "Allow", "GET"),
+    ],
+)
+def test_headers_say_what_to_do(error: Exception, name: str, value: str) -> None:
+    assert errors.respond(error).headers[name] == value
 
 
 def test_problems_and_messages_are_bounded() -> None:
-    found = errors.answer(InvalidTask([Problem(f"$.x[{i}]", "wrong" * 10) for i in range(50_000)]))
-    assert len(found.document["problems"]) == errors.MAX_PROBLEMS
-    assert len(found.document["message"]) == errors.MAX_MESSAGE
+    response = errors.respond(InvalidTask([Problem(f"$.x[{i}]", "wrong" * 10) for i in range(50_000)]))
+    document = json.loads(bytes(response.body))
+    assert len(document["problems"]) == errors.MAX_PROBLEMS
+    assert len(document["message"]) == errors.MAX_MESSAGE
 
 
 def test_only_bugs_are_logged_with_a_trace(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.DEBUG):
         for error in (UnknownTask("x"), HTTPException(404), RepositoryUnavailable("away"), ValueError("bug")):
-            errors.response(error)
+            errors.respond(error)
     assert [(r.levelname, r.getMessage(), bool(r.exc_info)) for r in caplog.records] == [
         ("WARNING", "unavailable", False),
         ("ERROR", "request_failed", True),

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from poiesis.api import logins
-from poiesis.api.errors import TooManyLogins
+from poiesis.api.errors import Refused
 from poiesis.api.logins import PER_ADDRESS, PER_USER, LoginGate
 
 ADDRESS = "192.0.2.1"
@@ -32,6 +32,11 @@ def _no_delay(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def clock() -> Clock:
     return Clock()
+
+
+def _wait_s(error: Refused) -> int:
+    assert error.status_code == 429
+    return int((error.headers or {})["Retry-After"])
 
 
 class Gate:
@@ -78,12 +83,12 @@ def test_a_right_password_is_hashed_once_while_it_is_used(gate: Gate, clock: Clo
 
 def test_wrong_passwords_are_refused_after_a_few_without_a_hash(gate: Gate, clock: Clock) -> None:
     assert gate.run(*(f"wrong {i}" for i in range(PER_ADDRESS.burst))) == [False] * PER_ADDRESS.burst
-    with pytest.raises(TooManyLogins) as caught:
+    with pytest.raises(Refused) as caught:
         gate.run("another")
     assert gate.hashed == PER_ADDRESS.burst
-    assert 0 < caught.value.delay.total_seconds() <= PER_ADDRESS.refill_s
+    assert 0 < _wait_s(caught.value) <= PER_ADDRESS.refill_s
 
-    clock.now += caught.value.delay.total_seconds()
+    clock.now += _wait_s(caught.value)
     assert gate.run("right") == [True]
 
 
@@ -95,14 +100,14 @@ def test_users_from_another_address_log_in_meanwhile(gate: Gate) -> None:
 
 def test_a_remembered_user_is_answered_while_the_address_is_over_its_limit(gate: Gate) -> None:
     gate.run("right")
-    with pytest.raises(TooManyLogins):
+    with pytest.raises(Refused):
         gate.run(*(f"wrong {i}" for i in range(PER_ADDRESS.burst + 1)))
 
     assert gate.run("right") == [True]
 
 
 def test_attempts_from_many_addresses_are_limited_for_each_user(gate: Gate) -> None:
-    with pytest.raises(TooManyLogins):
+    with pytest.raises(Refused):
         gate.run(*(f"wrong {i}" for i in range(1000)), address=lambda i: f"address {i}")
     assert gate.hashed == PER_USER.burst
 
@@ -135,7 +140,7 @@ def test_attempts_at_once_are_bounded(gate: Gate) -> None:
 
     found = asyncio.run(flood())
     assert [type(f) for f in found].count(bool) == logins.MAX_QUEUED
-    assert [type(f) for f in found].count(TooManyLogins) == 100 - logins.MAX_QUEUED
+    assert [type(f) for f in found].count(Refused) == 100 - logins.MAX_QUEUED
 
 
 def test_a_changed_hash_revokes_what_was_remembered(gate: Gate) -> None:
@@ -160,7 +165,7 @@ def test_the_wait_that_is_announced_is_enough(gate: Gate, clock: Clock) -> None:
     for _ in range(50):
         try:
             gate.run(f"wrong {clock.now}")
-        except TooManyLogins as error:
-            clock.now += error.delay.total_seconds()
+        except Refused as error:
+            clock.now += _wait_s(error)
             assert gate.run(f"wrong {clock.now}") == [False]
         clock.now += math.pi / 10
