@@ -195,7 +195,7 @@ def test_an_interrupted_demo_leaves_nothing(can_run: None, own_tmp: Path) -> Non
         env=environment(TMPDIR=str(own_tmp)),
     )
     assert demo.stdout is not None
-    assert "up at" in demo.stdout.readline()
+    assert "running at" in demo.stdout.readline()
     demo.send_signal(signal.SIGTERM)
     _, err = demo.communicate(timeout=DEADLINE_S)
     assert demo.returncode in (0, 130), err
