@@ -67,6 +67,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 FEW_NAMES: Final = 1_000  # sorted in a millisecond or two
 FEW_TAGGED: Final = 1_000  # no more are counted to find the rarer tag
 IDLE_CONNECTIONS: Final = 8
+LARGE_BYTES: Final = 1024 * 1024  # a connection keeps about twice the bytes of what it wrote last
 WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 
 
@@ -91,7 +92,7 @@ class SqliteTaskRepository:
 
     def add(self, task: Task) -> None:
         head, core, bulk, tokens = encode_within_bounds(task, _encode)
-        with self._writing() as db:
+        with self._writing(is_large=len(bulk) > LARGE_BYTES) as db:
             added = db.execute(
                 "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags)"
                 " VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags) ON CONFLICT (id) DO NOTHING",
@@ -114,7 +115,7 @@ class SqliteTaskRepository:
     def save(self, task: Task, *, seen: Version) -> bool:
         head, core, bulk, tokens = encode_within_bounds(task, _encode)
         allowed = sources(task.state)
-        with self._writing() as db:
+        with self._writing(is_large=len(bulk) > LARGE_BYTES) as db:
             row = db.execute("SELECT version, state, tags FROM tasks WHERE id = ?", (task.id,)).fetchone()
             if row is None:
                 raise UnknownTask(task.id)
@@ -227,13 +228,13 @@ class SqliteTaskRepository:
                 _roll_back(db)
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def _writing(self, *, is_large: bool = False) -> Iterator[sqlite3.Connection]:
         """A transaction that holds the write lock from its beginning; committed unless the block raises."""
         with self._translated():
             if not self._write_lock.acquire(timeout=self._busy_s):
                 raise RepositoryUnavailable(f"the task store {self._path.name} is busy")
             try:
-                with self._connection() as db:
+                with self._connection(keep=not is_large) as db:
                     db.execute("BEGIN IMMEDIATE")
                     try:
                         yield db
@@ -251,7 +252,7 @@ class SqliteTaskRepository:
             raise RepositoryUnavailable(f"the task store {self._path.name} cannot be used: {error}") from error
 
     @contextmanager
-    def _connection(self) -> Iterator[sqlite3.Connection]:
+    def _connection(self, *, keep: bool = True) -> Iterator[sqlite3.Connection]:
         with self._pool_lock:
             if self._closed:
                 raise RepositoryUnavailable("the task store is closed")
@@ -265,10 +266,10 @@ class SqliteTaskRepository:
             raise
         finally:
             with self._pool_lock:
-                keeps = not (broken or self._closed) and len(self._pool) < IDLE_CONNECTIONS
-                if keeps:
+                keep = keep and not (broken or self._closed) and len(self._pool) < IDLE_CONNECTIONS
+                if keep:
                     self._pool.append(db)
-            if not keeps:
+            if not keep:
                 db.close()
 
     def _connect(self) -> sqlite3.Connection:
