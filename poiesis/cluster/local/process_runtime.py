@@ -34,6 +34,7 @@ from poiesis.cluster.local.pod import Command, LocalPod, Member
 from poiesis.cluster.local.runtime import Ending, RunState, Runtime, Signal, StartFailed, launcher_arguments
 from poiesis.cluster.local.streams import TailReader
 from poiesis.cluster.local.task_directory import TaskDirectory, read_bounded, read_document, remove_tree
+from poiesis.domain.paths import is_within
 from poiesis.domain.task import TaskId
 
 START_SECONDS: Final = 60.0  # for the sandbox to be set up, on a very busy machine
@@ -323,7 +324,7 @@ class ProcessRun:
         points |= {path: {"kind": "rw", "source": source, "task": True} for path, source in mounts.items()}
         own = (*mounts, "/tmp", "/var/tmp")
         is_visible = os.path.isdir(workdir) and _is_within_any(Path(workdir), (*runtime.visible, *runtime.shown))
-        if workdir != "/" and not any(_is_within(workdir, p) for p in own) and not is_visible:
+        if workdir != "/" and not any(is_within(workdir, p) for p in own) and not is_visible:
             points[workdir.rstrip("/")] = {"kind": "scratch", "task": True}
         points["/poiesis/launcher"] = {"kind": "ro", "source": str(runtime.launcher)}
         return points
@@ -398,12 +399,8 @@ def _group_name(task_dir: TaskDirectory, name: str) -> str:
     return f"{task_dir.name}-{name}"
 
 
-def _is_within(path: str, directory: str) -> bool:
-    return path == directory or path.startswith(directory.rstrip("/") + "/")
-
-
 def _is_within_any(path: Path, directories: Iterable[Path]) -> bool:
-    return any(_is_within(str(path), str(d)) for d in directories)
+    return any(is_within(str(path), str(d)) for d in directories)
 
 
 def _counts_processes() -> bool:
