@@ -134,7 +134,7 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self.address = _network_key(self.client[0] if self.client else "")
+        self.address = network_key(self.client[0] if self.client else "")
         self._deadline = self.loop.time() + self._gate.header_timeout_s
         if not self._gate.enter(self):
             self._refuse(Refused(503, "too many connections", headers={"Retry-After": "5"}))
@@ -303,7 +303,7 @@ def is_in(address: str, networks: Sequence[Network]) -> bool:
     return any(found in network for network in networks)
 
 
-def _network_key(address: str) -> str:
+def network_key(address: str) -> str:
     """What counts as one address: of IPv6 the /64, which one host can fill at will."""
     if ":" not in address:
         return address

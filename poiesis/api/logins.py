@@ -24,6 +24,7 @@ REMEMBER_S: Final = 300.0  # since the last use
 MAX_REMEMBERED: Final = 1_000
 MAX_BUCKETS: Final = 10_000
 MAX_QUEUED: Final = 16
+MAX_NAME: Final = 100  # characters of a user's name that a bucket keeps
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class LoginGate:
         self._key = secrets.token_bytes(32)
         self._verified: OrderedDict[bytes, float] = OrderedDict()
         self._buckets: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()  # users with addresses that they logged in from
         self._thread = ThreadPoolExecutor(1, "login")
         self._queued = 0
         self._attempts: dict[bytes, asyncio.Future[bool]] = {}
@@ -67,7 +69,9 @@ class LoginGate:
         return await asyncio.shield(attempt)
 
     async def _attempt(self, name: str, address: str, verify: Callable[[], bool]) -> bool:
-        buckets = ((("address", address), PER_ADDRESS), (("user", name), PER_USER))
+        buckets = [(("address", address), PER_ADDRESS)]
+        if (name, address) not in self._known:  # attempts from elsewhere must not lock out a user
+            buckets.append((("user", name[:MAX_NAME]), PER_USER))
         for key, rate in buckets:
             wait_s = self._take(key, rate)
             if wait_s > 0:
@@ -82,6 +86,10 @@ class LoginGate:
         if is_right:
             for key, rate in buckets:
                 self._give_back(key, rate)
+            self._known[name, address] = None
+            self._known.move_to_end((name, address))
+            while len(self._known) > MAX_BUCKETS:
+                self._known.popitem(last=False)
         return is_right
 
     async def _refuse(self, message: str, wait_s: int) -> NoReturn:

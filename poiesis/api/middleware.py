@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poiesis.api.auth import USER, Authenticator
 from poiesis.api.bodies import BodyBudget, BodyReader, declared_bytes
+from poiesis.api.connections import network_key
 from poiesis.api.errors import Refused, plain, respond
 from poiesis.api.same_origin import SAFE_METHODS, RequestGuard, came_from_browser
 from poiesis.config import ApiSettings
@@ -27,6 +28,11 @@ HEALTH_PATHS: Final = ("/healthz", "/readyz")
 OPEN_OPERATIONS: Final = frozenset({"GetServiceInfo"})
 """Clients call these before they know whether they need credentials."""
 JSON: Final = b"application/json"
+SECURITY_HEADERS: Final = {
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "frame-ancestors 'none'",
+    "referrer-policy": "no-referrer",
+}
 
 
 class Gateway:
@@ -62,6 +68,7 @@ class Gateway:
             await self._app(scope, receive, send)
             return
         started = replaced = False
+        send = _with_security_headers(send)
 
         async def checked_send(message: Message) -> None:
             nonlocal started, replaced
@@ -128,7 +135,7 @@ class Authentication:
         if scope["type"] == "http":
             operation = scope["extensions"]["connexion_routing"]["operation_id"]
             if operation is not None and operation not in OPEN_OPERATIONS:
-                address = scope["client"][0] if scope.get("client") else ""
+                address = network_key(scope["client"][0]) if scope.get("client") else ""
                 scope[USER] = await self._authenticator.user(scope["headers"], scope["query_string"], address)
         await self._app(scope, receive, send)
 
@@ -159,6 +166,19 @@ def _allowed(item: Mapping[str, Any]) -> str:
     """The header Allow of a 405 for a path of the spec."""
     methods = [method.upper() for method in ("get", "post", "put", "patch", "delete") if method in item]
     return ", ".join([*methods, "HEAD"] if "GET" in methods else methods)
+
+
+def _with_security_headers(send: Send) -> Send:
+    async def extended_send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(raw=list(message["headers"]))
+            headers.update(SECURITY_HEADERS)
+            if headers.get("content-type") == JSON.decode():
+                headers["cache-control"] = "no-store"
+            message["headers"] = headers.raw
+        await send(message)
+
+    return extended_send
 
 
 def _make_redirect_relative(message: Message) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
@@ -23,7 +24,13 @@ from poiesis.domain.errors import (
 )
 
 PREFIXES: Final = ("/ga4gh/tes/v1", "/v1", "")
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 TERMINAL: Final = frozenset({"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED", "PREEMPTED"})
+
+
+def printable(text: str) -> str:
+    """The text with escapes, as in JSON, for characters that steer a terminal."""
+    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 class TesClient:

@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Final
 
 from poiesis import __version__
+from poiesis.cli.client import printable
 from poiesis.domain.errors import ConfigurationError, PoiesisError
 from poiesis.observability import without_credentials
 
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"poiesis: {error}", file=sys.stderr)
         return 2
     except PoiesisError as error:
-        print(f"poiesis: {without_credentials(str(error))}", file=sys.stderr)
+        print(f"poiesis: {printable(without_credentials(str(error)))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

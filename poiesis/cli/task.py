@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any, Final
 
-from poiesis.cli.client import TERMINAL, TesClient
+from poiesis.cli.client import TERMINAL, TesClient, printable
 from poiesis.domain.errors import ConfigurationError, InvalidTask, Problem, Unavailable
 
 POLL_FROM_S: Final = 0.1
@@ -37,13 +37,13 @@ def _create(client: TesClient, arguments: argparse.Namespace) -> int:
         raise InvalidTask([Problem(arguments.file, f"invalid JSON: {error}")]) from error
     task_id = client.create(document)
     if not arguments.wait:
-        print(json.dumps({"id": task_id}) if arguments.json else task_id)
+        print(json.dumps({"id": task_id}) if arguments.json else printable(task_id))
         return 0
     return _follow(client, [task_id], arguments.timeout, as_json=arguments.json)
 
 
 def _get(client: TesClient, arguments: argparse.Namespace) -> int:
-    print(json.dumps(client.get(arguments.id, arguments.view), indent=2, ensure_ascii=False))
+    _print_json(client.get(arguments.id, arguments.view))
     return 0
 
 
@@ -64,20 +64,21 @@ def _list(client: TesClient, arguments: argparse.Namespace) -> int:
             break
     tasks = tasks[: arguments.limit]
     if arguments.json:
-        print(json.dumps({"tasks": tasks}, indent=2, ensure_ascii=False))
+        _print_json({"tasks": tasks})
         return 0
     for task in tasks:
         created = str(task.get("creation_time", ""))[:19].replace("T", " ")
-        print(f"{task['id']:28} {task.get('state', 'UNKNOWN'):15} {created:20} {task.get('name') or ''}".rstrip())
+        line = f"{task['id']:28} {task.get('state', 'UNKNOWN'):15} {created:20} {task.get('name') or ''}"
+        print(printable(line.replace("\n", " ")).rstrip())
     return 0
 
 
 def _logs(client: TesClient, arguments: argparse.Namespace) -> int:
     task = client.get(arguments.id)
     if arguments.json:
-        print(json.dumps(task.get("logs") or [], indent=2, ensure_ascii=False))
+        _print_json(task.get("logs") or [])
     else:
-        print("\n".join(render_logs(task)))
+        print(printable("\n".join(render_logs(task))))
     return 0
 
 
@@ -87,6 +88,10 @@ def _cancel(client: TesClient, arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f"{task_id} is being canceled")
     return 0
+
+
+def _print_json(document: Any) -> None:
+    print(printable(json.dumps(document, indent=2, ensure_ascii=False)))
 
 
 def render_logs(task: dict[str, Any]) -> list[str]:
@@ -124,14 +129,14 @@ def _follow(client: TesClient, ids: list[str], timeout_s: float | None, *, as_js
                 outage_since = outage_since or time.monotonic()
                 if time.monotonic() - outage_since > MAX_OUTAGE_S:
                     raise
-                print(f"waiting for the server: {error}", file=sys.stderr)
+                print(f"waiting for the server: {printable(str(error))}", file=sys.stderr)
                 break
             outage_since = None
             if states.get(task_id) != state:
                 states[task_id] = state
                 pause = POLL_FROM_S
                 if not as_json:
-                    print(f"{time.monotonic() - begin:6.1f} s  {task_id}  {state}", flush=True)
+                    print(f"{time.monotonic() - begin:6.1f} s  {task_id}  {printable(state)}", flush=True)
         if deadline is not None and time.monotonic() > deadline:
             print(f"poiesis: stopped waiting after {timeout_s:g} s; the tasks keep running", file=sys.stderr)
             return 1
@@ -143,5 +148,5 @@ def _follow(client: TesClient, ids: list[str], timeout_s: float | None, *, as_js
         print(json.dumps({"tasks": [{"id": i, "state": states[i]} for i in ids]}))
     else:
         for task_id in failed:
-            print("\n".join(render_logs(client.get(task_id))))
+            print(printable("\n".join(render_logs(client.get(task_id)))))
     return 1 if failed else 0

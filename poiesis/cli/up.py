@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import stat
 import sys
 import threading
 from contextlib import ExitStack
@@ -150,6 +151,11 @@ def example(url: str) -> str:
 def _lock(directory: Path) -> IO[str]:
     """Lock the directory until the process ends, in whatever way."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = directory.stat()
+    if (
+        status.st_uid not in (0, os.geteuid()) or status.st_mode & stat.S_IWOTH
+    ):  # its database could hold tasks of theirs
+        raise ConfigurationError(f"another user can write to the directory {directory}; choose another with --dir")
     file = open(directory / "lock", "a")  # noqa: SIM115
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -14,6 +14,7 @@ import pytest
 
 from poiesis.api.auth import Authenticator, User, hash_secret
 from poiesis.api.errors import Refused
+from poiesis.api.middleware import Authentication
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.task import TaskId
@@ -237,3 +238,22 @@ class TestTheFile:
         who = self._authenticator(file, [0.0])
         assert ADA_PASSWORD.rsplit("$", 1)[1] not in repr(who._credentials)
         assert "token" not in repr(who._credentials)
+
+
+def test_attempts_of_one_ipv6_network_count_as_those_of_one_address(file: Path) -> None:
+    authenticator = Authenticator(ApiSettings(auth=("basic",), credentials_file=str(file)))
+    seen = []
+
+    async def user(headers: object, query: object, address: str) -> None:
+        seen.append(address)
+
+    async def app(*_: object) -> None:
+        pass
+
+    authenticator.user = user  # type: ignore[method-assign, assignment]
+    for client in ("2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1", "192.0.2.1"):
+        scope: dict[str, Any] = {"type": "http", "extensions": {"connexion_routing": {"operation_id": "ListTasks"}}}
+        scope |= {"client": (client, 1), "headers": [], "query_string": b""}
+        asyncio.run(Authentication(app, authenticator=authenticator)(scope, None, None))  # type: ignore[arg-type]
+
+    assert seen == ["2001:db8::/64", "2001:db8::/64", "2001:db8:0:1::/64", "192.0.2.1"]

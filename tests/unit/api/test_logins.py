@@ -11,7 +11,7 @@ import pytest
 
 from poiesis.api import logins
 from poiesis.api.errors import Refused
-from poiesis.api.logins import PER_ADDRESS, PER_USER, LoginGate
+from poiesis.api.logins import PER_ADDRESS, PER_USER, REMEMBER_S, LoginGate
 
 ADDRESS = "192.0.2.1"
 
@@ -169,3 +169,14 @@ def test_the_wait_that_is_announced_is_enough(gate: Gate, clock: Clock) -> None:
             clock.now += _wait_s(error)
             assert gate.run(f"wrong {clock.now}") == [False]
         clock.now += math.pi / 10
+
+
+def test_guesses_from_elsewhere_do_not_lock_out_a_user_who_has_logged_in(gate: Gate, clock: Clock) -> None:
+    gate.run("right")
+    clock.now += REMEMBER_S + 1
+    with pytest.raises(Refused):
+        gate.run(*(f"wrong {i}" for i in range(1000)), address=lambda i: f"address {i}")
+
+    assert gate.run("right") == [True]
+    with pytest.raises(Refused):
+        gate.run("wrong", address=lambda i: "another address")

@@ -142,3 +142,13 @@ class TestContentType:
     def test_of_a_form_is_refused(self, site: Site, value: str) -> None:
         assert_error(site.post("/tasks", HELLO, headers={"Content-Type": value}), 415)
         assert site.stored() == 0
+
+
+@pytest.mark.parametrize("path", ["/", BASE + "/ui/", BASE + "/tasks", BASE + "/tasks/x", "/nothing", "/healthz"])
+def test_no_page_can_frame_a_response_or_read_it_as_another_type(site: Site, path: str) -> None:
+    headers = site.client.get(path).headers
+
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["content-security-policy"] == "frame-ancestors 'none'"
+    assert headers["referrer-policy"] == "no-referrer"  # a query may hold an API key
+    assert headers.get("cache-control") == ("no-store" if headers["content-type"] == "application/json" else None)

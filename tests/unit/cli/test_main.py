@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -180,3 +181,18 @@ def test_a_health_port_in_use_is_reported_in_a_sentence(poiesis: Poiesis, tmp_pa
     for address in ("nonsense", "127.0.0.1:99999", "127.0.0.1:"):
         with pytest.raises(ConfigurationError, match="HOST:PORT"):
             HealthServer(address, lambda: None)
+
+
+@pytest.mark.parametrize(("mode", "owner"), [(0o777, 0), (0o700, 12345)])
+def test_a_directory_that_another_user_can_write_is_refused(tmp_path: Path, mode: int, owner: int) -> None:
+    """Its database could hold tasks of theirs, which the service would run."""
+    folder = tmp_path / "planted"
+    folder.mkdir()
+    folder.chmod(mode)
+    if owner and os.geteuid() != 0:
+        pytest.skip("needs root")
+    if owner:
+        os.chown(folder, owner, owner)
+
+    with pytest.raises(ConfigurationError, match="another user"):
+        _lock(folder)

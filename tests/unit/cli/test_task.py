@@ -154,3 +154,15 @@ def test_views_logs_and_cancel(poiesis: Poiesis, server: TesServer) -> None:
         "    stdout: a",
         "    stdout: b",
     ]
+
+
+@pytest.mark.parametrize("arguments", [["task", "list"], ["task", "list", "--json"]])
+def test_control_characters_of_a_task_do_not_reach_the_terminal(
+    poiesis: Poiesis, server: TesServer, arguments: list[str]
+) -> None:
+    server.serve({"GET /tasks": (200, {"tasks": [{"id": "t1", "name": "\x1b]0;owned\x07\x9b2J"}]})})
+
+    printed = poiesis(*arguments, "--url", server.url).out
+
+    assert "\\u001b]0;owned\\u0007\\u009b2J" in printed
+    assert not set(printed) & set("\x1b\x07\x9b")
