@@ -16,9 +16,13 @@ def test_the_pages_build_without_a_warning(tmp_path: Path) -> None:
         assert (tmp_path / "html" / page.relative_to(DOCS)).with_suffix(".html").is_file()
 
 
-def test_the_modules_that_the_readme_names_exist() -> None:
-    readme = (DOCS.parent / "README.md").read_text()
-    named = set(re.findall(r"`([a-z_/]+\.py)`", readme))
-    found = {str(path.relative_to(DOCS.parent)) for path in (DOCS.parent / "poiesis").rglob("*.py")}
-    assert len(named) > 15
-    assert not {name for name in named if not any(path == name or path.endswith(f"/{name}") for path in found)}
+def test_the_code_that_the_readme_names_exists() -> None:
+    root = DOCS.parent
+    named = re.findall(r"`([a-z_/0-9]+/[a-z_0-9]+\.(?:py|c))(?::([\w.]+))?`", (root / "README.md").read_text())
+    assert len(named) > 25
+    for path, name in named:
+        text = (root / path).read_text()
+        above, _, last = name.rpartition(".")
+        assert not above or re.search(rf"^class {above}\b", text, re.MULTILINE), f"{path}:{name}"
+        defined = rf"(^ *(class|def) {last}\b|^{last}\b.*=|^static .*\b{last}\()"
+        assert not last or re.search(defined, text, re.MULTILINE), f"{path}:{name}"
