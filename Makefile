@@ -1,4 +1,4 @@
-# Short names for everything; `make` alone lists them. All goes into this folder (.venv, .cache, build); nothing is installed outside it.
+# Short names for everything; `make` alone lists them. Everything goes into this directory (.venv, .cache, build); nothing is installed outside it.
 PYTHON ?= python3
 IMAGE  ?= localhost/poiesis:dev
 ARGS   ?=

@@ -55,16 +55,16 @@ class Run:
     peak_mb: float
 
 
-def make(folder: Path, files: list[tuple[str, int]]) -> int:
+def make(directory: Path, files: list[tuple[str, int]]) -> int:
     """Make incompressible files, and return their total size in bytes."""
     block = os.urandom(BLOCK)
     for name, size in files:
-        path = folder / name
+        path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as file:
             for start in range(0, size, BLOCK):
                 file.write(start.to_bytes(8, "big") + block[8 : min(BLOCK, size - start)])
-    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+    return sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
 
 
 @contextmanager
@@ -72,9 +72,9 @@ def server() -> Iterator[Any]:
     s3: Any = importlib.import_module("tests.servers.s3")
     opened: list[int] = []
 
-    def command(folder: Path, ports: list[int]) -> Any:
+    def command(directory: Path, ports: list[int]) -> Any:
         opened.extend(ports)
-        return s3._command(folder, ports)
+        return s3._command(directory, ports)
 
     try:
         with running("bench-s3", len(s3.PORTS), command, s3._ready, stop_s=0) as found:
@@ -248,8 +248,8 @@ def main() -> None:
 def plain_python(work: Path) -> str:
     """An interpreter that starts like the image's: an editable installation runs an import finder first."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(work / "python")], check=True)
-    (folder,) = (work / "python/lib").glob("python3*/site-packages")
-    (folder / "here.pth").write_text(f"{Path(__file__).parents[1]}\n{sysconfig.get_path('platlib')}\n")
+    (directory,) = (work / "python/lib").glob("python3*/site-packages")
+    (directory / "here.pth").write_text(f"{Path(__file__).parents[1]}\n{sysconfig.get_path('platlib')}\n")
     return str(work / "python/bin/python")
 
 

@@ -39,10 +39,10 @@ class ApiSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     workers: int = 1
-    """Processes; each answers requests by itself, and the limits below are those of each."""
+    """Worker processes; the limits below apply to each."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names in `Host` that requests may use without authentication, beside loopback names and, unless `host` is a loopback address, `host`,
-    the machine's name and any IP address. `*.example.org` stands for all names below it, `*` for any name (docs/api.md)."""
+    """Names in `Host` that requests may use without authentication, in addition to loopback names and, unless `host` is a loopback address,
+    `host`, the machine's name and any IP address. `*.example.org` stands for all names below it, `*` for any name (docs/api.md)."""
     cors_origins: tuple[str, ...] = ()
     """Origins of web pages that may call the API, such as `https://portal.example.org`; `*` for all."""
     trusted_proxies: tuple[str, ...] = ()
@@ -59,14 +59,14 @@ class ApiSettings:
     max_header_bytes: int = 32 * 1024
     """Of the request line and headers of a request."""
     max_body_bytes: int = 10 * 1024 * 1024 - 1
-    """Of the body of a request. `content` of inputs has limits of its own in the policy."""
+    """Of the body of a request. `content` of inputs has its own limits in the policy."""
     max_buffered_bytes: int = 16 * 1024 * 1024
-    """Of all bodies above 64 KiB that are received or worked on at once; further ones wait, then get 503. A body takes up to 25 times its
-    bytes of memory."""
+    """Total of all bodies above 64 KiB that are being received or processed; further ones wait, then get 503. A body takes up to
+    25 times its size in memory."""
     header_timeout: timedelta = timedelta(seconds=10)
     """How long a request line and its headers may take."""
     body_timeout: timedelta = timedelta(seconds=15)
-    """How long a body may take, beside one second for each 16 KiB."""
+    """How long a body may take, in addition to one second for each 16 KiB."""
     idle_timeout: timedelta = timedelta(seconds=75)
     """How long an idle connection stays open. Longer than the usual 60 s of proxies, so that the proxy closes first."""
     client_safe_states: bool = False
@@ -119,18 +119,18 @@ class Settings:
     runtime: str = "auto"
     """Embedded mode: auto, docker, podman or process."""
     max_parallel: int | None = None
-    """Embedded mode: tasks that run at once; None: twice the number of cores."""
+    """Embedded mode: tasks that run concurrently; None: twice the number of cores."""
     max_processes: int = 512
-    """Embedded mode: processes and threads of one command."""
+    """Embedded mode: maximum number of processes and threads of one command."""
     visible_directories: tuple[str, ...] = ()
     """Embedded mode: directories of the host that commands in the process sandbox can read, such as a conda installation in a home
     directory. System directories (`/usr`, `/opt`, parts of `/etc`) always are."""
     role_threads: int = 4
-    """Links that the worker of a role handles at once."""
+    """Links that the worker of a role handles concurrently."""
     resync: timedelta = timedelta(seconds=5)
     """How often the store is queried for tasks that are due."""
     monitor_threads: int = 8
-    """Tasks that the monitor reconciles at once."""
+    """Tasks that the monitor reconciles concurrently."""
     listen: str = "0.0.0.0:8081"
     """Where every role serves health checks and metrics."""
     retention: timedelta | None = None

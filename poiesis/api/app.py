@@ -4,7 +4,7 @@
                                      ├─ other paths: Flask pages, or 404
                                      └─ Swagger UI → routing by the spec → Authentication → validation by the spec → handler
 
-Connexion's own `AsyncOperation` makes its decorators again for each request and turns parameters into arguments a second time;
+Connexion's own `AsyncOperation` rebuilds its decorators for each request and converts parameters into arguments a second time;
 `_Operation` calls the handler with the values that validation has read (docs/adr/0002).
 """
 
@@ -45,7 +45,7 @@ from poiesis.domain.policy import Policy
 from poiesis.services.tasks import TaskService
 
 THREADS: Final = 16
-"""Service calls of one process at once: they wait for the store, where more of them would only queue."""
+"""Concurrent service calls of one process: they block on the store, where more of them would only queue."""
 PAGE_THREADS: Final = 4
 
 
@@ -131,8 +131,8 @@ def create_app(
 def load_specification() -> dict[str, Any]:
     """Return `specs/tes.openapi.yaml`: inside an installed package, beside the package in a checkout."""
     package = Path(poiesis.__file__).parent
-    for folder in (package / "specs", package.parent / "specs"):
-        if (path := folder / "tes.openapi.yaml").is_file():
+    for directory in (package / "specs", package.parent / "specs"):
+        if (path := directory / "tes.openapi.yaml").is_file():
             document: dict[str, Any] = yaml.load(
                 path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
             )

@@ -4,8 +4,8 @@ The credentials file is a JSON list; each entry has a name and one or more hashe
 
     [{"name": "ada", "password_hash": "scrypt$…", "token_hash": "sha256$…", "api_key_hash": "sha256$…", "admin": true}]
 
-It is read again when it changes; an invalid file leaves the previous content in force. People choose passwords, so those are hashed
-slowly (scrypt) and their attempts are limited (`logins`); tokens and keys are random, so one SHA-256 is enough for them. Users see and
+It is read again when it changes; an invalid file leaves the previous content in force. Users choose passwords, so these are
+hashed slowly (scrypt) and attempts are limited (`logins`); tokens and keys are random, so one SHA-256 is enough for them. Users see and
 cancel only their own tasks, admins all tasks. Secrets never appear in a log, an error or a repr.
 """
 
@@ -41,7 +41,7 @@ _CHALLENGE: Final[Mapping[Method, str]] = {
     "api_key": 'ApiKey realm="poiesis"',
 }
 _SCRYPT: Final = {"n": 2**14, "r": 8, "p": 1}  # 16 MB and about 50 ms: what RFC 7914 suggests for interactive logins
-_CHECK_FILE_S: Final = 1.0  # seconds between looks at the file's time stamp
+_CHECK_FILE_S: Final = 1.0  # seconds between checks of the file's modification time
 
 USER: Final = "poiesis.user"
 """Key of the ASGI scope: the `User`."""

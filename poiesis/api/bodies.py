@@ -1,7 +1,7 @@
-"""Reading the bodies of requests within limits: of each body's size and speed, and of what one process holds of all of them.
+"""Read request bodies within limits: on the size and speed of each body, and on the total that one process holds.
 
 A document takes up to 25 times its bytes as Python objects, so large bodies wait for their turn: together they are within
-`max_buffered_bytes` while they are read and worked on. Small ones do not wait, their number is that of the connections.
+`max_buffered_bytes` while they are read and worked on. Small ones do not wait: the number of connections bounds them.
 """
 
 from __future__ import annotations
@@ -88,12 +88,12 @@ class BodyReader:
         if self._declared is None and self._seen > SMALL_BYTES and not self._taken:
             await self._take(limit)
             self._deadline = clock() + self._budget.timeout_s
-        # each byte buys time, and no haste at the start allows to stall longer later
+        # each byte extends the deadline, but a fast start does not allow a longer stall later
         self._deadline = min(self._deadline + size / MIN_BYTES_PER_S, clock() + self._budget.timeout_s)
         return message
 
     def close(self) -> None:
-        """Give back what the body took, once nothing of it is in use."""
+        """Return the body's bytes to the budget, once nothing of it is in use."""
         if self._taken:
             self._budget.give_back(self._taken)
             self._taken = 0

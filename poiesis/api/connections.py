@@ -1,8 +1,8 @@
 """Limits of a connection outside the bodies of its requests, as a subclass of uvicorn's protocol.
 
 uvicorn passes requests on and bounds neither the bytes of their heads nor the number of connections, and it closes none that stays
-silent or stops in the middle of a head. `LimitedProtocol` is given to it by its option `http`, overrides callbacks of asyncio and
-httptools only, and answers in JSON what the parser refuses (docs/adr/0002). The bodies of requests are limited in `bodies`.
+silent or stops in the middle of a head. `LimitedProtocol` is passed to it by its option `http`, overrides only callbacks of asyncio
+and httptools, and answers in JSON what the parser rejects (docs/adr/0002). The bodies of requests are limited in `bodies`.
 
 A connection is *waiting* unless it has a request that is complete up to its body and not answered yet. Where a limit on connections
 is reached, the one that has waited longest is closed for the new one; only when none waits is the new one refused with 503.
@@ -28,8 +28,8 @@ from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
 
 MAX_HEADERS: Final = 200
-MAX_PIPELINED: Final = 8  # requests sent ahead of an answer; no known client sends any
-HEADER_OVERHEAD_BYTES: Final = 32  # of a name and a value in the list of headers, beside their text
+MAX_PIPELINED: Final = 8  # pipelined requests; no known client sends any
+HEADER_OVERHEAD_BYTES: Final = 32  # overhead of a name and a value in the list of headers, without their text
 SWEEP_S: Final = 1.0
 WRITE_TIMEOUT_S: Final = 60.0
 MIN_WRITE_BYTES: Final = 64 * 1024  # that a client has to take of an answer in WRITE_TIMEOUT_S
@@ -38,7 +38,7 @@ MAX_UNWRITTEN_BYTES: Final = 64 * 1024 * 1024  # of all answers that clients hav
 
 
 class ConnectionGate:
-    """The connections of one process, and who has waited longest. Used in the event loop only."""
+    """The connections of one process, the longest-waiting first. Used in the event loop only."""
 
     def __init__(self, settings: ApiSettings) -> None:
         self.header_bytes: Final = settings.max_header_bytes
@@ -56,7 +56,7 @@ class ConnectionGate:
         self._trims = False  # memory, once these have ended
 
     def enter(self, connection: LimitedProtocol) -> bool:
-        """Count a new connection; False: the limit is reached, and no connection waits that could be closed instead."""
+        """Count a new connection; False: the limit is reached, and no waiting connection can be closed instead."""
         address = connection.address
         while (full := len(self._all) >= self._max) or self._per_address[address] >= self._max_per_address:
             victim = next((c for c in self._waiting if full or c.address == address), None)
@@ -123,7 +123,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.address = ""
         self._gate = gate
         self._deadline = 0.0  # of a waiting connection
-        self._write_deadline: float | None = None  # while the client does not take its answer
+        self._write_deadline: float | None = None  # while the client does not read its response
         self._unwritten = 0
         self._is_answered = False  # the client has not taken the response yet
         self._requests = 0  # begun and not answered
@@ -153,7 +153,7 @@ class LimitedProtocol(HttpToolsProtocol):
         ):  # in one header, or in a chunk's extension
             self._refuse(self._too_long())
 
-    # what the parser reports
+    # callbacks of the parser
     def on_message_begin(self) -> None:
         self._in_head, self._head_bytes = True, 0
         self._deadline = self.loop.time() + self._gate.header_timeout_s
@@ -173,7 +173,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unparsed = 0
         self._in_head, self._in_body = False, True
         if self._requests >= MAX_PIPELINED:
-            raise Refused(400, "too many requests sent ahead of their answers")
+            raise Refused(400, "too many pipelined requests")
         for name, value in self.headers:
             if name == b"transfer-encoding" and value.strip().lower() != b"chunked":
                 raise Refused(501, "the only supported Transfer-Encoding is chunked")
@@ -190,14 +190,14 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_body = False
         super().on_message_complete()
 
-    # what uvicorn reports
+    # callbacks of uvicorn
     def on_response_complete(self) -> None:
         self._is_answered = self._write_deadline is not None
         if self._is_answered:  # the next request waits until the client has taken this response
             return
         super().on_response_complete()
         self._requests -= 1
-        if self._requests == 0:  # what is left of a body that was refused has as long as a head
+        if self._requests == 0:  # the rest of a refused body has the same time-out as a head
             partial = self._in_head or self._in_body
             self._deadline = self.loop.time() + (self._gate.header_timeout_s if partial else self._gate.idle_timeout_s)
             self._gate.set_waiting(self, True)
@@ -228,7 +228,7 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             self._refuse(Refused(400, "invalid HTTP request: the request line, a header or a chunk is malformed"))
 
-    # what the gate asks
+    # called by the gate
     def check_deadlines(self, now: float) -> None:
         if self._write_deadline is not None:
             if now >= self._write_deadline:

@@ -1,8 +1,8 @@
-"""How many logins with a password are tried: a slow hash must not become a way to keep everybody else waiting.
+"""Limits on password logins: a slow hash must not let one client keep all others waiting.
 
 Each address and each user name has a bucket of attempts that refills slowly; a successful one is given back. One thread hashes, with a
-short queue. Who is over the limit gets 429 a second later, without a hash and without a thread, so that a client that asks again at once
-is slowed down. What was verified is remembered, keyed by an HMAC under a key of this process, until it has not been used for a while.
+short queue. Attempts over the limit get 429 a second later, without a hash or a thread, which slows down clients that retry
+at once. Verified passwords are cached, keyed by an HMAC under a key of this process, until they have been unused for a while.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class LoginGate:
         self._attempts: dict[bytes, asyncio.Future[bool]] = {}
 
     async def check(self, name: str, password: str, expected: bytes, address: str, verify: Callable[[], bool]) -> bool:
-        """Whether the password is right. `expected` is its stored hash: what was remembered counts no longer when that changes.
+        """Whether the password is right. `expected` is its stored hash: a cached result is dropped when that changes.
 
         Raises: Refused.
         """
@@ -77,7 +77,7 @@ class LoginGate:
             if wait_s > 0:
                 await self._refuse("too many failed logins", wait_s)
         if self._queued >= MAX_QUEUED:
-            await self._refuse("too many logins at once", 1)
+            await self._refuse("too many concurrent logins", 1)
         self._queued += 1
         try:
             is_right = await asyncio.get_running_loop().run_in_executor(self._thread, verify)

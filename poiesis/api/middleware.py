@@ -1,4 +1,4 @@
-"""What stands around Connexion: `Gateway` in front of everything, and `Authentication` behind its routing."""
+"""The middleware around Connexion: `Gateway` in front of everything, and `Authentication` behind its routing."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Gateway:
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path in HEALTH_PATHS:  # asked by kubelets and load balancers under any name; they reveal nothing
+        if path in HEALTH_PATHS:  # requested by kubelets and load balancers under any name; they reveal nothing
             await (await self._health(scope))(scope, receive, send)
             return
         is_api = path.startswith(self._prefixes)
@@ -125,7 +125,7 @@ class Gateway:
 
 
 class Authentication:
-    """Finds the user of each operation of the API. Stands behind Connexion's routing, so that unknown paths are 404 and never 401."""
+    """Determines the user of each operation of the API. Runs behind Connexion's routing, so that unknown paths are 404 and never 401."""
 
     def __init__(self, app: ASGIApp, *, authenticator: Authenticator) -> None:
         self._app = app
@@ -182,7 +182,7 @@ def _with_security_headers(send: Send) -> Send:
 
 
 def _make_redirect_relative(message: Message) -> None:
-    """Redirects of the libraries repeat the name in `Host`, which is the client's own word, and a path such as `//evil.example`."""
+    """Redirects of the libraries repeat the name in `Host`, which the client controls, and a path such as `//evil.example`."""
     if not 300 <= message["status"] < 400:
         return
     headers = MutableHeaders(raw=list(message["headers"]))

@@ -1,8 +1,8 @@
 """From the body of a request to the domain's `TaskSpec`: parse, normalize, and after validation by the spec, decode.
 
 Normalizing follows "How requests are read" in the spec: nulls count as missing, at every depth; read-only and unknown keys are dropped;
-whole numbers may have a decimal point. It makes nothing wrong right: a null in a list stays and is refused, as a command without it
-would be another command. The fields are read from the domain's dataclasses (docs/adr/0008).
+whole numbers may have a decimal point. It repairs nothing: a null in a list stays and is refused, because a command without it would
+be a different command. The fields are read from the domain's dataclasses (docs/adr/0008).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which web pages may call the service: none but its own and those of the CORS settings.
+"""Which web pages may call the service: only its own and those of the CORS settings.
 
 A browser sends requests for any page that its user has open, to addresses that only the user can reach. Two attacks follow: a page posts
-a task (CSRF), and a page whose name is made to resolve to the service's address reads the answers (DNS rebinding). Browsers name the
+a task (CSRF), and a page whose name is made to resolve to the service's address reads the responses (DNS rebinding). Browsers name the
 page in `Origin` and `Sec-Fetch-Site` and the service in `Host`, and pages cannot change these.
 
 | Request | Without authentication | With authentication |

@@ -1,4 +1,4 @@
-"""Serving the application with uvicorn: `serve` for a process of its own, `BackgroundServer` inside another one.
+"""Serve the application with uvicorn: `serve` in a separate process, `BackgroundServer` inside another one.
 
 There is no access log: a query may carry an API key. Metrics count requests instead.
 """
@@ -19,20 +19,20 @@ from poiesis.api.connections import ConnectionGate, LimitedProtocol
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
 
-CLEANUP_S: Final = 5  # seconds of the grace period that are left when requests under way have had their share
+CLEANUP_S: Final = 5  # seconds of the grace period that remain after requests in progress have had their share
 START_S: Final = 30.0
 
-# uvicorn warns of each malformed request, so that a client could fill the log
+# uvicorn logs a warning for each malformed request, so a client could fill the log
 logging.getLogger("uvicorn.error").addFilter(lambda record: record.levelno != logging.WARNING)
 
 
 def serve(app: Any, settings: ApiSettings, grace: timedelta) -> None:
-    """Serve until SIGTERM or SIGINT; requests under way are answered first.
+    """Serve until SIGTERM or SIGINT; requests in progress are answered first.
 
-    `app`: the application, or with several workers the name `package.module:function` of its factory, since each worker makes its own.
+    `app`: the application, or with several workers the import string `package.module:function` of its factory.
     """
     if settings.workers > 1 and not isinstance(app, str):
-        raise ConfigurationError("several workers need the name of a function that makes the application")
+        raise ConfigurationError("more than one worker requires an import string for the application")
     uvicorn.run(app, factory=isinstance(app, str), workers=settings.workers, **_options(settings, grace))
 
 
@@ -62,7 +62,7 @@ class BackgroundServer:
         raise RuntimeError(f"the API did not start at {self.url}")
 
     def stop(self) -> None:
-        """Answer the requests under way, then end."""
+        """Answer the requests in progress, then stop."""
         self._server.should_exit = True
         if self._thread.is_alive():
             self._thread.join(self._grace_s)

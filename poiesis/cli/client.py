@@ -34,7 +34,7 @@ def printable(text: str) -> str:
 
 
 class TesClient:
-    """`url` with or without the API's path, which the first request finds. Raises on construction: ConfigurationError for an invalid URL.
+    """`url` with or without the API's path, which the first request detects. Raises on construction: ConfigurationError for an invalid URL.
 
     Credentials: `user:password@` in the URL, or POIESIS_TOKEN / TES_TOKEN (bearer). All methods raise subclasses of PoiesisError.
     """

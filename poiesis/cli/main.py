@@ -23,7 +23,7 @@ ROLES: Final = {
     "tif": "task input filer: stages inputs",
     "texam": "task execution: launches the executors",
     "tof": "task output filer: uploads outputs",
-    "monitor": "TExAM's monitor: watches the cluster and wakes tasks (one leads, others stand by)",
+    "monitor": "TExAM's monitor: watches the cluster and wakes tasks (one replica leads, the others stand by)",
     "flower": "Celery Flower, for operators",
 }
 
@@ -49,7 +49,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_client_options(info)
     hash_ = commands.add_parser("hash-secret", help="hash a secret from standard input for the credentials file")
     hash_.add_argument("kind", choices=["basic", "bearer", "api_key"])
-    _add_task_actions(commands.add_parser("task", help="create, list, follow and cancel tasks of any TES server"))
+    _add_task_actions(commands.add_parser("task", help="create, list, follow and cancel tasks on any TES server"))
     return parser
 
 

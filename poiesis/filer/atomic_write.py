@@ -53,12 +53,12 @@ def atomic_file(
     of `target`, protected against renames. Raises: LocalPathError for a full disk, a missing directory and the like.
     """
     final = str(target) if directory is None else target.name
-    folder = final[: final.rfind("/") + 1]
-    name = f"{folder}{PREFIX}{_RUN}{next(_COUNT):x}"
+    parent = final[: final.rfind("/") + 1]
+    name = f"{parent}{PREFIX}{_RUN}{next(_COUNT):x}"
     descriptor, is_named = -1, False
     try:
         try:
-            descriptor, is_named = _open(name, folder or ".", directory)
+            descriptor, is_named = _open(name, parent or ".", directory)
             os.fchmod(descriptor, FILE_MODE)
             _check_room(descriptor, size_bytes or 0)
         except OSError as error:
@@ -76,7 +76,7 @@ def atomic_file(
             if is_named:
                 os.rename(name, final, src_dir_fd=directory, dst_dir_fd=directory)
             if sync:
-                _sync(folder or ".", directory)
+                _sync(parent or ".", directory)
         except OSError as error:
             raise local_error(error) from error
     except BaseException:
@@ -89,11 +89,11 @@ def atomic_file(
             os.close(descriptor)
 
 
-def _open(name: str, folder: str, directory: int | None) -> tuple[int, bool]:
-    """A new file in `folder`: unnamed where supported, so that a killed writer leaves nothing behind; else as `name`."""
+def _open(name: str, parent: str, directory: int | None) -> tuple[int, bool]:
+    """A new file in `parent`: unnamed where supported, so that a killed writer leaves nothing behind; else as `name`."""
     flags = os.O_RDWR | os.O_CLOEXEC
     try:
-        return os.open(folder, flags | os.O_TMPFILE, FILE_MODE, dir_fd=directory), False
+        return os.open(parent, flags | os.O_TMPFILE, FILE_MODE, dir_fd=directory), False
     except OSError as error:
         if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL):
             raise
@@ -106,8 +106,8 @@ def _link(descriptor: int, name: str, directory: int | None) -> None:
     os.link(f"/proc/self/fd/{descriptor}", name, src_dir_fd=descriptor, dst_dir_fd=directory)
 
 
-def _sync(folder: str, directory: int | None) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
+def _sync(parent: str, directory: int | None) -> None:
+    descriptor = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=directory)
     try:
         os.fsync(descriptor)
     finally:

@@ -52,8 +52,8 @@ class Cache:
         key = hashlib.sha256(f"{file.url}\0{file.version}\0{size}".encode(errors="surrogateescape")).hexdigest()
         entry = self._entries / key[:2] / key
         try:
-            for folder in (entry.parent, self._locks, self._partial):
-                folder.mkdir(parents=True, exist_ok=True)
+            for directory in (entry.parent, self._locks, self._partial):
+                directory.mkdir(parents=True, exist_ok=True)
             if self._placed(entry, target, size):
                 return Sent(file.url, size)
             with self._locked(key) as held:
@@ -102,7 +102,7 @@ class Cache:
                 except OSError:
                     copy_file(source, part, self._control.moved)
                 if os.fstat(part.descriptor).st_size != size:
-                    raise OSError(errno.EIO, "the entry became shorter")
+                    raise OSError(errno.EIO, "the entry was truncated")
                 if state.st_mode & 0o111:
                     part.executable()
             return True
@@ -130,7 +130,7 @@ class Cache:
             os.close(descriptor)
 
     def _evict(self, size: int, *, before: bool = False) -> None:
-        """Remove the least recently used entries when there are too many bytes. One process at a time; the others go on without."""
+        """Remove the least recently used entries when there are too many bytes. One process at a time; the others skip it."""
         with self._locked(EVICTION, wait=before) as held:
             if not held:
                 return

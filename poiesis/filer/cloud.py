@@ -125,7 +125,9 @@ class CloudFiler:
         with atomic_file(target, sync=self._control.sync, size_bytes=size) as part:
             ranges = [(start, min(start + step, size)) for start in range(0, size, step)]
             if len(ranges) > 2 and version is None:
-                raise StagingFailed(f"{shown(file.url)}: the store gave no ETag, so its parts might be of two objects")
+                raise StagingFailed(
+                    f"{shown(file.url)}: the store sent no ETag, so the parts might belong to different objects"
+                )
             self._pool.together(
                 lambda span=span: self._get(file, store, key, span, version, part)  # type: ignore[misc]
                 for span in (ranges if len(ranges) > 2 else [(0, size)])
@@ -267,7 +269,7 @@ def _azure(options: CloudStore) -> dict[str, str]:
 
 
 def _azure_values() -> dict[str, str]:
-    """What the variables of Azure's own tools say, which obstore does not read."""
+    """The values of the variables of Azure's own tools, which obstore does not read."""
     values = {field: os.environ[name] for name, field in _AZURE_VARIABLES.items() if os.environ.get(name)}
     for item in os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "").split(";"):
         name, _, value = item.partition("=")
@@ -277,7 +279,7 @@ def _azure_values() -> dict[str, str]:
 
 
 def _version(etag: str | None) -> str | None:
-    """As If-Match wants it; listings of Azure leave out the quotes."""
+    """In the form of If-Match; listings of Azure omit the quotes."""
     return f'"{etag.strip(chr(34))}"' if etag else None
 
 
@@ -289,7 +291,7 @@ def _slash(url: str, size: int) -> StagingFailed:
 
 @contextmanager
 def _errors(url: str) -> Iterator[None]:
-    """obstore's errors as ours."""
+    """Translate obstore's errors."""
     text = f"{shown(url)}: "
     try:
         yield

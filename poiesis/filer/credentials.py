@@ -7,8 +7,8 @@ refuses when its document says `"allow_unencrypted_credentials": false` and the 
 off.
 
 The planner cannot see what only filer containers have: where the netrc file cannot be read, it counts as holding a login for every
-host, an S3 endpoint that is not `anonymous` as having keys, and proxies from the containers' environment are unknown. A URL's query is
-not looked at: who puts a signed `http://` URL into a task shows it to the network anyway.
+host, an S3 endpoint that is not `anonymous` as having keys, and proxies from the containers' environment are unknown. A URL's query
+is not checked: a signed `http://` URL in a task is visible to the network anyway.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def ftp_unencrypted(url: str, settings: FilerSettings) -> bool:
 
 
 def drs_unencrypted(url: str, settings: FilerSettings) -> bool:
-    """Of the questions to the DRS host. Where it leads to is checked when it is known."""
+    """Of the requests to the DRS host. The access URL is checked when it is known."""
     host = _parts(url).netloc.lower()
     base = _parts(
         next((h for h in settings.drs_hosts if "://" in h and _parts(h).netloc.lower() == host), f"https://{host}")
@@ -102,7 +102,7 @@ def _hosts(netrc_file: str, _inode: int, _mtime_ns: int) -> frozenset[str] | Non
 
 
 def _proxy_password(configured: str | None, parts: SplitResult) -> bool:
-    """Whether the proxy on the way wants a password and is itself reached without TLS."""
+    """Whether the proxy on the way requires a password and is itself reached without TLS."""
     proxy = configured or proxy_of(parts.scheme, parts.hostname or "")
     if not proxy:
         return False
@@ -111,7 +111,7 @@ def _proxy_password(configured: str | None, parts: SplitResult) -> bool:
 
 
 def _parts(url: str) -> SplitResult:
-    """An URL that cannot be parsed has no host; its filer refuses it with a reason."""
+    """A URL that cannot be parsed has no host; its filer refuses it with a reason."""
     try:
         return urlsplit(url)
     except ValueError:

@@ -1,6 +1,6 @@
-"""ftp and ftps, both ways, by the standard library's client.
+"""ftp and ftps, in both directions, by the standard library's
 
-`ftps://` asks for TLS (AUTH TLS), on port 990 it uses TLS from the start; data connections are encrypted too. A path is relative to
+client. `ftps://` requests TLS (AUTH TLS), on port 990 it uses TLS from the start; data connections are encrypted too. A path is relative to
 the login's directory, as in other clients; `//` or `%2F` at its beginning makes it absolute.
 """
 
@@ -62,7 +62,7 @@ class _Secure(_Plain, ftplib.FTP_TLS):
         return self.context.wrap_socket(connection, server_hostname=self.host) if self.implicit else connection
 
     def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[socket.socket, int | None]:
-        """With the control connection's session, which many servers ask for."""
+        """With the control connection's session, which many servers require."""
         connection, size = ftplib.FTP.ntransfercmd(self, cmd, rest)
         session = self.sock.session if isinstance(self.sock, ssl.SSLSocket) else None
         return self.context.wrap_socket(connection, server_hostname=self.host, session=session), size
@@ -109,7 +109,7 @@ class FtpFiler(SessionFiler[_Plain]):
     def _path(self, url: str) -> str:
         path = unquote(urlsplit(url).path, errors="surrogateescape")[1:]
         if any(c in path for c in "\r\n\0"):
-            raise UnsupportedUrl(f"{shown(url)}: invalid path: it holds a line break or NUL")
+            raise UnsupportedUrl(f"{shown(url)}: invalid path: it contains a line break or NUL")
         return path
 
     def _state(self, session: _Plain, path: str) -> FileState | None:

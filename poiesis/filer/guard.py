@@ -108,7 +108,7 @@ def _is_public(address: Address) -> bool:
 
 
 def _inside(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one stands for, else itself."""
+    """The IPv4 address embedded in an IPv6 one, else itself."""
     if isinstance(address, ipaddress.IPv6Address):
         if address.ipv4_mapped is not None:
             return address.ipv4_mapped

@@ -38,7 +38,7 @@ class StageIn(Stage):
         with self._lock:
             if path not in self._made:
                 if not self._volume.make_directory(path):
-                    self._log.note(f"{path}: is not writable for every user, and its owner or mode cannot be changed")
+                    self._log.note(f"{path}: is not writable by all users, and its owner or mode cannot be changed")
                 if len(self._made) < 100_000:
                     self._made.add(path)
 
@@ -47,7 +47,7 @@ class StageIn(Stage):
         for item in inputs:
             path = str(item["path"])
             if self._control.is_stopped:
-                self._log.failed(Cancelled("stopped before the end"), path)
+                self._log.failed(Cancelled("interrupted before it was complete"), path)
                 return
             try:
                 yield from self._input(item, path)

@@ -71,12 +71,12 @@ class LocalFiler:
 
     def send(self, source: int, url: str) -> Sent:
         target = Path(_path(url))
-        with self._directory(url, target.parent) as folder:
-            if not self._is_allowed(os.path.join(os.readlink(f"/proc/self/fd/{folder}"), target.name)):
+        with self._directory(url, target.parent) as parent:
+            if not self._is_allowed(os.path.join(os.readlink(f"/proc/self/fd/{parent}"), target.name)):
                 raise self._refusal(url)
             mode = os.fstat(source).st_mode
             with atomic_file(
-                target, sync=self._control.sync, size_bytes=os.fstat(source).st_size, directory=folder
+                target, sync=self._control.sync, size_bytes=os.fstat(source).st_size, directory=parent
             ) as part:
                 with local_errors(shown(url)):
                     size = copy_file(source, part, self._control.moved)
@@ -142,10 +142,10 @@ class LocalFiler:
         except (NotFound, AccessDenied, StagingFailed):
             if not is_link:
                 raise
-            problem = "is a symbolic link that leads nowhere or out of the directories that this service may use"
+            problem = "is a symbolic link that is dangling or leads out of the directories that this service may use"
         if problem is None and stat.S_ISDIR(mode):
             if identity in above:
-                problem = "is a symbolic link to a directory that holds it"
+                problem = "is a symbolic link to one of its parent directories"
             elif len(above) >= MAX_DEPTH:
                 raise StagingFailed(f"{shown(url)}: is more than {MAX_DEPTH} directories deep")
             else:

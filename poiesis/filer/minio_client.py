@@ -1,8 +1,8 @@
 """What the MinIO SDK is used for: the credentials of roles, and the less usual host names of AWS.
 
-Its import takes as long as everything else of a filer's start together, so it is imported only when one of these is met. Half of that time
-goes to `minio.minioadmin` (a cipher library, a C parser), which `minio/__init__` imports; a stub takes the place of that module unless the
-process has loaded it already.
+Its import takes as long as everything else of a filer's start together, so it is imported only when one of these is needed. Half of that
+time goes to `minio.minioadmin` (a cipher library, a C parser), which `minio/__init__` imports; a stub takes the place of that module unless
+the process has loaded it already.
 """
 
 # ruff: noqa: E402 - the stub has to be there before the first import

@@ -73,7 +73,7 @@ class StageOut(Stage):
                         yield hit
 
     def _is_usable(self, entry: Entry) -> bool:
-        """The one rule for what a pattern or a directory holds: an unusable entry is left out with a note, one that cannot be read is an
+        """The one rule for what a pattern or a directory contains: an unusable entry is left out with a note, one that cannot be read is an
         error; the others are uploaded."""
         if entry.problem is not None and entry.is_error:
             self._fail(StagingFailed(entry.problem), entry.path)

@@ -241,7 +241,7 @@ class S3Filer:
                 etag = response.headers.get("etag", "")
                 if total > step and not etag:
                     raise StagingFailed(
-                        f"{shown(ref.url)}: the server returned no ETag, so the parts might be of different objects"
+                        f"{shown(ref.url)}: the server returned no ETag, so the parts might belong to different objects"
                     )
                 self._pool.together(
                     lambda start=start: self._get_range(  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Which endpoint, bucket and key an `s3://` URL names. Light, because the planner asks too."""
+"""Which endpoint, bucket and key an `s3://` URL names. Cheap to import, because the planner uses it too."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Login:
 
 @dataclass(frozen=True)
 class FileState:
-    """What the server says about a file now. None: it does not say, so a broken transfer starts again."""
+    """What the server reports about a file. None: not reported, so a broken transfer starts again."""
 
     size_bytes: int | None = None
     version: str | None = None
@@ -133,7 +133,7 @@ class SessionFiler(Generic[S]):
 
     def _walk(self, url: str, name: str, depth: int) -> Iterator[RemoteFile]:
         if depth > MAX_DEPTH:
-            raise StagingFailed(f"{shown(url)}: more than {MAX_DEPTH} directories deep, or links in a circle")
+            raise StagingFailed(f"{shown(url)}: more than {MAX_DEPTH} directories deep, or a loop of symbolic links")
         with self._session(url) as (session, path):
             entries = sorted(self._entries(session, path or "."), key=lambda entry: entry.name)
         if not entries:
@@ -142,7 +142,7 @@ class SessionFiler(Generic[S]):
             child = entry.name
             if (problem := name_problem(child)) or "/" in child:
                 raise StagingFailed(
-                    f"{shown(url)}: invalid name {child!r} in the listing: {problem or 'holds a slash'}"
+                    f"{shown(url)}: invalid name {child!r} in the listing: {problem or 'contains a slash'}"
                 )
             inner, address = (f"{name}/{child}" if name else child), join(url, child)
             if entry.is_directory and entry.problem is None:
@@ -166,7 +166,7 @@ class SessionFiler(Generic[S]):
                 self._control.check_size(url, reached.offset)
                 self._control.moved(len(data))
         if state.size_bytes is not None and reached.offset != state.size_bytes:
-            raise StorageUnavailable(f"{shown(url)}: {reached.offset} bytes of {state.size_bytes} came")
+            raise StorageUnavailable(f"{shown(url)}: {reached.offset} bytes of {state.size_bytes} arrived")
         if state.is_executable:
             part.executable()
 
@@ -244,18 +244,18 @@ class SessionFiler(Generic[S]):
         raise NotImplementedError
 
     def _entries(self, session: S, path: str) -> Iterable[RemoteFile]:
-        """What the directory holds, by name, without `url`."""
+        """The directory's entries, by name, without `url`."""
         raise NotImplementedError
 
     def _read(self, session: S, path: str, offset: int, state: FileState) -> Iterator[bytes | memoryview]:
         raise NotImplementedError
 
     def _write(self, session: S, source: int, path: str) -> int | None:
-        """How many bytes the server has then; None: it does not say."""
+        """How many bytes the server has afterwards; None: not reported."""
         raise NotImplementedError
 
     def _make_one(self, session: S, directory: str) -> None:
-        """A directory that may be there already; a refusal shows when it is used."""
+        """Create a directory that may exist already; a refusal shows when it is used."""
         raise NotImplementedError
 
     def _rename(self, session: S, temporary: str, path: str) -> None:

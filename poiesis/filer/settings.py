@@ -37,7 +37,7 @@ class S3Endpoint:
     anonymous: bool = False
     profile: str | None = None
     credentials_file: str | None = None
-    """In the form of ~/.aws/credentials."""
+    """In the format of ~/.aws/credentials."""
     sse: str | None = None
     """Server-side encryption of uploads: `AES256`, or `aws:kms`, or `aws:kms:KEY`."""
     sse_key_file: str | None = None
@@ -64,18 +64,18 @@ class CloudStore:
 @dataclass(frozen=True)
 class FilerSettings:
     file_roots: tuple[str, ...] = ()
-    """Directories that `file://` URLs may name, after symbolic links are resolved; empty: none."""
+    """Directories that `file://` URLs may refer to, after symbolic links are resolved; empty: none."""
     file_hidden: tuple[str, ...] = ()
-    """Directories in those that no URL may name; `poiesis up` adds its own folder."""
+    """Directories below those that no URL may refer to; `poiesis up` adds its own directory."""
     s3: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
-    """Endpoints by alias: the fields of `S3Endpoint`. The first one is for buckets that no other claims. Empty: AWS, or what
+    """Endpoints by alias: the fields of `S3Endpoint`. The first one is the default for buckets that no other lists. Empty: AWS, or what
     AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL name."""
 
     cloud: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Which of `gs` and `az` are offered: the fields of `CloudStore` by scheme, such as `{"gs": {}, "az": {"account": "lab"}}`."""
 
     parallel: int = 64
-    """Connections at once, for files and parts of files together. http servers get 8 of them at most, ftp and sftp servers 4."""
+    """Concurrent connections, for files and parts of files together. http servers get at most 8 of them, ftp and sftp servers 4."""
     part_bytes: int = 16 * MIB
     """Size of the parts of a large file; larger where a protocol limits their number."""
     buffer_bytes: int = MIB // 2
@@ -92,7 +92,7 @@ class FilerSettings:
     sync: bool = True
     """Whether inputs are synced to the disk before success is reported. Off where a crash loses the volume too."""
     max_files: int = 1_000_000
-    """Files of one task in one direction; more are an error, so that a listing without an end is one."""
+    """Maximum number of files of one task in one direction; more are an error, also in an endless listing."""
     max_file_bytes: int | None = None
 
     http_put: bool = False
@@ -108,7 +108,7 @@ class FilerSettings:
     """Whether hosts of http, https and drs URLs that are reached through a proxy have to resolve here too, to addresses that may be
     reached. Off: a name that only the proxy can resolve is left to the proxy's rules, which then have to keep tasks out of the site."""
     ca_file: str | None = None
-    """Certificates to trust for https beside the usual ones."""
+    """Certificates to trust for https in addition to the system's."""
     netrc_file: str | None = None
     """User names and passwords by host, for http, ftp and sftp URLs without them."""
     max_redirects: int = 10

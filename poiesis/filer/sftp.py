@@ -1,4 +1,4 @@
-"""sftp, both ways, by paramiko (the extra `sftp`). A host whose key is not in the known hosts file is refused: it could be any host."""
+"""sftp, in both directions, by paramiko (the extra `sftp`). A host whose key is not in the known hosts file is refused."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class SftpFiler(SessionFiler[_Session]):
                 raise AccessDenied(f"{known}: there is neither a password nor a key file for user {login.user}")
             client = paramiko.SFTPClient.from_transport(transport)
             if client is None:
-                raise StorageUnavailable(f"{known}: opened no session")
+                raise StorageUnavailable(f"{known}: could not open a session")
             client.get_channel().settimeout(stall)  # type: ignore[union-attr]
         except BaseException:
             transport.close()
@@ -106,9 +106,9 @@ class SftpFiler(SessionFiler[_Session]):
                     found = session.client.stat(target)
                     mode, size = found.st_mode or stat.S_IFREG, found.st_size
                     if stat.S_ISDIR(mode) and self._holds(session, target, path):
-                        problem = "is a symbolic link to a directory that holds it"
+                        problem = "is a symbolic link to one of its parent directories"
                 except OSError:
-                    problem = "is a symbolic link that leads nowhere"
+                    problem = "is a dangling symbolic link"
             is_directory = stat.S_ISDIR(mode)
             if problem is None and not is_directory:
                 problem = special_kind(mode)

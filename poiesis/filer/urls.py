@@ -87,7 +87,7 @@ def without_suffix(url: str, suffix: str) -> str | None:
 def name_problem(name: str) -> str | None:
     """Why a name from a listing cannot be the path of a file below a directory; None: it can."""
     if "\0" in name:
-        return "holds a NUL character"
+        return "contains a NUL character"
     parts = name.split("/")
     if "" in parts:
         return 'has an empty part ("//")'

@@ -48,18 +48,18 @@ class _NotADirectory(StagingFailed):
     pass
 
 
-class LinkCircle(StagingFailed):
+class SymlinkLoop(StagingFailed):
     """More symbolic links on the way than the kernel would follow."""
 
 
 class DanglingLink(NotFound):
-    """A symbolic link on the way leads to nothing on the volume."""
+    """A symbolic link on the way is dangling on the volume."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """A file or directory of the volume. `path`: the executor's. `problem`: why it cannot be uploaded, as a sentence that begins with its
-    path; None when it can. An unusable entry (a special file, a link that leads to nothing, out of the volume or in a circle) has one
+    path; None when it can. An unusable entry (a special file, a link that is dangling, leads out of the volume or loops) has one
     wherever it is; with `is_error` it would be usable, but cannot be read."""
 
     path: str
@@ -114,7 +114,7 @@ class Volume:
         except OSError as error:
             if error.errno == errno.ENOTDIR:
                 raise LocalPathError(f"{reached} is not a directory") from error
-            raise LocalPathError(f"cannot make the directory {reached}: {error.strerror}") from error
+            raise LocalPathError(f"cannot create the directory {reached}: {error.strerror}") from error
         finally:
             os.close(current)
 
@@ -128,14 +128,14 @@ class Volume:
         except FileExistsError:
             return
         except OSError as error:
-            raise StagingFailed(f"{path}: the file cannot be made: {error.strerror}") from error
+            raise StagingFailed(f"{path}: the file cannot be created: {error.strerror}") from error
         try:
             os.fchmod(descriptor, FILE_MODE)
             os.utime(descriptor, ns=(_MARK_NS, _MARK_NS))
             if not is_placeholder(os.fstat(descriptor)):
                 raise StagingFailed("the file system of the task's volume does not keep modification times")
         except OSError as error:
-            raise StagingFailed(f"{path}: the file cannot be made: {error.strerror}") from error
+            raise StagingFailed(f"{path}: the file cannot be created: {error.strerror}") from error
         finally:
             os.close(descriptor)
 
@@ -207,7 +207,7 @@ class Volume:
                 if stat.S_ISLNK(mode):
                     links += 1
                     if links > MAX_LINKS:
-                        raise LinkCircle(f"{path}: is or goes through symbolic links in a circle, or too many of them")
+                        raise SymlinkLoop(f"{path}: is or goes through a loop of symbolic links, or too many of them")
                     target = os.readlink("", dir_fd=descriptor)
                     followed = followed or target
                     os.close(stack.pop())
@@ -235,7 +235,7 @@ class Volume:
 
     def walk(self, path: str) -> Iterator[Entry]:
         """All files below the directory `path`, empty directories, and entries with a problem. Links are followed inside the volume; one
-        that leads back to a directory that holds it is a problem."""
+        that leads back to one of its parent directories is a problem."""
         try:
             with self.resolved(path) as found:
                 descriptor = _list(path, found)
@@ -285,7 +285,7 @@ class Volume:
 
     def match(self, pattern: PathPattern, count: Callable[[str], None] = lambda _: None) -> Iterator[Entry]:
         """What matches, in order of names; with a slash at the end only directories, and entries with a problem, which may be one.
-        `count` is called with each path on the way and may raise: links in a circle make for endless matches."""
+        `count` is called with each path on the way and may raise: loops of symbolic links make for endless matches."""
         for entry in self._match("", pattern.names, 0, count):
             if entry.is_directory or entry.problem is not None or not pattern.is_directory:
                 yield entry
@@ -317,13 +317,13 @@ class Volume:
 
 
 def _unusable(path: str, error: StagingFailed) -> Entry:
-    return Entry(path, 0, problem=str(error), is_error=not isinstance(error, NotFound | LinkCircle))
+    return Entry(path, 0, problem=str(error), is_error=not isinstance(error, NotFound | SymlinkLoop))
 
 
 def is_placeholder(state: os.stat_result) -> bool:
     """Whether a file was made by `make_placeholder` and no command has written to it.
 
-    The mark is a modification time that no program sets by habit: every way to write, truncating an empty file among them, replaces it;
+    The mark is a modification time that programs do not normally set: every way to write, truncating an empty file among them, replaces it;
     changes of owner or mode, which a volume's driver makes when it mounts the volume, do not."""
     return state.st_size == 0 and state.st_mtime_ns == _MARK_NS
 

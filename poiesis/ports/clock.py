@@ -1,4 +1,4 @@
-"""Time, as an argument: tests move it by hand."""
+"""Time, as an argument: tests control it."""
 
 from __future__ import annotations
 

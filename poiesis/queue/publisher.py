@@ -40,7 +40,7 @@ class CeleryQueue:
     def _publish(self, links: Signature[Any], task_id: TaskId) -> None:
         """The first link of a task has the task's id, which is the root id of all its links: Flower shows them as one."""
         if time.monotonic() < self._paused_until:
-            raise QueueUnavailable("the queue did not answer a moment ago")
+            raise QueueUnavailable("the queue did not respond to a recent call")
         try:
             with _answers():
                 links.apply_async(root_id=task_id, ignore_result=True)
@@ -72,4 +72,4 @@ def _answers() -> Iterator[None]:
     try:
         yield
     except (OperationalError, RedisError, OSError) as error:
-        raise QueueUnavailable(f"the queue does not answer: {type(error).__name__}") from error
+        raise QueueUnavailable(f"the queue does not respond: {type(error).__name__}") from error

@@ -199,7 +199,7 @@ class MongoTaskRepository:
         try:
             yield
         except (PyMongoError, BSONError) as error:
-            raise RepositoryUnavailable(f"the task store does not answer: {_message(error)}") from error
+            raise RepositoryUnavailable(f"the task store does not respond: {_message(error)}") from error
 
     def _begin_indexes(self) -> None:
         """Create missing indexes in a thread, unless that is done or in progress; after a failure it is tried again."""

@@ -1,4 +1,4 @@
-"""The API role. With several workers each makes its own application from the environment, and there are no metrics: a scrape would
+"""The API role. With several workers each creates its own application from the environment, and there are no metrics: a scrape would
 reach one worker at random."""
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ START: Final = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 
 
 class ManualClock:
-    """A `Clock` moved by hand. Times are aware UTC."""
+    """A `Clock` moved by the test. Times are aware UTC."""
 
     def __init__(self, start: datetime = START) -> None:
         self._now = start.astimezone(UTC)

@@ -159,13 +159,13 @@ class KubernetesCluster:
             found = self.client.get(f"{self._core}/{kind}/{metadata['name']}")
         except ApiError as error:
             if error.status == 404:
-                raise ClusterUnavailable(f"{what}: it existed and has been deleted meanwhile") from error
+                raise ClusterUnavailable(f"{what}: the object existed but was deleted in the meantime") from error
             if error.status == 403 and kind == "secrets":
                 # the service has no permission to read Secrets, and others cannot guess the name
                 return document
             raise translate(error, f"get {kind} {metadata['name']}") from error
         if not labels.is_same(found.get("metadata") or {}, metadata):
-            raise ClusterRefused(f"{what}: another object of that name exists that is not this task's")
+            raise ClusterRefused(f"{what}: an object with that name exists and does not belong to this task")
         return found
 
     def _volume_uid(self, task: Task, name: str) -> str:

@@ -95,6 +95,6 @@ class LauncherDelivery:
                 found = self._client.get(f"{self._path}/{name}")
             if found.get("binaryData") != wanted["binaryData"]:
                 raise ClusterRefused(
-                    f"configmap {name} does not contain the launcher of that hash; delete it"
+                    f"configmap {name} does not contain the launcher with that hash; delete it"
                 ) from None
         return name

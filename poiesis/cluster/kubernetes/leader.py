@@ -54,7 +54,7 @@ class Election:
         wait: Callable[[float], object] | None = None,
     ) -> None:
         if not retry < renew_deadline < lease:
-            raise ValueError("required: retry < renew_deadline < lease")
+            raise ValueError("invalid election settings: must have retry < renew_deadline < lease")
         short = timedelta(seconds=CALL_S)
         self._client = client or Client(replace(settings, attempts=1, connect_timeout=short, read_timeout=short))
         self._settings = settings

@@ -78,7 +78,7 @@ def documents(task: Task, plan: Plan, shared: Mapping[str, bytes]) -> dict[str, 
     wanted |= shared
     if sum(map(len, wanted.values())) > MAX_DOCUMENTS_BYTES:
         raise ClusterRefused(
-            f"the task's inputs and outputs are too long for its filers: more than {MAX_DOCUMENTS_BYTES} bytes of JSON"
+            f"the task's inputs and outputs are too large for its filers: more than {MAX_DOCUMENTS_BYTES} bytes of JSON"
         )
     files: dict[str, bytes] = {}
     for name, content in wanted.items():
@@ -128,7 +128,7 @@ def launcher(
     Raises: ConfigurationError when they do not fit (1 MiB).
     """
     if not binaries:
-        raise ConfigurationError("no launcher: set POIESIS_KUBERNETES__LAUNCHERS")
+        raise ConfigurationError("missing launcher: set POIESIS_KUBERNETES__LAUNCHERS")
     digest = hashlib.sha256(settings.instance.encode())
     for architecture, content in sorted(binaries.items()):
         digest.update(f"{architecture} {len(content)} ".encode() + content)

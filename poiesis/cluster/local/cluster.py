@@ -107,7 +107,7 @@ class LocalCluster:
             raise
 
     def describe(self) -> str:
-        """What runs the commands and what it does not isolate, for people."""
+        """Describe to users what runs the commands and what it does not isolate."""
         return self._runtime.describe()
 
     # ---- Cluster
@@ -174,7 +174,7 @@ class LocalCluster:
     def delete_all(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
         for task_dir in directories_of(self._tasks, task_id, attempts):
             with self._lock, self._translated():
-                if task_dir.name in self._removing or not task_dir.exists:  # a mark made now would outlive the rest
+                if task_dir.name in self._removing or not task_dir.exists:  # a mark written now would outlive the rest
                     continue
                 task_dir.mark_removing()
             self._delete_pods(task_dir)
@@ -280,7 +280,7 @@ class LocalCluster:
             if self._closed:
                 return
             self._admission.remove(key)
-            if task_dir.has_mark(key[2], "deleting"):  # it was asked for when the supervisor was about to end
+            if task_dir.has_mark(key[2], "deleting"):  # requested when the supervisor was about to end
                 task_dir.forget_pod(key[2])
         if task_dir.is_removing:
             self._remove_when_free(task_dir)
@@ -312,7 +312,7 @@ class LocalCluster:
             self._removers.submit(self._remove, task_dir)
 
     def _remove(self, task_dir: TaskDirectory) -> None:
-        """Try for a while; after that the caller has to ask again."""
+        """Try for a while; after that the caller has to retry."""
         try:
             for _ in range(REMOVE_TRIES):
                 if self._closed or self._try_to_remove(task_dir):
@@ -453,7 +453,7 @@ def _make_writable(root: Path, path: str) -> None:
     current = root
     for name in path.strip("/").split("/"):
         if name in ("", ".", ".."):
-            raise ClusterRefused(f"{path!r} cannot be a directory of the task")
+            raise ClusterRefused(f"{path!r} is not a valid directory of the task")
         current = current / name
         if current.is_symlink():
             raise ClusterRefused(f"{path!r} is outside of the task's volume")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-SLICE_SECONDS: Final = 0.02  # of one look; a large tree takes several
+SLICE_SECONDS: Final = 0.02  # per measurement; a large tree takes several
 MIN_ENTRY_BYTES: Final = 4096  # what an entry counts at least, so that empty files are bounded too
 MAX_PENDING: Final = 100_000  # directories seen and not yet read; more count as above any limit
 
@@ -27,7 +27,7 @@ class DiskUsage:
         self._bytes = 0
 
     def is_exceeded(self) -> bool:
-        """Go on measuring for a moment; True as soon as what was counted since the walk began is above the limit."""
+        """Continue measuring for a moment; True as soon as the total since the start of the walk is above the limit."""
         deadline = time.monotonic() + SLICE_SECONDS
         for size in self._walk:
             self._bytes += size

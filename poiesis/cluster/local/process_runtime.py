@@ -1,13 +1,13 @@
 """Commands as plain processes of this machine, isolated by namespaces (`sandbox.py`). Images are not used.
 
 What a command sees: the host's programs, libraries and a few files of /etc, read-only (`VISIBLE`, `VISIBLE_ETC`, and what the site lists);
-its task's paths; private `/tmp`, `/var/tmp`, `/dev/shm`, `/run` and process list; the network as it is. Everything else does not exist
-there: homes, the service's directory, its environment and credential files, sockets of the host's services. When the service is root,
+its task's paths; private `/tmp`, `/var/tmp`, `/dev/shm`, `/run` and process list; the network as it is. Nothing else exists there: no
+home directories, no service directory, environment or credential files, no sockets of the host's services. When the service is root,
 commands run as an unprivileged user (`nobody`), who is given the volume; else as the service's user in a user namespace. Neither has a
 capability or can get one.
 
-Whether a command is alive is known by process id and start time, which the sandbox has written before the launcher begins; a lock that is
-held from then on until the launcher is there prevents a second start.
+Whether a command is alive is known by process id and start time, which the sandbox has written before the launcher begins; a lock that
+is held until the launcher runs prevents a second start.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ HOME_SECRETS: Final = ".aws .azure .config .docker .git-credentials .gnupg .kube
 
 
 def credential_files(environ: Mapping[str, str]) -> tuple[Path, ...]:
-    """Files that the service's variables name as secrets: hidden wherever they are. Certificates of authorities are not secrets."""
+    """Files that the service's variables name as secrets: hidden wherever they are. CA certificates are not secrets."""
     paths = (
         Path(v) for n, v in environ.items() if CREDENTIALS.fullmatch(n) and not re.search(r"_(CA|CERT)\w*_FILE", n)
     )
@@ -155,7 +155,7 @@ class ProcessRuntime(Runtime):
                 if not run.wait(stop, START_SECONDS):
                     run.kill()
                     run.wait(stop, 5)
-                    raise StartFailed("SandboxFailed", "a trial run did not end")
+                    raise StartFailed("SandboxFailed", "a trial run timed out")
                 document = read_document(task_dir.control("trial") / "trial.json")
                 if document is None or document.get("ok") is not True:
                     message = run.ending().message or str((document or {}).get("message"))
@@ -213,7 +213,7 @@ class ProcessRun:
                     break
                 except BlockingIOError:
                     if time.monotonic() > deadline:
-                        raise StartFailed("SandboxFailed", "an earlier start of this command has not ended") from None
+                        raise StartFailed("SandboxFailed", "an earlier run of this command has not ended") from None
                     time.sleep(0.01)
             yield fd
         finally:
@@ -309,7 +309,7 @@ class ProcessRun:
         }
 
     def _points(self, workdir: str) -> dict[str, dict[str, Any]]:
-        """What the sandbox puts at which path (`sandbox.Root`), beside the host's visible directories."""
+        """What the sandbox mounts at which path (`sandbox.Root`), beside the host's visible directories."""
         runtime, task_dir = self._runtime, self._task_dir
         points: dict[str, dict[str, Any]] = {str(p): {"kind": "hidden"} for p in runtime.hidden}
         points |= {"/proc": {"kind": "proc"}, "/dev": {"kind": "dev"}, "/run": {"kind": "tmpfs"}}

@@ -243,7 +243,7 @@ def _contains_any(path: str, others: Iterable[str]) -> bool:
 def _listed(directory: str) -> list[str]:
     try:
         return os.listdir(directory)
-    except OSError:  # not ours to read: stays empty
+    except OSError:  # not readable by us: stays empty
         return []
 
 
@@ -367,7 +367,7 @@ def main(path: str) -> int:
         spec: dict[str, Any] = marshal.load(file)
     calls = SYSTEM_CALLS.get(os.uname().machine)
     if calls is None:
-        raise OSError(errno.ENOSYS, f"processor {os.uname().machine} is not known")
+        raise OSError(errno.ENOSYS, f"processor {os.uname().machine} is not supported")
     if spec["userns"]:
         _new_user_namespace()
     _check(_libc.unshare(CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS), "unshare namespaces")

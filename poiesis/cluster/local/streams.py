@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-PAUSE: Final = 0.05  # seconds between two looks at FIFOs that had something
+PAUSE: Final = 0.05  # seconds between two reads of FIFOs that had data
 PIECE: Final = 64 * 1024
 
 

@@ -176,8 +176,8 @@ class TaskDirectory:
         write_document(self.state(name, what), {})
 
     def mount_source(self, mount: Mount) -> Path:
-        """The source of a mount, never outside of the volume whatever links it holds. A missing directory is made; files are TIF's to make,
-        and are left as they are: their times are the mark of placeholders. Raises: OSError."""
+        """The source of a mount, never outside of the volume whatever links it contains. A missing directory is created. Files
+        are created by TIF and left unchanged: their times are the mark of placeholders. Raises: OSError."""
         volume = self.volume.resolve()
         path = Path(os.path.normpath(volume / mount.sub_path))
         if path.resolve() != path or not path.is_relative_to(volume):

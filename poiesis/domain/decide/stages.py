@@ -194,7 +194,7 @@ def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, t
 
 
 def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Policy, the_plan: Plan) -> Decision:
-    """A TOF pod that was lost is made again over the same volume: what executors did is not repeated for it."""
+    """A lost TOF pod is created again over the same volume; executors are not repeated for it."""
     pod_plan = the_plan.pods[-1]
     if pod_plan.names != (TOF,):
         return _end_attempt(task, task.outcome or Outcome(State.COMPLETE), now, policy)

@@ -126,7 +126,7 @@ def test_a_server_without_length_is_refused(volume: Path, web: HttpServer) -> No
     web.files["/x"] = BODY
     web.faults = lambda _: Fault(no_length=True)
     report, _ = fetch(volume, f"{web.url}/x")
-    assert "no length" in str(report.error)
+    assert "no Content-Length" in str(report.error)
 
 
 def test_a_slow_drip_counts_as_a_stall(volume: Path, web: HttpServer) -> None:

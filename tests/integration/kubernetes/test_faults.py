@@ -98,7 +98,7 @@ def test_a_foreign_object_with_a_tasks_name_is_rejected(driver: Driver, admin: C
         f"/api/v1/namespaces/{namespace}/persistentvolumeclaims",
         {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": name}, "spec": claim},
     )
-    with pytest.raises(ClusterRefused, match="not this task's"):
+    with pytest.raises(ClusterRefused, match="does not belong to this task"):
         driver.cluster.create_volume(task, the_plan)
 
 

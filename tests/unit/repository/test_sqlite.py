@@ -256,7 +256,7 @@ def test_a_folder_that_cannot_be_made_is_unavailable(tmp_path):
 def test_a_file_that_was_moved_away_is_not_ready(repository, file):
     repository.ready()
     file.rename(file.with_suffix(".old"))
-    with pytest.raises(RepositoryUnavailable, match="does not exist any more"):
+    with pytest.raises(RepositoryUnavailable, match="no longer exists"):
         repository.ready()
 
 

@@ -147,7 +147,7 @@ def test_all_that_is_done_twice_is_done_once(cluster: KubernetesCluster, store: 
 def test_an_object_of_another_attempt_or_service_is_not_ours(cluster: KubernetesCluster, store: Store) -> None:
     task = make_task(PLAIN)
     store.objects[f"{CORE}/pods/poiesis-{TASK_ID}-1-task"] = pod_json(attempt=2)
-    with pytest.raises(ClusterRefused, match="not this task's"):
+    with pytest.raises(ClusterRefused, match="does not belong to this task"):
         begin(cluster, task)
 
 

@@ -99,7 +99,7 @@ def test_a_document_above_the_limit_comes_in_pieces_over_several_secrets(megabyt
 
 def test_documents_beyond_all_bounds_are_refused() -> None:
     spec = TaskSpec((TRUE,), inputs=tuple(Input(path=f"/data/{i}", content="x" * 1024 * 1024) for i in range(25)))
-    with pytest.raises(ClusterRefused, match="too long"):
+    with pytest.raises(ClusterRefused, match="too large"):
         objects.documents(make_task(spec), plan(spec, Policy()), {})
 
 
@@ -116,7 +116,7 @@ def test_the_launcher_is_named_by_its_content() -> None:
 def test_launchers_that_do_not_fit_or_are_not_there_are_a_mistake_of_the_settings() -> None:
     with pytest.raises(ConfigurationError, match="init"):
         objects.launcher({"amd64": b"x" * (1024 * 1024)}, SITE)
-    with pytest.raises(ConfigurationError, match="no launcher"):
+    with pytest.raises(ConfigurationError, match="missing launcher"):
         objects.launcher({}, SITE)
 
 
