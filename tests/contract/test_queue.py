@@ -51,7 +51,7 @@ def test_the_chain_of_a_new_task_is_accepted(queue):
     queue.begin(TaskId("a"), (Stage.PREPARE, Stage.STAGE_IN, Stage.LAUNCH))
 
 
-def test_a_queue_that_answers_is_ready(queue):
+def test_a_responsive_queue_is_ready(queue):
     queue.ready()
 
 

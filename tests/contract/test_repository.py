@@ -192,7 +192,7 @@ def test_adding_a_task_again_after_it_moved_on_changes_nothing(repository):
 
 
 @pytest.mark.parametrize("change", [{"owner": "eve"}, {"created_at": NOW - SECOND}, {"spec": TaskSpec(executors=())}])
-def test_another_task_cannot_take_an_id(repository, change):
+def test_another_task_cannot_use_an_id_again(repository, change):
     task = added(repository, owner="ada")
     with pytest.raises(PoiesisError, match=task.id) as caught:
         repository.add(replace(task, **change))
@@ -372,7 +372,7 @@ def test_a_lost_race_is_reported_before_an_illegal_move(repository):
     assert repository.save(replace(task, state=State.CANCELING), seen=task.version) is False
 
 
-def test_of_two_ends_that_race_one_stays(repository):
+def test_only_one_of_two_racing_ends_is_saved(repository):
     for _ in range(5):
         task = added(repository, state=State.RUNNING)
         ends = [State.COMPLETE, State.EXECUTOR_ERROR, State.SYSTEM_ERROR, State.CANCELING]
@@ -491,7 +491,7 @@ def test_tags_match_by_key_and_value_and_an_empty_value_matches_any(repository):
     assert matching(repository, tags=(("project", "X"),)) == set()
 
 
-def test_tags_may_hold_any_text(repository):
+def test_tags_may_contain_any_text(repository):
     long = ["k" * 5000, "k" * 5000 + "l", "k" * 128, "k" * 129]
     texts = [*NASTY, "a", "a=b", "a.b.c", *long]
     tagged = {key: added(repository, tags={key: texts[-i]}).id for i, key in enumerate(texts)}
@@ -501,7 +501,7 @@ def test_tags_may_hold_any_text(repository):
         assert matching(repository, tags=((key, texts[-i] + "!"),)) == set(), key
 
 
-def test_an_owner_sees_only_what_is_the_owners(repository):
+def test_an_owner_sees_only_their_own_tasks(repository):
     ada, bob = added(repository, owner="ada").id, added(repository, owner="bob").id
     unowned = added(repository).id
     assert matching(repository, owner="ada") == {ada}
@@ -556,7 +556,7 @@ def test_due_tasks_come_longest_overdue_first(repository):
     assert repository.due(NOW - 6 * SECOND, limit=10) == []
 
 
-def test_due_tells_the_stage_to_act_on(repository):
+def test_due_reports_the_stage_to_act_on(repository):
     for stage in Stage:
         added(repository, stage=stage, wake_at=NOW)
     assert Counter(stage for _, stage in repository.due(NOW, limit=20)) == Counter(set(Stage) - {Stage.DONE})
@@ -591,7 +591,7 @@ def test_postponing_never_brings_a_wake_up_forward(repository):
 
 
 @pytest.mark.parametrize("task", [{"stage": Stage.DONE, "state": State.COMPLETE}, {"wake_at": None}])
-def test_what_waits_for_no_wake_up_is_not_postponed(repository, task):
+def test_a_task_without_a_wake_up_is_not_postponed(repository, task):
     stored = added(repository, **task)
     repository.postpone([stored.id], until=NOW + SECOND)
     assert repository.get(stored.id) == stored
@@ -630,7 +630,7 @@ def test_an_unknown_task_cannot_be_deleted(repository):
 # 9. contents
 
 
-def test_a_task_comes_back_exactly(store):
+def test_a_task_is_read_exactly_as_stored(store):
     """Whatever text, time and number it holds; each example is one task in the same store."""
     numbers = itertools.count()
 
@@ -756,7 +756,7 @@ def every_call(repository: TaskRepository) -> dict[str, Callable[[], object]]:
 CALLS = tuple(every_call(MemoryTaskRepository()))
 
 
-def test_a_store_that_answers_is_ready(repository):
+def test_a_responsive_store_is_ready(repository):
     repository.ready()
 
 
@@ -778,13 +778,13 @@ def unreachable_mongo(tmp_path: Path, port: int) -> TaskRepository:
     )
 
 
-def memory_that_is_down(tmp_path: Path, port: int) -> TaskRepository:
+def unavailable_memory(tmp_path: Path, port: int) -> TaskRepository:
     repository = MemoryTaskRepository()
     repository.down = True
     return repository
 
 
-def sqlite_that_is_gone(tmp_path: Path, port: int) -> TaskRepository:
+def deleted_sqlite(tmp_path: Path, port: int) -> TaskRepository:
     repository = SqliteTaskRepository(tmp_path / "tasks.sqlite", busy_timeout=timedelta(seconds=0.3))
     repository.close()
     again = SqliteTaskRepository(tmp_path / "tasks.sqlite", busy_timeout=timedelta(seconds=0.3))
@@ -797,8 +797,8 @@ def sqlite_that_is_gone(tmp_path: Path, port: int) -> TaskRepository:
 
 
 @pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("away", [memory_that_is_down, sqlite_that_is_gone, unreachable_mongo])
-def test_a_store_that_is_away_is_unavailable_within_the_timeout(away, call, tmp_path, free_port):
+@pytest.mark.parametrize("away", [unavailable_memory, deleted_sqlite, unreachable_mongo])
+def test_an_unreachable_store_is_unavailable_within_the_timeout(away, call, tmp_path, free_port):
     begun = time.monotonic()
     repository = away(tmp_path, free_port)
     assert time.monotonic() - begun < 2, "nothing waits for a store at the start"
@@ -811,7 +811,7 @@ def test_a_store_that_is_away_is_unavailable_within_the_timeout(away, call, tmp_
     repository.close()
 
 
-def test_a_server_that_accepts_and_never_answers_is_unavailable_within_the_timeout(tmp_path):
+def test_a_server_that_accepts_and_never_responds_is_unavailable_within_the_timeout(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as mute:
         repository = unreachable_mongo(tmp_path, mute.getsockname()[1])
         begun = time.monotonic()
@@ -821,7 +821,7 @@ def test_a_server_that_accepts_and_never_answers_is_unavailable_within_the_timeo
         repository.close()
 
 
-def test_memory_comes_back_with_everything():
+def test_the_memory_store_recovers_with_everything():
     repository = MemoryTaskRepository()
     task = added(repository)
     repository.down = True

@@ -37,7 +37,7 @@ def site(cluster: Cluster, image: str) -> Iterator[Site]:
             yield found
 
 
-def test_tasks_at_once_with_the_same_input_fetch_it_once(site: Site):
+def test_concurrent_tasks_with_the_same_input_fetch_it_once(site: Site):
     """All get it complete, each may change its copy, and no executor sees the cache."""
     path = f"large/{SIZE}/genome"
     script = "sha256sum < /data/in; echo changed >> /data/in; ls /poiesis"
@@ -50,7 +50,7 @@ def test_tasks_at_once_with_the_same_input_fetch_it_once(site: Site):
         assert site.fetched(path) == 1
 
 
-def test_another_version_is_another_entry(site: Site):
+def test_each_version_has_its_own_entry(site: Site):
     for version in ("one", "two"):
         path = f"large/{SIZE}/{version}"
         task = {"inputs": [{"url": f"{site.web}/{path}", "path": "/data/in"}], "executors": [shell("true")]}
@@ -80,7 +80,7 @@ def on_every_node(service: Installation, script: str) -> int:
     return len(nodes)
 
 
-def test_a_directory_of_each_node_is_a_cache_too(site: Site):
+def test_the_cache_can_be_a_directory_of_each_node(site: Site):
     """Created by the site as documented. One created by Kubernetes belongs to root: tasks run without it and note it."""
     service = site.service
     ours = f"poiesis-cache-{service.namespace}"

@@ -81,7 +81,7 @@ def nothing_is_uploaded(site: Site) -> None:
 
 
 @pytest.mark.parametrize("stage", STAGES)
-def test_a_task_canceled_at_any_stage_is_gone_within_seconds(site: Site, tasks_posted: object, stage: str):
+def test_a_task_canceled_at_any_stage_ends_within_seconds(site: Site, tasks_posted: object, stage: str):
     make, ready = STAGES[stage]
     task = site.post(make(site))
     site.until(lambda: ready(site, task), 90, f"{task} does not come so far: {stage}")
@@ -108,7 +108,7 @@ def test_a_finished_task_keeps_its_outcome(site: Site, task: str):
 
 
 @posted(lambda site: {"executors": [shell(FOREVER)]})
-def test_two_requests_at_once_are_one(site: Site, task: str):
+def test_two_concurrent_requests_have_the_effect_of_one(site: Site, task: str):
     from concurrent.futures import ThreadPoolExecutor
 
     site.wait(task, ("RUNNING",))
@@ -119,7 +119,7 @@ def test_two_requests_at_once_are_one(site: Site, task: str):
 
 
 @posted(lambda site: {"executors": [shell("echo first >&2"), shell(f"trap 'exit 7' TERM; {FOREVER}")]})
-def test_what_had_ended_before_stays_in_the_log(site: Site, task: str):
+def test_executors_that_had_ended_stay_in_the_log(site: Site, task: str):
     site.wait(task, ("RUNNING",))
     site.until(lambda: one_log(site.service.task(task))["logs"], 60, "the first executor has no entry")
     site.cancel(task)

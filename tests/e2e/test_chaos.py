@@ -229,7 +229,7 @@ def chance(poiesis: Installation) -> random.Random:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_nothing_is_lost_doubled_or_left(
+def test_nothing_is_lost_duplicated_or_left_over(
     poiesis: Installation, counter: ServiceAddress, chance: random.Random, target: str
 ) -> None:
     machine = _machine()

@@ -16,7 +16,7 @@ TAKEN_AWAY = ("PodDeleted", "Evicted", "PodTerminated")
 """What is learnt first: that the pod is to go, or from the command's launcher that it was asked to end."""
 
 
-def eats(megabytes: int) -> str:
+def allocates(megabytes: int) -> str:
     """A script that uses this much memory at once."""
     return f"head -c {megabytes}000000 /dev/zero | tail -c {megabytes}000000 > /dev/null"
 
@@ -69,7 +69,7 @@ def test_an_invalid_command(site: Site, task: str, of: str, program: str, code: 
     assert program in one_log(found)["logs"][0]["stderr"]
 
 
-@posted(lambda site: {"resources": {"ram_gb": 0.1}, "executors": [shell(eats(300))]})
+@posted(lambda site: {"resources": {"ram_gb": 0.1}, "executors": [shell(allocates(300))]})
 def test_out_of_memory_is_distinguished_from_other_failures(site: Site, task: str):
     found = site.wait(task, ("EXECUTOR_ERROR",))
     assert (codes(found), failure(found)) == ([137], "OutOfMemory")
@@ -79,7 +79,7 @@ def test_out_of_memory_is_distinguished_from_other_failures(site: Site, task: st
 @posted(
     lambda site: {
         "resources": {"ram_gb": 0.1, "backend_parameters": {"memory_retries": "2"}},
-        "executors": [shell(f"{eats(140)} && echo it fits")],
+        "executors": [shell(f"{allocates(140)} && echo it fits")],
     }
 )
 def test_out_of_memory_is_retried_with_more_memory_if_requested(site: Site, task: str):
@@ -90,7 +90,7 @@ def test_out_of_memory_is_retried_with_more_memory_if_requested(site: Site, task
     assert sorted(limits) == ["100M", "200M"]
 
 
-@posted(lambda site: {"resources": {"ram_gb": 0.1}, "executors": [shell(f"{eats(300)} | wc -c; echo went on")]})
+@posted(lambda site: {"resources": {"ram_gb": 0.1}, "executors": [shell(f"{allocates(300)} | wc -c; echo went on")]})
 def test_an_oom_kill_in_a_pipeline_is_reported_although_the_task_is_complete(site: Site, task: str):
     found = site.ended(task)
     log = one_log(found)
@@ -235,7 +235,7 @@ IN_IMAGE_DIRECTORIES = ("/home/u/result.txt", "/opt/r", "/mnt/r", "/root/r", "/v
         ],
     }
 )
-def test_an_output_in_an_image_directory_that_no_command_writes_is_missing(site: Site, task: str):
+def test_an_unwritten_output_in_an_image_directory_is_missing(site: Site, task: str):
     found = site.wait(task, ("SYSTEM_ERROR",))
     assert (codes(found), failure(found)) == ([0, 0], "OutputMissing")
     assert IN_IMAGE_DIRECTORIES[0] in why(found)

@@ -228,7 +228,7 @@ def test_a_task_waits_for_a_pool_without_nodes_until_it_has_one(site: Site, task
 
 
 @posted(lambda site: asking("true", architecture="arm64"))
-def test_the_launcher_of_the_other_architecture_is_there_for_nodes_that_have_it(site: Site, task: str, node: str):
+def test_nodes_of_the_other_architecture_get_their_launcher(site: Site, task: str, node: str):
     if (
         json.loads(site.kubectl("get", "node", node, "-o", "json"))["metadata"]["labels"]["kubernetes.io/arch"]
         == "arm64"
@@ -281,7 +281,7 @@ def test_shared_memory_has_the_requested_size_in_the_container(site: Site, task:
 @pytest.mark.parametrize(
     ("asked", "words"), [({"shm_gb": "0.6"}, "at most 0.5"), ({"queue": "theirs"}, "use one of batch, urgent")]
 )
-def test_what_the_site_does_not_allow_is_rejected_at_once(site: Site, asked: dict[str, Any], words: str):
+def test_parameters_that_the_site_does_not_allow_are_rejected(site: Site, asked: dict[str, Any], words: str):
     status, document = site.service.call("POST", "/tasks", asking("true", **asked))
     assert status == 400
     assert words in str(document)

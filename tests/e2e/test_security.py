@@ -33,7 +33,7 @@ true
 """
 
 
-def _looks_around(site: Site) -> Json:
+def _inspects_its_environment(site: Site) -> Json:
     host = site.web.removeprefix("http://")
     return {
         "inputs": [
@@ -46,7 +46,7 @@ def _looks_around(site: Site) -> Json:
     }
 
 
-@posted(_looks_around)
+@posted(_inspects_its_environment)
 def test_a_command_sees_no_token_no_credential_and_nothing_of_the_service(site: Site, task: str):
     site.complete(task)
     seen = {name: (site.got(f"looked/seen/{name}") or b"").decode() for name in site.keys("looked/seen/")}

@@ -238,7 +238,7 @@ def test_an_unschedulable_task_ends_at_the_schedule_deadline(site: Site, task: s
         "outputs": [{"path": "/data/in", "url": site.url("never")}],
     }
 )
-def test_a_task_canceled_while_its_executor_pod_runs_is_gone(site: Site, task: str):
+def test_a_task_canceled_while_its_executor_pod_runs_leaves_nothing(site: Site, task: str):
     site.wait(task, ("RUNNING",))
     site.cancel(task)
     site.wait(task, ("CANCELED",), 30)

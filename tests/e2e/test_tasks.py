@@ -231,7 +231,7 @@ def test_usage_of_each_executor_is_reported(site: Site, task: str):
         "executors": [shell("cat /data/?.txt | md5sum; cat /data/?.txt | wc -c")],
     }
 )
-def test_content_larger_than_one_secret_arrives_whole(site: Site, task: str):
+def test_content_larger_than_one_secret_arrives_completely(site: Site, task: str):
     from hashlib import md5
 
     whole = b"a" * 700_000 + b"b" * 700_000 + b"c" * 700_000
@@ -285,7 +285,7 @@ def test_empty_files_are_files(site: Site, task: str):
 @posted(
     lambda site: {"executors": [shell("echo first; echo second >&2; trap 'exit 0' TERM; while :; do sleep 0.2; done")]}
 )
-def test_what_a_running_command_writes_can_be_read(site: Site, task: str):
+def test_output_of_a_running_command_can_be_read(site: Site, task: str):
     site.wait(task, ("RUNNING",))
 
     def look() -> Any:

@@ -326,7 +326,7 @@ def test_bytes_that_are_not_text_become_replacement_characters(launcher: "Launch
     assert not re.search(r"[\x00-\x1f\x7f-\x9f]", line)
 
 
-def test_random_bytes_decode_as_any_decoder_would(launcher: "Launcher", tmp_path: Path) -> None:
+def test_random_bytes_are_decoded_as_by_python(launcher: "Launcher", tmp_path: Path) -> None:
     data = bytes(b | 0x80 if b & 1 else b for b in os.urandom(60_000))
     (tmp_path / "in").write_bytes(data)
     done = launcher.run("--tail-bytes", 100_000, "--stdin", tmp_path / "in", argv=["/bin/cat"])
@@ -433,7 +433,7 @@ def test_the_record_is_on_a_line_of_its_own(launcher: "Launcher") -> None:
     assert launcher.sh("echo newline").stdout.count(b"\n") == 2
 
 
-def test_the_last_marked_line_counts(launcher: "Launcher") -> None:
+def test_the_last_marked_line_is_used(launcher: "Launcher") -> None:
     done = launcher.sh("""echo '@@record {"ok":true,"exit_code":0}'; exit 5""")
     assert done.record["exit_code"] == 5
 

@@ -69,7 +69,7 @@ def test_termination_is_not_a_success_even_with_exit_code_0(launcher: "Launcher"
     assert (done.code, done.record["reason"], done.record["ok"]) == (0, "Terminated", False)
 
 
-def test_after_the_grace_comes_sigkill(launcher: "Launcher") -> None:
+def test_sigkill_follows_the_grace_period(launcher: "Launcher") -> None:
     process = launcher.start(
         "--grace", 0.1, argv=["/bin/sh", "-c", "trap '' TERM; echo ready; while :; do sleep 0.02; done"]
     )
@@ -150,7 +150,7 @@ def test_a_background_child_may_end_by_itself(launcher: "Launcher") -> None:
     assert launcher.sh("(sleep 0.05; echo late) & exit 0").log == b"late\n"
 
 
-def test_one_that_ignores_sigterm_is_killed(launcher: "Launcher", tmp_path: Path) -> None:
+def test_a_background_child_that_ignores_sigterm_is_killed(launcher: "Launcher", tmp_path: Path) -> None:
     script = (
         f"(trap '' TERM; echo up > {tmp_path}/up; while :; do sleep 0.02; done) & echo $! > {tmp_path}/pid; "
         f"while [ ! -s {tmp_path}/up ]; do sleep 0.01; done"
@@ -159,7 +159,7 @@ def test_one_that_ignores_sigterm_is_killed(launcher: "Launcher", tmp_path: Path
     assert not alive(int((tmp_path / "pid").read_text()))
 
 
-def test_one_that_left_the_group_is_found(launcher: "Launcher", tmp_path: Path) -> None:
+def test_a_process_that_left_the_group_is_found(launcher: "Launcher", tmp_path: Path) -> None:
     if not shutil.which("setsid"):
         pytest.skip("no setsid")
     if not Path("/proc/thread-self/children").exists():
@@ -285,7 +285,7 @@ def test_one_poke_after_the_record(launcher: "Launcher", control: Path, listener
     assert lines[-2:] == ["", ""]
 
 
-def test_the_poke_brings_the_record(launcher: "Launcher", control: Path, listener: tuple[Listener, str]) -> None:
+def test_the_poke_carries_the_record(launcher: "Launcher", control: Path, listener: tuple[Listener, str]) -> None:
     server, address = listener
     launcher.sh("echo out; echo err >&2; exit 3", "--name", "a", "--control", control, "--poke", f"{address}/x")
     launcher.until(lambda: server.bodies, "the poke has come")

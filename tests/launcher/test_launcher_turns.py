@@ -103,7 +103,7 @@ def test_a_command_that_was_started_is_never_run_again(launcher: "Launcher", con
     assert closing(control, "a")["reason"] == "AlreadyBegun"
 
 
-def test_the_first_record_stays(launcher: "Launcher", control: Path) -> None:
+def test_the_first_record_is_kept(launcher: "Launcher", control: Path) -> None:
     first = launcher.sh("exit 3", *opts(control, "a")).record
     assert launcher.sh("true", *opts(control, "a")).code == 125
     assert closing(control, "a") == first
@@ -273,7 +273,7 @@ def test_a_begun_file_of_any_type_counts(launcher: "Launcher", control: Path, ki
     assert launcher.sh("echo ran", *opts(control, "a")).record["reason"] == "AlreadyBegun"
 
 
-def test_a_storm_of_events_does_not_hide_the_record(launcher: "Launcher", control: Path) -> None:
+def test_many_events_do_not_hide_the_record(launcher: "Launcher", control: Path) -> None:
     waiting = launcher.start(*opts(control, "b", "a"), argv=["/bin/echo", "ran"])
     launcher.until((control / "b.up").exists)
     for i in range(2000):
@@ -287,7 +287,7 @@ def test_a_missing_control_directory_is_reported_and_nothing_runs(launcher: "Lau
     assert (done.code, done.log, done.record["reason"], done.record["ok"]) == (125, b"", "ControlUnavailable", False)
 
 
-def test_a_control_directory_lost_before_the_turn_means_no_run(launcher: "Launcher", control: Path) -> None:
+def test_a_control_directory_lost_before_the_turn_prevents_the_run(launcher: "Launcher", control: Path) -> None:
     process = launcher.start(*opts(control, "a", "b"), argv=["/bin/echo", "ran"])
     launcher.until((control / "a.up").exists)
     subprocess.run(["rm", "-rf", control], check=True)

@@ -64,7 +64,7 @@ def test_nothing_set_is_the_default():
         ("TABLE", '{"a": "b"}', {"a": "b"}),
     ],
 )
-def test_text_becomes_what_the_field_is(name, text, value):
+def test_text_is_converted_to_the_type_of_the_field(name, text, value):
     assert getattr(read_one(**{name: text}), name.lower()) == value
 
 
@@ -88,7 +88,7 @@ def test_any_text_is_read_or_refused_by_name(name, text):
         assert PREFIX + name in str(error)
 
 
-def test_two_underscores_go_one_level_down():
+def test_two_underscores_separate_levels():
     settings = read(Everything, {"POIESIS_INNER__NUMBER": "2", "POIESIS_INNER__DEEP__PORT": "3"})
     assert (settings.number, settings.inner.number, settings.inner.deep.port) == (1, 2, 3)
     assert read(Settings, {"POIESIS_POLICY__LIMITS__MAX_INPUTS": "5"}).policy.limits.max_inputs == 5

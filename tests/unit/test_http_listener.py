@@ -111,7 +111,7 @@ def test_slow_connections_of_all_addresses_do_not_keep_others_out(make: Make) ->
             thread.join()
 
 
-def test_an_address_has_no_more_connections_than_its_share(make: Make) -> None:
+def test_connections_of_one_address_are_limited(make: Make) -> None:
     listener = make(connections_per_address=4, request_deadline_s=60)
     first = connect(listener, SLOW)
     others = [connect(listener, SLOW) for _ in range(4)]

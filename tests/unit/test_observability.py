@@ -41,7 +41,7 @@ def test_a_record_is_one_json_object_with_its_fields() -> None:
     assert time.endswith("+00:00") and len(time) == 29
 
 
-def test_a_field_cannot_pretend_to_be_another() -> None:
+def test_a_field_cannot_overwrite_another() -> None:
     entry = json.loads(JsonFormatter().format(record("real", event="forged", level="DEBUG", logger="x", time="never")))
     assert (entry["event"], entry["level"], entry["logger"]) == ("real", "INFO", "poiesis.x") and entry[
         "time"
@@ -89,13 +89,13 @@ def test_a_trace_goes_with_its_record() -> None:
         ("nothing", "nothing"),
     ],
 )
-def test_credentials_are_cut_out_of_urls(text: str, shown: str) -> None:
+def test_credentials_are_removed_from_urls(text: str, shown: str) -> None:
     assert without_credentials(text) == shown
     assert without_credentials(shown) == shown
 
 
 @given(st.text(alphabet="ab:@%!", min_size=1, max_size=12))
-def test_no_password_stays_whatever_is_in_it(password: str) -> None:
+def test_no_password_is_kept_whatever_it_contains(password: str) -> None:
     assert without_credentials(f"x redis://user:{password}@host:1/0 y") == "x redis://host:1/0 y"
 
 

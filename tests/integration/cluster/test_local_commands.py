@@ -94,7 +94,7 @@ def test_exit_codes_are_the_shells(lab: Lab, command: tuple[str, ...], code: int
     assert code == 137 or ended.stderr
 
 
-def test_a_command_over_its_time_is_ended(lab: Lab) -> None:
+def test_a_command_over_its_time_limit_is_ended(lab: Lab) -> None:
     lab.policy = dataclasses.replace(POLICY, default_time_limit=timedelta(seconds=1))
     ended = record(lab.run(sh("sleep 600")))
     assert ended.reason == "TimeLimit" and not ended.ok
@@ -153,7 +153,7 @@ def test_single_files_are_mounted_beside_what_is_there(lab: Lab, tmp_path: Path)
     assert not Path("/in.txt").exists() and not Path("/etc/x.conf").exists()
 
 
-def test_the_live_end_of_output_can_be_read(lab: Lab) -> None:
+def test_the_live_tail_of_output_can_be_read(lab: Lab) -> None:
     task = lab.launch(lab.task(sh("echo begun; echo words >&2; sleep 600")))
     eventually(lambda: lab.cluster.observe(task, tails=True).tails.get("executor-0") == ("begun\n", "words\n"), "tails")
     seen = lab.cluster.observe(task)
@@ -189,7 +189,7 @@ def test_the_staged_layout_has_a_pod_for_each_stage(lab: Lab, tmp_path: Path) ->
     assert (tmp_path / "out").read_text() == "x"
 
 
-def test_whatever_a_command_leaves_is_removed(lab: Lab) -> None:
+def test_everything_that_a_command_leaves_is_removed(lab: Lab) -> None:
     task = lab.task(
         sh(
             "mkdir -p /work/a/b /work/shut; touch /work/shut/x; ln -s /etc /work/a/link; mkfifo /work/fifo;"

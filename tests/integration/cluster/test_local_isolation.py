@@ -243,7 +243,7 @@ def test_abstract_sockets_of_the_host_cannot_be_reached(run: Run) -> None:
     assert output(found) == "" and "Operation not permitted" in found["records"][0]["stderr"]
 
 
-def test_the_sentence_at_the_start_names_what_is_shared(run: Run) -> None:
+def test_the_description_at_start_lists_what_is_shared(run: Run) -> None:
     assert "network" in run("true")["description"]
 
 

@@ -72,7 +72,7 @@ class Victim:
         assert self.hold.with_name("count").read_text() == "0\n1\n"
         return lab
 
-    def leaves_nothing(self, lab: Lab) -> None:
+    def assert_nothing_left(self, lab: Lab) -> None:
         lab.remove(self.task)
         assert not self.task_dir.exists()
         assert not processes_with(self.task.id)
@@ -94,7 +94,7 @@ def service(
         found.kill()
 
 
-def test_killed_while_inputs_come(service: Victim, make_lab: Callable[..., Lab]) -> None:
+def test_killed_while_inputs_are_staged(service: Victim, make_lab: Callable[..., Lab]) -> None:
     service.hold.touch()
     service.start()
     eventually(service.filers, "the filer")
@@ -124,7 +124,7 @@ def test_a_command_that_ends_while_there_is_no_service(service: Victim, make_lab
     service.finish(make_lab)
 
 
-def test_killed_while_outputs_go(service: Victim, make_lab: Callable[..., Lab]) -> None:
+def test_killed_while_outputs_are_uploaded(service: Victim, make_lab: Callable[..., Lab]) -> None:
     service.start()
     eventually(service.counted, "the first command")
     service.hold.touch()
@@ -143,10 +143,10 @@ def test_killed_at_any_moment(service: Victim, make_lab: Callable[..., Lab], aft
     service.start()
     time.sleep(after_ms / 1000)  # no condition: any moment will do
     service.kill()
-    service.leaves_nothing(service.finish(make_lab))
+    service.assert_nothing_left(service.finish(make_lab))
 
 
-def test_a_command_whose_launcher_is_gone_is_lost_and_not_repeated(
+def test_a_command_whose_launcher_was_killed_is_lost_and_not_repeated(
     process_lab: Lab, tmp_path: Path, launcher: Path
 ) -> None:
     task = process_lab.launch(process_lab.task(sh("echo x >> /work/count; sleep 600"), volumes=("/work",)))
@@ -173,7 +173,7 @@ def test_a_command_whose_launcher_is_gone_is_lost_and_not_repeated(
     assert count.read_text() == "x\n"
 
 
-def test_a_deletion_that_was_asked_for_goes_on_after_a_restart(process_lab: Lab) -> None:
+def test_a_requested_deletion_continues_after_a_restart(process_lab: Lab) -> None:
     task = process_lab.launch(
         process_lab.task(sh("trap '' TERM; echo up; while :; do sleep 0.1; done"), volumes=("/work",))
     )
@@ -184,7 +184,7 @@ def test_a_deletion_that_was_asked_for_goes_on_after_a_restart(process_lab: Lab)
     assert list((process_lab.directory / "tasks").iterdir()) == []
 
 
-def test_two_services_cannot_share_a_folder(process_lab: Lab) -> None:
+def test_two_services_cannot_share_a_directory(process_lab: Lab) -> None:
     with pytest.raises(ConfigurationError, match="in use"):
         process_lab.open()
 

@@ -58,7 +58,7 @@ def test_the_host_cannot_be_written(process_lab: Lab) -> None:
     assert not Path("/etc/poiesis-was-here").exists()
 
 
-def test_what_is_written_beside_the_task_is_gone_with_it(process_lab: Lab) -> None:
+def test_files_written_outside_the_task_are_removed_with_it(process_lab: Lab) -> None:
     name = f"mine-{os.getpid()}"
     assert output_of(
         process_lab, f"for d in / /tmp /var/tmp /dev/shm; do touch $d/{name} && echo $d; done"
@@ -122,7 +122,7 @@ def test_a_command_cannot_outlive_its_launcher(process_lab: Lab) -> None:
     eventually(lambda: not processes_with(f"sleep\0{mark}"), "the end of what it left")
 
 
-def test_links_in_the_volume_lead_nowhere(process_lab: Lab, tmp_path: Path) -> None:
+def test_links_in_the_volume_do_not_lead_out(process_lab: Lab, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("untouched")
 
@@ -240,7 +240,7 @@ def test_a_failed_filer_is_reported_and_nothing_runs(make_lab: Callable[..., Lab
     assert not (tmp_path / "out").exists()
 
 
-def test_without_privileges_it_works_the_same(launcher: Path, tmp_path: Path) -> None:
+def test_an_ordinary_user_gets_the_same_isolation(launcher: Path, tmp_path: Path) -> None:
     """As root, the tests above do not cover ordinary users, who need a user namespace: this one does."""
     if os.geteuid() != 0:
         pytest.skip("all tests run without privileges")

@@ -41,10 +41,10 @@ def common(can_run: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture
 def service(common: Service) -> Iterator[Service]:
     """After the test nothing of its tasks is left, and the service has logged no errors."""
-    seen = len(common.complaints())
+    seen = len(common.logged_errors())
     yield common
     common.assert_nothing_is_left()
-    assert common.complaints()[seen:] == []
+    assert common.logged_errors()[seen:] == []
 
 
 @pytest.fixture

@@ -241,7 +241,7 @@ class Service:
 
     # ---- what is left
 
-    def complaints(self) -> list[str]:
+    def logged_errors(self) -> list[str]:
         """Errors in its log, and traces."""
         lines = self.log.read_text(errors="replace").splitlines()
         return [line for line in lines if " ERROR " in line or "Traceback" in line or "Exception" in line]

@@ -37,7 +37,7 @@ def test_a_task_is_created_followed_and_shown(service: Service, tmp_path: Path) 
     assert json.loads(task(service, "list", "--tag", "a=c", "--json").stdout) == {"tasks": []}
 
 
-def test_a_failed_task_is_info_by_exit_code_and_logs(service: Service, tmp_path: Path) -> None:
+def test_a_failed_task_is_reported_by_exit_code_and_logs(service: Service, tmp_path: Path) -> None:
     done = task(service, "create", write(tmp_path, sh("echo why >&2; exit 3")), "--wait", "--timeout", "60")
     assert done.returncode == 1
     assert "EXECUTOR_ERROR" in done.stdout and "exit code 3" in done.stdout and "stderr: why" in done.stdout
@@ -45,7 +45,7 @@ def test_a_failed_task_is_info_by_exit_code_and_logs(service: Service, tmp_path:
     assert done.returncode == 0 and json.loads(done.stdout)["tasks"][0]["state"] == "COMPLETE"
 
 
-def test_waiting_may_be_given_up_and_tasks_canceled(service: Service, tmp_path: Path) -> None:
+def test_waiting_can_time_out_and_tasks_be_canceled(service: Service, tmp_path: Path) -> None:
     made = task(service, "create", write(tmp_path, sh("while :; do sleep 0.1; done")), "--json")
     task_id = json.loads(made.stdout)["id"]
     waited = task(service, "wait", task_id, "--timeout", "0.3")
@@ -56,7 +56,7 @@ def test_waiting_may_be_given_up_and_tasks_canceled(service: Service, tmp_path: 
     assert ended.returncode == 1 and json.loads(ended.stdout)["tasks"] == [{"id": task_id, "state": "CANCELED"}]
 
 
-def test_what_is_wrong_with_a_task_is_info_line_by_line(service: Service, tmp_path: Path) -> None:
+def test_problems_of_a_task_are_reported_line_by_line(service: Service, tmp_path: Path) -> None:
     before = service.count()
     done = task(service, "create", write(tmp_path, {"image": "a", "command": []}, volumes=["v"]))
     assert done.returncode == 1 and done.stdout == "" and "Traceback" not in done.stderr
@@ -64,7 +64,7 @@ def test_what_is_wrong_with_a_task_is_info_line_by_line(service: Service, tmp_pa
     assert service.count() == before
 
 
-def test_info_tells_of_service_and_settings(service: Service) -> None:
+def test_info_shows_service_and_settings(service: Service) -> None:
     done = run_poiesis(
         "info", POIESIS_URL=service.url, POIESIS_POLICY__MAX_ATTEMPTS="5", POIESIS_MONGO_URI="mongodb://u:secret@h"
     )

@@ -47,7 +47,7 @@ def test_executors_share_a_volume_and_run_in_order(service: Service, files: Path
     assert uploaded == {"/results/out": "12", "/results/err.txt": "10"}
 
 
-def test_an_error_ends_the_task_unless_it_is_to_be_ignored(service: Service, files: Path) -> None:
+def test_an_error_ends_the_task_unless_it_is_ignored(service: Service, files: Path) -> None:
     task = service.run(
         sh("exit 3", ignore_error=True),
         sh("exit 4"),
@@ -96,14 +96,14 @@ def test_a_working_directory_with_inputs_can_be_written(service: Service, files:
     assert (files / "made").read_text() == "/work\n" and (files / ".exitcode").read_text() == "9\n"
 
 
-def test_a_time_limit_ends_the_command_and_says_so(service: Service) -> None:
+def test_a_time_limit_ends_the_command_and_is_reported(service: Service) -> None:
     limit = {"backend_parameters": {"time_limit": "1s"}, "backend_parameters_strict": True}
     task = service.run(sh("echo begun; sleep 600"), sh("echo never"), resources=limit)
     assert (task["state"], len(logs_of(task))) == ("EXECUTOR_ERROR", 1)
     assert "time limit" in system_log(task) and logs_of(task)[0]["stdout"] == "begun\n"
 
 
-def test_much_output_is_kept_as_a_bounded_tail(service: Service, files: Path) -> None:
+def test_large_output_is_kept_as_a_bounded_tail(service: Service, files: Path) -> None:
     script = "yes 'é line of output' | head -n 270000; printf 'end é'"  # 5 MB
     task = service.run(
         sh(script),
@@ -117,7 +117,7 @@ def test_much_output_is_kept_as_a_bounded_tail(service: Service, files: Path) ->
     assert (files / "err").stat().st_size == 270000 * 18 + len("end é".encode())  # a declared file has all of it
 
 
-def test_a_running_task_shows_what_it_says(service: Service) -> None:
+def test_a_running_task_shows_its_output(service: Service) -> None:
     task_id = service.post(
         {
             "executors": [
@@ -140,7 +140,7 @@ def test_a_running_task_shows_what_it_says(service: Service) -> None:
     assert service.wait(task_id)["state"] == "CANCELED"
 
 
-def test_views_show_what_the_specification_says(service: Service) -> None:
+def test_views_show_what_the_specification_requires(service: Service) -> None:
     task_id = service.post(
         {
             "name": "seen",

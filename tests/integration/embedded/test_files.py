@@ -32,7 +32,7 @@ ODD_PATHS = (
 )
 
 
-def test_content_arrives_at_unusual_paths_and_comes_back_from_there(service: Service, files: Path) -> None:
+def test_content_is_staged_at_unusual_paths_and_uploaded_from_there(service: Service, files: Path) -> None:
     names = [f"{i}-{path.rpartition('/')[2]}" for i, path in enumerate(ODD_PATHS)]
     task = service.run(
         {"image": "alpine", "command": ["cat", "--", *ODD_PATHS]},
@@ -51,7 +51,7 @@ def test_content_arrives_at_unusual_paths_and_comes_back_from_there(service: Ser
     assert not Path("/in.txt").exists() and not Path("/etc/x.conf").exists()
 
 
-def test_directories_go_in_and_out_whole(service: Service, files: Path) -> None:
+def test_directories_are_staged_and_uploaded_completely(service: Service, files: Path) -> None:
     (files / "tree/a/b").mkdir(parents=True)
     (files / "tree/one").write_text("1")
     (files / "tree/a/b/two").write_text("2")
@@ -96,7 +96,7 @@ def test_a_missing_output_is_an_error_of_the_task(service: Service, files: Path)
 IN_IMAGE_DIRECTORIES = ("/home/u/result.txt", "/opt/a/r", "/mnt/r", "/root/r", "/var/lib/r", "/etc/r")
 
 
-def test_an_output_in_an_image_directory_that_no_command_writes_is_missing(service: Service, files: Path) -> None:
+def test_an_unwritten_output_in_an_image_directory_is_missing(service: Service, files: Path) -> None:
     for number in range(len(IN_IMAGE_DIRECTORIES)):
         (files / str(number)).write_text("of an earlier task")
     task = service.run(
@@ -290,7 +290,7 @@ class SilentHandler(SimpleHTTPRequestHandler):
         pass
 
 
-def test_this_machines_own_addresses_are_not_fetched_for_users(service: Service, files: Path, web: str) -> None:
+def test_addresses_of_this_machine_are_not_fetched_for_users(service: Service, files: Path, web: str) -> None:
     """A task's URL could reach services on loopback; the operator allows single addresses."""
     (files / "page").write_text("inner")
     answer = request(

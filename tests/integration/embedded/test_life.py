@@ -54,14 +54,14 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
         assert word in done.stderr
 
 
-def test_a_second_service_on_one_folder_is_refused(
+def test_a_second_service_on_one_directory_is_refused(
     service: Service, up: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     assert_refused(up("--port", "0", "--dir", str(service.folder)), str(service.folder), "in use", "--dir")
     assert service.run(sh("true"))["state"] == "COMPLETE"  # the first one has not noticed
 
 
-def test_a_taken_port_is_refused(up: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_a_port_in_use_is_refused(up: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         assert_refused(up("--port", port), port, "--port")
@@ -77,7 +77,7 @@ def test_an_unusable_setting_is_reported_in_one_sentence(
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_stops_within_seconds_and_commands_go_on_and_are_adopted(
+def test_it_stops_within_seconds_and_running_commands_are_adopted(
     make_service: Callable[..., Service], number: signal.Signals
 ) -> None:
     service = make_service().start()
@@ -106,10 +106,10 @@ def test_it_stops_within_seconds_and_commands_go_on_and_are_adopted(
     assert logs_of(task)[0]["stdout"].endswith("ended\n")
     assert (files / "out").read_text() == "from a file"
     service.assert_nothing_is_left()
-    assert service.complaints() == []
+    assert service.logged_errors() == []
 
 
-def test_finished_tasks_and_page_tokens_outlive_a_restart(make_service: Callable[..., Service]) -> None:
+def test_finished_tasks_and_page_tokens_survive_a_restart(make_service: Callable[..., Service]) -> None:
     service = make_service().start()
     tasks = [service.run(sh(f"echo {i}")) for i in range(3)]
     first = request("GET", f"{service.api}/tasks?page_size=2&view=FULL").document
@@ -135,7 +135,7 @@ def test_a_task_canceled_before_a_crash_is_canceled_after_it(make_service: Calla
     service.assert_nothing_is_left()
 
 
-def test_events_alone_carry_a_task_on(make_service: Callable[..., Service]) -> None:
+def test_events_alone_take_a_task_to_its_end(make_service: Callable[..., Service]) -> None:
     """Resync is for lost messages; where none is lost, no task waits for it."""
     service = make_service(POIESIS_RESYNC="1h").start()
     for _ in range(3):
@@ -147,7 +147,7 @@ def test_events_alone_carry_a_task_on(make_service: Callable[..., Service]) -> N
         service.assert_nothing_is_left()
 
 
-def test_nothing_is_listened_on_but_the_one_port(make_service: Callable[..., Service]) -> None:
+def test_only_one_port_is_listened_on(make_service: Callable[..., Service]) -> None:
     service = make_service().start()
     inodes = set()
     for fd in Path(f"/proc/{service.pid}/fd").iterdir():
@@ -164,7 +164,7 @@ def test_nothing_is_listened_on_but_the_one_port(make_service: Callable[..., Ser
     assert len(listening) == 1 and listening[0].startswith("0100007F:"), listening
 
 
-def test_its_folder_is_for_its_user_alone(service: Service) -> None:
+def test_its_directory_is_private_to_its_user(service: Service) -> None:
     for path in (service.folder, service.folder / "tasks"):
         assert path.stat().st_mode & 0o077 == 0, path
 
@@ -176,7 +176,7 @@ def own_tmp(tmp_path: Path) -> Iterator[Path]:
     yield folder
 
 
-def test_the_demo_shows_its_result_and_leaves_nothing_twice(can_run: None, own_tmp: Path) -> None:
+def test_the_demo_shows_its_result_and_leaves_nothing_when_run_twice(can_run: None, own_tmp: Path) -> None:
     for _ in range(2):
         done = run_poiesis("demo", "--runtime", "process", timeout_s=100, TMPDIR=str(own_tmp))
         assert done.returncode == 0, done.stdout + done.stderr

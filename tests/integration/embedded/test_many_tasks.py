@@ -85,7 +85,7 @@ def post_all(service: Service, documents: list[dict[str, Any]]) -> list[str]:
         return list(pool.map(service.post, documents))
 
 
-def test_a_hundred_tasks_at_once_all_end_well_in_bounded_memory(
+def test_a_hundred_concurrent_tasks_complete_in_bounded_memory(
     make_service: Callable[..., Service], tmp_path: Path
 ) -> None:
     service = make_service().start()
@@ -118,7 +118,7 @@ def test_a_hundred_tasks_at_once_all_end_well_in_bounded_memory(
     assert peak < TREE_BYTES + max(0, PARALLEL - 4) * BYTES_FOR_EACH_PARALLEL_TASK
     service.assert_nothing_is_left()
     assert resident_bytes(service.pid) - before < SERVICE_GROWTH_BYTES
-    assert service.complaints() == []
+    assert service.logged_errors() == []
 
 
 def slow_task(service: Service, counted: Counted, number: int) -> dict[str, Any]:
@@ -133,14 +133,14 @@ def slow_task(service: Service, counted: Counted, number: int) -> dict[str, Any]
     }
 
 
-def assert_files_are_whole(folder: Path, numbers: set[int]) -> None:
+def assert_files_are_complete(folder: Path, numbers: set[int]) -> None:
     """Exactly these files and nothing temporary beside them, each with all its lines."""
     assert {p.name for p in folder.iterdir()} == {str(n) for n in numbers}
     for number in numbers:
         assert (folder / str(number)).read_text() == f"{number} of many\n" * OUTPUT_LINES
 
 
-def test_commands_outlive_the_service_and_are_adopted(make_service: Callable[..., Service], counted: Counted) -> None:
+def test_commands_survive_the_service_and_are_adopted(make_service: Callable[..., Service], counted: Counted) -> None:
     """`kill -9` of only the service, with commands running, ending and waiting: every task ends well, each command ran once."""
     service = make_service().start()
     ids = post_all(service, [slow_task(service, counted, n) for n in range(KILLED_TASKS)])
@@ -155,13 +155,13 @@ def test_commands_outlive_the_service_and_are_adopted(make_service: Callable[...
     states = service.wait_all(ids)
     assert set(states.values()) == {"COMPLETE"}, {i: system_log(service.get(i)) for i in ids}
     assert counted.lines == Counter({f"{word} {n}": 1 for word in ("begin", "end") for n in range(KILLED_TASKS)})
-    assert_files_are_whole(service.allow[0], set(range(KILLED_TASKS)))
+    assert_files_are_complete(service.allow[0], set(range(KILLED_TASKS)))
     assert all(len(logs_of(service.get(i))) == 1 for i in ids)
     service.assert_nothing_is_left()
-    assert service.complaints() == []
+    assert service.logged_errors() == []
 
 
-def test_after_everything_was_killed_every_task_ends_and_none_runs_twice(
+def test_after_everything_is_killed_every_task_ends_and_none_runs_twice(
     make_service: Callable[..., Service], counted: Counted
 ) -> None:
     """`kill -9` of service, launchers and commands: what had begun is a SYSTEM_ERROR that says so, what waited runs."""
@@ -182,7 +182,7 @@ def test_after_everything_was_killed_every_task_ends_and_none_runs_twice(
     assert max(counted.lines.values()) == 1, counted.lines
     complete = {n for n, state in outcome.items() if state == "COMPLETE"}
     assert len(complete) >= KILLED_TASKS - 2 * PARALLEL  # the rest was about to run, or ran, when it was killed
-    assert_files_are_whole(service.allow[0], complete)
+    assert_files_are_complete(service.allow[0], complete)
     for number in set(outcome) - complete:
         messages = system_log(service.get(ids[number]))
         assert "how its command ended is unknown" in messages or "its command was not started" in messages

@@ -85,7 +85,7 @@ def assert_problem(answer: Answer, status: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("document", "path"), [b[1:] for b in BAD], ids=[b[0] for b in BAD])
-def test_a_broken_rule_is_problem_with_its_place_and_nothing_is_stored(
+def test_a_broken_rule_is_reported_with_its_path_and_nothing_is_stored(
     service: Service, document: Any, path: str
 ) -> None:
     before = service.count()
@@ -94,7 +94,7 @@ def test_a_broken_rule_is_problem_with_its_place_and_nothing_is_stored(
     assert service.count() == before
 
 
-def test_all_problems_are_problem_at_once(service: Service) -> None:
+def test_all_problems_are_reported_together(service: Service) -> None:
     document = {
         "executors": [{"image": "a", "command": []}],
         "volumes": ["v"],
@@ -127,7 +127,7 @@ def test_a_body_of_ten_megabytes_is_refused(service: Service) -> None:
     assert service.count() == before
 
 
-def test_what_does_not_exist_is_problem_so(service: Service) -> None:
+def test_unknown_tasks_and_paths_are_404(service: Service) -> None:
     for task_id in ("nothing", "0pgfli30n425vng88ufe4354qg", "..%2F..%2Fetc", "x" * 300, "%00", "é"):
         assert_problem(request("GET", f"{service.api}/tasks/{task_id}".replace("é", "%C3%A9")), 404)
     assert_problem(request("POST", f"{service.api}/tasks/nothing:cancel"), 404)
@@ -155,7 +155,7 @@ def test_a_wrong_view_of_a_task_is_refused(service: Service) -> None:
     assert request("GET", f"{service.api}/tasks/{task['id']}?view=full").status == 200
 
 
-def test_the_same_api_stands_at_both_prefixes(service: Service) -> None:
+def test_the_same_api_is_served_at_both_prefixes(service: Service) -> None:
     task = service.run(sh("true"))
     for prefix in ("/v1", "/ga4gh/tes/v1"):
         assert request("GET", f"{service.url}{prefix}/tasks/{task['id']}?view=FULL").document == task

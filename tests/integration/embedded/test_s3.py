@@ -28,7 +28,7 @@ def objects(s3: S3Server) -> dict[str, bytes]:
     return found
 
 
-def test_objects_go_in_and_out(make_service: Callable[..., Service], s3: S3Server) -> None:
+def test_objects_are_staged_and_uploaded(make_service: Callable[..., Service], s3: S3Server) -> None:
     put(s3, "in/one.txt", b"one\n")
     put(s3, "in/deep/two with ü.txt", b"two\n")
     large = bytes(range(256)) * 4096 * 20  # 20 MiB: more than a part
@@ -71,5 +71,5 @@ def test_objects_go_in_and_out(make_service: Callable[..., Service], s3: S3Serve
     assert s3.secret_key not in json.dumps(missing)
     assert "s3://" in "".join(request("GET", f"{service.api}/service-info").document["storage"])
     service.assert_nothing_is_left()
-    assert service.complaints() == []
+    assert service.logged_errors() == []
     assert s3.secret_key not in service.log.read_text()

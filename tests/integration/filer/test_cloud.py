@@ -75,7 +75,7 @@ def store(request: pytest.FixtureRequest) -> Store:
     return found
 
 
-def goes_and_comes(volume: Path, store: Store, settings: FilerSettings | None = None) -> None:
+def assert_round_trip(volume: Path, store: Store, settings: FilerSettings | None = None) -> None:
     (volume / "root/out").mkdir(parents=True)
     (volume / "root/out/small").write_bytes(b"small")
     (volume / "root/out/empty").write_bytes(b"")
@@ -88,21 +88,21 @@ def goes_and_comes(volume: Path, store: Store, settings: FilerSettings | None = 
     assert leftovers(volume) == []
 
 
-def test_a_large_object_goes_and_comes_in_parts(volume: Path, store: Store) -> None:
-    goes_and_comes(volume, store)
+def test_a_large_object_is_transferred_in_parts(volume: Path, store: Store) -> None:
+    assert_round_trip(volume, store)
     report = bring(volume, given("/one", f"{store.url}/up/large"), settings=store.settings)
     assert (report.error, report.total_bytes) == (None, len(LARGE))
     assert (volume / "root/one").read_bytes() == LARGE
 
 
 def test_parts_are_sent_and_fetched_side_by_side(volume: Path, gs: Store, gcs: GcsServer) -> None:
-    goes_and_comes(volume, gs)
+    assert_round_trip(volume, gs)
     assert sum("partNumber=" in request for request in gcs.requests) == 3
     assert sum(request.startswith("GET ") and request.endswith("large") for request in gcs.requests) == 5
     assert gcs.uploads == {}
 
 
-def test_an_upload_that_is_stopped_shows_nothing(volume: Path, store: Store) -> None:
+def test_an_interrupted_upload_shows_nothing(volume: Path, store: Store) -> None:
     (volume / "root").mkdir()
     (volume / "root/x").write_bytes(LARGE)
     calls = iter(range(10**9))
@@ -123,7 +123,7 @@ def test_a_request_that_fails_is_repeated(volume: Path, gs: Store, gcs: GcsServe
     gcs.failures.clear()
 
 
-def test_a_store_that_is_away_may_come_back(volume: Path, store: Store) -> None:
+def test_an_unavailable_store_is_retried(volume: Path, store: Store) -> None:
     away = store.at(store.endpoint.replace(str(urlsplit(store.endpoint).port), "9"))
     report = bring(volume, given("/x", f"{store.url}/x?sig=secret"), settings=away)
     assert (report.error_code, report.retryable) == ("storage_unavailable", True)
@@ -138,7 +138,7 @@ def test_a_pattern_of_outputs(volume: Path, store: Store) -> None:
     assert store.names() == {"p/a/1.txt", "p/a/2.txt"}
 
 
-def test_more_objects_than_a_page_of_a_listing_holds(volume: Path, gs: Store) -> None:
+def test_more_objects_than_fit_on_a_page_of_a_listing(volume: Path, gs: Store) -> None:
     for i in range(1005):
         gs.put(f"many/{i}", b"x")
     report = bring(volume, given("/d", f"{gs.url}/many/", type="DIRECTORY"), settings=replace(gs.settings, parallel=16))
@@ -259,7 +259,7 @@ def test_public_buckets_need_no_credentials(
 
 
 @pytest.mark.parametrize("source", ["setting", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
-def test_tls_with_the_sites_own_authority(
+def test_tls_with_a_private_authority(
     volume: Path, store: Store, ours: Authority, source: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(TlsFront(store.endpoint, ours.context())) as front:
@@ -271,15 +271,15 @@ def test_tls_with_the_sites_own_authority(
             secure = replace(secure, ca_file=str(ours.ca_file))
         else:
             monkeypatch.setenv(source, str(ours.ca_file))
-        goes_and_comes(volume / "tls", store, secure)
+        assert_round_trip(volume / "tls", store, secure)
         assert front.secured
 
 
-def test_requests_go_through_the_proxy(volume: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_use_the_proxy(volume: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(Proxy()) as between:
         monkeypatch.setenv("HTTP_PROXY", between.url())
         monkeypatch.setenv("http_proxy", between.url())
-        goes_and_comes(volume, store)
+        assert_round_trip(volume, store)
         assert between.seen
         between.seen.clear()
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")

@@ -87,7 +87,7 @@ def test_a_connection_dropped_after_any_byte_is_resumed(
             assert web.requests[1].headers["range"] == f"bytes={cut}-"
 
 
-def test_a_file_that_changes_meanwhile_is_fetched_again(volume: Path, web: HttpServer) -> None:
+def test_a_file_that_changes_during_the_transfer_is_fetched_again(volume: Path, web: HttpServer) -> None:
     web.files["/x"] = BODY
 
     def fault(_: Request) -> Fault | None:

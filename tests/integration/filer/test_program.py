@@ -61,7 +61,7 @@ def test_an_error_is_exit_code_1(tmp_path: Path) -> None:
     assert report.error_code == "output_missing"
 
 
-def test_a_bug_leaves_its_traceback_on_stderr_and_one_line_in_the_report(tmp_path: Path) -> None:
+def test_a_bug_is_a_traceback_on_stderr_and_one_line_in_the_report(tmp_path: Path) -> None:
     """A document that no planner writes stands for the bug."""
     out, log = (process := start(tmp_path, "in", {"inputs": [{"no": "path"}]})).communicate(timeout=30)
     assert process.returncode == 1
@@ -167,7 +167,7 @@ def test_a_small_object_of_s3_takes_one_request_and_few_imports(
     assert (imported(ended.stderr) - imported(bare.stderr)) & set(NOT_FOR_SMALL_OBJECTS) == set()
 
 
-def test_start_costs_little(tmp_path: Path) -> None:
+def test_start_up_is_cheap(tmp_path: Path) -> None:
     """Target: 0.3 s of CPU and 60 MB with S3 in use; the least of three, on a machine that others use too."""
     code = "import poiesis.filer.__main__, poiesis.filer.s3, resource; print(resource.getrusage(resource.RUSAGE_SELF))"
     used = []

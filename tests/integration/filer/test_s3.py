@@ -29,7 +29,7 @@ def keys(s3: S3Server) -> dict[str, int | None]:
 
 
 @pytest.mark.parametrize("size", [0, 1, 10_000, 6 << 20])
-def test_an_object_goes_and_comes(volume: Path, s3: S3Server, size: int) -> None:
+def test_an_object_is_uploaded_and_staged(volume: Path, s3: S3Server, size: int) -> None:
     data = random.Random(size).randbytes(size)
     (volume / "root/data").mkdir(parents=True)
     (volume / "root/data/x").write_bytes(data)

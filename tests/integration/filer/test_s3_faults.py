@@ -103,7 +103,7 @@ def test_a_server_without_ranges_or_length(volume: Path, web: HttpServer, fault:
 @pytest.mark.parametrize(
     "status, code", [(403, "access_denied"), (404, "not_found"), (503, "storage_unavailable"), (400, "staging_failed")]
 )
-def test_statuses_without_a_body(volume: Path, web: HttpServer, status: int, code: str) -> None:
+def test_errors_without_a_body(volume: Path, web: HttpServer, status: int, code: str) -> None:
     web.faults = lambda _: Fault(status=status)
     report, _ = fetch(volume, web)
     assert report.error_code == code
@@ -115,7 +115,7 @@ def test_slow_down_is_retried(volume: Path, web: HttpServer) -> None:
     assert fetch(volume, web)[1] == SMALL
 
 
-def test_a_large_object_goes_and_comes_in_parts(volume: Path, s3: S3Server) -> None:
+def test_a_large_object_is_transferred_in_parts(volume: Path, s3: S3Server) -> None:
     (volume / "root/data").mkdir(parents=True)
     (volume / "root/data/x").write_bytes(LARGE)
     settings = replace(settings_of(s3), part_bytes=5 * MIB)
@@ -126,7 +126,7 @@ def test_a_large_object_goes_and_comes_in_parts(volume: Path, s3: S3Server) -> N
     assert (volume / "root/data/y").read_bytes() == LARGE
 
 
-def test_an_upload_that_is_stopped_leaves_nothing(volume: Path, s3: S3Server) -> None:
+def test_an_interrupted_upload_leaves_nothing(volume: Path, s3: S3Server) -> None:
     (volume / "root/data").mkdir(parents=True)
     (volume / "root/data/x").write_bytes(LARGE)
     settings = replace(settings_of(s3), part_bytes=5 * MIB, parallel=1)

@@ -444,7 +444,7 @@ def fill(directory: Path) -> Path:
     return directory
 
 
-def test_a_directory_goes_to_a_real_server_and_comes_back(
+def test_a_directory_is_uploaded_to_and_staged_from_a_real_server(
     volume: Path, s3: S3Server, taken: list[bool], returned: list[object]
 ) -> None:
     source, url = fill(volume / "root/out"), f"s3://{s3.bucket}/many"
@@ -461,7 +461,7 @@ def test_a_directory_goes_to_a_real_server_and_comes_back(
 
 
 @pytest.mark.usefixtures("bare")
-def test_it_goes_and_comes_over_tls(
+def test_a_round_trip_over_tls(
     volume: Path, s3: S3Server, ours: Authority, taken: list[bool], returned: list[object]
 ) -> None:
     source, url = fill(volume / "root/out"), f"s3://{s3.bucket}/many"

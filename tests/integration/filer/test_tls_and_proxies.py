@@ -58,7 +58,7 @@ def settings(s3: S3Server, url: str, ours: Authority | None = None, **changes: A
     return quick(s3={"main": {**endpoint, **changes.pop("endpoint", {})}}, part_bytes=5 * MIB, **changes)
 
 
-def goes_and_comes(volume: Path, s3: S3Server, made: Any) -> None:
+def assert_round_trip(volume: Path, s3: S3Server, made: Any) -> None:
     """A directory with a small file and one that is transferred in parts."""
     root = volume / "root/out"
     root.mkdir(parents=True)
@@ -74,7 +74,7 @@ def goes_and_comes(volume: Path, s3: S3Server, made: Any) -> None:
 
 
 def test_s3_over_tls_with_a_private_authority(volume: Path, s3: S3Server, front: TlsFront, ours: Authority) -> None:
-    goes_and_comes(volume, s3, settings(s3, front.url, ours))
+    assert_round_trip(volume, s3, settings(s3, front.url, ours))
 
 
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "AWS_CA_BUNDLE"])
@@ -82,7 +82,7 @@ def test_the_authority_may_be_set_by_a_variable(
     volume: Path, s3: S3Server, front: TlsFront, ours: Authority, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     monkeypatch.setenv(variable, str(ours.ca_file))
-    goes_and_comes(volume, s3, settings(s3, front.url))
+    assert_round_trip(volume, s3, settings(s3, front.url))
 
 
 @pytest.mark.parametrize("size", [len(SMALL), len(LARGE)])
@@ -107,7 +107,7 @@ def test_a_certificate_for_another_host_is_not_trusted(volume: Path, s3: S3Serve
         report = bring(volume, given("/data/y", f"s3://{s3.bucket}/x"), settings=settings(s3, made.url, other))
         assert "certificate is not trusted" in str(report.error)
         unverified = settings(s3, made.url, endpoint={"verify": False})
-        goes_and_comes(volume, s3, unverified)
+        assert_round_trip(volume, s3, unverified)
 
 
 def test_a_tls_connection_cut_in_the_middle_is_resumed(
@@ -152,7 +152,7 @@ def test_s3_goes_through_a_proxy(
 ) -> None:
     between = proxy(login=login)
     monkeypatch.setenv("HTTPS_PROXY" if secure else "HTTP_PROXY", between.url(QUOTED if login else None))
-    goes_and_comes(volume, s3, settings(s3, front.url, ours) if secure else settings(s3, s3.endpoint))
+    assert_round_trip(volume, s3, settings(s3, front.url, ours) if secure else settings(s3, s3.endpoint))
     assert between.seen
     assert all(line.startswith("CONNECT ") for line in between.seen) is secure
     if not secure:
@@ -174,7 +174,7 @@ def test_s3_goes_through_a_proxy_that_is_reached_by_tls(
         here = volume / variable
         here.mkdir()
         between.seen.clear()
-        goes_and_comes(here, s3, settings(s3, url))
+        assert_round_trip(here, s3, settings(s3, url))
         assert between.seen
 
 
@@ -277,7 +277,7 @@ def test_hosts_in_no_proxy_are_reached_directly(
     monkeypatch.setenv("NO_PROXY", exception)
     web.files["/x"] = SMALL
     assert bring(volume, given("/data/x", f"{web.url}/x"), settings=quick()).error is None
-    goes_and_comes(volume, s3, settings(s3, s3.endpoint))
+    assert_round_trip(volume, s3, settings(s3, s3.endpoint))
     assert between.seen == []
 
 

@@ -191,7 +191,7 @@ class TestTheFile:
             assert self._ask(who, ADA) == User("ada")
         assert [r.getMessage() for r in caplog.records] == ["credentials_unusable"] * 2
 
-    def test_that_revokes_a_password_revokes_what_was_remembered(self, file: Path) -> None:
+    def test_that_revokes_a_password_revokes_its_cached_result(self, file: Path) -> None:
         now = [0.0]
         who = self._authenticator(file, now)
         headers = _basic("ada", "correct horse: battery")

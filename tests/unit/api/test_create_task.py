@@ -132,7 +132,7 @@ class TestTolerance:
         for charset in ("utf-8", "UTF-8", "no-such-charset"):
             site.create(HELLO, headers={"Content-Type": f"application/json; charset={charset}"})
 
-    def test_a_body_without_content_type_is_taken_as_json(self, site: Site) -> None:
+    def test_a_body_without_content_type_is_read_as_json(self, site: Site) -> None:
         response = site.client.post(f"{BASE}/tasks", content=json.dumps(HELLO))
         assert response.status_code == 200
 
@@ -358,14 +358,14 @@ class TestWhenSomethingFails:
         (b" ", "the body is empty: send the task as a JSON object"),
     ],
 )
-def test_what_is_not_json_is_refused_with_its_place(site: Site, body: bytes, message: str) -> None:
+def test_invalid_json_is_refused_with_its_position(site: Site, body: bytes, message: str) -> None:
     found = assert_error(site.post("/tasks", body), 400, "not_json")
     assert found["problems"] == [{"path": "$", "message": message}]
 
 
 @pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"1e-999", b"9" * 5_000, b"1" + b"0" * 400 + b".5"])
 @pytest.mark.parametrize("key", ["ram_gb", "disk_gb", "cpu_cores"])
-def test_numbers_out_of_range_are_answered_in_our_own_words(site: Site, key: str, number: bytes) -> None:
+def test_numbers_out_of_range_have_our_own_messages(site: Site, key: str, number: bytes) -> None:
     body = json.dumps(HELLO | {"resources": {key: 0}}).replace(": 0}", ": " + number.decode() + "}")
     response = site.post("/tasks", body)
     if number != b"1e-999":

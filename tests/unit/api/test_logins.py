@@ -92,13 +92,13 @@ def test_wrong_passwords_are_refused_after_a_few_without_a_hash(gate: Gate, cloc
     assert gate.run("right") == [True]
 
 
-def test_users_from_another_address_log_in_meanwhile(gate: Gate) -> None:
+def test_users_from_another_address_can_log_in_during_an_attack(gate: Gate) -> None:
     gate.run(*(f"wrong {i}" for i in range(PER_ADDRESS.burst)), name=lambda i: f"user {i}")
 
     assert gate.run("right", address=lambda i: "192.0.2.2") == [True]
 
 
-def test_a_remembered_user_is_answered_while_the_address_is_over_its_limit(gate: Gate) -> None:
+def test_a_cached_user_is_answered_while_the_address_is_over_its_limit(gate: Gate) -> None:
     gate.run("right")
     with pytest.raises(Refused):
         gate.run(*(f"wrong {i}" for i in range(PER_ADDRESS.burst + 1)))
@@ -124,7 +124,7 @@ def test_many_connections_of_one_user_make_one_attempt(gate: Gate) -> None:
     assert gate.hashed == 1
 
 
-def test_attempts_at_once_are_bounded(gate: Gate) -> None:
+def test_concurrent_attempts_are_bounded(gate: Gate) -> None:
     release = threading.Event()
 
     async def flood() -> list[bool | BaseException]:
@@ -143,13 +143,13 @@ def test_attempts_at_once_are_bounded(gate: Gate) -> None:
     assert [type(f) for f in found].count(Refused) == 100 - logins.MAX_QUEUED
 
 
-def test_a_changed_hash_revokes_what_was_remembered(gate: Gate) -> None:
+def test_a_changed_hash_revokes_cached_passwords(gate: Gate) -> None:
     gate.run("right")
     assert asyncio.run(gate.check("right", stored=b"another hash"))
     assert gate.hashed == 2
 
 
-def test_what_is_remembered_is_bounded_and_holds_no_password(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_bounded_and_contains_no_password(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logins, "MAX_REMEMBERED", 3)
     monkeypatch.setattr(logins, "MAX_BUCKETS", 5)
     gate.run(*["right"] * 10, name=lambda i: f"user {i}")
@@ -161,7 +161,7 @@ def test_what_is_remembered_is_bounded_and_holds_no_password(gate: Gate, monkeyp
     assert "right" not in repr(gate.gate.__dict__)
 
 
-def test_the_wait_that_is_announced_is_enough(gate: Gate, clock: Clock) -> None:
+def test_the_announced_delay_is_sufficient(gate: Gate, clock: Clock) -> None:
     for _ in range(50):
         try:
             gate.run(f"wrong {clock.now}")

@@ -27,7 +27,7 @@ FILTERS = st.builds(
 
 
 @given(FILTERS)
-def test_a_token_gives_back_its_position(where: TaskFilter) -> None:
+def test_a_token_returns_its_position(where: TaskFilter) -> None:
     assert read_token(page_token(where, ID), where) == ID
 
 

@@ -85,11 +85,11 @@ class TestBothBasePaths:
 
 
 class TestHealth:
-    def test_alive_needs_nothing(self, site: Site) -> None:
+    def test_liveness_needs_nothing(self, site: Site) -> None:
         site.repository.down = site.queue.down = True
         assert site.client.get("/healthz").json() == {"status": "ok"}
 
-    def test_ready_needs_store_and_queue(self, site: Site) -> None:
+    def test_readiness_needs_store_and_queue(self, site: Site) -> None:
         assert site.client.get("/readyz").json() == {"status": "ok"}
         site.queue.down = True
         response = site.client.get("/readyz")
@@ -177,7 +177,7 @@ class TestCors:
         assert answer.headers["access-control-allow-origin"] == "*"
 
 
-def test_several_workers_need_the_name_of_a_factory() -> None:
+def test_several_workers_require_an_import_string() -> None:
     with pytest.raises(ConfigurationError, match="name of a function"):
         serve(object(), ApiSettings(workers=2), timedelta(seconds=25))
 

@@ -41,7 +41,7 @@ def test_both_agree_on_any_value(document: Any) -> None:
 
 
 @given(st.data())
-def test_both_say_the_same_of_any_change_of_a_good_task(data: st.DataObject) -> None:
+def test_both_agree_on_any_change_of_a_good_task(data: st.DataObject) -> None:
     document: Any = copy.deepcopy(FULL)
     place: Any = document
     while isinstance(place, dict | list) and place:

@@ -99,7 +99,7 @@ def test_a_response_without_an_id_is_an_error(server: TesServer) -> None:
 
 
 @pytest.mark.parametrize("answer", [(200, b"<html>"), (404, b"<html>"), (200, [])])
-def test_another_server_is_reported_as_no_tes_server(server: TesServer, answer: Answer) -> None:
+def test_another_server_is_not_a_tes_server(server: TesServer, answer: Answer) -> None:
     server.answer = lambda asked: answer
     with pytest.raises(Unavailable, match="no TES server"):
         TesClient(server.url, {}).service_info()

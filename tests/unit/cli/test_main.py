@@ -104,7 +104,7 @@ def test_a_directory_is_used_by_one_service(tmp_path: Path) -> None:
     _lock(folder).close()
 
 
-def test_the_command_line_wins_over_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_line_takes_precedence_over_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("POIESIS_DIRECTORY", "/elsewhere")
     monkeypatch.setenv("POIESIS_RUNTIME", "docker")
     monkeypatch.setenv("POIESIS_FILER__FILE_ROOTS", "/srv")

@@ -50,7 +50,7 @@ def test_ids_sort_by_the_time_they_were_made(at, later):
 
 
 @given(TIMES, st.binary(min_size=9, max_size=9))
-def test_an_id_is_known_as_one_and_stands_in_names_unchanged(at, chance):
+def test_an_id_is_recognized_and_unchanged_in_names(at, chance):
     task_id = new_task_id(at, lambda n: chance)
     assert is_task_id(task_id)
     assert slug(task_id) == task_id

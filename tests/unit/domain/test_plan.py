@@ -70,7 +70,7 @@ def test_without_tif_the_first_executor_waits_for_tof_too():
     assert (first.waits_up, second.waits_up) == (("executor-1", "tof"), ())
 
 
-def test_files_that_have_to_exist_before_are_made_by_an_init_container():
+def test_files_that_must_exist_first_are_created_by_an_init_container():
     made = plan(spec(inputs=(input_file("/opt/ref.fa"),), outputs=(output_file("/home/user/out.txt"),)), POLICY)
     assert [c.name for c in made.pods[0].init] == ["tif"]
     assert made.pods[0].containers[0].waits_for == ()
@@ -169,7 +169,7 @@ def test_a_file_that_is_input_and_output_is_not_touched():
 
 
 @pytest.mark.parametrize("workdir", ["/work", "/work/", "/tmp", "/var/tmp/run", "/scratch/a/b"])
-def test_a_working_directory_that_no_path_covers_is_the_tasks_own(workdir):
+def test_a_working_directory_outside_all_paths_belongs_to_the_task(workdir):
     """Without a volume where there is none, on it where there is one; a user without rights can write there."""
     alone = plan(spec(executors=(executor(workdir=workdir),)), POLICY)
     path = workdir.rstrip("/")
@@ -182,13 +182,13 @@ def test_a_working_directory_that_no_path_covers_is_the_tasks_own(workdir):
 
 
 @pytest.mark.parametrize("workdir", ["/app", "/opt/tool", "/usr/src/app", "/home/user", "/worker", "/var/lib/x", "/"])
-def test_a_working_directory_that_may_be_the_images_is_left_to_it(workdir):
+def test_a_working_directory_that_may_belong_to_the_image_is_not_mounted(workdir):
     assert plan(spec(executors=(executor(workdir=workdir),)), POLICY).scratch == ()
     made = plan(spec(executors=(executor(workdir=workdir),), inputs=(input_file("/data/in"),)), POLICY)
     assert [m.path for m in made.mounts] == ["/data"]
 
 
-def test_a_working_directory_that_a_path_covers_needs_no_mount_of_its_own():
+def test_a_working_directory_below_a_path_needs_no_separate_mount():
     made = plan(spec(executors=(executor(workdir="/work/a"),), inputs=(input_file("/work/in"),)), POLICY)
     assert (made.scratch, [m.path for m in made.mounts], made.directories) == ((), ["/work"], ("/work",))
     assert plan(spec(executors=(executor(workdir="/work"),), volumes=("/work/v",)), POLICY).mounts == (
@@ -196,7 +196,7 @@ def test_a_working_directory_that_a_path_covers_needs_no_mount_of_its_own():
     )
 
 
-def test_working_directories_of_several_executors_are_one_where_one_holds_the_other():
+def test_nested_working_directories_of_several_executors_are_one():
     several = tuple(executor(workdir=w) for w in ("/work/a", "/work", "/tmp/x"))
     assert plan(spec(executors=several), POLICY).scratch == ("/tmp/x", "/work")
 
@@ -222,7 +222,7 @@ CWL = spec(
 PULSAR = spec(3, volumes=("/pulsar/staging",), resources=Resources(disk_gb=1.5))
 
 
-def test_nextflow_works_in_a_directory_of_its_own():
+def test_nextflow_works_in_its_own_directory():
     assert mounts(NEXTFLOW) == {"/work": False}
     assert parts(NEXTFLOW) == [("task", ("tif", "executor-0", "tof"))]
 
@@ -250,7 +250,7 @@ def test_pulsar_shares_a_volume_between_three_executors():
     ("resources", "volume_bytes"),
     [(None, None), (Resources(disk_gb=2.0000000001), 2 * GIGABYTE + 1), (Resources(cpu_cores=1), None)],
 )
-def test_a_task_without_files_has_a_volume_only_when_it_asks(resources, volume_bytes):
+def test_a_task_without_files_has_a_volume_only_on_request(resources, volume_bytes):
     assert plan(spec(resources=resources), POLICY).volume_bytes == volume_bytes
     assert plan(FILES, POLICY).volume_bytes == POLICY.default_disk_bytes
 
@@ -302,7 +302,7 @@ def test_a_streamable_input_is_staged_as_any_other(streamable):  # I8
     assert tif_document(task, made) == tif_document(other, made)
 
 
-def test_an_upload_that_sends_credentials_unencrypted_gets_a_pod_of_its_own():
+def test_an_upload_that_sends_credentials_unencrypted_gets_its_own_pod():
     policy = Policy(exposes_credentials=lambda urls: any(url.startswith("ftp://") for url in urls))
     by_ftp = replace(output_file(), url="ftp://user:password@host/out")
     assert plan(spec(inputs=(input_file(),), outputs=(output_file(),)), policy).layout is Layout.SINGLE

@@ -178,7 +178,7 @@ def test_the_same_content_twice_at_one_path_is_not_a_conflict(task_spec):
     assert paths(task_spec) == []
 
 
-def test_a_conflict_names_both_places():
+def test_a_conflict_is_reported_with_both_paths():
     with pytest.raises(InvalidTask) as caught:
         check(spec((executor(stdout="/w/f/o"),), inputs=(content("/w/f"),)), POLICY)
     assert str(caught.value) == ("$.executors[0].stdout: conflict: '/w/f/o' is below $.inputs[0].path, which is a file")
@@ -224,7 +224,7 @@ def test_a_parameter_that_only_the_configuration_has_does_not_crash():
     assert kept.resources is not None and kept.resources.backend_parameters == {}
 
 
-def test_nothing_asked_for_is_nothing():
+def test_empty_resources_request_nothing():
     kept, _ = check(spec(resources=Resources(cpu_cores=0, ram_gb=0.0, disk_gb=0)), POLICY)
     assert kept.resources == Resources()
 
@@ -296,7 +296,7 @@ SPECS = st.builds(
 
 
 @given(SPECS, st.sampled_from(["auto", *Layout]))
-def test_what_is_refused_says_why_and_what_is_accepted_can_be_planned(task_spec, layout):
+def test_refusals_have_a_reason_and_accepted_tasks_can_be_planned(task_spec, layout):
     policy = replace(POLICY, layout=layout)
     try:
         kept, _ = check(task_spec, policy)

@@ -57,7 +57,7 @@ def netrc(tmp_path: Path) -> str:
         ("not a URL", {}, False),
     ],
 )
-def test_what_would_be_sent_unencrypted_is_known_from_the_url(
+def test_unencrypted_credentials_are_determined_from_the_url(
     url: str, changes: dict[str, object], expected: bool
 ) -> None:
     assert first_unencrypted([url], FilerSettings(**changes)) == (url if expected else None)  # type: ignore[arg-type]
@@ -75,7 +75,7 @@ def test_a_netrc_file_that_only_the_filers_can_read_counts_for_every_host() -> N
     assert first_unencrypted(["http://host.example/x"], FilerSettings(netrc_file="/nowhere/netrc")) is not None
 
 
-def test_each_host_is_asked_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_host_is_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
     def ask(url: str, _: FilerSettings) -> bool:
@@ -91,7 +91,7 @@ def test_each_host_is_asked_about_once(monkeypatch: pytest.MonkeyPatch) -> None:
     "url", ["http://user:secret@127.0.0.1:1/x", "ftp://user:secret@127.0.0.1:1/x", "s3://main/bucket/x"]
 )
 @pytest.mark.parametrize("site_allows", [False, True])
-def test_the_filer_refuses_where_its_document_says_so(tmp_path: Path, url: str, site_allows: bool) -> None:
+def test_the_filer_refuses_if_its_document_requires_it(tmp_path: Path, url: str, site_allows: bool) -> None:
     plain = {"main": {"url": "http://127.0.0.1:1", "access_key": "k", "secret_key": "hidden"}}
     settings = quick(s3=plain, allow_unencrypted_credentials=site_allows, attempts=1, http_put=True)
     (tmp_path / "root").mkdir()
@@ -106,7 +106,7 @@ def test_the_filer_refuses_where_its_document_says_so(tmp_path: Path, url: str, 
         assert report.error_code == ("storage_unavailable" if site_allows else "access_denied"), report.error
 
 
-def test_a_document_that_says_nothing_allows_them(tmp_path: Path) -> None:
+def test_a_document_without_the_key_allows_them(tmp_path: Path) -> None:
     report = bring(tmp_path, given("/x", "http://user:secret@127.0.0.1:1/x"), settings=quick(attempts=1))
     assert report.error is not None
     assert "unencrypted" not in report.error

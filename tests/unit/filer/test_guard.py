@@ -125,7 +125,7 @@ def test_names_behind_a_proxy(
 
 
 @pytest.mark.parametrize("scheme", ["http", "https", "drs"])
-def test_a_name_that_only_the_proxy_knows_is_refused_where_the_site_says_so(tmp_path: Path, scheme: str) -> None:
+def test_a_name_that_only_the_proxy_knows_is_refused_if_configured(tmp_path: Path, scheme: str) -> None:
     """The proxy is not even asked: nothing listens on its port."""
     item = given("/data/x", f"{scheme}://nothing.invalid/x")
     for resolve_first, code in ((True, "access_denied"), (False, "storage_unavailable")):

@@ -205,7 +205,7 @@ def saved(
         os.close(descriptor)
 
 
-def test_a_body_is_saved_where_it_belongs(tmp_path: Path) -> None:
+def test_a_body_is_saved_at_its_offset(tmp_path: Path) -> None:
     steps = saved(tmp_path / "x", [LONG, BODY[:5], BODY[5:2_000_000], BODY[2_000_000:]])
     assert (tmp_path / "x").read_bytes() == b"abc" + BODY
     assert sum(steps) == len(BODY)
@@ -277,14 +277,14 @@ def test_a_server_that_does_not_read_is_an_error_after_the_stall_timeout(tmp_pat
     descriptor = os.open(tmp_path / "x", os.O_RDONLY)
     body = bytes(20_000_000) if in_one_piece else FileRange(descriptor, 0, 20_000_000)
 
-    class Deaf(Served):
+    class NeverReads(Served):
         def _read(self, other: socket.socket) -> bool:
             ended.wait(30)
             return False
 
     ended = threading.Event()
     try:
-        with wired(Deaf([[WHOLE]])) as pool:
+        with wired(NeverReads([[WHOLE]])) as pool:
             try:
                 with pytest.raises(TimeoutError, match="sent"):
                     ask(pool, "PUT", body)

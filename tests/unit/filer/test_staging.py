@@ -205,7 +205,7 @@ def test_a_cancelled_run_is_reported_as_retryable(volume: Path) -> None:
     assert (report.error_code, report.retryable) == ("cancelled", True)
 
 
-def test_placeholders_and_directories_are_made(volume: Path) -> None:
+def test_placeholders_and_directories_are_created(volume: Path) -> None:
     assert bring(volume, settings=quick(), touched=("/etc/out",), directories=("/d",)).error is None
     assert tree(volume / "root") == {"etc/out": b"", "d": None}
     assert mode(volume / "root/etc/out") == 0o666
@@ -305,7 +305,7 @@ def test_a_placeholder_counts_as_an_output_once_a_command_wrote_it(
     assert (store / "out").read_text() == (path.read_text() if is_there else "of an earlier task")
 
 
-def test_a_volume_that_keeps_no_file_times_is_refused(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_volume_that_does_not_keep_file_times_is_refused(volume: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "utime", lambda *_, **__: None)
     report = bring(volume, settings=quick(), touched=("/etc/out",))
     assert report.error is not None
@@ -398,7 +398,7 @@ def test_a_link_out_of_the_volume_is_refused(volume: Path, store: Path, target: 
     assert tree(store) == {"w/x": b"x"}
 
 
-def test_a_link_to_the_directory_that_holds_it_ends(volume: Path, store: Path) -> None:
+def test_a_link_to_its_parent_directory_ends(volume: Path, store: Path) -> None:
     root = make(volume, **{"work/x": "x"})
     (root / "work/again").symlink_to(".")
     report = send(volume, wanted("/work", f"file://{store}/w", "DIRECTORY"), settings=quick(file_roots=(str(store),)))

@@ -59,7 +59,7 @@ def store(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize("path, prefix", [("/w/*", "/w"), ("/w", None), ("/w/", None)])
-def test_outputs_go_without_an_unusable_entry(
+def test_outputs_are_uploaded_without_unusable_entries(
     volume: Path, store: Path, kind: str, path: str, prefix: str | None
 ) -> None:
     make, reason = BAD[kind]
@@ -90,7 +90,7 @@ def test_an_output_that_is_only_an_unusable_entry_fails(
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_a_pattern_passes_by_an_unusable_entry_on_the_way(volume: Path, store: Path, kind: str) -> None:
+def test_a_pattern_skips_unusable_entries_on_the_way(volume: Path, store: Path, kind: str) -> None:
     make, _ = BAD[kind]
     (volume / "root/w/d").mkdir()
     (volume / "root/w/d/x").write_text("x")
@@ -102,7 +102,7 @@ def test_a_pattern_passes_by_an_unusable_entry_on_the_way(volume: Path, store: P
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_directory_inputs_come_without_an_unusable_entry(volume: Path, store: Path, kind: str) -> None:  # I12
+def test_directory_inputs_are_staged_without_unusable_entries(volume: Path, store: Path, kind: str) -> None:  # I12
     make, reason = BAD[kind]
     (store / "d/e").mkdir(parents=True)
     (store / "d/e/x").write_text("x")
@@ -126,7 +126,7 @@ def test_a_file_input_that_is_an_unusable_entry_fails(volume: Path, store: Path,
     assert tree(volume / "root/data") == {}
 
 
-def test_a_link_to_the_directory_that_holds_it_is_left_out(volume: Path, store: Path) -> None:
+def test_a_link_to_its_parent_directory_is_left_out(volume: Path, store: Path) -> None:
     (store / "d").mkdir()
     (store / "d/x").write_text("x")
     (store / "d/again").symlink_to(".")
@@ -157,7 +157,7 @@ def test_many_unusable_entries_make_a_bounded_number_of_notes(volume: Path, stor
     assert report.notes[-1] == "… and 50 more notes"
 
 
-def test_links_in_circles_do_not_make_a_pattern_endless(volume: Path, store: Path) -> None:
+def test_loops_of_links_do_not_make_a_pattern_endless(volume: Path, store: Path) -> None:
     for i in range(10):
         (volume / f"root/w/l{i}").symlink_to(".")
     path = "/w" + "/*" * 30 + "/nothing"

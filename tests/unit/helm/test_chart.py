@@ -107,7 +107,7 @@ def test_there_are_values_files_for_every_case():
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_helm_lint_finds_nothing(helm: Run, case: str):
+def test_helm_lint_reports_nothing(helm: Run, case: str):
     done = helm("lint", "--strict", str(CHART), "-f", str(CHART / "ci" / f"{case}-values.yaml"))
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -117,7 +117,7 @@ def test_the_chart_installs_this_version():
     assert chart["appVersion"] == poiesis.__version__
 
 
-def test_every_component_has_a_folder():
+def test_every_component_has_a_directory():
     folders = {p.name for p in (CHART / "templates").iterdir() if p.is_dir()}
     assert folders >= {*OURS, "mongodb", "redis"}
 

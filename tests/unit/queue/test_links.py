@@ -131,7 +131,7 @@ def test_links_without_effects_are_skipped(service):
     assert one.spy.links == [Role.TORC, Role.TEXAM]
 
 
-def test_a_link_that_comes_too_late_publishes_the_link_that_is_due(service):
+def test_a_late_link_publishes_the_link_that_is_due(service):
     one = service(World(FILES))
     one.queue.publish(ID, Stage.STAGE_OUT)
     one.until(lambda: one.world.task.part == "task")
@@ -166,7 +166,7 @@ def test_the_same_chain_many_times_creates_one_pod(service):
     assert one.world.cluster.created == {(ID, 1, "task"): 1}
 
 
-def test_a_link_of_an_unknown_task_does_no_harm(service):
+def test_a_link_of_an_unknown_task_is_harmless(service):
     one = service(World(SMALL))
     one.queue.publish(TaskId("unknown"), Stage.PREPARE)
     one.until(lambda: one.spy.links == [Role.TORC])
@@ -174,7 +174,7 @@ def test_a_link_of_an_unknown_task_does_no_harm(service):
     one.until(lambda: one.world.task.part == "task")
 
 
-def test_a_bug_in_a_link_gives_the_task_up(service):
+def test_a_bug_in_a_link_ends_the_task(service):
     one = service(World(SMALL))
     one.spy.error = ZeroDivisionError("a bug")
     one.queue.publish(ID, Stage.PREPARE)

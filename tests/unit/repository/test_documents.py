@@ -160,7 +160,7 @@ def test_times_of_other_zones_become_utc():
     assert format_time(local) == "2026-01-30T23:00:00.000000Z"
 
 
-def test_a_time_without_a_zone_is_a_bug():
+def test_a_naive_datetime_is_a_bug():
     with pytest.raises(ValueError, match="zone"):
         format_time(datetime(2026, 1, 31))
 
@@ -174,7 +174,7 @@ def test_a_document_of_a_newer_release_is_refused_with_a_reason_and_may_be_tried
     assert caught.value.retryable
 
 
-def test_an_older_document_is_taken_up_one_schema_at_a_time():
+def test_an_older_document_is_upgraded_one_schema_at_a_time():
     migrations = {1: lambda d: {**d, "steps": ["to 2"]}, 2: lambda d: {**d, "steps": [*d["steps"], "to 3"]}}
     assert upgrade({"_id": "x", "schema": 1}, migrations) == {"_id": "x", "schema": 3, "steps": ["to 2", "to 3"]}
     assert upgrade({"_id": "x", "schema": 2, "steps": []}, migrations)["steps"] == ["to 3"]
@@ -220,7 +220,7 @@ def test_a_tag_is_found_by_its_key_and_by_both():
 @given(TEXTS.filter(bool), st.text(max_size=3), TEXTS)
 @example("\ud7ff", "", "\ue000")
 @example("a\U0010ffff", "x", "b")
-def test_what_begins_with_a_prefix_is_what_lies_between_it_and_its_end(prefix, rest, other):
+def test_texts_with_a_prefix_lie_between_it_and_its_end(prefix, rest, other):
     end = after_prefix(prefix)
     for text in (prefix + rest, other):
         assert text.startswith(prefix) == (prefix <= text and (end is None or text < end))
@@ -272,7 +272,7 @@ def with_log(**changes):
         ),
     ],
 )
-def test_what_grew_too_large_is_shortened_below_the_bound(task):
+def test_a_log_that_grew_too_large_is_shortened_below_the_bound(task):
     raw = encode_within_bounds(task, encode)
     assert len(raw) <= MAX_BYTES
     stored = decode(raw)
@@ -280,7 +280,7 @@ def test_what_grew_too_large_is_shortened_below_the_bound(task):
     assert "too large" in stored.log.system_logs[-1]
 
 
-def test_what_fits_is_kept_whole():
+def test_a_log_that_fits_is_kept_unchanged():
     assert decode(encode_within_bounds(EVERY_FIELD, encode)) == EVERY_FIELD
 
 

@@ -57,7 +57,7 @@ def test_a_uri_that_cannot_be_used_is_refused_without_showing_it(uri, database):
     assert "pymongo.errors" not in shown
 
 
-def test_what_matters_for_durability_and_time_is_set():
+def test_options_for_durability_and_time_outs_are_set():
     made = MongoTaskRepository(
         "mongodb://host/?w=1&timeoutMS=99999&retryWrites=false&readConcernLevel=local",
         "poiesis",
@@ -86,7 +86,7 @@ def test_the_indexes_are_created_once_by_several_repositories(repository, mongo_
     again.close()
 
 
-def test_indexes_are_begun_again_when_the_server_comes_back(free_port, mongo_url, monkeypatch):
+def test_indexes_are_created_when_the_server_recovers(free_port, mongo_url, monkeypatch):
     made = MongoTaskRepository(f"mongodb://127.0.0.1:{free_port}", "x", timeout=timedelta(seconds=0.2))
     with pytest.raises(RepositoryUnavailable):
         made.ready()
@@ -147,7 +147,7 @@ def test_a_save_is_one_round_trip_and_views_are_projected_in_the_store(mongo_url
     made.close()
 
 
-def test_a_document_has_what_it_is_found_by_and_two_texts():
+def test_a_document_has_the_queried_fields_and_two_texts():
     task = replace(a_task(), owner=None, stage=Stage.DONE, wake_at=None)
     raw, size = mongo._encode(to_document(task))
     document = bson.decode(raw.raw)
@@ -164,7 +164,7 @@ def test_an_empty_name_is_a_name():
     assert mongo._decode(bson.decode(raw.raw)).spec.name == ""
 
 
-def test_a_postponed_wake_up_wins_over_the_one_that_was_saved():
+def test_a_postponed_wake_up_takes_precedence_over_the_saved_one():
     raw, _ = mongo._encode(to_document(a_task()))
     later = a_task().created_at + timedelta(hours=1)
     document = {**bson.decode(raw.raw), "due_at": format_time(later)}

@@ -95,7 +95,7 @@ def test_a_rare_name_is_found_by_its_index(repository, file):
     assert "SEARCH tasks USING INDEX tasks_by_name (name>? AND name<?)" in steps
 
 
-def test_many_names_are_walked_in_the_order_of_ids(repository, monkeypatch):
+def test_many_names_are_scanned_in_the_order_of_ids(repository, monkeypatch):
     monkeypatch.setattr(sqlite, "FEW_NAMES", 2)
     for i in range(5):
         repository.add(replace(a_task(str(i)), spec=replace(SPEC, name="many")))
@@ -103,7 +103,7 @@ def test_many_names_are_walked_in_the_order_of_ids(repository, monkeypatch):
     assert ([task.id for task in page.tasks], page.next_after) == (["4", "3", "2"], "2")
 
 
-def test_the_rarest_of_many_tags_is_walked(repository):
+def test_the_rarest_of_many_tags_is_scanned(repository):
     for i in range(5):
         spec = replace(SPEC, tags={"many": "x", **({"rare": "y"} if i == 2 else {})})
         repository.add(replace(a_task(str(i)), spec=spec))
@@ -112,7 +112,7 @@ def test_the_rarest_of_many_tags_is_walked(repository):
     assert ordered.tags == (("none", ""), ("rare", ""), ("many", "x"))
 
 
-def test_due_walks_its_index_in_order(repository, file):
+def test_due_scans_its_index_in_order(repository, file):
     steps = plan(file, DUE_QUERY, ("2026", 10))
     assert steps == ["SEARCH tasks USING COVERING INDEX tasks_due (wake_at<?)"]
 
@@ -199,7 +199,7 @@ def test_processes_that_race_lose_no_increment(repository, file):
 # the file
 
 
-def test_many_that_open_a_new_file_at_once_all_can(file):
+def test_many_processes_can_open_a_new_file_concurrently(file):
     def opened(_: int) -> None:
         SqliteTaskRepository(file).close()
 
@@ -247,13 +247,13 @@ def test_a_file_that_is_not_a_database_is_refused(file, content):
     assert file.read_bytes() == content
 
 
-def test_a_folder_that_cannot_be_made_is_unavailable(tmp_path):
+def test_a_directory_that_cannot_be_created_is_unavailable(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RepositoryUnavailable):
         SqliteTaskRepository(tmp_path / "file" / "tasks.sqlite")
 
 
-def test_a_file_that_was_moved_away_is_not_ready(repository, file):
+def test_a_moved_file_is_not_ready(repository, file):
     repository.ready()
     file.rename(file.with_suffix(".old"))
     with pytest.raises(RepositoryUnavailable, match="no longer exists"):

@@ -71,7 +71,7 @@ def test_cleanup_is_deferred_for_a_limited_time():
     desk.deferred_cleanup.close()
 
 
-def test_an_unavailable_broker_stops_nothing(desk):
+def test_an_unavailable_broker_does_not_stop_cleanup(desk):
     desk.starting, desk.error = [C], QueueUnavailable("unavailable")
     desk.deferred_cleanup.add(A)
     desk.deferred_cleanup.add(B)

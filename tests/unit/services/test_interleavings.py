@@ -298,7 +298,7 @@ def test_every_task_ends_once_and_leaves_nothing_wherever_processes_are_killed(t
 
 @SETTINGS
 @given(SPECS, POLICIES, STEPS)
-def test_a_link_that_paused_for_the_whole_life_of_a_pod_leaves_nothing_either(task_spec, policy, steps):
+def test_a_link_that_paused_for_the_whole_life_of_a_pod_leaves_nothing(task_spec, policy, steps):
     game = play(task_spec, policy, steps, stalls=True)
     assert game.world.task.state.is_terminal
 
@@ -321,7 +321,7 @@ def test_a_task_canceled_before_anything_happened_never_runs(task_spec, steps):
 
 
 @pytest.mark.parametrize("task_spec", [SMALL, FILES, THREE, GPUS], ids=["small", "files", "three", "gpus"])
-def test_a_kill_at_any_single_gate_costs_nothing(task_spec):
+def test_a_kill_at_any_single_gate_is_harmless(task_spec):
     """Exhaustive: the n-th gate of the whole life of a task, for every n."""
     for fatal in range(1, 1000):
         game = Play(task_spec, POLICY, stalls=False)

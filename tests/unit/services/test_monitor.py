@@ -173,7 +173,7 @@ def test_resync_ends_a_running_task_without_any_event(scene):
     scene.until(lambda: world.task.state is State.COMPLETE)
 
 
-def test_a_poke_wakes_its_task_and_one_for_an_unknown_task_does_no_harm(scene):
+def test_a_poke_wakes_its_task_and_one_for_an_unknown_task_is_harmless(scene):
     world = scene.world
     world.launch()
     world.cluster.events = 0

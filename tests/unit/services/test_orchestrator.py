@@ -308,7 +308,7 @@ def test_a_bug_with_a_finished_or_unknown_task_changes_nothing():
     assert world.task == before
 
 
-def test_a_task_that_cannot_be_planned_is_given_up_and_cleaned_up():
+def test_a_task_that_cannot_be_planned_ends_and_is_cleaned_up():
     world = World(spec(resources=Resources(backend_parameters={"gpu": "many"})))
     with pytest.raises(ValueError, match="whole number"):
         world.link(Role.TORC)

@@ -175,7 +175,7 @@ def test_a_cancel_is_accepted_while_the_queue_is_down(desk):
     assert desk.repository.due(desk.clock.advance(FIRST_WAKE_UP), limit=1) == [(task_id, Stage.FINISH)]
 
 
-def test_a_cancel_wins_its_races_or_fails(desk):
+def test_a_cancel_retries_lost_races_or_fails(desk):
     task_id = desk.service.create(SMALL)
     desk.repository.races = MAX_RACES - 1
     desk.service.cancel(task_id)
@@ -208,7 +208,7 @@ def test_reading_anything_else_requests_nothing(desk):
     assert desk.queue.published == []
 
 
-def test_memory_about_readers_is_bounded(desk, monkeypatch):
+def test_the_record_of_readers_is_bounded(desk, monkeypatch):
     monkeypatch.setattr("poiesis.services.tasks._MAX_TAILS", 3)
     for _ in range(10):
         task_id = desk.service.create(SMALL)

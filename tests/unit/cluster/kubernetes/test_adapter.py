@@ -114,7 +114,7 @@ def delete_all(cluster: KubernetesCluster, task: Task) -> None:
     cluster.delete_all(task.id, task.attempt, plan_of(task, Policy()))
 
 
-def test_a_task_without_files_is_one_call_to_begin_and_one_to_end(cluster: KubernetesCluster, store: Store) -> None:
+def test_a_task_without_files_costs_one_call_to_start_and_one_to_end(cluster: KubernetesCluster, store: Store) -> None:
     task = make_task(PLAIN)
     begin(cluster, task)
     assert store.calls() == ["POST pods"]
@@ -134,7 +134,7 @@ def test_a_task_with_files(cluster: KubernetesCluster, store: Store) -> None:
     assert store.calls() == ["DELETE pods/poiesis-ID-1-task", "DELETE persistentvolumeclaims/poiesis-ID-1-volume"]
 
 
-def test_all_that_is_done_twice_is_done_once(cluster: KubernetesCluster, store: Store) -> None:
+def test_repeated_creations_and_deletions_have_the_effect_of_one(cluster: KubernetesCluster, store: Store) -> None:
     task = make_task(FILES)
     begin(cluster, task)
     before = dict(store.objects)
@@ -144,14 +144,14 @@ def test_all_that_is_done_twice_is_done_once(cluster: KubernetesCluster, store: 
     delete_all(cluster, task)
 
 
-def test_an_object_of_another_attempt_or_service_is_not_ours(cluster: KubernetesCluster, store: Store) -> None:
+def test_an_object_of_another_attempt_or_service_is_rejected(cluster: KubernetesCluster, store: Store) -> None:
     task = make_task(PLAIN)
     store.objects[f"{CORE}/pods/poiesis-{TASK_ID}-1-task"] = pod_json(attempt=2)
     with pytest.raises(ClusterRefused, match="does not belong to this task"):
         begin(cluster, task)
 
 
-def test_a_secret_that_may_not_be_read_is_taken_for_ours(cluster: KubernetesCluster, store: Store) -> None:
+def test_a_secret_that_cannot_be_read_is_assumed_to_be_ours(cluster: KubernetesCluster, store: Store) -> None:
     task = make_task(FILES)
     begin(cluster, task)
     store.deny = lambda r: Answer(status=403, body={}) if r.method == "GET" and "/secrets/" in r.path else None
@@ -173,7 +173,7 @@ def test_the_launcher_is_created_once_and_an_existing_one_is_checked(
         make().launcher.ensure()
 
 
-def test_the_owner_of_all_is_looked_up_once(make: Callable[..., KubernetesCluster], store: Store) -> None:
+def test_the_owner_is_looked_up_once(make: Callable[..., KubernetesCluster], store: Store) -> None:
     store.objects[f"{CORE}/configmaps/anchor"] = {"metadata": {"uid": "anchor-uid"}}
     cluster = make(owner="anchor")
     begin(cluster, make_task(FILES))
@@ -195,7 +195,7 @@ def test_following_a_pod_costs_no_call_while_the_watch_shows_it(cluster: Kuberne
     assert observed.pods[0].node == "node1" and store.calls() == []
 
 
-def test_absence_is_looked_up_unless_it_was_seen_to_go(cluster: KubernetesCluster, store: Store) -> None:
+def test_absence_is_looked_up_unless_the_deletion_was_seen(cluster: KubernetesCluster, store: Store) -> None:
     followed(cluster)
     task = make_task(PLAIN)
     begin(cluster, task)
@@ -209,7 +209,7 @@ def test_absence_is_looked_up_unless_it_was_seen_to_go(cluster: KubernetesCluste
     assert cluster.observe(replace(task, stage=Stage.CLEAN)).is_empty and store.calls() == []
 
 
-def test_a_volume_still_there_is_no_clean_end(cluster: KubernetesCluster, store: Store) -> None:
+def test_cleanup_is_not_complete_while_the_volume_exists(cluster: KubernetesCluster, store: Store) -> None:
     followed(cluster)
     task = make_task(FILES, stage=Stage.CLEAN)
     pod = project_pod(pod_json(version=5))
@@ -261,7 +261,7 @@ def test_all_ids_are_found_without_a_watch(cluster: KubernetesCluster, store: St
     assert set(cluster.task_ids()) == {"one", "two"}
 
 
-def test_an_api_server_that_is_away_is_unavailable(cluster: KubernetesCluster, store: Store) -> None:
+def test_an_unreachable_api_server_is_unavailable(cluster: KubernetesCluster, store: Store) -> None:
     store.deny = lambda _: Answer(status=503)
     task = make_task(PLAIN)
     calls: list[Callable[[], Any]] = [
@@ -276,7 +276,7 @@ def test_an_api_server_that_is_away_is_unavailable(cluster: KubernetesCluster, s
             call()
 
 
-def test_a_launcher_that_is_not_there_is_a_mistake_of_the_settings(client: Client) -> None:
+def test_a_missing_launcher_is_a_configuration_error(client: Client) -> None:
     settings = KubernetesSettings(launchers={"amd64": "/nowhere"}, resolv_conf="")
     with pytest.raises(ConfigurationError, match="launcher"):
         KubernetesCluster(settings, Policy(), client=client)
@@ -284,7 +284,7 @@ def test_a_launcher_that_is_not_there_is_a_mistake_of_the_settings(client: Clien
 
 
 @pytest.mark.parametrize("order", [("tof", "tof-2"), ("tof-2", "tof")])
-def test_of_two_uploaders_the_present_one_has_the_last_word(
+def test_of_two_tof_pods_the_current_one_takes_precedence(
     cluster: KubernetesCluster, store: Store, order: tuple[str, str]
 ) -> None:
     for part in order:
@@ -300,7 +300,9 @@ def test_of_two_uploaders_the_present_one_has_the_last_word(
         assert {p.part for p in observed.pods} == set(order)
 
 
-def test_every_uploader_of_an_attempt_is_removed_and_seen_to_be_gone(cluster: KubernetesCluster, store: Store) -> None:
+def test_every_tof_pod_of_an_attempt_is_deleted_and_observed_to_be_gone(
+    cluster: KubernetesCluster, store: Store
+) -> None:
     followed(cluster)
     task = make_task(UPLOADED, stage=Stage.CLEAN, part=None, layout="staged", uploads=2)
     delete_all(cluster, task)
@@ -329,7 +331,7 @@ def test_every_uploader_of_an_attempt_is_removed_and_seen_to_be_gone(cluster: Ku
         ("riscv64", ["amd64", "arm64"], None, "amd64"),
     ],
 )
-def test_tasks_run_on_the_architecture_of_the_service_unless_another_is_named(
+def test_tasks_run_on_the_architecture_of_the_service_unless_another_is_set(
     client: Client,
     store: Store,
     tmp_path: Path,

@@ -23,7 +23,7 @@ def test_objects_without_a_task_are_not_kept() -> None:
     assert project_pod({"metadata": {"name": "a"}}) is None and project_volume({}) is None
 
 
-def test_the_full_id_wins_over_its_label() -> None:
+def test_the_full_id_takes_precedence_over_its_label() -> None:
     assert view_of(metadata={"annotations": {"poiesis/task-id": "Odd Id"}}).task_id == "Odd Id"
 
 
@@ -49,7 +49,7 @@ def test_messages_are_kept_within_their_bound(monkeypatch: pytest.MonkeyPatch) -
     assert kept.pods(TaskId("t4"))[0].containers[0].termination_message is not None
 
 
-def test_names_of_what_is_gone_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_of_deleted_objects_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_GONE", 2)
     kept = Cache(lambda _: None)
     for i in range(3):
@@ -88,7 +88,7 @@ STUCK = {"executor-0": {"waiting": {"reason": "ImagePullBackOff", "message": "no
         (RUNS, "Running", "node1", False),
     ],
 )
-def test_a_pod_starts_from_its_node_to_its_last_container(
+def test_a_pod_is_starting_from_scheduling_until_all_containers_run(
     containers: dict[str, Any], phase: str, node: str | None, starts: bool
 ) -> None:
     kept = Cache(lambda _: None)

@@ -18,26 +18,26 @@ def in_turn(*answers: Answer | None) -> Callable[[Request], Answer | None]:
     return lambda _: left.pop(0) if len(left) > 1 else left[0]
 
 
-def test_faults_that_pass_are_tried_again_with_back_off(server: ApiServer, client: Client, slept: list[float]) -> None:
+def test_transient_faults_are_retried_with_back_off(server: ApiServer, client: Client, slept: list[float]) -> None:
     server.answer = in_turn(Answer(status=500), None, Answer(status=503, body="busy"), Answer(body={"ok": 1}))
     assert client.get(PODS) == {"ok": 1}
     assert slept == pytest.approx([0.2, 0.4, 0.8]) and len(server.requests) == 4
 
 
-def test_repetitions_end(server: ApiServer, client: Client) -> None:
+def test_retries_are_limited(server: ApiServer, client: Client) -> None:
     server.answer = in_turn(Answer(status=500, body={"message": "no"}))
     with pytest.raises(ApiError, match="no"):
         client.create(PODS, {})
     assert len(server.requests) == 4
 
 
-def test_what_the_server_asks_for_is_waited(server: ApiServer, client: Client, slept: list[float]) -> None:
+def test_retry_after_is_respected(server: ApiServer, client: Client, slept: list[float]) -> None:
     server.answer = in_turn(Answer(status=429, headers={"Retry-After": "3"}), Answer(body={}))
     client.get(PODS)
     assert slept == [3.0]
 
 
-def test_a_server_that_asks_for_long_is_left_alone(server: ApiServer, client: Client, slept: list[float]) -> None:
+def test_a_long_retry_after_is_not_waited_for(server: ApiServer, client: Client, slept: list[float]) -> None:
     server.answer = in_turn(Answer(status=429, headers={"Retry-After": "60"}))
     with pytest.raises(ApiError) as caught:
         client.get(PODS)
@@ -45,14 +45,14 @@ def test_a_server_that_asks_for_long_is_left_alone(server: ApiServer, client: Cl
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 409, 410, 422])
-def test_refusals_are_not_repeated(server: ApiServer, client: Client, status: int) -> None:
+def test_rejections_are_not_retried(server: ApiServer, client: Client, status: int) -> None:
     server.answer = in_turn(Answer(status=status, body={"reason": "R", "message": "M"}))
     with pytest.raises(ApiError) as caught:
         client.create(PODS, {})
     assert (caught.value.status, caught.value.reason, len(server.requests)) == (status, "R", 1)
 
 
-def test_deleting_what_is_gone_is_success(server: ApiServer, client: Client) -> None:
+def test_deleting_a_missing_object_succeeds(server: ApiServer, client: Client) -> None:
     server.answer = in_turn(Answer(body={}), Answer(status=404, body={}))
     assert client.delete(f"{PODS}/a", {"propagationPolicy": "Background"}) is True
     assert client.delete(f"{PODS}/a", {}) is False
@@ -63,7 +63,7 @@ def test_deleting_what_is_gone_is_success(server: ApiServer, client: Client) -> 
     }
 
 
-def test_of_a_long_text_the_end_is_kept(server: ApiServer, client: Client) -> None:
+def test_the_end_of_a_long_text_is_kept(server: ApiServer, client: Client) -> None:
     server.answer = in_turn(Answer(lines=[b"x" * 300_000, "é".encode() * 100_000, b"end"]))
     assert client.text(f"{PODS}/a/log", {}, 7) == "ééend"
 

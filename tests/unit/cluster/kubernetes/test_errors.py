@@ -38,14 +38,14 @@ from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, PoiesisErr
         (302, "elsewhere", ClusterUnavailable, False),
     ],
 )
-def test_each_answer(status: int, message: str, error: type[PoiesisError], again: bool) -> None:
+def test_each_response_becomes_its_error(status: int, message: str, error: type[PoiesisError], again: bool) -> None:
     answer = ApiError(status, "Reason", message)
     assert rule_for(answer).again is again
     assert type(translate(answer, "create pod x")) is error
     assert str(translate(answer, "create pod x")).startswith("create pod x: ")
 
 
-def test_a_quota_names_its_delay() -> None:
+def test_a_quota_error_has_its_delay() -> None:
     error = translate(ApiError(403, "Forbidden", "exceeded quota", 30), "create")
     assert isinstance(error, QuotaExceeded) and error.delay == timedelta(seconds=30)
 
@@ -59,10 +59,10 @@ def test_a_quota_names_its_delay() -> None:
         (b"[]", None, ("", "[]", None)),
     ],
 )
-def test_what_is_read_of_an_answer(body: bytes, header: str | None, expected: tuple[str, str, float | None]) -> None:
+def test_responses_are_parsed(body: bytes, header: str | None, expected: tuple[str, str, float | None]) -> None:
     error = from_answer(500, body, header)
     assert (error.reason, error.message, error.retry_after) == expected
 
 
-def test_a_long_message_is_cut() -> None:
+def test_a_long_message_is_truncated() -> None:
     assert len(str(from_answer(500, b"x" * 100_000, None))) <= MAX_MESSAGE

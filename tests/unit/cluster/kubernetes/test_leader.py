@@ -84,7 +84,7 @@ def test_one_of_two_leads_and_keeps_leading(two: tuple[Candidate, Candidate], le
     assert lease.lease is not None and lease.lease["spec"]["leaseTransitions"] == 0
 
 
-def test_a_leader_that_died_is_followed_after_its_lease(two: tuple[Candidate, Candidate], lease: LeaseServer) -> None:
+def test_a_dead_leader_is_replaced_after_its_lease(two: tuple[Candidate, Candidate], lease: LeaseServer) -> None:
     first, second = two
     first.step()
     assert [second.step() for _ in range(8)] == [False] * 8  # 16 s: seen first after 2
@@ -93,7 +93,9 @@ def test_a_leader_that_died_is_followed_after_its_lease(two: tuple[Candidate, Ca
     assert not first.step(0.1) and first.events == ["start", "stop"]
 
 
-def test_who_cannot_renew_stops_before_others_begin(two: tuple[Candidate, Candidate], lease: LeaseServer) -> None:
+def test_a_leader_that_cannot_renew_stops_before_another_starts(
+    two: tuple[Candidate, Candidate], lease: LeaseServer
+) -> None:
     first, second = two
     first.step()
     second.step()
@@ -107,14 +109,16 @@ def test_who_cannot_renew_stops_before_others_begin(two: tuple[Candidate, Candid
     assert second.step(6)
 
 
-def test_the_time_to_renew_runs_out_also_while_the_thread_hangs(two: tuple[Candidate, Candidate]) -> None:
+def test_the_renew_deadline_passes_even_while_the_thread_hangs(two: tuple[Candidate, Candidate]) -> None:
     first, _ = two
     first.step()
     first.now += 10.5
     assert not first.election.is_leader
 
 
-def test_two_who_take_it_at_once(two: tuple[Candidate, Candidate], lease: LeaseServer, server: ApiServer) -> None:
+def test_only_one_of_two_concurrent_candidates_wins(
+    two: tuple[Candidate, Candidate], lease: LeaseServer, server: ApiServer
+) -> None:
     first, second = two
     answer = lease.answer
 
@@ -129,7 +133,7 @@ def test_two_who_take_it_at_once(two: tuple[Candidate, Candidate], lease: LeaseS
     assert first.election.is_leader and second.events == []
 
 
-def test_who_leaves_hands_over(two: tuple[Candidate, Candidate]) -> None:
+def test_a_leader_that_stops_releases_the_lease(two: tuple[Candidate, Candidate]) -> None:
     first, second = two
     first.step()
     first.election._closed.set()
@@ -138,7 +142,7 @@ def test_who_leaves_hands_over(two: tuple[Candidate, Candidate]) -> None:
     assert second.step()
 
 
-def test_a_callback_that_fails_stops_nothing(
+def test_a_failing_callback_does_not_stop_the_election(
     server: ApiServer, settings: KubernetesSettings, lease: LeaseServer
 ) -> None:
     def fail() -> None:
@@ -151,6 +155,6 @@ def test_a_callback_that_fails_stops_nothing(
     election.close()
 
 
-def test_times_that_make_no_sense_are_refused(settings: KubernetesSettings) -> None:
+def test_inconsistent_times_are_refused(settings: KubernetesSettings) -> None:
     with pytest.raises(ValueError, match="renew_deadline < lease"):
         Election(settings, lambda: None, lambda: None, lease=timedelta(seconds=5))

@@ -80,7 +80,7 @@ def test_the_documents_are_owned_by_the_volume() -> None:
 
 
 @pytest.mark.parametrize("megabytes", [1, 3, 8])
-def test_a_document_above_the_limit_comes_in_pieces_over_several_secrets(megabytes: int) -> None:
+def test_a_document_above_the_limit_is_split_over_several_secrets(megabytes: int) -> None:
     inputs = tuple(Input(path=f"/data/{i}", content="x" * 1024 * 1024) for i in range(megabytes))
     spec = TaskSpec((TRUE,), inputs=inputs)
     task = make_task(spec)
@@ -97,7 +97,7 @@ def test_a_document_above_the_limit_comes_in_pieces_over_several_secrets(megabyt
     assert json.loads(b"".join(pieces)) == tif_document(task, the_plan)
 
 
-def test_documents_beyond_all_bounds_are_refused() -> None:
+def test_documents_above_the_total_limit_are_refused() -> None:
     spec = TaskSpec((TRUE,), inputs=tuple(Input(path=f"/data/{i}", content="x" * 1024 * 1024) for i in range(25)))
     with pytest.raises(ClusterRefused, match="too large"):
         objects.documents(make_task(spec), plan(spec, Policy()), {})
@@ -113,7 +113,7 @@ def test_the_launcher_is_named_by_its_content() -> None:
     assert made["metadata"]["name"] != objects.launcher({"amd64": b"ab", "arm64": b""}, SITE)["metadata"]["name"]
 
 
-def test_launchers_that_do_not_fit_or_are_not_there_are_a_mistake_of_the_settings() -> None:
+def test_launchers_that_do_not_fit_or_are_missing_are_a_configuration_error() -> None:
     with pytest.raises(ConfigurationError, match="init"):
         objects.launcher({"amd64": b"x" * (1024 * 1024)}, SITE)
     with pytest.raises(ConfigurationError, match="missing launcher"):

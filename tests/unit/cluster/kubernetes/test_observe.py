@@ -29,7 +29,7 @@ def condition(kind: str, status: str, reason: str, message: str = "words") -> di
     return {"conditions": [{"type": kind, "status": status, "reason": reason, "message": message}]}
 
 
-def test_a_pod_without_a_node_says_why() -> None:
+def test_an_unscheduled_pod_has_a_reason() -> None:
     pod = observed(node=None, status=condition("PodScheduled", "False", "Unschedulable", "0/1 nodes"))
     assert (pod.waiting, pod.scheduled, pod.node, pod.ended, pod.lost) == (
         "Unschedulable: 0/1 nodes",
@@ -40,7 +40,7 @@ def test_a_pod_without_a_node_says_why() -> None:
     )
 
 
-def test_a_scheduled_pod_waits_for_nothing() -> None:
+def test_a_scheduled_pod_has_no_waiting_reason() -> None:
     pod = observed(status=condition("PodScheduled", "True", ""))
     assert (pod.scheduled, pod.node, pod.waiting) == (True, "node1", None)
 
@@ -56,7 +56,7 @@ def test_a_scheduled_pod_waits_for_nothing() -> None:
         "RunContainerError",
     ],
 )
-def test_why_a_container_waits(reason: str) -> None:
+def test_waiting_reasons_of_containers(reason: str) -> None:
     pod = observed(containers={"executor-0": {"waiting": {"reason": reason, "message": "no"}}})
     assert (pod.containers[0].phase, pod.containers[0].reason, pod.containers[0].message) == (
         Phase.WAITING,
@@ -71,7 +71,7 @@ def test_a_pod_has_ended_when_its_containers_have() -> None:
     assert observed(containers={"a": {"waiting": {"reason": "PodInitializing"}}}, phase="Failed").ended
 
 
-def test_a_record_says_that_a_container_has_ended_before_its_status_does() -> None:
+def test_a_record_shows_the_end_of_a_container_before_its_status() -> None:
     record = Record(name="executor-0", ok=False, exit_code=3)
     pod = observed(records={"executor-0": record}, containers={"executor-0": RUNNING})
     assert pod.ended and pod.containers[0].exit_code == 3 and pod.containers[0].record is record
@@ -83,7 +83,7 @@ def test_an_out_of_memory_kill_without_a_record() -> None:
     assert (container.exit_code, container.reason, container.record) == (137, "OOMKilled", None)
 
 
-def test_the_runtimes_own_message_is_kept_and_half_a_record_is_not() -> None:
+def test_the_runtimes_message_is_kept_and_a_truncated_record_is_not() -> None:
     said = {"terminated": {"exitCode": 128, "reason": "StartError", "message": "exec: no such file"}}
     assert observed(containers={"executor-0": said}).containers[0].message == "exec: no such file"
     said = {"terminated": {"exitCode": 0, "reason": "Completed", "message": '{"v":1,"na'}}
@@ -110,7 +110,7 @@ def test_the_runtimes_own_message_is_kept_and_half_a_record_is_not() -> None:
         ({"phase": "Running"}, None),
     ],
 )
-def test_what_took_a_pod_away(status: dict[str, Any], lost: str | None) -> None:
+def test_reasons_for_a_lost_pod(status: dict[str, Any], lost: str | None) -> None:
     assert observed(status=status).lost == lost
 
 
@@ -124,7 +124,7 @@ def test_a_container_with_an_unknown_end() -> None:
     assert observed(containers={"executor-0": unknown}, phase="Failed").lost == "ContainerStatusUnknown"
 
 
-def test_a_deletion_is_a_loss_unless_it_is_ours() -> None:
+def test_a_deletion_is_a_loss_unless_it_is_our_own() -> None:
     deleted = {"deletionTimestamp": "2026-01-02T03:05:05Z"}
     assert observed(metadata=deleted).lost == "PodDeleted"
     assert observed(metadata=deleted, attempt=2).lost is None  # of another attempt

@@ -139,7 +139,7 @@ def container(made: dict[str, Any], name: str = "executor-0") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_whole_pods_are_as_written_down(name: str) -> None:
+def test_whole_pods_equal_the_golden_files(name: str) -> None:
     spec, settings, policy = CASES[name]
     path = GOLDEN / f"{name}.json"
     made = build(spec, settings, policy)
@@ -160,14 +160,14 @@ def test_what_kubernetes_would_expand_is_escaped(text: str) -> None:
     assert escaped.replace("$$", "$") == text
 
 
-def test_the_request_is_made_once_and_limits_by_each() -> None:
+def test_one_container_has_the_request_and_all_have_the_limits() -> None:
     made = build(TaskSpec((TRUE, TRUE, TRUE), resources=Asked(cpu_cores=2, ram_gb=4)))[0]
     resources = [c["resources"] for c in made["spec"]["containers"]]
     assert resources[0] == {"requests": {"cpu": "2000m", "memory": "4000000000"}, "limits": {"memory": "4000000000"}}
     assert resources[1] == resources[2] == {"requests": {"cpu": "0", "memory": "0"}, "limits": {"memory": "4000000000"}}
 
 
-def test_a_task_that_asks_for_nothing_reserves_nothing() -> None:
+def test_a_task_without_resources_reserves_nothing() -> None:
     assert "resources" not in container(build(TaskSpec((TRUE,)))[0])
 
 
@@ -261,7 +261,7 @@ def test_every_container_pokes_with_id_and_nonce() -> None:
     assert arguments[arguments.index("--poke") + 1] == "texam:8081/poke/0pgfkqhb3o9ek1qmlgpsrchc2k/n0nce-1-1"
 
 
-def test_directories_are_made_by_the_first_executor_only_where_no_tif_does() -> None:
+def test_the_first_executor_creates_directories_only_without_tif() -> None:
     made = build(TaskSpec((TRUE, TRUE), volumes=("/data/deep", "/data")))[0]
     first, second = (c["args"] for c in made["spec"]["containers"])
     assert [a for a, o in zip(first[1:], first, strict=False) if o == "--mkdir"] == ["/data", "/data/deep"]
@@ -270,13 +270,13 @@ def test_directories_are_made_by_the_first_executor_only_where_no_tif_does() -> 
     assert "--mkdir" not in container(with_tif)["args"]
 
 
-def test_shared_memory_is_for_executors_alone() -> None:
+def test_only_executors_have_shared_memory() -> None:
     spec, settings, policy = CASES["staged-gpu"]
     with_shm = [any(v["name"] == "shm" for v in p["spec"]["volumes"]) for p in build(spec, settings, policy)]
     assert with_shm == [False, True, True, False]
 
 
-def test_gpus_are_asked_for_by_executors_alone() -> None:
+def test_only_executors_request_gpus() -> None:
     spec, settings, policy = CASES["staged-gpu"]
     asked = [
         ["nvidia.com/gpu" in json.dumps(c) for c in p["spec"]["containers"]] for p in build(spec, settings, policy)
@@ -284,7 +284,7 @@ def test_gpus_are_asked_for_by_executors_alone() -> None:
     assert asked == [[False], [True], [True], [False]]
 
 
-def test_every_pod_of_a_task_stays_where_its_volume_can_follow() -> None:
+def test_every_pod_of_a_task_is_scheduled_where_its_volume_is_reachable() -> None:
     spec, settings, policy = CASES["staged-gpu"]
     assert all(p["spec"]["nodeSelector"]["class"] == "large" for p in build(spec, settings, policy))
 
@@ -298,19 +298,19 @@ def test_every_pod_of_a_task_stays_where_its_volume_can_follow() -> None:
         ({"architecture": "s390x"}, "unsupported architecture 's390x'"),
     ],
 )
-def test_what_the_site_does_not_have_is_refused(parameters: dict[str, str], words: str) -> None:
+def test_unknown_classes_are_refused(parameters: dict[str, str], words: str) -> None:
     settings = replace(SITE, launchers={"amd64": "x"})
     with pytest.raises(ClusterRefused, match=words):
         build(TaskSpec((TRUE,), resources=Asked(backend_parameters=parameters)), settings)
 
 
-def test_a_kind_of_gpu_needs_the_sites_label() -> None:
+def test_gpu_type_requires_the_sites_label() -> None:
     asked = Asked(backend_parameters={"gpu": "1", "gpu_type": "a100"})
     with pytest.raises(ClusterRefused, match="gpu_type"):
         build(TaskSpec((TRUE,), resources=asked))
 
 
-def test_an_argument_longer_than_linux_takes_is_refused() -> None:
+def test_an_argument_longer_than_linux_allows_is_refused() -> None:
     fits = Executor("i", ("x" * pods.MAX_STRING_BYTES,))
     build(TaskSpec((fits,)))
     with pytest.raises(ClusterRefused, match="environment too long"):
@@ -319,13 +319,13 @@ def test_an_argument_longer_than_linux_takes_is_refused() -> None:
         build(TaskSpec((replace(TRUE, env={"A": "é" * (pods.MAX_STRING_BYTES // 2)}),)))
 
 
-def test_arguments_longer_in_all_than_linux_takes_are_refused() -> None:
+def test_arguments_longer_in_total_than_linux_allows_are_refused() -> None:
     many = Executor("i", ("x" * 100_000,) * 11)
     with pytest.raises(ClusterRefused, match="in total"):
         build(TaskSpec((many,)))
 
 
-def test_a_pod_larger_than_etcd_takes_is_refused() -> None:
+def test_a_pod_larger_than_etcd_allows_is_refused() -> None:
     one = Executor("i", ("x" * 100_000,) * 8)
     with pytest.raises(ClusterRefused, match="too long for one pod"):
         build(TaskSpec((one, one)))
@@ -340,27 +340,27 @@ def test_documents_in_several_secrets_appear_in_one_directory() -> None:
     assert [s["secret"]["name"] for s in sources] == [f"poiesis-{task.id}-1-filer", f"poiesis-{task.id}-1-filer-1"]
 
 
-def test_the_last_resort_is_later_than_everything_else() -> None:
+def test_the_pods_deadline_is_later_than_all_others() -> None:
     policy = Policy(max_time_limit=timedelta(hours=1))
     made = build(TaskSpec((TRUE, TRUE)), PLAIN, policy)[0]
     assert made["spec"]["activeDeadlineSeconds"] >= 2 * 3600 + policy.stage_in_deadline.total_seconds()
     assert "activeDeadlineSeconds" not in build(TaskSpec((TRUE,)))[0]["spec"]
 
 
-def test_filers_may_be_limited() -> None:
+def test_filers_may_have_limits() -> None:
     settings = replace(PLAIN, filer_resources=Resources(cpu_request="10m", cpu_limit="1", memory_limit="1Gi"))
     made = build(TaskSpec((TRUE,), inputs=(IN,)), settings)[0]
     assert container(made, "tif")["resources"] == {"requests": {"cpu": "10m"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 
 
-def test_an_id_unfit_for_a_label_stands_in_an_annotation() -> None:
+def test_an_id_that_is_not_a_valid_label_is_in_an_annotation() -> None:
     made = build(TaskSpec((TRUE,)), id="Task_With.Odd/Id")[0]
     assert made["metadata"]["annotations"] == {"poiesis/task-id": "Task_With.Odd/Id"}
     assert made["metadata"]["labels"]["poiesis/task-id"].startswith("task-with-odd-id-")
 
 
 @pytest.mark.parametrize("text", ["none", "", "None"])
-def test_a_filer_without_a_user_of_its_own_still_is_not_root(text: str) -> None:
+def test_a_filer_without_an_explicit_user_is_not_root(text: str) -> None:
     """The platform chooses: OpenShift gives every container of the pod one user of the namespace's range."""
     name = f"{KUBERNETES_PREFIX}FILER_RUN_AS_USER"
     settings = replace(read(KubernetesSettings, {name: text}, KUBERNETES_PREFIX), fs_group=None)
@@ -376,7 +376,7 @@ def test_a_filer_without_a_user_of_its_own_still_is_not_root(text: str) -> None:
     assert made["spec"]["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
 
 
-def test_a_working_directory_without_a_volume_is_an_empty_one_of_the_pod() -> None:
+def test_a_working_directory_without_a_volume_is_an_empty_dir_of_the_pod() -> None:
     """A volume each: what a subPath leads to is made by the kubelet for root alone."""
     two = TaskSpec((replace(TRUE, workdir="/work"), replace(TRUE, workdir="/tmp/x")))
     made = build(two)[0]

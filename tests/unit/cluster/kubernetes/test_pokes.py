@@ -46,7 +46,7 @@ def make_site() -> Iterator[Callable[..., Site]]:
     HTTP.clear()
 
 
-def test_a_poke_wakes_its_task_and_brings_its_record(make_site: Callable[..., Site]) -> None:
+def test_a_poke_wakes_its_task_and_carries_its_record(make_site: Callable[..., Site]) -> None:
     site = make_site()
     assert site.post("/poke/abc123/0f", b'{"name": "x"}') == 202
     assert site.post("/poke/abc123/0f-1-1") == 202

@@ -62,12 +62,12 @@ def reads(server: ApiServer) -> list[str]:
     return [r.query["container"] for r in server.requests]
 
 
-def test_a_whole_termination_message_needs_no_log(make: Callable[..., Records], server: ApiServer) -> None:
+def test_a_complete_termination_message_needs_no_log(make: Callable[..., Records], server: ApiServer) -> None:
     said = make().of(pod(executor_0=ended(record()), executor_1=RUNNING), poked=False)
     assert said["executor-0"].record is not None and "executor-1" not in said and not server.requests
 
 
-def test_of_a_cut_message_the_log_has_the_rest_once_all_has_ended(
+def test_the_rest_of_a_truncated_message_is_read_from_the_log_after_the_end(
     make: Callable[..., Records], server: ApiServer, logs: dict[str, Answer | None]
 ) -> None:
     cut = ended(record(truncated=True, stdout="short"))
@@ -105,7 +105,7 @@ def test_a_record_that_is_nowhere_is_looked_for_once(
     assert len(server.requests) == first
 
 
-def test_behind_a_noisy_other_stream_a_second_look_finds_it(
+def test_a_record_before_noise_of_the_other_stream_is_found_by_reading_further_back(
     make: Callable[..., Records], server: ApiServer, logs: dict[str, Answer | None]
 ) -> None:
     def answer(request: Request) -> Answer:
@@ -118,9 +118,7 @@ def test_behind_a_noisy_other_stream_a_second_look_finds_it(
     assert found["executor-0"].record is not None and len(server.requests) == 2
 
 
-def test_a_log_that_cannot_be_read_now_is_asked_for_again_for_a_while(
-    make: Callable[..., Records], logs: dict[str, Answer | None]
-) -> None:
+def test_an_unreadable_log_is_retried_for_a_while(make: Callable[..., Records], logs: dict[str, Answer | None]) -> None:
     logs["executor-0"] = Answer(status=500, body={"message": "dial tcp: connection refused"})
     view = pod(executor_0=ended(record(truncated=True)))
     with pytest.raises(ClusterUnavailable):
@@ -129,11 +127,11 @@ def test_a_log_that_cannot_be_read_now_is_asked_for_again_for_a_while(
     assert found is not None and found.stdout == "out"  # better than nothing
 
 
-def test_a_pod_that_is_gone_has_no_log(make: Callable[..., Records], logs: dict[str, Answer | None]) -> None:
+def test_no_log_is_read_of_a_deleted_pod(make: Callable[..., Records], logs: dict[str, Answer | None]) -> None:
     assert make().of(pod(executor_0=ended()), poked=False) == {}
 
 
-def test_a_container_that_never_ran_is_not_asked(
+def test_no_log_is_read_of_a_container_that_never_ran(
     make: Callable[..., Records], server: ApiServer, logs: dict[str, Answer | None]
 ) -> None:
     document = pod_json(containers={"executor-0": {"waiting": {"reason": "PodInitializing"}}}, phase="Failed")
@@ -141,7 +139,7 @@ def test_a_container_that_never_ran_is_not_asked(
     assert view is not None and make().of(view, poked=False) == {} and not server.requests
 
 
-def test_a_poke_looks_at_the_last_container_and_no_further_if_it_runs(
+def test_after_a_poke_the_search_stops_at_the_first_running_container(
     make: Callable[..., Records], server: ApiServer, logs: dict[str, Answer | None]
 ) -> None:
     logs["tof"] = Answer(body="still at it\n")
@@ -152,7 +150,7 @@ def test_a_poke_looks_at_the_last_container_and_no_further_if_it_runs(
     assert set(records.of(view, poked=True)) == {"tof", "executor-0"}
 
 
-def test_records_of_others_in_the_last_ones_log_save_reading_theirs(
+def test_records_of_other_containers_in_a_log_save_reading_theirs(
     make: Callable[..., Records], server: ApiServer, logs: dict[str, Answer | None]
 ) -> None:
     logs["tof"] = Answer(body=f"{LINE}{record()}\n{LINE}{record('tof')}\n")
@@ -170,9 +168,7 @@ def test_a_record_received_by_poke_needs_neither_status_nor_log(
     assert set(records.of(view, poked=False)) == {"executor-0"} and not server.requests
 
 
-def test_a_filers_report_is_read_out_of_its_record(
-    make: Callable[..., Records], logs: dict[str, Answer | None]
-) -> None:
+def test_a_filers_report_is_taken_from_its_record(make: Callable[..., Records], logs: dict[str, Answer | None]) -> None:
     report = FilerReport((TransferredFile("s3://b/é", "/data/a", 1),) * 5000, total_files=5000)
     text = format_report(report)
     assert len(text) > 300_000
@@ -189,7 +185,7 @@ def test_a_record_of_another_container_is_ignored(make: Callable[..., Records], 
     assert make().of(pod(executor_0=ended(record("tof"))), poked=False) == {}
 
 
-def test_what_is_remembered_is_bounded(make: Callable[..., Records], server: ApiServer) -> None:
+def test_the_cache_is_bounded(make: Callable[..., Records], server: ApiServer) -> None:
     records = make(cache_bytes=5_000)
     views = []
     for i in range(100):
@@ -203,7 +199,7 @@ def test_what_is_remembered_is_bounded(make: Callable[..., Records], server: Api
     assert records._known_bytes == 0
 
 
-def test_the_live_tail_is_of_the_one_whose_turn_it_is(
+def test_the_live_tail_is_that_of_the_running_executor(
     make: Callable[..., Records], server: ApiServer, logs: dict[str, Answer | None]
 ) -> None:
     logs["executor-1"] = Answer(body="x" * 500 + "\nend\n")

@@ -99,19 +99,19 @@ def test_list_then_watch_from_there(fixture: Fixture) -> None:
     assert fixture.woken[:2] in (["a", "b"], ["b", "a"]) and fixture.woken[2:] == ["a", "b"]
 
 
-def test_lists_come_in_pages(fixture: Fixture) -> None:
+def test_lists_are_read_in_pages(fixture: Fixture) -> None:
     requests = fixture.play(listing(task_pod("a"), more="token"), listing(task_pod("b"), version=5), Answer(lines=[]))
     assert requests[1].query["continue"] == "token" and requests[2].query["resourceVersion"] == "5"
     assert fixture.state("a") and fixture.state("b")
 
 
-def test_nothing_is_said_before_the_first_list(fixture: Fixture) -> None:
+def test_the_watch_is_not_synced_before_the_first_list(fixture: Fixture) -> None:
     assert not fixture.watch.is_fresh() and not fixture.watch.synced.is_set()
     fixture.play(Answer(status=500), listing(task_pod("a")))
     assert fixture.watch.synced.is_set()
 
 
-def test_too_old_a_version_lists_again_and_finds_who_vanished(fixture: Fixture) -> None:
+def test_an_expired_version_causes_a_relist_that_finds_deleted_objects(fixture: Fixture) -> None:
     gone = Answer(lines=[event("ERROR", {"code": 410, "reason": "Expired", "message": "too old resource version"})])
     fixture.play(
         listing(task_pod("a"), task_pod("b"), version=10),
@@ -125,7 +125,7 @@ def test_too_old_a_version_lists_again_and_finds_who_vanished(fixture: Fixture) 
     assert fixture.cache.is_gone(PODS, "pod-a") and fixture.cache.is_gone(PODS, "pod-b")
 
 
-def test_a_drop_in_the_middle_of_a_line_loses_nothing(fixture: Fixture) -> None:
+def test_a_disconnect_within_a_line_loses_nothing(fixture: Fixture) -> None:
     whole, half = event("MODIFIED", task_pod("a", 11)), event("MODIFIED", task_pod("a", 12, containers=RUNNING))
     requests = fixture.play(
         listing(task_pod("a"), version=10),
@@ -176,7 +176,7 @@ def test_bookmarks_move_the_version(fixture: Fixture) -> None:
     assert requests[2].query["resourceVersion"] == "77" and not fixture.woken
 
 
-def test_a_server_that_is_away_is_asked_ever_more_rarely(fixture: Fixture) -> None:
+def test_an_unreachable_server_is_retried_with_back_off(fixture: Fixture) -> None:
     fixture.play(*[None] * 10, listing(task_pod("a")))
     assert fixture.waits[:4] == [0.5, 1.0, 2.0, 4.0] and max(fixture.waits) == 30.0
     assert fixture.state("a")
@@ -201,7 +201,7 @@ def test_everything_is_listed_again_after_a_while(fixture: Fixture) -> None:
     assert "watch" not in requests[2].query and fixture.state("a") is None
 
 
-def test_a_minute_without_a_stream_loses_nothing(fixture: Fixture) -> None:
+def test_a_minute_without_a_connection_loses_nothing(fixture: Fixture) -> None:
     """Pods that ended and pods that came meanwhile are in what is sent from the last version on."""
 
     def away() -> None:
@@ -216,7 +216,7 @@ def test_a_minute_without_a_stream_loses_nothing(fixture: Fixture) -> None:
     assert fixture.state("a") == "terminated" and fixture.state("b")
 
 
-def test_without_a_stream_the_cache_is_soon_no_authority(fixture: Fixture) -> None:
+def test_without_a_stream_the_cache_soon_becomes_stale(fixture: Fixture) -> None:
     fixture.play(listing(task_pod("a"), version=10))
     assert fixture.watch.is_fresh()
     fixture.now += 6

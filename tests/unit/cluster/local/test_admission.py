@@ -41,7 +41,7 @@ def test_a_large_one_is_not_starved_by_small_ones() -> None:
     assert started == ["a", "large"]
 
 
-def test_one_that_waits_may_leave_and_lets_others_pass() -> None:
+def test_a_removed_waiting_pod_lets_others_start() -> None:
     found, started = admission()
     found.add("a", 3, 0)
     found.add("large", 4, 0)
@@ -50,7 +50,7 @@ def test_one_that_waits_may_leave_and_lets_others_pass() -> None:
     assert started == ["a", "small"]
 
 
-def test_more_than_the_machine_has_runs_alone() -> None:
+def test_a_request_above_the_capacity_runs_by_itself() -> None:
     found, started = admission()
     found.add("huge", 1000, 10**15)
     found.add("next", 1, 1)
@@ -59,7 +59,7 @@ def test_more_than_the_machine_has_runs_alone() -> None:
     assert started == ["huge", "next"]
 
 
-def test_what_runs_already_is_counted_even_above_the_limit() -> None:
+def test_running_pods_count_even_above_the_limit() -> None:
     found, started = admission(pods=1)
     found.adopt("a", 1, 1)
     found.adopt("b", 1, 1)
@@ -71,7 +71,7 @@ def test_what_runs_already_is_counted_even_above_the_limit() -> None:
     assert started == ["a", "b", "c"]
 
 
-def test_the_reason_for_waiting_names_what_is_asked_and_does_not_change() -> None:
+def test_the_reason_for_waiting_has_the_request_and_does_not_change() -> None:
     found, _ = admission(pods=1)
     found.add("a", 0, 0)
     found.add("b", 2, 50_000_000_000)

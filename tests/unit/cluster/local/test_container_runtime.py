@@ -92,7 +92,7 @@ def test_values_reach_the_engine_as_they_are(runtime: ContainerRuntime, tmp_path
         ("exited", RunState.ENDED),
     ],
 )
-def test_what_an_earlier_life_began_is_recognised(
+def test_a_container_of_an_earlier_process_is_recognized(
     runtime: ContainerRuntime, tmp_path: Path, answers: Path, status: str, state: RunState
 ) -> None:
     run, task_dir = run_of(runtime, tmp_path)
@@ -101,7 +101,9 @@ def test_what_an_earlier_life_began_is_recognised(
     assert run.state() is state
 
 
-def test_a_container_that_was_only_made_is_started(runtime: ContainerRuntime, tmp_path: Path, answers: Path) -> None:
+def test_a_container_that_was_created_but_not_started_is_started(
+    runtime: ContainerRuntime, tmp_path: Path, answers: Path
+) -> None:
     run, task_dir = run_of(runtime, tmp_path)
     task_dir.note("executor-0", "intent")
     (answers / "inspect.out").write_text('{"Status": "created"}')
@@ -130,7 +132,7 @@ def test_an_unavailable_engine_is_not_a_missing_container(
         run.state()
 
 
-def test_a_launcher_lives_while_it_holds_its_lock(runtime: ContainerRuntime, tmp_path: Path, answers: Path) -> None:
+def test_a_launcher_is_alive_while_it_holds_its_lock(runtime: ContainerRuntime, tmp_path: Path, answers: Path) -> None:
     run, task_dir = run_of(runtime, tmp_path)
     task_dir.control("executor-0").mkdir()
     up, record = (task_dir.control("executor-0") / f"executor-0.{s}" for s in ("up", "json"))
@@ -164,7 +166,7 @@ def test_refused_images_are_distinguished_from_failures(
     assert caught.value.reason == reason
 
 
-def test_an_image_that_is_there_is_not_pulled(runtime: ContainerRuntime, answers: Path) -> None:
+def test_a_present_image_is_not_pulled(runtime: ContainerRuntime, answers: Path) -> None:
     runtime.pull("image:1")
     (answers / "image.err").write_text("gone")
     runtime.pull("image:1")  # known for a while
@@ -177,25 +179,25 @@ def test_an_option_is_not_an_image(runtime: ContainerRuntime) -> None:
     assert caught.value.reason == "InvalidImageName"
 
 
-def test_containers_without_a_folder_are_removed(runtime: ContainerRuntime, answers: Path) -> None:
+def test_containers_without_a_task_directory_are_removed(runtime: ContainerRuntime, answers: Path) -> None:
     (answers / "ps.out").write_text("poiesis-a-1-executor-0\npoiesis-b-1-executor-0\n")
     runtime.sweep({"poiesis-a-1"})
     runtime.close()
     assert asked(answers) == [["rm", "--force", "--volumes", "--", "poiesis-b-1-executor-0"]]
 
 
-def test_fields_of_a_mount_may_hold_anything() -> None:
+def test_fields_of_a_mount_may_contain_any_text() -> None:
     assert bind(Path('/a"b,c'), "/x", read_only=True) == 'type=bind,"source=/a""b,c",target=/x,readonly'
 
 
-def test_the_first_engine_that_answers_is_taken(tmp_path: Path, answers: Path, runtime: ContainerRuntime) -> None:
+def test_the_first_engine_that_responds_is_used(tmp_path: Path, answers: Path, runtime: ContainerRuntime) -> None:
     (answers / "--version.out").write_text("Docker version 99\n")
     chosen = select_runtime("auto", tmp_path / "service", tmp_path / "launcher")
     assert chosen.describe() == "Commands run in containers of their images, by Docker version 99."
     chosen.close()
 
 
-def test_an_engine_that_does_not_answer_is_said_with_what_to_do(
+def test_an_unresponsive_engine_is_reported_with_what_to_do(
     tmp_path: Path, answers: Path, runtime: ContainerRuntime
 ) -> None:
     (answers / "ps.err").write_text("the daemon is not running")

@@ -39,7 +39,7 @@ def test_hard_links_count_once_and_symbolic_links_are_not_followed(tmp_path: Pat
     assert not DiskUsage(tmp_path / "in", limit_bytes=120_000).is_exceeded()
 
 
-def test_a_long_measurement_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_measurement_continues_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(10):
         write(tmp_path / str(n), 10_000)
     monkeypatch.setattr(disk_usage, "SLICE_SECONDS", -1.0)
@@ -48,7 +48,7 @@ def test_a_long_measurement_goes_on_where_it_stopped(tmp_path: Path, monkeypatch
     assert looks[:5] == [False] * 5 and looks[-1]
 
 
-def test_what_was_removed_does_not_count_in_the_next_measurement(tmp_path: Path) -> None:
+def test_removed_files_do_not_count_in_the_next_measurement(tmp_path: Path) -> None:
     write(tmp_path / "file", 90_000)
     usage = DiskUsage(tmp_path, limit_bytes=100_000)
     assert not usage.is_exceeded()
@@ -57,7 +57,7 @@ def test_what_was_removed_does_not_count_in_the_next_measurement(tmp_path: Path)
     assert not usage.is_exceeded()
 
 
-def test_more_directories_than_can_be_remembered_are_too_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_directories_exceed_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(disk_usage, "MAX_PENDING", 10)
     for n in range(11):
         (tmp_path / str(n)).mkdir()

@@ -42,7 +42,7 @@ def test_an_invalid_pod_is_refused() -> None:
         read_pod({})
 
 
-def test_members_stand_in_the_order_of_their_turns() -> None:
+def test_members_are_in_the_order_of_their_turns() -> None:
     (pod,) = pods(FULL)
     assert pod.name == "poiesis-a-2-task" and pod.images == ("image", "other")
     assert [m.name for m in pod.members] == ["tif", "executor-0", "executor-1", "executor-2", "tof"]
@@ -51,7 +51,7 @@ def test_members_stand_in_the_order_of_their_turns() -> None:
     assert (pod.cpu_cores, pod.memory_bytes) == (1.5, 2_000_000_000)
 
 
-def test_only_pods_with_executors_take_room() -> None:
+def test_only_pods_with_executors_reserve_capacity() -> None:
     parts = {p.part: p for p in pods(FULL)} | {
         p.part: p
         for task in (Task(TaskId("a"), FULL, datetime(2026, 1, 1, tzinfo=UTC)),)

@@ -17,7 +17,7 @@ def test_a_tail_keeps_the_end_and_begins_with_a_whole_character() -> None:
     assert tail.text() == "éé"
 
 
-def test_a_tail_of_nothing_keeps_nothing() -> None:
+def test_an_empty_tail_keeps_nothing() -> None:
     tail = Tail(0)
     tail.add(b"abc")
     assert tail.text() == ""
@@ -37,7 +37,7 @@ def until(reader: TailReader, path: Path, text: str) -> None:
         time.sleep(0.01)
 
 
-def test_fifos_are_read_until_they_are_let_go(tmp_path: Path) -> None:
+def test_fifos_are_read_until_they_are_stopped(tmp_path: Path) -> None:
     path = tmp_path / "out"
     os.mkfifo(path)
     reader = TailReader()
@@ -54,7 +54,7 @@ def test_fifos_are_read_until_they_are_let_go(tmp_path: Path) -> None:
     reader.close()
 
 
-def test_a_fifo_that_is_not_there_is_empty(tmp_path: Path) -> None:
+def test_a_missing_fifo_is_empty(tmp_path: Path) -> None:
     reader = TailReader()
     reader.follow(tmp_path / "none", 10)
     assert reader.text(tmp_path / "none") == ""

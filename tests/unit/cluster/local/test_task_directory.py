@@ -25,7 +25,7 @@ def task_dir(tasks: Path, task_id: str = "a", attempt: int = 1) -> TaskDirectory
     return made
 
 
-def test_documents_are_whole_or_absent(tmp_path: Path) -> None:
+def test_documents_are_complete_or_absent(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     assert read_document(path) is None
     write_document(path, {"a": "ä"})
@@ -35,7 +35,7 @@ def test_documents_are_whole_or_absent(tmp_path: Path) -> None:
     assert read_document(path) is None
 
 
-def test_what_users_may_have_left_is_read_with_distrust(tmp_path: Path) -> None:
+def test_files_that_users_can_write_are_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(b"x" * 11)
     (tmp_path / "link").symlink_to(tmp_path / "large")
     os.mkfifo(tmp_path / "fifo")
@@ -45,7 +45,7 @@ def test_what_users_may_have_left_is_read_with_distrust(tmp_path: Path) -> None:
     assert read_bounded(tmp_path / "large", 11) == b"x" * 11
 
 
-def test_an_error_is_not_absence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_error_is_not_a_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x").touch()
 
     def no_descriptor(*_: object) -> int:
@@ -56,7 +56,7 @@ def test_an_error_is_not_absence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         read_bounded(tmp_path / "x", 10)
 
 
-def test_tasks_whose_names_begin_alike_are_kept_apart(tmp_path: Path) -> None:
+def test_tasks_with_a_common_prefix_are_kept_apart(tmp_path: Path) -> None:
     for task_id, attempt in (("a", 1), ("a", 2), ("a-1", 2), ("a-1-2", 1)):
         task_dir(tmp_path, task_id, attempt)
     assert [f.name for f in directories_of(tmp_path, TaskId("a"), 2)] == ["poiesis-a-1", "poiesis-a-2"]
@@ -64,13 +64,13 @@ def test_tasks_whose_names_begin_alike_are_kept_apart(tmp_path: Path) -> None:
     assert {(f.task_id, f.attempt) for f in all_directories(tmp_path)} == {("a", 1), ("a", 2), ("a-1", 2), ("a-1-2", 1)}
 
 
-def test_any_id_has_a_folder_of_its_own(tmp_path: Path) -> None:
+def test_every_id_has_its_own_directory(tmp_path: Path) -> None:
     found = task_dir(tmp_path, "../../Etc/passwd \n")
     assert found.path.parent == tmp_path
     assert [f.task_id for f in all_directories(tmp_path)] == ["../../Etc/passwd \n"]
 
 
-def test_halves_of_folders_are_removed_at_the_start(tmp_path: Path) -> None:
+def test_incomplete_directories_are_removed_at_the_start(tmp_path: Path) -> None:
     task_dir(tmp_path)
     (tmp_path / "poiesis-half-1" / "volume").mkdir(parents=True)
     (tmp_path / "unrelated").mkdir()
@@ -90,7 +90,7 @@ def test_mounts_stay_inside_of_the_volume(tmp_path: Path) -> None:
             found.mount_source(Mount("/x", path))
 
 
-def test_a_file_to_mount_is_neither_made_nor_touched(tmp_path: Path) -> None:
+def test_a_file_to_mount_is_neither_created_nor_changed(tmp_path: Path) -> None:
     found = task_dir(tmp_path)
     (found.volume / "root").mkdir(parents=True)
     path = found.volume / "root/out"
@@ -117,7 +117,7 @@ def test_anything_can_be_removed(tmp_path: Path) -> None:
     assert remove_tree(top)
 
 
-def test_a_folder_remembers_that_it_is_to_go_until_the_last(tmp_path: Path) -> None:
+def test_the_removal_mark_is_removed_last(tmp_path: Path) -> None:
     found = task_dir(tmp_path)
     found.mark_removing()
     assert TaskDirectory(tmp_path, TaskId("a"), 1).is_removing
