@@ -81,7 +81,7 @@ class Embedded:
         return f" {tasks} not ended: commands keep running, and the next start on {self.parts.settings.directory} takes over."
 
     def close(self) -> None:
-        """Stop answering and let links end. Commands keep running: the next start on the same directory takes them over."""
+        """Stop serving and let links finish. Commands keep running: the next start on the same directory takes them over."""
         self._closing.close()
 
     def __enter__(self) -> Self:
@@ -149,7 +149,7 @@ def example(url: str) -> str:
 
 
 def _lock(directory: Path) -> IO[str]:
-    """Lock the directory until the process ends, in whatever way."""
+    """Lock the directory until the process ends, however it ends."""
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     status = directory.stat()
     if (

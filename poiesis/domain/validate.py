@@ -60,7 +60,9 @@ def _problems(spec: TaskSpec, policy: Policy) -> Iterator[Problem]:
         yield from _input(item, f"$.inputs[{i}]", policy)
     total, most = sum(len((i.content or "").encode()) for i in spec.inputs), limits.max_total_content_bytes
     if total > most:
-        yield Problem("$.inputs", f"too much content: {total} bytes together; at most {most}, use URLs for more")
+        yield Problem(
+            "$.inputs", f"too much content: {total} bytes in total; at most {most}, use URLs for larger content"
+        )
     for i, output in enumerate(spec.outputs):
         yield from _output(output, f"$.outputs[{i}]", policy)
     for i, volume in enumerate(spec.volumes):
@@ -93,7 +95,7 @@ def _text_problems(value: Any, path: str) -> Iterator[Problem]:
         try:
             value.encode()
         except UnicodeEncodeError:
-            yield Problem(path, "invalid text: contains half of a surrogate pair; must be valid Unicode")
+            yield Problem(path, "invalid text: contains an unpaired surrogate; must be valid Unicode")
     elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _text_problems(key, path)
@@ -122,17 +124,17 @@ def _path(path: str, *, is_pattern: bool = False, is_stdin: bool = False, is_fil
     elif is_stdin:
         return None
     elif ".." in names or "." in names:
-        reason = "must not contain '.' or '..' as a name"
+        reason = "must not contain '.' or '..' as a component"
     elif "//" in path:
         reason = "must not contain '//'"
     elif len(path) > MAX_NAME_BYTES // 4 and any(len(name.encode()) > MAX_NAME_BYTES for name in names):
-        reason = f"each name in it must be at most {MAX_NAME_BYTES} bytes"
+        reason = f"each component must be at most {MAX_NAME_BYTES} bytes"
     elif path == "/":
         reason = "the root directory belongs to the image; use a directory below it"
     elif (top := f"/{names[1]}") in FORBIDDEN_DIRECTORIES:
         reason = f"{top} belongs to the system; use another directory, such as /data"
     elif is_file and path.endswith("/"):
-        reason = "must be a file's, without '/' at the end"
+        reason = "must be the path of a file, without a trailing '/'"
     else:
         return None
     return f"invalid path {_quoted(path)}: {reason}"
@@ -227,7 +229,7 @@ def _output(output: Output, where: str, policy: Policy) -> Iterator[Problem]:
         if pattern.needs_matching:
             yield Problem(f"{where}.path_prefix", "missing: required when path contains wildcards (TES 1.1)")
     elif len(prefix) > MAX_PATH_BYTES or not pattern.fixed_text.startswith(unescape(prefix)):
-        expected = f"must be a beginning of path that contains no wildcard, such as {_quoted(pattern.fixed_directory)}"
+        expected = f"must be a leading part of path without wildcards, such as {_quoted(pattern.fixed_directory)}"
         yield Problem(f"{where}.path_prefix", f"invalid prefix {_quoted(prefix)}: {expected}")
 
 
@@ -282,7 +284,7 @@ def _repeated_inputs(inputs: Sequence[Input]) -> Iterator[Problem]:
     for i, item in enumerate(inputs):
         j = first.setdefault(without_slash(item.path), i)
         if (inputs[j].url, inputs[j].content) != (item.url, item.content):
-            message = f"conflict: {_quoted(item.path)} is also the path of $.inputs[{j}], which is different"
+            message = f"conflict: {_quoted(item.path)} is also the path of $.inputs[{j}], which differs from this one"
             yield Problem(f"$.inputs[{i}].path", message)
 
 
@@ -295,7 +297,9 @@ def _files_with_something_below(placed: Sequence[_Placed]) -> Iterator[Problem]:
             if key != file_key:
                 yield Problem(item.where, f"conflict: {_quoted(item.path)} is below {file.where}, which is a file")
             elif item.is_directory:
-                yield Problem(item.where, f"conflict: {_quoted(item.path)} is a directory, but a file for {file.where}")
+                yield Problem(
+                    item.where, f"conflict: {_quoted(item.path)} is a directory here, but a file in {file.where}"
+                )
         elif item.is_file:
             file, file_key = item, key
 
