@@ -82,7 +82,7 @@ class TestHeaders:
             [head(), b"1\r\n{\r\n0\r\n"] + [b"X-Trailer: " + b"y" * MIB] * 300,
             [head(), b"1;extension="] + [b"y" * MIB] * 300,
         ],
-        ids=["one header", "many headers", "target", "trailers", "chunk extension"],
+        ids=["exactly one", "many headers", "target", "trailers", "chunk extension"],
     )
     def test_of_300_mb_are_refused_early(self, server: ServerProcess, parts: list[bytes]) -> None:
         before = server.rss()

@@ -214,7 +214,7 @@ RULES: list[tuple[Any, str, str]] = [
     (_with("inputs.0.url", "file:///etc/passwd"), "$.inputs[0].url", "outside the directories"),
     (_with("outputs.0.url", "http://x/y"), "$.outputs[0].url", "scheme 'http'"),
     (_without("outputs.1.path_prefix"), "$.outputs[1].path_prefix", "required"),
-    (_with("outputs.1.path_prefix", "/elsewhere"), "$.outputs[1].path_prefix", "must be a beginning"),
+    (_with("outputs.1.path_prefix", "/elsewhere"), "$.outputs[1].path_prefix", "must be a leading part"),
     (_with("resources.ram_gb", -1), "$.resources.ram_gb", "must be at least 0"),
     (_with("resources.cpu_cores", 1e300), "$.resources.cpu_cores", "must be at least 0"),
     (_with("resources.backend_parameters", {"time_limit": "soon"}), "$.resources.backend_parameters.time_limit", "duration"),

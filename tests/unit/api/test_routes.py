@@ -178,7 +178,7 @@ class TestCors:
 
 
 def test_several_workers_require_an_import_string() -> None:
-    with pytest.raises(ConfigurationError, match="name of a function"):
+    with pytest.raises(ConfigurationError, match="import string"):
         serve(object(), ApiSettings(workers=2), timedelta(seconds=25))
 
 
