@@ -1,8 +1,8 @@
-"""What a request costs: stock FlaskApp and AsyncApp of Connexion, and the application of Poiesis.
+"""The cost of a request: stock FlaskApp and AsyncApp of Connexion, and the application of Poiesis.
 
     python bench/api.py [--seconds 3] [--rounds 3] [--connections 16]
 
-Each variant serves in one uvicorn worker over a store that does nothing; a generator in a separate process keeps a fixed number of
+Each variant runs in one uvicorn worker over a store that does nothing; a generator in a separate process keeps a fixed number of
 connections busy. Variants alternate within a round, so that a busy machine slows all of them equally, and the CPU time of the server
 process is reported beside the rate: it hardly depends on other load. Everything ends after rounds x variants x requests x seconds.
 """
@@ -204,7 +204,7 @@ def cpu_s(pid: int) -> float:
 
 
 class _Connection(asyncio.Protocol):
-    """Sends a request, reads its answer, sends the next one."""
+    """Sends a request, reads its response, sends the next one."""
 
     def __init__(self, request: bytes, seen: dict[str, int]) -> None:
         self._request, self._seen, self._buffer = request, seen, b""
@@ -229,7 +229,7 @@ class _Connection(asyncio.Protocol):
 
 
 async def _load(port: int, request: bytes, seconds: float, connections: int, pid: int) -> tuple[float, float]:
-    """Answers a second, and CPU microseconds of the server for each."""
+    """Responses per second, and CPU microseconds of the server for each."""
     loop = asyncio.get_running_loop()
     seen: dict[str, int] = defaultdict(int)
     open_ = [

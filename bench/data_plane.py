@@ -9,7 +9,7 @@ The case `start` measures only the filer: its whole process for one object of 1 
 
 The others are three sets of files, out and in: one object of 4 GB, 10,000 files of 10 KB, a mix. Each tool gets a fresh server for each
 round, and the order changes from round to round, so that none profits from another. The filer runs as in its containers, with default
-settings. Printed are the best wall time of the rounds, CPU time and peak memory of the tool with all its processes, and the filer's speed
+settings. It prints the best wall time of the rounds, CPU time and peak memory of the tool with all its processes, and the filer's speed
 relative to it. On a busy machine more rounds help; a disk would limit all tools, so TMPDIR is best in memory.
 """
 

@@ -1,4 +1,4 @@
-"""What a task document costs from the body of a POST to its plan, as it grows tenfold, for several shapes.
+"""The cost of a task document from the body of a POST to its plan, as it grows tenfold, for several shapes.
 
     python -m bench documents [--size 300] [--steps 2] [--only deep]
 
@@ -47,7 +47,7 @@ def _outputs(paths: list[str], **fields: str) -> Json:
 
 
 def _deep(n: int) -> list[str]:
-    """Paths as deep as they may be, each with a tail of its own."""
+    """Paths of the maximum depth, each with its own tail."""
     return ["/d" * 2000 + f"/{i:07}" for i in range(max(n // 100, 1))]
 
 
@@ -103,7 +103,7 @@ def _growth(smaller: float, larger: float) -> str:
 
 
 def _measure(document: Json, valid: Callable[[Any], bool]) -> dict[str, float]:
-    """Seconds of CPU time for each step, best of three; steps that a refused task does not reach cost nothing."""
+    """Seconds of CPU time for each step, best of three; steps that a refused task does not reach cost zero."""
     body = json.dumps(document).encode()
     runs = [_run(body, valid) for _ in range(3)]
     best = {step: min(run.get(step, 0.0) for run in runs) for step in STEPS}

@@ -1,4 +1,4 @@
-"""Sphinx: the pages beside this file, as they stand, as HTML (`make docs`)."""
+"""Sphinx: the pages in this directory as HTML (`make docs`)."""
 
 from poiesis import __version__
 

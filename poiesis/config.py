@@ -70,9 +70,9 @@ class ApiSettings:
     idle_timeout: timedelta = timedelta(seconds=75)
     """How long an idle connection stays open. Longer than the usual 60 s of proxies, so that the proxy closes first."""
     client_safe_states: bool = False
-    """Show CANCELING as RUNNING, for clients that take CANCELING for the end of a task, such as Galaxy with Pulsar (docs/api.md)."""
+    """Show CANCELING as RUNNING, for clients that treat CANCELING as the end of a task, such as Galaxy with Pulsar (docs/api.md)."""
     queued_as_initializing: bool = False
-    """Show QUEUED as INITIALIZING, for Galaxy with Pulsar, which takes QUEUED for a failure."""
+    """Show QUEUED as INITIALIZING, for Galaxy with Pulsar, which treats QUEUED as a failure."""
     preempted_as_system_error: bool = True
     """Show PREEMPTED as SYSTEM_ERROR, since most clients wait forever for a PREEMPTED task to end."""
 

@@ -14,7 +14,7 @@ from poiesis.queue.app import make_app
 from poiesis.queue.publisher import CeleryQueue
 from poiesis.testing.queue import RecordingQueue
 
-PROMPTLY_S = 15.0  # of a broker that is not there
+PROMPTLY_S = 15.0  # of a broker that does not exist
 
 
 @pytest.fixture(params=["recording", "memory", "redis"])
@@ -88,7 +88,7 @@ def test_an_unavailable_broker_fails_promptly(unavailable):
     began = time.monotonic()
     with pytest.raises(QueueUnavailable):
         unavailable.publish(TaskId("a"), Stage.PREPARE)
-    for _ in range(5):  # calls right after a failure fail without a try
+    for _ in range(5):  # calls right after a failure fail immediately
         with pytest.raises(QueueUnavailable):
             unavailable.publish(TaskId("a"), Stage.PREPARE)
     with pytest.raises(QueueUnavailable):

@@ -1,17 +1,17 @@
-"""One suite for every `TaskRepository`: in memory, SQLite, MongoDB. Where a store can do less, its fixture says so.
+"""One suite for every `TaskRepository`: in memory, SQLite, MongoDB. If a store supports less, its fixture declares it.
 
  1. add: a new task is version 1; again changes nothing, also after the task moved on; another task cannot take its id
  2. get: views; an unknown id
  3. save: compare-and-set, unknown ids, one winner among many writers for each version
  4. states: only along the table; terminal states never change
  5. list: newest first, exact pages, nothing lost or repeated while tasks arrive
- 6. filters: name prefix, states, tags, owner, all together, whatever characters they hold; count agrees
+ 6. filters: name prefix, states, tags, owner, all together, with any characters; count agrees
  7. due and postpone
  8. delete: only what is done
  9. contents: exact to the microsecond and the last bit, keys of any text
 10. bounds: what cannot be stored is refused, what grew too large is shortened
 11. durability: reopened, a task is as it was saved; two instances see each other's writes
-12. a store that is away: RepositoryUnavailable within the timeout; ready; close
+12. an unreachable store: RepositoryUnavailable within the timeout; ready; close
 """
 
 import itertools
@@ -64,7 +64,7 @@ NASTY += ["é", "e\u0301", "😀", "\x00", "\uffff"]
 
 @dataclass
 class Store:
-    """A kind of repository: `open` makes another instance on the same data, None where data die with the instance."""
+    """A kind of repository: `open` creates another instance on the same data; None if data are lost with the instance."""
 
     repository: TaskRepository
     open: Callable[[], TaskRepository] | None = None
@@ -108,7 +108,7 @@ _tick = itertools.count()
 
 
 def a_task(**changes) -> Task:
-    """A task newer than all before it; `name` and `tags` go to its spec."""
+    """A task newer than all previous ones; `name` and `tags` are set in its spec."""
     created_at = NOW + next(_tick) * timedelta(microseconds=1)
     spec = TaskSpec(
         executors=(Executor(image="alpine", command=("true",)),),
@@ -631,7 +631,7 @@ def test_an_unknown_task_cannot_be_deleted(repository):
 
 
 def test_a_task_is_read_exactly_as_stored(store):
-    """Whatever text, time and number it holds; each example is one task in the same store."""
+    """For any text, time and number; each example is one task in the same store."""
     numbers = itertools.count()
 
     @settings(max_examples=60, suppress_health_check=list(HealthCheck))

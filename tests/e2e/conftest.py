@@ -68,7 +68,7 @@ T = TypeVar("T")
 
 
 class Failed(AssertionError):
-    """A program of the cluster's failed; the message has what it output."""
+    """kubectl or helm failed; the message has its output."""
 
 
 @dataclass(frozen=True)
@@ -224,7 +224,7 @@ class Installation:
 
     @property
     def fullname(self) -> str:
-        """What the names of the release's objects begin with."""
+        """The prefix of the names of the release's objects."""
         return f"{self.release}-poiesis"
 
     def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True, timeout_s: float = CALL_S) -> str:
@@ -251,7 +251,7 @@ class Installation:
         return answer.status, json.loads(answer.data)
 
     def create(self, task: Json) -> str:
-        """Posts a task; its id."""
+        """Post a task and return its id."""
         status, document = self.call("POST", "/tasks", task)
         assert status == 200, (status, document)
         return str(document["id"])
@@ -263,7 +263,7 @@ class Installation:
         return found
 
     def wait(self, task_id: str, states: Sequence[str], timeout_s: float = 120) -> Json:
-        """The task, once it is in one of the states; fails at once when it ended in another one."""
+        """Wait until the task is in one of the states; fail at once if it ends in another."""
 
         def look() -> Json | None:
             found = self.task(task_id)
@@ -280,7 +280,7 @@ class Installation:
         self._api = ServiceAddress(self.cluster, self.namespace, f"{self.fullname}-api", 8000)
 
     def upgrade(self, **changed: Any) -> None:
-        """With further values, by their top-level names; what they name is merged."""
+        """With further values, merged by their top-level names."""
         self.values = _merged(self.values, changed)
         self._apply("upgrade", self.values)
 
@@ -291,7 +291,7 @@ class Installation:
         self.helm("uninstall", self.release, "--wait", "--timeout", f"{INSTALL_S}s", check=False)
 
     def left(self) -> list[str]:
-        """Everything in the namespace that neither every namespace has nor the tests made, whatever its kind."""
+        """Everything in the namespace, of any kind, that is neither in every namespace nor created by the tests."""
         kinds = self.cluster.kubectl("api-resources", "--verbs=list", "--namespaced", "-o", "name").split()
         found = []
         for kind in sorted(set(kinds) - UNTOLD):
@@ -346,7 +346,7 @@ class Installation:
 
 
 def until(look: Callable[[], T | None], timeout_s: float, story: Callable[[], str]) -> T:
-    """What `look` answers once that is true; fails with `story` after the deadline."""
+    """Return the first true result of `look`; fail with `story` after the deadline."""
     deadline = time.monotonic() + timeout_s
     while True:
         found = look()
@@ -376,7 +376,7 @@ def values_for(image: str, namespace: str) -> Json:
         repository, _, tag = repository.rpartition(":")
     mongo = os.environ.get("POIESIS_TEST_MONGO_IMAGE", MONGO_IMAGE)
     mongodb: Json = {"bundled": True, "image": mongo, "persistence": {"size": "1Gi"}}
-    if mongo == MONGO_IMAGE:  # not MongoDB itself: other arguments, another folder, no users
+    if mongo == MONGO_IMAGE:  # not MongoDB itself: other arguments, another directory, no users
         mongodb |= {"args": [], "auth": {"enabled": False}}
         mongodb["persistence"] |= {"mountPath": "/data"}
     return {
@@ -387,7 +387,7 @@ def values_for(image: str, namespace: str) -> Json:
         "redis": {"bundled": True, "image": os.environ.get("POIESIS_TEST_REDIS_IMAGE", "localhost/redis:7")},
         "filer": {
             "envSecrets": [S3_SECRET],
-            "allowUnencryptedCredentials": True,  # else every upload to this S3 would have a pod of its own
+            "allowUnencryptedCredentials": True,  # otherwise every upload to this S3 would have its own pod
             "s3": [
                 {"name": "main", "url": f"http://s3.{namespace}.svc:{S3_PORT}"},
                 # the same server through a Service that a test may cut off
@@ -489,7 +489,7 @@ def _make_bucket(made: Installation) -> None:
         try:
             if not client.bucket_exists(made.s3.bucket):
                 client.make_bucket(made.s3.bucket)
-        except Exception:  # whatever the client raises while the server is not quite there
+        except Exception:  # any error while the server is not ready yet
             return False
         return True
 

@@ -17,12 +17,12 @@ def find(name: str) -> str | None:
     """Path of the program: from the variable with its name in capitals, PATH, `bin` below CLUSTER_DIR, `bin` beside the kubeconfig, or
     the packed one, which is unpacked once into `.cache/`."""
     if named := os.environ.get(name.upper()):
-        return named  # a wrong name fails loudly at the start
+        return named  # a wrong name fails at the start
     if found := shutil.which(name):
         return found
-    folders = [Path(os.environ[v]) for v in ("CLUSTER_DIR", "KUBECONFIG") if os.environ.get(v)]
-    for folder in folders:
-        beside = (folder.parent if folder.is_file() else folder) / "bin" / name
+    directories = [Path(os.environ[v]) for v in ("CLUSTER_DIR", "KUBECONFIG") if os.environ.get(v)]
+    for path in directories:
+        beside = (path.parent if path.is_file() else path) / "bin" / name
         if os.access(beside, os.X_OK):
             return str(beside)
     packed = PACKED / f"{name}.xz"

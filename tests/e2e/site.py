@@ -114,7 +114,7 @@ cat /etc/hosts /tmp/stolen
 
 
 def hijack(site: Site, key: str) -> Json:
-    """A task that tries to send its own upload to a listener in its pod; what the listener received is in its stdout."""
+    """A task that tries to redirect its own upload to a listener in its pod; its stdout has what the listener received."""
     store = urlsplit(site.service.s3.endpoint)
     environment = {"STORE": str(store.hostname), "PORT": str(store.port)}
     return {
@@ -211,7 +211,7 @@ class Site:
         return self.service.s3.url(f"{self.run}/{key}")
 
     def put(self, key: str, data: bytes) -> str:
-        """Stores an object; its URL."""
+        """Store an object and return its URL."""
         from io import BytesIO
 
         self.service.s3.client().put_object(self.service.s3.bucket, f"{self.run}/{key}", BytesIO(data), len(data))
@@ -238,7 +238,7 @@ class Site:
         return self.service.create(task)
 
     def wait(self, task_id: str, states: tuple[str, ...], timeout_s: float = ENDS_S) -> Json:
-        """The task in one of the states; at once a failure when it ends in another."""
+        """Wait until the task is in one of the states; fail at once if it ends in another."""
         found = self.service.wait(task_id, [*states, *TERMINAL], timeout_s)
         assert found["state"] in states, f"{json.dumps(found, indent=2)}\n{self.story()}"
         return found
@@ -274,7 +274,7 @@ class Site:
         self.until(look, timeout_s, f"task {task_id} left something behind: {seen}")
 
     def pod_of(self, task_id: str, ready: Callable[[Json], Any] = bool, timeout_s: float = 60) -> Json:
-        """The task's only pod, as soon as it is what `ready` asks for."""
+        """The task's only pod, as soon as `ready` is true for it."""
 
         def look() -> Json | None:
             found = list(self.pods.of(task_id).values())
@@ -284,7 +284,7 @@ class Site:
         return pod
 
     def counted(self, name: str) -> int:
-        """How often `self.web/count/NAME` was asked for."""
+        """How often `self.web/count/NAME` was requested."""
         return self.fetched(f"count/{name}")
 
     def fetched(self, path: str) -> int:
@@ -295,7 +295,7 @@ class Site:
         finally:
             door.close()
 
-    def away(self, yes: bool) -> None:
+    def set_unreachable(self, yes: bool) -> None:
         """Whether the Service of the bucket `cut-off` has no endpoints."""
         patch = {"spec": {"selector": {PART: "none" if yes else "s3"}}}
         self.service.kubectl("patch", "service", "s3-away", "--type=merge", "-p", json.dumps(patch))
@@ -380,7 +380,7 @@ def post_all(site: Site, items: list[pytest.Item]) -> Mapping[str, str]:
 
 
 def assert_nothing_left(site: Site, timeout_s: float = 90) -> None:
-    """After the tests of a module: what they left running is canceled, and no task has anything in the cluster."""
+    """After the tests of a module: cancel what is still running; then no task may have objects in the cluster."""
     tasks: dict[str, list[str]] = defaultdict(list)
     for name, pod in site.pods.last.items():
         tasks[pod["metadata"]["labels"][TASK_LABEL]].append(name)

@@ -1,6 +1,6 @@
 """The input cache: an installation with a cache on a claim, then in a directory of each node.
 
-The source counts how often it was asked.
+The source counts its requests.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def site(cluster: Cluster, image: str) -> Iterator[Site]:
 
 
 def test_concurrent_tasks_with_the_same_input_fetch_it_once(site: Site):
-    """All get it complete, each may change its copy, and no executor sees the cache."""
+    """All get the complete file, each may change its copy, and no executor sees the cache."""
     path = f"large/{SIZE}/genome"
     script = "sha256sum < /data/in; echo changed >> /data/in; ls /poiesis"
     task = {"inputs": [{"url": f"{site.web}/{path}", "path": "/data/in"}], "executors": [shell(script)]}
@@ -59,7 +59,7 @@ def test_each_version_has_its_own_entry(site: Site):
 
 
 def on_every_node(service: Installation, script: str) -> int:
-    """A script of root's, who has the nodes' /var/tmp at /node; how many nodes there are."""
+    """Run a script as root with the nodes' /var/tmp at /node; return the number of nodes."""
     nodes = [n["metadata"]["name"] for n in json.loads(service.cluster.kubectl("get", "nodes", "-o", "json"))["items"]]
     for i, node in enumerate(nodes):
         name = f"s3-on-node-{i}"

@@ -1,4 +1,4 @@
-"""Cancellation at every stage: gone within seconds, CANCELED, nothing left."""
+"""Cancellation at every stage: CANCELED within seconds, nothing left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.e2e.conftest import Json
 from tests.e2e.site import Site, codes, one_log, posted, shell
 
 SECONDS: Final = 30.0
-"""From the request to CANCELED, on a cluster that other tasks keep busy; the grace of a command that does not listen (3 s) included."""
+"""From the request to CANCELED, on a busy cluster; including the grace period of a command that ignores SIGTERM (3 s)."""
 
 FOREVER: Final = "while :; do sleep 0.2; done"
 
@@ -77,7 +77,7 @@ def nothing_is_uploaded(site: Site) -> None:
     client = site.service.s3.client()
     if not client.bucket_exists("cut-off"):
         client.make_bucket("cut-off")
-    site.away(True)
+    site.set_unreachable(True)
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -116,12 +116,12 @@ def counter(poiesis: Installation) -> Iterator[ServiceAddress]:
 
 @dataclass
 class Load:
-    """Tasks that are kept in flight by a few threads. Every task has a name of its own, in its tags and in its output."""
+    """Tasks that are kept in flight by a few threads. Every task has its own name, in its tags and in its output."""
 
     poiesis: Installation
     leg: str
     chance: random.Random
-    counter: str  # its address, so that commands do not depend on a name service that may be away with the API server
+    counter: str  # its address, so that commands do not depend on DNS, which may be down with the API server
     ids: dict[str, str] = field(default_factory=dict)
     states: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class Load:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Posting goes on inside; afterwards every task has ended, or this fails."""
+        """Tasks are posted until the block ends; afterwards every task must end."""
         threads = [threading.Thread(target=self._work, daemon=True) for _ in range(POSTERS)]
         for thread in threads:
             thread.start()
@@ -176,7 +176,7 @@ class Load:
     def _state(self, name: str) -> str:
         try:
             return str(self.poiesis.task(self.ids[name], "MINIMAL")["state"])
-        except (urllib3.exceptions.HTTPError, ValueError, AssertionError):  # the API may be away
+        except (urllib3.exceptions.HTTPError, ValueError, AssertionError):  # the API may be down
             return self.states.get(name, "UNKNOWN")
 
     def _post(self, name: str) -> str:
@@ -267,7 +267,7 @@ def test_nothing_is_lost_duplicated_or_left_over(
 
 
 def _left(poiesis: Installation) -> list[str]:
-    """Objects of tasks that are still there after a while for cleaning up."""
+    """Objects of tasks that remain after a while for cleanup."""
     found: list[str] = []
 
     def look() -> bool:
@@ -302,7 +302,7 @@ def _counts(counter: ServiceAddress) -> dict[str, int]:
 
 
 def _machine() -> dict[str, Path]:
-    """Processes of a cluster on this machine that may be killed: name → folder of its pid file."""
+    """Processes of a cluster on this machine that may be killed: name → directory of its pid file."""
     run = Path(os.environ.get("CLUSTER_DIR", Path(os.environ["KUBECONFIG"]).parent)) / "run"
     return {name: run for name in MACHINE if (run / f"{name}.pid").is_file() and (run / f"{name}.cmd").is_file()}
 
@@ -329,18 +329,18 @@ def _selector(poiesis: Installation, part: str) -> str:
 
 
 def _kill_processes(uid: str) -> int:
-    """SIGKILL to every process of the pod but the sandbox's; how many there were."""
+    """SIGKILL every process of the pod except the sandbox's; return how many."""
     marks = (f"pod{uid}", f"pod{uid.replace('-', '_')}")
     killed = 0
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdecimal():
+    for process in Path("/proc").iterdir():
+        if not process.name.isdecimal():
             continue
         try:
-            mine = any(mark in (folder / "cgroup").read_text() for mark in marks)
-            if mine and (folder / "comm").read_text().strip() != "pause":
-                os.kill(int(folder.name), signal.SIGKILL)
+            mine = any(mark in (process / "cgroup").read_text() for mark in marks)
+            if mine and (process / "comm").read_text().strip() != "pause":
+                os.kill(int(process.name), signal.SIGKILL)
                 killed += 1
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has ended in the meantime
             continue
     return killed
 
@@ -348,7 +348,7 @@ def _kill_processes(uid: str) -> int:
 def _restart(name: str, run: Path) -> None:
     """SIGKILL, and the same command line again."""
     os.kill(int((run / f"{name}.pid").read_text()), signal.SIGKILL)
-    time.sleep(1)  # a dead process is not started again at once anywhere
+    time.sleep(1)  # no supervisor restarts a dead process immediately
     command = shlex.split((run / f"{name}.cmd").read_text())
     environment = {**os.environ, "PATH": f"{run.parent / 'bin'}:{os.environ['PATH']}"}
     with (run.parent / "log" / f"{name}.log").open("ab") as log:

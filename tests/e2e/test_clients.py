@@ -25,7 +25,7 @@ STRICT = {
 
 
 def assert_strict(task: Json) -> None:
-    """Only keys of TES 1.1, and the types that strict readers want."""
+    """Only keys of TES 1.1, with the types that strict readers require."""
     assert set(task) <= STRICT["Task"]
     for log in task["logs"]:
         assert set(log) <= STRICT["TaskLog"]

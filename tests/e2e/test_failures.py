@@ -1,4 +1,4 @@
-"""Every way in which a task can fail, from a client's point of view: state, exit code, reason, and remaining outputs."""
+"""Every way in which a task can fail, as a client sees it: state, exit code, reason, and remaining outputs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tests.e2e.site import BUSYBOX, NOSHELL, Site, codes, content, failure, one_
 
 FOREVER = "while :; do sleep 0.2; done"
 TAKEN_AWAY = ("PodDeleted", "Evicted", "PodTerminated")
-"""What is learnt first: that the pod is to go, or from the command's launcher that it was asked to end."""
+"""What is observed first: the deletion of the pod, or the launcher's record that it was terminated."""
 
 
 def allocates(megabytes: int) -> str:
-    """A script that uses this much memory at once."""
+    """A script that allocates this much memory."""
     return f"head -c {megabytes}000000 /dev/zero | tail -c {megabytes}000000 > /dev/null"
 
 
@@ -281,21 +281,21 @@ def test_a_rejected_upload(site: Site, task: str, script: str, state: str):
 
 
 @pytest.fixture
-def away(site: Site) -> Iterator[Minio]:
-    """The object store of bucket `cut-off`, which tasks cannot reach until `site.away(False)`."""
+def unreachable_store(site: Site) -> Iterator[Minio]:
+    """The object store of bucket `cut-off`, which tasks cannot reach until `site.set_unreachable(False)`."""
     client = site.service.s3.client()
     if not client.bucket_exists("cut-off"):
         client.make_bucket("cut-off")
-    site.away(True)
+    site.set_unreachable(True)
     yield client
-    site.away(True)
+    site.set_unreachable(True)
 
 
-def test_an_unavailable_object_store_is_retried_until_the_deadline(site: Site, away: Minio):
+def test_an_unavailable_object_store_is_retried_until_the_deadline(site: Site, unreachable_store: Minio):
     from io import BytesIO
 
     run = site.run
-    away.put_object("cut-off", f"{run}/in", BytesIO(b"patience\n"), 9)
+    unreachable_store.put_object("cut-off", f"{run}/in", BytesIO(b"patience\n"), 9)
     output = [{"path": "/data/out", "url": f"s3://cut-off/{run}/out"}]
     waiting = site.post(
         {
@@ -317,13 +317,13 @@ def test_an_unavailable_object_store_is_retried_until_the_deadline(site: Site, a
     assert (codes(given_up), failure(given_up)) == ([0], "StorageUnavailable")
     found = site.wait(uploads["EXECUTOR_ERROR"], ("EXECUTOR_ERROR",))
     assert (codes(found), failure(found)) == ([6], "ExecutorFailed")
-    assert not list(away.list_objects("cut-off", f"{run}/0")), "nothing half-written"
+    assert not list(unreachable_store.list_objects("cut-off", f"{run}/0")), "nothing half-written"
     site.until(
         lambda: one_log(site.service.task(waiting))["metadata"].get("attempts"), 90, "the input is not tried again"
     )
-    site.away(False)
+    site.set_unreachable(False)
     found = site.complete(waiting)
-    with away.get_object("cut-off", f"{run}/out") as answer:
+    with unreachable_store.get_object("cut-off", f"{run}/out") as answer:
         assert answer.read() == b"patience\n"
     assert int(one_log(found)["metadata"]["attempts"]) >= 2
     assert codes(found) == [0]
@@ -333,7 +333,7 @@ def test_an_unavailable_object_store_is_retried_until_the_deadline(site: Site, a
 
 
 def _second_time(site: Site, name: str) -> Json:
-    """Hangs in its first attempt, ends in its second."""
+    """Hangs in its first attempt, succeeds in its second."""
     ask = f"n=$(wget -q -O- {site.web}/count/{site.run}-{name}); echo attempt $n; "
     return {
         "inputs": [content("/data/in", "x")],
@@ -368,7 +368,7 @@ def test_a_task_whose_pod_was_evicted_is_repeated(site: Site, task: str):
     assert any(reason in line for line in one_log(found)["system_logs"] for reason in TAKEN_AWAY)
 
 
-def test_a_pod_that_is_deleted_while_it_uploads_repeats_only_the_upload(site: Site, away: Minio):
+def test_a_pod_that_is_deleted_while_it_uploads_repeats_only_the_upload(site: Site, unreachable_store: Minio):
     counter = f"{site.run}-uploaded"
     task = site.post(
         {
@@ -386,9 +386,9 @@ def test_a_pod_that_is_deleted_while_it_uploads_repeats_only_the_upload(site: Si
     (first,) = site.pods.of(task)
     site.kubectl("delete", "pod", first, "--wait=false")
     site.until(lambda: len(site.pods.of(task)) == 2, 60, "the upload is not repeated")
-    site.away(False)
+    site.set_unreachable(False)
     log = one_log(site.complete(task))
-    with away.get_object("cut-off", f"{site.run}/uploaded") as answer:
+    with unreachable_store.get_object("cut-off", f"{site.run}/uploaded") as answer:
         assert (answer.read(), site.counted(counter)) == (b"1\n", 1)
     assert sorted(site.pods.of(task)) == [f"poiesis-{task}-1-task", f"poiesis-{task}-1-tof-2"]
     assert (log["metadata"]["uploads"], "attempts" in log["metadata"], len(log["outputs"])) == ("2", False, 1)

@@ -1,4 +1,4 @@
-"""Flower on the broker of a real installation: closed without the password, and with it an operator sees workers and links."""
+"""Flower on the broker of a real installation: no access without the password; with it an operator sees workers and links."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def test_every_role_is_ready(poiesis: Installation):
 
 
 def test_no_role_was_restarted(poiesis: Installation):
-    """They wait for store and broker instead of giving up, whatever comes first."""
+    """They wait for store and broker instead of exiting, whichever starts first."""
     for pod in poiesis.get("pods", "-l", f"app.kubernetes.io/instance={poiesis.release}"):
         for container in pod["status"].get("containerStatuses", []):
             assert container["restartCount"] == 0, pod["metadata"]["name"]
@@ -74,7 +74,7 @@ def test_settings_that_changed_reach_the_pods_and_data_stays(installed: Callable
         s["metadata"]["name"]: s["data"] for s in service.get("secrets", "-l", "app.kubernetes.io/managed-by=Helm")
     }
     service.upgrade(service={"name": "Renamed"}, api={"replicas": 2})
-    # a connection that was kept open leads to the old pod for as long as that answers what is under way
+    # a kept-open connection leads to the old pod while that finishes its requests
     until(lambda: service.call("GET", "/service-info")[1]["name"] == "Renamed", 30, service.story)
     deployment = json.loads(service.kubectl("get", f"deployment/{service.fullname}-api", "-o", "json"))
     assert deployment["status"]["readyReplicas"] == 2

@@ -42,7 +42,7 @@ SHM_GB: Final = 0.1
 
 
 def _gpus(cluster: Cluster, node: str, count: int | None) -> None:
-    """So many GPUs in the node's status, or none any more."""
+    """Set the number of GPUs in the node's status, or remove them."""
     key = GPU.replace("/", "~1")
     paths = [f"/status/{part}/{key}" for part in ("capacity", "allocatable")]
     if count is None:
@@ -109,13 +109,13 @@ def tasks_posted(request: pytest.FixtureRequest, site: Site) -> Iterator[Mapping
 
 
 def asking(script: str, *, zones: list[str] | None = None, preemptible: bool = False, **parameters: str) -> Json:
-    """A task of one script that asks for these backend parameters."""
+    """A task of one script with these backend parameters."""
     resources: Json = {"backend_parameters": parameters, "zones": zones or [], "preemptible": preemptible}
     return {"executors": [shell(script)], "resources": resources}
 
 
 def waiting(site: Site, task: str, *words: str) -> None:
-    """It is QUEUED, with these words in its reason."""
+    """The task is QUEUED, with this text in its reason."""
 
     def look() -> bool:
         found = site.service.task(task)

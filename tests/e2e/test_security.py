@@ -244,7 +244,7 @@ for _ in range(20):
     }
 )
 def test_dripping_connections_of_a_task_do_not_shut_the_monitors_health(site: Site, task: str):
-    """512 of them, to the ports for pokes and for health (which is only protected where NetworkPolicy is enforced)."""
+    """512 of them, to the ports for pokes and health checks (which is only protected where NetworkPolicy is enforced)."""
     site.wait(task, ("RUNNING",))
     lines = site.service.kubectl(
         "exec", f"deploy/{site.service.fullname}-monitor", "--", "python", "-c", HEALTH

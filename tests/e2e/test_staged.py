@@ -94,7 +94,7 @@ def tasks_posted(request: pytest.FixtureRequest, site: Site) -> Iterator[Mapping
 
 
 def parts(site: Site, task: str) -> list[str]:
-    """Of the task's pods, in the order in which they were made."""
+    """The parts of the task's pods, in the order of creation."""
     pods = sorted(site.pods.of(task).values(), key=lambda p: str(p["metadata"]["creationTimestamp"]))
     return [p["metadata"]["labels"]["poiesis/part"] for p in pods]
 
@@ -103,7 +103,7 @@ AWAY = "cut-off"  # a bucket whose store is only reachable through s3-away
 
 
 def _store_of(bucket_leads: bool) -> Json:
-    """The Service of the bucket that is away: without a server behind it, or with one."""
+    """The Service of the unreachable bucket: without a server behind it, or with one."""
     spec = {"ports": [{"port": S3_PORT, "targetPort": S3_PORT}], "selector": OURS if bucket_leads else {PART: "none"}}
     metadata = {"name": "s3-away", "labels": {PART: "web"}}
     return {"apiVersion": "v1", "kind": "Service", "metadata": metadata, "spec": spec}
@@ -117,7 +117,7 @@ def _store_of(bucket_leads: bool) -> Json:
     }
 )
 def test_only_the_upload_is_repeated_after_its_pod_is_lost(site: Site, task: str):
-    """Its store is away, so that the first one is at it for long enough to be deleted: this comes first, before it gives up."""
+    """Its store is unreachable, so that the first upload lasts long enough to be deleted; this test runs before it gives up."""
     service = site.service
     client = service.s3.client()
     if not client.bucket_exists(AWAY):
@@ -267,7 +267,7 @@ def test_every_pod_complies_with_pod_security_restricted(site: Site, tasks_poste
     }
 )
 def test_only_outputs_that_a_command_wrote_replace_what_the_store_holds(site: Site, task: str):
-    """The volume is mounted again between making the placeholders and looking at them."""
+    """The volume is mounted again between creating the placeholders and checking them."""
     found = site.wait(task, ("SYSTEM_ERROR",))
     assert (codes(found), failure(found)) == ([0], "OutputMissing")
     assert site.got("placeholders/unwritten") == b"from an earlier task"

@@ -1,6 +1,6 @@
 """A worker of all roles in a separate process: `python -m tests.integration.queue_worker REDIS DATABASE MARKER HOLD`.
 
-Its cluster is in memory. With HOLD `hold`, making a volume touches MARKER and never returns.
+Its cluster is in memory. With HOLD `hold`, creating a volume touches MARKER and never returns.
 """
 
 import sys

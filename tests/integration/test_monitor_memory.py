@@ -1,4 +1,4 @@
-"""The whole monitor over a stream of five thousand tasks' events: watch, cache, work queue, reconcile. Its memory has to stay flat."""
+"""The whole monitor over a stream of five thousand tasks' events: watch, cache, work queue, reconcile. Its memory must stay flat."""
 
 import gc
 import json
@@ -29,13 +29,13 @@ from tests.unit.cluster.kubernetes.conftest import Answer, ApiServer, Request, p
 TASKS = 5_000
 WARM = 100
 TOGETHER = 50
-GROWTH_BYTES = 8 * 1024 * 1024  # for 4,900 tasks: names of deleted objects and of what was published last, both bounded
+GROWTH_BYTES = 8 * 1024 * 1024  # for 4,900 tasks: names of deleted objects and the last publications, both bounded
 DEADLINE_S = 60.0
 STDOUT = "x" * 1_500
 
 
 class Forgetful(MemoryTaskRepository):
-    """Keeps no finished task, so that only the memory of the monitor is measured."""
+    """Discards finished tasks, so that only the memory of the monitor is measured."""
 
     def save(self, task, *, seen):
         saved = super().save(task, seen=seen)
@@ -127,7 +127,7 @@ def test_memory_is_flat_from_a_hundred_to_five_thousand_tasks():
         try:
             until(
                 lambda: cluster._watches[1].is_fresh(), "volumes are not followed"
-            )  # else a list is asked, which is empty
+            )  # otherwise a list, which is empty
             for first in range(0, TASKS, TOGETHER):
                 if first in (WARM, TASKS - TOGETHER):
                     sizes.append(resident_bytes())
@@ -139,7 +139,7 @@ def test_memory_is_flat_from_a_hundred_to_five_thousand_tasks():
     def answer(request: Request) -> Answer:
         if "watch" not in request.query:
             return Answer({"metadata": {"resourceVersion": "1"}, "items": []})
-        if request.path.endswith("/pods") and not over.is_set():  # once: a watch that ended is begun again
+        if request.path.endswith("/pods") and not over.is_set():  # once: a watch that ended is restarted
             return Answer(lines=stream())  # type: ignore[arg-type]
         return Answer(lines=silence())  # type: ignore[arg-type]
 

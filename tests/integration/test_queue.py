@@ -120,7 +120,7 @@ def test_publishers_and_workers_recover_after_redis_was_restarted(free_port, tmp
         until(lambda: repository.get(ID).part == "task")
         with redis.Redis(
             port=free_port
-        ) as client:  # a worker that loses Redis during an acknowledgement exits, to be restarted
+        ) as client:  # a worker that loses Redis during an acknowledgement exits and is restarted
             until(lambda: client.hlen("unacked") == 0)
     began = time.monotonic()
     with pytest.raises(QueueUnavailable):

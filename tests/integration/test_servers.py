@@ -1,4 +1,4 @@
-"""Each server of `tests.servers` really answers, gives every test its own room, and is gone when it is stopped."""
+"""Each server of `tests.servers` works, isolates the tests from each other, and is gone when it is stopped."""
 
 import ftplib
 import io

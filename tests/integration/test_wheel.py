@@ -1,4 +1,4 @@
-"""The sdist and the wheel: installed with nothing else into an empty environment, `poiesis up` runs a task, for an ordinary user too."""
+"""The sdist and the wheel: installed by itself into an empty environment, `poiesis up` runs a task, for an ordinary user too."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def interpreter() -> str:
 
 @pytest.fixture(scope="module")
 def installed(public: Path, dist: Path, interpreter: str) -> Path:
-    """The `poiesis` of an environment that has the wheel and what it asks for, in the versions of the lock file."""
+    """The `poiesis` of an environment with the wheel and its dependencies, in the versions of the lock file."""
     [wheel] = dist.glob("*.whl")
     python = public / "venv/bin/python"
     run(UV, "venv", "--python", interpreter, public / "venv")

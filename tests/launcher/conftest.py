@@ -1,6 +1,6 @@
-"""Runs the launcher as a container does: one process, its files in a directory of the test.
+"""Runs the launcher as in a container: one process, its files in a directory of the test.
 
-It is the one that the package ships, or built here when `launcher/` has changed since; `POIESIS_LAUNCHER` is another binary
+The binary is the one that the package ships, or is built here if `launcher/` has changed since; `POIESIS_LAUNCHER` is another binary
 to test. `until` checks a condition until a deadline; nothing waits for a fixed time.
 """
 
@@ -22,7 +22,7 @@ from poiesis.config import ARCHITECTURES, shipped_launchers
 
 SOURCE = Path(__file__).resolve().parents[2] / "launcher"
 MARKER = "@@record"
-DEADLINE_S = 20.0  # generous: only reached when something hangs
+DEADLINE_S = 20.0  # generous: only reached if something hangs
 
 Record = dict[str, Any]
 T = TypeVar("T")

@@ -384,7 +384,7 @@ def test_a_slow_reader_of_the_log_loses_nothing(launcher: "Launcher") -> None:
     got = 0
     while chunk := os.read(process.stdout.fileno(), 16_384):
         got += len(chunk) if chunk.strip(b"\0") == b"" else chunk.count(b"\0")
-        time.sleep(0)  # hand over the processor, so that the pipe is full most of the time
+        time.sleep(0)  # yield the processor, so that the pipe is full most of the time
     assert got == 3_000_000
 
 

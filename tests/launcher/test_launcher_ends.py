@@ -359,7 +359,7 @@ def test_a_failing_poke_costs_half_a_second_at_most_and_is_silent(launcher: "Lau
     for s in holes:
         s.close()
     assert (done.code, done.stderr, done.record["ok"]) == (0, b"", True)
-    assert elapsed < (5 if SANITIZED else 1.5)  # 0.4 s each for start and end, with reserve for a busy machine
+    assert elapsed < (5 if SANITIZED else 1.5)  # 0.4 s each for start and end, with a margin for a busy machine
 
 
 # ---- nothing but the launcher

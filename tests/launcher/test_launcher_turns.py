@@ -29,7 +29,7 @@ def test_files_appear_in_order_with_open_modes(launcher: "Launcher", control: Pa
     look = f"ls {control}"
     done = launcher.sh(look, *opts(control, "a"))
     assert done.log.split() == [b"a.begun", b"a.up"]
-    assert sorted(p.name for p in control.iterdir()) == ["a.begun", "a.json", "a.up"]  # no temporary left
+    assert sorted(p.name for p in control.iterdir()) == ["a.begun", "a.json", "a.up"]  # no temporary file left
     assert stat.S_IMODE((control / "a.json").stat().st_mode) == 0o644
     assert closing(control, "a") == done.record
 
@@ -168,7 +168,7 @@ def test_the_command_does_not_hold_the_lock(launcher: "Launcher", control: Path)
     """Otherwise a stray background process would make a dead launcher look alive."""
     process = launcher.start(*opts(control, "a"), argv=["/bin/sh", "-c", "echo $$; exec sleep 600"])
     assert process.stdout is not None
-    pid = int(process.stdout.readline())  # it has begun: what closes on exec is closed
+    pid = int(process.stdout.readline())  # it has begun: close-on-exec descriptors are closed
     with (control / "a.up").open() as up:
         with pytest.raises(OSError) as refused:
             fcntl.flock(up, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -17,7 +17,7 @@ QEMU = {"amd64": "qemu-x86_64-static", "arm64": "qemu-aarch64-static"}
 
 
 def test_they_were_built_from_these_sources() -> None:
-    """Else `make launcher`, and commit the result."""
+    """Otherwise run `make launcher` and commit the result."""
     recorded = {line.split("  ")[1] for line in (ROOT / "launcher/shipped.sha256").read_text().splitlines()}
     sources = {f"launcher/{path.name}" for path in (ROOT / "launcher").glob("*.[ch]")}
     assert (

@@ -27,7 +27,7 @@ VERSION = "2021-08-06"  # of the protocol
 @dataclass(frozen=True)
 class AzureServer:
     endpoint: str
-    """With the account, as Azurite wants it."""
+    """With the account, as Azurite requires."""
     container: str
     account: str = ACCOUNT
     key: str = KEY
@@ -67,7 +67,7 @@ def _ready(ports: list[int]) -> AzureServer:
 
 @pytest.fixture(scope="session")
 def azure_server() -> Iterator[AzureServer]:
-    """A server that all tests of this worker share; tests want `azure`, with a container of their own."""
+    """A server that all tests of this worker share; tests use `azure`, with their own container."""
     azurite = program("azurite-blob")
 
     def command(_: Path, ports: list[int]) -> list[str]:

@@ -1,6 +1,6 @@
-"""Google Cloud Storage: fake-gcs-server, from the Go module proxy or PATH, behind a front for the writes of the XML API.
+"""Google Cloud Storage: fake-gcs-server, from the Go module proxy or PATH, behind a proxy for writes by the XML API.
 
-The emulator reads and lists by the XML API as the store does, but takes an upload by it only with a signed URL, and not in parts. The front
+The emulator reads and lists by the XML API as the store does, but accepts an upload only with a signed URL, and not in parts. The proxy
 rewrites uploads, keeps the parts of one until it is completed, and passes everything else on.
 """
 
@@ -30,14 +30,14 @@ class GcsServer:
     endpoint: str
     bucket: str = ""
     requests: list[str] = field(default_factory=list, compare=False)
-    """What reached the front: method and path."""
+    """Requests to the proxy: method and path."""
     uploads: dict[str, dict[int, bytes]] = field(default_factory=dict, compare=False)
-    """Parts by upload that is not complete."""
+    """Parts of incomplete uploads, by upload."""
     failures: list[int] = field(default_factory=list, compare=False)
-    """Statuses that the next requests are answered with."""
+    """Statuses of the next responses."""
 
     def service_account(self) -> str:
-        """Content of the file that GOOGLE_SERVICE_ACCOUNT names: it lets a client send no token."""
+        """Content of the file that GOOGLE_SERVICE_ACCOUNT names: it makes a client send no token."""
         return json.dumps({**SERVICE_ACCOUNT, "gcs_base_url": self.endpoint})
 
     def put(self, name: str, data: bytes) -> None:
@@ -146,7 +146,7 @@ def _xml(kind: str, **fields: str) -> bytes:
 
 @pytest.fixture(scope="session")
 def gcs_server() -> Iterator[GcsServer]:
-    """A server that all tests of this worker share; tests want `gcs`, with a bucket of their own."""
+    """A server that all tests of this worker share; tests use `gcs`, with their own bucket."""
     emulator = program("fake-gcs-server")
 
     def command(_: Path, ports: list[int]) -> list[str]:

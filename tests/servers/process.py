@@ -33,7 +33,7 @@ POLL_S = 0.05
 
 
 class ServerFailed(RuntimeError):
-    """The server ended, or did not answer before the deadline; the message contains the end of its output."""
+    """The server ended, or did not respond before the deadline; the message contains the end of its output."""
 
 
 def free_ports(count: int) -> list[int]:

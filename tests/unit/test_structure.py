@@ -6,7 +6,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "poiesis"
 MAX_LINES = 60
-WHY = "# long because"  # in the line above a function that has to be longer
+WHY = "# long because"  # in the line above a function that must be longer
 
 
 def long_functions(source: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The API in a process of its own, over a SQLite store: what tests attack and measure from outside."""
+"""The API in a separate process, over a SQLite store, for tests that attack and measure it from outside."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ class ServerProcess:
         return pages * os.sysconf("SC_PAGESIZE")
 
     def open_connections(self) -> int:
-        """Those that the server has not closed."""
+        """The connections that the server has not closed."""
         return established(self.port)
 
     def connect(self, timeout_s: float = 20) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=timeout_s)
 
     def exchange(self, *parts: bytes, timeout_s: float = 20) -> bytes:
-        """Send the parts on a connection of their own; what is received until the server closes it or `timeout_s` is over."""
+        """Send the parts on a new connection; return what is received until the server closes it or `timeout_s` has passed."""
         with self.connect(timeout_s) as connection:
             received = b""
             try:
@@ -61,18 +61,18 @@ def established(port: int) -> int:
 
 
 @contextmanager
-def server_process(folder: Path, settings: Mapping[str, object], *, grace_s: float = 20) -> Iterator[ServerProcess]:
+def server_process(directory: Path, settings: Mapping[str, object], *, grace_s: float = 20) -> Iterator[ServerProcess]:
     """Run the API until the end of the block. `settings`: fields of `ApiSettings`."""
     port = free_ports(1)[0]
     environ = {k: v for k, v in os.environ.items() if not k.startswith("POIESIS_")}
     environ |= {f"POIESIS_API__{name.upper()}": str(value) for name, value in settings.items()}
     environ |= {"POIESIS_API__PORT": str(port), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "tests.integration.api.server_process", str(folder), str(grace_s)]
-    with open(folder / "server.log", "wb") as log:
+    command = [sys.executable, "-m", "tests.integration.api.server_process", str(directory), str(grace_s)]
+    with open(directory / "server.log", "wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environ, stdout=log, stderr=log)
     try:
         server = ServerProcess(process, port)
-        _await_ready(server, folder / "server.log")
+        _await_ready(server, directory / "server.log")
         yield server
     finally:
         process.kill()
@@ -123,7 +123,7 @@ print(json.dumps(statuses))
 
 @contextmanager
 def guessing(server: ServerProcess, connections: int) -> Iterator[dict[str, int]]:
-    """A process that guesses passwords on so many connections at once; the statuses of its responses, after the block."""
+    """A process that guesses passwords on this many connections; yields the statuses of its responses, complete after the block."""
     command = [sys.executable, "-c", GUESSES, str(connections), str(server.port)]
     statuses: dict[str, int] = {}
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
@@ -153,9 +153,9 @@ def main() -> None:
                 pass
             return super().create(spec, **kwargs)
 
-    folder, grace = Path(sys.argv[1]), timedelta(seconds=float(sys.argv[2]))
+    directory, grace = Path(sys.argv[1]), timedelta(seconds=float(sys.argv[2]))
     settings = read(ApiSettings, os.environ, "POIESIS_API__")
-    policy, repository = Policy(), SqliteTaskRepository(folder / "tasks.sqlite")
+    policy, repository = Policy(), SqliteTaskRepository(directory / "tasks.sqlite")
     tasks = Tasks(repository, RecordingQueue(), SystemClock(), policy)
     services = Services(tasks, policy, settings, ServiceSettings(), "", lambda: None)
     serve(create_app(services, on_start=partial(end_within_after_signal, grace)), settings, grace)

@@ -1,4 +1,4 @@
-"""Attacks on a real server process: what it holds is bounded, given back, and other clients are answered meanwhile (docs/security.md)."""
+"""Attacks on a real server process: its memory is bounded and released, and other clients are served (docs/security.md)."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
 
 
 def ask(server: ServerProcess) -> None:
-    """A normal client, on a connection of its own."""
+    """A normal client, on a new connection."""
     created = requests.post(f"{server.url}/v1/tasks", json=HELLO, timeout=30)
     assert created.status_code == 200, created.text
     found = requests.get(f"{server.url}/v1/tasks/{created.json()['id']}?view=FULL", timeout=30)
@@ -82,7 +82,7 @@ class TestHeaders:
             [head(), b"1\r\n{\r\n0\r\n"] + [b"X-Trailer: " + b"y" * MIB] * 300,
             [head(), b"1;extension="] + [b"y" * MIB] * 300,
         ],
-        ids=["exactly one", "many headers", "target", "trailers", "chunk extension"],
+        ids=["one header", "many headers", "target", "trailers", "chunk extension"],
     )
     def test_of_300_mb_are_refused_early(self, server: ServerProcess, parts: list[bytes]) -> None:
         before = server.rss()
@@ -169,7 +169,7 @@ class TestBodies:
                     for _ in range(7):
                         connection.send(b" " * MIB)
                 except BlockingIOError:
-                    pass  # the server reads no more of it
+                    pass  # the server stops reading it
             peak = 0
             for _ in range(5):
                 ask(server)
@@ -315,12 +315,12 @@ class TestLogins:
         users = [{"name": "ada", "password_hash": hash_secret("right", "basic")}]
         (tmp_path / "users.json").write_text(json.dumps(users))
         settings = {"auth": "basic", "credentials_file": tmp_path / "users.json"}
-        folders = [tmp_path / name for name in ("attacked", "control")]
-        for folder in folders:
-            folder.mkdir()
+        directories = [tmp_path / name for name in ("attacked", "control")]
+        for directory in directories:
+            directory.mkdir()
         with (
-            server_process(folders[0], settings) as attacked,
-            server_process(folders[1], settings) as control,
+            server_process(directories[0], settings) as attacked,
+            server_process(directories[1], settings) as control,
             requests.Session() as session,
         ):
             self._get(session, attacked)

@@ -164,7 +164,7 @@ NULLS = {  # every field that was not set, as pydantic writes it
         for i in ("init", "tool", "end")
     ],
 }  # fmt: skip
-DECIMALS = {  # a workflow engine's way of asking for resources
+DECIMALS = {  # resources as a workflow engine requests them
     "name": "step", "resources": {"cpu_cores": 1.0, "ram_gb": 0.244140625, "disk_gb": 2.00048828125},
     "inputs": [{"url": "http://h/f", "path": "/var/lib/cwl/f", "type": "FILE"}],
     "outputs": [{"url": "s3://b/out", "path": "/home/job", "type": "DIRECTORY"}],
@@ -195,7 +195,7 @@ def test_documents_of_other_clients_are_accepted(served: Served, document: dict[
 
 
 def _exchange(served: Served, *parts: bytes, pause_s: float = 0.0) -> bytes:
-    """Send parts over one connection, read until the server has nothing more to say."""
+    """Send parts over one connection, read until the server closes it."""
     with socket.create_connection(("127.0.0.1", served.server.port), timeout=10) as connection:
         for part in parts:
             try:

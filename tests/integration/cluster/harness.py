@@ -60,7 +60,7 @@ FILERS = Filers(stage_in, stage_out)
 
 
 def eventually(condition: Callable[[], Any], what: str = "condition", deadline: float = DEADLINE) -> Any:
-    """The first true result of `condition`, which is called often; fails after a deadline."""
+    """Return the first true result of `condition`, which is polled; fail after a deadline."""
     end = time.monotonic() + deadline
     while not (found := condition()):
         assert time.monotonic() < end, f"{what} did not come"
@@ -131,7 +131,7 @@ class Lab:
         return self.cluster.observe(task, tails=True).tails.get(name, ("", ""))[0]
 
     def close(self) -> None:
-        """Remove everything, whatever the outcome of the test."""
+        """Remove everything, also after a failed test."""
         for task_id in self.cluster.task_ids():
             for attempt in range(1, 4):
                 self.cluster.delete_all(task_id, attempt)
@@ -153,7 +153,7 @@ def record(seen: Observed, name: str = "executor-0") -> Record:
 
 
 def processes_with(text: str) -> list[int]:
-    """Processes of this machine whose command line holds a text."""
+    """Processes of this machine whose command line contains a text."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():

@@ -1,4 +1,4 @@
-"""What a command gets and what is reported about it: the same in plain processes and in containers."""
+"""The environment and the reported results of a command: the same in plain processes and in containers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_arguments_and_variables_arrive_byte_for_byte(lab: Lab) -> None:
 
 @pytest.mark.parametrize("workdir", ["/work", "/tmp/deep/er", "/scratch"])
 def test_a_usual_working_directory_is_the_tasks_own_without_a_volume(lab: Lab, workdir: str) -> None:
-    """Empty, whatever the machine has there, writable, and one for all executors."""
+    """Empty, regardless of the machine's own, writable, and shared by all executors."""
     seen = lab.run(sh("ls -A; pwd; echo kept > file", workdir=workdir), sh("cat file", workdir=workdir))
     assert record(seen).stdout == f"{workdir}\n"
     assert record(seen, "executor-1").stdout == "kept\n"
@@ -115,7 +115,7 @@ def _has_no_pod(lab: Lab, task: Task) -> bool:
 
 
 def test_a_command_that_is_cancelled_while_it_starts_ends_at_once(make_lab: Callable[..., Lab]) -> None:
-    """Process 1 exists before it handles signals: a SIGTERM sent then was lost, and the command ran until its grace period was over."""
+    """Process 1 exists before it handles signals: a SIGTERM sent then used to be lost, and the command ran until its grace period ended."""
     lab = make_lab("process", policy=dataclasses.replace(POLICY, grace=timedelta(seconds=45)))
     for n in range(5):
         task = lab.launch(lab.task(sh("sleep 600"), id=f"{lab.id}{n}"))

@@ -1,4 +1,4 @@
-"""Attacks of a task on one machine: what it can read of the service's user, what it can use up. As root and as an ordinary user."""
+"""Attacks by a task on one machine: what it can read of the service's user, what it can exhaust. As root and as an ordinary user."""
 
 from __future__ import annotations
 
@@ -152,7 +152,9 @@ def test_listed_directories_are_visible_and_cannot_be_written(run: Run, account:
         tools.chmod(0o755)
         account.own(tools / "tool", "#!/bin/sh\necho tool\n").chmod(0o755)
         if account.uid == 0:
-            account.home.chmod(account.home.stat().st_mode)  # /root may be closed to others: only the mount has to work
+            account.home.chmod(
+                account.home.stat().st_mode
+            )  # /root may be inaccessible to others: only the mount has to work
         text = output(
             run(f"{tools}/tool; touch {tools}/new 2>/dev/null && echo written; ls -A {account.home}", visible=[tools])
         )

@@ -1,4 +1,4 @@
-"""The service is killed at every point: what runs goes on, nothing runs twice, nothing is forgotten."""
+"""The service is killed at every point: running commands continue, nothing runs twice, nothing is lost."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.integration.cluster.harness import Lab, container, eventually, proces
 
 
 class Victim:
-    """The process of victim.py, killed as often as asked; `volume` is what its task sees as /work."""
+    """The process of victim.py, which tests kill; `volume` is what its task sees as /work."""
 
     def __init__(self, directory: Path, launcher: Path, runtime: str) -> None:
         self.arguments = [str(directory), str(launcher), runtime]
@@ -60,7 +60,7 @@ class Victim:
         return (self.task_dir / "state" / f"{name}.json").exists()
 
     def finish(self, make_lab: Callable[..., Lab]) -> Lab:
-        """A new service takes over; everything ends well."""
+        """A new service takes over, and every task completes."""
         lab = make_lab(self.arguments[2], filers=victim.holding(self.hold))
         self.hold.unlink(missing_ok=True)
         eventually(self.counted, "the first command")
@@ -141,7 +141,7 @@ def test_killed_at_any_moment(service: Victim, make_lab: Callable[..., Lab], aft
     if service.arguments[2] != "process" and after_ms % 20:
         pytest.skip("fewer moments with an engine: each takes seconds")
     service.start()
-    time.sleep(after_ms / 1000)  # no condition: any moment will do
+    time.sleep(after_ms / 1000)  # no condition: any moment is possible
     service.kill()
     service.assert_nothing_left(service.finish(make_lab))
 
@@ -168,7 +168,7 @@ def test_a_command_whose_launcher_was_killed_is_lost_and_not_repeated(
     assert process_lab.ended(task).pods[0].lost == "ExecutorLost"
     process_lab.cluster.delete_pods(task.id, task.attempt)
     eventually(lambda: not process_lab.cluster.observe(task).pods, "the end")
-    process_lab.launch(task)  # a link that comes late
+    process_lab.launch(task)  # a late link
     assert process_lab.ended(task).pods[0].lost == "ExecutorLost"
     assert count.read_text() == "x\n"
 

@@ -1,4 +1,4 @@
-"""Plain processes: what a command cannot see, change or escape from; and how many of them run at once."""
+"""Plain processes: what a command cannot see, change or escape from; and how many run concurrently."""
 
 from __future__ import annotations
 

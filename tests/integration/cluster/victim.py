@@ -2,7 +2,7 @@
 
     python victim.py DIRECTORY LAUNCHER RUNTIME TASK-ID HOLD
 
-Prints `launched` once everything is on disk. HOLD names a file: while it is there, filers do not end.
+Prints `launched` once everything is on disk. HOLD names a file: while it exists, filers do not end.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def counted_task(task_id: str, output: Path) -> Task:
 
 
 def holding(hold: Path) -> Filers:
-    """Filers that leave a line in `hold`.log when they begin, and do not end while `hold` is there."""
+    """Filers that write a line to `hold`.log when they begin, and do not end while `hold` exists."""
 
     def held(stage: Callable[..., FilerReport], name: str) -> Callable[..., FilerReport]:
         def work(document: Mapping[str, Any], volume: Path, cancelled: Callable[[], bool]) -> FilerReport:

@@ -30,7 +30,7 @@ def can_run(tmp_path_factory: pytest.TempPathFactory) -> None:
 
 @pytest.fixture(scope="session")
 def common(can_run: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """The shared service; tests want `service`."""
+    """The shared service; tests use `service`."""
     root = tmp_path_factory.mktemp("embedded")
     files = root / "files"
     files.mkdir()
@@ -40,7 +40,7 @@ def common(can_run: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture
 def service(common: Service) -> Iterator[Service]:
-    """After the test nothing of its tasks is left, and the service has logged no errors."""
+    """After the test nothing of its tasks may be left, and the service must have logged no errors."""
     seen = len(common.logged_errors())
     yield common
     common.assert_nothing_is_left()
@@ -50,10 +50,10 @@ def service(common: Service) -> Iterator[Service]:
 @pytest.fixture
 def files(common: Service, request: pytest.FixtureRequest) -> Iterator[Path]:
     """An empty directory for this test, allowed in file:// URLs."""
-    folder = common.allow[0] / f"test-{abs(hash(request.node.nodeid)):x}"
-    folder.mkdir()
-    yield folder
-    shutil.rmtree(folder)
+    directory = common.allow[0] / f"test-{abs(hash(request.node.nodeid)):x}"
+    directory.mkdir()
+    yield directory
+    shutil.rmtree(directory)
 
 
 @pytest.fixture

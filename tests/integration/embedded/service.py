@@ -50,7 +50,7 @@ def request(method: str, url: str, body: Any = None, **headers: str) -> Answer:
 
 
 def eventually(look: Callable[[], T | None], what: str, deadline_s: float = DEADLINE_S) -> T:
-    """The first true answer of `look`, asked often."""
+    """Return the first true result of `look`, which is polled."""
     end = time.monotonic() + deadline_s
     while not (found := look()):
         assert time.monotonic() < end, f"{what} did not come within {deadline_s:.0f} s"
@@ -69,7 +69,7 @@ def command(*arguments: str) -> list[str]:
 
 
 def _bound_to_parent() -> list[str]:
-    """A test run that is killed leaves no service behind, where the system can see to that."""
+    """A test run that is killed leaves no service behind, where the system supports that."""
     setpriv = shutil.which("setpriv")
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
@@ -89,26 +89,26 @@ def run_poiesis(*arguments: str, stdin: str | None = None, timeout_s: float = DE
 
 
 class Service:
-    """On one folder; may be started, killed and started again. `allow`: what file:// URLs may name."""
+    """On one directory; may be started, killed and started again. `allow`: directories that file:// URLs may refer to."""
 
-    def __init__(self, folder: Path, *, allow: Sequence[Path] = (), **variables: str) -> None:
-        self.folder = folder
+    def __init__(self, directory: Path, *, allow: Sequence[Path] = (), **variables: str) -> None:
+        self.directory = directory
         self.allow = tuple(allow)
         self.variables = variables
         self.url = ""
-        self.log = folder.parent / f"{folder.name}.log"
+        self.log = directory.parent / f"{directory.name}.log"
         self._process: subprocess.Popen[bytes] | None = None
 
     # ---- its life
 
     def start(self) -> Service:
-        """Returns when it answers."""
+        """Return when it responds."""
         options = [o for root in self.allow for o in ("--allow-dir", str(root))]
         written = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 _bound_to_parent()
-                + command("up", "--port", "0", "--dir", str(self.folder), "--runtime", "process", *options),
+                + command("up", "--port", "0", "--dir", str(self.directory), "--runtime", "process", *options),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -150,13 +150,13 @@ class Service:
         self.stop(signal.SIGKILL)
 
     def kill_tree(self) -> None:
-        """The service and everything it or an earlier life of it has started, as a machine that is switched off would."""
+        """Kill the service and everything that it or an earlier process of it has started, like a power failure."""
         assert self._process is not None
         own = self._process.pid
         os.kill(own, signal.SIGSTOP)  # so that it starts nothing while the others are killed
 
         def none_left() -> bool:
-            left = {*descendants(own), *processes_of(self.folder)} - {own}
+            left = {*descendants(own), *processes_of(self.directory)} - {own}
             # stopped first, so that no launcher records how its command was killed
             for number in (signal.SIGSTOP, signal.SIGKILL):
                 for pid in left:
@@ -169,12 +169,12 @@ class Service:
         self._process.wait(DEADLINE_S)
 
     def close(self) -> None:
-        """Nothing of it stays, however the test went."""
+        """Remove everything of it, also after a failed test."""
         try:
             if self.is_running:
                 self.stop()
         finally:
-            for pid in processes_of(self.folder):
+            for pid in processes_of(self.directory):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
@@ -204,7 +204,7 @@ class Service:
         return str(self.get(task_id, "MINIMAL")["state"])
 
     def states(self, task_ids: Iterable[str]) -> dict[str, str]:
-        """By one listing, as a client with many tasks asks."""
+        """By one listing, as a client with many tasks does."""
         found = request("GET", f"{self.api}/tasks?page_size=2000").document["tasks"]
         wanted = set(task_ids)
         return {t["id"]: t["state"] for t in found if t["id"] in wanted}
@@ -247,11 +247,11 @@ class Service:
         return [line for line in lines if " ERROR " in line or "Traceback" in line or "Exception" in line]
 
     def leftovers(self) -> list[str]:
-        """Files of tasks, mounts and processes that are there now."""
-        tasks = self.folder / "tasks"
-        found = [str(p.relative_to(self.folder)) for p in tasks.iterdir()] if tasks.is_dir() else []
-        found = found or [f"mount {m}" for m in mounts_of("self", self.folder)]
-        return found or [f"process {pid}: {command_line(pid)}" for pid in processes_of(self.folder)]
+        """Files of tasks, mounts and processes that exist now."""
+        tasks = self.directory / "tasks"
+        found = [str(p.relative_to(self.directory)) for p in tasks.iterdir()] if tasks.is_dir() else []
+        found = found or [f"mount {m}" for m in mounts_of("self", self.directory)]
+        return found or [f"process {pid}: {command_line(pid)}" for pid in processes_of(self.directory)]
 
     def assert_nothing_is_left(self) -> None:
         end = time.monotonic() + DEADLINE_S
@@ -283,17 +283,17 @@ def _pids() -> Iterator[int]:
     yield from (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-def mounts_of(pid: int | str, folder: Path) -> list[str]:
-    """Lines of the mount table of a process that name `folder`."""
+def mounts_of(pid: int | str, directory: Path) -> list[str]:
+    """Lines of the mount table of a process that contain `directory`."""
     try:
         lines = Path(f"/proc/{pid}/mountinfo").read_text(errors="replace").splitlines()
     except OSError:  # gone, or another user's
         return []
-    return [line for line in lines if f"{folder}/" in line]
+    return [line for line in lines if f"{directory}/" in line]
 
 
-def processes_of(folder: Path) -> list[int]:
-    """Commands, launchers and sandboxes of the service on `folder` that live; not the service itself."""
+def processes_of(directory: Path) -> list[int]:
+    """Running commands, launchers and sandboxes of the service on `directory`; not the service itself."""
     own = _namespace("self")
     theirs: dict[str, bool] = {}  # mount namespaces, read once each
     found = []
@@ -301,11 +301,11 @@ def processes_of(folder: Path) -> list[int]:
         space = _namespace(pid)
         if space not in ("", own):
             if space not in theirs:
-                theirs[space] = bool(mounts_of(pid, folder))
+                theirs[space] = bool(mounts_of(pid, directory))
             if theirs[space]:
                 found.append(pid)
                 continue
-        if f"{folder}/tasks/" in command_line(pid):
+        if f"{directory}/tasks/" in command_line(pid):
             found.append(pid)
     return [pid for pid in found if not is_zombie(pid)]
 

@@ -1,4 +1,4 @@
-"""Tasks of the shapes that known clients send, run to their end, and answers read as those clients read them."""
+"""Tasks as known clients send them, run to their end, and responses read as those clients read them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_py_tes_runs_a_task_and_reads_everything_of_it(service: Service, files: 
 
 
 def test_nextflow(service: Service, files: Path) -> None:
-    """A script in /work with its streams, exit code and globs as outputs; braces and brackets come unmarked, directories as FILE."""
+    """A script in /work with its streams, exit code and globs as outputs; braces and brackets are unescaped, directories are FILE."""
     run = (
         "echo log; echo complaint >&2; mkdir res; echo 1 > res/a; echo b > x.bam; echo '[' > 'y[1].txt'; echo 0 > .exitcode; "
         "cp .command.run .command.log"
@@ -124,7 +124,7 @@ def test_snakemake(service: Service, files: Path) -> None:
 
 
 def test_cwl_tes(service: Service, files: Path) -> None:
-    """The whole working directory comes back, also after a failure; success codes are read from the exit code."""
+    """The whole working directory is uploaded, also after a failure; success codes are derived from the exit code."""
     client = tes.HTTPClient(service.url)
     task_id = client.create_task(
         tes.Task(
@@ -152,7 +152,7 @@ def test_cwl_tes(service: Service, files: Path) -> None:
 
 
 def test_toil(service: Service) -> None:
-    """Asks for storage, states of all, and the last exit code; cancels what has ended."""
+    """Reads the storage, all states, and the last exit code; cancels ended tasks."""
     client = tes.HTTPClient(service.url)
     assert any(place.startswith("file://") for place in client.get_service_info().storage)
     ids = [
@@ -222,7 +222,7 @@ def test_pulsar(service: Service) -> None:
 
 
 def test_cromwell(service: Service, files: Path) -> None:
-    """Outputs are directories with a slash at the end; sizes are text; FULL is asked for all the time."""
+    """Outputs are directories with a trailing slash; sizes are text; FULL is polled."""
     task_id = post(
         service,
         {

@@ -9,8 +9,8 @@ from typing import Any
 from tests.integration.embedded.service import Service, run_poiesis, sh
 
 
-def write(folder: Path, *executors: Any, **more: Any) -> str:
-    path = folder / "task.json"
+def write(directory: Path, *executors: Any, **more: Any) -> str:
+    path = directory / "task.json"
     path.write_text(json.dumps({"executors": list(executors), **more}))
     return str(path)
 

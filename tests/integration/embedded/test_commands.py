@@ -1,4 +1,4 @@
-"""What executors do and what is reported about them, as a client sees it over HTTP."""
+"""Executors and what is reported about them, as a client sees it over HTTP."""
 
 from __future__ import annotations
 
@@ -167,13 +167,13 @@ def test_a_running_task_is_canceled_though_it_ignores_sigterm(service: Service) 
     assert service.cancel(task_id).status == 200
     assert service.cancel(task_id).status == 200
     eventually(lambda: service.state(task_id) == "CANCELED", "CANCELED")
-    assert processes_of(service.folder) == []  # reported only once it is true
+    assert processes_of(service.directory) == []  # reported only once it is true
     assert "anceled" in system_log(service.get(task_id))
     service.assert_nothing_is_left()
 
 
 def test_a_queued_task_is_canceled_before_it_runs(service: Service, files: Path) -> None:
-    """More tasks than run at once: the last of them wait, and never begin."""
+    """More tasks than run concurrently: the last of them wait, and never start."""
     blocker = sh("while :; do sleep 0.1; done")
     first = [service.post({"executors": [blocker]}) for _ in range(12)]
     last = service.post(

@@ -214,7 +214,7 @@ def test_an_input_that_is_missing_is_an_error_of_the_task(service: Service, file
     "url", ["file:///etc/passwd", "file://{files}/../../../../etc/passwd", "file://{root}", "/etc/passwd"]
 )
 def test_files_outside_the_allowed_directories_are_refused(service: Service, files: Path, url: str) -> None:
-    url = url.format(files=files, root=service.folder)
+    url = url.format(files=files, root=service.directory)
     before = service.count()
     answer = request(
         "POST", f"{service.api}/tasks", {"executors": [sh("true")], "inputs": [{"path": "/in", "url": url}]}
@@ -245,13 +245,13 @@ def test_commands_see_neither_the_service_nor_the_files_of_others(service: Servi
     script = (
         "ls {0} 2>/dev/null; cat {1}/secret 2>/dev/null; ls -A {2} 2>/dev/null; touch /usr/x /etc/x 2>/dev/null; true"
     )
-    task = service.run(sh(script.format(service.folder, files, service.folder / "tasks")))
+    task = service.run(sh(script.format(service.directory, files, service.directory / "tasks")))
     assert task["state"] == "COMPLETE" and logs_of(task)[0]["stdout"] == ""
     assert not Path("/usr/x").exists() and not Path("/etc/x").exists()
 
 
 def test_large_content_and_many_inputs_arrive(service: Service) -> None:
-    large = "".join(f"{i:07}\n" for i in range(131072))  # 1 MiB, the largest that is taken
+    large = "".join(f"{i:07}\n" for i in range(131072))  # 1 MiB, the largest that is accepted
     task = service.run(
         sh("sha256sum < /data/large; ls /many | wc -l; cat /many/* | sha256sum"),
         inputs=[
@@ -275,7 +275,7 @@ def test_an_empty_file_is_a_file(service: Service, files: Path) -> None:
 
 @pytest.fixture
 def web(files: Path) -> Iterator[str]:
-    """URL of an HTTP server that shows `files`."""
+    """URL of an HTTP server that serves `files`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(SilentHandler, directory=str(files)))
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()

@@ -1,4 +1,4 @@
-"""How the service starts, refuses to, stops and comes back."""
+"""How the service starts, refuses to start, stops and recovers."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ STOP_S = 20.0  # seconds; the usual is two, and links under way may take up to t
 
 @pytest.fixture
 def up(can_run: None, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """`poiesis up` that is expected not to come up."""
+    """`poiesis up` that is expected not to start."""
 
     def start(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        folder = [] if "--dir" in arguments else ["--dir", str(tmp_path / "service")]
+        directory = [] if "--dir" in arguments else ["--dir", str(tmp_path / "service")]
         done: subprocess.CompletedProcess[str] = run_poiesis(
-            "up", "--runtime", "process", *folder, *arguments, timeout_s=DEADLINE_S, **variables
+            "up", "--runtime", "process", *directory, *arguments, timeout_s=DEADLINE_S, **variables
         )
         return done
 
@@ -57,7 +57,7 @@ def assert_refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 def test_a_second_service_on_one_directory_is_refused(
     service: Service, up: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
-    assert_refused(up("--port", "0", "--dir", str(service.folder)), str(service.folder), "in use", "--dir")
+    assert_refused(up("--port", "0", "--dir", str(service.directory)), str(service.directory), "in use", "--dir")
     assert service.run(sh("true"))["state"] == "COMPLETE"  # the first one has not noticed
 
 
@@ -89,7 +89,7 @@ def test_it_stops_within_seconds_and_running_commands_are_adopted(
         {"executors": [sh(script)], "inputs": [{"path": "/data/in", "url": f"file://{files}/in"}], "outputs": outputs}
     )
     eventually(lambda: "begun" in service.get(task_id)["logs"][0]["metadata"].get("live_stdout", ""), "the command")
-    commands = [p for p in processes_of(service.folder) if command_line(p).startswith("/poiesis/launcher")]
+    commands = [p for p in processes_of(service.directory) if command_line(p).startswith("/poiesis/launcher")]
     assert commands
     began = time.monotonic()
     assert service.stop(number) == 0
@@ -98,8 +98,8 @@ def test_it_stops_within_seconds_and_running_commands_are_adopted(
     assert "Stopping. 1 task has not ended: commands keep running" in service.log.read_text()
     service.start()
     assert service.state(task_id) == "RUNNING"
-    assert set(commands) <= set(processes_of(service.folder))
-    volume = next((service.folder / "tasks").glob("*/volume/root/data"))
+    assert set(commands) <= set(processes_of(service.directory))
+    volume = next((service.directory / "tasks").glob("*/volume/root/data"))
     (volume / "go").touch()
     task = service.wait(task_id)
     assert task["state"] == "COMPLETE" and exit_codes(task) == [0]
@@ -128,7 +128,7 @@ def test_a_task_canceled_before_a_crash_is_canceled_after_it(make_service: Calla
     service.kill()
     service.variables["POIESIS_POLICY__GRACE"] = "1s"
     service.start()
-    for pid in processes_of(service.folder):  # its launcher still keeps the long grace
+    for pid in processes_of(service.directory):  # its launcher still keeps the long grace
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     assert service.wait(task_id)["state"] == "CANCELED"
@@ -136,7 +136,7 @@ def test_a_task_canceled_before_a_crash_is_canceled_after_it(make_service: Calla
 
 
 def test_events_alone_take_a_task_to_its_end(make_service: Callable[..., Service]) -> None:
-    """Resync is for lost messages; where none is lost, no task waits for it."""
+    """Resync is for lost messages; if none is lost, no task waits for it."""
     service = make_service(POIESIS_RESYNC="1h").start()
     for _ in range(3):
         task_id = service.post({"executors": [sh("while :; do sleep 0.1; done")]})
@@ -165,15 +165,15 @@ def test_only_one_port_is_listened_on(make_service: Callable[..., Service]) -> N
 
 
 def test_its_directory_is_private_to_its_user(service: Service) -> None:
-    for path in (service.folder, service.folder / "tasks"):
+    for path in (service.directory, service.directory / "tasks"):
         assert path.stat().st_mode & 0o077 == 0, path
 
 
 @pytest.fixture
 def own_tmp(tmp_path: Path) -> Iterator[Path]:
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    yield folder
+    directory = tmp_path / "tmp"
+    directory.mkdir()
+    yield directory
 
 
 def test_the_demo_shows_its_result_and_leaves_nothing_when_run_twice(can_run: None, own_tmp: Path) -> None:

@@ -1,7 +1,7 @@
-"""A hundred tasks at once; and the service killed, with or without its commands, in the middle of many.
+"""A hundred concurrent tasks; and the service killed, with or without its commands, in the
 
-A command says that it runs, and that it is about to end, over a connection to this process, which is outside of everything that is
-killed: so executions are counted where no crash can lose them (the network of plain processes is the machine's).
+middle of many. A command reports its start and its end over a connection to this process, which is not
+killed, so that no crash can lose a count (plain processes use the machine's network).
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ TASKS: Final = 100
 PARALLEL: Final = 2 * len(os.sched_getaffinity(0))
 KILLED_TASKS: Final = 4 + 2 * PARALLEL
 OUTPUT_LINES: Final = 60_000  # of each killed task: megabytes, so that uploads take a while
-# A quarter above what is seen at the peak on two cores: the service 105 MB, four tasks at once (twice the cores) with a sandbox of Python
-# of 13 MB for a moment, launcher and command: 210 MB. A task that stayed in memory for good would show in the second bound.
+# A quarter above the measured peak on two cores: the service 105 MB, four concurrent tasks (twice the cores) with a sandbox of Python
+# of 13 MB for a moment, launcher and command: 210 MB. A task that stayed in memory would exceed the second bound.
 TREE_BYTES: Final = 265_000_000
 BYTES_FOR_EACH_PARALLEL_TASK: Final = 30_000_000
 SERVICE_GROWTH_BYTES: Final = 60_000_000
 
 
 class Counted(socketserver.ThreadingTCPServer):
-    """Counts the lines it receives, and answers only once `gate` is open, so that a test knows what is under way."""
+    """Counts the lines that it receives, and responds only once `gate` is open, so that a test knows what is in progress."""
 
     daemon_threads = True
     allow_reuse_address = True
@@ -133,15 +133,15 @@ def slow_task(service: Service, counted: Counted, number: int) -> dict[str, Any]
     }
 
 
-def assert_files_are_complete(folder: Path, numbers: set[int]) -> None:
-    """Exactly these files and nothing temporary beside them, each with all its lines."""
-    assert {p.name for p in folder.iterdir()} == {str(n) for n in numbers}
+def assert_files_are_complete(directory: Path, numbers: set[int]) -> None:
+    """Exactly these files, each with all its lines, and no temporary ones."""
+    assert {p.name for p in directory.iterdir()} == {str(n) for n in numbers}
     for number in numbers:
-        assert (folder / str(number)).read_text() == f"{number} of many\n" * OUTPUT_LINES
+        assert (directory / str(number)).read_text() == f"{number} of many\n" * OUTPUT_LINES
 
 
 def test_commands_survive_the_service_and_are_adopted(make_service: Callable[..., Service], counted: Counted) -> None:
-    """`kill -9` of only the service, with commands running, ending and waiting: every task ends well, each command ran once."""
+    """`kill -9` of only the service, with commands running, ending and waiting: every task completes, each command ran once."""
     service = make_service().start()
     ids = post_all(service, [slow_task(service, counted, n) for n in range(KILLED_TASKS)])
     eventually(lambda: counted.count("begin") >= 2, "the first commands")
@@ -164,7 +164,7 @@ def test_commands_survive_the_service_and_are_adopted(make_service: Callable[...
 def test_after_everything_is_killed_every_task_ends_and_none_runs_twice(
     make_service: Callable[..., Service], counted: Counted
 ) -> None:
-    """`kill -9` of service, launchers and commands: what had begun is a SYSTEM_ERROR that says so, what waited runs."""
+    """`kill -9` of service, launchers and commands: started tasks end as SYSTEM_ERROR with the reason, waiting ones run."""
     service = make_service().start()
     ids = post_all(service, [slow_task(service, counted, n) for n in range(KILLED_TASKS)])
     eventually(lambda: counted.count("begin") >= 2, "the first commands")

@@ -1,4 +1,4 @@
-"""Requests that are wrong: a clear answer, no trace of the program's inside, nothing stored."""
+"""Invalid requests: a clear response without internals, nothing stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.integration.embedded.service import Answer, Document, Service, reques
 EXECUTOR: Document = {"image": "alpine", "command": ["true"]}
 DUPLICATE = [{"path": "/data/x", "content": "1"}, {"path": "/data/x", "content": "2"}]
 
-BAD: list[tuple[str, Any, str]] = [  # what, the document, where the problem is
+BAD: list[tuple[str, Any, str]] = [  # name, document, path of the problem
     ("no object", [], "$"),
     ("null", None, "$"),
     ("no executors", {}, "$.executors"),
@@ -75,7 +75,7 @@ BAD: list[tuple[str, Any, str]] = [  # what, the document, where the problem is
 
 
 def assert_problem(answer: Answer, status: int) -> dict[str, Any]:
-    """The body of a refusal: JSON for programs, a sentence for people, nothing of the program's inside."""
+    """The body of a refusal: JSON for programs, a sentence for users, no internals."""
     assert answer.status == status, answer.text
     document: dict[str, Any] = answer.document
     assert document["status"] == status and document["message"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.filer.middlemen import Authority, authority
+from tests.integration.filer.intermediaries import Authority, authority
 from tests.integration.filer.servers import HttpServer, http_server
 
 

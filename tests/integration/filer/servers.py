@@ -1,4 +1,4 @@
-"""A real HTTP server in a thread that serves bytes from memory and misbehaves on demand."""
+"""A real HTTP server in a thread that serves bytes from memory and injects faults."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Request:
 
 
 class Made:
-    """A large body that is made as it is sent, the same each time; `sent_bytes` counts what went out."""
+    """A large body that is generated while it is sent, the same each time; `sent_bytes` counts the bytes."""
 
     BLOCK = random.Random(8).randbytes(1 << 20)
 
@@ -50,7 +50,7 @@ class Made:
         self._lock = threading.Lock()
 
     def blocks(self, start: int = 0, end: int | None = None) -> Iterator[bytes]:
-        """Each block begins with its number, so that none can stand in another's place."""
+        """Each block begins with its number, so that blocks cannot be confused."""
         end = self.size if end is None else end
         step = len(self.BLOCK)
         for index in range(start // step, -(-end // step)):
@@ -78,7 +78,7 @@ class Made:
 
 
 class HttpServer:
-    """`files`: what GET answers by path, `made`: what is too large for that; PUT stores in the former. `faults`: called
+    """`files`: what GET answers by path, `made`: large generated bodies; PUT stores in the former. `faults`: called
     for each request, in any thread; None: no fault."""
 
     def __init__(self) -> None:
@@ -94,7 +94,9 @@ class HttpServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
             timeout = 10
-            disable_nagle_algorithm = True  # else each kept connection's answer waits 40 ms for an acknowledgement
+            disable_nagle_algorithm = (
+                True  # otherwise each response on a kept connection waits 40 ms for an acknowledgement
+            )
 
             def log_message(self, format: str, *args: object) -> None:
                 pass
@@ -141,7 +143,7 @@ class HttpServer:
             daemon_threads = True
 
             def handle_error(self, request: object, client_address: object) -> None:
-                pass  # clients go away, that is the point
+                pass  # clients disconnect, as intended
 
         self._server = Server(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)

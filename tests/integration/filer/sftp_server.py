@@ -27,7 +27,7 @@ class Login(paramiko.ServerInterface):
         return paramiko.OPEN_SUCCEEDED
 
 
-def folder(root: Path) -> type:
+def interface_of(root: Path) -> type:
     def answer(call: Any) -> Any:
         try:
             return call()
@@ -35,11 +35,11 @@ def folder(root: Path) -> type:
             return paramiko.SFTPServer.convert_errno(error.errno)
 
     def done(call: Any) -> Any:
-        """The answer of a call that has none of its own."""
+        """The response of a call without a result."""
         failed = answer(call)
         return paramiko.SFTP_OK if failed is None else failed
 
-    class Folder(paramiko.SFTPServerInterface):
+    class Interface(paramiko.SFTPServerInterface):
         def at(self, path: str) -> Path:
             return root / path.lstrip("/")
 
@@ -78,7 +78,7 @@ def folder(root: Path) -> type:
         def posix_rename(self, oldpath: str, newpath: str) -> int:
             return done(lambda: os.replace(self.at(oldpath), self.at(newpath)))
 
-    return Folder
+    return Interface
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def sftp_server(tmp_path: Path) -> Iterator[Sftp]:
                 continue
             transport = paramiko.Transport(connection)
             transport.add_server_key(key)
-            transport.set_subsystem_handler("sftp", paramiko.SFTPServer, folder(root))
+            transport.set_subsystem_handler("sftp", paramiko.SFTPServer, interface_of(root))
             transport.start_server(server=Login(), event=threading.Event())
             transports.append(transport)
 

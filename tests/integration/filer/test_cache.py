@@ -101,7 +101,7 @@ def test_the_size_is_bounded_and_the_least_recently_used_is_evicted_first(
         web.etags[f"/{i}"] = f'"{i}"'
         assert bring(volume, given(f"/data/{i}", f"{web.url}/{i}"), settings=settings).error is None
         time.sleep(0.02)
-        if i:  # the first one stays in use
+        if i:  # the first one is still in use
             assert bring(volume, given(f"/data/{i}-0", f"{web.url}/0"), settings=settings).error is None
     assert sum(p.stat().st_size for p in entries(tmp_path)) <= 10_000_000
     assert sum(r.method == "GET" and r.path == "/0" for r in web.requests) == 1
@@ -161,7 +161,7 @@ def test_eight_processes_at_once_fetch_once(tmp_path: Path, web: HttpServer) -> 
 
 @pytest.fixture
 def roomy(tmp_path: Path) -> Iterator[tuple[Path, int]]:
-    """A directory for nine files, and how large they are: a gigabyte where there is memory for that and it is quick, else a fifth in
+    """A directory for nine files, and their size: a gigabyte if there is memory for that and it is fast, else a fifth in
     memory, or less on a disk."""
     memory = Path("/dev/shm")
     if not memory.is_dir() or min(shutil.disk_usage(memory).free, _free_memory()) < 4 * 10**9:
@@ -178,7 +178,7 @@ def _free_memory() -> int:
 
 
 def _seconds_to_write(probe: Path) -> float:
-    """Of 64 MiB. On a machine that others use, all of the test would take more than a minute."""
+    """Of 64 MiB. On a busy machine the whole test would take more than a minute."""
     begun = time.monotonic()
     with probe.open("wb") as file:
         for _ in range(64):
@@ -205,7 +205,7 @@ def test_eight_tasks_at_once_with_a_large_object_of_s3_fetch_it_once(roomy: tupl
             assert file.read(1) == b""
         here.unlink()
     assert made.sent_bytes == size
-    assert sorted(r.method for r in web.requests).count("HEAD") == 8  # each proves its right to read
+    assert sorted(r.method for r in web.requests).count("HEAD") == 8  # each proves its permission to read
 
 
 def test_a_killed_fetch_leaves_nothing_behind(tmp_path: Path, web: HttpServer) -> None:

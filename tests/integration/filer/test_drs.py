@@ -51,7 +51,7 @@ def test_an_access_id_is_resolved_with_the_token(volume: Path, web: HttpServer, 
     report = bring(volume, given("/data/x", url), settings=settings(web, drs_token_file=str(tmp_path / "token")))
     assert report.error is None
     assert web.requests[0].headers["authorization"] == "Bearer secret-token"
-    assert "authorization" not in web.requests[-1].headers  # the bytes' host is another matter
+    assert "authorization" not in web.requests[-1].headers  # the host of the bytes is a different one
     assert "secret-token" not in str(report)
 
 

@@ -58,7 +58,7 @@ def test_missing_files_and_refused_logins(volume: Path, ftp: FtpServer) -> None:
         (f"{ftp.url}/none", "not_found"),
         (ftp.url.replace("ftp://", "ftp://no:body@") + "/x", "access_denied"),
     ):
-        patient = quick(stall_timeout=timedelta(seconds=10))  # the server takes its time to refuse a login
+        patient = quick(stall_timeout=timedelta(seconds=10))  # the server is slow to refuse a login
         assert bring(volume, given("/data/x", url), settings=patient).error_code == code
     (volume / "root/data/x").write_text("x")
     report = send(volume, wanted("/data/x", f"{ftp.url}/x"), settings=quick())
@@ -92,7 +92,7 @@ def test_a_file_that_changes_after_a_drop_is_fetched_again(
 
     monkeypatch.setattr(DTPHandler, "use_sendfile", lambda _: False)
     monkeypatch.setattr(DTPHandler, "send", cutting)
-    settings = quick(stall_timeout=timedelta(milliseconds=300))  # this server says nothing after a drop
+    settings = quick(stall_timeout=timedelta(milliseconds=300))  # this server does not respond after a drop
     assert bring(volume, given("/data/x", f"{ftp.url}/x"), settings=settings).error is None
     assert (volume / "root/data/x").read_bytes() == BODY[::-1]
 
@@ -118,7 +118,7 @@ def test_a_drop_at_any_byte_is_resumed(volume: Path, ftp: FtpServer, monkeypatch
 
         monkeypatch.setattr(DTPHandler, "send", cutting)
         monkeypatch.setattr(DTPHandler, "use_sendfile", lambda _: False)
-        settings = quick(stall_timeout=timedelta(milliseconds=300))  # this server says nothing after a drop
+        settings = quick(stall_timeout=timedelta(milliseconds=300))  # this server does not respond after a drop
         report = bring(volume, given(f"/data/{cut}", f"{ftp.url}/x"), settings=settings)
         monkeypatch.setattr(DTPHandler, "send", original)
         assert report.error is None

@@ -145,7 +145,7 @@ def test_chunks_and_compressed_transfer(volume: Path, web: HttpServer) -> None:
     assert fetch(volume, f"{web.url}/x")[1] == BODY
     web.faults = lambda _: Fault(body=gzip.compress(BODY), headers={"content-encoding": "gzip"})
     assert fetch(volume, f"{web.url}/x")[1] == BODY
-    packed = gzip.compress(BODY)  # what is packed by its name stays packed
+    packed = gzip.compress(BODY)  # a file that is compressed by its name is not decompressed
     web.faults = lambda _: Fault(body=packed, headers={"content-encoding": "gzip"})
     assert fetch(volume, f"{web.url}/x.gz")[1] == packed
 

@@ -140,7 +140,7 @@ NOT_FOR_SMALL_OBJECTS = (
 def test_a_small_object_of_s3_takes_one_request_and_few_imports(
     tmp_path: Path, web: HttpServer, direction: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With plain keys: neither the SDK nor what it brings. Each of these would cost every task milliseconds."""
+    """With plain keys: neither the SDK nor its dependencies, each of which would cost every task milliseconds."""
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     web.files["/bucket/x"] = b"x" * 1_000_000
@@ -168,7 +168,7 @@ def test_a_small_object_of_s3_takes_one_request_and_few_imports(
 
 
 def test_start_up_is_cheap(tmp_path: Path) -> None:
-    """Target: 0.3 s of CPU and 60 MB with S3 in use; the least of three, on a machine that others use too."""
+    """Target: 0.3 s of CPU and 60 MB with S3 in use; the least of three, because the machine may be busy."""
     code = "import poiesis.filer.__main__, poiesis.filer.s3, resource; print(resource.getrusage(resource.RUSAGE_SELF))"
     used = []
     for _ in range(3):

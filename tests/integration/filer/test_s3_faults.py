@@ -1,4 +1,4 @@
-"""S3 downloads from a server that breaks off at any byte, changes its mind, or refuses; uploads that fail in the middle."""
+"""S3 downloads from a server that disconnects at any byte, changes the object, or refuses; uploads that fail in the middle."""
 
 from __future__ import annotations
 
@@ -171,7 +171,7 @@ def test_the_listing_has_pages_markers_and_odd_names(volume: Path, s3: S3Server)
 
 
 def listing(web: HttpServer, *keys: str) -> None:
-    """Let the store hold one byte at each of the keys, and list them."""
+    """Store one byte at each of the keys, and list them."""
     entries = "".join(f"<Contents><Key>{key}</Key><Size>1</Size></Contents>" for key in keys)
     web.faults = lambda r: Fault(body=f"<R>{entries}</R>".encode()) if "list-type" in r.path else None
     for key in keys:

@@ -1,4 +1,4 @@
-"""Large directories of small objects, which one thread moves: as right as one by one, whatever the server does."""
+"""Large directories of small objects, which one thread transfers: as correct as one by one, whatever the server does."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from poiesis.filer.network import open_connection
 from poiesis.filer.s3_small_files import Get, Put
 from poiesis.filer.small_files import SmallFileMover
 from poiesis.filer.transfer import Pool
-from tests.integration.filer.middlemen import Authority, Pieces, TlsFront, closing
+from tests.integration.filer.intermediaries import Authority, Pieces, TlsFront, closing
 from tests.integration.filer.servers import Fault, HttpServer, Request, http_server
 from tests.integration.filer.test_s3 import keys, put, settings_of
 from tests.servers import S3Server
@@ -36,7 +36,7 @@ NAMES = [f"{i % 7}/ü & {i}.bin" for i in range(COUNT)]
 
 @pytest.fixture
 def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """For each file that the one thread was offered, whether it took it."""
+    """For each file offered to the mover's thread, whether it was accepted."""
     found: list[bool] = []
     take = SmallFileMover.submit
 
@@ -50,7 +50,7 @@ def taken(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 @pytest.fixture
 def returned(monkeypatch: pytest.MonkeyPatch) -> list[object]:
-    """What that thread gave back."""
+    """The files that the thread returned."""
     found: list[object] = []
     release = SmallFileMover._return
 
@@ -67,7 +67,7 @@ def content(i: int) -> bytes:
 
 
 def offer(web: HttpServer, names: list[str] = NAMES, content: Callable[[int], bytes] = content) -> dict[str, bytes]:
-    """Objects in the bucket of a server that knows GET and one listing."""
+    """Objects in the bucket of a server that supports GET and one listing."""
     files = {name: content(i) for i, name in enumerate(names)}
     rows: list[str] = []
     for name, data in files.items():
@@ -99,7 +99,7 @@ def arrived(volume: Path) -> dict[str, bytes]:
 
 
 def once(fault: Fault, chance: random.Random | None = None, share: float = 0.3):
-    """That fault for some objects' first request."""
+    """The fault for the first request of some objects."""
     seen: set[str] = set()
 
     def choose(request: Request) -> Fault | None:

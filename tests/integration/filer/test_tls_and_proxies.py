@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from poiesis.filer.settings import MIB
-from tests.integration.filer.middlemen import Authority, Proxy, TlsFront, authority, closing
+from tests.integration.filer.intermediaries import Authority, Proxy, TlsFront, authority, closing
 from tests.integration.filer.servers import HttpServer
 from tests.servers import S3Server
 from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted

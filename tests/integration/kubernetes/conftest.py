@@ -1,6 +1,6 @@
-"""A namespace on the cluster of KUBECONFIG, and a small driver that takes a task through its pods as the orchestrator would.
+"""A namespace on the cluster of KUBECONFIG, and a small driver that runs a task's pods as the orchestrator would.
 
-The filers are stand-ins (a shell script in the executors' image), since the cluster adapter is under test. POIESIS_TEST_EXECUTOR_IMAGE: an
+The filers are fakes (a shell script in the executors' image), since the cluster adapter is under test. POIESIS_TEST_EXECUTOR_IMAGE: an
 image with a shell on the node, POIESIS_TEST_NOSHELL_IMAGE: one without.
 """
 
@@ -61,7 +61,7 @@ def settings(namespace: str, **changes: object) -> KubernetesSettings:
         image=BUSYBOX,
         filer_command=("sh", "-c", FILER, "filer"),
         filer_resources=Resources(),
-        resolv_conf="nameserver 127.0.0.1",  # the stand-ins look up no names
+        resolv_conf="nameserver 127.0.0.1",  # the fake filers do not resolve names
     )
     return replace(base, **changes)  # type: ignore[arg-type]
 
@@ -89,7 +89,7 @@ def admin() -> Iterator[Client]:
 
 @pytest.fixture(scope="session")
 def namespace(admin: Client) -> Iterator[str]:
-    """POIESIS_TEST_NAMESPACE, or a new one that is gone afterwards."""
+    """POIESIS_TEST_NAMESPACE, or a new one that is deleted afterwards."""
     name = os.environ.get("POIESIS_TEST_NAMESPACE", f"poiesis-test-{secrets.token_hex(3)}")
     try:
         make_namespace(admin, name)
@@ -142,7 +142,7 @@ class Driver:
             self.changed.clear()
 
     def difference(self, task: Task) -> str:
-        """The observed state, and the cluster's."""
+        """The observed state, and the cluster's own."""
         status = self.cluster.client.get(f"/api/v1/namespaces/{self.cluster.settings.namespace}/pods")["items"]
         mine = [p["status"] for p in status if task.id in p["metadata"]["name"]]
         return f"{self.cluster.observe(task)}\n{json.dumps(mine, indent=1)}"

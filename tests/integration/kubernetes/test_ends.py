@@ -137,7 +137,7 @@ def test_of_two_candidates_one_leads_and_the_other_follows(namespace: str) -> No
     first.start()
     eventually(lambda: first.is_leader)
     second.start()
-    first._wait = lambda _: threading.Event().wait()  # killed: neither renews nor releases
+    first._wait = lambda _: threading.Event().wait()  # killed: it neither renews nor releases
     eventually(lambda: second.is_leader)
     assert events == ["a leads", "b leads"] and not first.is_leader
     third.start()

@@ -1,4 +1,4 @@
-"""The whole API over stand-ins: what every test of it starts from."""
+"""The whole API over fakes, for all tests of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ POLICY = Policy(file_roots=("/srv/data",), backend_parameters=frozenset({"time_l
 
 @dataclass
 class Site:
-    """An installation: settings, stand-ins, the application, and a client of it."""
+    """An installation: settings, fakes, the application, and a client of it."""
 
     api: ApiSettings = field(default_factory=ApiSettings)
     service: ServiceSettings = field(default_factory=ServiceSettings)

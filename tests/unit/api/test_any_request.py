@@ -37,7 +37,7 @@ def _post(document: Any) -> None:
     response = site.post("/tasks", json.dumps(document))
     if response.status_code == 200:
         task_id = response.json()["id"]
-        for view in ("MINIMAL", "BASIC", "FULL"):  # held against the spec by the response validation
+        for view in ("MINIMAL", "BASIC", "FULL"):  # checked against the spec by the response validation
             assert site.get(f"/tasks/{task_id}?view={view}").status_code == 200
     else:
         assert_error(response, 400)

@@ -1,4 +1,4 @@
-"""Authentication: who may call, with which credentials, and what stays secret."""
+"""Authentication: who may call, with which credentials, and what is kept secret."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class TestTheFile:
         now = [0.0]
         who = self._authenticator(file, now)
         file.write_text(json.dumps(USERS[:1]))
-        assert self._ask(who, BOB) == User("bob")  # not looked at yet
+        assert self._ask(who, BOB) == User("bob")  # not checked yet
         now[0] += 2
         assert self._ask(who, ADA) == User("ada")
         with pytest.raises(Refused, match="401"):

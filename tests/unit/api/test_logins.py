@@ -1,4 +1,4 @@
-"""Attempts to log in with a password: limited, remembered, and never in the way of others."""
+"""Password logins: limited, cached, and without delaying other users."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _wait_s(error: Refused) -> int:
 
 
 class Gate:
-    """A `LoginGate` whose hash counts its calls; passwords are right when they are "right"."""
+    """A `LoginGate` whose hash counts its calls; the valid password is "right"."""
 
     def __init__(self, clock: Clock) -> None:
         self.gate = LoginGate(clock)

@@ -1,4 +1,4 @@
-"""Content-Type as RFC 9110 has it."""
+"""Content-Type as defined by RFC 9110."""
 
 from __future__ import annotations
 

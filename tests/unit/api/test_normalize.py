@@ -1,4 +1,4 @@
-"""From bytes to a `TaskSpec`: JSON in our words, normalizing, and decoding as strict as the spec's validation before it."""
+"""From bytes to a `TaskSpec`: JSON errors, normalizing, and strict decoding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Page tokens by themselves."""
+"""Page tokens."""
 
 from __future__ import annotations
 

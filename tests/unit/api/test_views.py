@@ -1,4 +1,4 @@
-"""What holds for all views: only keys of the spec, no nulls, and a validation that would notice."""
+"""All views: only keys of the spec, no nulls, and a validation that detects violations."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPEC = load_specification()["components"]["schemas"]
 
 
 def _known(value: Any, schema: dict[str, Any], path: str = "$") -> None:
-    """Every key of `value` stands in the schema, and nothing is null."""
+    """Every key of `value` is in the schema, and nothing is null."""
     if "$ref" in schema:
         return _known(value, SPEC[schema["$ref"].rsplit("/", 1)[1]], path)
     assert value is not None, path

@@ -61,7 +61,7 @@ Answer = tuple[int, Any]
 
 
 class TesServer:
-    """`answer` says what it answers; `asked` what it was asked."""
+    """`answer` sets its responses; `asked` records the requests."""
 
     def __init__(self) -> None:
         self.asked: list[Asked] = []

@@ -14,7 +14,7 @@ from tests.unit.cli.conftest import TesServer
 def test_an_interrupted_demo_cancels_its_task_and_waits_for_its_end(
     server: TesServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A service that stops leaves running commands running, and the demo's folder goes."""
+    """A service that stops does not stop running commands, and the demo's directory is removed."""
     states = [(200, {"id": "t", "state": s}) for s in ("RUNNING", "RUNNING", "RUNNING", "CANCELED")]
     server.serve({"POST /tasks": (200, {"id": "t"}), "GET /tasks/t": states, "POST /tasks/t:cancel": (200, {})})
     naps = iter([KeyboardInterrupt()])

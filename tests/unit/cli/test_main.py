@@ -96,12 +96,12 @@ def test_up_with_an_invalid_setting_exits_with_2(
 
 
 def test_a_directory_is_used_by_one_service(tmp_path: Path) -> None:
-    folder = tmp_path / "new"
-    with _lock(folder):
-        assert folder.stat().st_mode & 0o077 == 0
+    directory = tmp_path / "new"
+    with _lock(directory):
+        assert directory.stat().st_mode & 0o077 == 0
         with pytest.raises(ConfigurationError, match="in use by another"):
-            _lock(folder)
-    _lock(folder).close()
+            _lock(directory)
+    _lock(directory).close()
 
 
 def test_the_command_line_takes_precedence_over_variables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

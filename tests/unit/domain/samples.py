@@ -1,4 +1,4 @@
-"""Small tasks for the tests of domain and services, and a `World` that drives one through its stages without any server."""
+"""Small tasks for the tests of domain and services, and a `World` that takes one through its stages without any server."""
 
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -78,7 +78,7 @@ class World:
         return self.clock.now()
 
     def change(self, **fields: Any) -> Task:
-        """Write to the stored task by hand."""
+        """Change the stored task directly."""
         task = self.task
         assert self.repository.save(replace(task, **fields), seen=task.version)
         return self.task

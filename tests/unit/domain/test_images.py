@@ -1,4 +1,4 @@
-"""Image references as registries and container runtimes take them."""
+"""Image references as registries and container runtimes accept them."""
 
 import pytest
 

@@ -27,7 +27,7 @@ def test_a_name_is_valid_for_any_id(task_id, attempt, part):
 
 
 def test_objects_of_other_attempts_and_parts_have_other_names():
-    """Else what an attempt left behind would be taken for the next one's: its pod for having run, its volume for being filled."""
+    """Otherwise leftovers of an attempt would be mistaken for the next one's: its pod for having run, its volume for being filled."""
     parts = ["task", "tif", "executors", "tof", "volume", "filer", "executor-0", "executor-1"]
     names = {object_name(t, a, p) for t in ("0a", "0b") for a in (1, 2, 11) for p in parts}
     assert len(names) == 2 * 3 * len(parts)

@@ -1,4 +1,4 @@
-"""What lies in what, held against the definition with its two loops."""
+"""Which paths contain which, compared with a naive implementation."""
 
 from hypothesis import given
 from hypothesis import strategies as st

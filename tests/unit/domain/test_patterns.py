@@ -1,4 +1,4 @@
-"""Output paths as POSIX 2.13 has them: what a path names, what it matches, and in time that no pattern can stretch."""
+"""Output paths as defined by POSIX 2.13: what a path names, what it matches, and linear time for any pattern."""
 
 from __future__ import annotations
 

@@ -130,7 +130,7 @@ def test_declared_directories_and_those_above_patterns_exist_before_the_first_co
             outputs=(
                 output_file("/out/d", type=DIRECTORY),
                 output_file("/out/e/", "s3://b/e/"),
-                output_file("/out/result", "s3://b/f/"),  # most likely a file: nothing but its URL ends in a slash
+                output_file("/out/result", "s3://b/f/"),  # most likely a file: only its URL ends in a slash
                 output_file("/opt/g", type=DIRECTORY),
                 output_file("/logs/x/*.txt", path_prefix="/logs"),
                 output_file("/runs/{a,b}/x.txt", type=DIRECTORY),
@@ -170,7 +170,7 @@ def test_a_file_that_is_input_and_output_is_not_touched():
 
 @pytest.mark.parametrize("workdir", ["/work", "/work/", "/tmp", "/var/tmp/run", "/scratch/a/b"])
 def test_a_working_directory_outside_all_paths_belongs_to_the_task(workdir):
-    """Without a volume where there is none, on it where there is one; a user without rights can write there."""
+    """On the volume if there is one; an unprivileged user can write there."""
     alone = plan(spec(executors=(executor(workdir=workdir),)), POLICY)
     path = workdir.rstrip("/")
     assert (alone.scratch, alone.mounts, alone.volume_bytes, alone.has_filers) == ((path,), (), None, False)

@@ -85,7 +85,7 @@ def test_a_name_that_resolves_to_loopback_is_refused_at_the_connection(monkeypat
     monkeypatch.setattr(socket, "getaddrinfo", resolve)
     with pytest.raises(AccessDenied):
         Guard().connect("rebind.example.org", 80, 1)
-    assert asked == ["rebind.example.org"]  # one resolution: what is checked is what is connected to
+    assert asked == ["rebind.example.org"]  # one resolution: the checked address is the one that is connected to
 
 
 def test_a_name_that_does_not_resolve_is_a_transient_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_names_behind_a_proxy(
 
 @pytest.mark.parametrize("scheme", ["http", "https", "drs"])
 def test_a_name_that_only_the_proxy_knows_is_refused_if_configured(tmp_path: Path, scheme: str) -> None:
-    """The proxy is not even asked: nothing listens on its port."""
+    """The proxy is not contacted: nothing listens on its port."""
     item = given("/data/x", f"{scheme}://nothing.invalid/x")
     for resolve_first, code in ((True, "access_denied"), (False, "storage_unavailable")):
         settings = quick(proxy="http://127.0.0.1:1", resolve_before_proxy=resolve_first, attempts=1)

@@ -1,4 +1,4 @@
-"""The thin HTTP path: framing, whatever pieces the bytes come in, and connections that end anywhere."""
+"""The minimal HTTP client: framing, however the bytes are split, and connections that end anywhere."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def saved(
     finally:
         assert len(os.listdir("/proc/self/fd")) <= before + 1, (
             "pipes are left open"
-        )  # the other thread's end may still be
+        )  # the other thread's end may still be open
         os.close(descriptor)
 
 
@@ -273,7 +273,7 @@ def test_a_silent_server_is_an_error_after_the_stall_timeout() -> None:
 
 @pytest.mark.parametrize("in_one_piece", [True, False])
 def test_a_server_that_does_not_read_is_an_error_after_the_stall_timeout(tmp_path: Path, in_one_piece: bool) -> None:
-    (tmp_path / "x").write_bytes(bytes(20_000_000))  # more than the buffers between the two hold
+    (tmp_path / "x").write_bytes(bytes(20_000_000))  # more than fits into the buffers between the two
     descriptor = os.open(tmp_path / "x", os.O_RDONLY)
     body = bytes(20_000_000) if in_one_piece else FileRange(descriptor, 0, 20_000_000)
 

@@ -1,4 +1,4 @@
-"""Keys from files and variables; roles are in tests/integration/filer/test_s3_faults.py."""
+"""Keys from files and variables; for roles see tests/integration/filer/test_s3_faults.py."""
 
 from __future__ import annotations
 

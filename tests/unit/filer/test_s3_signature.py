@@ -1,4 +1,4 @@
-"""Our signatures are the SDK's."""
+"""Our signatures equal the SDK's."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def test_connections_stay_within_the_limit_and_are_released() -> None:
     with wired(*(Served([[WHOLE]] * 60) for _ in range(9))) as pool:
         assert move(SmallFileMover(control(), lambda: 3), *(Asked(pool) for _ in range(60)))[0] == list(range(60))
         assert (pool._open, len(pool._idle)) == (3, 3)
-        with pool.request("GET", "/x", {}) as answer:  # they wait again, as others expect
+        with pool.request("GET", "/x", {}) as answer:  # they block again, as others expect
             assert answer.read() == b"hello"
 
 

@@ -202,7 +202,7 @@ def test_a_limit_holds_until_it_is_lifted() -> None:
             yield from [job] * 100
 
     pool.run(jobs())
-    assert most["few"] <= 3 < most["all"] <= 8  # the one that draws may be beyond, once
+    assert most["few"] <= 3 < most["all"] <= 8  # the one that draws may exceed it, once
     assert 3 < most["again"] <= 8
 
 
@@ -226,7 +226,7 @@ def test_threads_are_only_started_for_work() -> None:
 
     before = threading.active_count()
     Pool(64).run([job])
-    assert max(seen) <= before + 2  # the one that works, and the one that looks for more
+    assert max(seen) <= before + 2  # the one that works, and the one that waits for more
 
 
 def test_parts_get_threads_although_there_is_one_job() -> None:

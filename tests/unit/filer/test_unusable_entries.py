@@ -1,5 +1,5 @@
-"""An unusable entry (a special file, or a link to nothing, to outside or in a circle) has one outcome wherever it is: where it is one of
-many it is left out with a note, and where it is the whole output or input it is an error with the reason."""
+"""An unusable entry (a special file, or a link that is dangling, leads out or loops) has one outcome everywhere: as one of many
+it is left out with a note, as the whole output or input it is an error with the reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _socket(path: Path) -> None:
     bound = socket.socket(socket.AF_UNIX)
     here = os.getcwd()
     try:
-        os.chdir(path.parent)  # a socket's path may have 107 characters
+        os.chdir(path.parent)  # a socket's path may have at most 107 characters
         bound.bind(path.name)
     finally:
         os.chdir(here)

@@ -29,7 +29,7 @@ from tests.unit.helm.conftest import CASES, CHART, NAMESPACE, RELEASE, Json, Ren
 ROLES: Final = ("torc", "tif", "texam", "tof", "monitor")
 OURS: Final = ("api", *ROLES, "flower")
 
-# Role → resource → verbs. A right that is not here is a right too much.
+# Role → resource → verbs. Any permission that is not listed here is too much.
 RIGHTS: Final[dict[str, dict[str, set[str]]]] = {
     "torc": {
         "persistentvolumeclaims": {"create", "get", "list", "delete"},
@@ -118,8 +118,8 @@ def test_the_chart_installs_this_version():
 
 
 def test_every_component_has_a_directory():
-    folders = {p.name for p in (CHART / "templates").iterdir() if p.is_dir()}
-    assert folders >= {*OURS, "mongodb", "redis"}
+    directories = {p.name for p in (CHART / "templates").iterdir() if p.is_dir()}
+    assert directories >= {*OURS, "mongodb", "redis"}
 
 
 def test_objects_are_unique_and_have_a_namespace(chart: Rendered):

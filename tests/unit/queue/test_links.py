@@ -47,7 +47,7 @@ class Spy:
 
 
 class Service:
-    """One worker for all tests here (its end takes two seconds); each test gives it a world."""
+    """One worker for all tests here (stopping it takes two seconds); each test gives it a world."""
 
     def __init__(self) -> None:
         self.world = World()
@@ -89,7 +89,7 @@ class Service:
 
 
 class Later:
-    """The present test's orchestrator."""
+    """The orchestrator of the current test."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -121,7 +121,7 @@ def test_links_take_a_task_to_its_pod_and_end_there(service):
     one.until(lambda: one.world.task.part == "task")
     assert one.spy.links == [Role.TORC, Role.TIF, Role.TEXAM]
     one.quiet()
-    assert one.spy.links.count(Role.TOF) == 1  # the one that `quiet` sent
+    assert one.spy.links.count(Role.TOF) == 1  # the one from `quiet`
 
 
 def test_links_without_effects_are_skipped(service):
@@ -255,7 +255,7 @@ def test_the_rest_of_a_chain_respects_the_back_off_of_a_link_that_the_cluster_re
 
 @contextmanager
 def sent_links() -> Iterator[list[dict[str, Any]]]:
-    """The headers of every message published meanwhile."""
+    """The headers of every message published in the block."""
     sent: list[dict[str, Any]] = []
 
     def note(headers: dict[str, Any], **_: object) -> None:

@@ -1,4 +1,4 @@
-"""The name by which operators know a worker."""
+"""The name of a worker, as operators see it."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Hypothesis' idea of a task: every field of every part, with texts, times and numbers that stores may spoil."""
+"""Random tasks: every field of every part, with texts, times and numbers that stores may corrupt."""
 
 from datetime import UTC, datetime
 

@@ -46,7 +46,7 @@ from tests.unit.repository.strategies import TEXTS, TIMES, tasks
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 1, tzinfo=UTC)
 
-# no field has its default: a field that the documents forget would come back with it
+# no field has its default, so that a field missing in the documents is detected
 EVERY_FIELD = Task(
     id=TaskId("one"),
     spec=TaskSpec(
@@ -196,7 +196,7 @@ def test_every_older_schema_has_its_migration():
     assert set(documents.MIGRATIONS) == set(range(1, documents.SCHEMA))
 
 
-# what stores filter and compare by
+# fields that stores filter and compare by
 
 
 @given(TEXTS, TEXTS, TEXTS, TEXTS)

@@ -192,7 +192,7 @@ def test_a_poke_wakes_its_task_and_one_for_an_unknown_task_is_harmless(scene):
     ],
 )
 def test_pending_pokes_are_bounded_in_real_bytes(scene, monkeypatch, body):
-    """Of unknown tasks, while nothing takes them."""
+    """Of unknown tasks, while nothing consumes them."""
     limit = 500_000
     monkeypatch.setattr(monitor_module, "MAX_RECORDS_BYTES", limit)
     monkeypatch.setattr(work_queue, "MAX_KEYS", 1000)

@@ -17,7 +17,7 @@ from tests.unit.domain.samples import FILES, GPUS, ID, POLICY, SMALL, World, spe
 
 
 class RacedRepository(MemoryTaskRepository):
-    """Another process writes just before the next save, or before one `after` saves later: a cancel, which keeps what was saved."""
+    """Another process writes (a cancel request) just before the next save, or before the save after `after` others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -252,7 +252,7 @@ def test_only_the_right_nonce_makes_the_cluster_read_records_early():
 
 @pytest.mark.parametrize("since", [{"attempt": 2}, {"uploads": 2}])
 def test_records_of_an_earlier_pod_are_ignored(since):
-    """Found by chaos testing: a pod that was force-deleted lives on for a moment, and its poke was taken for one of the next attempt."""
+    """Found by chaos testing: a force-deleted pod keeps running for a moment, and its poke was attributed to the next attempt."""
     accepted: list[str] = []
 
     class Hearing(MemoryCluster):

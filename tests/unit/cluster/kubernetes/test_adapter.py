@@ -1,4 +1,4 @@
-"""Which calls are made for what, "none" included."""
+"""The exact API calls of each operation, including "none"."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CORE = "/api/v1/namespaces/tasks"
 
 
 class Store:
-    """Objects by path, as an API server keeps them; `deny` answers some requests otherwise."""
+    """Objects by path, as an API server keeps them; `deny` overrides the response to some requests."""
 
     def __init__(self, server: ApiServer) -> None:
         self.objects: dict[str, dict[str, Any]] = {}
@@ -106,7 +106,7 @@ def begin(cluster: KubernetesCluster, task: Task) -> None:
 
 
 def followed(cluster: KubernetesCluster) -> None:
-    """As if a watch were open; what it tells is put into the cache by hand."""
+    """As if a watch were open; the test puts objects into the cache."""
     cluster._is_followed = lambda: True  # type: ignore[method-assign]
 
 
@@ -200,7 +200,7 @@ def test_absence_is_looked_up_unless_the_deletion_was_seen(cluster: KubernetesCl
     task = make_task(PLAIN)
     begin(cluster, task)
     store.calls()
-    assert cluster.observe(task).pods and store.calls() == ["GET pods"]  # launched, and the watch has not said so yet
+    assert cluster.observe(task).pods and store.calls() == ["GET pods"]  # launched, but not reported by the watch yet
     view = project_pod(pod_json(version=5))
     assert view is not None
     cluster._cache.put(PODS, 5, view)

@@ -1,4 +1,4 @@
-"""Repetitions, time-outs and what is counted, against a scripted server."""
+"""Retries, time-outs and counters, against a scripted server."""
 
 from __future__ import annotations
 

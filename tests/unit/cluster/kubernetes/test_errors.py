@@ -1,4 +1,4 @@
-"""The table of the API server's answers."""
+"""The table of the API server's responses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Election against a Lease that is kept by resourceVersion, with clocks moved by hand."""
+"""Election on a Lease with optimistic locking, with clocks controlled by the test."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class LeaseServer:
 
 class Candidate:
     def __init__(self, name: str, server: ApiServer, settings: KubernetesSettings) -> None:
-        self.now = 1000.0 * len(name)  # clocks need not agree
+        self.now = 1000.0 * len(name)  # clocks may differ
         self.events: list[str] = []
         self.client = Client(replace(settings, attempts=1), Configuration(host=server.url, retries=0))
         self.election = Election(
@@ -125,7 +125,7 @@ def test_only_one_of_two_concurrent_candidates_wins(
     def between(request: Request) -> Answer | None:
         if request.method in ("POST", "PUT") and request.body["spec"]["holderIdentity"] == "bb":
             server.answer = answer
-            first.step()  # comes first, after the other has looked
+            first.step()  # writes first, after the other has read
         return answer(request)
 
     server.answer = between

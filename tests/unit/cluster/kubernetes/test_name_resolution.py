@@ -1,4 +1,4 @@
-"""What filers have at /etc/hosts and /etc/resolv.conf."""
+"""The filers' /etc/hosts and /etc/resolv.conf."""
 
 from __future__ import annotations
 

@@ -156,7 +156,7 @@ def test_the_same_task_gives_the_same_pod() -> None:
 @pytest.mark.parametrize("text", ["$(X)", "$$", "$$(X)", "$é", "$", "a$b", "no dollar"])
 def test_what_kubernetes_would_expand_is_escaped(text: str) -> None:
     escaped = pods.escape(text)
-    assert escaped.replace("$$", "\0").count("$") == 0  # every $ is one of a pair, which Kubernetes makes one
+    assert escaped.replace("$$", "\0").count("$") == 0  # every $ is doubled, which Kubernetes reduces to one
     assert escaped.replace("$$", "$") == text
 
 
@@ -361,7 +361,7 @@ def test_an_id_that_is_not_a_valid_label_is_in_an_annotation() -> None:
 
 @pytest.mark.parametrize("text", ["none", "", "None"])
 def test_a_filer_without_an_explicit_user_is_not_root(text: str) -> None:
-    """The platform chooses: OpenShift gives every container of the pod one user of the namespace's range."""
+    """The platform chooses: OpenShift gives every container of the pod the same user from the namespace's range."""
     name = f"{KUBERNETES_PREFIX}FILER_RUN_AS_USER"
     settings = replace(read(KubernetesSettings, {name: text}, KUBERNETES_PREFIX), fs_group=None)
     assert settings.filer_run_as_user is None
@@ -377,7 +377,7 @@ def test_a_filer_without_an_explicit_user_is_not_root(text: str) -> None:
 
 
 def test_a_working_directory_without_a_volume_is_an_empty_dir_of_the_pod() -> None:
-    """A volume each: what a subPath leads to is made by the kubelet for root alone."""
+    """One volume each: the kubelet would create a subPath writable only for root."""
     two = TaskSpec((replace(TRUE, workdir="/work"), replace(TRUE, workdir="/tmp/x")))
     made = build(two)[0]
     volumes = {v["name"]: v for v in made["spec"]["volumes"] if "emptyDir" in v and v["name"] != "control"}

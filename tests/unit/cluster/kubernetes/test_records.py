@@ -40,7 +40,7 @@ def pod(**states: dict[str, Any]) -> PodView:
 
 @pytest.fixture
 def logs(server: ApiServer) -> dict[str, Answer | None]:
-    """What the log of each container answers."""
+    """The response for the log of each container."""
     answers: dict[str, Answer | None] = {}
 
     def answer(request: Request) -> Answer | None:

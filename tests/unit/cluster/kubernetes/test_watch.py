@@ -1,4 +1,4 @@
-"""The informer against a scripted API server: what breaks a watch, and what it has to be after that."""
+"""The informer against a scripted API server: faults of a watch, and the state after them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def task_pod(name: str, version: int = 1, **more: Any) -> dict[str, Any]:
 
 
 class Fixture:
-    """One watch, run in the test's own thread until the script is played out: the last answer closes it."""
+    """One watch, run in the test's own thread until the script ends: the last response closes it."""
 
     def __init__(self, server: ApiServer, client: Client, settings: KubernetesSettings) -> None:
         self.server = server
@@ -94,7 +94,7 @@ def test_list_then_watch_from_there(fixture: Fixture) -> None:
     )
     assert requests[0].query == {"labelSelector": "a=b", "limit": "250"}
     assert requests[1].query["resourceVersion"] == "10" and requests[1].query["allowWatchBookmarks"] == "true"
-    assert requests[2].query["resourceVersion"] == "12"  # goes on where it ended
+    assert requests[2].query["resourceVersion"] == "12"  # continues where it ended
     assert fixture.state("a") == "running" and fixture.state("b") is None
     assert fixture.woken[:2] in (["a", "b"], ["b", "a"]) and fixture.woken[2:] == ["a", "b"]
 
@@ -202,7 +202,7 @@ def test_everything_is_listed_again_after_a_while(fixture: Fixture) -> None:
 
 
 def test_a_minute_without_a_connection_loses_nothing(fixture: Fixture) -> None:
-    """Pods that ended and pods that came meanwhile are in what is sent from the last version on."""
+    """Pods that ended or were created in the meantime are among the events since the last version."""
 
     def away() -> None:
         fixture.now += 10
@@ -244,7 +244,7 @@ def test_close_ends_a_silent_stream_at_once(server: ApiServer, client: Client, s
 
 
 def test_memory_is_flat_over_five_thousand_finished_pods() -> None:
-    """Each pod comes, runs, ends with a message of 2 KB, and is deleted."""
+    """Each pod is created, runs, ends with a message of 2 KB, and is deleted."""
     woken: list[int] = [0]
 
     def count(_: TaskId) -> None:
@@ -273,5 +273,5 @@ def test_memory_is_flat_over_five_thousand_finished_pods() -> None:
     finally:
         tracemalloc.stop()
     assert woken[0] == 4 * 5000 and len(cache) == 0
-    # what stays are the names of what is gone, of which MAX_GONE are kept
+    # only the names of deleted objects remain, at most MAX_GONE
     assert grown / 4900 < 500 and MAX_GONE * 500 < 32 * 1024 * 1024

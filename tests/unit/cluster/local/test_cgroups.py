@@ -1,4 +1,4 @@
-"""Limits in control groups of both versions, on directories that stand in for the kernel's."""
+"""Limits in control groups of both versions, on fake directories instead of the kernel's."""
 
 from __future__ import annotations
 

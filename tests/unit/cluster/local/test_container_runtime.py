@@ -1,4 +1,4 @@
-"""What is asked of an engine, and how its answers are understood: an engine of a few lines of shell stands in for docker."""
+"""Calls to an engine and the interpretation of its responses, with a fake docker of a few lines of shell."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ exit 0
 
 @pytest.fixture
 def answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A directory: what is in `<verb>.out` is printed, `<verb>.err` makes it fail; `calls` collects what was asked."""
+    """A directory: `<verb>.out` is printed, `<verb>.err` makes it fail; `calls` records the calls."""
     path = tmp_path / "answers"
     path.mkdir()
     programs = tmp_path / "bin"
@@ -117,7 +117,7 @@ def test_a_container_removed_from_outside_is_not_created_again(
     run, task_dir = run_of(runtime, tmp_path)
     task_dir.note("executor-0", "intent")
     (answers / "inspect.err").write_text("Error: No such container: poiesis-a-1-executor-0")
-    assert run.state() is RunState.ABSENT  # it never came to be
+    assert run.state() is RunState.ABSENT  # it was never created
     task_dir.note("executor-0", "created")
     assert run.state() is RunState.ENDED
 
@@ -139,7 +139,7 @@ def test_a_launcher_is_alive_while_it_holds_its_lock(runtime: ContainerRuntime, 
     stop = Signal()
     with open(up, "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        record.write_text("{}")  # forged, or of a launcher that is about to end
+        record.write_text("{}")  # forged, or from a launcher that is about to end
         assert not run.wait(stop, 0.1)
     assert run.wait(stop, 10)
     stop.close()
@@ -169,7 +169,7 @@ def test_refused_images_are_distinguished_from_failures(
 def test_a_present_image_is_not_pulled(runtime: ContainerRuntime, answers: Path) -> None:
     runtime.pull("image:1")
     (answers / "image.err").write_text("gone")
-    runtime.pull("image:1")  # known for a while
+    runtime.pull("image:1")  # cached for a while
     assert asked(answers) == []
 
 

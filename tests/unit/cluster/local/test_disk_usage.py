@@ -1,4 +1,4 @@
-"""Measuring what a command's files take."""
+"""Measuring the disk space of a command's files."""
 
 from __future__ import annotations
 

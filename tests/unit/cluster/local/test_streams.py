@@ -43,7 +43,7 @@ def test_fifos_are_read_until_they_are_stopped(tmp_path: Path) -> None:
     reader = TailReader()
     reader.follow(path, 10)
     reader.follow(path, 10)
-    for text in ("one", "two"):  # a writer may go, and another one come
+    for text in ("one", "two"):  # one writer may close it, and another open it
         writer = os.open(path, os.O_WRONLY)
         os.write(writer, text.encode())
         until(reader, path, {"one": "one", "two": "onetwo"}[text])

@@ -102,7 +102,7 @@ def test_usage_of_every_executor_is_in_the_metadata():
 @pytest.mark.parametrize("layout", ["single", "staged"])
 @pytest.mark.parametrize("exit_code", [0, 137], ids=["success", "ignored error"])
 def test_a_process_killed_for_memory_in_a_successful_executor_is_noted_and_changes_nothing(layout, exit_code):
-    """The shell of `a | b` exits as `b` did, and a tool may restart a process: only the kernel's counter shows it."""
+    """The shell of `a | b` exits like `b`, and a tool may restart a process: only the kernel's counter shows it."""
     world = World(FILES, replace(POLICY, layout=layout))
     record = world.cluster.record("executor-0", exit_code, ok=True, oom_killed=True)
     for _ in range(3):

@@ -94,7 +94,7 @@ def test_a_failing_pull_has_its_full_deadline_after_a_long_wait_for_a_node():
     world.cluster.stick(ID, "task", "executor-0", "ErrImagePull", "connection reset")
     assert world.settle().stage is Stage.RUN
     world.cluster.stick(ID, "task", "executor-0", "ImagePullBackOff", "connection reset")
-    world.wait(POLICY.image_deadline + timedelta(seconds=1))  # both reasons are one wait
+    world.wait(POLICY.image_deadline + timedelta(seconds=1))  # both reasons count as one wait
     assert world.task.state is State.SYSTEM_ERROR
 
 

@@ -1,4 +1,4 @@
-"""Servers between a filer and its server: a TLS terminator and a proxy. Real sockets, in threads."""
+"""Intermediaries between a filer and its server: a TLS terminator and a proxy. Real sockets, in threads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Authority:
         return found
 
 
-def authority(folder: Path, *names: str) -> Authority:
+def authority(directory: Path, *names: str) -> Authority:
     """For host names and addresses, for an hour."""
     now = datetime.datetime.now(datetime.UTC)
 
@@ -67,13 +67,13 @@ def authority(folder: Path, *names: str) -> Authority:
     certificate = build(names[0], key, "tests", found).sign(ca_key, hashes.SHA256())
     pem = serialization.Encoding.PEM
     plain = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (folder / "ca.pem").write_bytes(ca.public_bytes(pem))
-    (folder / "key.pem").write_bytes(key.private_bytes(pem, *plain) + certificate.public_bytes(pem))
-    return Authority(folder / "ca.pem", folder / "key.pem")
+    (directory / "ca.pem").write_bytes(ca.public_bytes(pem))
+    (directory / "key.pem").write_bytes(key.private_bytes(pem, *plain) + certificate.public_bytes(pem))
+    return Authority(directory / "ca.pem", directory / "key.pem")
 
 
 class _Listener:
-    """Takes connections at a port of 127.0.0.1, each in a thread."""
+    """Accepts connections on a port of 127.0.0.1, each in a thread."""
 
     def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self._tls = tls
@@ -117,7 +117,7 @@ class TlsFront(_Listener):
         self._target = (str(parts.hostname), parts.port or 80)
         self.cut: Callable[[int], int | None] = lambda _: None
         self.secured = 0
-        """How many connections came as far as a request."""
+        """The number of connections that sent a request."""
         super().__init__(tls)
 
     @property
@@ -162,7 +162,7 @@ class Proxy(_Listener):
         self._login, self._refuses = login, refuses
         self._scheme = "https" if tls else "http"
         self.seen: list[str] = []
-        """First lines of requests that were let through."""
+        """First lines of the requests that were passed on."""
         super().__init__(tls)
 
     def url(self, login: str | None = None) -> str:
@@ -202,7 +202,7 @@ class Proxy(_Listener):
 
 
 def pump(client: socket.socket, server: socket.socket, most: int | None = None) -> None:
-    """Both ways until one of them ends, or `most` bytes of the server's went through."""
+    """In both directions until one of them ends, or `most` bytes of the server were passed on."""
     with selectors.DefaultSelector() as both:
         both.register(client, selectors.EVENT_READ, server)
         both.register(server, selectors.EVENT_READ, client)
