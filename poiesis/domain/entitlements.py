@@ -1,4 +1,4 @@
-"""What a task may ask of the site beyond its shape: Kueue's queues, by user and group, and shared memory."""
+"""What a task may request of the site: Kueue's queues, by user and group, and shared memory."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_entitlements(spec: TaskSpec, policy: Policy, user: str | None, groups:
         if most is None:
             most, reason = spec.resources.ram_gb or DEFAULT_SHM_GB, "the task's ram_gb, or 1 without it"
         if asked > most:
-            message = f"{asked:g} is too much: at most {most:g} ({reason})"
+            message = f"invalid size {asked:g}: must be at most {most:g} ({reason})"
             problems.append(Problem("$.resources.backend_parameters.shm_gb", message))
     if problems:
         raise InvalidTask(problems)

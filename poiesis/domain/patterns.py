@@ -6,7 +6,7 @@ character a plain one, inside brackets too. `path_prefix` knows the same escapes
     pattern = PathPattern("/w/s\\[1\\]/part-*.txt")
     pattern.has_wildcard     True
     pattern.fixed_directory  "/w/s[1]"               exists before the first command; matching starts here
-    pattern.fixed_text       "/w/s[1]/part-"         what every match begins with; `path_prefix` is a beginning of it
+    pattern.fixed_text       "/w/s[1]/part-"         what every match begins with; `path_prefix` is a prefix of it
     pattern.literal          "/w/s[1]/part-*.txt"    escapes resolved: the file to try first where `needs_matching` is False
     pattern.names[-1].matches("part-1.txt")          one name of a directory, in time linear in the name
 
@@ -83,7 +83,7 @@ class Name:
 @dataclass(frozen=True)
 class PathPattern:
     """A parsed path; see the head of the module. Every text has a meaning: an unclosed `[` and a backslash that nothing follows stand for
-    themselves. Only a path with special characters is taken apart before `names` is asked for."""
+    themselves. Only a path with special characters is split before `names` is used."""
 
     text: str
 

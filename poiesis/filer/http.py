@@ -170,7 +170,7 @@ class Client:
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
-        return tls_context(self._settings.ca_file)  # reading all certificates takes its time
+        return tls_context(self._settings.ca_file)  # loading all certificates is slow
 
 
 def _parsed(url: str) -> _Address:
@@ -304,14 +304,14 @@ class HttpFiler:
                 if not match or int(match[1]) != reached.offset or match[3] not in (str(reached.total), "*"):
                     if not reached.is_range:
                         reached.validator = None  # start again
-                    raise StorageUnavailable(f"{shown(url)}: the server sent another range than requested")
+                    raise StorageUnavailable(f"{shown(url)}: the server sent a different range than requested")
             elif response.status == 200 and reached.is_range:
-                raise Changed(f"{shown(url)}: the file has changed meanwhile")
+                raise Changed(f"{shown(url)}: the file changed during the transfer")
             elif response.status == 200:
                 self._begin(url, response, part, reached)
             elif response.status == 416 and headers and not reached.is_range:
                 reached.validator = None
-                raise StorageUnavailable(f"{shown(url)}: the server does not resume the file")
+                raise StorageUnavailable(f"{shown(url)}: the server does not support resuming a download")
             else:
                 raise refused(url, response.status)
             self._read(url, response, part, reached)
@@ -331,7 +331,7 @@ class HttpFiler:
         reached.stop = None
         reached.validator = _validator(response)
         if reached.expected is not None and reached.validator != reached.expected:
-            raise Changed(f"{shown(url)}: the file has changed meanwhile")
+            raise Changed(f"{shown(url)}: the file changed during the transfer")
         os.ftruncate(part.descriptor, 0)
         if (
             (reached.total or 0) > 2 * self._settings.part_bytes

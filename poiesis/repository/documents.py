@@ -8,7 +8,7 @@ what remains decodes to a task in that view.
   (`2026-01-31T12:00:00.000001Z`), so that they sort as text.
 - `tags` in the head has tokens to compare for equality: for each tag one of its key and one of key and value (`tag_token`),
   so that a list filtered by tags scans an index in the order of ids.
-- `due_at` and `due_stage` are what resync asks for, on a small index; null when the task is done.
+- `due_at` and `due_stage` are what resync queries, on a small index; null when the task is done.
 
 `schema` is raised when old code can no longer read what new code writes; `MIGRATIONS` then upgrades older documents, one
 version at a time, when they are read. They are written in the new form with their next save.
@@ -41,7 +41,7 @@ MAX_TOKEN_TEXT: Final = 128  # characters; longer keys and values are hashed in 
 
 
 def to_document(task: Task) -> Document:
-    """The whole task. Raises: ValueError for a time without a zone (a bug).
+    """The whole task. Raises: ValueError for a naive datetime (a bug).
 
     A field that msgspec left at its default while it decoded the task is left out: it is in the class, not in the object.
     """
@@ -91,7 +91,7 @@ def from_document(document: Document) -> Task:
 
 
 def encode_json(value: object) -> bytes:
-    """Raises: UnicodeEncodeError for half of a surrogate pair."""
+    """Raises: UnicodeEncodeError for an unpaired surrogate."""
     return _ENCODER.encode(value)
 
 
@@ -146,12 +146,12 @@ def encode_within_bounds(task: Task, encode: Callable[[Document], tuple[Encoded,
             return encoded
         _, spec_bytes = encode(to_document(replace(task, log=TaskLog())))
         if spec_bytes > MAX_SPEC_BYTES:
-            message = f"too large: {spec_bytes} bytes; at most {MAX_SPEC_BYTES}, give large content by URL"
+            message = f"too large: {spec_bytes} bytes; at most {MAX_SPEC_BYTES}, pass large content by URL"
             raise InvalidTask([Problem("$", message)])
         encoded, _ = encode(to_document(replace(task, log=shortened(task.log, MAX_BYTES - spec_bytes))))
         return encoded
     except UnicodeEncodeError as error:
-        message = "invalid text: contains half of a surrogate pair; must be valid Unicode"
+        message = "invalid text: contains an unpaired surrogate; must be valid Unicode"
         raise InvalidTask([Problem("$", message)]) from error
 
 
@@ -216,7 +216,7 @@ def after_prefix(prefix: str) -> str | None:
 def format_time(moment: datetime) -> str:
     """RFC 3339, UTC, always with microseconds, so that it sorts as text."""
     if moment.tzinfo is None:
-        raise ValueError("a time without a zone cannot be stored")
+        raise ValueError("a naive datetime cannot be stored")
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
 
 

@@ -50,7 +50,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
             due_stage TEXT, -- NULL: done
             owner TEXT,
             name TEXT,
-            tags TEXT NOT NULL -- tokens, JSON: what stands in the table tags
+            tags TEXT NOT NULL -- JSON list of the tokens in table tags
         ) WITHOUT ROWID""",
         "CREATE TABLE documents (id TEXT NOT NULL PRIMARY KEY, core TEXT NOT NULL, bulk TEXT NOT NULL)",
         "CREATE TABLE tags (token TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (token, id)) WITHOUT ROWID",
@@ -75,7 +75,7 @@ class SqliteTaskRepository:
     """A `TaskRepository` in the file `path`, created with its directory if missing, readable only by its user.
 
     `busy_timeout`: how long a call waits for other writers before it raises RepositoryUnavailable.
-    Raises: ConfigurationError if a newer release made the file; RepositoryUnavailable if it cannot be opened.
+    Raises: ConfigurationError if a newer release created the file; RepositoryUnavailable if it cannot be opened.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, busy_timeout: timedelta = timedelta(seconds=5)) -> None:
@@ -178,7 +178,7 @@ class SqliteTaskRepository:
     def ready(self) -> None:
         """Take and release the write lock, which detects a read-only disk, a damaged file, and one that was moved away."""
         if not self._path.exists():  # open connections would still write, into a deleted file
-            raise RepositoryUnavailable(f"the task store {self._path.name} does not exist any more")
+            raise RepositoryUnavailable(f"the task store {self._path.name} no longer exists")
         with self._writing() as db:
             db.execute("SELECT 1 FROM tasks LIMIT 1").fetchone()
 
@@ -210,7 +210,7 @@ class SqliteTaskRepository:
             version = db.execute("PRAGMA user_version").fetchone()[0]
             if version > len(MIGRATIONS):
                 raise ConfigurationError(
-                    f"{self._path.name} was made by a newer release (version {version}, supported: up to "
+                    f"{self._path.name} was created by a newer release (version {version}, supported: up to "
                     f"{len(MIGRATIONS)}): use that release, or another file"
                 )
             for statement in chain.from_iterable(MIGRATIONS[version:]):

@@ -37,7 +37,7 @@ LOGS_SECONDS: Final = 5.0
 CALLS_AT_ONCE: Final = 8  # the engines' clients are large programs
 IMAGE_KNOWN: Final = 30.0  # seconds for which an image that was present is assumed to be present
 MAX_MESSAGE: Final = 500
-POLL: Final = (0.01, 0.25)  # seconds: first and longest pause between looks at the control directory
+POLL: Final = (0.01, 0.25)  # seconds: first and longest pause between checks of the control directory
 INSPECT_EVERY: Final = 2.0
 LABEL: Final = "org.poiesis.directory"
 _REFUSED: Final = re.compile(
@@ -81,7 +81,7 @@ class ContainerRuntime(Runtime):
         self._version = version[:100] or self.engine
 
     def _try_out(self) -> None:
-        """Podman answers even where it cannot run containers; it can run a directory, so this test needs no image."""
+        """Podman responds even where it cannot run containers; it can run a directory, so this test needs no image."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".trial-", dir=self.directory) as trial:
             for name in ("dev", "etc", "proc", "run", "sys", "tmp"):
@@ -216,7 +216,7 @@ class ContainerRun:
                     return found
         if _is_absent(answer):
             return None
-        raise StartFailed("EngineFailed", last_line(answer.stderr) or "unexpected answer from the engine")
+        raise StartFailed("EngineFailed", last_line(answer.stderr) or "unexpected response from the engine")
 
     def _control(self, suffix: str) -> Path:
         return self._task_dir.control(self._name) / f"{self._name}.{suffix}"
@@ -230,7 +230,7 @@ class ContainerRun:
         if self._task_dir.state(self._name, "intent").exists() and self._inspect() is not None:
             answer = self._runtime.call(
                 "start", "--", self._container
-            )  # made by an earlier life of this process, and not begun
+            )  # created by an earlier run of this process, and not started
         else:
             try:
                 options = self._options()
@@ -286,7 +286,7 @@ class ContainerRun:
     def _is_over(self) -> bool:
         try:
             return self.state() is not RunState.RUNNING
-        except StartFailed:  # the engine does not answer: ask again
+        except StartFailed:  # the engine does not respond: retry
             return False
 
     def terminate(self) -> None:

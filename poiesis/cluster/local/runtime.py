@@ -105,7 +105,7 @@ class Runtime(Protocol):
     """Whether images have to be pulled before a command can start."""
 
     def describe(self) -> str:
-        """What runs the commands and what it does not isolate, for people."""
+        """Describe to users what runs the commands and what it does not isolate."""
 
     def probe(self) -> None:
         """Run a trial command. Raises: StartFailed."""
