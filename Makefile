@@ -24,7 +24,7 @@ help: ## this list
 
 venv: $(DEV) ## .venv with everything for development: the exact versions of requirements/dev.txt, and this package, editable
 
-# In two layers of the same pins: what the service needs, then the tools. uv is several times quicker than pip; where it cannot be had or
+# In two layers of the same pins: what the service needs, then the tools. uv is several times faster than pip; where it is not available or
 # cannot reach the index (it does not read pip's settings), pip does the same.
 define install
 @$(BIN)/uv pip install --quiet --python $(BIN)/python $(1) || { echo "uv failed; trying pip"; $(BIN)/python -m pip install --quiet $(1); }
@@ -46,7 +46,7 @@ $(DEV): $(RUN) requirements/dev.txt
 	$(call install,--no-deps --require-hashes -r requirements/dev.txt)
 	@touch $@
 
-# The two launchers are in git, built by one pinned compiler, so that a newcomer needs no compiler (docs/adr/0010-launcher-build.md).
+# The two launchers are in git, built by one pinned compiler, so that no compiler is needed (docs/adr/0010-launcher-build.md).
 launcher: ## poiesis/bin/launcher-{amd64,arm64}, built again when launcher/ has changed
 	@sha256sum --status --check $(SUMS) || $(MAKE) launcher-build
 
@@ -54,7 +54,7 @@ launcher-build: $(ZIG)
 	$(ZIG_ENV) $(MAKE) -C launcher shipped ZIG=$(ZIG) SHIPPED=$(CURDIR)/poiesis/bin
 	sha256sum launcher/Makefile launcher/*.[ch] requirements/launcher.txt poiesis/bin/launcher-* > $(SUMS)
 
-launcher-check: $(ZIG) ## build both launchers from nothing and compare them with those in git, byte for byte
+launcher-check: $(ZIG) ## build both launchers from scratch and compare them with those in git, byte for byte
 	rm -rf build/launcher launcher/build
 	$(ZIG_ENV) $(MAKE) -C launcher shipped ZIG=$(ZIG) SHIPPED=$(CURDIR)/build/launcher
 	for arch in amd64 arm64; do cmp build/launcher/launcher-$$arch poiesis/bin/launcher-$$arch || exit 1; done
@@ -87,7 +87,7 @@ lint: venv ## ruff, mypy, import direction and circles; changes nothing
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-format: venv ## let ruff fix what it can
+format: venv ## fix what ruff can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -97,7 +97,7 @@ e2e: venv ## tests on a real cluster: KUBECONFIG, with IMAGE on its node
 chaos: venv ## kill processes at every step on a real cluster, and count what was lost
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e -m chaos -s --timeout 1200 $(ARGS)
 
-bench: venv ## the measurements, as bench/ prints them
+bench: venv ## the benchmarks of bench/
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/python -m bench $(ARGS)
 
 image: launcher ## IMAGE from docker/Dockerfile, with the first builder found
@@ -107,7 +107,7 @@ image: launcher ## IMAGE from docker/Dockerfile, with the first builder found
 	elif command -v buildah >/dev/null; then set -x; buildah build -t $(IMAGE) -f docker/Dockerfile .; \
 	else echo "image: found none of docker, podman, buildah" >&2; exit 1; fi
 
-# The pins stay where they are until `make lock ARGS=--upgrade`. One resolution for every platform from Python 3.11 on; no index URL is written.
+# The pins are kept until `make lock ARGS=--upgrade`. One resolution for every platform from Python 3.11 on; no index URL is written.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command 'make lock' $(ARGS)
 lock: venv ## requirements/*.txt again from setup.cfg (ARGS=--upgrade for newer versions)

@@ -188,7 +188,7 @@ def server(variant: str, port: int) -> Iterator[int]:
             except OSError:
                 time.sleep(0.1)
         else:
-            raise RuntimeError(f"{variant} does not answer")
+            raise RuntimeError(f"{variant} does not respond")
         yield process.pid
     finally:
         process.terminate()

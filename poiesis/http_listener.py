@@ -1,6 +1,6 @@
 """A small HTTP server for health checks, metrics and pokes: one request per connection, with bounds on connections, bytes and time.
 
-It has a thread and an event loop of its own, so that nothing else in the process delays it. A connection that has not sent its whole
+It has its own thread and event loop, so that nothing else in the process delays it. A connection that has not sent its whole
 request by its deadline is closed; if there are too many connections of one address or in total, or too many announced bytes, the oldest is
 closed. So a client that sends its request at once is served, however many others send slowly.
 """

@@ -87,7 +87,7 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         fields = " ".join(f"{k}={_as_text(v)}" for k, v in _fields(record).items())
         line = f"{datetime.fromtimestamp(record.created):%H:%M:%S} {record.levelname:7} {record.getMessage()} {fields}".rstrip()
-        # text from users must not look like a log line of its own
+        # text from users must not look like a separate log line
         line = line.replace("\r", "\\r").replace("\n", "\\n")
         if record.exc_info:
             line += "\n" + self.formatException(record.exc_info)

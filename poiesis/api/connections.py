@@ -32,7 +32,7 @@ MAX_PIPELINED: Final = 8  # pipelined requests; no known client sends any
 HEADER_OVERHEAD_BYTES: Final = 32  # overhead of a name and a value in the list of headers, without their text
 SWEEP_S: Final = 1.0
 WRITE_TIMEOUT_S: Final = 60.0
-MIN_WRITE_BYTES: Final = 64 * 1024  # that a client has to take of an answer in WRITE_TIMEOUT_S
+MIN_WRITE_BYTES: Final = 64 * 1024  # of a response that a client must read within WRITE_TIMEOUT_S
 TRIM_BYTES: Final = 8 * 1024 * 1024
 MAX_UNWRITTEN_BYTES: Final = 64 * 1024 * 1024  # of all answers that clients have not taken yet
 
@@ -126,7 +126,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._write_deadline: float | None = None  # while the client does not read its response
         self._unwritten = 0
         self._is_answered = False  # the client has not taken the response yet
-        self._requests = 0  # begun and not answered
+        self._requests = 0  # started and not answered
         self._in_head = False
         self._in_body = False
         self._head_bytes = 0

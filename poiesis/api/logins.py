@@ -40,7 +40,7 @@ PER_USER: Final = Rate(burst=30, refill_s=2.0)  # more, since other people's att
 
 
 class LoginGate:
-    """Used in the event loop only; `verify` runs in a thread of its own."""
+    """Used in the event loop only; `verify` runs in its own thread."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

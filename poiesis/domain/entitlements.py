@@ -10,7 +10,7 @@ from poiesis.domain.parameters import parse_size_gb
 from poiesis.domain.policy import Policy
 from poiesis.domain.task import TaskSpec
 
-DEFAULT_SHM_GB: Final = 1.0  # of tasks that ask for no memory
+DEFAULT_SHM_GB: Final = 1.0  # of tasks that do not request memory
 EVERYONE: Final = "*"
 GROUP: Final = "group:"
 

@@ -4,7 +4,7 @@
     single   task: [tif] executor-0 … executor-n [tof]   most tasks: all containers side by side, each waiting for its turn
     staged   tif | executors | tof                       GPUs with staging: devices are held only while executors run;
                                                          uploads that send credentials unencrypted
-    staged   tif | executor-0 | executor-1 | … | tof     several executors that ask for GPUs, which containers cannot share
+    staged   tif | executor-0 | executor-1 | … | tof     several executors that request GPUs, which containers cannot share
 
 The task's volume mirrors its paths: what an executor sees at `/data/in.txt` is `root/data/in.txt` on the volume. Executors mount the
 task's directories by subPath. A file in a directory that belongs to the image is mounted as a file, which must exist first, so TIF is

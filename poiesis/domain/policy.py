@@ -37,7 +37,7 @@ class Limits:
     max_ram_gb: float | None = None
     max_disk_gb: float | None = None
     max_shm_gb: float | None = None
-    """Of the backend parameter shm_gb. None: the task's ram_gb, or 1 where it asks for none."""
+    """Of the backend parameter shm_gb. None: the task's ram_gb, or 1 if it requests none."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ class Executor:
 
 @dataclass(frozen=True)
 class Input:
-    """Spec: tesInput. `content` takes precedence over `url`. `type` None: not given; the filer looks at what the URL refers to."""
+    """Spec: tesInput. `content` takes precedence over `url`. `type` None: not given; the filer checks what the URL refers to."""
 
     path: str
     url: str | None = None
@@ -209,7 +209,7 @@ class Task:
 
     @property
     def poke_nonce(self) -> str:
-        """The nonce in pokes of this attempt's containers: a pod that was deleted by force may run on for a while and still poke."""
+        """The nonce in pokes of this attempt's containers: a force-deleted pod may keep running for a while and still poke."""
         return f"{self.nonce}-{self.attempt}-{self.uploads}"
 
     @property

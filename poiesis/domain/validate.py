@@ -23,7 +23,7 @@ from poiesis.domain.plan import FORBIDDEN_DIRECTORIES, MAX_MOUNTS, declares_dire
 from poiesis.domain.policy import Policy
 from poiesis.domain.task import Executor, FileType, Input, Output, Resources, TaskSpec
 
-_UNUSABLE: Final = re.compile(r"\\(x00|ud[89a-f])")  # a NUL character or half of a surrogate pair, in a repr
+_UNUSABLE: Final = re.compile(r"\\(x00|ud[89a-f])")  # a NUL character or an unpaired surrogate, in a repr
 _WITH_HOST: Final = frozenset({"http", "https", "ftp", "ftps", "sftp", "drs"})
 _CONTENT: Final = re.compile(r"\$\.inputs\[\d+\]\.content")
 MAX_PATH_BYTES: Final = 4096  # Linux: PATH_MAX
@@ -343,7 +343,7 @@ def _resources(resources: Resources | None, policy: Policy) -> tuple[Resources |
                 problems.append(Problem(where, f"invalid value {_quoted(value)}: {error}"))
     accepted = dataclasses.replace(
         resources,
-        cpu_cores=resources.cpu_cores or None,  # 0 asks for nothing
+        cpu_cores=resources.cpu_cores or None,  # 0 requests nothing
         ram_gb=resources.ram_gb or None,
         disk_gb=resources.disk_gb or None,
         backend_parameters=kept,

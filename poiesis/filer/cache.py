@@ -29,7 +29,7 @@ from poiesis.ports.filer import RemoteFile, Sent
 
 WAIT_S: Final = 3600.0  # for another task's fetch; after that this one fetches by itself
 SLOT_DIGITS: Final = 3  # of a key, in hexadecimal: 4,096 lock files
-LOW_WATER: Final = 0.9  # an eviction goes on until this share is left
+LOW_WATER: Final = 0.9  # an eviction continues until this share is left
 EVICTION: Final = "all"  # a lock's name that no entry can have
 _CLONE: Final = 0x40049409  # FICLONE
 
@@ -68,7 +68,7 @@ class Cache:
 
     def _fill(self, file: RemoteFile, key: str, entry: Path, fetch: Callable[[RemoteFile, Path], Sent]) -> None:
         self._evict(file.size_bytes or 0, before=True)
-        # a directory, since fetching makes temporary names of its own
+        # a directory, since fetching creates its own temporary names
         room = self._partial / f"{key}.{secrets.token_hex(4)}"
         arriving = room / "file"
         try:

@@ -1,7 +1,7 @@
 """Whether a transfer would send credentials over a connection that others can read.
 
 In the `single` layout on Kubernetes the filers share their pod's network with the task's commands, so credentials may cross it encrypted
-only. Two places ask: the planner, which gives such a task the `staged` layout where the filers have pods of their own
+only. Two places ask: the planner, which gives such a task the `staged` layout where the filers have separate pods
 (`first_unencrypted`, without any network access), and the filer itself before it uses a URL (`poiesis.filer.registry.Filers`), which
 refuses when its document says `"allow_unencrypted_credentials": false` and the site's `FilerSettings.allow_unencrypted_credentials` is
 off.

@@ -79,7 +79,7 @@ class StageIn(Stage):
         self._log.moved(path, Sent("", len(data)))
 
     def _file_or_directory(self, filer: Filer, url: str, path: str, kind: str | None) -> None:
-        """The file, without asking for it first; if there is none, the directory of that name."""
+        """The file, without a stat request first; if there is none, the directory of that name."""
         try:
             self._fetch(filer, RemoteFile(url, posixpath.basename(path), None), path)
             return

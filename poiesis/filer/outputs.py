@@ -127,7 +127,7 @@ class StageOut(Stage):
 
 
 def _base(pattern: PathPattern, url: str) -> tuple[str, str]:
-    """For a pattern without `path_prefix`: the URL that stands for a beginning of the matched paths, and that beginning."""
+    """For a pattern without `path_prefix`: the URL that stands for a prefix of the matched paths, and that prefix."""
     fixed = sum(1 for _ in filter(None, pattern.fixed_directory.split("/")))
     suffix = "/".join(name.text for name in pattern.names[fixed:]) + ("/" if pattern.is_directory else "")
     base = without_suffix(url, suffix)

@@ -236,7 +236,7 @@ class S3Filer:
                 first, last, total = self._range(ref, response)
                 end = last + 1
                 if first != 0 or end != min(step, total):
-                    raise StorageUnavailable(f"{shown(ref.url)}: the server returned another range than requested")
+                    raise StorageUnavailable(f"{shown(ref.url)}: the server returned a different range than requested")
                 self._control.check_size(ref.url, total)
                 etag = response.headers.get("etag", "")
                 if total > step and not etag:
@@ -283,7 +283,7 @@ class S3Filer:
             headers = {**ref.endpoint.read_headers, "range": f"bytes={reached}-{end - 1}", "if-match": etag}
             with self._request(ref, "GET", headers=headers) as response:
                 if response.status != 206 or self._range(ref, response) != (reached, end - 1, total):
-                    raise StorageUnavailable(f"{shown(ref.url)}: the server returned another range than requested")
+                    raise StorageUnavailable(f"{shown(ref.url)}: the server returned a different range than requested")
                 save(response)
 
         self._control.repeat(once, lambda: reached, final=(Changed,) if etag else (StorageUnavailable,))

@@ -158,7 +158,7 @@ class SessionFiler(Generic[S]):
                 os.ftruncate(part.descriptor, 0)
             reached.version = state.version
             if reached.expected is not None and state.version != reached.expected:
-                raise Changed(f"{shown(url)}: the file has changed meanwhile")
+                raise Changed(f"{shown(url)}: the file changed during the transfer")
             self._control.check_size(url, state.size_bytes)
             for data in self._read(session, path, reached.offset, state):
                 part.write(data, reached.offset)

@@ -101,7 +101,7 @@ class FilerSettings:
     """Networks (`10.1.0.0/16`) and host names that URLs of tasks may reach although they are private, loopback or link-local."""
     allow_unencrypted_credentials: bool = False
     """Whether filers that share a pod's network with a task's commands may send credentials (S3 keys, passwords, those of proxies) over
-    unencrypted connections. Off: on Kubernetes such a task gets filer pods of its own (the staged layout). No effect on one machine."""
+    unencrypted connections. Off: on Kubernetes such a task gets separate filer pods (the staged layout). No effect on one machine."""
     proxy: str | None = field(default=None, repr=False)
     """For http and https URLs; None: HTTPS_PROXY and HTTP_PROXY, with NO_PROXY."""
     resolve_before_proxy: bool = False
@@ -144,7 +144,7 @@ class FilerSettings:
             _check_fields(CloudStore, options, f"cloud store {scheme!r} has")
         return {scheme: CloudStore(**options) for scheme, options in self.cloud.items()}
 
-    @cached_property  # the planner asks for each bucket of a task
+    @cached_property  # the planner reads it for each bucket of a task
     def endpoints(self) -> tuple[S3Endpoint, ...]:
         """The endpoints of `s3`, checked. Raises: ConfigurationError."""
         found = []

@@ -20,7 +20,7 @@ from poiesis.filer.volume import special_kind
 from poiesis.ports.filer import RemoteFile
 
 CHUNK: Final = 256 * 1024
-IN_FLIGHT: Final = 64  # requests of 32 KiB asked for ahead: 2 MiB a connection
+IN_FLIGHT: Final = 64  # read-ahead requests of 32 KiB: 2 MiB per connection
 
 
 class _Session:

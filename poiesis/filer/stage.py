@@ -80,8 +80,8 @@ class Stage:
     def _moving(
         self, filer: Filer, path: str, size: int, job: Job, exchange: Callable[[SmallFiles], Exchange | None]
     ) -> Iterator[Job]:
-        """`job`, unless the thread for small files takes the file, for which `exchange` makes what it needs; and the jobs of the files
-        that this thread gives back."""
+        """`job`, unless the thread for small files takes the file, for which `exchange` makes what it needs; and the jobs of the
+        files that this thread returns."""
         if not self._is_taken(filer, path, size, job, exchange):
             yield job
         mover = self._mover

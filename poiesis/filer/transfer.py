@@ -1,6 +1,6 @@
 """How transfers run: a pool of threads, retries with back-off, progress, cancellation.
 
-One pool of `FilerSettings.parallel` threads does everything, so that connections and memory are bounded whatever a task asks for. Jobs
+One pool of `FilerSettings.parallel` threads does everything, so that connections and memory are bounded whatever a task requests. Jobs
 (files) are drawn from a lazy sequence. A job that splits into parts offers them to idle threads and runs the rest in its own, so nested
 jobs never wait for a free thread.
 """
@@ -21,7 +21,7 @@ T = TypeVar("T")
 Job = Callable[[], object]
 PARTS_AT_ONCE: Final = 8  # of one file: more make servers read back and forth, and no network faster
 _END: Final = object()
-POLL: Final = 0.2  # seconds; how soon a wait notices that it has to stop
+POLL: Final = 0.2  # seconds; how soon a wait notices that it must stop
 
 
 class Cancelled(PoiesisError):

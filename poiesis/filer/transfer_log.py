@@ -1,4 +1,4 @@
-"""What happened to the files of one run, written by many threads, bounded; and the report made of it."""
+"""The outcomes of the files of one run, written by many threads, bounded; and the report on them."""
 
 from __future__ import annotations
 

@@ -650,7 +650,7 @@ def test_a_task_is_read_exactly_as_stored(store):
 
 def test_a_log_that_grew_too_large_is_shortened_so_that_the_task_can_end(store):
     if not store.bounded:
-        pytest.skip("this store takes any size")
+        pytest.skip("this store accepts any size")
     task = added(store.repository, state=State.RUNNING)
     log = TaskLog(
         logs=tuple(ExecutorLog(0, stdout="ü" * 400_000 + "end", stderr="x" * 800_000 + "end") for _ in range(20)),
@@ -671,7 +671,7 @@ def test_a_log_that_grew_too_large_is_shortened_so_that_the_task_can_end(store):
 
 def test_a_request_that_is_too_large_is_refused(store):
     if not store.bounded:
-        pytest.skip("this store takes any size")
+        pytest.skip("this store accepts any size")
     task = a_task()
     large = replace(task, spec=replace(task.spec, inputs=(Input("/a", content="x" * 16_000_000),)))
     with pytest.raises(InvalidTask, match="too large"):
@@ -681,7 +681,7 @@ def test_a_request_that_is_too_large_is_refused(store):
 
 def test_a_page_ends_where_its_documents_are_large(store):
     if not store.bounded:
-        pytest.skip("this store takes any size")
+        pytest.skip("this store accepts any size")
     for _ in range(5):
         task = a_task()
         inputs = (Input("/a", content="x" * (MAX_PAGE_BYTES * 2 // 3)),)
@@ -694,7 +694,7 @@ def test_a_page_ends_where_its_documents_are_large(store):
 @pytest.mark.parametrize("changes", [{"name": "\ud800"}, {"tags": {"\udfff": ""}}, {"nonce": "\ud800"}])
 def test_text_that_is_not_unicode_is_refused(store, changes):
     if not store.bounded:
-        pytest.skip("this store takes any text")
+        pytest.skip("this store accepts any text")
     with pytest.raises(InvalidTask, match="surrogate"):
         store.repository.add(a_task(**changes))
     assert store.repository.count(EVERYTHING) == 0
@@ -705,7 +705,7 @@ def test_text_that_is_not_unicode_is_refused(store, changes):
 
 def reopened(store: Store) -> TaskRepository:
     if store.open is None:
-        pytest.skip("this store forgets everything with its instance")
+        pytest.skip("this store loses everything with its instance")
     store.repository.close()
     return store.open()
 
@@ -801,7 +801,7 @@ def deleted_sqlite(tmp_path: Path, port: int) -> TaskRepository:
 def test_an_unreachable_store_is_unavailable_within_the_timeout(away, call, tmp_path, free_port):
     begun = time.monotonic()
     repository = away(tmp_path, free_port)
-    assert time.monotonic() - begun < 2, "nothing waits for a store at the start"
+    assert time.monotonic() - begun < 2, "creating an instance does not connect"
     begun = time.monotonic()
     with pytest.raises(RepositoryUnavailable) as caught:
         every_call(repository)[call]()

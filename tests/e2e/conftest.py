@@ -199,7 +199,7 @@ class S3:
 
 @dataclass
 class Installation:
-    """A release in a namespace of its own. `values` are the ones that it was installed with last."""
+    """A release in its own namespace. `values` are the ones that it was installed with last."""
 
     cluster: Cluster
     namespace: str
@@ -412,7 +412,7 @@ def values_for(image: str, namespace: str) -> Json:
 
 
 def s3_objects() -> Json:
-    """SeaweedFS in one pod. Room for many small buckets: each is a collection with volumes of its own."""
+    """SeaweedFS in one pod. Room for many small buckets: each is a collection with its own volumes."""
     image = os.environ.get("POIESIS_TEST_S3_IMAGE", "localhost/s3:4")
     command = [
         "weed",
@@ -517,12 +517,12 @@ def cluster() -> Cluster:
     programs = {name: find(name) for name in ("kubectl", "helm")}
     for name, program in programs.items():
         if program is None:
-            pytest.skip(f"no {name} in PATH or beside KUBECONFIG; {name.upper()} names another")
+            pytest.skip(f"no {name} in PATH or beside KUBECONFIG; set {name.upper()} to another")
     found = Cluster(str(programs["kubectl"]), str(programs["helm"]), kubeconfig)
     try:
         found.kubectl("get", "--raw", "/readyz", "--request-timeout=10s", timeout_s=20)
     except (Failed, subprocess.TimeoutExpired) as error:
-        pytest.skip(f"the cluster of KUBECONFIG does not answer: {error}")
+        pytest.skip(f"the cluster of KUBECONFIG does not respond: {error}")
     return found
 
 

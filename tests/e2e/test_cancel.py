@@ -84,7 +84,7 @@ def nothing_is_uploaded(site: Site) -> None:
 def test_a_task_canceled_at_any_stage_ends_within_seconds(site: Site, tasks_posted: object, stage: str):
     make, ready = STAGES[stage]
     task = site.post(make(site))
-    site.until(lambda: ready(site, task), 90, f"{task} does not come so far: {stage}")
+    site.until(lambda: ready(site, task), 90, f"{task} does not get to this stage: {stage}")
     began = time.monotonic()
     site.cancel(task)
     site.wait(task, ("CANCELED",), SECONDS)

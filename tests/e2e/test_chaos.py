@@ -281,7 +281,7 @@ def _left(poiesis: Installation) -> list[str]:
     try:
         until(look, GONE_S, lambda: "")
     except AssertionError:
-        return found or ["the cluster does not answer"]
+        return found or ["the cluster does not respond"]
     return []
 
 
@@ -294,7 +294,7 @@ def _counts(counter: ServiceAddress) -> dict[str, int]:
         except (urllib3.exceptions.HTTPError, ValueError):
             return None
 
-    found: dict[str, int] = until(look, 60, lambda: "the counter does not answer")["counts"]
+    found: dict[str, int] = until(look, 60, lambda: "the counter does not respond")["counts"]
     return found
 
 

@@ -219,7 +219,7 @@ def test_a_missing_declared_output_is_an_error_with_its_path(site: Site, task: s
     found = site.wait(task, ("SYSTEM_ERROR",))
     assert (codes(found), failure(found)) == ([0], "OutputMissing")
     assert "/data/missing" in why(found)
-    assert site.got("missing-true/there") == b"1\n", "what is there is uploaded all the same"
+    assert site.got("missing-true/there") == b"1\n", "existing files are uploaded nevertheless"
 
 
 IN_IMAGE_DIRECTORIES = ("/home/u/result.txt", "/opt/r", "/mnt/r", "/root/r", "/var/lib/r", "/etc/r")
@@ -317,10 +317,8 @@ def test_an_unavailable_object_store_is_retried_until_the_deadline(site: Site, u
     assert (codes(given_up), failure(given_up)) == ([0], "StorageUnavailable")
     found = site.wait(uploads["EXECUTOR_ERROR"], ("EXECUTOR_ERROR",))
     assert (codes(found), failure(found)) == ([6], "ExecutorFailed")
-    assert not list(unreachable_store.list_objects("cut-off", f"{run}/0")), "nothing half-written"
-    site.until(
-        lambda: one_log(site.service.task(waiting))["metadata"].get("attempts"), 90, "the input is not tried again"
-    )
+    assert not list(unreachable_store.list_objects("cut-off", f"{run}/0")), "no partial object"
+    site.until(lambda: one_log(site.service.task(waiting))["metadata"].get("attempts"), 90, "the input is not retried")
     site.set_unreachable(False)
     found = site.complete(waiting)
     with unreachable_store.get_object("cut-off", f"{run}/out") as answer:
@@ -344,7 +342,7 @@ def _second_time(site: Site, name: str) -> Json:
 
 @posted(lambda site: _second_time(site, "deleted"))
 def test_a_task_whose_pod_was_deleted_is_repeated_in_the_same_log(site: Site, task: str):
-    site.until(lambda: site.counted(f"{site.run}-deleted"), 120, "it does not begin")
+    site.until(lambda: site.counted(f"{site.run}-deleted"), 120, "it does not start")
     (name,) = site.pods.of(task)
     site.kubectl("delete", "pod", name, "--wait=false")
     found = site.complete(task)
@@ -358,7 +356,7 @@ def test_a_task_whose_pod_was_deleted_is_repeated_in_the_same_log(site: Site, ta
 
 @posted(lambda site: _second_time(site, "evicted"))
 def test_a_task_whose_pod_was_evicted_is_repeated(site: Site, task: str):
-    site.until(lambda: site.counted(f"{site.run}-evicted"), 120, "it does not begin")
+    site.until(lambda: site.counted(f"{site.run}-evicted"), 120, "it does not start")
     (name,) = site.pods.of(task)
     eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name, "namespace": site.tasks_in}}
     path = f"/api/v1/namespaces/{site.tasks_in}/pods/{name}/eviction"

@@ -79,13 +79,11 @@ def test_settings_that_changed_reach_the_pods_and_data_stays(installed: Callable
     deployment = json.loads(service.kubectl("get", f"deployment/{service.fullname}-api", "-o", "json"))
     assert deployment["status"]["readyReplicas"] == 2
     after = _uids(service)
-    assert after["configmap"] == before["configmap"], (
-        "another owner would be another life: tasks' objects would be collected"
-    )
+    assert after["configmap"] == before["configmap"], "with a new owner, tasks' objects would be deleted"
     assert after["pod-mongodb"] == before["pod-mongodb"]
     assert after["pod-torc"] != before["pod-torc"]
     kept = {s["metadata"]["name"]: s["data"] for s in service.get("secrets", "-l", "app.kubernetes.io/managed-by=Helm")}
-    assert kept == secrets, "passwords that were made at the first install have to stay"
+    assert kept == secrets, "passwords generated at the first install must be kept"
     assert service.task(task)["id"] == task
 
 

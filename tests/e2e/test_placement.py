@@ -124,7 +124,7 @@ def waiting(site: Site, task: str, *words: str) -> None:
         logged = any(reason and reason in line for line in one_log(found)["system_logs"])
         return logged and all(word in reason for word in words)
 
-    site.until(look, 60, f"{task} lacks {words}: {json.dumps(site.service.task(task), indent=2)}")
+    site.until(look, 60, f"{task} has no {words!r} in its reason: {json.dumps(site.service.task(task), indent=2)}")
 
 
 def limits(pod: Json, name: str = "executor-0") -> Json:

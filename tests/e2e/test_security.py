@@ -119,7 +119,7 @@ def test_a_command_cannot_redirect_the_upload_of_its_own_pod(site: Site, task: s
     found = site.complete(task)
     pods = site.pods.of(task).values()
     assert [[c["name"] for c in pod["spec"]["containers"]] for pod in pods] == [["tif", "executor-0", "tof"]]
-    assert "127.0.0.1 s3." in one_log(found)["logs"][0]["stdout"], "the attack was tried"
+    assert "127.0.0.1 s3." in one_log(found)["logs"][0]["stdout"], "the attack did not run"
     assert_not_hijacked(site, found, "hijacked/single")
 
 
@@ -269,13 +269,13 @@ def test_secrets_appear_in_no_log_and_no_document(site: Site, tasks_posted: obje
                 secrets.add(text.split("@")[0].rsplit(":", 1)[-1])
             elif "://" not in text and len(text) >= 8:
                 secrets.add(text)
-    assert len(secrets) >= 3, "at least the broker's is there"
+    assert len(secrets) >= 3, "no secrets were found"
     shown = service.kubectl("get", "events", "-o", "json")
     shown += service.kubectl("get", "pods,persistentvolumeclaims,configmaps,deployments", "-o", "json")
     for component in ("api", "torc", "tif", "texam", "tof", "monitor"):
         selector = f"app.kubernetes.io/instance={service.release},app.kubernetes.io/component={component}"
         output = service.kubectl("logs", "-l", selector, "--tail=-1", "--all-containers")
-        assert output or component not in ("torc", "monitor"), "the others have no work when a task is one pod"
+        assert output or component not in ("torc", "monitor"), "roles without work log nothing about the task"
         shown += output
     token = None
     while True:

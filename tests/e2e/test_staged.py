@@ -128,9 +128,9 @@ def test_only_the_upload_is_repeated_after_its_pod_is_lost(site: Site, task: str
         found = [n for n, p in site.pods.of(task).items() if p["metadata"]["labels"]["poiesis/part"] == part]
         return found[0] if found else None
 
-    first = site.until(lambda: uploader("tof"), 120, "no TOF pod was made")
+    first = site.until(lambda: uploader("tof"), 120, "no TOF pod was created")
     site.kubectl("delete", "pod", first, "--grace-period=0", "--force")
-    second = site.until(lambda: uploader("tof-2"), 60, "no second TOF pod was made")
+    second = site.until(lambda: uploader("tof-2"), 60, "no second TOF pod was created")
     service.kubectl("apply", "-f", "-", stdin=json.dumps(_store_of(True)))
     found = site.complete(task)
     log = one_log(found)

@@ -292,7 +292,7 @@ def test_output_of_a_running_command_can_be_read(site: Site, task: str):
         metadata = one_log(site.service.task(task))["metadata"]
         return metadata if "second" in metadata.get("live_stdout", "") + metadata.get("live_stderr", "") else None
 
-    metadata = site.until(look, 60, "no live output came")
+    metadata = site.until(look, 60, "there was no live output")
     assert metadata["live_executor"] == "0"
     assert sorted(metadata["live_stdout"].splitlines()) == ["first", "second"], "one log for both streams"
     assert metadata["live_stderr"] == ""

@@ -105,7 +105,7 @@ def service(poiesis: Path, directory: Path, user: int | None) -> Iterator[str]:
     try:
         until(lambda: "up at http" in log.read_text() or process.poll() is not None, "the service is up")
         if process.poll() is not None and user is not None and "namespace" in log.read_text():
-            pytest.skip(f"ordinary users cannot make namespaces here: {log.read_text()}")
+            pytest.skip(f"ordinary users cannot create namespaces here: {log.read_text()}")
         assert process.poll() is None, log.read_text()
         yield next(word for word in log.read_text().split() if word.startswith("http")).rstrip(".")
     finally:

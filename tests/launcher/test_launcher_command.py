@@ -350,7 +350,7 @@ def test_a_hundred_megabytes_are_copied_quickly_in_little_memory(launcher: "Laun
         assert usage.ru_utime < 0.5  # no work for each byte (children are counted too)
 
 
-@pytest.mark.skipif(SANITIZED, reason="the sanitizers have memory of their own")
+@pytest.mark.skipif(SANITIZED, reason="the sanitizers use extra memory")
 def test_the_launcher_itself_stays_small(launcher: "Launcher", control: Path) -> None:
     waiting = launcher.start("--name", "a", "--control", control, "--wait", "b", "--wait-timeout", 60, argv=["true"])
     launcher.until((control / "a.up").exists)

@@ -277,7 +277,7 @@ def test_one_poke_after_the_record(launcher: "Launcher", control: Path, listener
     server, address = listener
     server.check = control / "a.json"
     done = launcher.sh("exit 3", "--name", "a", "--control", control, "--poke", f"{address}/wake/t1?n=x")
-    launcher.until(lambda: server.seen_before_answer, "the poke has come")
+    launcher.until(lambda: server.seen_before_answer, "the poke arrived")
     assert done.code == 3 and server.seen_before_answer == [True]
     lines = server.requests[0].decode().split("\r\n")
     assert lines[0] == "POST /wake/t1?n=x HTTP/1.1"
@@ -288,7 +288,7 @@ def test_one_poke_after_the_record(launcher: "Launcher", control: Path, listener
 def test_the_poke_carries_the_record(launcher: "Launcher", control: Path, listener: tuple[Listener, str]) -> None:
     server, address = listener
     launcher.sh("echo out; echo err >&2; exit 3", "--name", "a", "--control", control, "--poke", f"{address}/x")
-    launcher.until(lambda: server.bodies, "the poke has come")
+    launcher.until(lambda: server.bodies, "the poke arrived")
     assert json.loads(server.bodies[0]) == json.loads((control / "a.json").read_bytes()) | {
         "stdout": "out\n",
         "stderr": "err\n",
@@ -298,7 +298,7 @@ def test_the_poke_carries_the_record(launcher: "Launcher", control: Path, listen
 def test_a_long_record_is_not_sent_along(launcher: "Launcher", listener: tuple[Listener, str]) -> None:
     server, address = listener
     launcher.sh("head -c 200000 /dev/zero", "--tail-bytes", "200000", "--poke", f"{address}/x")
-    launcher.until(lambda: server.bodies, "the poke has come")
+    launcher.until(lambda: server.bodies, "the poke arrived")
     assert server.bodies == [b""]
 
 
@@ -309,7 +309,7 @@ def test_the_poke_follows_the_records_line(
     log = tmp_path / "log"
     with log.open("wb") as file:
         process = launcher.start("--poke", f"{address}/x", argv=["true"], stdout=file)
-        launcher.until(lambda: server.requests, "the poke has come")
+        launcher.until(lambda: server.requests, "the poke arrived")
         assert b"@@record {" in log.read_bytes()
         process.wait(timeout=15)
 
@@ -332,7 +332,7 @@ def test_skipped_and_timed_out_pokes_too(launcher: "Launcher", listener: tuple[L
     launcher.sh(
         "true", "--name", "a", "--control", control, "--wait", "b", "--wait-timeout", 0.05, "--poke", f"{address}/x"
     )
-    launcher.until(lambda: len(server.requests) == 1, "the poke has come")
+    launcher.until(lambda: len(server.requests) == 1, "the poke arrived")
 
 
 @pytest.mark.parametrize("kind", ["nothing listens", "never answers", "backlog full", "no such name", "unroutable"])

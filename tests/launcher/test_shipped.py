@@ -39,7 +39,7 @@ def test_each_is_a_small_static_program_for_its_architecture(name: str) -> None:
     start, size, count = struct.unpack_from("<Q", content, 32)[0], *struct.unpack_from("<HH", content, 54)
     kinds = {struct.unpack_from("<I", content, start + number * size)[0] for number in range(count)}
     assert not kinds & {2, 3}, "PT_DYNAMIC or PT_INTERP: not static"
-    assert len(content) < 128 * 1024, "two of them have to fit into a ConfigMap of 1 MiB, as base64"
+    assert len(content) < 128 * 1024, "two of them must fit into a ConfigMap of 1 MiB, as base64"
     assert os.access(shipped_launchers()[name], os.X_OK)
 
 

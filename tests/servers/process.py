@@ -118,7 +118,7 @@ def _wait(name: str, process: subprocess.Popen[bytes], log: Path, connect: Calla
             last = error
             time.sleep(POLL_S)
     what = (
-        f"ended with {process.returncode}" if process.poll() is not None else f"did not answer within {START_S:.0f} s"
+        f"ended with {process.returncode}" if process.poll() is not None else f"did not respond within {START_S:.0f} s"
     )
     raise ServerFailed(f"{name} {what}: {log.read_bytes()[-2000:].decode(errors='replace')}") from last
 

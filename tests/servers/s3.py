@@ -36,7 +36,7 @@ IDENTITIES = {
         }
     ]
 }
-# Each bucket is a collection of its own, and a collection starts with seven volumes by default.
+# Each bucket is a separate collection, and a collection starts with seven volumes by default.
 MASTER = "[master.volume_growth]\ncopy_1 = 1\n"
 SOCKETS = Path("/tmp")  # it creates a unix socket for each gRPC port there, whatever TMPDIR is, and leaves them behind
 

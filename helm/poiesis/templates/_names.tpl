@@ -20,10 +20,10 @@
 
 {{- define "poiesis.config.name" -}}{{ include "poiesis.fullname" . }}-config{{- end -}}
 
-{{/* Owns every object that tasks have: when it goes, Kubernetes collects them. */}}
+{{/* Owns all objects of tasks: when it is deleted, Kubernetes deletes them. */}}
 {{- define "poiesis.owner.name" -}}{{ include "poiesis.fullname" . }}-tasks{{- end -}}
 
-{{/* As the monitor names it: made from the instance. */}}
+{{/* The name that the monitor uses: derived from the instance. */}}
 {{- define "poiesis.lease.name" -}}{{ include "poiesis.tasks.instance" . }}-monitor{{- end -}}
 
 {{- define "poiesis.serviceAccount.name" -}}
@@ -33,7 +33,7 @@
 
 {{- define "poiesis.tasks.namespace" -}}{{ .Values.tasks.namespace | default .Release.Namespace }}{{- end -}}
 
-{{/* The label by which a service knows its tasks' objects; two releases may share a namespace for tasks. */}}
+{{/* The label by which a service recognizes its tasks' objects; two releases may share a namespace for tasks. */}}
 {{- define "poiesis.tasks.instance" -}}
 {{- if .Values.tasks.instance -}}
 {{- .Values.tasks.instance -}}

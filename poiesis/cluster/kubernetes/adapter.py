@@ -121,7 +121,7 @@ class KubernetesCluster:
 
     def _await_binding(self, task: Task) -> None:
         """Wait briefly for the provisioner: a pod scheduled before its volume is bound spends a second or more in the scheduler's back-off.
-        Classes that bind only with the first pod are detected, and not waited for again for a while."""
+        Classes that bind only with the first pod are detected, and not waited for again for some time."""
         deadline = self._monotonic() + self.settings.volume_wait.total_seconds()
         if deadline < self._binds_late_until:
             return

@@ -269,7 +269,7 @@ class ContainerRun:
     # ---- while it runs
 
     def wait(self, stop: Signal, seconds: float) -> bool:
-        """Check the control directory often, which is cheap, and ask the engine from time to time when the launcher seems to be gone."""
+        """Check the control directory often, which is cheap, and query the engine occasionally if the launcher seems to be gone."""
         deadline, was_set, pause = time.monotonic() + seconds, stop.is_set, POLL[0]
         record, up = self._control("json"), self._control("up")
         while True:

@@ -44,7 +44,7 @@ SYSTEM_CALLS = {  # machine: (clone, pivot_root, keyctl), which the C library do
 }
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 DEVICE_LINKS = {"fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"}
-BOUNDS = "size=64m,nr_inodes=16k"  # of what a command writes outside of its own directories; held in memory
+BOUNDS = "size=64m,nr_inodes=16k"  # for files outside of the command's own directories; held in memory
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -129,7 +129,7 @@ class Root:
             os.chown(new, *self._owner)
 
     def _fill(self, directory: str, visible: bool) -> None:
-        """Everything that has to be in a directory which is on the tmpfs. `visible`: with what the host has there."""
+        """Fill a directory on the tmpfs with everything that must be in it. `visible`: including the host's entries."""
         prefix = directory.rstrip("/") + "/"
         names = {p[len(prefix) :].split("/", 1)[0] for p in (*self._points, *self._visible) if p.startswith(prefix)}
         if visible:

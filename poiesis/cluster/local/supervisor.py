@@ -184,7 +184,7 @@ class Supervisor:
     def _take_turn(self, member: Member) -> None:
         failed = self._first_failed(member)
         if failed is not None:
-            self._close(member, ok=False, reason="Skipped", message=f"{failed} did not succeed")
+            self._close(member, ok=False, reason="Skipped", message=f"{failed} failed")
         elif member.is_filer:
             self._transfer(member)
         else:
@@ -327,7 +327,7 @@ class Supervisor:
             self._above_limit = None
             run.clean()
             message = (
-                f"the task's files take more than its disk space of {(self._pod.disk_bytes or 0) / GIGABYTE:g} GB: "
+                f"the task's files exceed its disk space of {(self._pod.disk_bytes or 0) / GIGABYTE:g} GB: "
                 "request more with resources.disk_gb"
             )
             limit: dict[str, Any] = {"exit_code": 137, "reason": "DiskLimit", "message": message, "truncated": True}

@@ -201,7 +201,7 @@ def _cause_without_record(
 
 
 def _out_of_memory(task: Task, who: str, peak: str, policy: Policy) -> Outcome:
-    """The task may ask for retries with twice the memory each (`memory_retries`)."""
+    """The task may request retries with twice the memory each (`memory_retries`)."""
     parameters = task.spec.resources.backend_parameters if task.spec.resources else {}
     retries = min(parse_count(parameters.get("memory_retries", "0")), MAX_MEMORY_RETRIES)
     most = policy.limits.max_ram_gb

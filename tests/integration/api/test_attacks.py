@@ -92,7 +92,7 @@ class TestHeaders:
                 for part in parts:
                     connection.sendall(part)
                     peak = max(peak, server.rss())
-                raise AssertionError("the server took all of it")
+                raise AssertionError("the server accepted all of it")
             except ConnectionError:
                 pass
         assert peak < before + 16 * MIB

@@ -63,7 +63,7 @@ def eventually(condition: Callable[[], Any], what: str = "condition", deadline: 
     """Return the first true result of `condition`, which is polled; fail after a deadline."""
     end = time.monotonic() + deadline
     while not (found := condition()):
-        assert time.monotonic() < end, f"{what} did not come"
+        assert time.monotonic() < end, f"no {what}"
         time.sleep(0.02)
     return found
 

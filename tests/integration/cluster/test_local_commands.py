@@ -129,7 +129,7 @@ def test_a_command_that_is_cancelled_while_it_starts_ends_at_once(make_lab: Call
 
 def test_a_command_over_its_memory_limit_is_reported(lab: Lab) -> None:
     if "cannot be kept" in lab.cluster.describe():
-        pytest.skip("memory limits cannot be kept here")
+        pytest.skip("memory limits are not supported here")
     seen = lab.run(sh("dd if=/dev/zero of=/dev/null bs=400M count=1"), resources=Resources(ram_gb=0.1))
     ended = record(seen)
     assert ended.oom_killed and ended.exit_code == 137 and not ended.ok

@@ -142,8 +142,8 @@ def test_secrets_of_the_services_user_are_not_visible(run: Run, account: Account
         text = output(run(script, variables={**variables, "POIESIS_TOKEN": SECRET}, hidden=hidden))
     assert SECRET not in text and mark not in text
     lines = text.split()
-    assert not set(lines) & set(os.listdir("/tmp")), "files of the host show"
-    assert int(lines[-1]) < 10, "processes of the host show"
+    assert not set(lines) & set(os.listdir("/tmp")), "files of the host are visible"
+    assert int(lines[-1]) < 10, "processes of the host are visible"
 
 
 def test_listed_directories_are_visible_and_cannot_be_written(run: Run, account: Account) -> None:

@@ -139,7 +139,7 @@ def test_killed_while_outputs_are_uploaded(service: Victim, make_lab: Callable[.
 @pytest.mark.parametrize("after_ms", [0, 5, 15, 30, 45, 60, 80, 120, 200, 350])
 def test_killed_at_any_moment(service: Victim, make_lab: Callable[..., Lab], after_ms: int) -> None:
     if service.arguments[2] != "process" and after_ms % 20:
-        pytest.skip("fewer moments with an engine: each takes seconds")
+        pytest.skip("fewer kills with an engine: each takes seconds")
     service.start()
     time.sleep(after_ms / 1000)  # no condition: any moment is possible
     service.kill()

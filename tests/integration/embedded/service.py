@@ -53,7 +53,7 @@ def eventually(look: Callable[[], T | None], what: str, deadline_s: float = DEAD
     """Return the first true result of `look`, which is polled."""
     end = time.monotonic() + deadline_s
     while not (found := look()):
-        assert time.monotonic() < end, f"{what} did not come within {deadline_s:.0f} s"
+        assert time.monotonic() < end, f"no {what} within {deadline_s:.0f} s"
         time.sleep(POLL_S)
     return found
 

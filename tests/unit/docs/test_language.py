@@ -36,6 +36,10 @@ PHRASES = (
     r"(?<![Tt]here )(?:is|are) no (?!longer|more|less|fewer|such|other|need|way|reason|different|use|space|room|time|problem)\w+",
     r"names? no",
     r"(?:for|by|in|of|from|to|with) (?:it|this|that|them|those|these|itself) alone",
+    r"(?<!static )(?<!list )[Ff]olders?",  # a directory
+    r"(?i:in (?:a )?circles?|lead(?:s|ing)? nowhere|goes and comes|come and go)",
+    r"(?i:half of a surrogate|mistakes? of the)",
+    r"(?i:of (?:my|our|your|his|her|their) own)",
 )
 EVERY = re.compile(r"\b(?:" + "|".join(PHRASES) + r")\b")
 
@@ -67,7 +71,17 @@ def test_no_phrase_of_the_dialect_is_left() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["port 70000 is none", "a name of one's own", "nobody listens", "reads it anew", "as told below", "mend it"]
+    "text",
+    [
+        "port 70000 is none",
+        "links in a circle",
+        "a folder",
+        "a name of one's own",
+        "nobody listens",
+        "reads it anew",
+        "as told below",
+        "mend it",
+    ],
 )
 def test_the_dialect_is_recognised(text: str) -> None:
     assert EVERY.search(text)

@@ -201,7 +201,7 @@ def saved(
     finally:
         assert len(os.listdir("/proc/self/fd")) <= before + 1, (
             "pipes are left open"
-        )  # the other thread's end may still be open open
+        )  # the other thread's end may still be open open open
         os.close(descriptor)
 
 

@@ -30,7 +30,7 @@ def _device(path: Path) -> None:
     try:
         os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(1, 3))
     except PermissionError:
-        pytest.skip("only root makes devices")
+        pytest.skip("only root can create devices")
 
 
 BAD: dict[str, tuple[Callable[[Path], None], str]] = {

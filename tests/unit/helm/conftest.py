@@ -59,7 +59,7 @@ class Rendered:
 def helm() -> Run:
     program = find("helm")
     if program is None:
-        pytest.skip("no helm in PATH, below CLUSTER_DIR or beside KUBECONFIG; HELM names another")
+        pytest.skip("no helm in PATH, below CLUSTER_DIR or beside KUBECONFIG; set HELM to another")
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([program, *arguments], capture_output=True, text=True, timeout=60, check=False)

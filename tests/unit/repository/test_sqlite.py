@@ -65,10 +65,10 @@ def plan(file, query: str, values) -> list[str]:
         (TaskFilter("many", STATES), False, "tasks_by_state"),
     ],
 )
-def test_a_list_walks_an_index_in_the_order_of_ids(repository, file, where, few_names, index, after):
+def test_a_list_scans_an_index_in_the_order_of_ids(repository, file, where, few_names, index, after):
     found, values = _list_query(where, 257, after, few_names=few_names)
     steps = plan(file, found, values)
-    assert not [step for step in steps if "TEMP B-TREE" in step], "sorted instead of walked"
+    assert not [step for step in steps if "TEMP B-TREE" in step], "sorted instead of scanned"
     unnarrowed = where in (TaskFilter(), TaskFilter("many"))
     assert any(index in step for step in steps) or (unnarrowed and after is None and steps == ["SCAN tasks"])
     assert not [s for s in steps if s.startswith("SCAN") and not (unnarrowed and after is None)], steps

@@ -66,7 +66,7 @@ def test_a_finished_pod_never_seen_running_passes_through_every_state():
     assert task.log.start_time is not None and task.log.end_time is not None
 
 
-@pytest.mark.parametrize("lost", [False, True], ids=["still shown running", "lost meanwhile"])
+@pytest.mark.parametrize("lost", [False, True], ids=["still shown running", "lost in the meantime"])
 def test_records_of_all_containers_end_the_pod_whatever_the_cluster_shows(lost):
     world = running(FILES)
     for name in ("tif", "executor-0", "tof"):
