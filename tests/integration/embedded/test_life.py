@@ -94,7 +94,7 @@ def test_it_stops_within_seconds_and_running_commands_are_adopted(
     began = time.monotonic()
     assert service.stop(number) == 0
     assert time.monotonic() - began < STOP_S
-    assert set(commands) <= set(processes_of(service.folder))
+    assert set(commands) <= set(processes_of(service.directory))
     assert "Stopping. 1 task has not ended: commands keep running" in service.log.read_text()
     service.start()
     assert service.state(task_id) == "RUNNING"
