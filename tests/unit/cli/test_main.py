@@ -186,13 +186,13 @@ def test_a_health_port_in_use_is_reported_in_a_sentence(poiesis: Poiesis, tmp_pa
 @pytest.mark.parametrize(("mode", "owner"), [(0o777, 0), (0o700, 12345)])
 def test_a_directory_that_another_user_can_write_is_refused(tmp_path: Path, mode: int, owner: int) -> None:
     """Its database could hold tasks of theirs, which the service would run."""
-    folder = tmp_path / "planted"
-    folder.mkdir()
-    folder.chmod(mode)
+    directory = tmp_path / "planted"
+    directory.mkdir()
+    directory.chmod(mode)
     if owner and os.geteuid() != 0:
         pytest.skip("needs root")
     if owner:
-        os.chown(folder, owner, owner)
+        os.chown(directory, owner, owner)
 
     with pytest.raises(ConfigurationError, match="another user"):
-        _lock(folder)
+        _lock(directory)
