@@ -98,18 +98,11 @@ def create_app(
         settings=services.api,
         operations=specification["paths"],
     )
-    cors = partial(
-        Cors,
-        allow_origins=services.api.cors_origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "X-API-Key"],
-        expose_headers=["Retry-After", "WWW-Authenticate"],
-    )
     app = AsyncApp(
         __name__,
         lifespan=lifespan,
         middlewares=[
-            *((cors,) if services.api.cors_origins else ()),
+            *_cors(services.api),
             gateway,
             SwaggerUIMiddleware,
             RoutingMiddleware,
@@ -126,6 +119,20 @@ def create_app(
     for base_path in BASE_PATHS:
         app.add_api(specification, base_path=base_path)
     return app
+
+
+def _cors(settings: ApiSettings) -> tuple[partial[Cors], ...]:
+    """The middleware for web pages of other origins, where the site allows any."""
+    if not settings.cors_origins:
+        return ()
+    cors = partial(
+        Cors,
+        allow_origins=settings.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type", "X-API-Key"],
+        expose_headers=["Retry-After", "WWW-Authenticate"],
+    )
+    return (cors,)
 
 
 def load_specification() -> dict[str, Any]:

@@ -96,30 +96,21 @@ def _shown(state: State, settings: ApiSettings) -> State:
 
 
 def _spec(spec: TaskSpec, full: bool) -> Document:
-    document: Document = {
-        "inputs": [],
-        "outputs": [],
-        "volumes": [],
-        "tags": {},
-        **_without_nulls(msgspec.to_builtins(spec)),
-    }
+    document = {"inputs": [], "outputs": [], "volumes": [], "tags": {}, **_given(**msgspec.to_builtins(spec))}
+    for name in ("inputs", "outputs", "executors"):
+        document[name] = [_given(**item) for item in document[name]]
     for item in (*document["inputs"], *document["outputs"]):
         item.setdefault("type", FileType.FILE.value)
         if not full:
             item.pop("content", None)
     for executor in document["executors"]:
         _drop_unset(executor, "env", "ignore_error")
-    if resources := document.get("resources"):
+    if "resources" in document:
+        document["resources"] = resources = _given(**document["resources"])
         _drop_unset(resources, "zones", "backend_parameters")
         if "cpu_cores" in resources:
             resources["cpu_cores"] = math.ceil(resources["cpu_cores"])  # an integer in TES
     return document
-
-
-def _without_nulls(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, tuple | list) else value
 
 
 def _drop_unset(document: Document, *names: str) -> None:
