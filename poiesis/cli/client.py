@@ -25,7 +25,6 @@ from poiesis.domain.errors import (
 
 PREFIXES: Final = ("/ga4gh/tes/v1", "/v1", "")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-TERMINAL: Final = frozenset({"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED", "PREEMPTED"})
 
 
 def printable(text: str) -> str:

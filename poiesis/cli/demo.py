@@ -13,10 +13,11 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from poiesis.cli.client import TERMINAL, TesClient
+from poiesis.cli.client import TesClient
 from poiesis.cli.task import render_logs
 from poiesis.cli.up import Embedded, embedded_settings
 from poiesis.domain.errors import ConfigurationError
+from poiesis.domain.states import TERMINAL
 from poiesis.observability import configure_logging
 
 EXAMPLES: Final = Path(__file__).resolve().parents[2] / "examples"

@@ -1,6 +1,6 @@
 """Entry point: parses the command line, imports the requested command, turns known errors into a message and an exit code.
 
-Exit codes: 0 success; 1 the task or the service failed; 2 an invalid command line or setting; 130 interrupted.
+`EXIT_CODES` lists the exit codes.
 """
 
 from __future__ import annotations
@@ -27,12 +27,17 @@ ROLES: Final = {
     "flower": "Celery Flower, for operators",
 }
 
+EXIT_CODES: Final = (
+    "Exit codes: 0 success; 1 a task, a request or the service failed, or --timeout passed; "
+    "2 invalid command line or setting; 130 interrupted."
+)
+
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="poiesis",
         description="GA4GH Task Execution Service (TES 1.1).",
-        epilog="Settings come from POIESIS_... variables: see docs/configuration.md or `poiesis info`.",
+        epilog=f"Settings come from POIESIS_... variables: see docs/configuration.md or `poiesis info`. {EXIT_CODES}",
     )
     parser.add_argument("--version", action="version", version=f"poiesis {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -49,7 +54,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_client_options(info)
     hash_ = commands.add_parser("hash-secret", help="hash a secret from standard input for the credentials file")
     hash_.add_argument("kind", choices=["basic", "bearer", "api_key"])
-    _add_task_actions(commands.add_parser("task", help="create, list, follow and cancel tasks on any TES server"))
+    task_help = "create, list, follow and cancel tasks on any TES server"
+    _add_task_actions(commands.add_parser("task", help=task_help, epilog=EXIT_CODES))
     return parser
 
 
@@ -58,7 +64,7 @@ def _add_task_actions(parser: argparse.ArgumentParser) -> None:
     create = actions.add_parser("create", help="create a task")
     create.add_argument("file", help="JSON file of the task; - for standard input")
     create.add_argument("--wait", action="store_true", help="follow it until it ends; exit 1 unless COMPLETE")
-    create.add_argument("--timeout", type=float, help="stop waiting after this many seconds")
+    create.add_argument("--timeout", type=float, help="stop waiting after this many seconds and exit 1")
     get = actions.add_parser("get", help="show a task")
     get.add_argument("id")
     get.add_argument("--view", default="FULL", choices=["MINIMAL", "BASIC", "FULL"])
@@ -69,7 +75,7 @@ def _add_task_actions(parser: argparse.ArgumentParser) -> None:
     list_.add_argument("--limit", type=int, default=50, help="maximum number of tasks (default: %(default)s)")
     wait = actions.add_parser("wait", help="follow tasks until they end; exit 1 unless all are COMPLETE")
     wait.add_argument("id", nargs="+")
-    wait.add_argument("--timeout", type=float, help="stop waiting after this many seconds")
+    wait.add_argument("--timeout", type=float, help="stop waiting after this many seconds and exit 1")
     logs = actions.add_parser("logs", help="show the output of a task's executors and its system logs")
     logs.add_argument("id")
     cancel = actions.add_parser("cancel", help="cancel tasks")

@@ -1,4 +1,4 @@
-"""`poiesis task …`: a client of any TES server."""
+"""`poiesis task …`: a client of any TES server. The exit codes are those of `poiesis.cli.main`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import sys
 import time
 from typing import Any, Final
 
-from poiesis.cli.client import TERMINAL, TesClient, printable
+from poiesis.cli.client import TesClient, printable
 from poiesis.domain.errors import ConfigurationError, InvalidTask, Problem, Unavailable
+from poiesis.domain.states import TERMINAL
 
 POLL_FROM_S: Final = 0.1
 POLL_TO_S: Final = 5.0
