@@ -81,7 +81,7 @@ class StageIn(Stage):
     def _file_or_directory(self, filer: Filer, url: str, path: str, kind: str | None) -> None:
         """The file, without a stat request first; if there is none, the directory of that name."""
         try:
-            self._fetch(filer, RemoteFile(url, posixpath.basename(path), None), path)
+            self._stage_file(filer, RemoteFile(url, posixpath.basename(path), None), path)
             return
         except NotFound as error:
             missing = error
@@ -105,7 +105,7 @@ class StageIn(Stage):
             raise missing
         target = f"{path}/{posixpath.basename(file.name) or posixpath.basename(path)}"
         self._log.note(f"{path}: {shown(url)} is a file, not a directory; staged as {target}")
-        yield from self._fetching(filer, file, target)
+        yield from self._file_jobs(filer, file, target)
 
     def _directory(self, filer: Filer, url: str, path: str) -> Iterator[Job]:
         any_found = False
@@ -125,7 +125,7 @@ class StageIn(Stage):
                 with _staging_at(file.url, target):
                     self.make_directory(target)
             else:
-                yield from self._fetching(filer, file, target)
+                yield from self._file_jobs(filer, file, target)
         if not any_found:
             raise NotFound(f"{shown(url)}: there is no such directory, or it is empty")
 
@@ -151,28 +151,28 @@ class StageIn(Stage):
             self._count_entry(shown(url))
             yield file
 
-    def _fetching(self, filer: Filer, file: RemoteFile, path: str) -> Iterator[Job]:
+    def _file_jobs(self, filer: Filer, file: RemoteFile, path: str) -> Iterator[Job]:
         def exchange(filer: SmallFiles) -> Exchange | None:
             self._control.check_size(file.url, file.size_bytes)
             self.make_directory(posixpath.dirname(path))
             return filer.get_exchange(file, self._volume.place(path))
 
-        job = self._job(path, lambda: self._fetch(filer, file, path))
+        job = self._job(path, lambda: self._stage_file(filer, file, path))
         size = file.size_bytes
         if size is None or (self._cache is not None and size >= self._control.settings.cache_min_bytes):
             yield job
         else:
             yield from self._moving(filer, path, size, job, exchange)
 
-    def _fetch(self, filer: Filer, file: RemoteFile, path: str) -> None:
+    def _stage_file(self, filer: Filer, file: RemoteFile, path: str) -> None:
         self._control.check_size(file.url, file.size_bytes)
         target = self._volume.place(path)
         with _staging_at(file.url, path):
             self.make_directory(posixpath.dirname(path))
-            sent = self._fetched(filer, file, target)
+            sent = self._download(filer, file, target)
         self._log.moved(path, sent)
 
-    def _fetched(self, filer: Filer, file: RemoteFile, target: Path) -> Sent:
+    def _download(self, filer: Filer, file: RemoteFile, target: Path) -> Sent:
         """From the cache, by the version that the store has now; asking for it also proves the right to read."""
         if self._cache is not None and scheme_of(file.url) not in ("", "file"):
             found = file if file.version is not None else self._control.repeat(lambda: filer.stat(file.url))

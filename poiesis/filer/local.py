@@ -57,6 +57,7 @@ class LocalFiler:
                 raise NotFound(f"{shown(file.url)}: is a directory")
             if problem := special_kind(state.st_mode):
                 raise StagingFailed(f"{shown(file.url)}: {problem}")
+            self._control.check_size(file.url, state.st_size)
             with local_errors(shown(file.url)):
                 source = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
             try:

@@ -46,6 +46,14 @@ def make(volume: Path, **files: str) -> Path:
 # in
 
 
+def test_a_file_larger_than_the_limit_is_refused(volume: Path, store: Path) -> None:
+    (store / "f").write_text("x" * 11)
+    for url, kind in (("file://{}/f", "FILE"), ("file://{}", "DIRECTORY")):
+        item = given("/data", url=url.format(store), type=kind)
+        report = bring(volume, item, settings=quick(file_roots=(str(store),), max_file_bytes=10))
+        assert (report.error_code, "11 bytes; at most 10" in str(report.error)) == ("file_too_large", True)
+
+
 def test_content_is_written_byte_for_byte(volume: Path) -> None:  # I1
     report = bring(volume, given("/data/a.txt", content="héllo\n"), settings=quick())
     assert report.error is None
