@@ -37,7 +37,9 @@ def shipped_launchers() -> Mapping[str, Path]:
 @dataclass(frozen=True)
 class ApiSettings:
     host: str = "127.0.0.1"
+    """Address to listen on."""
     port: int = 8000
+    """0: any free port."""
     workers: int = 1
     """Worker processes; the limits below apply to each."""
     allowed_hosts: tuple[str, ...] = ()
@@ -93,7 +95,7 @@ class ApiSettings:
 
 @dataclass(frozen=True)
 class ServiceSettings:
-    """The content of service-info (GA4GH service-info 1.0.0)."""
+    """Shown in service-info (GA4GH service-info 1.0.0)."""
 
     id: str = "org.example.poiesis"
     name: str = "Poiesis"
@@ -112,6 +114,7 @@ class Settings:
     mongo_uri: str = field(default="mongodb://127.0.0.1:27017", repr=False)
     """Of the store. May contain a password: prefer POIESIS_MONGO_URI_FILE."""
     mongo_database: str = "poiesis"
+    """Name of the database in MongoDB."""
     redis_uri: str = field(default="redis://127.0.0.1:6379/0", repr=False)
     """Of the broker. May contain a password: prefer POIESIS_REDIS_URI_FILE."""
     directory: str = ".poiesis"
@@ -138,6 +141,7 @@ class Settings:
     shutdown_grace: timedelta = timedelta(seconds=25)
     """How long after SIGTERM a process ends at the latest. Keep it below Kubernetes' terminationGracePeriodSeconds (30)."""
     log_level: str = "INFO"
+    """DEBUG, INFO, WARNING or ERROR."""
     log_format: str = "json"
     """`json`, or `text` for terminals."""
     api: ApiSettings = field(default_factory=ApiSettings)

@@ -35,7 +35,9 @@ class Limits:
     max_cpu_cores: float | None = None
     """None: no limit."""
     max_ram_gb: float | None = None
+    """None: no limit."""
     max_disk_gb: float | None = None
+    """None: no limit."""
     max_shm_gb: float | None = None
     """Of the backend parameter shm_gb. None: the task's ram_gb, or 1 if it requests none."""
 
@@ -93,7 +95,9 @@ class Policy:
     image_deadline: timedelta = timedelta(seconds=60)
     """How long a failing image pull is tolerated; if the image is not found or access is denied, the task ends at once."""
     stage_in_deadline: timedelta = timedelta(days=1)
+    """How long the download of all inputs may take."""
     stage_out_deadline: timedelta = timedelta(days=1)
+    """How long the upload of all outputs may take."""
     cluster_deadline: timedelta = timedelta(hours=24)
     """How long a task waits for a cluster that is unavailable or has no quota left before it ends as SYSTEM_ERROR."""
     recheck: timedelta = timedelta(seconds=30)

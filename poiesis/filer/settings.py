@@ -28,6 +28,7 @@ class S3Endpoint:
     name: str
     """Alias: `s3://NAME/bucket/key` names this endpoint, as its host does."""
     url: str = "https://s3.amazonaws.com"
+    """Base URL, without a path."""
     region: str | None = None
     """None: AWS_REGION, else us-east-1."""
     buckets: tuple[str, ...] = ()
@@ -35,7 +36,9 @@ class S3Endpoint:
     virtual_style: bool = False
     """Bucket in the host name; never for buckets with dots over https, whose certificate would not fit."""
     anonymous: bool = False
+    """Send no credentials."""
     profile: str | None = None
+    """Section of the credentials file."""
     credentials_file: str | None = None
     """In the format of ~/.aws/credentials."""
     sse: str | None = None
@@ -43,10 +46,15 @@ class S3Endpoint:
     sse_key_file: str | None = None
     """32 bytes, of SSE-C: for uploads and downloads (https only)."""
     ca_file: str | None = None
+    """Certificates to trust; None: those of the filers."""
     verify: bool = True
+    """Whether the server's certificate is checked."""
     access_key: str | None = field(default=None, repr=False)
+    """Only in-process, like the next two: not passed to containers."""
     secret_key: str | None = field(default=None, repr=False)
+    """Of `access_key`."""
     session_token: str | None = field(default=None, repr=False)
+    """Of temporary credentials."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class CloudStore:
     endpoint: str | None = None
     """Instead of the provider's own."""
     anonymous: bool = False
+    """Send no credentials."""
 
 
 @dataclass(frozen=True)
@@ -81,19 +90,23 @@ class FilerSettings:
     buffer_bytes: int = MIB // 2
     """Of each connection. Memory for data is `parallel` times this."""
     connect_timeout: timedelta = timedelta(seconds=10)
+    """Of a connection to a server."""
     stall_timeout: timedelta = timedelta(seconds=60)
     """Time without a byte after which a transfer counts as broken. A transfer as a whole has no limit."""
     attempts: int = 6
     """At one file, part or listing, including the first; progress restarts the count, at most `max_resumes` times."""
     max_resumes: int = 1000
+    """How often progress may restart the count of attempts."""
     retry_delay: timedelta = timedelta(milliseconds=300)
     """Before the second attempt; doubles with each further one up to `max_retry_delay`, with jitter."""
     max_retry_delay: timedelta = timedelta(seconds=20)
+    """Upper bound of the delay before another attempt."""
     sync: bool = True
     """Whether inputs are synced to the disk before success is reported. Off where a crash loses the volume too."""
     max_files: int = 1_000_000
     """Maximum number of files of one task in one direction; more are an error, also in an endless listing."""
     max_file_bytes: int | None = None
+    """Size limit of an input file; None: no limit."""
 
     http_put: bool = False
     """Whether outputs may be sent to http(s) URLs by PUT."""
@@ -112,17 +125,21 @@ class FilerSettings:
     netrc_file: str | None = None
     """User names and passwords by host, for http, ftp and sftp URLs without them."""
     max_redirects: int = 10
+    """Of one http request."""
 
     ssh_key_file: str | None = None
+    """Private key for sftp URLs without a password."""
     known_hosts_file: str | None = None
     """Keys of sftp hosts; None: a host whose key is unknown is refused."""
     drs_hosts: tuple[str, ...] = ()
     """Hosts that drs:// URLs may name; empty: every public one."""
     drs_token_file: str | None = None
+    """Bearer token for DRS servers."""
 
     cache_dir: str | None = None
     """Directory of the input cache; None: no cache."""
     cache_bytes: int = 100 * 10**9
+    """Size limit of the input cache."""
     cache_min_bytes: int = 1 * MIB
     """Smaller files are not cached."""
 

@@ -20,12 +20,17 @@ class Placement:
     """Placement and metadata of one kind of pods: preemptible, with GPUs, of a node class or service class."""
 
     node_selector: Mapping[str, str] = field(default_factory=dict)
+    """Labels that the node must have."""
     tolerations: tuple[Mapping[str, Any], ...] = ()
     """As in a pod: `{"key": …, "operator": …, "value": …, "effect": …}`."""
     labels: Mapping[str, str] = field(default_factory=dict)
+    """Additional labels of the pod."""
     annotations: Mapping[str, str] = field(default_factory=dict)
+    """Additional annotations of the pod."""
     priority_class: str | None = None
+    """The pod's PriorityClass."""
     runtime_class: str | None = None
+    """The pod's RuntimeClass."""
     cpu_limit: bool | None = None
     """None: `KubernetesSettings.cpu_limit`."""
 
@@ -90,6 +95,7 @@ class KubernetesSettings:
     pull_policy: str | None = None
     """For users' images; None: Kubernetes' default (Always for `:latest`, else IfNotPresent)."""
     filer_pull_policy: str | None = None
+    """For `image` in tasks' pods; None: Kubernetes' default."""
     pull_secrets: tuple[str, ...] = ()
     """Names of image pull Secrets in the namespace."""
 
@@ -114,7 +120,7 @@ class KubernetesSettings:
     filer_file_secrets: Mapping[str, str] = field(default_factory=dict)
     """Name of a Secret → directory where filer containers, and no others, mount its keys as files."""
     filer_resources: Resources = Resources(memory_request="64Mi", memory_limit="1Gi")
-    """No CPU request: filers work while the executors are idle."""
+    """Of a filer container; no CPU request by default, because filers work while the executors are idle."""
     filer_run_as_user: int | None = 65532
     """None: not set, for clusters that assign one (OpenShift). 0 lets TOF read files that are readable for root only."""
 
@@ -127,6 +133,7 @@ class KubernetesSettings:
     run_as_user: int | None = None
     """Of executors; None: the image's. Required with `restricted` for images without a numeric user."""
     run_as_group: int | None = None
+    """Of executors; None: the image's."""
     fs_group: int | None = 65532
     """Group of the volume's files, so that filers and executors with different users can write the same directories. None: not set, for
     clusters that assign one (OpenShift)."""
@@ -143,6 +150,7 @@ class KubernetesSettings:
     storage_class: str | None = None
     """None: the cluster's default."""
     access_mode: str = "ReadWriteOnce"
+    """Of tasks' volumes."""
     volume_wait: timedelta = timedelta(seconds=1)
     """How long the creation of a pod waits for its volume to be bound: an earlier pod spends a second or more in the scheduler's back-off.
     Zero for classes that bind with the first pod (they are also detected)."""
@@ -152,6 +160,7 @@ class KubernetesSettings:
     default_cpu_cores: float | None = None
     """Request of tasks that do not set cpu_cores. None: none, so that idle tasks do not fill a small cluster."""
     default_ram_gb: float | None = None
+    """Request and limit of tasks that do not set ram_gb. None: none."""
     cpu_limit: bool = False
     """Whether cpu_cores is also a limit. False: a task may use idle CPUs. The memory limit always equals its request."""
 
@@ -162,15 +171,19 @@ class KubernetesSettings:
     zone_label: str = "topology.kubernetes.io/zone"
     """Node label for `zones`."""
     gpu_resource: str = "nvidia.com/gpu"
+    """Extended resource for the parameter `gpu`."""
     gpu: Placement = Placement()
     """For pods with GPUs."""
     gpu_type_label: str | None = None
     """Node label for the parameter `gpu_type`; None: not supported."""
     node_classes: Mapping[str, Placement] = field(default_factory=dict)
+    """Placements for the parameter `node_class`, by name: JSON objects of the fields above."""
     service_classes: Mapping[str, Placement] = field(default_factory=dict)
+    """The same for the parameter `service_class`."""
     priority_classes: frozenset[str] = frozenset()
     """PriorityClasses that tasks may use."""
     default_priority_class: str | None = None
+    """Of tasks that do not set `priority_class`."""
     queue: str | None = None
     """Kueue's local queue of tasks that do not name one. None: such tasks are not Kueue's."""
     queues: Mapping[str, Any] = field(default_factory=dict)
@@ -191,10 +204,12 @@ class KubernetesSettings:
     poke_listen: str = "0.0.0.0:8082"
     """Where TExAM's monitor listens for pokes: the only port of the service that task pods need to reach."""
     poke_path: str = "/poke/{task_id}/{nonce}"
+    """Path of pokes."""
     poke_start: bool = False
     """Also poke when an executor's command starts."""
 
     connect_timeout: timedelta = timedelta(seconds=3)
+    """Of a connection to the API server."""
     read_timeout: timedelta = timedelta(seconds=15)
     """Of one call to the API server."""
     attempts: int = 4
