@@ -4,7 +4,6 @@
 |---|---|
 | InvalidTask, InvalidRequest | 400, every problem with its path |
 | Forbidden / UnknownTask | 403 / 404 |
-| TooManyTasks | 429 with Retry-After |
 | Unavailable and its subclasses | 503 with Retry-After |
 | Refused, and other HTTPExceptions: of Starlette and Connexion | their own status |
 | anything else: a bug | 500; the traceback goes to the log once, and not to the client |
@@ -32,7 +31,6 @@ from poiesis.domain.errors import (
     PoiesisError,
     Problem,
     QuotaExceeded,
-    TooManyTasks,
     Unavailable,
     UnknownTask,
 )
@@ -48,7 +46,6 @@ _STATUS: Final[Mapping[type[PoiesisError], int]] = {
     InvalidRequest: 400,
     Forbidden: 403,
     UnknownTask: 404,
-    TooManyTasks: 429,
     Unavailable: 503,
 }
 _MESSAGES: Final = {

@@ -1,8 +1,9 @@
 """Limits on password logins: a slow hash must not let one client keep all others waiting.
 
-Each address and each user name has a bucket of attempts that refills slowly; a successful one is given back. One thread hashes, with a
-short queue. Attempts over the limit get 429 a second later, without a hash or a thread, which slows down clients that retry
-at once. Verified passwords are cached, keyed by an HMAC under a key of this process, until they have been unused for a while.
+Each address and each user name has a bucket of attempts that refills slowly; a successful one is given back, and a refused one costs
+nothing. One thread hashes, with a short queue. Attempts over the limit get 429 a second later, without a hash or a thread, which slows
+down clients that retry at once. Verified passwords are cached, keyed by an HMAC under a key of this process, until they have been unused
+for a while.
 """
 
 from __future__ import annotations
@@ -57,10 +58,8 @@ class LoginGate:
 
         Raises: Refused.
         """
-        now = self._clock()
         proof = hmac.digest(self._key, b"\0".join((name.encode(), expected, password.encode())), "sha256")
-        if self._verified.pop(proof, now) > now:
-            self._verified[proof] = now + REMEMBER_S
+        if self._is_remembered(proof):
             return True
         attempt = self._attempts.get(proof)
         if attempt is None:  # a client that begins with many connections makes one attempt
@@ -73,11 +72,12 @@ class LoginGate:
         if (name, address) not in self._known:  # attempts from elsewhere must not lock out a user
             buckets.append((("user", name[:MAX_NAME]), PER_USER))
         for key, rate in buckets:
-            wait_s = self._take(key, rate)
-            if wait_s > 0:
-                await self._refuse("too many failed logins", wait_s)
+            if (left := self._left(key, rate)) < 1:
+                await self._refuse("too many login attempts", math.ceil((1 - left) * rate.refill_s))
         if self._queued >= MAX_QUEUED:
             await self._refuse("too many concurrent logins", 1)
+        for key, rate in buckets:
+            self._add(key, rate, -1)
         self._queued += 1
         try:
             is_right = await asyncio.get_running_loop().run_in_executor(self._thread, verify)
@@ -85,7 +85,7 @@ class LoginGate:
             self._queued -= 1
         if is_right:
             for key, rate in buckets:
-                self._give_back(key, rate)
+                self._add(key, rate, 1)
             self._known[name, address] = None
             self._known.move_to_end((name, address))
             while len(self._known) > MAX_BUCKETS:
@@ -99,26 +99,34 @@ class LoginGate:
     def _end(self, proof: bytes, attempt: asyncio.Future[bool]) -> None:
         del self._attempts[proof]
         if not attempt.cancelled() and attempt.exception() is None and attempt.result():
-            self._verified[proof] = self._clock() + REMEMBER_S
-            while len(self._verified) > MAX_REMEMBERED:
-                self._verified.popitem(last=False)
+            self._remember(proof)
+
+    def _is_remembered(self, proof: bytes) -> bool:
+        expires = self._verified.get(proof, -math.inf)
+        if expires <= self._clock():
+            return False
+        self._remember(proof)
+        return True
+
+    def _remember(self, proof: bytes) -> None:
+        """Add or prolong the proof; drop the one that was used the longest time ago if there are too many."""
+        self._verified[proof] = self._clock() + REMEMBER_S
+        self._verified.move_to_end(proof)
+        if len(self._verified) > MAX_REMEMBERED:
+            self._verified.popitem(last=False)
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _take(self, key: tuple[str, str], rate: Rate) -> int:
-        """0 where there is an attempt left, else the seconds until there is."""
-        now = self._clock()
-        left, at = self._buckets.pop(key, (float(rate.burst), now))
-        left = min(rate.burst, left + (now - at) / rate.refill_s)
-        self._buckets[key] = (left - 1 if left >= 1 else left, now)
-        while len(self._buckets) > MAX_BUCKETS:
-            self._buckets.popitem(last=False)
-        return 0 if left >= 1 else math.ceil((1 - left) * rate.refill_s)
-
-    def _give_back(self, key: tuple[str, str], rate: Rate) -> None:
+    def _left(self, key: tuple[str, str], rate: Rate) -> float:
+        """The attempts that are left now; one needs at least 1."""
         left, at = self._buckets.get(key, (float(rate.burst), 0.0))
-        if left + 1 >= rate.burst:
-            self._buckets.pop(key, None)
-        else:
-            self._buckets[key] = (left + 1, at)
+        return min(rate.burst, left + (self._clock() - at) / rate.refill_s)
+
+    def _add(self, key: tuple[str, str], rate: Rate, attempts: int) -> None:
+        left = self._left(key, rate) + attempts
+        self._buckets.pop(key, None)
+        if left < rate.burst:
+            self._buckets[key] = (left, self._clock())
+            if len(self._buckets) > MAX_BUCKETS:
+                self._buckets.popitem(last=False)

@@ -1,4 +1,4 @@
-"""All exceptions that Poiesis raises on purpose.
+"""The errors that cross module boundaries. Modules derive their own from these; exceptions that they catch themselves need not be.
 
     PoiesisError                      code, retryable
     ├── InvalidTask                   every problem with its JSON path
@@ -6,7 +6,6 @@
     ├── Unauthenticated
     ├── Forbidden
     ├── UnknownTask
-    ├── TooManyTasks                  admission: a limit of the user or the site; retryable after a delay
     ├── StagingFailed                 an input or output can never be transferred
     │   ├── UnsupportedUrl
     │   ├── NotFound
@@ -82,11 +81,6 @@ class UnknownTask(PoiesisError):
 
     def __init__(self, task_id: str) -> None:
         super().__init__(f"no such task: {task_id!r}")
-
-
-class TooManyTasks(PoiesisError):
-    code = "too_many_tasks"
-    retryable = True
 
 
 class StagingFailed(PoiesisError):

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from poiesis.config import ApiSettings
-from poiesis.domain.errors import TooManyTasks
 from poiesis.domain.policy import Limits, Policy
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import FileType, Resources, TaskId
@@ -321,15 +320,6 @@ class TestWhenSomethingFails:
         site.repository.down = True
         response = site.post("/tasks", HELLO)
         assert_error(response, 503, "repository_unavailable")
-        assert int(response.headers["retry-after"]) > 0
-
-    def test_too_many_tasks_is_429_with_retry_after(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-        def full(*_: Any, **__: Any) -> TaskId:
-            raise TooManyTasks("you have 10 unfinished tasks")
-
-        monkeypatch.setattr(site.tasks, "create", full)
-        response = site.post("/tasks", HELLO)
-        assert_error(response, 429, "too_many_tasks")
         assert int(response.headers["retry-after"]) > 0
 
     def test_a_bug_is_500_without_internals_and_logged_once(

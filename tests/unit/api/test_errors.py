@@ -21,7 +21,6 @@ from poiesis.domain.errors import (
     QuotaExceeded,
     RepositoryUnavailable,
     StagingFailed,
-    TooManyTasks,
     UnknownTask,
 )
 
@@ -36,7 +35,7 @@ from poiesis.domain.errors import (
         (UnknownTask("x"), 404, "unknown_task"),
         (errors.Refused(408, "late"), 408, "request_timeout"),
         (errors.body_too_large(10), 413, "body_too_large"),
-        (TooManyTasks("no"), 429, "too_many_tasks"),
+        (errors.Refused(429, "slow", "too_many_logins"), 429, "too_many_logins"),
         (RepositoryUnavailable("away"), 503, "repository_unavailable"),
         (ClusterUnavailable("away"), 503, "cluster_unavailable"),
         (QuotaExceeded("full"), 503, "quota_exceeded"),
@@ -59,7 +58,7 @@ def test_each_error_has_its_status_and_code(error: Exception, status: int, code:
 @pytest.mark.parametrize(
     ("error", "name", "value"),
     [
-        (TooManyTasks("no"), "Retry-After", "5"),
+        (RepositoryUnavailable("away"), "Retry-After", "5"),
         (QuotaExceeded("full", timedelta(seconds=0.2)), "Retry-After", "1"),
         (QuotaExceeded("full", timedelta(seconds=7.5)), "Retry-After", "8"),
         (errors.Refused(401, "no", headers={"WWW-Authenticate": "Basic"}), "WWW-Authenticate", "Basic"),

@@ -143,6 +143,18 @@ def test_concurrent_attempts_are_bounded(gate: Gate) -> None:
     assert [type(f) for f in found].count(Refused) == 100 - logins.MAX_QUEUED
 
 
+def test_a_refused_attempt_costs_nothing(gate: Gate, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    for i in range(PER_USER.burst):
+        gate.run(f"wrong {i}", address=lambda _, i=i: f"address {i}")  # type: ignore[misc]
+    for limit in (0, logins.MAX_QUEUED):  # because of the queue, then of the user's limit
+        monkeypatch.setattr(logins, "MAX_QUEUED", limit)
+        for i in range(2 * PER_ADDRESS.burst):
+            with pytest.raises(Refused):
+                gate.run(f"wrong {i}", name=lambda _: "bob" if limit == 0 else "ada")  # noqa: B023
+
+    assert gate.run(*(f"wrong {i}" for i in range(PER_ADDRESS.burst)), name=lambda i: "bob")[-1] is False
+
+
 def test_a_changed_hash_revokes_cached_passwords(gate: Gate) -> None:
     gate.run("right")
     assert asyncio.run(gate.check("right", stored=b"another hash"))
