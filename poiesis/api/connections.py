@@ -34,6 +34,7 @@ SWEEP_S: Final = 1.0
 WRITE_TIMEOUT_S: Final = 60.0
 MIN_WRITE_BYTES: Final = 64 * 1024  # of a response that a client must read within WRITE_TIMEOUT_S
 TRIM_BYTES: Final = 8 * 1024 * 1024
+TRIMS: Final = 5
 MAX_UNWRITTEN_BYTES: Final = 64 * 1024 * 1024  # of all answers that clients have not taken yet
 
 
@@ -52,8 +53,11 @@ class ConnectionGate:
         self._per_address: Counter[str] = Counter()
         self._writing: dict[
             LimitedProtocol, None
-        ] = {}  # clients that do not keep up, in the order in which they fell behind
-        self._trims = False  # memory, once these have ended
+        ] = {}  # their clients do not keep up; in the order in which they fell behind
+        self._trims = (
+            0  # how often to trim memory once these have ended: requests in threads may outlive their connections
+        )
+        self._is_sweeping = False
 
     def enter(self, connection: LimitedProtocol) -> bool:
         """Count a new connection; False: the limit is reached, and no waiting connection can be closed instead."""
@@ -64,7 +68,8 @@ class ConnectionGate:
                 return False
             self.leave(victim)
             victim.evict()
-        if not self._all:
+        if not self._is_sweeping:
+            self._is_sweeping = True
             connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)
         self._all.add(connection)
         if not is_in(address, self._proxies):
@@ -94,7 +99,8 @@ class ConnectionGate:
             return
         self._writing[connection] = None
         sizes = {c: c.transport.get_write_buffer_size() for c in self._writing}
-        self._trims |= sum(sizes.values()) > TRIM_BYTES
+        if sum(sizes.values()) > TRIM_BYTES:
+            self._trims = TRIMS
         while len(sizes) > 1 and sum(sizes.values()) > MAX_UNWRITTEN_BYTES:
             held: Counter[str] = Counter()
             for c, size in sizes.items():
@@ -109,9 +115,10 @@ class ConnectionGate:
         for connection in list(self._all):
             connection.check_deadlines(now)
         if self._trims and not self._writing:
-            self._trims = False
+            self._trims -= 1
             trim_memory()
-        if self._all:
+        self._is_sweeping = bool(self._all or self._trims)
+        if self._is_sweeping:
             loop.call_later(SWEEP_S, self._sweep, loop)
 
 

@@ -150,7 +150,7 @@ class FtpFiler(SessionFiler[_Plain]):
             if "link" in kind:  # such as "OS.unix=slink:/target"
                 yield self._asked(session, path, name)
             elif kind in ("file", "dir"):
-                yield RemoteFile("", name, int(size) if size.isdigit() else None, is_directory=kind == "dir")
+                yield RemoteFile("", name, int(size) if size.isdecimal() else None, is_directory=kind == "dir")
             elif kind not in ("cdir", "pdir"):
                 yield RemoteFile("", name, None, problem="is not a regular file, which cannot be staged")
 

@@ -318,13 +318,13 @@ class HttpFiler:
 
     def _begin(self, url: str, response: Response, part: PartialFile, reached: _Reached) -> None:
         length = response.headers.get("content-length", "")
-        if length.isdigit():
+        if length.isdecimal():
             reached.total = int(length)
         elif "chunked" in response.headers.get("transfer-encoding", "").lower():
             reached.total = None
         else:
             raise StagingFailed(
-                f"{shown(url)}: the server sends no length, so a broken transfer could not be distinguished from a complete one"
+                f"{shown(url)}: the server sends no Content-Length, so a broken transfer could not be distinguished from a complete one"
             )
         self._control.check_size(url, reached.total)
         reached.offset = 0

@@ -188,7 +188,7 @@ class S3Filer:
         try:
             with self._request(ref, "HEAD", headers=ref.endpoint.read_headers) as response:
                 length = response.headers.get("content-length", "")
-                size = int(length) if length.isdigit() else None
+                size = int(length) if length.isdecimal() else None
                 version = response.headers.get("etag", "").strip('"') or None
         except NotFound:
             return None
