@@ -51,12 +51,8 @@ class ConnectionGate:
         self._all: set[LimitedProtocol] = set()
         self._waiting: dict[LimitedProtocol, None] = {}  # in the order in which they began to wait
         self._per_address: Counter[str] = Counter()
-        self._writing: dict[
-            LimitedProtocol, None
-        ] = {}  # their clients do not keep up; in the order in which they fell behind
-        self._trims = (
-            0  # how often to trim memory once these have ended: requests in threads may outlive their connections
-        )
+        self._writing: dict[LimitedProtocol, None] = {}  # whose clients do not keep up, in the order they fell behind
+        self._trims = 0  # sweeps that still trim memory: requests in threads may outlive their connections
         self._is_sweeping = False
 
     def enter(self, connection: LimitedProtocol) -> bool:
@@ -111,15 +107,16 @@ class ConnectionGate:
             victim.transport.abort()
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        now = loop.time()
-        for connection in list(self._all):
-            connection.check_deadlines(now)
-        if self._trims and not self._writing:
-            self._trims -= 1
-            trim_memory()
-        self._is_sweeping = bool(self._all or self._trims)
-        if self._is_sweeping:
-            loop.call_later(SWEEP_S, self._sweep, loop)
+        try:
+            for connection in list(self._all):
+                connection.check_deadlines(loop.time())
+            if self._trims and not self._writing:
+                self._trims -= 1
+                trim_memory()
+        finally:  # an error in one sweep must not end the time-outs of all connections
+            self._is_sweeping = bool(self._all or self._trims)
+            if self._is_sweeping:
+                loop.call_later(SWEEP_S, self._sweep, loop)
 
 
 class LimitedProtocol(HttpToolsProtocol):
