@@ -91,7 +91,7 @@ class ConnectionGate:
     def set_writing(self, connection: LimitedProtocol, writes: bool) -> None:
         """Where the limit is reached, the longest of the address that holds most is closed."""
         self._writing.pop(connection, None)
-        if not writes:
+        if not writes or connection not in self._all:  # one that has left would never be removed again
             return
         self._writing[connection] = None
         sizes = {c: c.transport.get_write_buffer_size() for c in self._writing}
