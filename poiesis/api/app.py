@@ -36,6 +36,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 import poiesis
 from poiesis.api.auth import Authenticator
 from poiesis.api.handlers import Document, Handlers
+from poiesis.api.memory import limit_kept_memory
 from poiesis.api.middleware import BASE_PATHS, Authentication, Cors, Gateway
 from poiesis.api.pages import create_pages
 from poiesis.api.validation import VALIDATORS
@@ -83,6 +84,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
+        limit_kept_memory()
         on_start()
         yield
         authenticator.close()

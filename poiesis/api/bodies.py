@@ -7,13 +7,12 @@ A document takes up to 25 times its bytes as Python objects, so large bodies wai
 from __future__ import annotations
 
 import asyncio
-import ctypes
-import gc
-from typing import Any, Final
+from typing import Final
 
 from starlette.types import Message, Receive, Scope
 
 from poiesis.api.errors import Refused, body_too_large
+from poiesis.api.memory import trim_memory
 from poiesis.config import ApiSettings
 
 SMALL_BYTES: Final = 64 * 1024  # what uvicorn reads ahead of the application
@@ -112,11 +111,3 @@ def declared_bytes(scope: Scope) -> int | None:
         if name == b"transfer-encoding":
             return None
     return 0
-
-
-def trim_memory() -> None:
-    """Return freed memory to the system; glibc would keep it for later."""
-    gc.collect()
-    trim: Any = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)

@@ -22,7 +22,6 @@ import httptools
 from starlette.responses import Response
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from poiesis.api.bodies import trim_memory
 from poiesis.api.errors import Refused, plain
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
@@ -33,8 +32,6 @@ HEADER_OVERHEAD_BYTES: Final = 32  # overhead of a name and a value in the list 
 SWEEP_S: Final = 1.0
 WRITE_TIMEOUT_S: Final = 60.0
 MIN_WRITE_BYTES: Final = 64 * 1024  # of a response that a client must read within WRITE_TIMEOUT_S
-TRIM_BYTES: Final = 8 * 1024 * 1024
-TRIMS: Final = 5
 MAX_UNWRITTEN_BYTES: Final = 64 * 1024 * 1024  # of all answers that clients have not taken yet
 
 
@@ -52,7 +49,6 @@ class ConnectionGate:
         self._waiting: dict[LimitedProtocol, None] = {}  # in the order in which they began to wait
         self._per_address: Counter[str] = Counter()
         self._writing: dict[LimitedProtocol, None] = {}  # whose clients do not keep up, in the order they fell behind
-        self._trims = 0  # sweeps that still trim memory: requests in threads may outlive their connections
         self._is_sweeping = False
 
     def enter(self, connection: LimitedProtocol) -> bool:
@@ -95,8 +91,6 @@ class ConnectionGate:
             return
         self._writing[connection] = None
         sizes = {c: c.transport.get_write_buffer_size() for c in self._writing}
-        if sum(sizes.values()) > TRIM_BYTES:
-            self._trims = TRIMS
         while len(sizes) > 1 and sum(sizes.values()) > MAX_UNWRITTEN_BYTES:
             held: Counter[str] = Counter()
             for c, size in sizes.items():
@@ -110,11 +104,8 @@ class ConnectionGate:
         try:
             for connection in list(self._all):
                 connection.check_deadlines(loop.time())
-            if self._trims and not self._writing:
-                self._trims -= 1
-                trim_memory()
         finally:  # an error in one sweep must not end the time-outs of all connections
-            self._is_sweeping = bool(self._all or self._trims)
+            self._is_sweeping = bool(self._all)
             if self._is_sweeping:
                 loop.call_later(SWEEP_S, self._sweep, loop)
 

@@ -258,7 +258,7 @@ class TestConnections:
                 ask(server)
             assert server.open_connections() <= 30  # whose 64 MiB and kernel buffers are kept
         assert peak < before + 300 * MIB
-        eventually(lambda: server.rss() < before + 64 * MIB)
+        eventually(lambda: server.rss() < before + 40 * MIB)
 
     def test_pipelined_requests_are_bounded(self, server: ServerProcess) -> None:
         before = server.rss()
