@@ -20,7 +20,7 @@ from poiesis.domain.states import TERMINAL, State
 from poiesis.filer.settings import FilerSettings
 from poiesis.observability import configure_logging
 from poiesis.ports.repository import TaskFilter
-from poiesis.roles.shutdown import stop_on_signal
+from poiesis.roles.shutdown import stop_on_signal, wait_for
 
 
 class Embedded:
@@ -134,7 +134,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(service.description)
         print("Try:\n" + example(service.url))
         sys.stdout.flush()
-        stop.wait()
+        wait_for(stop)
         print(f"Stopping.{service.unfinished_notice()}", flush=True)
     return 0
 

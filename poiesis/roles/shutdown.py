@@ -11,7 +11,9 @@ import signal
 import threading
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, Final
+
+WAKE_UP_S: Final = 0.5
 
 
 def end_within(grace: timedelta) -> None:
@@ -29,6 +31,12 @@ def stop_on_signal(stop: threading.Event, grace: timedelta) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handle)
+
+
+def wait_for(stop: threading.Event) -> None:
+    """Wait in the main thread, and let it run the handlers of signals that the system delivered to another thread, which do not wake it."""
+    while not stop.wait(WAKE_UP_S):
+        pass
 
 
 def end_within_after_signal(grace: timedelta) -> None:

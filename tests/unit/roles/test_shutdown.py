@@ -11,7 +11,7 @@ import pytest
 PROGRAM = """
 import re, sys, threading, time
 from datetime import timedelta
-from poiesis.roles.shutdown import stop_on_signal
+from poiesis.roles.shutdown import stop_on_signal, wait_for
 
 def compute():
     {compute}
@@ -58,3 +58,12 @@ def test_a_second_signal_does_not_extend_the_grace_period() -> None:
     code, _ = run("while True: pass", "import os, signal; stop.wait(); os.kill(os.getpid(), signal.SIGTERM); compute()")
 
     assert code == 1
+
+
+def test_a_signal_that_another_thread_received_ends_the_wait() -> None:
+    receive = "import signal; time.sleep(0.2); signal.pthread_kill(threading.get_ident(), signal.SIGINT)"
+    program = PROGRAM.format(compute=receive, main="wait_for(stop)", daemon="")
+
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30)
+
+    assert (ended.returncode, ended.stderr) == (0, "")
