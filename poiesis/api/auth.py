@@ -21,19 +21,19 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final
 from urllib.parse import parse_qsl
 
 import msgspec
 
 from poiesis.api.errors import Refused
 from poiesis.api.logins import LoginGate
+from poiesis.api.users import ANONYMOUS, Method, User
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
-Method = Literal["basic", "bearer", "api_key"]
 METHODS: Final[tuple[Method, ...]] = ("basic", "bearer", "api_key")
 _CHALLENGE: Final[Mapping[Method, str]] = {
     "basic": 'Basic realm="poiesis", charset="UTF-8"',
@@ -42,27 +42,6 @@ _CHALLENGE: Final[Mapping[Method, str]] = {
 }
 _SCRYPT: Final = {"n": 2**14, "r": 8, "p": 1}  # 16 MB and about 50 ms: what RFC 7914 suggests for interactive logins
 _CHECK_FILE_S: Final = 1.0  # seconds between checks of the file's modification time
-
-USER: Final = "poiesis.user"
-"""Key of the ASGI scope: the `User`."""
-
-
-@dataclass(frozen=True)
-class User:
-    """`name`: the owner of the user's new tasks."""
-
-    name: str | None
-    admin: bool = False
-    groups: tuple[str, ...] = ()
-
-    @property
-    def sees(self) -> str | None:
-        """The owner whose tasks the user may see; None: all tasks."""
-        return None if self.admin else self.name
-
-
-ANONYMOUS: Final = User(None)
-"""Of every request without authentication."""
 
 
 def hash_secret(secret: str, method: Method) -> str:

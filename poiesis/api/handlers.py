@@ -16,10 +16,10 @@ from typing import Any, Final, ParamSpec, TypeVar
 from starlette.types import Scope
 
 from poiesis.api import views
-from poiesis.api.auth import USER, User
 from poiesis.api.normalize import load_task
 from poiesis.api.paging import page_token, read_token
 from poiesis.api.query import QUERY, Query
+from poiesis.api.users import USER, User
 from poiesis.api.validation import DOCUMENT
 from poiesis.config import ServiceSettings
 from poiesis.domain.policy import Policy

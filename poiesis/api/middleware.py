@@ -16,11 +16,12 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from poiesis.api.auth import USER, Authenticator
+from poiesis.api.auth import Authenticator
 from poiesis.api.bodies import BodyBudget, BodyReader, declared_bytes
 from poiesis.api.connections import network_key
 from poiesis.api.errors import Refused, plain, respond
 from poiesis.api.same_origin import SAFE_METHODS, RequestGuard, came_from_browser
+from poiesis.api.users import USER
 from poiesis.config import ApiSettings
 
 BASE_PATHS: Final = ("/ga4gh/tes/v1", "/v1")

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from poiesis.api.auth import Authenticator, User, hash_secret
+from poiesis.api.auth import Authenticator, hash_secret
 from poiesis.api.errors import Refused
 from poiesis.api.middleware import Authentication
+from poiesis.api.users import User
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.task import TaskId

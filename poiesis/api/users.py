@@ -1,0 +1,34 @@
+"""The user of a request: what every part of the API asks before it shows or changes anything."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+Scope = Literal["read", "write", "admin"]
+"""What credentials may be used for: `read` for GET, `write` for everything else, `admin` for the rights of an admin."""
+SCOPES: Final[frozenset[Scope]] = frozenset(("read", "write", "admin"))
+Method = Literal["basic", "bearer", "oidc", "api_key"]
+
+USER: Final = "poiesis.user"
+"""Key of the ASGI scope: the `User`."""
+
+
+@dataclass(frozen=True)
+class User:
+    """`name`: the owner of the user's new tasks; None without authentication. `method`: how the user was authenticated."""
+
+    name: str | None
+    admin: bool = False
+    groups: tuple[str, ...] = ()
+    scopes: frozenset[Scope] = SCOPES
+    method: Method | None = field(default=None, compare=False)
+
+    @property
+    def sees(self) -> str | None:
+        """The owner whose tasks the user may see; None: all tasks."""
+        return None if self.admin else self.name
+
+
+ANONYMOUS: Final = User(None)
+"""Of every request without authentication."""
