@@ -72,11 +72,13 @@ up: $(RUN) launcher ## start the whole service here and keep it running
 test: venv launcher ## every test that needs no cluster; servers are started by the tests themselves
 	$(BIN)/pytest -n auto --dist loadgroup -m "not e2e and not chaos" $(ARGS)
 
-emulators: ## servers that speak Azure's and Google Cloud's storage protocols, for tests: needs npm and go
+emulators: ## servers for tests that no Python package has: OpenID providers, Azure's and Google Cloud's storage; needs npm and go
 	@command -v npm >/dev/null && command -v go >/dev/null || { echo "emulators: needs npm and go" >&2; exit 1; }
 	mkdir -p .cache/emulators
-	npm install --silent --no-audit --no-fund --prefix .cache/emulators azurite@3.37.0
+	npm install --silent --no-audit --no-fund --prefix .cache/emulators azurite@3.37.0 oidc-provider@9.13.3
 	GOBIN=$(CURDIR)/.cache/emulators/bin go install github.com/fsouza/fake-gcs-server@v1.56.1
+	GOBIN=$(CURDIR)/.cache/emulators/zitadel go install github.com/zitadel/oidc/v3/example/server@v3.45.0
+	cp .cache/emulators/zitadel/server .cache/emulators/bin/zitadel-oidc-server
 
 wheel-smoke: venv launcher ## sdist and wheel, installed into an empty environment, as root and as an ordinary user: `poiesis up` runs a task
 	$(BIN)/pytest tests/integration/test_wheel.py $(ARGS)

@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import redis
 from pymongo import MongoClient
 
-from tests.servers import FtpServer, S3Server
+from tests.servers import FtpServer, OidcServer, S3Server, Zitadel
 from tests.servers.process import HOST, ServerFailed, running
 
 
@@ -124,3 +125,19 @@ def test_the_error_of_a_server_that_ends_at_once_has_its_output() -> None:
         ),
     ):
         pass
+
+
+def test_a_device_gets_a_token_that_the_user_approves_at_the_provider(oidc: OidcServer) -> None:
+    asked = httpx.post(f"{oidc.issuer}/device/auth", data={"client_id": "cli-opaque", "scope": "openid groups"}).json()
+    oidc.approve(asked["verification_uri_complete"], "ada")
+    form = {"client_id": "cli-opaque", "device_code": asked["device_code"]}
+    form["grant_type"] = "urn:ietf:params:oauth:grant-type:device_code"
+    token = httpx.post(f"{oidc.issuer}/token", data=form).json()["access_token"]
+    user = httpx.get(f"{oidc.issuer}/me", headers={"Authorization": f"Bearer {token}"}).json()
+    assert user == {"sub": "ada", "groups": ["imaging"]}
+
+
+def test_the_second_provider_issues_opaque_tokens(zitadel: Zitadel) -> None:
+    token = zitadel.token("test-user2")
+    answer = httpx.post(f"{zitadel.issuer}oauth/introspect", data={"token": token}, auth=zitadel.client).json()
+    assert (answer["active"], answer["sub"]) == (True, "id2")

@@ -1,4 +1,5 @@
-"""Real servers for tests, as a pytest plugin: Redis, a Mongo-compatible server, S3, FTP, and emulators of Azure and Google storage.
+"""Real servers for tests, as a pytest plugin: Redis, a Mongo-compatible server, S3, FTP, OpenID providers, and
+emulators of Azure and Google storage.
 
 Each starts on the first use in a session (under xdist: in each worker that uses it), listens on 127.0.0.1 only, keeps
 its data in a temporary directory, and is stopped by its process id at the end. Where its program is not installed, the
@@ -10,6 +11,7 @@ from tests.servers.azure import AzureServer, azure, azure_server
 from tests.servers.ftp import FtpServer, ftp
 from tests.servers.gcs import GcsServer, gcs, gcs_server
 from tests.servers.mongo import mongo_server, mongo_url
+from tests.servers.oidc import OidcServer, Zitadel, oidc, own_oidc, zitadel
 from tests.servers.redis import redis_server, redis_url
 from tests.servers.s3 import S3Server, s3, s3_server
 
@@ -17,7 +19,9 @@ __all__ = [
     "AzureServer",
     "FtpServer",
     "GcsServer",
+    "OidcServer",
     "S3Server",
+    "Zitadel",
     "azure",
     "azure_server",
     "ftp",
@@ -25,8 +29,11 @@ __all__ = [
     "gcs_server",
     "mongo_server",
     "mongo_url",
+    "oidc",
+    "own_oidc",
     "redis_server",
     "redis_url",
     "s3",
     "s3_server",
+    "zitadel",
 ]

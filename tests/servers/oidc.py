@@ -1,0 +1,197 @@
+"""Two real OpenID providers, which `make emulators` installs: `oidc-provider` (npm) and the server of zitadel/oidc (Go).
+
+`oidc` is the first: clients, users and grants of `oidc_provider.mjs`. `zitadel` is the second; it issues opaque tokens by the code flow.
+Both expect a browser; `approve` and `Zitadel.token` are small ones.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import parse_qs, quote, urljoin, urlsplit
+
+import httpx
+import pytest
+
+from tests.servers.emulators import FOLDER, program
+from tests.servers.process import HOST, free_ports, missing, running
+
+if TYPE_CHECKING:
+    from joserfc.jwk import KeySet
+
+SCRIPT: Final = Path(__file__).with_name("oidc_provider.mjs")
+RESOURCE: Final = "urn:poiesis"
+"""The audience of the tokens that `cli` and `OidcServer.token` get."""
+TTL_S: Final = 600
+TIMEOUT_S: Final = 30.0
+REDIRECTS: Final = ("http://127.0.0.1/oidc/callback", "http://localhost/oidc/callback")
+"""Of the client `dashboard`; any port."""
+
+
+@dataclass
+class OidcServer:
+    """`keys`: the private signing keys, for tokens that the provider would not issue."""
+
+    issuer: str
+    keys: KeySet
+    _port: int = 0
+    _running: ExitStack = field(default_factory=ExitStack, repr=False)
+
+    client_id = "cli"
+    """Public; device flow. `cli-opaque` gets opaque tokens."""
+    introspection = ("poiesis", "poiesis-secret")
+    """Client and secret for introspection."""
+    dashboard = ("dashboard", "dashboard-secret")
+    """Client and secret for the code flow, redirected to REDIRECTS."""
+
+    def token(self, user: str, *, audience: str = RESOURCE, scope: str = "openid groups tes") -> str:
+        """An access token of a user: a JWT, or with the audience `opaque` a reference."""
+        form = {"grant_type": "urn:poiesis:test", "username": user, "audience": audience, "scope": scope}
+        return str(self.post("/token", form, ("test", "test-secret"))["access_token"])
+
+    def revoke(self, token: str) -> None:
+        self.post("/token/revocation", {"token": token}, ("test", "test-secret"))
+
+    def set_claims(self, user: str, claims: Mapping[str, Any]) -> None:
+        """Replace the claims of a user in tokens and UserInfo."""
+        httpx.put(f"{self.issuer}/test/accounts/{quote(user)}", json=claims, timeout=TIMEOUT_S).raise_for_status()
+
+    def approve(self, verification_uri: str, user: str) -> None:
+        """Log in as `user` at the provider's page and approve what a device has asked for."""
+        with httpx.Client(follow_redirects=True, timeout=TIMEOUT_S) as browser:
+            page = browser.get(verification_uri)
+            for _ in range(6):
+                form = _form(page)
+                if form is None:
+                    break
+                action, values = form
+                page = browser.post(urljoin(str(page.url), action), data={**values, "login": user, "password": "any"})
+            assert page.status_code == 200 and "Sign-in Success" in page.text, page.text[-600:]
+
+    def post(self, path: str, form: Mapping[str, str], client: tuple[str, str]) -> dict[str, Any]:
+        answer = httpx.post(self.issuer + path, data=dict(form), auth=client, timeout=TIMEOUT_S)
+        assert answer.status_code == 200, answer.text
+        document: dict[str, Any] = answer.json() if answer.content else {}
+        return document
+
+    def start(self) -> None:
+        """Start, also again: with the keys that are in `keys` by then, and nothing that was issued before."""
+        module = FOLDER / "node_modules" / "oidc-provider" / "lib" / "index.js"
+
+        def command(directory: Path, _: list[int]) -> list[str]:
+            file = directory / "provider.json"
+            configuration = {"issuer": self.issuer, "port": self._port, "resource": RESOURCE, "ttl": TTL_S}
+            jwks = self.keys.as_dict(private=True)
+            file.write_text(json.dumps({**configuration, "jwks": jwks, "redirects": REDIRECTS}))
+            return ["node", "--max-old-space-size=128", str(SCRIPT), str(module), str(file)]
+
+        def connect(_: list[int]) -> None:
+            httpx.get(f"{self.issuer}/.well-known/openid-configuration", timeout=2).raise_for_status()
+
+        self._running.enter_context(running("oidc", 0, command, connect))
+
+    def stop(self) -> None:
+        self._running.close()
+
+
+def make_keys(*algorithms: str) -> KeySet:
+    """New private keys for signing by `algorithms`, each with a random `kid`."""
+    from joserfc.jwk import ECKey, KeySet, OKPKey, RSAKey
+
+    made: list[Any] = []
+    for algorithm in algorithms:
+        parameters: Any = {"kid": secrets.token_hex(8), "alg": algorithm, "use": "sig"}
+        if algorithm.startswith("ES"):
+            made.append(
+                ECKey.generate_key({"ES256": "P-256", "ES384": "P-384", "ES512": "P-521"}[algorithm], parameters)
+            )
+        elif algorithm in ("EdDSA", "Ed25519"):
+            made.append(OKPKey.generate_key("Ed25519", parameters))
+        else:
+            made.append(RSAKey.generate_key(2048, parameters))
+    return KeySet(made)
+
+
+def _form(page: httpx.Response) -> tuple[str, dict[str, str]] | None:
+    """Action and hidden values of the first form of a page that is not a cancellation."""
+    found = re.search(r"<form[^>]*?action=\"([^\"]*)\"[^>]*>(.*?)</form>", page.text, re.S)
+    if found is None:
+        return None
+    values = re.findall(r"<input[^>]*?name=\"([^\"]+)\"[^>]*?value=\"([^\"]*)\"", found[2])
+    values += [(n, v) for v, n in re.findall(r"<input\s+value=\"([^\"]*)\"[^>]*?name=\"([^\"]+)\"", found[2])]
+    return html.unescape(found[1]), {name: html.unescape(value) for name, value in values}
+
+
+def make_oidc_server(*algorithms: str) -> OidcServer:
+    """Not started. Skips the test where the provider is not installed."""
+    program("node")
+    if not (FOLDER / "node_modules" / "oidc-provider").is_dir():
+        missing("no oidc-provider: run `make emulators`, which needs npm and go")
+    [port] = free_ports(1)
+    return OidcServer(f"http://{HOST}:{port}", make_keys(*(algorithms or ("RS256",))), port)
+
+
+@pytest.fixture(scope="session")
+def oidc() -> Iterator[OidcServer]:
+    """A provider that all tests of this worker share; do not stop it."""
+    server = make_oidc_server("RS256")
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def own_oidc() -> Iterator[OidcServer]:
+    """A provider of this test only, which it may stop and start again; it signs by ES256."""
+    server = make_oidc_server("ES256")
+    server.start()
+    yield server
+    server.stop()
+
+
+@dataclass(frozen=True)
+class Zitadel:
+    issuer: str
+    client: tuple[str, str] = ("web", "secret")
+    """Client and secret of the code flow, also for introspection."""
+    users = ("test-user@localhost", "test-user2")
+    redirect = "http://localhost:9999/auth/callback"
+
+    def token(self, user: str, scope: str = "openid profile custom_scope") -> str:
+        """An access token by the code flow."""
+        query = {"client_id": self.client[0], "redirect_uri": self.redirect, "response_type": "code", "scope": scope}
+        with httpx.Client(timeout=TIMEOUT_S) as browser:
+            page = browser.get(f"{self.issuer}auth", params={**query, "state": "x"})
+            page = browser.get(urljoin(str(page.url), page.headers["location"]))
+            request = parse_qs(urlsplit(str(page.url)).query)["authRequestID"][0]
+            form = {"id": request, "username": user, "password": "verysecure"}
+            page = browser.post(f"{self.issuer}login/username", data=form)
+            page = browser.get(urljoin(str(page.url), page.headers["location"]))
+            code = parse_qs(urlsplit(page.headers["location"]).query)["code"][0]
+            form = {"grant_type": "authorization_code", "code": code, "redirect_uri": self.redirect}
+            answer = browser.post(f"{self.issuer}oauth/token", data=form, auth=self.client)
+            return str(answer.raise_for_status().json()["access_token"])
+
+
+@pytest.fixture(scope="session")
+def zitadel() -> Iterator[Zitadel]:
+    """The second provider, which all tests of this worker share."""
+    server = program("zitadel-oidc-server")
+
+    def command(_: Path, ports: list[int]) -> list[str]:
+        return ["env", f"PORT={ports[0]}", server]
+
+    def connect(ports: list[int]) -> Zitadel:
+        found = Zitadel(f"http://localhost:{ports[0]}/")
+        httpx.get(f"{found.issuer}.well-known/openid-configuration", timeout=2).raise_for_status()
+        return found
+
+    with running("zitadel", 1, command, connect) as provider:
+        yield provider
