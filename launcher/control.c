@@ -56,6 +56,10 @@ static int replace(const char *temporary, const char *name) {
     return error;
 }
 
+int control_directory(void) {
+    return directory;
+}
+
 bool control_open(const struct options *o, struct record *r) {
     char temporary[MAX_NAME + 48], name[MAX_NAME + 16];
     if (o->control == NULL)

@@ -2,7 +2,7 @@
  *
  * Modules, from the top: main.c (the sequence), process.c (start, time limit, reaping), poke.c (the wake-up request), control.c (the files
  * by which containers take turns), options.c (the command line), record.c (the JSON), streams.c (stdin, stdout, stderr and their tails),
- * usage.c (memory and CPU), signals.c (signals and the clock). README.md is the contract.
+ * keep.c (the whole output, for a log store), usage.c (memory and CPU), signals.c (signals and the clock). README.md is the contract.
  * Memory use is constant: it does not grow with the output, the number of processes or the size of a file.
  */
 #ifndef LAUNCHER_H
@@ -19,6 +19,7 @@
 #define MAX_DIRECTORIES 4096         /* --mkdir */
 #define MAX_NAME 63                  /* a container's name (RFC 1123 label) */
 #define MAX_TAIL (4u << 20)
+#define MAX_KEPT (UINT64_C(1) << 40)  /* --keep-output, --keep-backlog */
 #define MAX_MESSAGE 512              /* a record without tails always fits in a termination message */
 #define TERMINATION_LOG_MAX 4096     /* limit of Kubernetes for a container's termination message */
 #define POKE_BODY_MAX (128u << 10)   /* a longer record is not sent, only logged */
@@ -57,6 +58,10 @@ struct options {
     int64_t time_limit_ms;           /* 0: none */
     int64_t grace_ms, log_stall_ms;
     size_t tail_bytes;
+    uint64_t keep_bytes;             /* of each stream; 0: none */
+    uint64_t keep_backlog;
+    int64_t keep_stall_ms;
+    const char *keep_reader;         /* NULL: none */
     struct wait waits[MAX_WAITS];
     size_t n_waits;
     const char *directories[MAX_DIRECTORIES];
@@ -66,6 +71,22 @@ struct options {
 
 /* Fills *o, or exits: with 2 and a message for an invalid command line, with 0 after --help and --version. */
 void options_parse(struct options *o, char **argv);
+
+/* ---- keep.c */
+struct kept {                        /* the copy of a stream in the control directory */
+    const char *name, *stream;
+    int fd;                          /* the current segment; -1: none */
+    uint64_t written;
+    uint64_t left;                   /* 0: nothing more is kept */
+    uint64_t backlog;                /* segments */
+    int64_t waiting_at;              /* ms; 0: not waiting */
+    int64_t stall_left_ms;
+};
+
+void keep_prepare(struct kept *k, const struct options *o, const char *stream);
+void keep_add(struct kept *k, const unsigned char *p, size_t n);
+bool keep_waits(struct kept *k, int64_t now, bool runs);   /* true: read nothing more of the stream now */
+void keep_await_reader(const struct options *o, const struct kept *out, const struct kept *err);
 
 /* ---- streams.c */
 struct tail {                        /* the last `size` bytes of `total` */
@@ -86,6 +107,7 @@ struct stream {                      /* the command's stdout or stderr, copied t
     uint64_t budget;                 /* bytes still to be read: bounds draining a pipe that is never closed */
     size_t off, len;                 /* part of `buffer` still to be written to the log */
     struct tail tail;
+    struct kept kept;
     unsigned char buffer[64 * 1024];
 };
 
@@ -138,6 +160,7 @@ void record_termination_log(const struct record *r, const char *path);
 enum turn { TURN_RUN, TURN_SKIP, TURN_TIMEOUT, TURN_TERMINATED };
 enum begin { BEGIN_YES, BEGIN_ALREADY, BEGIN_ERROR };
 
+int control_directory(void);                                     /* -1: none */
 bool control_open(const struct options *o, struct record *r);    /* creates NAME.up; false: the record has the reason */
 enum turn control_wait(struct options *o, struct record *r);
 enum begin control_begin(const struct options *o);               /* creates NAME.begun; sets errno on error */

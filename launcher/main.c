@@ -63,7 +63,10 @@ int main(int argc, char **argv) {
     if (status < 0) {
         tail_allocate(&out.tail, options.tail_bytes);
         tail_allocate(&err.tail, options.tail_bytes);
+        keep_prepare(&out.kept, &options, "stdout");
+        keep_prepare(&err.kept, &options, "stderr");
         run_command(&options, &r, &out, &err);
+        keep_await_reader(&options, &out.kept, &err.kept);
         status = r.exit_code;
     }
     control_close(&options, &r, keep_first);

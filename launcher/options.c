@@ -24,6 +24,10 @@ static const char HELP[] =
     "  --time-limit SECONDS      then SIGTERM (0: none)\n"
     "  --grace SECONDS           from SIGTERM to SIGKILL (10)\n"
     "  --log-stall SECONDS       how long a full container log may block the command (10)\n"
+    "  --keep-output N           keep up to N bytes of each of stdout and stderr as DIR/NAME.stdout.0, .1, ... (0: none)\n"
+    "  --keep-backlog N          bytes of each that may wait there until a follower removes them (134217728)\n"
+    "  --keep-stall SECONDS      how long in total a full backlog may block the command (10)\n"
+    "  --keep-reader NAME        if output was kept, wait at the end until DIR/NAME.up exists, for a second at most\n"
     "  --poke HOST:PORT/PATH     send a POST there at the end\n"
     "  --poke-start              and another one when the command starts\n"
     "  --record-line MARKER      print 'MARKER {record}' as the last line of stdout\n"
@@ -77,12 +81,12 @@ static int64_t seconds_value(const char *option, const char *value) {
     return ms;
 }
 
-static size_t size_value(const char *option, const char *value) {
-    size_t n = 0;
+static uint64_t size_value(const char *option, const char *value, uint64_t most) {
+    uint64_t n = 0;
     const char *p = value;
     for (; *p >= '0' && *p <= '9'; p++)
-        if ((n = n * 10 + (size_t)(*p - '0')) > MAX_TAIL)
-            refuse("more than 4194304 bytes", option);
+        if ((n = n * 10 + (uint64_t)(*p - '0')) > most)
+            refuse(most == MAX_TAIL ? "more than 4194304 bytes" : "more than 1 TiB", option);
     if (p == value || *p != '\0')
         refuse("a number of bytes expected", option);
     return n;
@@ -97,6 +101,8 @@ static void add_wait(struct options *o, const char *option, const char *value, b
 void options_parse(struct options *o, char **argv) {
     o->grace_ms = o->log_stall_ms = 10000;
     o->tail_bytes = 8192;
+    o->keep_backlog = 128u << 20;
+    o->keep_stall_ms = 10000;
     o->termination_log = "/dev/termination-log";
     if (*argv != NULL)
         argv++;
@@ -128,7 +134,11 @@ void options_parse(struct options *o, char **argv) {
             if (o->n_directories == MAX_DIRECTORIES)
                 refuse("too many directories", option);
             o->directories[o->n_directories++] = path_value(option, value);
-        } else if (VALUE("--tail-bytes")) o->tail_bytes = size_value(option, value);
+        } else if (VALUE("--tail-bytes")) o->tail_bytes = (size_t)size_value(option, value, MAX_TAIL);
+        else if (VALUE("--keep-output")) o->keep_bytes = size_value(option, value, MAX_KEPT);
+        else if (VALUE("--keep-backlog")) o->keep_backlog = size_value(option, value, MAX_KEPT);
+        else if (VALUE("--keep-stall")) o->keep_stall_ms = seconds_value(option, value);
+        else if (VALUE("--keep-reader")) o->keep_reader = name_value(option, value);
         else if (VALUE("--time-limit")) o->time_limit_ms = seconds_value(option, value);
         else if (VALUE("--grace")) o->grace_ms = seconds_value(option, value);
         else if (VALUE("--log-stall")) o->log_stall_ms = seconds_value(option, value);
@@ -150,6 +160,8 @@ void options_parse(struct options *o, char **argv) {
         refuse("--control also needs", "--name");
     if (o->control == NULL && o->n_waits > 0)
         refuse("--wait and --wait-up also need", "--control");
+    if (o->control == NULL && (o->keep_bytes > 0 || o->keep_reader != NULL))
+        refuse("--keep-output and --keep-reader also need", "--control");
     if (o->poke_start && o->poke == NULL)
         refuse("--poke-start also needs", "--poke");
     if (o->marker != NULL && (o->marker[0] == '\0' || strlen(o->marker) > 256 || strpbrk(o->marker, "\r\n") != NULL))

@@ -17,6 +17,7 @@
 
 #define SETTLE_MS 200                /* after the command, for each step: pipes close, SIGTERM, SIGKILL */
 #define PIPE_BYTES (1 << 20)
+#define KEPT_POLL_MS 5               /* while the follower of the kept output has to catch up */
 #define SAMPLE_MS 250                /* of memory.current, where the kernel records no peak */
 #define DEFAULT_PATH "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -336,12 +337,15 @@ static void follow(struct run *x) {
             return;
         usage_sample(&x->usage, x->o->cgroup_root);
         struct pollfd p[5] = {{.fd = signals_fd, .events = POLLIN}};
-        for (int i = 0; i < 2; i++) {            /* a full log holds back only its own pipe */
-            bool pending = streams[i]->len > 0;
-            p[1 + i] = (struct pollfd){.fd = pending ? -1 : streams[i]->pipe, .events = POLLIN};
+        bool waits = false;
+        for (int i = 0; i < 2; i++) {            /* a full log or backlog holds back only its own pipe */
+            bool pending = streams[i]->len > 0, kept = !pending && streams[i]->pipe >= 0 && keep_waits(&streams[i]->kept, now, !x->exited);
+            waits |= kept;
+            p[1 + i] = (struct pollfd){.fd = pending || kept ? -1 : streams[i]->pipe, .events = POLLIN};
             p[3 + i] = (struct pollfd){.fd = pending ? streams[i]->log : -1, .events = POLLOUT};
         }
-        if (poll(p, 5, time_left(x, now)) < 0)
+        int left = time_left(x, now);
+        if (poll(p, 5, waits && (left < 0 || left > KEPT_POLL_MS) ? KEPT_POLL_MS : left) < 0)
             continue;
         now = now_ms();
         for (int i = 0; i < 2; i++) {

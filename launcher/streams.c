@@ -1,4 +1,4 @@
-/* The command's streams: bytes go from its pipe to a file, to the container's log and into a bounded tail.
+/* The command's streams: bytes go from its pipe to a file, to the container's log, into a bounded tail and to the kept copy.
  *
  * The log is written without blocking. While it is full the command blocks, like any writer to a full pipe, but for --log-stall at
  * most; after that its output is dropped from the log (never from file and tail). */
@@ -17,7 +17,7 @@ static int log_flags[2] = {-1, -1};              /* original flags of the launch
 /* O_NONBLOCK is a flag of the open file description, which the parent process may share: see log_restore. */
 void stream_prepare(struct stream *s, int fd) {
     struct stat st;
-    s->pipe = s->file = -1;
+    s->pipe = s->file = s->kept.fd = -1;
     s->budget = UINT64_MAX;
     s->log = fd;
     s->log_last = '\n';
@@ -96,6 +96,7 @@ void stream_flush(struct stream *s, int64_t now, int64_t log_stall_ms) {
 
 static void stream_keep(struct stream *s, const unsigned char *p, size_t n) {
     tail_add(&s->tail, p, n);
+    keep_add(&s->kept, p, n);
     if (s->file >= 0 && s->file_error == 0)
         s->file_error = write_all(s->file, p, n);
 }
