@@ -33,7 +33,7 @@ from poiesis.services.tasks import TaskService
 if TYPE_CHECKING:
     from celery import Celery
 
-    from poiesis.api.app import Services
+    from poiesis.api.services import Services
     from poiesis.cluster.kubernetes.leader import Election
     from poiesis.cluster.kubernetes.pokes import PokeListener
     from poiesis.cluster.kubernetes.settings import KubernetesSettings
@@ -205,7 +205,7 @@ class Bootstrap(ExitStack):
         return "Tasks run as pods on Kubernetes."
 
     def api_services(self) -> Services:
-        from poiesis.api.app import Services
+        from poiesis.api.services import Services
 
         return Services(
             tasks=self.tasks,

@@ -10,6 +10,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Using `httpx` with `starlette.testclient`")
     import connexion  # noqa: F401
 
-from poiesis.api.app import Services, create_app
+from poiesis.api.app import create_app
+from poiesis.api.services import Services
 
 __all__ = ["Services", "create_app"]

@@ -10,10 +10,9 @@ Connexion's own `AsyncOperation` rebuilds its decorators for each request and co
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, cast
@@ -35,31 +34,21 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import poiesis
 from poiesis.api.auth import Authenticator
-from poiesis.api.handlers import Document, Handlers
+from poiesis.api.extensions import operations
+from poiesis.api.extensions.context import Context, Handler
+from poiesis.api.handlers import Handlers
 from poiesis.api.memory import limit_kept_memory
-from poiesis.api.middleware import BASE_PATHS, Authentication, Cors, Gateway
+from poiesis.api.middleware import BASE_PATHS, EXTENSIONS_PATH, Authentication, Cors, Gateway
 from poiesis.api.pages import create_pages
+from poiesis.api.parameters import EXTENSION_VALIDATORS
+from poiesis.api.services import Services
 from poiesis.api.validation import VALIDATORS
 from poiesis.api.views import Views
-from poiesis.config import ApiSettings, ServiceSettings
-from poiesis.domain.policy import Policy
-from poiesis.services.tasks import TaskService
+from poiesis.config import ApiSettings
 
 THREADS: Final = 16
 """Concurrent service calls of one process: they block on the store, where more of them would only queue."""
 PAGE_THREADS: Final = 4
-
-
-@dataclass(frozen=True)
-class Services:
-    """The parts that the API needs. `describe`: one sentence on what tasks run on; `ready` raises Unavailable."""
-
-    tasks: TaskService
-    policy: Policy
-    api: ApiSettings
-    service: ServiceSettings
-    describe: str
-    ready: Callable[[], None]
 
 
 def create_app(
@@ -78,9 +67,9 @@ def create_app(
     """
     threads = ThreadPoolExecutor(THREADS, "api")
     authenticator = Authenticator(services.api)
-    handlers = Handlers(
-        services.tasks, Views(services.api), services.service, services.policy, services.describe, threads
-    )
+    views = Views(services.api)
+    handlers = Handlers(services.tasks, views, services.service, services.policy, services.describe, threads)
+    extensions = operations(Context(services, views, threads))
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -90,7 +79,7 @@ def create_app(
         authenticator.close()
         threads.shutdown(wait=True, cancel_futures=True)
 
-    specification = load_specification()
+    specification, extended = load_specification(), load_specification("poiesis.openapi.yaml")
     pages = create_pages(services.service, services.api, services.describe, blueprints)
     gateway = partial(
         Gateway,
@@ -98,7 +87,11 @@ def create_app(
         ready=services.ready,
         threads=threads,
         settings=services.api,
-        operations=specification["paths"],
+        operations={
+            base + path: item
+            for base, document in (*((base, specification) for base in BASE_PATHS), (EXTENSIONS_PATH, extended))
+            for path, item in document["paths"].items()
+        },
     )
     app = AsyncApp(
         __name__,
@@ -120,6 +113,12 @@ def create_app(
     app._middleware_app.api_cls = _Api
     for base_path in BASE_PATHS:
         app.add_api(specification, base_path=base_path)
+    app.add_api(
+        extended,
+        base_path=EXTENSIONS_PATH,
+        resolver=Resolver(extensions.__getitem__),
+        validator_map=EXTENSION_VALIDATORS,
+    )
     return app
 
 
@@ -130,34 +129,36 @@ def _cors(settings: ApiSettings) -> tuple[partial[Cors], ...]:
     cors = partial(
         Cors,
         allow_origins=settings.cors_origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type", "X-API-Key"],
+        allow_methods=["GET", "POST", "PUT", "DELETE"],
+        allow_headers=["Authorization", "Content-Type", "X-API-Key", "Idempotency-Key", "Last-Event-ID"],
         expose_headers=["Retry-After", "WWW-Authenticate"],
     )
     return (cors,)
 
 
-def load_specification() -> dict[str, Any]:
-    """Return `specs/tes.openapi.yaml`: inside an installed package, beside the package in a checkout."""
+def load_specification(name: str = "tes.openapi.yaml") -> dict[str, Any]:
+    """Return a document of `specs/`: inside an installed package, beside the package in a checkout."""
     package = Path(poiesis.__file__).parent
     for directory in (package / "specs", package.parent / "specs"):
-        if (path := directory / "tes.openapi.yaml").is_file():
+        if (path := directory / name).is_file():
             document: dict[str, Any] = yaml.load(
                 path.read_bytes(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
             )
             return document
-    raise FileNotFoundError("incomplete package: missing tes.openapi.yaml")
+    raise FileNotFoundError(f"incomplete package: missing {name}")
 
 
 class _Operation:
-    """One operation of the spec: the document of its handler, as JSON."""
+    """One operation of a specification: the document of its handler as JSON, or the response of the handler as it is."""
 
-    def __init__(self, handler: Callable[[Scope], Awaitable[Document]]) -> None:
+    def __init__(self, handler: Handler) -> None:
         self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = msgspec.json.encode(await self._handler(scope))
-        await Response(body, media_type="application/json")(scope, receive, send)
+        result = await self._handler(scope)
+        if not isinstance(result, Response):
+            result = Response(msgspec.json.encode(result), media_type="application/json")
+        await result(scope, receive, send)
 
 
 class _Api(AsyncApi):  # type: ignore[misc]

@@ -25,8 +25,9 @@ from poiesis.api.users import USER
 from poiesis.config import ApiSettings
 
 BASE_PATHS: Final = ("/ga4gh/tes/v1", "/v1")
+EXTENSIONS_PATH: Final = "/poiesis/v1"
 HEALTH_PATHS: Final = ("/healthz", "/readyz")
-OPEN_OPERATIONS: Final = frozenset({"GetServiceInfo"})
+OPEN_OPERATIONS: Final = frozenset({"GetServiceInfo", "GetCapabilities"})
 """Clients call these before they know whether they need credentials."""
 JSON: Final = b"application/json"
 SECURITY_HEADERS: Final = {
@@ -39,7 +40,7 @@ SECURITY_HEADERS: Final = {
 class Gateway:
     """Refuses requests of foreign web pages, answers health checks, passes API paths on with limited bodies, and the rest to the pages.
 
-    Whatever fails further in is answered as JSON, and no redirect leaves the service. `operations`: the `paths` of the spec.
+    Whatever fails further in is answered as JSON, and no redirect leaves the service. `operations`: all paths of the specifications.
     """
 
     def __init__(
@@ -58,9 +59,9 @@ class Gateway:
         self._threads = threads
         self._guard = RequestGuard(settings)
         self._budget = BodyBudget(settings)
-        self._prefixes = tuple(base + "/" for base in BASE_PATHS)
+        self._prefixes = tuple(base + "/" for base in (*BASE_PATHS, EXTENSIONS_PATH))
         self._methods = [
-            (re.compile("|".join(base + re.sub(r"{\w+}", "[^/]+", path) for base in BASE_PATHS)), _allowed(item))
+            (re.compile(re.sub(r"{\w+}", "[^/]+", path)), _allowed(item))
             for path, item in sorted(operations.items(), reverse=True)  # `/tasks/{id}:cancel` before `/tasks/{id}`
         ]
 

@@ -60,21 +60,26 @@ class BodyValidator:
 
     async def wrap_receive(self, receive: Any, *, scope: Scope) -> tuple[Any, Scope]:
         """Raises: InvalidTask, Refused."""
-        for name, value in scope["headers"]:
-            if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
-                raise Refused(415, "unsupported Content-Encoding: send the task uncompressed")
-        parts = []
-        more = True
-        while more:
-            message = await receive()
-            parts.append(message.get("body", b""))
-            more = message.get("more_body", False)
-        document = normalize(parse(b"".join(parts)))
+        document = normalize(parse(await read_body(receive, scope)))
         checked = as_specified(document)
         if not self._is_valid(checked):
             raise InvalidTask(problems(Draft4RequestValidator(self._schema).iter_errors(checked)))
         scope[DOCUMENT] = document
         return receive, scope
+
+
+async def read_body(receive: Any, scope: Scope) -> bytes:
+    """Raises: Refused."""
+    for name, value in scope["headers"]:
+        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            raise Refused(415, "unsupported Content-Encoding: send the task uncompressed")
+    parts = []
+    more = True
+    while more:
+        message = await receive()
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    return b"".join(parts)
 
 
 class ResponseValidator(JSONResponseBodyValidator):  # type: ignore[misc]

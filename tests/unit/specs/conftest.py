@@ -1,4 +1,4 @@
-"""The two documents that these tests read: ours, and the published one where there is a copy of it."""
+"""The documents that these tests read: ours of TES and of the extensions, and the published one where there is a copy of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from tests.unit.specs.interface import Document
 
 ROOT = Path(__file__).resolve().parents[3]
 OURS = ROOT / "specs" / "tes.openapi.yaml"
+EXTENSIONS = ROOT / "specs" / "poiesis.openapi.yaml"
 PUBLISHED_VARIABLE = "TES_PUBLISHED_SPEC"
 PUBLISHED_DEFAULT = ROOT.parent / "shared" / "specs" / "task_execution_service.openapi.yaml"
 
@@ -21,9 +22,16 @@ def _load(path: Path) -> Document:
     return document
 
 
+@pytest.fixture(scope="session", params=[OURS, EXTENSIONS], ids=lambda path: path.stem)
+def document_path(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.param
+    return path
+
+
 @pytest.fixture(scope="session")
-def ours_path() -> Path:
-    return OURS
+def document(document_path: Path) -> Document:
+    """Each of our documents in turn."""
+    return _load(document_path)
 
 
 @pytest.fixture(scope="session")

@@ -56,59 +56,63 @@ def _runs_of_words(document: Document) -> set[str]:
 
 
 @pytest.mark.filterwarnings("ignore:jsonschema:DeprecationWarning")  # connexion uses what jsonschema deprecates
-def test_it_is_valid_openapi(ours_path: Path) -> None:
+def test_it_is_valid_openapi(document_path: Path) -> None:
     from connexion.spec import Specification
 
     # Validates against the OpenAPI 3.0 schema, and each default against its own schema; raises what is wrong.
-    assert Specification.load(str(ours_path)).version == (3, 0, 3)
+    assert Specification.load(str(document_path)).version == (3, 0, 3)
 
 
-def test_every_reference_is_local(ours: Document) -> None:
-    assert [f"{written(place)}: {ref}" for place, ref in references(ours) if not ref.startswith("#/components/")] == []
+def test_every_reference_is_local(document: Document) -> None:
+    assert [
+        f"{written(place)}: {ref}" for place, ref in references(document) if not ref.startswith("#/components/")
+    ] == []
 
 
-def test_every_reference_can_be_resolved(ours: Document) -> None:
+def test_every_reference_can_be_resolved(document: Document) -> None:
     dangling = []
-    for place, reference in references(ours):
+    for place, reference in references(document):
         try:
-            resolve(ours, reference)
+            resolve(document, reference)
         except KeyError:
             dangling.append(f"{written(place)}: {reference}")
     assert dangling == []
 
 
-def test_every_component_is_used(ours: Document) -> None:
+def test_every_component_is_used(document: Document) -> None:
     defined = {
         f"#/components/{kind}/{name}"
-        for kind, components in ours["components"].items()
+        for kind, components in document["components"].items()
         if kind != "securitySchemes"
         for name in components
     }
-    assert defined - {reference for _, reference in references(ours)} == set()
+    assert defined - {reference for _, reference in references(document)} == set()
 
 
-def test_every_operation_is_described(ours: Document) -> None:
-    assert [f"{m} {p}" for p, m, operation in _operations(ours) if not operation.get("description", "").strip()] == []
+def test_every_operation_is_described(document: Document) -> None:
+    assert [
+        f"{m} {p}" for p, m, operation in _operations(document) if not operation.get("description", "").strip()
+    ] == []
 
 
-def test_every_schema_property_parameter_and_response_is_described(ours: Document) -> None:
+def test_every_schema_property_parameter_and_response_is_described(document: Document) -> None:
     composed = "allOf"  # described by its parts
     bare = [
         written(place)
-        for place, node in _descriptions(ours)
+        for place, node in _descriptions(document)
         if composed not in node and not str(node.get("description", "")).strip()
     ]
     assert bare == []
 
 
-def test_operation_ids_are_unique(ours: Document) -> None:
-    ids = sorted(operation["operationId"] for _, _, operation in _operations(ours))
+def test_operation_ids_are_unique(document: Document) -> None:
+    ids = sorted(operation["operationId"] for _, _, operation in _operations(document))
     assert [a for a, b in pairwise(ids) if a == b] == []
 
 
-def test_path_parameters_are_those_of_the_path(ours: Document) -> None:
-    promised = interface(ours)
-    for path, method, _ in _operations(ours):
+def test_path_parameters_are_those_of_the_path(document: Document) -> None:
+    promised = interface(document)
+    for path, method, _ in _operations(document):
         here = ("paths", path, method, "parameters")
         declared = {
             place[4].removeprefix("path:") for place in promised if place[:4] == here and place[4].startswith("path:")
@@ -116,19 +120,19 @@ def test_path_parameters_are_those_of_the_path(ours: Document) -> None:
         assert declared == set(re.findall(r"{(.+?)}", path)), f"{method} {path}"
 
 
-def test_every_error_response_has_the_error_body(ours: Document) -> None:
-    for name, answer in ours["components"]["responses"].items():
+def test_every_error_response_has_the_error_body(document: Document) -> None:
+    for name, answer in document["components"]["responses"].items():
         assert answer["content"]["application/json"]["schema"] == {"$ref": "#/components/schemas/Error"}, name
-    for path, method, operation in _operations(ours):
+    for path, method, operation in _operations(document):
         for code, answer in operation["responses"].items():
             assert (code == "200") != ("$ref" in answer), f"{method} {path} {code}"
 
 
-def test_credentials_are_optional_and_checked_first(ours: Document) -> None:
-    named = [scheme for requirement in ours["security"][:-1] for scheme in requirement]
-    assert ours["security"][-1] == {}
-    assert sorted(named) == sorted(ours["components"]["securitySchemes"])
-    assert all("security" not in operation for _, _, operation in _operations(ours))
+def test_credentials_are_optional_and_checked_first(document: Document) -> None:
+    named = [scheme for requirement in document["security"][:-1] for scheme in requirement]
+    assert document["security"][-1] == {}
+    assert sorted(named) == sorted(document["components"]["securitySchemes"])
+    assert all("security" not in operation for _, _, operation in _operations(document))
 
 
 def test_the_schemas_of_service_info_are_those_of_version_1_0_0(ours: Document) -> None:

@@ -1,0 +1,37 @@
+"""What this service can do, for clients that adapt themselves: limits, protocols, backend parameters, authentication."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from starlette.types import Scope
+
+from poiesis import __version__
+from poiesis.api.extensions.context import Context, Document, Handler
+from poiesis.api.views import TES_VERSION
+from poiesis.config import ApiSettings
+from poiesis.domain.policy import Policy
+
+
+def operations(context: Context) -> dict[str, Handler]:
+    services = context.services
+    document = describe(services.policy, services.api)
+
+    async def get(_: Scope) -> Document:
+        return document
+
+    return {"GetCapabilities": get}
+
+
+def describe(policy: Policy, api: ApiSettings) -> dict[str, Any]:
+    """A limit of None is left out: there is none."""
+    limits = {name: value for name, value in asdict(policy.limits).items() if value is not None}
+    return {
+        "version": __version__,
+        "tes_version": TES_VERSION,
+        "limits": limits | {"max_body_bytes": api.max_body_bytes, "tail_bytes": policy.tail_bytes},
+        "protocols": {"inputs": sorted(policy.url_schemes_in), "outputs": sorted(policy.url_schemes_out)},
+        "backend_parameters": sorted(policy.backend_parameters),
+        "authentication": list(api.auth),
+    }

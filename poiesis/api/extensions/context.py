@@ -1,0 +1,38 @@
+"""What the modules of the extensions share: the services, and the ways to call them and to read a request."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, ParamSpec, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Scope
+
+from poiesis.api.services import Services
+from poiesis.api.views import Views
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Document = Mapping[str, Any]
+Handler = Callable[[Scope], Awaitable[Document | Response]]
+"""One operation. A document is answered as JSON with 200; a response is sent as it is, which may be a stream."""
+
+
+@dataclass(frozen=True)
+class Context:
+    services: Services
+    views: Views
+    threads: ThreadPoolExecutor
+
+    async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a service, which blocks on its store, in the pool of threads."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, lambda: function(*args, **kwargs))
+
+
+def header(scope: Scope, name: str) -> str | None:
+    """The last header with this name (lower case), or None."""
+    values = [v for n, v in scope["headers"] if n == name.encode()]
+    return values[-1].decode("latin-1").strip() if values else None

@@ -1,0 +1,111 @@
+"""Connexion's validators for the extensions: parameters and bodies, read by the schemas of `specs/poiesis.openapi.yaml`.
+
+The rules are those of the other API: an empty parameter counts as missing, unknown ones are ignored, and of a repeated one the last counts,
+unless it is a list. Bodies are checked by jsonschema, which explains every problem; they are small, or their schema says little.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from connexion.datastructures import MediaTypeDict
+from connexion.json_schema import Draft4RequestValidator
+
+from poiesis.api.normalize import parse
+from poiesis.api.query import MAX_PARAMETERS
+from poiesis.api.validation import DOCUMENT, VALIDATORS, Scope, problems, read_body
+from poiesis.domain.errors import InvalidRequest, InvalidTask
+
+PARAMETERS: Final = "poiesis.parameters"
+"""Key of the ASGI scope: the parameters of the query by name, with the defaults of the document."""
+_INTEGER: Final = re.compile(r"[0-9]{1,18}", re.ASCII)
+_BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
+
+
+class ParameterValidator:
+    def __init__(self, parameters: Sequence[Mapping[str, Any]], **_: Any) -> None:
+        self._known = [p for p in parameters if p["in"] == "query"]
+
+    def validate(self, scope: Scope) -> None:
+        """Raises: InvalidRequest."""
+        scope[PARAMETERS] = read_parameters(scope["query_string"], self._known)
+
+
+class JsonBodyValidator:
+    """Reads a JSON body, validates it by its schema, and leaves it in the scope; None where it is empty and optional."""
+
+    _validators: Final[dict[int, Any]] = {}  # by id of the schema, which its validator keeps alive
+
+    def __init__(self, *, schema: Mapping[str, Any], required: bool = False, **_: Any) -> None:
+        self._required = required
+        if id(schema) not in self._validators:
+            self._validators[id(schema)] = Draft4RequestValidator(schema)
+        self._validator = self._validators[id(schema)]
+
+    async def wrap_receive(self, receive: Any, *, scope: Scope) -> tuple[Any, Scope]:
+        """Raises: InvalidTask, Refused."""
+        body = await read_body(receive, scope)
+        scope[DOCUMENT] = None
+        if body.strip() or self._required:
+            scope[DOCUMENT] = document = parse(body)
+            if wrong := problems(self._validator.iter_errors(document)):
+                raise InvalidTask(wrong)
+        return receive, scope
+
+
+EXTENSION_VALIDATORS: Final = {
+    **VALIDATORS,
+    "parameter": ParameterValidator,
+    "body": MediaTypeDict({"application/json": JsonBodyValidator, "application/merge-patch+json": JsonBodyValidator}),
+}
+
+
+def read_parameters(raw: bytes, known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Raises: InvalidRequest."""
+    try:
+        pairs = parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
+    except ValueError:
+        raise InvalidRequest("query", f"too many parameters: at most {MAX_PARAMETERS}") from None
+    given: dict[str, list[str]] = {}
+    for name, value in pairs:
+        if value:
+            given.setdefault(name, []).append(value)
+    found = {}
+    for parameter in known:
+        name, schema = parameter["name"], parameter["schema"]
+        if name in given:
+            found[name] = _read(name, given[name], schema)
+        elif parameter.get("required"):
+            raise InvalidRequest(name, "missing: this parameter is required")
+        elif "default" in schema:
+            found[name] = schema["default"]
+    return found
+
+
+def _read(name: str, values: list[str], schema: Mapping[str, Any]) -> Any:
+    if schema["type"] != "array":
+        return _value(name, values[-1], schema)
+    if len(values) > schema["maxItems"]:
+        raise InvalidRequest(name, f"must be given at most {schema['maxItems']} times")
+    return [_value(name, value, schema["items"]) for value in values]
+
+
+def _value(name: str, text: str, schema: Mapping[str, Any]) -> Any:
+    match schema["type"]:
+        case "integer":
+            least, most = schema["minimum"], schema["maximum"]
+            if not _INTEGER.fullmatch(text.strip()) or not least <= int(text) <= most:
+                raise InvalidRequest(name, f"must be a whole number from {least} to {most}")
+            return int(text)
+        case "boolean":
+            if text.strip().lower() not in _BOOLEANS:
+                raise InvalidRequest(name, "must be true or false")
+            return _BOOLEANS[text.strip().lower()]
+    if "enum" in schema:
+        text = text.strip().upper()
+        if text not in schema["enum"]:
+            raise InvalidRequest(name, f"must be one of: {', '.join(schema['enum'])}")
+    return text

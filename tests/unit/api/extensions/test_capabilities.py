@@ -1,0 +1,24 @@
+"""GET /capabilities."""
+
+from __future__ import annotations
+
+import pytest
+
+from poiesis.config import ApiSettings
+from poiesis.domain.policy import Limits, Policy
+from tests.unit.api.service import Site
+
+
+def test_lists_limits_protocols_parameters_and_authentication(tmp_path_factory: pytest.TempPathFactory) -> None:
+    file = tmp_path_factory.mktemp("auth") / "users.json"
+    file.write_text("[]")
+    policy = Policy(limits=Limits(max_cpu_cores=8, max_inputs=5), backend_parameters=frozenset({"gpu", "time_limit"}))
+    site = Site(api=ApiSettings(auth=("bearer",), credentials_file=str(file)), policy=policy)
+    document = site.client.get("/poiesis/v1/capabilities").json()
+    assert document["tes_version"] == "1.1.0"
+    assert document["limits"]["max_cpu_cores"] == 8
+    assert document["limits"]["max_inputs"] == 5
+    assert "max_ram_gb" not in document["limits"]
+    assert document["backend_parameters"] == ["gpu", "time_limit"]
+    assert document["protocols"] == {"inputs": ["file", "http", "https", "s3"], "outputs": ["file", "s3"]}
+    assert document["authentication"] == ["bearer"]
