@@ -3,6 +3,7 @@
  * Commands can write there too, so its content is not trusted: symbolic links are not followed, only regular files count, and only the
  * first 4 KiB of a record are read. A launcher holds a lock on its NAME.up while it lives, so that the others notice when it was killed (an
  * OOM kill takes every process of a cgroup) and do not wait for a record that never comes. */
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <poll.h>
@@ -16,6 +17,7 @@
 #include "launcher.h"
 
 #define POLL_MS 250                  /* where inotify does not work: too many watches, a network file system */
+#define MAX_ENTRIES 4096             /* of the control directory that are looked at: a command can create any number */
 #define HEAD_BYTES 4096              /* "ok" is within the first hundred bytes of a record */
 #define LOCKED "locked\n"            /* content of a NAME.up whose lock shows whether its launcher lives */
 
@@ -225,4 +227,47 @@ void control_close(const struct options *o, const struct record *r, bool keep_fi
             return;
         (void)unlinkat(directory, temporary, 0);
     }
+}
+
+/* Append one record to the buffer, as one line; it stays as it is if the file is not one, or does not fit. */
+static size_t append_record(const char *name, char *buffer, size_t used, size_t size) {
+    struct stat st;
+    size_t n = 0;
+    int fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+    if (fd < 0)
+        return used;
+    if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode) && st.st_size > 0 && (uintmax_t)st.st_size < size - used)
+        for (ssize_t more; n < (size_t)st.st_size; n += (size_t)more)
+            if ((more = read(fd, buffer + used + n, (size_t)st.st_size - n)) <= 0)
+                break;
+    close(fd);
+    if (n > 0 && buffer[used + n - 1] != '\n')
+        buffer[used + n++] = '\n';
+    return used + n;
+}
+
+size_t control_others(const char *own, char *buffer, size_t size) {
+    static const char suffix[] = ".json";
+    char own_file[MAX_NAME + 16];
+    size_t used = 0;
+    int fd = directory < 0 ? -1 : openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    DIR *listing = fd < 0 ? NULL : fdopendir(fd);
+    if (listing == NULL) {
+        if (fd >= 0)
+            close(fd);
+        return 0;
+    }
+    file_name(own_file, own, suffix);
+    for (int i = 0; i < MAX_ENTRIES && used < size; i++) {
+        const struct dirent *entry = readdir(listing);
+        if (entry == NULL)
+            break;
+        size_t n = strlen(entry->d_name);
+        if (n < sizeof suffix || n > MAX_NAME + sizeof suffix - 1 || entry->d_name[0] == '.' ||
+            strcmp(entry->d_name + n - (sizeof suffix - 1), suffix) != 0 || strcmp(entry->d_name, own_file) == 0)
+            continue;
+        used = append_record(entry->d_name, buffer, used, size);
+    }
+    closedir(listing);
+    return used;
 }

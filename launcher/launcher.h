@@ -22,7 +22,7 @@
 #define MAX_KEPT (UINT64_C(1) << 40)  /* --keep-output, --keep-backlog */
 #define MAX_MESSAGE 512              /* a record without tails always fits in a termination message */
 #define TERMINATION_LOG_MAX 4096     /* limit of Kubernetes for a container's termination message */
-#define POKE_BODY_MAX (128u << 10)   /* a longer record is not sent, only logged */
+#define POKE_BODY_MAX (128u << 10)   /* of all records in a poke; a longer one is not sent, only logged */
 
 enum exit_status {                   /* the launcher's own; a command's exit status is passed on */
     EXIT_USAGE = 2,
@@ -165,6 +165,7 @@ bool control_open(const struct options *o, struct record *r);    /* creates NAME
 enum turn control_wait(struct options *o, struct record *r);
 enum begin control_begin(const struct options *o);               /* creates NAME.begun; sets errno on error */
 void control_close(const struct options *o, const struct record *r, bool keep_first);
+size_t control_others(const char *own, char *buffer, size_t size);   /* the records of the other containers, a line each: its length */
 
 /* ---- process.c */
 void run_command(const struct options *o, struct record *r, struct stream *out, struct stream *err);

@@ -1,5 +1,6 @@
-/* Poke: one small POST that may get lost, with the closing record unless that is too long. A child process with an alarm sends it, so that
- * neither name resolution nor a silent peer can delay the launcher. */
+/* Poke: one small POST that may get lost, with the closing record unless that is too long, and after it the records of the pod's other
+ * containers as far as they fit: so the last poke has everything, whichever monitor receives it. A child process with an alarm sends it, so
+ * that neither name resolution nor a silent peer can delay the launcher. */
 #include <errno.h>
 #include <netdb.h>
 #include <poll.h>
@@ -15,6 +16,8 @@
 
 #define SEND_MS 300                  /* resolve, connect and send */
 #define ANSWER_MS 100
+
+static char others[POKE_BODY_MAX];   /* only the child process that sends touches it */
 
 struct target {
     char host[256], authority[280];
@@ -61,15 +64,13 @@ static void set_alarm(int ms) {
     setitimer(ITIMER_REAL, &timer, NULL);
 }
 
-static void send_request(const struct target *t, const struct record *r) {
+/* body: the size of the record, 0 for a poke without one. */
+static void send_request(const struct target *t, const struct record *r, size_t body, size_t others_size) {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_NUMERICSERV}, *found, *a;
     char request[2700];
-    size_t body = r == NULL ? 0 : record_size(r);
-    if (body > POKE_BODY_MAX)
-        body = 0;
     int n = snprintf(request, sizeof request,
                      "POST %s HTTP/1.1\r\nHost: %s\r\nContent-Type: application/json\r\nContent-Length: %lu\r\n"
-                     "Connection: close\r\n\r\n", t->path, t->authority, (unsigned long)body);
+                     "Connection: close\r\n\r\n", t->path, t->authority, (unsigned long)(body + others_size));
     if (getaddrinfo(t->host, t->port, &hints, &found) != 0)
         return;
     for (a = found; a != NULL; a = a->ai_next) {
@@ -77,7 +78,7 @@ static void send_request(const struct target *t, const struct record *r) {
         if (fd < 0)
             continue;
         if (connect(fd, a->ai_addr, a->ai_addrlen) == 0 && write_all(fd, request, (size_t)n) == 0 &&
-            (body == 0 || record_write(r, fd, true) == 0)) {
+            (body == 0 || record_write(r, fd, true) == 0) && write_all(fd, others, others_size) == 0) {
             struct pollfd p = {.fd = fd, .events = POLLIN};
             set_alarm(ANSWER_MS);
             (void)poll(&p, 1, ANSWER_MS);
@@ -96,9 +97,13 @@ pid_t poke_start(const char *text, const struct record *r) {
     if (pid == 0) {
         signals_default();
         set_alarm(SEND_MS);
+        size_t body = r == NULL ? 0 : record_size(r);
+        if (body > POKE_BODY_MAX)
+            body = 0;
+        size_t others_size = body == 0 ? 0 : control_others(r->name, others, POKE_BODY_MAX - body);
         for (int fd = 0; fd < 64; fd++)          /* keep neither the container's log open nor a lock */
             close(fd);
-        send_request(&t, r);
+        send_request(&t, r, body, others_size);
         _exit(0);
     }
     return pid < 0 ? 0 : pid;

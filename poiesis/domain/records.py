@@ -18,6 +18,7 @@ from poiesis.domain.report import MAX_REPORT_BYTES, MAX_TEXT, FilerReport, Trans
 
 RECORD_MARKER: Final = "POIESIS-RECORD"  # the launcher's --record-line
 MAX_RECORD_BYTES: Final = 8 * 1024 * 1024
+MAX_POKED_RECORDS: Final = 256  # in one poke; those of further containers are read elsewhere
 
 _MARKER: Final = re.compile(re.escape(f"{RECORD_MARKER} "))
 _MAX_MARKERS: Final = 16  # tried in one line: user code can print any number of them
@@ -59,6 +60,16 @@ def parse_record(text: str | bytes, tail_limit: int) -> Record | None:
         stderr=_tail(document.get("stderr"), tail_limit),
         truncated=document.get("truncated") is True,
     )
+
+
+def parse_poke(body: bytes) -> tuple[Record, ...]:
+    """Parse the records in a poke, one a line: the sender's, then those of the pod's other containers. The first of a name counts."""
+    found: dict[str, Record] = {}
+    for line in body.split(b"\n", MAX_POKED_RECORDS)[:MAX_POKED_RECORDS]:
+        record = parse_record(line, MAX_RECORD_BYTES) if line else None
+        if record is not None:
+            found.setdefault(record.name, record)
+    return tuple(found.values())
 
 
 def parse_report(text: str | bytes) -> FilerReport | None:

@@ -19,7 +19,7 @@ from poiesis.domain.errors import PoiesisError, QueueUnavailable, Unavailable, U
 from poiesis.domain.naming import new_task_id
 from poiesis.domain.observed import Record
 from poiesis.domain.policy import Policy
-from poiesis.domain.records import MAX_RECORD_BYTES, parse_record
+from poiesis.domain.records import parse_poke
 from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import Task, TaskId, Version, View
 from poiesis.observability import SWEPT
@@ -68,7 +68,7 @@ class Monitor:
     def __post_init__(self) -> None:
         self._work = WorkQueue(self._reconcile, self.threads, settle=self.settle)
         # records that came with pokes, with their size, until reconcile takes them
-        self._records: dict[tuple[TaskId, str], list[tuple[int, Record]]] = {}
+        self._records: dict[tuple[TaskId, str], list[tuple[int, tuple[Record, ...]]]] = {}
         self._records_bytes = 0
         self._records_lock = threading.Lock()
         # how often resync has published a link without any change of its task
@@ -78,6 +78,7 @@ class Monitor:
         self._last_lock = threading.Lock()
         starting = self.cluster.starting if isinstance(self.cluster, ReportsStarting) else tuple
         self._cleanup = DeferredCleanup(lambda task_id: self.queue.publish(task_id, Stage.CLEAN), starting)
+        self._leads = False
         self._stop = threading.Event()
         self._loops: list[threading.Thread] = []
 
@@ -88,6 +89,7 @@ class Monitor:
 
     def start(self) -> None:
         """Start to lead: watch the cluster, resync, sweep, purge."""
+        self._leads = True
         loops = ((self.resync, self.resync_every), (self.sweep, SWEEP_EVERY), (self.purge_expired, PURGE_EVERY))
         for target, every in loops:
             thread = threading.Thread(target=self._repeat, args=(target, every), name=target.__name__, daemon=True)
@@ -96,16 +98,17 @@ class Monitor:
         self.cluster.follow(self._work.wake)
 
     def poke(self, task_id: TaskId, nonce: str, body: bytes = b"") -> None:
-        """A container reports its end; `body` may be its record. User code can forge it, but only for its own task."""
-        record = parse_record(body, MAX_RECORD_BYTES) if body else None
-        if record is not None:
-            size = RECORD_BYTES + BYTES_PER_CHARACTER * len(body)
+        """A container reports its end; `body` may be its record and those of its pod's other containers. User code can forge them, but only
+        for its own task."""
+        records = parse_poke(body)
+        if records:
+            size = RECORD_BYTES * len(records) + BYTES_PER_CHARACTER * len(body)
             with self._records_lock:
                 self._records_bytes += size
                 if self._records_bytes > MAX_RECORDS_BYTES:
                     self._records.clear()  # the containers' logs have these records too
                     self._records_bytes = size
-                self._records.setdefault((task_id, nonce), []).append((size, record))
+                self._records.setdefault((task_id, nonce), []).append((size, records))
         self._work.wake(task_id, nonce)
 
     def close(self) -> None:
@@ -214,7 +217,12 @@ class Monitor:
             self._publish(reconciled.task, reconciled.due)
 
     def _publish(self, task: Task, stage: Stage) -> None:
-        """Publish once for each version of the task: until the link has run, the pod's events find the same stage due."""
+        """Publish once for each version of the task: until the link has run, the pod's events find the same stage due.
+
+        The cleanup is left to the monitor that leads, which knows what else is starting: the events of the pod lead it to this task too.
+        """
+        if stage is Stage.CLEAN and not self._leads:
+            return
         now = self.clock.now()
         with self._last_lock:
             version, last_stage, at = self._last.get(task.id, (None, None, now))
@@ -235,7 +243,7 @@ class Monitor:
         with self._records_lock:
             taken = self._records.pop((task_id, nonce), [])
             self._records_bytes = max(0, self._records_bytes - sum(size for size, _ in taken))
-        return tuple(record for _, record in taken)
+        return tuple(record for _, records in taken for record in records)
 
     def _is_in_its_first_chain(self, task: Task) -> bool:
         """Whether the chain that was published at creation may still be running: no pod of the task has been scheduled."""

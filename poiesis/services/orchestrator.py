@@ -192,10 +192,18 @@ class Orchestrator:
             self.cluster.accept_records(task, run.records)
         observed = None
         if needs_observation(task) and not self._ends_now(run, now):
-            poked = was_poked and not run.records
+            poked = was_poked and self._are_records_missing(run)
             observed = self.cluster.observe(task, plan=run.plan_if_valid(), poked=poked, tails=run.tails)
         plan = None if task.due_stage.is_ending or task.state.is_terminal else run.plan()
         return decide(task, observed, now, self.policy, plan)
+
+    def _are_records_missing(self, run: _Run) -> bool:
+        """Of a poke: whether it came without a record, or from the last container without those of all the others, for which there was no
+        room: then they are in the logs."""
+        received = {record.name for record in run.records}
+        plan = run.plan_if_valid()
+        pod = plan.pod(run.desired.part) if plan is not None else None
+        return not received or (pod is not None and pod.names[-1] in received and not received.issuperset(pod.names))
 
     def _ends_now(self, run: _Run, now: datetime) -> bool:
         """Whether the task has only now come to its end, so that everything can be deleted without observing it first. Whether it is gone

@@ -302,6 +302,51 @@ def test_a_long_record_is_not_sent_along(launcher: "Launcher", listener: tuple[L
     assert server.bodies == [b""]
 
 
+def test_the_poke_carries_the_records_of_the_other_containers_too(
+    launcher: "Launcher", control: Path, listener: tuple[Listener, str]
+) -> None:
+    """The pokes of one pod may reach different monitors: the last one has to suffice."""
+    server, address = listener
+    options = ("--control", control, "--poke", f"{address}/x")
+    launcher.sh("echo staged", "--name", "tif", *options)
+    launcher.sh("exit 3", "--name", "executor-0", "--wait", "tif", "--wait-timeout", 5, *options)
+    launcher.sh("true", "--name", "executor-1", "--wait", "executor-0", "--wait-timeout", 5, *options)
+    launcher.sh("true", "--name", "tof", "--wait", "executor-1", "--wait-timeout", 5, "--always", *options)
+    launcher.until(lambda: len(server.bodies) == 4, "the pokes arrived")
+    sent = [json.loads(line) for line in server.bodies[3].splitlines()]
+    assert sent[0]["name"] == "tof" and sorted(r["name"] for r in sent[1:]) == ["executor-0", "executor-1", "tif"]
+    by_name = {r["name"]: r for r in sent}
+    assert by_name["tif"]["stdout"] == "staged\n" and by_name["executor-0"]["exit_code"] == 3
+    assert by_name["executor-1"]["reason"] == "Skipped"
+    assert [len(body.splitlines()) for body in server.bodies] == [1, 2, 3, 4]
+
+
+def test_what_a_command_leaves_in_the_control_directory_does_not_stop_the_poke(
+    launcher: "Launcher", control: Path, listener: tuple[Listener, str]
+) -> None:
+    server, address = listener
+    secret = control.parent / "secret"
+    secret.write_text("secret")
+    (control / "link.json").symlink_to(secret)
+    (control / "directory.json").mkdir()
+    os.mkfifo(control / "fifo.json")
+    (control / "empty.json").touch()
+    (control / ".hidden.json").write_text("hidden")
+    (control / ".json").write_text("hidden")
+    (control / "other.txt").write_text("other")
+    with (control / "large.json").open("wb") as file:
+        file.truncate(1 << 40)
+    (control / "tif.json").write_text('{"name":"tif"}')
+    for i in range(3):
+        (control / f"half-{i}.json").write_bytes(b"x" * 60_000)
+    launcher.sh("true", "--name", "a", "--control", control, "--poke", f"{address}/x")
+    launcher.until(lambda: server.bodies, "the poke arrived")
+    own, *others = server.bodies[0].splitlines()
+    assert json.loads(own)["name"] == "a" and b'{"name":"tif"}' in others
+    assert len(server.bodies[0]) <= 128 * 1024 and len(others) == 3
+    assert b"secret" not in server.bodies[0] and b"hidden" not in server.bodies[0]
+
+
 def test_the_poke_follows_the_records_line(
     launcher: "Launcher", listener: tuple[Listener, str], tmp_path: Path
 ) -> None:

@@ -36,6 +36,10 @@ annotations:
 {{- define "poiesis.pod.common" -}}
 {{- $pod := fromJson (include "poiesis.pod.values" .) -}}
 enableServiceLinks: false
+dnsConfig:
+  options:  # by default a lost datagram costs five seconds
+    - {name: timeout, value: "1"}
+    - {name: attempts, value: "4"}
 {{- with .root.Values.imagePullSecrets }}
 imagePullSecrets:
   {{- range . }}

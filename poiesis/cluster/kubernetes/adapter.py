@@ -46,6 +46,7 @@ log = logging.getLogger(__name__)
 
 BINDING_PAUSE_S: Final = 0.02  # before the second check of a volume; grows by half each time
 BINDS_LATE_S: Final = 60.0  # how long not to wait for volumes after one was not bound in time
+LOG_WAIT_S: Final = 2.0  # where nothing calls again when a log has been read
 MAX_UIDS: Final = 10_000
 
 
@@ -73,7 +74,9 @@ class KubernetesCluster:
         self.client = client or Client(settings)
         self._monotonic = monotonic
         self._core = f"/api/v1/namespaces/{settings.namespace}"
-        self._records = Records(self.client, settings.namespace, policy.tail_bytes, settings.record_cache_bytes)
+        self._records = Records(
+            self.client, settings.namespace, policy.tail_bytes, settings.record_cache_bytes, finished=self._changed
+        )
         self._owner = InstanceOwner(self.client, settings)
         self.launcher = LauncherDelivery(self.client, settings, self._owner, monotonic)
         self._poke_address = PokeAddress(settings.poke_address, monotonic)
@@ -201,11 +204,13 @@ class KubernetesCluster:
             if view.attempt != task.attempt:
                 found.append(pod_of(view, task, {}))
                 continue
-            known = self._records.of(view, poked=poked)
-            found.append(pod_of(view, task, {n: r.record for n, r in known.items() if r.record is not None}))
-            reports |= {n: r.report for n, r in known.items() if r.report is not None}
+            wait_s = LOG_WAIT_S if self._wake is None else 0.0
+            known = self._records.of(view, poked=poked, may_read=not task.due_stage.is_ending, wait_s=wait_s)
+            records = {n: r.record for n, r in known.reports.items() if r.record is not None}
+            found.append(pod_of(view, task, records, reading=known.reading))
+            reports |= {n: r.report for n, r in known.reports.items() if r.report is not None}
             if tails:
-                live |= self._records.tails(view, known)
+                live |= self._records.tails(view, known.reports)
         return Observed(pods=tuple(found), volumes=tuple(v.name for v in volume_views), reports=reports, tails=live)
 
     def _views(self, task: Task, plan: Plan | None) -> tuple[tuple[PodView, ...], tuple[VolumeView, ...]]:
@@ -213,8 +218,9 @@ class KubernetesCluster:
             known, volumes = self._cache.pods(task.id), self._cache.volumes(task.id)
             if self._is_certain(task, plan, {v.name for v in known}, {v.name for v in volumes}):
                 return known, volumes
-        following = not task.due_stage.is_ending and task.part is not None
-        return self._listed(task.id, (PODS,) if following else (PODS, VOLUMES))
+        if task.due_stage.is_ending or task.part is None:
+            return self._listed(task.id)
+        return self._listed(task.id, (PODS,), name=object_name(task.id, task.attempt, task.part))
 
     def _is_certain(self, task: Task, plan: Plan | None, pod_names: set[str], volume_names: set[str]) -> bool:
         """Whether the cache is conclusive: the objects that the task's stage depends on are present, or were seen deleted."""
@@ -230,10 +236,11 @@ class KubernetesCluster:
         )
 
     def _listed(
-        self, task_id: TaskId | None, kinds: Sequence[str] = (PODS, VOLUMES)
+        self, task_id: TaskId | None, kinds: Sequence[str] = (PODS, VOLUMES), *, name: str | None = None
     ) -> tuple[tuple[PodView, ...], tuple[VolumeView, ...]]:
-        """Of one task, or of all."""
+        """Of one task, or of all. By name the API server need not look at every object of the namespace."""
         query = {"labelSelector": labels.selector(self.settings, task_id)}
+        query |= {"fieldSelector": f"metadata.name={name}"} if name is not None else {}
         with translated(f"list objects of task {task_id}" if task_id else "list objects of all tasks"):
             lists = {kind: self.client.get(f"{self._core}/{kind}", query) for kind in kinds}
         pod_views = (project_pod(d) for d in lists[PODS].get("items") or [])
@@ -330,4 +337,5 @@ class KubernetesCluster:
     def close(self) -> None:
         for watch in self._watches:
             watch.close()
+        self._records.close()
         self.client.close()

@@ -135,17 +135,21 @@ class Client:
             raise
         return True
 
-    def text(self, path: str, query: Mapping[str, object], limit_bytes: int) -> str:
-        """The last `limit_bytes` of a plain-text response; no more than that is kept in memory."""
+    def text(self, path: str, query: Mapping[str, object], limit_bytes: int, timeout_s: float) -> str:
+        """The last `limit_bytes` of a plain-text response; no more than that is kept in memory. Tried once."""
+        deadline = time.monotonic() + timeout_s
 
         def read(response: urllib3.BaseHTTPResponse) -> str:
             kept = b""
             for chunk in response.stream(256 * 1024):
                 kept = (kept + chunk)[-limit_bytes:]
+                if time.monotonic() > deadline:
+                    response.close()
+                    raise ApiError(0, "ReadTimeoutError", f"not read within {timeout_s:g} s")
             response.release_conn()
             return kept.decode("utf-8", "replace")
 
-        return self._repeat(read, "GET", path, query)
+        return self._once(read, "GET", path, query, read_s=timeout_s)
 
     def stream(self, path: str, query: Mapping[str, object], *, read_timeout_s: float) -> Stream:
         return self._once(Stream, "GET", path, query, read_s=read_timeout_s)

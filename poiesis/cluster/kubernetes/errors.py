@@ -66,6 +66,11 @@ def rule_for(error: ApiError) -> Rule:
     return next(r for r in TABLE if error.status in r.statuses and re.search(r.message, error.message))
 
 
+def is_transient(error: ApiError) -> bool:
+    """Whether the same call may succeed later."""
+    return rule_for(error).error is not ClusterRefused
+
+
 @contextlib.contextmanager
 def translated(what: str) -> Iterator[None]:
     """Errors of the API server in this block as those of the service."""

@@ -38,8 +38,9 @@ _OURS: Final = (Stage.FINISH, Stage.CLEAN, Stage.DONE)
 _NOT_STARTED: Final = frozenset({None, "ContainerCreating", "PodInitializing"})
 
 
-def pod_of(view: PodView, task: Task, records: Mapping[str, Record]) -> Pod:
-    """`records`: those known of the pod's containers, by name."""
+def pod_of(view: PodView, task: Task, records: Mapping[str, Record], *, reading: bool = False) -> Pod:
+    """`records`: those known of the pod's containers, by name. `reading`: others are still being read, so the pod has not ended yet, nor is
+    it known what its loss means."""
     containers = tuple(_container(c, records.get(c.name)) for c in view.containers if _is_shown(c))
     lost, message = _lost(view, task)
     return Pod(
@@ -50,10 +51,11 @@ def pod_of(view: PodView, task: Task, records: Mapping[str, Record]) -> Pod:
         scheduled=view.scheduled,
         node=view.node,
         waiting=view.waiting,
-        lost=lost,
+        lost=None if reading else lost,
         message=message,
         deleting=view.deleting,
-        ended=has_ended(view) or (bool(containers) and all(c.phase is Phase.ENDED for c in containers)),
+        ended=not reading
+        and (has_ended(view) or (bool(containers) and all(c.phase is Phase.ENDED for c in containers))),
         containers=containers,
     )
 

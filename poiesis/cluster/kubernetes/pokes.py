@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -25,33 +26,47 @@ MAX_POKE_BYTES: Final = 128 * 1024  # POKE_BODY_MAX of the launcher
 BOUNDS: Final = Bounds(body_bytes=MAX_POKE_BYTES)
 POKES_PER_SECOND: Final = 1000
 POKES_PER_ADDRESS: Final = 200  # a second; a node of 110 pods may show them all under its own address
-RESOLVED_FOR_S: Final = 30.0  # how long a resolved address is used
+RESOLVED_FOR_S: Final = 30.0  # after which an address is resolved again
+FIRST_RESOLVE_S: Final = 0.3  # how long a launch waits for the first one
 _PATH: Final = re.compile(r"/poke/([0-9a-z]{1,64})/([0-9a-f-]{1,64})")
 
 
 class PokeAddress:
-    """The address for launchers, `host:port`, resolved here so that containers need no DNS query to poke."""
+    """The address for launchers, `host:port`, resolved here so that containers need no DNS query to poke. A thread resolves it: a lost
+    datagram costs five seconds, which no task has to wait for."""
 
     def __init__(self, address: str | None, monotonic: Callable[[], float] = time.monotonic) -> None:
         self._address = address
         self._monotonic = monotonic
+        self._lock = threading.Lock()
         self._resolved = address
         self._resolved_until = 0.0
+        self._thread: threading.Thread | None = None
 
     def resolved(self) -> str | None:
-        """With the IP address; unresolved if the look-up fails."""
-        if self._address is None or self._monotonic() < self._resolved_until:
-            return self._resolved
-        host, _, port = self._address.rpartition(":")
-        self._resolved = self._address
+        """With the IP address as last resolved; unresolved if that has not succeeded yet."""
+        if self._address is None:
+            return None
+        with self._lock:
+            if self._monotonic() >= self._resolved_until and (self._thread is None or not self._thread.is_alive()):
+                self._thread = threading.Thread(
+                    target=self._resolve, args=(self._address,), name="poke-address", daemon=True
+                )
+                self._thread.start()
+            thread = self._thread
+        if self._resolved == self._address and thread is not None:
+            thread.join(FIRST_RESOLVE_S)
+        return self._resolved
+
+    def _resolve(self, address: str) -> None:
+        host, _, port = address.rpartition(":")
         try:
             found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
             ip = str(found[4][0])
             self._resolved = f"[{ip}]:{port}" if found[0] is socket.AF_INET6 else f"{ip}:{port}"
         except (OSError, ValueError) as error:
-            log.info("poke_address_unresolved", extra={"address": self._address, "error": str(error)})
+            log.info("poke_address_unresolved", extra={"address": address, "error": str(error)})
         self._resolved_until = self._monotonic() + RESOLVED_FOR_S
-        return self._resolved
 
 
 class PokeListener(HttpListener):

@@ -30,6 +30,7 @@ class Scene:
             self.world.orchestrator, self.world.repository, self.queue, self.world.cluster,
             self.world.clock, self.world.policy, threads=2, resync_every=timedelta(milliseconds=20),
         )  # fmt: skip
+        self.monitor._leads = True
 
     def start(self) -> None:
         self.monitor.listen()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -65,7 +66,19 @@ def test_deleting_a_missing_object_succeeds(server: ApiServer, client: Client) -
 
 def test_the_end_of_a_long_text_is_kept(server: ApiServer, client: Client) -> None:
     server.answer = in_turn(Answer(lines=[b"x" * 300_000, "é".encode() * 100_000, b"end"]))
-    assert client.text(f"{PODS}/a/log", {}, 7) == "ééend"
+    assert client.text(f"{PODS}/a/log", {}, 7, 5.0) == "ééend"
+
+
+def test_a_text_is_read_once_and_within_its_time(server: ApiServer, client: Client) -> None:
+    server.answer = in_turn(Answer(status=500))
+    with pytest.raises(ApiError):
+        client.text(f"{PODS}/a/log", {}, 7, 5.0)
+    assert len(server.requests) == 1
+    held = threading.Event()
+    server.answer = in_turn(Answer(lines=[b"x"], hold=held))
+    with pytest.raises(ApiError, match="ReadTimeoutError"):
+        client.text(f"{PODS}/a/log", {}, 7, 0.1)
+    held.set()
 
 
 def test_a_response_that_is_not_json_is_retried(server: ApiServer, client: Client) -> None:
@@ -80,7 +93,7 @@ def test_calls_are_counted_as_rbac_names_them(server: ApiServer, client: Client)
     client.create(PODS, {})
     client.delete(f"{PODS}/a", {})
     client.replace("/apis/coordination.k8s.io/v1/namespaces/tasks/leases/l", {})
-    client.text(f"{PODS}/a/log", {}, 10)
+    client.text(f"{PODS}/a/log", {}, 10, 5.0)
     client.create("/api/v1/namespaces", {})
     client.get("/version")
     assert client.calls == {

@@ -32,7 +32,13 @@ def in_a_pod(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def test_names_are_resolved_as_in_a_pod_of_the_tasks_namespace() -> None:
     assert of(PLAIN) == (
         "search tasks.svc.cluster.local svc.cluster.local cluster.local example.org\nnameserver 10.96.0.10\noptions ndots:5\n"
+        "options timeout:1 attempts:4\n"
     )
+
+
+def test_a_time_out_that_the_pods_have_is_kept() -> None:
+    text = f"{OWN}options timeout:2\n"
+    assert name_resolution.moved(text, "other", "tasks") == text
 
 
 def test_the_site_can_set_the_content() -> None:

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
@@ -8,7 +11,7 @@ from typing import Any
 import pytest
 import urllib3
 
-from poiesis.cluster.kubernetes.pokes import BOUNDS, MAX_POKE_BYTES, PokeListener
+from poiesis.cluster.kubernetes.pokes import BOUNDS, MAX_POKE_BYTES, RESOLVED_FOR_S, PokeAddress, PokeListener
 from poiesis.domain.task import TaskId
 
 HTTP = urllib3.PoolManager(retries=False, timeout=10)
@@ -93,3 +96,42 @@ def test_a_poke_is_bounded_in_bytes(make_site: Callable[..., Site]) -> None:
     with suppress(urllib3.exceptions.HTTPError):  # refused before all of it was sent
         assert site.post("/poke/abc123/0f", b"x" * (MAX_POKE_BYTES + 1)) == 413
     assert len(site.pokes) == 1
+
+
+# ---- the address for launchers
+
+
+def test_no_launch_waits_for_a_name_server_that_lost_a_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+
+    def resolve(*_: object, **__: object) -> list[object]:
+        answer.wait(20)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.7", 8082))]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    now = [0.0]
+    address = PokeAddress("monitor:8082", lambda: now[0])
+    began = time.monotonic()
+    assert address.resolved() == "monitor:8082"
+    assert time.monotonic() - began < 5
+    answer.set()
+    until(lambda: address.resolved() == "10.0.0.7:8082")
+    answer.clear()
+    now[0] += RESOLVED_FOR_S + 1
+    assert address.resolved() == "10.0.0.7:8082", "the one before is used while it is resolved again"
+    answer.set()
+
+
+def test_a_name_that_is_unknown_is_left_to_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(*_: object, **__: object) -> list[object]:
+        raise socket.gaierror("unknown")
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    assert PokeAddress("monitor:8082").resolved() == "monitor:8082" and PokeAddress(None).resolved() is None
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from poiesis.cluster.kubernetes.cache import PodView, project_pod
 from poiesis.cluster.kubernetes.client import Client
-from poiesis.cluster.kubernetes.records import Records
-from poiesis.domain.errors import ClusterUnavailable
+from poiesis.cluster.kubernetes.log_reader import LONGEST_PAUSE_S, LogReader
+from poiesis.cluster.kubernetes.records import PATIENCE_S, REPORT_PATIENCE_S, ContainerReport, Found, Records
 from poiesis.domain.observed import TIF, TOF, Record
-from poiesis.domain.records import parse_time
 from poiesis.domain.report import FilerReport, TransferredFile, format_report
 from tests.unit.cluster.kubernetes.conftest import Answer, ApiServer, Request, pod_json
 
 RUNNING = {"running": {"startedAt": "2026-01-02T03:04:06Z"}}
 ENDED_AT = "2026-01-02T03:04:07Z"
-NOW = parse_time(ENDED_AT).timestamp()  # type: ignore[union-attr]
+DEADLINE_S = 20.0
 LINE = "POIESIS-RECORD "
 
 
@@ -51,11 +51,20 @@ def logs(server: ApiServer) -> dict[str, Answer | None]:
 
 
 @pytest.fixture
-def make(client: Client) -> Callable[..., Records]:
-    def made(cache_bytes: int = 1_000_000, now: float = NOW) -> Records:
-        return Records(client, "tasks", 100, cache_bytes, now=lambda: now)
+def make(client: Client) -> Iterator[Callable[..., Records]]:
+    opened: list[Records] = []
 
-    return made
+    def made(cache_bytes: int = 1_000_000, **more: Any) -> Records:
+        opened.append(Records(client, "tasks", 100, cache_bytes, **more))
+        return opened[-1]
+
+    yield made
+    for records in opened:
+        records.close()
+
+
+def read(records: Records, view: PodView, *, poked: bool = False) -> dict[str, ContainerReport]:
+    return records.of(view, poked=poked, wait_s=DEADLINE_S).reports
 
 
 def reads(server: ApiServer) -> list[str]:
@@ -63,7 +72,7 @@ def reads(server: ApiServer) -> list[str]:
 
 
 def test_a_complete_termination_message_needs_no_log(make: Callable[..., Records], server: ApiServer) -> None:
-    said = make().of(pod(executor_0=ended(record()), executor_1=RUNNING), poked=False)
+    said = read(make(), pod(executor_0=ended(record()), executor_1=RUNNING))
     assert said["executor-0"].record is not None and "executor-1" not in said and not server.requests
 
 
@@ -73,11 +82,11 @@ def test_the_rest_of_a_truncated_message_is_read_from_the_log_after_the_end(
     cut = ended(record(truncated=True, stdout="short"))
     logs["executor-0"] = Answer(body="user output\n" + LINE + record(stdout="x" * 500, truncated=True) + "\n")
     records = make()
-    assert records.of(pod(executor_0=cut, executor_1=RUNNING), poked=False) == {} and not server.requests
+    assert read(records, pod(executor_0=cut, executor_1=RUNNING)) == {} and not server.requests
     both = pod(executor_0=cut, executor_1=ended(record("executor-1")))
-    found = records.of(both, poked=False)["executor-0"].record
+    found = read(records, both)["executor-0"].record
     assert found is not None and found.stdout == "x" * 100  # the site's tail
-    records.of(both, poked=False)
+    read(records, both)
     assert reads(server) == ["executor-0"]
     assert 5 < int(server.requests[0].query["tailLines"]) < 100
 
@@ -90,7 +99,7 @@ def test_each_log_is_searched_once_for_all_containers(
     logs.update({name: Answer(body=f"{LINE}{{\n" * 1000) for name in names})
     records, view = make(), pod(**{name.replace("-", "_"): ended(None, 137) for name in names})
     began = time.thread_time()
-    assert records.of(view, poked=False) == {}
+    assert read(records, view) == {}
     assert time.thread_time() - began < 3
 
 
@@ -99,9 +108,9 @@ def test_a_record_that_is_nowhere_is_looked_for_once(
 ) -> None:
     logs["executor-0"] = Answer(body="killed half-way")
     records, view = make(), pod(executor_0=ended(None, 137))
-    assert records.of(view, poked=False) == {}
+    assert read(records, view) == {}
     first = len(server.requests)
-    records.of(view, poked=False)
+    read(records, view)
     assert len(server.requests) == first
 
 
@@ -114,21 +123,100 @@ def test_a_record_before_noise_of_the_other_stream_is_found_by_reading_further_b
         return Answer(body=f"unfinished line {LINE}{record()}\n" + "late\n" * 500)
 
     server.answer = answer
-    found = make().of(pod(executor_0=ended()), poked=False)
+    found = read(make(), pod(executor_0=ended()))
     assert found["executor-0"].record is not None and len(server.requests) == 2
 
 
-def test_an_unreadable_log_is_retried_for_a_while(make: Callable[..., Records], logs: dict[str, Answer | None]) -> None:
+class Time:
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.005)
+
+
+def test_nobody_waits_for_a_log_and_its_task_is_reported_when_it_has_been_read(
+    make: Callable[..., Records], logs: dict[str, Answer | None]
+) -> None:
+    finished: list[str] = []
+    logs["executor-0"] = Answer(body=LINE + record() + "\n")
+    records, view = make(finished=finished.append), pod(executor_0=ended())
+    assert records.of(view, poked=False) == Found({}, reading=True)
+    until(lambda: finished == [view.task_id], "the log was read")
+    found = records.of(view, poked=False)
+    assert set(found.reports) == {"executor-0"} and not found.reading
+
+
+@pytest.mark.parametrize(
+    "message, patience_s", [(None, PATIENCE_S), (record(truncated=True), REPORT_PATIENCE_S)], ids=["none", "truncated"]
+)
+def test_an_unreadable_log_is_retried_for_a_while(
+    make: Callable[..., Records], logs: dict[str, Answer | None], server: ApiServer, message: str, patience_s: float
+) -> None:
     logs["executor-0"] = Answer(status=500, body={"message": "dial tcp: connection refused"})
-    view = pod(executor_0=ended(record(truncated=True)))
-    with pytest.raises(ClusterUnavailable):
-        make().of(view, poked=False)
-    found = make(now=NOW + 1000).of(view, poked=False)["executor-0"].record
-    assert found is not None and found.stdout == "out"  # better than nothing
+    clock = Time()
+    records, view = make(reader=LogReader(monotonic=clock)), pod(executor_0=ended(message, 1))
+    for _ in range(5):
+        assert records.of(view, poked=False).reading
+    until(lambda: server.requests, "the first read")
+    clock.now = patience_s - 0.1
+    assert not read_within(records, view, 0.05)
+    clock.now = patience_s + 0.1
+    until(lambda: not records.of(view, poked=False, wait_s=0.1).reading, "given up")
+    kept = [r.record.stdout for r in records.of(view, poked=False).reports.values() if r.record is not None]
+    assert kept == (["out"] if message else [])  # better than nothing
+
+
+def read_within(records: Records, view: PodView, wait_s: float) -> bool:
+    return not records.of(view, poked=False, wait_s=wait_s).reading
+
+
+def test_an_api_server_that_is_away_ends_nobodys_patience(
+    make: Callable[..., Records], logs: dict[str, Answer | None], server: ApiServer
+) -> None:
+    clock = Time()
+    logs["executor-0"] = None  # closes the connection
+    records, view = make(reader=LogReader(monotonic=clock)), pod(executor_0=ended())
+    for seen in range(5):  # in all longer than its patience
+        assert not read_within(records, view, 0.0)
+        until(lambda seen=seen: len(server.requests) > seen, "another read")  # type: ignore[misc]
+        until(lambda: records._reader.is_failing(view.node or ""), "it has failed")
+        clock.now += PATIENCE_S / 2
+    logs["executor-0"] = Answer(body=LINE + record() + "\n")
+    clock.now += LONGEST_PAUSE_S
+    until(lambda: read_within(records, view, 0.1), "the record")
+    assert set(records.of(view, poked=False).reports) == {"executor-0"}
+
+
+def test_a_log_of_a_lost_node_is_asked_for_once_more_at_most(
+    make: Callable[..., Records], logs: dict[str, Answer | None]
+) -> None:
+    """The pod's end is known; the record would only tell whether a command had failed by itself before."""
+    logs["executor-0"] = Answer(status=500, body={"message": "dial tcp: no route to host"})
+    clock = Time()
+    records = make(reader=LogReader(monotonic=clock))
+    view = replace(pod(executor_0=ended()), disruption="DeletionByTaintManager")
+    assert not read_within(records, view, 0.1)
+    clock.now = 2.1
+    until(lambda: read_within(records, view, 0.1), "given up")
+
+
+def test_no_log_is_read_for_a_task_that_ends_anyway(
+    make: Callable[..., Records], server: ApiServer, logs: dict[str, Answer | None]
+) -> None:
+    found = make().of(pod(executor_0=ended(record()), executor_1=ended()), poked=False, may_read=False)
+    assert set(found.reports) == {"executor-0"} and not found.reading and not server.requests
 
 
 def test_no_log_is_read_of_a_deleted_pod(make: Callable[..., Records], logs: dict[str, Answer | None]) -> None:
-    assert make().of(pod(executor_0=ended()), poked=False) == {}
+    assert read(make(), pod(executor_0=ended())) == {}
 
 
 def test_no_log_is_read_of_a_container_that_never_ran(
@@ -136,7 +224,7 @@ def test_no_log_is_read_of_a_container_that_never_ran(
 ) -> None:
     document = pod_json(containers={"executor-0": {"waiting": {"reason": "PodInitializing"}}}, phase="Failed")
     view = project_pod(document)
-    assert view is not None and make().of(view, poked=False) == {} and not server.requests
+    assert view is not None and read(make(), view) == {} and not server.requests
 
 
 def test_after_a_poke_the_search_stops_at_the_first_running_container(
@@ -144,17 +232,17 @@ def test_after_a_poke_the_search_stops_at_the_first_running_container(
 ) -> None:
     logs["tof"] = Answer(body="still at it\n")
     records, view = make(), pod(executor_0=RUNNING, tof=RUNNING)
-    assert records.of(view, poked=True) == {} and reads(server) == ["tof"]
+    assert read(records, view, poked=True) == {} and reads(server) == ["tof"]
     logs["tof"] = Answer(body=LINE + record("tof") + "\n")
     logs["executor-0"] = Answer(body=LINE + record() + "\n")
-    assert set(records.of(view, poked=True)) == {"tof", "executor-0"}
+    assert set(read(records, view, poked=True)) == {"tof", "executor-0"}
 
 
 def test_records_of_other_containers_in_a_log_save_reading_theirs(
     make: Callable[..., Records], server: ApiServer, logs: dict[str, Answer | None]
 ) -> None:
     logs["tof"] = Answer(body=f"{LINE}{record()}\n{LINE}{record('tof')}\n")
-    said = make().of(pod(executor_0=ended(), tof=ended()), poked=False)
+    said = read(make(), pod(executor_0=ended(), tof=ended()))
     assert set(said) == {"tof", "executor-0"} and reads(server) == ["tof"]
 
 
@@ -163,9 +251,9 @@ def test_a_record_received_by_poke_needs_neither_status_nor_log(
 ) -> None:
     records, view = make(), pod(executor_0=RUNNING)
     records.accept_records(view.name, [Record("executor-0", True, 0, stdout="x" * 1000), Record("other", True, 0)])
-    said = records.of(view, poked=False)
+    said = read(records, view)
     assert said["executor-0"].record is not None and len(said["executor-0"].record.stdout) == 100
-    assert set(records.of(view, poked=False)) == {"executor-0"} and not server.requests
+    assert set(read(records, view)) == {"executor-0"} and not server.requests
 
 
 def test_a_filers_report_is_taken_from_its_record(make: Callable[..., Records], logs: dict[str, Answer | None]) -> None:
@@ -174,7 +262,7 @@ def test_a_filers_report_is_taken_from_its_record(make: Callable[..., Records], 
     assert len(text) > 300_000
     logs["tif"] = Answer(body=LINE + record(TIF, stdout="noise\n" + text + "\n") + "\n")
     logs["tof"] = Answer(body=LINE + record(TOF, stdout="no report") + "\n")
-    said = make().of(pod(tif=ended(), tof=ended()), poked=False)
+    said = read(make(), pod(tif=ended(), tof=ended()))
     assert said[TIF].report == report and said[TOF].report is None
     kept = said[TIF].record
     assert kept is not None and kept.stdout == ""
@@ -182,7 +270,7 @@ def test_a_filers_report_is_taken_from_its_record(make: Callable[..., Records], 
 
 def test_a_record_of_another_container_is_ignored(make: Callable[..., Records], logs: dict[str, Answer | None]) -> None:
     logs["executor-0"] = Answer(body=LINE + record("tof") + "\n" + LINE + "no json\n")
-    assert make().of(pod(executor_0=ended(record("tof"))), poked=False) == {}
+    assert read(make(), pod(executor_0=ended(record("tof")))) == {}
 
 
 def test_the_cache_is_bounded(make: Callable[..., Records], server: ApiServer) -> None:
@@ -191,7 +279,7 @@ def test_the_cache_is_bounded(make: Callable[..., Records], server: ApiServer) -
     for i in range(100):
         view = project_pod(pod_json(f"p{i}", containers={"executor-0": ended(record())}))
         assert view is not None
-        records.of(view, poked=False)
+        read(records, view)
         views.append(view)
     assert len(records._known) < 12 and records._known_bytes <= 5_000
     for view in views:
@@ -205,7 +293,7 @@ def test_the_live_tail_is_that_of_the_running_executor(
     logs["executor-1"] = Answer(body="x" * 500 + "\nend\n")
     view = pod(tif=ended(record(TIF)), executor_0=ended(record()), executor_1=RUNNING, executor_2=RUNNING)
     records = make()
-    tails = records.tails(view, records.of(view, poked=False))
+    tails = records.tails(view, read(records, view))
     assert (
         list(tails) == ["executor-1"]
         and tails["executor-1"][0].endswith("\nend\n")
