@@ -5,8 +5,8 @@ The credentials file is a JSON list; each entry has a name and one or more hashe
     [{"name": "ada", "password_hash": "scrypt$…", "token_hash": "sha256$…", "api_key_hash": "sha256$…", "admin": true}]
 
 It is read again when it changes; an invalid file leaves the previous content in force. Users choose passwords, so these are
-hashed slowly (scrypt) and attempts are limited (`logins`); tokens and keys are random, so one SHA-256 is enough for them. Users see and
-cancel only their own tasks, admins all tasks. Secrets never appear in a log, an error or a repr.
+hashed slowly (scrypt) and attempts are limited (`logins`); tokens and keys are random, so one SHA-256 is enough for them. Users see
+their own tasks and those of their groups, admins all tasks. Secrets never appear in a log, an error or a repr.
 """
 
 from __future__ import annotations

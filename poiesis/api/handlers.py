@@ -61,12 +61,14 @@ class Handlers:
 
     async def GetTask(self, scope: Scope) -> Document:
         view, user = scope[QUERY].view, scope[USER]
-        task = await self._read(view, self._tasks.get, scope["path_params"]["id"], view, owner=user.sees)
+        task = await self._read(view, self._tasks.get, scope["path_params"]["id"], view, access=user.access)
         return self._views.task(task, view)
 
     async def ListTasks(self, scope: Scope) -> Document:
         query: Query = scope[QUERY]
-        where = TaskFilter(query.name_prefix, self._views.stored_states(query.state), query.tags, scope[USER].sees)
+        where = TaskFilter(
+            query.name_prefix, self._views.stored_states(query.state), query.tags, access=scope[USER].access
+        )
         after = read_token(query.page_token, where)
         page = await self._read(
             query.view, self._tasks.list, where, limit=query.page_size, after=after, view=query.view
@@ -77,7 +79,7 @@ class Handlers:
         return document
 
     async def CancelTask(self, scope: Scope) -> Document:
-        await self._in_thread(self._tasks.cancel, scope["path_params"]["id"], owner=scope[USER].sees)
+        await self._in_thread(self._tasks.cancel, scope["path_params"]["id"], access=scope[USER].access)
         return {}
 
     async def _read(self, asked: View, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:

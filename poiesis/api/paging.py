@@ -45,5 +45,6 @@ def read_token(token: str | None, where: TaskFilter) -> TaskId | None:
 
 
 def _digest(where: TaskFilter) -> bytes:
-    text = repr((where.name_prefix, sorted(where.states), sorted(where.tags), where.owner))
+    reader = where.access and where.access.owner  # not the groups: a listing goes on when they change
+    text = repr((where.name_prefix, sorted(where.states), sorted(where.tags), where.owner, reader))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:_DIGEST_BYTES]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from poiesis.domain.access import Access
+
 Scope = Literal["read", "write", "admin"]
 """What credentials may be used for: `read` for GET, `write` for everything else, `admin` for the rights of an admin."""
 SCOPES: Final[frozenset[Scope]] = frozenset(("read", "write", "admin"))
@@ -25,9 +27,9 @@ class User:
     method: Method | None = field(default=None, compare=False)
 
     @property
-    def sees(self) -> str | None:
-        """The owner whose tasks the user may see; None: all tasks."""
-        return None if self.admin else self.name
+    def access(self) -> Access | None:
+        """The tasks that the user may see; None: all."""
+        return None if self.admin or self.name is None else Access(self.name, frozenset(self.groups))
 
 
 ANONYMOUS: Final = User(None)

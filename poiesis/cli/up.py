@@ -19,7 +19,7 @@ from poiesis.domain.errors import ConfigurationError, PoiesisError
 from poiesis.domain.states import TERMINAL, State
 from poiesis.filer.settings import FilerSettings
 from poiesis.observability import configure_logging
-from poiesis.ports.repository import TaskFilter
+from poiesis.ports.repository import COUNT_LIMIT, TaskFilter
 from poiesis.roles.shutdown import stop_on_signal, wait_for
 
 
@@ -77,7 +77,7 @@ class Embedded:
             return ""
         if count == 0:
             return ""
-        tasks = "1 task has" if count == 1 else f"{count} tasks have"
+        tasks = "1 task has" if count == 1 else f"{count}{'+' if count == COUNT_LIMIT else ''} tasks have"
         return f" {tasks} not ended: commands keep running, and the next start on {self.parts.settings.directory} takes over."
 
     def close(self) -> None:

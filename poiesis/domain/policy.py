@@ -63,6 +63,9 @@ class Policy:
     exposes_credentials: Callable[[Iterable[str]], bool] = field(default=_never, metadata=NO_SETTING, compare=False)
     """Whether transfers to any of these URLs send credentials unencrypted although the site does not allow it beside a task's commands."""
 
+    group_may_cancel: bool = False
+    """Whether members of a task's groups, who see it, may also cancel it. False: only its owner and administrators may."""
+
     layout: str = "auto"
     """`auto`, `single` or `staged`."""
     default_disk_bytes: int = 10 * GIGABYTE

@@ -168,7 +168,8 @@ class Task:
 
     `version` counts saves (0: never stored). `stage` is what has to happen next, `stage_since` since when. `wake_at` is when resync
     reconciles the task at the latest: every task that is not done has one, so none is forgotten. `attempt` starts at 1 and is part of
-    the names of objects in the cluster. `nonce` is required in a poke. `cancel_requested_at` is a request beside the state. `layout` is
+    the names of objects in the cluster. `nonce` is required in a poke. `groups` are those of the owner at creation: their members may see
+    the task. `cancel_requested_at` is a request beside the state. `layout` is
     set once planned, so that all stages of an attempt agree. `part` is the launched pod that the task waits for. `waiting` is the
     reason for no progress, as a sentence, `waiting_since` since when. `memory_scale` multiplies `ram_gb` after out-of-memory retries.
     `uploads` counts the uploads that this attempt has started, from 1. `launching_at` is when a process claimed the right to create the
@@ -186,6 +187,7 @@ class Task:
     version: Version = Version(0)
     nonce: str = ""
     owner: str | None = None
+    groups: tuple[str, ...] = ()
     cancel_requested_at: datetime | None = None
     layout: str | None = None
     part: str | None = None

@@ -7,11 +7,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Protocol, TypeVar
 
+from poiesis.domain.access import Access
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
 
 MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
 """Of the documents of a page: one that reaches it is the last on its page."""
+COUNT_LIMIT: Final = 10_000
 Row = TypeVar("Row")
 
 
@@ -20,12 +22,14 @@ class TaskFilter:
     """What a list is narrowed to; all given conditions hold at once (spec: ListTasks).
 
     `tags` pairs of (key, value); an empty value matches any value of that key. `owner` None: any.
+    `access`: only tasks that this user may see; None: all.
     """
 
     name_prefix: str = ""
     states: frozenset[State] = field(default_factory=frozenset)
     tags: tuple[tuple[str, str], ...] = ()
     owner: str | None = None
+    access: Access | None = None
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,15 @@ class TaskRepository(Protocol):
         """Store a new task as version 1. The same id and content again: nothing changes."""
         ...
 
-    def get(self, task_id: TaskId, view: View = View.FULL, *, owner: str | None = None) -> Task:
+    def get(self, task_id: TaskId, view: View = View.FULL, *, access: Access | None = None) -> Task:
         """The task as last saved. Without FULL, it may lack what BASIC does not show: such a task is only for reading.
 
-        With `owner`, only a task of this owner; the store compares before it reads any more of the task.
-        Raises: UnknownTask, also for a task of another owner.
+        With `access`, only a task that it allows; the store compares before it reads any more of the task.
+        Raises: UnknownTask, also for a task that `access` does not allow.
         """
         ...
 
-    def summary(self, task_id: TaskId, *, owner: str | None = None) -> TaskSummary:
+    def summary(self, task_id: TaskId, *, access: Access | None = None) -> TaskSummary:
         """The same for the view MINIMAL, which needs no more than the store's index. Raises: UnknownTask."""
         ...
 
@@ -93,8 +97,8 @@ class TaskRepository(Protocol):
         """Set only `wake_at`, where it is earlier, without a new version. Unknown and done tasks are ignored."""
         ...
 
-    def count(self, where: TaskFilter) -> int:
-        """How many tasks match; exact."""
+    def count(self, where: TaskFilter, *, limit: int = COUNT_LIMIT) -> int:
+        """How many tasks match, counted up to `limit`: `limit` means that many or more. So a count never reads a whole store."""
         ...
 
     def delete(self, task_id: TaskId) -> bool:

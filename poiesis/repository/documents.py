@@ -8,6 +8,7 @@ what remains decodes to a task in that view.
   (`2026-01-31T12:00:00.000001Z`), so that they sort as text.
 - `tags` in the head has tokens to compare for equality: for each tag one of its key and one of key and value (`tag_token`),
   so that a list filtered by tags scans an index in the order of ids.
+- `readers` in the head has the tokens of who may see the task (`domain.access`).
 - `due_at` and `due_stage` are what resync queries, on a small index; null when the task is done.
 
 `schema` is raised when old code can no longer read what new code writes; `MIGRATIONS` then upgrades older documents, one
@@ -25,6 +26,7 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
+from poiesis.domain.access import reader_tokens
 from poiesis.domain.errors import IllegalTransition, InvalidTask, PoiesisError, Problem, RepositoryUnavailable
 from poiesis.domain.states import Stage, State, path
 from poiesis.domain.task import Task, TaskLog
@@ -69,6 +71,7 @@ def to_document(task: Task) -> Document:
         "due_at": None if done else wake_at,
         "name": spec.pop("name", None),
         "tags": tag_tokens(task.spec.tags),
+        "readers": reader_tokens(task.owner, task.groups),
         "bulk": bulk,
     }
 

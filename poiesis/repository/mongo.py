@@ -28,10 +28,11 @@ from pymongo import ASCENDING, DESCENDING, IndexModel, MongoClient
 from pymongo.collection import Collection as MongoCollection
 from pymongo.errors import DuplicateKeyError, PyMongoError
 
+from poiesis.domain.access import Access, reader_tokens
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, State, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
-from poiesis.ports.repository import Page, TaskFilter, take_page
+from poiesis.ports.repository import COUNT_LIMIT, Page, TaskFilter, take_page
 from poiesis.repository.documents import (
     Document,
     after_prefix,
@@ -46,16 +47,17 @@ from poiesis.repository.documents import (
 )
 
 INDEXES: Final = (
-    # lists: newest first for one value of each filter; MongoDB merges the scans for several states
+    # lists: newest first for one value of each filter; MongoDB merges the scans for several states or readers
     IndexModel([("state", ASCENDING), ("_id", DESCENDING)], name="state"),
-    IndexModel([("owner", ASCENDING), ("_id", DESCENDING)], name="owner"),
-    IndexModel([("owner", ASCENDING), ("state", ASCENDING), ("_id", DESCENDING)], name="owner_state"),
+    IndexModel([("readers", ASCENDING), ("_id", DESCENDING)], name="readers"),
+    IndexModel([("readers", ASCENDING), ("state", ASCENDING), ("_id", DESCENDING)], name="readers_state"),
     IndexModel([("tags", ASCENDING), ("_id", DESCENDING)], name="tags"),
     IndexModel([("name", ASCENDING), ("_id", DESCENDING)], name="name"),
     # sparse: done tasks have no `due_at`, so the index is as small as the work in flight
     IndexModel([("due_at", ASCENDING)], name="due", sparse=True),
 )
-HEAD: Final = ("_id", "version", "state", "due_stage", "due_at", "owner", "name", "tags")
+RETIRED_INDEXES: Final = ("owner", "owner_state")  # of older releases: `readers` serves their queries
+HEAD: Final = ("_id", "version", "state", "due_stage", "due_at", "owner", "name", "tags", "readers")
 INDEX_TIMEOUT_S: Final = 6 * 3600  # the build of all indexes on a large collection
 PROJECTIONS: Final[Mapping[View, Mapping[str, int] | None]] = {
     View.MINIMAL: {"_id": 1, "state": 1},
@@ -104,6 +106,7 @@ class MongoTaskRepository:
             ) from None
         self._indexing: threading.Thread | None = None
         self._indexed = threading.Event()
+        self._filled = threading.Event()
         self._closed = threading.Event()
         self._lock = threading.Lock()
 
@@ -118,15 +121,16 @@ class MongoTaskRepository:
                 if stored is not None:
                     check_same_request(_decode(stored), task)
 
-    def get(self, task_id: TaskId, view: View = View.FULL, *, owner: str | None = None) -> Task:
-        return _decode(self._find(task_id, owner, PROJECTIONS[view]))
+    def get(self, task_id: TaskId, view: View = View.FULL, *, access: Access | None = None) -> Task:
+        return _decode(self._find(task_id, access, PROJECTIONS[view]))
 
-    def summary(self, task_id: TaskId, *, owner: str | None = None) -> TaskSummary:
-        return _summary(self._find(task_id, owner, PROJECTIONS[View.MINIMAL]))
+    def summary(self, task_id: TaskId, *, access: Access | None = None) -> TaskSummary:
+        return _summary(self._find(task_id, access, PROJECTIONS[View.MINIMAL]))
 
-    def _find(self, task_id: TaskId, owner: str | None, projection: Mapping[str, int] | None) -> Document:
+    def _find(self, task_id: TaskId, access: Access | None, projection: Mapping[str, int] | None) -> Document:
+        query = {"_id": task_id, **({} if access is None else _may_read(access, is_filled=False))}
         with self._available():
-            found = self._tasks.find_one({"_id": task_id, **({} if owner is None else {"owner": owner})}, projection)
+            found = self._tasks.find_one(query, projection)
         if found is None:
             raise UnknownTask(task_id)
         return found
@@ -145,7 +149,7 @@ class MongoTaskRepository:
         return False
 
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
-        query = _query(where)
+        query = _query(where, is_filled=self._filled.is_set())
         if after is not None:
             query["_id"] = {"$lt": after}
         with (
@@ -169,9 +173,9 @@ class MongoTaskRepository:
             earlier = {"_id": {"$in": list(task_ids)}, "due_at": {"$lt": moment}}
             self._tasks.update_many(earlier, {"$set": {"due_at": moment}})
 
-    def count(self, where: TaskFilter) -> int:
+    def count(self, where: TaskFilter, *, limit: int = COUNT_LIMIT) -> int:
         with self._available():
-            return self._tasks.count_documents(_query(where))
+            return self._tasks.count_documents(_query(where, is_filled=self._filled.is_set()), limit=limit)
 
     def delete(self, task_id: TaskId) -> bool:
         with self._available():
@@ -219,16 +223,29 @@ class MongoTaskRepository:
                 for index in INDEXES:
                     if index.document["name"] not in present:
                         self._tasks.create_indexes([index])
+                self._fill_readers()
+                for name in RETIRED_INDEXES:
+                    if name in present:
+                        self._tasks.drop_index(name)
         except PyMongoError:
             self._closed.wait(1.0)  # seconds; an operation with the same fault reports it, and a later one tries again
             return
         self._indexed.set()
 
+    def _fill_readers(self) -> None:
+        """Add `readers` to tasks of older releases. Until that has been done once, queries also compare the owner."""
+        missing = {"readers": {"$exists": False}}
+        while found := self._tasks.find_one(missing, {"owner": 1}):  # once for each owner
+            owner = found.get("owner")  # a filter by None matches tasks without the field
+            self._tasks.update_many({**missing, "owner": owner}, {"$set": {"readers": reader_tokens(owner, ())}})
+        self._filled.set()
+
 
 def _encode(document: Document) -> tuple[RawBSONDocument, int]:
-    """Without fields that are null or empty."""
+    """Without fields that are null or empty, except that `readers` shows by an empty list that there are none."""
     bulk = document.pop("bulk")
     head = {key: value for key in HEAD if (value := document.pop(key, None)) not in (None, [])}
+    head.setdefault("readers", [])
     encoded = bson.encode({**head, "core": encode_json(document).decode(), "bulk": encode_json(bulk).decode()})
     return RawBSONDocument(encoded), len(encoded)
 
@@ -249,18 +266,28 @@ def _decode(document: Document) -> Task:
     return from_document(found)
 
 
-def _query(where: TaskFilter) -> dict[str, Any]:
+def _query(where: TaskFilter, *, is_filled: bool) -> dict[str, Any]:
+    """`is_filled`: whether all tasks have `readers`."""
     query: dict[str, Any] = {}
     if where.states:
         query["state"] = {"$in": sorted(state.value for state in where.states)}
+    if where.access is not None:
+        query.update(_may_read(where.access, is_filled=is_filled))
     if where.owner is not None:
         query["owner"] = where.owner
+        if is_filled:  # has an index where `owner` has none
+            query["$and"] = [{"readers": token} for token in reader_tokens(where.owner, ())]
     if where.tags:
         query["tags"] = {"$all": [tag_token(key, value) for key, value in where.tags]}
     if where.name_prefix:  # a range instead of a regular expression: needs no escaping
         end = after_prefix(where.name_prefix)
         query["name"] = {"$gte": where.name_prefix} if end is None else {"$gte": where.name_prefix, "$lt": end}
     return query
+
+
+def _may_read(access: Access, *, is_filled: bool) -> dict[str, Any]:
+    tokens = {"readers": {"$in": access.tokens}}
+    return tokens if is_filled or access.owner is None else {"$or": [{"owner": access.owner}, tokens]}
 
 
 def _message(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 A task is a narrow row of `tasks` (everything that lists, resync and compare-and-set read, clustered by id) and a row of
 `documents` (the rest, in two parts: `core`, and `bulk`, which the view BASIC does not read). A MINIMAL list never
-touches a document. `tags` has a row for each token of a tag (`documents.tag_token`), in the order of ids.
+touches a document. `tags` has a row for each token of a tag (`documents.tag_token`), in the order of ids, and
+`readers` one for each of who may see the task (`domain.access`).
 
 Each call is one transaction on a connection from a small pool. Writers of one process queue on a lock, because SQLite itself lets
 them poll; between processes the busy timeout applies. Connections do not survive a fork: build the repository in the
@@ -23,10 +24,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Final
 
+from poiesis.domain.access import Access, reader_tokens
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, State, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
-from poiesis.ports.repository import Page, TaskFilter, take_page
+from poiesis.ports.repository import COUNT_LIMIT, Page, TaskFilter, take_page
 from poiesis.repository.documents import (
     Document,
     after_prefix,
@@ -61,11 +63,22 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX tasks_by_name ON tasks (name)",
         "CREATE INDEX tasks_due ON tasks (wake_at, id, due_stage) WHERE due_stage IS NOT NULL",
     ),
+    (
+        "ALTER TABLE tasks ADD COLUMN readers TEXT NOT NULL DEFAULT '[]'",  # JSON list of the tokens in table readers
+        """CREATE TABLE readers (token TEXT NOT NULL, id TEXT NOT NULL, state TEXT NOT NULL, PRIMARY KEY (token, id))
+            WITHOUT ROWID""",
+        "CREATE INDEX readers_by_state ON readers (token, state)",
+        "UPDATE tasks SET readers = json_array('u:' || owner) WHERE owner IS NOT NULL",
+        "INSERT INTO readers (token, id, state) SELECT 'u:' || owner, id, state FROM tasks WHERE owner IS NOT NULL",
+        "DROP INDEX tasks_by_owner",
+        "DROP INDEX tasks_by_owner_state",
+    ),
 )
 """Statements that take the file from version i to i + 1 (`PRAGMA user_version`)."""
 
 FEW_NAMES: Final = 1_000  # sorted in a millisecond or two
-FEW_TAGGED: Final = 1_000  # no more are counted to find the rarer tag
+FEW_ENTRIES: Final = 10_000  # no more are counted to find the rarest condition; half a millisecond
+MAX_READERS: Final = 50  # groups in one query: with several states each is as many scans, and SQLite merges up to 500
 IDLE_CONNECTIONS: Final = 8
 LARGE_BYTES: Final = 1024 * 1024  # a connection keeps about twice the bytes of what it wrote last
 WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
@@ -91,38 +104,39 @@ class SqliteTaskRepository:
             self._migrate()
 
     def add(self, task: Task) -> None:
-        head, core, bulk, tokens = encode_within_bounds(task, _encode)
+        head, core, bulk, tags, readers = encode_within_bounds(task, _encode)
         with self._writing(is_large=len(bulk) > LARGE_BYTES) as db:
             added = db.execute(
-                "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags)"
-                " VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags) ON CONFLICT (id) DO NOTHING",
+                "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags, readers)"
+                " VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags, :readers) ON CONFLICT (id) DO NOTHING",
                 head,
             )
             if added.rowcount == 0:
                 check_same_request(_decode(self._find(db, task.id, View.FULL, None)), task)
                 return
             db.execute("INSERT INTO documents (id, core, bulk) VALUES (?, ?, ?)", (task.id, core, bulk))
-            db.executemany("INSERT INTO tags (token, id) VALUES (?, ?)", [(token, task.id) for token in tokens])
+            self._insert_tokens(db, task, tags, readers)
 
-    def get(self, task_id: TaskId, view: View = View.FULL, *, owner: str | None = None) -> Task:
+    def get(self, task_id: TaskId, view: View = View.FULL, *, access: Access | None = None) -> Task:
         with self._reading() as db:
-            return _decode(self._find(db, task_id, View.FULL if view is View.FULL else View.BASIC, owner))
+            return _decode(self._find(db, task_id, View.FULL if view is View.FULL else View.BASIC, access))
 
-    def summary(self, task_id: TaskId, *, owner: str | None = None) -> TaskSummary:
+    def summary(self, task_id: TaskId, *, access: Access | None = None) -> TaskSummary:
         with self._reading() as db:
-            return _summary(self._find(db, task_id, View.MINIMAL, owner))
+            return _summary(self._find(db, task_id, View.MINIMAL, access))
 
     def save(self, task: Task, *, seen: Version) -> bool:
-        head, core, bulk, tokens = encode_within_bounds(task, _encode)
+        head, core, bulk, tags, readers = encode_within_bounds(task, _encode)
         allowed = sources(task.state)
         with self._writing(is_large=len(bulk) > LARGE_BYTES) as db:
-            row = db.execute("SELECT version, state, tags FROM tasks WHERE id = ?", (task.id,)).fetchone()
+            row = db.execute("SELECT version, state, tags, readers FROM tasks WHERE id = ?", (task.id,)).fetchone()
             if row is None:
                 raise UnknownTask(task.id)
-            version, state, old_tags = row
+            version, state, old_tags, old_readers = row
             saved = db.execute(
                 "UPDATE tasks SET version = version + 1, state = :state, wake_at = :wake_at, due_stage = :due_stage,"
-                " owner = :owner, name = :name, tags = :tags WHERE id = :_id AND version = :seen"
+                " owner = :owner, name = :name, tags = :tags,"
+                " readers = :readers WHERE id = :_id AND version = :seen"
                 f" AND state IN ({_quoted(allowed)})",
                 {**head, "seen": int(seen)},
             )
@@ -131,20 +145,21 @@ class SqliteTaskRepository:
                     path(State(state), task.state)  # raises IllegalTransition
                 return False
             db.execute("UPDATE documents SET core = ?, bulk = ? WHERE id = ?", (core, bulk, task.id))
-            if old_tags != head["tags"]:
-                self._forget_tags(db, task.id, old_tags)
-                db.executemany("INSERT INTO tags (token, id) VALUES (?, ?)", [(token, task.id) for token in tokens])
+            if (old_tags, old_readers) != (head["tags"], head["readers"]):
+                self._delete_tokens(db, task.id, old_tags, old_readers)
+                self._insert_tokens(db, task, tags, readers)
+            elif state != task.state and readers:
+                moved = [(task.state.value, token, task.id) for token in readers]
+                db.executemany("UPDATE readers SET state = ? WHERE token = ? AND id = ?", moved)
             return True
 
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
         with self._reading() as db:
-            where = _rarest_tag_first(db, where)
-            query, values = _list_query(where, limit + 1, after, few_names=_has_few_names(db, where.name_prefix))
-            rows = db.execute(query, values).fetchall()
+            where, scan = _planned(db, where)
+            found = self._page(db, where, scan, limit + 1, after)
+            rows, has_more = found[:limit], len(found) > limit
             if view is not View.MINIMAL:  # one by one: a join would sort all documents together with the ids
-                rows, has_more = take_page((self._find(db, r[0], view, None) for r in rows), limit, _size_bytes)
-            else:
-                rows, has_more = rows[:limit], len(rows) > limit
+                rows, has_more = take_page((self._find(db, r[0], view, None) for r in found), limit, _size_bytes)
         decode = _summary if view is View.MINIMAL else _decode
         tasks = tuple(decode(row) for row in rows)
         return Page(tasks, next_after=tasks[-1].id if has_more else None)
@@ -160,19 +175,18 @@ class SqliteTaskRepository:
             query = "UPDATE tasks SET wake_at = ?1 WHERE id = ?2 AND due_stage IS NOT NULL AND wake_at < ?1"
             db.executemany(query, [(moment, task_id) for task_id in task_ids])
 
-    def count(self, where: TaskFilter) -> int:
+    def count(self, where: TaskFilter, *, limit: int = COUNT_LIMIT) -> int:
         with self._reading() as db:
-            query, values = _count_query(_rarest_tag_first(db, where))
-            return int(db.execute(query, values).fetchone()[0])
+            return len(self._page(db, *_planned(db, where), limit, None))
 
     def delete(self, task_id: TaskId) -> bool:
         with self._writing() as db:
-            query = "DELETE FROM tasks WHERE id = ? AND due_stage IS NULL RETURNING tags"
+            query = "DELETE FROM tasks WHERE id = ? AND due_stage IS NULL RETURNING tags, readers"
             row = db.execute(query, (task_id,)).fetchone()
             if row is None:
                 return False
             db.execute("DELETE FROM documents WHERE id = ?", (task_id,))
-            self._forget_tags(db, task_id, row[0])
+            self._delete_tokens(db, task_id, *row)
             return True
 
     def ready(self) -> None:
@@ -190,19 +204,39 @@ class SqliteTaskRepository:
             db.close()
 
     @staticmethod
-    def _find(db: sqlite3.Connection, task_id: TaskId, view: View, owner: str | None) -> tuple[Any, ...]:
-        """The join reads the narrow row first: of another owner's task nothing else is read."""
-        query = (
-            f"SELECT {_columns(view)} FROM tasks{_join(view)} WHERE tasks.id = ?1 AND (?2 IS NULL OR tasks.owner = ?2)"
-        )
-        row: tuple[Any, ...] | None = db.execute(query, (task_id, owner)).fetchone()
+    def _find(db: sqlite3.Connection, task_id: TaskId, view: View, access: Access | None) -> tuple[Any, ...]:
+        """The join reads the narrow row first: of a task that `access` does not allow nothing else is read."""
+        condition, *values = ("TRUE",) if access is None else _may_read(access, "tasks.id")
+        query = f"SELECT {_columns(view)} FROM tasks{_join(view)} WHERE tasks.id = ? AND {condition}"
+        row: tuple[Any, ...] | None = db.execute(query, (task_id, *values)).fetchone()
         if row is None:
             raise UnknownTask(task_id)
         return row
 
     @staticmethod
-    def _forget_tags(db: sqlite3.Connection, task_id: TaskId, tokens: str) -> None:
-        db.executemany("DELETE FROM tags WHERE token = ? AND id = ?", [(t, task_id) for t in decode_json(tokens)])
+    def _page(
+        db: sqlite3.Connection, where: TaskFilter, scan: str, limit: int, after: TaskId | None
+    ) -> Sequence[tuple[Any, ...]]:
+        """The ids and states of the newest `limit` tasks."""
+        if scan != "reader" or where.access is None or len(where.access.groups) < MAX_READERS:
+            return db.execute(*_list_query(where, limit, after, scan=scan)).fetchall()
+        found: set[tuple[Any, ...]] = set()
+        groups = sorted(where.access.groups)
+        for i in range(0, len(groups), MAX_READERS):
+            part = replace(where.access, groups=frozenset(groups[i : i + MAX_READERS]))
+            found.update(db.execute(*_list_query(replace(where, access=part), limit, after, scan=scan)))
+        return sorted(found, reverse=True)[:limit]
+
+    @staticmethod
+    def _insert_tokens(db: sqlite3.Connection, task: Task, tags: Sequence[str], readers: Sequence[str]) -> None:
+        db.executemany("INSERT INTO tags (token, id) VALUES (?, ?)", [(token, task.id) for token in tags])
+        rows = [(token, task.id, task.state.value) for token in readers]
+        db.executemany("INSERT INTO readers (token, id, state) VALUES (?, ?, ?)", rows)
+
+    @staticmethod
+    def _delete_tokens(db: sqlite3.Connection, task_id: TaskId, tags: str, readers: str) -> None:
+        db.executemany("DELETE FROM tags WHERE token = ? AND id = ?", [(t, task_id) for t in decode_json(tags)])
+        db.executemany("DELETE FROM readers WHERE token = ? AND id = ?", [(t, task_id) for t in decode_json(readers)])
 
     def _migrate(self) -> None:
         """In one transaction: processes that start at the same time take turns."""
@@ -311,14 +345,15 @@ def _roll_back(db: sqlite3.Connection) -> None:
         db.execute("ROLLBACK")
 
 
-def _encode(document: Document) -> tuple[tuple[Document, str, str, Sequence[str]], int]:
-    """Columns of `tasks`, both parts of the document, and the tags' tokens; with the size of the parts in bytes."""
+def _encode(document: Document) -> tuple[tuple[Document, str, str, Sequence[str], Sequence[str]], int]:
+    """Columns of `tasks`, both parts of the document, and the tokens of tags and readers; with the size of the parts in bytes."""
     bulk = encode_json(document.pop("bulk"))
-    tokens = document.pop("tags")
+    tags, readers = document.pop("tags"), document.pop("readers")
     core = encode_json(document)
     columns = ("_id", "state", "wake_at", "due_stage", "owner", "name")
-    head = {**{key: document[key] for key in columns}, "tags": encode_json(tokens).decode()}
-    return (head, core.decode(), bulk.decode(), tokens), len(core) + len(bulk)
+    head = {**{key: document[key] for key in columns}, "tags": encode_json(tags).decode()}
+    head["readers"] = encode_json(readers).decode()
+    return (head, core.decode(), bulk.decode(), tags, readers), len(core) + len(bulk)
 
 
 def _columns(view: View) -> str:
@@ -366,13 +401,37 @@ def _has_few_names(db: sqlite3.Connection, prefix: str) -> bool:
     return bool(db.execute(query, (*values, FEW_NAMES + 1)).fetchone()[0] <= FEW_NAMES)
 
 
-def _rarest_tag_first(db: sqlite3.Connection, where: TaskFilter) -> TaskFilter:
-    """The first tag is scanned, the others are looked up for each of its tasks."""
-    if len(where.tags) < 2:
-        return where
-    query = "SELECT count(*) FROM (SELECT 1 FROM tags WHERE token = ? LIMIT ?)"
-    counted = {tag: db.execute(query, (tag_token(*tag), FEW_TAGGED)).fetchone()[0] for tag in where.tags}
-    return replace(where, tags=tuple(sorted(where.tags, key=counted.__getitem__)))
+def _planned(db: sqlite3.Connection, where: TaskFilter) -> tuple[TaskFilter, str]:
+    """The filter with its rarest tag first, and what to scan: `name`, `tag`, `reader`, `state` or `id`.
+
+    One condition is scanned and the others are looked up for each of its tasks, so the rarest is scanned. The planner does not know
+    how many tasks each value has (that would need regular ANALYZE), so entries are counted here, up to a bound.
+    """
+    if _has_few_names(db, where.name_prefix):
+        return where, "name"
+    tokens = _scanned_readers(where)
+    if not where.tags:
+        return where, "state" if where.states and tokens is None else "id" if tokens is None else "reader"
+    query = "SELECT count(*) FROM (SELECT 1 FROM {} WHERE token = ? LIMIT ?)"
+    tagged = {}
+    if len(where.tags) > 1 or tokens is not None:
+        for tag in where.tags:
+            tagged[tag] = db.execute(query.format("tags"), (tag_token(*tag), FEW_ENTRIES)).fetchone()[0]
+        where = replace(where, tags=tuple(sorted(where.tags, key=tagged.__getitem__)))
+    if tokens is None:
+        return where, "tag"
+    left = tagged[where.tags[0]]
+    for token in tokens:
+        if left > 0:
+            left -= db.execute(query.format("readers"), (token, left)).fetchone()[0]
+    return where, "reader" if left > 0 else "tag"
+
+
+def _scanned_readers(where: TaskFilter) -> list[str] | None:
+    """The tokens of readers to scan; None if the filter has neither owner nor access."""
+    if where.owner is not None:
+        return reader_tokens(where.owner, ())
+    return None if where.access is None else where.access.tokens
 
 
 def _name_condition(prefix: str) -> tuple[str, list[str]]:
@@ -381,53 +440,72 @@ def _name_condition(prefix: str) -> tuple[str, list[str]]:
     return ("tasks.name >= ?", [prefix]) if end is None else ("tasks.name >= ? AND tasks.name < ?", [prefix, end])
 
 
-def _list_query(where: TaskFilter, limit: int, after: TaskId | None, *, few_names: bool) -> tuple[str, list[object]]:
+def _list_query(where: TaskFilter, limit: int, after: TaskId | None, *, scan: str) -> tuple[str, list[object]]:
     """The query of the ids and states of a page, and its values; it reads only narrow rows.
 
-    Each branch scans one index that is in the order of ids, from `after` on. Several states are as many scans,
-    merged. The query names the index, because the planner does not know how many tasks each index value has (that would need
-    regular ANALYZE).
+    Each branch scans one index that is in the order of ids, from `after` on. Several states or readers are as many scans, merged.
     """
-    found, values = _scans(where, after, few_names=few_names)
+    found, values = _scans(where, after, scan)
     return found + " ORDER BY id DESC LIMIT ?", [*values, limit]
 
 
-def _scans(where: TaskFilter, after: TaskId | None, *, few_names: bool) -> tuple[str, list[object]]:
-    key = "tagged.id" if where.tags else "tasks.id"  # of what is scanned
+def _scans(where: TaskFilter, after: TaskId | None, scan: str) -> tuple[str, list[object]]:
+    key = {"tag": "tagged.id", "reader": "reading.id"}.get(scan, "tasks.id")
+    conditions, values = _conditions(where, after, scan, key)
+    states = sorted(state.value for state in where.states)
+    if scan == "reader":
+        source = "readers AS reading" + (" INDEXED BY readers_by_state" if states else "")
+        if where.name_prefix:
+            source += " CROSS JOIN tasks ON tasks.id = reading.id"
+        tokens = _scanned_readers(where) or ["none"]  # no user and no group: no task has this token
+        each: list[list[object]] = [[token, state] for token in tokens for state in states] if states else []
+        each = each or [[token] for token in tokens]
+        found = ["reading.token = ?", *(["reading.state = ?"] if states else []), *conditions]
+        branch = _select(key, source, found, state="reading.state")
+        # UNION also drops the repetitions of tasks that the user may see for several reasons
+        return " UNION ".join([branch] * len(each)), [value for given in each for value in (*given, *values)]
+    if scan == "state":
+        branch = _select(key, "tasks INDEXED BY tasks_by_state", ["tasks.state = ?", *conditions])
+        return " UNION ALL ".join([branch] * len(states)), [value for state in states for value in (state, *values)]
+    if states:
+        conditions.append(f"tasks.state IN ({_quoted(states)})")
+    if scan == "tag":
+        source = "tags AS tagged CROSS JOIN tasks ON tasks.id = tagged.id"
+        return _select(key, source, ["tagged.token = ?", *conditions]), [tag_token(*where.tags[0]), *values]
+    source = "tasks INDEXED BY tasks_by_name" if scan == "name" else "tasks"
+    return _select(key, source, conditions), values
+
+
+def _conditions(where: TaskFilter, after: TaskId | None, scan: str, key: str) -> tuple[list[str], list[object]]:
+    """Those that hold for every branch, besides what is scanned and the states."""
     conditions: list[str] = []
-    common: list[object] = []
+    values: list[object] = []
+
+    def add(condition: str, *given: object) -> None:
+        conditions.append(condition)
+        values.extend(given)
+
     if after is not None:
-        conditions.append(f"{key} < ?")
-        common.append(after)
-    if where.owner is not None:
-        conditions.append("tasks.owner = ?")
-        common.append(where.owner)
+        add(f"{key} < ?", after)
+    for tag in where.tags[1:] if scan == "tag" else where.tags:
+        add(f"EXISTS (SELECT 1 FROM tags WHERE tags.token = ? AND tags.id = {key})", tag_token(*tag))
+    if where.owner is not None and scan != "reader":
+        add("tasks.owner = ?", where.owner)
+    if where.access is not None and (scan != "reader" or where.owner is not None):
+        add(*_may_read(where.access, key))
     if where.name_prefix:
         condition, bounds = _name_condition(where.name_prefix)
         # the plus sign keeps the planner from scanning names where ids must be scanned
-        conditions.append(condition if few_names else condition.replace("tasks.name", "+tasks.name"))
-        common.extend(bounds)
-    states = sorted(state.value for state in where.states)
-    if states and not (where.tags or few_names):
-        index = "tasks_by_state" if where.owner is None else "tasks_by_owner_state"
-        scan = _select(key, f"tasks INDEXED BY {index}", ["tasks.state = ?", *conditions])
-        return " UNION ALL ".join([scan] * len(states)), [value for state in states for value in (state, *common)]
-    if states:
-        conditions.append(f"tasks.state IN ({_quoted(states)})")
-    if where.tags:
-        tokens = [tag_token(*tag) for tag in where.tags]
-        others = ["EXISTS (SELECT 1 FROM tags WHERE tags.token = ? AND tags.id = tagged.id)"] * (len(tokens) - 1)
-        source = "tags AS tagged CROSS JOIN tasks ON tasks.id = tagged.id"
-        return _select(key, source, ["tagged.token = ?", *others, *conditions]), [*tokens, *common]
-    index = "INDEXED BY tasks_by_name" if few_names else "" if where.owner is None else "INDEXED BY tasks_by_owner"
-    return _select(key, f"tasks {index}", conditions), common
+        add(condition if scan == "name" else condition.replace("tasks.name", "+tasks.name"), *bounds)
+    return conditions, values
 
 
-def _select(key: str, source: str, conditions: list[str]) -> str:
+def _may_read(access: Access, key: str) -> tuple[str, ...]:
+    """The condition that a task is one of those that `access` allows, and its values."""
+    marks = ", ".join("?" * len(access.tokens))
+    return (f"EXISTS (SELECT 1 FROM readers WHERE readers.id = {key} AND readers.token IN ({marks}))", *access.tokens)
+
+
+def _select(key: str, source: str, conditions: list[str], state: str = "tasks.state") -> str:
     narrowed = " WHERE " + " AND ".join(conditions) if conditions else ""
-    return f"SELECT {key} AS id, tasks.state AS state FROM {source}{narrowed}"
-
-
-def _count_query(where: TaskFilter) -> tuple[str, list[object]]:
-    found, values = _scans(where, None, few_names=bool(where.name_prefix))
-    return f"SELECT count(*) FROM ({found})", values
+    return f"SELECT {key} AS id, {state} AS state FROM {source}{narrowed}"

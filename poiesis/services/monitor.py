@@ -170,7 +170,7 @@ class Monitor:
     def sweep(self) -> int:
         """Delete the objects of tasks that are done or unknown to the store, and return the number of such tasks."""
         found = 0
-        has_tasks = self.repository.count(TaskFilter()) > 0  # an empty store may be the wrong database
+        has_tasks = self.repository.count(TaskFilter(), limit=1) > 0  # an empty store may be the wrong database
         for task_id in list(self.cluster.task_ids()):
             try:
                 task = self.repository.get(task_id, View.BASIC)

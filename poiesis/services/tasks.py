@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from poiesis.domain.access import Access
 from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.entitlements import check_entitlements
-from poiesis.domain.errors import QueueUnavailable, RepositoryUnavailable, UnknownTask
+from poiesis.domain.errors import Forbidden, QueueUnavailable, RepositoryUnavailable, UnknownTask
 from poiesis.domain.naming import is_task_id, new_task_id
 from poiesis.domain.observed import TIF
 from poiesis.domain.plan import Layout, Plan
@@ -65,7 +66,7 @@ class TaskService:
     def create(
         self, spec: TaskSpec, *, owner: str | None = None, groups: Sequence[str] = (), notes: Sequence[str] = ()
     ) -> TaskId:
-        """Check, store and publish a task. `notes` are the first lines of its system log.
+        """Check, store and publish a task, which its owner and members of `groups` may see. `notes` are the first lines of its system log.
 
         Raises: InvalidTask (nothing was stored), RepositoryUnavailable (it may have been stored).
         """
@@ -81,6 +82,7 @@ class TaskService:
             wake_at=now + FIRST_WAKE_UP,
             nonce=secrets.token_hex(8),
             owner=owner,
+            groups=tuple(groups),
             log=TaskLog(system_logs=(*notes, *dropped)),
         )
         self.repository.add(task)
@@ -90,28 +92,29 @@ class TaskService:
             self.queue.begin(task_id, stages)
         return task_id
 
-    def get(self, task_id: str, view: View, *, owner: str | None = None) -> Task | TaskSummary:
-        """Raises: UnknownTask, also for a task of another owner. Reading a running task in FULL also requests its live output."""
+    def get(self, task_id: str, view: View, *, access: Access | None = None) -> Task | TaskSummary:
+        """Reading a running task in FULL also requests its live output. Raises: UnknownTask, also where `access` does not allow it."""
         if view is View.MINIMAL:
-            return self.repository.summary(_checked(task_id), owner=owner)
-        task = self.repository.get(_checked(task_id), view, owner=owner)
+            return self.repository.summary(_checked(task_id), access=access)
+        task = self.repository.get(_checked(task_id), view, access=access)
         if view is View.FULL and task.state is State.RUNNING:
             self._request_tail(task.id)
         return task
 
     def list(
-        self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View, owner: str | None = None
+        self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View, access: Access | None = None
     ) -> Page:
-        where = where if owner is None else replace(where, owner=owner)
+        where = where if access is None else replace(where, access=access)
         return self.repository.list(where, limit=limit, after=after, view=view)
 
-    def cancel(self, task_id: str, *, owner: str | None = None) -> None:
+    def cancel(self, task_id: str, *, access: Access | None = None) -> None:
         """Request cancellation. Repeating it changes nothing; a finished task keeps its outcome.
 
-        Raises: UnknownTask, RepositoryUnavailable.
+        Raises: UnknownTask, Forbidden for a member of the task's groups if the site does not allow it, RepositoryUnavailable.
         """
         for _ in range(MAX_RACES):
-            task = self.repository.get(_checked(task_id), owner=owner)
+            task = self.repository.get(_checked(task_id), access=access)
+            self._check_may_cancel(task, access)
             if task.state.is_terminal or task.cancel_requested_at is not None:
                 return
             now = self.clock.now()
@@ -120,6 +123,12 @@ class TaskService:
                 self._publish(task.id, Stage.FINISH)
                 return
         raise RepositoryUnavailable(f"cannot cancel task {task_id} because it is changing too often: try again")
+
+    def _check_may_cancel(self, task: Task, access: Access | None) -> None:
+        if access is not None and not access.owns(task.owner) and not self.policy.group_may_cancel:
+            raise Forbidden(
+                f"task {task.id} belongs to another member of your group: only its owner or an administrator may cancel it"
+            )
 
     def _publish(self, task_id: TaskId, stage: Stage) -> None:
         with bind_task(task_id), self._tolerating_an_unavailable_queue(stage):

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 
+from poiesis.domain.access import Access
 from poiesis.domain.errors import PoiesisError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
-from poiesis.ports.repository import Page, TaskFilter
+from poiesis.ports.repository import COUNT_LIMIT, Page, TaskFilter
 
 
 class MemoryTaskRepository:
@@ -34,13 +35,13 @@ class MemoryTaskRepository:
             elif (stored.spec, stored.created_at, stored.owner) != (task.spec, task.created_at, task.owner):
                 raise PoiesisError(f"the id {task.id!r} belongs to another task")
 
-    def get(self, task_id: TaskId, view: View = View.FULL, *, owner: str | None = None) -> Task:
+    def get(self, task_id: TaskId, view: View = View.FULL, *, access: Access | None = None) -> Task:
         with self._available():
-            return _shown(self._known(task_id, owner), view)
+            return _shown(self._known(task_id, access), view)
 
-    def summary(self, task_id: TaskId, *, owner: str | None = None) -> TaskSummary:
+    def summary(self, task_id: TaskId, *, access: Access | None = None) -> TaskSummary:
         with self._available():
-            return self._known(task_id, owner).summary
+            return self._known(task_id, access).summary
 
     def save(self, task: Task, *, seen: Version) -> bool:
         with self._available():
@@ -74,9 +75,9 @@ class MemoryTaskRepository:
                 if task and task.stage is not Stage.DONE and task.wake_at is not None and task.wake_at < until:
                     self._tasks[task_id] = replace(task, wake_at=until)
 
-    def count(self, where: TaskFilter) -> int:
+    def count(self, where: TaskFilter, *, limit: int = COUNT_LIMIT) -> int:
         with self._available():
-            return sum(_matches(task, where) for task in self._tasks.values())
+            return min(limit, sum(_matches(task, where) for task in self._tasks.values()))
 
     def delete(self, task_id: TaskId) -> bool:
         with self._available():
@@ -93,9 +94,9 @@ class MemoryTaskRepository:
     def close(self) -> None:
         self._closed = True
 
-    def _known(self, task_id: TaskId, owner: str | None = None) -> Task:
+    def _known(self, task_id: TaskId, access: Access | None = None) -> Task:
         task = self._tasks.get(task_id)
-        if task is None or owner not in (None, task.owner):
+        if task is None or not (access is None or access.allows(task.owner, task.groups)):
             raise UnknownTask(task_id)
         return task
 
@@ -112,6 +113,7 @@ def _matches(task: Task, where: TaskFilter) -> bool:
         (task.spec.name or "").startswith(where.name_prefix)
         and (not where.states or task.state in where.states)
         and (where.owner is None or task.owner == where.owner)
+        and (where.access is None or where.access.allows(task.owner, task.groups))
         and all(key in task.spec.tags and (not value or task.spec.tags[key] == value) for key, value in where.tags)
     )
 

@@ -5,7 +5,7 @@
  3. save: compare-and-set, unknown ids, one winner among many writers for each version
  4. states: only along the table; terminal states never change
  5. list: newest first, exact pages, nothing lost or repeated while tasks arrive
- 6. filters: name prefix, states, tags, owner, all together, with any characters; count agrees
+ 6. filters: name prefix, states, tags, owner, access, all together, with any characters; count agrees
  7. due and postpone
  8. delete: only what is done
  9. contents: exact to the microsecond and the last bit, keys of any text
@@ -30,6 +30,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from poiesis.domain.access import Access
 from poiesis.domain.errors import IllegalTransition, InvalidTask, PoiesisError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.naming import new_task_id
 from poiesis.domain.states import TERMINAL, TRANSITIONS, Stage, State
@@ -220,15 +221,20 @@ def test_an_unknown_task_is_unknown(repository, view):
 
 
 @pytest.mark.parametrize("owner", ["ada", "", None])
-def test_a_task_of_another_owner_is_unknown(repository, owner):
-    task = added(repository, owner=owner)
-    for other in ("bob", "ad", "ada "):
+def test_a_task_that_the_user_may_not_see_is_unknown(repository, owner):
+    task = added(repository, owner=owner, groups=("imaging", "x"))
+    for other in ("bob", "ad", "ada ", "imaging", "u:ada", None):
+        access = Access(other, frozenset({"ada", "imag", "u:ada", "imaging2", ""}))
+        for view in View:
+            with pytest.raises(UnknownTask):
+                repository.get(task.id, view, access=access)
         with pytest.raises(UnknownTask):
-            repository.get(task.id, owner=other)
-        with pytest.raises(UnknownTask):
-            repository.summary(task.id, owner=other)
-    assert repository.get(task.id, owner=owner) == task
-    assert repository.summary(task.id, owner=owner) == task.summary
+            repository.summary(task.id, access=access)
+    for allowed in (None, Access("bob", frozenset({"x", "y"})), Access(None, frozenset({"imaging"}))):
+        assert repository.get(task.id, access=allowed) == task
+        assert repository.summary(task.id, access=allowed) == task.summary
+    if owner is not None:
+        assert repository.get(task.id, access=Access(owner)) == task
 
 
 def test_full_shows_everything(repository):
@@ -510,6 +516,40 @@ def test_an_owner_sees_only_their_own_tasks(repository):
     assert matching(repository) == {ada, bob, unowned}
 
 
+def test_members_of_a_group_see_its_tasks(repository):
+    ada = added(repository, owner="ada", groups=("g1", "g2")).id
+    bob = added(repository, owner="bob", groups=("g2",), state=State.RUNNING).id
+    added(repository, owner="eve", groups=())
+    added(repository)
+    for states in (frozenset(), frozenset({State.QUEUED, State.RUNNING})):
+        assert matching(repository, states=states, access=Access("ada")) == {ada}
+        assert matching(repository, states=states, access=Access("ada", frozenset({"g1", "g2"}))) == {ada, bob}
+        assert matching(repository, states=states, access=Access(None, frozenset({"g2"}))) == {ada, bob}
+        assert matching(repository, states=states, access=Access("g2", frozenset({"ada", "g"}))) == set()
+        assert matching(repository, states=states, access=Access(None)) == set()
+        assert matching(repository, states=states, owner="bob", access=Access("ada", frozenset({"g2"}))) == {bob}
+        assert matching(repository, states=states, owner="bob", access=Access("ada", frozenset({"g1"}))) == set()
+    assert matching(repository, states=frozenset({State.RUNNING}), access=Access("x", frozenset({"g2"}))) == {bob}
+
+
+def test_a_saved_task_is_listed_by_its_new_state_for_its_readers(repository):
+    task = added(repository, owner="ada", groups=("g",))
+    assert repository.save(replace(task, state=State.RUNNING), seen=task.version)
+    for access in (Access("ada"), Access("bob", frozenset({"g"}))):
+        assert matching(repository, states=frozenset({State.RUNNING}), access=access) == {task.id}
+        assert matching(repository, states=frozenset({State.QUEUED}), access=access) == set()
+
+
+def test_a_user_of_hundreds_of_groups_sees_all_their_tasks(repository):
+    groups = [f"g{i:03}" for i in range(300)]
+    found = [added(repository, owner="bob", groups=(groups[i], groups[-i - 1])).id for i in range(0, 300, 20)]
+    for states in (frozenset(), frozenset({State.QUEUED, State.RUNNING, State.COMPLETE})):
+        where = TaskFilter(states=states, access=Access("ada", frozenset(groups)))
+        pages = all_pages(repository, where, limit=7)
+        assert [task.id for page in pages for task in page] == found[::-1]
+        assert repository.count(where) == len(found)
+
+
 def test_all_conditions_hold_at_once(repository):
     dice = random.Random(11)
     tasks = [
@@ -518,17 +558,19 @@ def test_all_conditions_hold_at_once(repository):
             name=dice.choice(["run-1", "run-2", "other", None]),
             state=dice.choice([State.QUEUED, State.RUNNING, State.COMPLETE]),
             owner=dice.choice(["ada", "bob", None]),
+            groups=dice.choice([(), ("g1",), ("g1", "g2"), ("g3",)]),
             tags=dice.choice([{}, {"p": "x"}, {"p": "y", "q": ""}, {"p": "x", "q": "1"}]),
         )
         for _ in range(40)
     ]
-    for prefix, states, tags, owner in itertools.product(
+    for prefix, states, tags, owner, access in itertools.product(
         ["", "run-", "run-1"],
         [frozenset(), frozenset({State.RUNNING}), frozenset({State.QUEUED, State.COMPLETE})],
         [(), (("p", "x"),), (("p", ""), ("q", ""))],
         [None, "ada"],
+        [None, Access("ada"), Access("bob", frozenset({"g1", "g2"})), Access(None, frozenset({"g3"}))],
     ):
-        where = TaskFilter(prefix, states, tags, owner)
+        where = TaskFilter(prefix, states, tags, owner, access)
         expected = [
             task.id
             for task in reversed(tasks)
@@ -536,10 +578,18 @@ def test_all_conditions_hold_at_once(repository):
             and (not states or task.state in states)
             and all(k in task.spec.tags and v in ("", task.spec.tags[k]) for k, v in tags)
             and owner in (None, task.owner)
+            and (access is None or access.allows(task.owner, task.groups))
         ]
         found = [task.id for page in all_pages(repository, where, limit=7) for task in page]
         assert found == expected, where
         assert repository.count(where) == len(expected)
+
+
+def test_a_count_stops_at_its_limit(repository):
+    for _ in range(5):
+        added(repository, owner="ada")
+    for where in (EVERYTHING, TaskFilter(access=Access("ada")), TaskFilter(states=frozenset({State.QUEUED}))):
+        assert [repository.count(where, limit=limit) for limit in (1, 4, 5, 6)] == [1, 4, 5, 5]
 
 
 # 7. due and postpone
@@ -613,13 +663,21 @@ def test_only_a_done_task_can_be_deleted(repository):
 
 
 def test_a_deleted_task_leaves_nothing(repository):
-    kept = added(repository, tags={"k": "v"}, name="n", owner="ada")
-    gone = added(repository, tags={"k": "v"}, name="n", owner="ada", state=State.COMPLETE, stage=Stage.DONE)
+    kept = added(repository, tags={"k": "v"}, name="n", owner="ada", groups=("g",))
+    gone = added(
+        repository, tags={"k": "v"}, name="n", owner="ada", groups=("g",), state=State.COMPLETE, stage=Stage.DONE
+    )
     assert repository.delete(gone.id) is True
     assert repository.delete(gone.id) is False
     with pytest.raises(UnknownTask):
         repository.get(gone.id)
-    for where in ({}, {"tags": (("k", "v"),)}, {"name_prefix": "n"}, {"owner": "ada"}):
+    for where in (
+        {},
+        {"tags": (("k", "v"),)},
+        {"name_prefix": "n"},
+        {"owner": "ada"},
+        {"access": Access("ada", frozenset({"g"}))},
+    ):
         assert matching(repository, **where) == {kept.id}
 
 

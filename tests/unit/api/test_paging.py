@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poiesis.api.paging import page_token, read_token
+from poiesis.domain.access import Access
 from poiesis.domain.errors import InvalidRequest
 from poiesis.domain.states import State
 from poiesis.domain.task import TaskId
@@ -48,6 +49,7 @@ def test_a_token_is_valid_only_for_its_filters(one: TaskFilter, other: TaskFilte
     [
         {"owner": "bob"},
         {"owner": None},
+        {"access": Access("ada")},
         {"name_prefix": "m"},
         {"states": frozenset({State.RUNNING})},
         {"tags": (("k", "w"),)},

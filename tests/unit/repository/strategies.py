@@ -126,6 +126,7 @@ def tasks(ids=IDS):
         version=st.integers(0, 2**40).map(Version),
         nonce=TEXTS,
         owner=OPTIONAL_TEXTS,
+        groups=st.lists(TEXTS, max_size=3).map(tuple),
         cancel_requested_at=OPTIONAL_TIMES,
         layout=OPTIONAL_TEXTS,
         part=OPTIONAL_TEXTS,

@@ -11,6 +11,7 @@ import pytest
 from pymongo import MongoClient, monitoring
 from pymongo.errors import PyMongoError
 
+from poiesis.domain.access import Access
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Input, Task, TaskId, TaskSpec, Version, View
@@ -138,12 +139,14 @@ def test_a_save_is_one_round_trip_and_views_are_projected_in_the_store(mongo_url
     assert minimal["limit"] == 257
     assert basic["projection"] == {"bulk": 0}
     commands.seen.clear()
+    access = Access("bob", frozenset({"x"}))
     for view in View:
         with pytest.raises(UnknownTask):
-            made.get(TaskId("one"), view, owner="bob")
+            made.get(TaskId("one"), view, access=access)
     with pytest.raises(UnknownTask):
-        made.summary(TaskId("one"), owner="bob")
-    assert [command["filter"] for command in commands.seen] == [{"_id": "one", "owner": "bob"}] * 4
+        made.summary(TaskId("one"), access=access)
+    allowed = [{"owner": "bob"}, {"readers": {"$in": ["g:x", "u:bob"]}}]
+    assert [command["filter"] for command in commands.seen] == [{"_id": "one", "$or": allowed}] * 4
     made.close()
 
 
@@ -152,7 +155,7 @@ def test_a_document_has_the_queried_fields_and_two_texts():
     raw, size = mongo._encode(to_document(task))
     document = bson.decode(raw.raw)
     assert size == len(raw.raw)
-    assert set(document) == {"_id", "version", "state", "core", "bulk"}, (
+    assert set(document) == {"_id", "version", "state", "readers", "core", "bulk"}, (
         "no field that is null, none that is never queried"
     )
     assert mongo._decode(document) == task
@@ -172,14 +175,44 @@ def test_a_postponed_wake_up_takes_precedence_over_the_saved_one():
 
 
 def test_filters_are_equalities_and_ranges():
-    where = TaskFilter("a.*", frozenset({State.RUNNING}), (("k", "v"), ("l", "")), "ada")
-    assert _query(where) == {
+    where = TaskFilter(
+        "a.*", frozenset({State.RUNNING}), (("k", "v"), ("l", "")), "ada", Access("bob", frozenset({"x"}))
+    )
+    expected = {
         "name": {"$gte": "a.*", "$lt": "a.+"},
         "state": {"$in": ["RUNNING"]},
         "tags": {"$all": ["1:k=v", "1:l"]},
         "owner": "ada",
     }
-    assert _query(TaskFilter()) == {}
+    readers = {"readers": {"$in": ["g:x", "u:bob"]}}
+    assert _query(where, is_filled=True) == {**expected, **readers, "$and": [{"readers": "u:ada"}]}
+    assert _query(where, is_filled=False) == {**expected, "$or": [{"owner": "bob"}, readers]}
+    assert _query(TaskFilter(), is_filled=True) == _query(TaskFilter(), is_filled=False) == {}
+
+
+def test_tasks_of_an_older_release_are_found_by_their_owner(mongo_url):
+    url, _, name = mongo_url.rpartition("/")
+    with MongoClient[dict[str, Any]](mongo_url) as client:
+        tasks = client.get_default_database()["tasks"]
+        for task_id, owner in (("one", "ada"), ("two", "bob"), ("three", None)):
+            raw, _ = mongo._encode(to_document(replace(a_task(task_id), owner=owner, version=Version(1))))
+            old = {key: value for key, value in bson.decode(raw.raw).items() if key != "readers"}
+            tasks.insert_one(old)
+        tasks.create_index("owner", name="owner")
+        repository = MongoTaskRepository(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT)
+
+        def check() -> None:
+            for where in (TaskFilter(access=Access("ada", frozenset({"g"}))), TaskFilter(owner="ada")):
+                page = repository.list(where, limit=9, after=None, view=View.MINIMAL)
+                assert [task.id for task in page.tasks] == ["one"]
+            assert repository.get(TaskId("one"), access=Access("ada")).owner == "ada"
+
+        check()
+        assert repository.wait_for_indexes(WAIT)
+        check()
+        assert {d["_id"]: d["readers"] for d in tasks.find()} == {"one": ["u:ada"], "two": ["u:bob"], "three": []}
+        assert "owner" not in tasks.index_information()
+    repository.close()
 
 
 def test_a_message_has_the_error_and_no_credentials():

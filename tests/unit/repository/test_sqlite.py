@@ -13,16 +13,19 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from poiesis.domain.access import Access
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Executor, Input, Task, TaskId, TaskSpec, Version, View
 from poiesis.ports.repository import TaskFilter
 from poiesis.repository import sqlite
-from poiesis.repository.sqlite import DUE_QUERY, MIGRATIONS, SqliteTaskRepository, _count_query, _list_query
+from poiesis.repository.documents import to_document
+from poiesis.repository.sqlite import DUE_QUERY, MIGRATIONS, SqliteTaskRepository, _list_query, _planned
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 1, tzinfo=UTC)
 SPEC = TaskSpec(executors=(Executor("alpine", ("true",)),))
 STATES = frozenset({State.RUNNING, State.COMPLETE})
+ACCESS = Access("ada", frozenset({"g1", "g2"}))
 SHORT = timedelta(seconds=0.2)
 
 
@@ -52,21 +55,25 @@ def plan(file, query: str, values) -> list[str]:
 
 @pytest.mark.parametrize("after", [None, TaskId("x")])
 @pytest.mark.parametrize(
-    ("where", "few_names", "index"),
+    ("where", "scan", "index"),
     [
-        (TaskFilter(), False, "PRIMARY KEY"),
-        (TaskFilter(owner="ada"), False, "tasks_by_owner"),
-        (TaskFilter(states=frozenset({State.RUNNING})), False, "tasks_by_state"),
-        (TaskFilter(states=STATES), False, "tasks_by_state"),
-        (TaskFilter(states=STATES, owner="ada"), False, "tasks_by_owner_state"),
-        (TaskFilter(tags=(("k", "v"),)), False, "PRIMARY KEY (token=?"),
-        (TaskFilter(tags=(("k", "v"), ("l", "")), owner="ada", states=STATES), False, "PRIMARY KEY (token=?"),
-        (TaskFilter("many"), False, "PRIMARY KEY"),
-        (TaskFilter("many", STATES), False, "tasks_by_state"),
+        (TaskFilter(), "id", "PRIMARY KEY"),
+        (TaskFilter(owner="ada"), "reader", "SEARCH reading USING PRIMARY KEY (token=?"),
+        (TaskFilter(states=frozenset({State.RUNNING})), "state", "tasks_by_state"),
+        (TaskFilter(states=STATES), "state", "tasks_by_state"),
+        (TaskFilter(states=STATES, owner="ada"), "reader", "readers_by_state"),
+        (TaskFilter(access=ACCESS), "reader", "SEARCH reading USING PRIMARY KEY (token=?"),
+        (TaskFilter(states=STATES, access=ACCESS), "reader", "readers_by_state"),
+        (TaskFilter("many", STATES, (("k", "v"),), "ada", ACCESS), "reader", "readers_by_state"),
+        (TaskFilter("many", STATES, (("k", "v"),), "ada", ACCESS), "tag", "SEARCH tagged USING PRIMARY KEY (token=?"),
+        (TaskFilter(tags=(("k", "v"),)), "tag", "PRIMARY KEY (token=?"),
+        (TaskFilter(tags=(("k", "v"), ("l", "")), owner="ada", states=STATES), "tag", "PRIMARY KEY (token=?"),
+        (TaskFilter("many"), "id", "PRIMARY KEY"),
+        (TaskFilter("many", STATES), "state", "tasks_by_state"),
     ],
 )
-def test_a_list_scans_an_index_in_the_order_of_ids(repository, file, where, few_names, index, after):
-    found, values = _list_query(where, 257, after, few_names=few_names)
+def test_a_list_scans_an_index_in_the_order_of_ids(repository, file, where, scan, index, after):
+    found, values = _list_query(where, 257, after, scan=scan)
     steps = plan(file, found, values)
     assert not [step for step in steps if "TEMP B-TREE" in step], "sorted instead of scanned"
     unnarrowed = where in (TaskFilter(), TaskFilter("many"))
@@ -75,23 +82,24 @@ def test_a_list_scans_an_index_in_the_order_of_ids(repository, file, where, few_
     assert not [step for step in steps if "documents" in step], "documents are read one by one, for BASIC and FULL"
 
 
-def test_nothing_is_read_of_another_owners_task_but_its_row(repository, file):
-    repository.add(a_task("one", owner="ada"))
+def test_nothing_is_read_of_a_task_that_the_user_may_not_see_but_its_row_and_readers(repository, file):
+    repository.add(a_task("one", owner="ada", groups=("g",)))
     statements: list[str] = []
     with repository._reading() as db:
         db.execute("UPDATE documents SET core = 'damaged'")
         db.set_trace_callback(statements.append)
     for view in View:
         with pytest.raises(UnknownTask):
-            repository.get(TaskId("one"), view, owner="bob")
+            repository.get(TaskId("one"), view, access=Access("bob"))
     for query in (statement for statement in statements if statement.startswith("SELECT")):
-        first, second = plan(file, query, ())
-        assert first.startswith("SEARCH tasks") and "tasks.owner = 'bob'" in query
+        first, *between, second = plan(file, query, ())
+        assert first.startswith("SEARCH tasks") and "readers.token IN ('u:bob')" in query
+        assert between == ["CORRELATED SCALAR SUBQUERY 1", "SEARCH readers USING PRIMARY KEY (token=? AND id=?)"]
         assert second.startswith("SEARCH documents")
 
 
 def test_a_rare_name_is_found_by_its_index(repository, file):
-    steps = plan(file, *_list_query(TaskFilter("rare"), 257, None, few_names=True))
+    steps = plan(file, *_list_query(TaskFilter("rare"), 257, None, scan="name"))
     assert "SEARCH tasks USING INDEX tasks_by_name (name>? AND name<?)" in steps
 
 
@@ -108,22 +116,25 @@ def test_the_rarest_of_many_tags_is_scanned(repository):
         spec = replace(SPEC, tags={"many": "x", **({"rare": "y"} if i == 2 else {})})
         repository.add(replace(a_task(str(i)), spec=spec))
     with repository._reading() as db:
-        ordered = sqlite._rarest_tag_first(db, TaskFilter(tags=(("many", "x"), ("rare", ""), ("none", ""))))
-    assert ordered.tags == (("none", ""), ("rare", ""), ("many", "x"))
+        ordered, scan = _planned(db, TaskFilter(tags=(("many", "x"), ("rare", ""), ("none", ""))))
+    assert ordered.tags == (("none", ""), ("rare", ""), ("many", "x")) and scan == "tag"
+
+
+@pytest.mark.parametrize(
+    ("tag", "groups", "scan"), [("rare", (), "reader"), ("rare", ("g",), "tag"), ("many", ("g",), "tag")]
+)
+def test_the_rarer_of_tags_and_readers_is_scanned(repository, tag, groups, scan):
+    for i in range(6):
+        spec = replace(SPEC, tags={"many": "x", **({"rare": "y"} if i < 2 else {})})
+        repository.add(replace(a_task(str(i)), spec=spec, owner="ada" if i == 5 else "bob", groups=("g",)))
+    with repository._reading() as db:
+        where = TaskFilter(tags=((tag, ""),), access=Access("ada", frozenset(groups)))
+        assert _planned(db, where)[1] == scan
 
 
 def test_due_scans_its_index_in_order(repository, file):
     steps = plan(file, DUE_QUERY, ("2026", 10))
     assert steps == ["SEARCH tasks USING COVERING INDEX tasks_due (wake_at<?)"]
-
-
-@pytest.mark.parametrize(
-    "where", [TaskFilter(owner="a"), TaskFilter(states=STATES), TaskFilter("n"), TaskFilter(tags=(("k", ""),))]
-)
-def test_a_narrowed_count_uses_an_index(repository, file, where):
-    steps = plan(file, *_count_query(where))
-    assert any("SEARCH" in step for step in steps)
-    assert not [step for step in steps if step.startswith("SCAN tasks")]
 
 
 # durability
@@ -225,6 +236,26 @@ def test_a_file_of_a_newer_release_is_refused_untouched(file):
         assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 1,)
 
 
+def test_tasks_of_a_file_from_before_groups_are_found_by_their_owner(file, monkeypatch):
+    monkeypatch.setattr(sqlite, "MIGRATIONS", MIGRATIONS[:1])
+    SqliteTaskRepository(file).close()
+    with closing(sqlite3.connect(file)) as db:
+        for task_id, owner in (("one", "ada"), ("two", 'b"o\\b'), ("three", None)):
+            head, core, bulk, *_ = sqlite._encode(to_document(a_task(task_id, owner=owner)))[0]
+            db.execute("INSERT INTO tasks VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags)", head)
+            db.execute("INSERT INTO documents VALUES (?, ?, ?)", (task_id, core, bulk))
+        db.commit()
+    monkeypatch.undo()
+    with closing(SqliteTaskRepository(file)) as repository:
+        for owner, expected in (("ada", ["one"]), ('b"o\\b', ["two"]), ("eve", [])):
+            for where in (TaskFilter(access=Access(owner)), TaskFilter(states=STATES | {State.QUEUED}, owner=owner)):
+                page = repository.list(where, limit=9, after=None, view=View.MINIMAL)
+                assert [task.id for task in page.tasks] == expected
+        task = repository.get(TaskId("two"), access=Access('b"o\\b'))
+        assert repository.save(replace(task, state=State.RUNNING), seen=Version(1))
+        assert repository.count(TaskFilter(states=STATES, access=Access('b"o\\b'))) == 1
+
+
 def test_an_older_file_is_migrated_and_a_failed_step_leaves_it_as_it_was(file, monkeypatch):
     with closing(SqliteTaskRepository(file)) as repository:
         repository.add(a_task("one"))
@@ -273,7 +304,7 @@ def test_another_process_that_holds_the_write_lock_is_waited_for_until_a_deadlin
 
 def test_a_failure_within_a_call_undoes_all_of_it(repository, file, monkeypatch):
     repository.add(a_task("one", state=State.COMPLETE, stage=Stage.DONE))
-    monkeypatch.setattr(repository, "_forget_tags", lambda *_: 1 / 0)
+    monkeypatch.setattr(repository, "_delete_tokens", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         repository.delete(TaskId("one"))
     assert repository.get(TaskId("one")).version == 1

@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from poiesis.domain.errors import InvalidTask, RepositoryUnavailable, UnknownTask
+from poiesis.domain.access import Access
+from poiesis.domain.errors import Forbidden, InvalidTask, RepositoryUnavailable, UnknownTask
 from poiesis.domain.naming import is_task_id
 from poiesis.domain.states import TRANSITIONS, Role, Stage, State
 from poiesis.domain.task import Task, TaskId, Version, View
@@ -105,21 +106,45 @@ def test_dropped_fields_are_noted_in_the_system_log(desk):
 @pytest.mark.parametrize("view", View)
 def test_a_task_of_another_owner_is_unknown(desk, view):
     task_id = desk.service.create(SMALL, owner="me")
-    assert desk.service.get(task_id, view, owner="me").id == task_id
+    assert desk.service.get(task_id, view, access=Access("me")).id == task_id
     assert desk.service.get(task_id, view).id == task_id
     with pytest.raises(UnknownTask):
-        desk.service.get(task_id, view, owner="you")
+        desk.service.get(task_id, view, access=Access("you"))
     with pytest.raises(UnknownTask):
-        desk.service.cancel(task_id, owner="you")
+        desk.service.cancel(task_id, access=Access("you"))
     assert desk.task(task_id).cancel_requested_at is None
+
+
+def test_a_member_of_the_owners_group_sees_a_task_and_may_cancel_it_only_by_setting(desk):
+    task_id = desk.service.create(SMALL, owner="me", groups=["lab", "imaging"])
+    member = Access("you", frozenset({"imaging"}))
+    assert desk.service.get(task_id, View.FULL, access=member).id == task_id
+    assert desk.task(task_id).groups == ("lab", "imaging")
+    with pytest.raises(Forbidden, match="only its owner or an administrator may cancel"):
+        desk.service.cancel(task_id, access=member)
+    assert desk.task(task_id).cancel_requested_at is None
+    allowing = replace(desk.service, policy=replace(POLICY, group_may_cancel=True))
+    allowing.cancel(task_id, access=member)
+    assert desk.task(task_id).cancel_requested_at is not None
+
+
+def test_an_owner_and_an_admin_may_cancel_a_task_of_a_group(desk):
+    for access in (Access("me"), None):
+        task_id = desk.service.create(SMALL, owner="me", groups=["lab"])
+        desk.service.cancel(task_id, access=access)
+        assert desk.task(task_id).cancel_requested_at is not None
 
 
 def test_a_list_shows_an_owner_their_own_tasks(desk):
     mine = desk.service.create(SMALL, owner="me")
     desk.service.create(SMALL, owner="you")
-    where = TaskFilter(owner="you")
-    page = desk.service.list(where, limit=5, after=None, view=View.MINIMAL, owner="me")
-    assert [task.id for task in page.tasks] == [mine]
+    for where, expected in (
+        (TaskFilter(), [mine]),
+        (TaskFilter(access=Access("you")), [mine]),
+        (TaskFilter(owner="you"), []),
+    ):
+        page = desk.service.list(where, limit=5, after=None, view=View.MINIMAL, access=Access("me"))
+        assert [task.id for task in page.tasks] == expected
     assert len(desk.service.list(TaskFilter(), limit=5, after=None, view=View.MINIMAL).tasks) == 2
 
 
