@@ -10,12 +10,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
-from urllib.parse import unquote_plus
+from typing import Final
 
 from poiesis.domain.errors import (
     NotFound,
@@ -29,26 +27,22 @@ from poiesis.filer.http_connection import MAX_HEAD_BYTES, FileRange, Response
 from poiesis.filer.network import network_errors
 from poiesis.filer.registry import Context
 from poiesis.filer.s3_checksum import ChecksumVerifier
+from poiesis.filer.s3_client import EmptyObject, S3Client
 from poiesis.filer.s3_endpoint import (
     CONTENT_TYPE,
     ObjectRef,
-    RegionalEndpoint,
-    default_region,
     get_headers,
     put_headers,
 )
 from poiesis.filer.s3_errors import WrongRegion, response_error
 from poiesis.filer.s3_small_files import Get, Put
-from poiesis.filer.s3_urls import parse_s3_url, s3_endpoints
-from poiesis.filer.settings import MIB, S3Endpoint
+from poiesis.filer.settings import MIB
 from poiesis.filer.transfer import Changed
 from poiesis.filer.urls import shown
 from poiesis.ports.filer import RemoteFile, Sent
 
-T = TypeVar("T")
 MAX_PARTS: Final = 10_000
 UNSIGNED: Final = "UNSIGNED-PAYLOAD"  # over TLS, which protects the content already
-MAX_PAGE_BYTES: Final = 16 * MIB  # a thousand keys of 1 KiB, percent-encoded, with XML tags
 _AT_ONCE: Final = 1 * MIB  # up to which a body is sent together with its head
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 
@@ -58,20 +52,16 @@ class S3Filer:
         self._settings = context.settings
         self._control = context.control
         self._pool = context.pool
-        self._endpoints = s3_endpoints(context.settings)
-        self._regional: dict[tuple[str, str], RegionalEndpoint] = {}
-        self._regions: dict[tuple[str, str], str] = {}  # of buckets that are not in their endpoint's region
-        self._lock = threading.Lock()
+        self._client = S3Client(context.settings)
 
     def close(self) -> None:
-        for endpoint in self._regional.values():
-            endpoint.close()
+        self._client.close()
 
     def stat(self, url: str) -> RemoteFile | None:
-        return self._in_region(url, self._stat)
+        return self._client.in_region(url, self._stat)
 
     def walk(self, url: str) -> Iterator[RemoteFile]:
-        _, __, key = self._parsed(url)
+        _, __, key = self._client.parsed(url)
         base = url[: len(url) - len(key)]
         base = base if base.endswith("/") else base + "/"
         plain = key.rstrip("/") + "/" if key.strip("/") else ""
@@ -87,7 +77,7 @@ class S3Filer:
     def _walk(self, url: str, base: str, prefix: str) -> Iterator[RemoteFile]:
         token = ""
         while True:
-            found, token = self._in_region(url, lambda ref, token=token: self._page(ref, prefix, token))  # type: ignore[misc]
+            found, token = self._client.in_region(url, lambda ref, token=token: self._client.page(ref, prefix, token))  # type: ignore[misc]
             for key, size, etag in found:
                 if not key.startswith(prefix):
                     continue  # a server that reads "//" as "/"
@@ -104,55 +94,26 @@ class S3Filer:
             if not token:
                 return
 
-    def _page(self, ref: ObjectRef, prefix: str, token: str) -> tuple[list[tuple[str, int, str | None]], str]:
-        """One page of a listing, at most a thousand entries (key, size, ETag), and the token of the next page. Parsed here, since the SDK
-        needs more time for an entry than for a whole request."""
-        query = {"list-type": "2", "prefix": prefix, "encoding-type": "url", "max-keys": "1000"}
-        if token:
-            query["continuation-token"] = token
-        bucket = ObjectRef(ref.url, ref.endpoint, ref.bucket, "")
-        with self._request(bucket, "GET", query=query) as response:
-            text = response.read(MAX_PAGE_BYTES)
-        from xml.etree import ElementTree  # only for listings
-
-        try:
-            page = ElementTree.fromstring(text)
-            space = page.tag.partition("}")[0] + "}" if page.tag.startswith("{") else ""
-            encoded = page.findtext(f"{space}EncodingType") == "url"
-            entries = []
-            for item in page.iterfind(f"{space}Contents"):
-                key = item.findtext(f"{space}Key") or ""
-                etag = (item.findtext(f"{space}ETag") or "").strip('"')
-                size = int(item.findtext(f"{space}Size") or "")
-                entries.append((unquote_plus(key) if encoded else key, size, etag or None))
-            following = page.findtext(f"{space}NextContinuationToken") or ""
-            more = page.findtext(f"{space}IsTruncated") == "true"
-        except (ElementTree.ParseError, ValueError) as error:
-            raise StorageUnavailable(f"{shown(ref.url)}: invalid XML in the listing") from error
-        if more and (not following or following == token):
-            raise StagingFailed(f"{shown(ref.url)}: the listing has no valid continuation token")
-        return entries, following if more else ""
-
     def fetch(self, file: RemoteFile, target: Path) -> Sent:
-        return self._in_region(file.url, lambda ref: self._fetch(ref, file, target))
+        return self._client.in_region(file.url, lambda ref: self._fetch(ref, file, target))
 
     def send(self, source: int, url: str) -> Sent:
         size = os.fstat(source).st_size
         self._check_name(url)
         if size <= 2 * self._settings.part_bytes:
-            return self._in_region(url, lambda ref: self._put(ref, source, size))
-        return self._in_region(url, lambda ref: self._put_in_parts(ref, source, size))
+            return self._client.in_region(url, lambda ref: self._put(ref, source, size))
+        return self._client.in_region(url, lambda ref: self._put_in_parts(ref, source, size))
 
     def get_exchange(self, file: RemoteFile, target: Path) -> Get | None:
         if (file.size_bytes or 0) > self._max_small_bytes:
             return None
-        return Get(self._control, self._ref(file.url), file, target)
+        return Get(self._control, self._client.ref(file.url), file, target)
 
     def put_exchange(self, opened: Callable[[], AbstractContextManager[int]], size: int, url: str) -> Put | None:
         if size > self._max_small_bytes:
             return None
         self._check_name(url)
-        return Put(self._control, self._ref(url), opened, self._max_small_bytes)
+        return Put(self._control, self._client.ref(url), opened, self._max_small_bytes)
 
     @property
     def _max_small_bytes(self) -> int:
@@ -161,7 +122,7 @@ class S3Filer:
 
     def _check_name(self, url: str) -> None:
         """Check the key of a new object. Raises: UnsupportedUrl, StagingFailed."""
-        _, __, key = self._parsed(url)
+        _, __, key = self._client.parsed(url)
         if not key or key.endswith("/"):
             raise UnsupportedUrl(f"{shown(url)}: missing key; use s3://bucket/key")
         try:
@@ -170,15 +131,15 @@ class S3Filer:
             raise StagingFailed(f"{shown(url)}: the name is not valid UTF-8, as S3 requires") from None
 
     def make_directory(self, url: str) -> None:
-        if not self._parsed(url)[2].strip("/"):
+        if not self._client.parsed(url)[2].strip("/"):
             return
         marker = url.rstrip("/") + "/"
 
         def put(ref: ObjectRef) -> None:
-            with self._request(ref, "PUT", headers=ref.endpoint.write_headers):
+            with self._client.request(ref, "PUT", headers=ref.endpoint.write_headers):
                 pass
 
-        self._in_region(marker, put)
+        self._client.in_region(marker, put)
 
     # one object
 
@@ -186,7 +147,7 @@ class S3Filer:
         if not ref.key:
             return None
         try:
-            with self._request(ref, "HEAD", headers=ref.endpoint.read_headers) as response:
+            with self._client.request(ref, "HEAD", headers=ref.endpoint.read_headers) as response:
                 length = response.headers.get("content-length", "")
                 size = int(length) if length.isdecimal() else None
                 version = response.headers.get("etag", "").strip('"') or None
@@ -212,7 +173,7 @@ class S3Filer:
         return Sent(ref.url, size, checksum)
 
     def _get_whole(self, ref: ObjectRef, version: str | None, part: PartialFile) -> tuple[int, str | None]:
-        with self._request(ref, "GET", headers=get_headers(ref.endpoint, version)) as response:
+        with self._client.request(ref, "GET", headers=get_headers(ref.endpoint, version)) as response:
             total = self._content_length(ref, response)
             check = ChecksumVerifier(response.headers)
             size = self._save(response, part, check)
@@ -226,7 +187,7 @@ class S3Filer:
         if file.version:
             headers["if-match"] = f'"{file.version}"'
         try:
-            with self._request(ref, "GET", headers=headers) as response:
+            with self._client.request(ref, "GET", headers=headers) as response:
                 if response.status == 200:  # a server without ranges
                     total = self._content_length(ref, response)
                     self._control.check_size(ref.url, total)
@@ -249,7 +210,7 @@ class S3Filer:
                     )
                     for start in range(0, total, step)
                 )
-        except _EmptyObject:
+        except EmptyObject:
             return 0
         return total
 
@@ -281,7 +242,7 @@ class S3Filer:
                 with network_errors(ref.url):
                     return save(response)
             headers = {**ref.endpoint.read_headers, "range": f"bytes={reached}-{end - 1}", "if-match": etag}
-            with self._request(ref, "GET", headers=headers) as response:
+            with self._client.request(ref, "GET", headers=headers) as response:
                 if response.status != 206 or self._range(ref, response) != (reached, end - 1, total):
                     raise StorageUnavailable(f"{shown(ref.url)}: the server returned a different range than requested")
                 save(response)
@@ -321,9 +282,11 @@ class S3Filer:
             size = len(body)
             digest = hashlib.sha256(body).digest()
         else:
-            digest = self._hash(source, 0, size)
+            digest = self._client.sha256(source, 0, size)
         headers = put_headers(ref.endpoint, digest)
-        with self._request(ref, "PUT", headers=headers, body=body, sha256=digest.hex(), moved=self._control.moved):
+        with self._client.request(
+            ref, "PUT", headers=headers, body=body, sha256=digest.hex(), moved=self._control.moved
+        ):
             if isinstance(body, bytes):
                 self._control.moved(size)
         return Sent(ref.url, size, f"sha256:{digest.hex()}")
@@ -346,14 +309,14 @@ class S3Filer:
             self._pool.together(lambda index=index: put(index) for index in range(len(starts)))  # type: ignore[misc]
             self._complete(ref, upload, etags, size)
         except BaseException:
-            with suppress(PoiesisError, WrongRegion), self._request(ref, "DELETE", query={"uploadId": upload}):
+            with suppress(PoiesisError, WrongRegion), self._client.request(ref, "DELETE", query={"uploadId": upload}):
                 pass
             raise
         return Sent(ref.url, size)
 
     def _create_upload(self, ref: ObjectRef) -> str:
         headers = {**ref.endpoint.write_headers, "content-type": CONTENT_TYPE}
-        with self._request(ref, "POST", headers=headers, query={"uploads": ""}) as response:
+        with self._client.request(ref, "POST", headers=headers, query={"uploads": ""}) as response:
             text = response.read(MIB)
         from xml.etree import ElementTree
 
@@ -366,8 +329,8 @@ class S3Filer:
         return upload
 
     def _put_part(self, ref: ObjectRef, source: int, start: int, count: int, upload: str, number: int) -> str:
-        sha256 = UNSIGNED if ref.endpoint.is_secure else self._hash(source, start, count).hex()
-        with self._request(
+        sha256 = UNSIGNED if ref.endpoint.is_secure else self._client.sha256(source, start, count).hex()
+        with self._client.request(
             ref,
             "PUT",
             headers=ref.endpoint.read_headers,
@@ -391,7 +354,7 @@ class S3Filer:
             nonlocal tried
             tried += 1
             try:
-                with self._request(ref, "POST", query=query, body=body, sha256=sha256) as response:
+                with self._client.request(ref, "POST", query=query, body=body, sha256=sha256) as response:
                     text = response.read(MIB)
                     if b"<Code>" in text:  # an error may follow the status 200
                         raise response_error(ref.url, response, text)
@@ -410,64 +373,3 @@ class S3Filer:
             found = self._stat(ref)
             return found is not None and found.size_bytes == size and str(found.version).endswith(f"-{parts}")
         return False
-
-    def _hash(self, source: int, start: int, count: int) -> bytes:
-        digest = hashlib.sha256()
-        buffer = memoryview(bytearray(min(self._settings.buffer_bytes, max(count, 1))))
-        end = start + count
-        while start < end:
-            got = os.preadv(source, [buffer[: min(len(buffer), end - start)]], start)
-            if got == 0:
-                raise StagingFailed("the file was truncated during the transfer")
-            digest.update(buffer[:got])
-            start += got
-        return digest.digest()
-
-    @contextmanager
-    def _request(
-        self,
-        ref: ObjectRef,
-        method: str,
-        *,
-        body: bytes | FileRange = b"",
-        moved: Callable[[int], None] = lambda _: None,
-        **signed: Any,
-    ) -> Iterator[Response]:
-        """A request and its successful response; `signed`: arguments of `RegionalEndpoint.signed`.
-
-        Raises the family of domain.errors, and WrongRegion."""
-        with network_errors(ref.url):
-            target, headers = ref.endpoint.signed(method, ref.bucket, ref.key, **signed)
-            with ref.endpoint.pool(ref.bucket).request(method, target, headers, body, moved) as response:
-                if response.status not in (200, 204, 206):
-                    if response.status == 416 and method == "GET":
-                        raise _EmptyObject
-                    raise response_error(ref.url, response, response.read(MIB))
-                yield response
-
-    # regions
-
-    def _in_region(self, url: str, call: Callable[[ObjectRef], T]) -> T:
-        for _ in range(3):
-            try:
-                return call(self._ref(url))
-            except WrongRegion as error:
-                endpoint, bucket, _ = self._parsed(url)
-                with self._lock:
-                    self._regions[endpoint.name, bucket] = error.region
-        raise StagingFailed(f"{shown(url)}: its region could not be determined")
-
-    def _ref(self, url: str) -> ObjectRef:
-        endpoint, bucket, key = self._parsed(url)
-        with self._lock:
-            region = self._regions.get((endpoint.name, bucket)) or endpoint.region or default_region()
-            if (endpoint.name, region) not in self._regional:
-                self._regional[endpoint.name, region] = RegionalEndpoint(endpoint, region, self._settings)
-            return ObjectRef(url, self._regional[endpoint.name, region], bucket, key)
-
-    def _parsed(self, url: str) -> tuple[S3Endpoint, str, str]:
-        return parse_s3_url(url, self._endpoints)
-
-
-class _EmptyObject(Exception):
-    """A range of an empty object was requested."""
