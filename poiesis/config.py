@@ -110,6 +110,50 @@ class ServiceSettings:
 
 
 @dataclass(frozen=True)
+class LogSettings:
+    """The log store, which keeps the whole output of executors (docs/operators.md)."""
+
+    url: str | None = None
+    """`s3://BUCKET/PREFIX`, or `file:///DIRECTORY`; None: only the tails of the tasks' logs are kept."""
+    endpoint: str | None = None
+    """Base URL of the S3 service; None: AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, else AWS."""
+    region: str | None = None
+    """None: AWS_REGION, else us-east-1."""
+    virtual_style: bool = False
+    """Bucket in the host name."""
+    ca_file: str | None = None
+    """Certificates to trust in addition to the system's."""
+    access_key: str | None = field(default=None, repr=False)
+    """None, like the next one: the standard AWS variables, files and roles."""
+    secret_key: str | None = field(default=None, repr=False)
+    """Of `access_key`."""
+    max_bytes: int = 10**9
+    """Of each stream of each executor; what it writes after that is only in the tail. At most 10^12."""
+    backlog_bytes: int = 128 * 1024 * 1024
+    """Of each stream, on the node's disk, while the store is slower than the command."""
+    max_stall: timedelta = timedelta(seconds=10)
+    """How long in total a full backlog may delay a command; after that nothing more of its output is kept."""
+    interval: timedelta = timedelta(seconds=1)
+    """How old output becomes before it is stored. A shorter interval costs more requests."""
+    finish: timedelta = timedelta(seconds=10)
+    """How long after the end of a pod's executors the rest of their output may take to be stored."""
+
+    def __post_init__(self) -> None:
+        if self.url is not None:
+            _require(
+                self.url.startswith(("s3://", "file:///")),
+                f"invalid {PREFIX}LOGS__URL: must be s3://BUCKET/PREFIX or file:///DIRECTORY",
+            )
+        _require(1 <= self.max_bytes <= 10**12, f"invalid {PREFIX}LOGS__MAX_BYTES: must be between 1 and 10^12")
+        _require_at_least(8 * 1024 * 1024, self.backlog_bytes, "LOGS__BACKLOG_BYTES")
+        _require(self.interval > timedelta(0), f"invalid {PREFIX}LOGS__INTERVAL: must be longer than 0")
+        _require(
+            (self.access_key is None) == (self.secret_key is None),
+            f"{PREFIX}LOGS__ACCESS_KEY and {PREFIX}LOGS__SECRET_KEY need each other",
+        )
+
+
+@dataclass(frozen=True)
 class Settings:
     mongo_uri: str = field(default="mongodb://127.0.0.1:27017", repr=False)
     """Of the store. May contain a password: prefer POIESIS_MONGO_URI_FILE."""
@@ -147,6 +191,7 @@ class Settings:
     api: ApiSettings = field(default_factory=ApiSettings)
     service: ServiceSettings = field(default_factory=ServiceSettings)
     policy: Policy = field(default_factory=Policy)
+    logs: LogSettings = field(default_factory=LogSettings)
 
     def __post_init__(self) -> None:
         for name in ("max_parallel", "max_processes", "role_threads", "monitor_threads"):
