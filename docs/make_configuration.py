@@ -15,7 +15,7 @@ from typing import Any
 
 from poiesis.bootstrap import FILER_PREFIX, KUBERNETES_PREFIX
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
-from poiesis.config import PREFIX, ApiSettings, ServiceSettings, Settings, is_setting
+from poiesis.config import PREFIX, ApiSettings, LogSettings, ServiceSettings, Settings, is_setting
 from poiesis.domain.policy import Policy
 from poiesis.filer.settings import CloudStore, FilerSettings, S3Endpoint
 
@@ -39,6 +39,7 @@ SECTIONS = (
     ("The API", ApiSettings(), f"{PREFIX}API__"),
     ("Service info", ServiceSettings(), f"{PREFIX}SERVICE__"),
     ("Tasks", Policy(), f"{PREFIX}POLICY__"),
+    ("Whole logs", LogSettings(), f"{PREFIX}LOGS__"),
     ("Filers", FilerSettings(), FILER_PREFIX),
     ("An S3 endpoint, a value of `POIESIS_FILER__S3`", S3Endpoint(""), ""),
     ("A cloud store, a value of `POIESIS_FILER__CLOUD`", CloudStore(), ""),

@@ -22,7 +22,7 @@ from poiesis.config import LogSettings
 from poiesis.domain.errors import PoiesisError
 from poiesis.domain.observed import executor_name
 from poiesis.domain.task import TaskId
-from poiesis.ports.logs import MAX_CHUNK_BYTES, STREAMS, LogRef, LogStore, Stream
+from poiesis.ports.logs import MAX_CHUNK_BYTES, STREAMS, LogRef, LogStore
 
 log = logging.getLogger(__name__)
 
