@@ -28,8 +28,8 @@ from poiesis.domain.policy import Limits, Policy
 from poiesis.domain.staging import tif_document, tof_document
 from poiesis.domain.task import Task, TaskId, TaskSpec, View
 from poiesis.domain.validate import check
-from poiesis.repository import sqlite
 from poiesis.repository.documents import to_document
+from poiesis.repository.sqlite import tasks as sqlite
 
 Json = dict[str, Any]
 HUGE: Final = 10**9
@@ -131,7 +131,7 @@ def _run(body: bytes, valid: Callable[[Any], bool]) -> dict[str, float]:
     task = Task(id=TaskId("x"), spec=spec, created_at=now, wake_at=now)
     made = timed("plan", lambda: plan(spec, POLICY))
     timed("filers", lambda: (tif_document(task, made), tof_document(task, made)))
-    (_, core, bulk, _), _ = timed("store", lambda: sqlite._encode(to_document(task)))
+    (_, core, bulk, *_), _ = timed("store", lambda: sqlite._encode(to_document(task)))
     timed("view", lambda: Views(ApiSettings()).task(sqlite._decode((1, None, core, bulk)), View.FULL))
     return cost
 

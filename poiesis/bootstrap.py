@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from poiesis.cluster.kubernetes.leader import Election
     from poiesis.cluster.kubernetes.pokes import PokeListener
     from poiesis.cluster.kubernetes.settings import KubernetesSettings
+    from poiesis.repository.mongo.connection import MongoDatabase
+    from poiesis.repository.sqlite.database import SqliteDatabase
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ SETTLE: Final = timedelta(seconds=0.3)  # where pokes report the end of a pod, i
 ADAPTER_PREFIXES: Final = (KUBERNETES_PREFIX, FILER_PREFIX, *CLIENT_VARIABLES)
 
 
-T = TypeVar("T", bound=Cluster | Queue | TaskRepository)
+T = TypeVar("T", bound="Cluster | Queue | SqliteDatabase | MongoDatabase")
 
 
 class SystemClock:
@@ -108,12 +110,24 @@ class Bootstrap(ExitStack):
     @cached_property
     def repository(self) -> TaskRepository:
         if self.is_embedded:
-            from poiesis.repository.sqlite import SqliteTaskRepository
+            from poiesis.repository.sqlite.tasks import SqliteTaskRepository
 
-            return self._opened(SqliteTaskRepository(Path(self.settings.directory) / "tasks.sqlite"))
-        from poiesis.repository.mongo import MongoTaskRepository
+            return SqliteTaskRepository(self._sqlite)
+        from poiesis.repository.mongo.tasks import MongoTaskRepository
 
-        return self._opened(MongoTaskRepository(self.settings.mongo_uri, self.settings.mongo_database))
+        return MongoTaskRepository(self._mongo)
+
+    @cached_property
+    def _sqlite(self) -> SqliteDatabase:
+        from poiesis.repository.sqlite.database import SqliteDatabase
+
+        return self._opened(SqliteDatabase(Path(self.settings.directory) / "tasks.sqlite"))
+
+    @cached_property
+    def _mongo(self) -> MongoDatabase:
+        from poiesis.repository.mongo.connection import MongoDatabase
+
+        return self._opened(MongoDatabase(self.settings.mongo_uri, self.settings.mongo_database))
 
     @cached_property
     def celery(self) -> Celery:

@@ -51,8 +51,10 @@ from poiesis.domain.task import (
     View,
 )
 from poiesis.ports.repository import MAX_PAGE_BYTES, TaskFilter, TaskRepository
-from poiesis.repository.mongo import MongoTaskRepository
-from poiesis.repository.sqlite import SqliteTaskRepository
+from poiesis.repository.mongo.connection import MongoDatabase
+from poiesis.repository.mongo.tasks import MongoTaskRepository
+from poiesis.repository.sqlite.database import SqliteDatabase
+from poiesis.repository.sqlite.tasks import SqliteTaskRepository
 from poiesis.testing.repository import MemoryTaskRepository
 from tests.unit.repository.strategies import tasks
 
@@ -87,12 +89,14 @@ def store(request, tmp_path: Path):
     if request.param == "memory":
         made = Store(MemoryTaskRepository(), bounded=False)
     elif request.param == "sqlite":
-        sqlite = opening(lambda: SqliteTaskRepository(tmp_path / "tasks.sqlite", busy_timeout=timedelta(seconds=60)))
+        sqlite = opening(
+            lambda: SqliteTaskRepository(SqliteDatabase(tmp_path / "tasks.sqlite", busy_timeout=timedelta(seconds=60)))
+        )
         made = Store(sqlite(), sqlite)
     else:
         url, _, name = request.getfixturevalue("mongo_url").rpartition("/")
         minute = timedelta(seconds=60)
-        mongo = opening(lambda: MongoTaskRepository(url, name, timeout=minute, connect_timeout=minute))
+        mongo = opening(lambda: MongoTaskRepository(MongoDatabase(url, name, timeout=minute, connect_timeout=minute)))
         made = Store(mongo(), mongo)
     yield made
     made.repository.close()
@@ -828,11 +832,13 @@ def test_a_closed_store_is_unavailable(repository, call):
 
 def unreachable_mongo(tmp_path: Path, port: int) -> TaskRepository:
     return MongoTaskRepository(
-        f"mongodb://user:hunter2@127.0.0.1:{port}",
-        "poiesis",
-        timeout=timedelta(seconds=0.4),
-        server_selection_timeout=timedelta(seconds=0.3),
-        connect_timeout=timedelta(seconds=0.3),
+        MongoDatabase(
+            f"mongodb://user:hunter2@127.0.0.1:{port}",
+            "poiesis",
+            timeout=timedelta(seconds=0.4),
+            server_selection_timeout=timedelta(seconds=0.3),
+            connect_timeout=timedelta(seconds=0.3),
+        )
     )
 
 
@@ -843,12 +849,12 @@ def unavailable_memory(tmp_path: Path, port: int) -> TaskRepository:
 
 
 def deleted_sqlite(tmp_path: Path, port: int) -> TaskRepository:
-    repository = SqliteTaskRepository(tmp_path / "tasks.sqlite", busy_timeout=timedelta(seconds=0.3))
+    repository = SqliteTaskRepository(SqliteDatabase(tmp_path / "tasks.sqlite", busy_timeout=timedelta(seconds=0.3)))
     repository.close()
-    again = SqliteTaskRepository(tmp_path / "tasks.sqlite", busy_timeout=timedelta(seconds=0.3))
-    for db in again._pool:
+    again = SqliteTaskRepository(SqliteDatabase(tmp_path / "tasks.sqlite", busy_timeout=timedelta(seconds=0.3)))
+    for db in again._database._pool:
         db.close()
-    again._pool.clear()
+    again._database._pool.clear()
     for file in tmp_path.glob("tasks.sqlite*"):
         file.unlink()
     return again

@@ -15,7 +15,8 @@ from poiesis.queue.app import make_app
 from poiesis.queue.links import register
 from poiesis.queue.publisher import CeleryQueue
 from poiesis.queue.worker import run_worker
-from poiesis.repository.sqlite import SqliteTaskRepository
+from poiesis.repository.sqlite.database import SqliteDatabase
+from poiesis.repository.sqlite.tasks import SqliteTaskRepository
 from poiesis.services.orchestrator import Orchestrator
 from poiesis.testing.cluster import MemoryCluster
 from tests.unit.domain.samples import POLICY
@@ -41,7 +42,11 @@ def main(redis_url: str, database: str, marker: str, hold: str) -> int:
     cluster = HoldingCluster(clock)
     cluster.marker = Path(marker) if hold == "hold" else None
     app = make_app(redis_url)
-    register(app, Orchestrator(SqliteTaskRepository(Path(database)), cluster, clock, POLICY), CeleryQueue(app))
+    register(
+        app,
+        Orchestrator(SqliteTaskRepository(SqliteDatabase(Path(database))), cluster, clock, POLICY),
+        CeleryQueue(app),
+    )
     return run_worker(app, Role, threads=2, name="test")
 
 

@@ -17,7 +17,8 @@ from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.states import Stage
 from poiesis.queue.app import make_app
 from poiesis.queue.publisher import CeleryQueue
-from poiesis.repository.sqlite import SqliteTaskRepository
+from poiesis.repository.sqlite.database import SqliteDatabase
+from poiesis.repository.sqlite.tasks import SqliteTaskRepository
 from tests.servers import redis as server
 from tests.unit.domain.samples import FILES, ID, stored
 
@@ -60,7 +61,7 @@ def workers(tmp_path) -> Iterator[Callable[..., Worker]]:
 
 @pytest.fixture
 def repository(tmp_path) -> Iterator[SqliteTaskRepository]:
-    made = SqliteTaskRepository(tmp_path / "tasks.db")
+    made = SqliteTaskRepository(SqliteDatabase(tmp_path / "tasks.db"))
     made.add(stored(FILES, wake_at=datetime.now(UTC) - timedelta(seconds=1)))
     yield made
     made.close()

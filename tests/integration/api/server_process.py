@@ -142,7 +142,8 @@ def main() -> None:
     from poiesis.bootstrap import SystemClock
     from poiesis.config import ApiSettings, ServiceSettings, read
     from poiesis.domain.policy import Policy
-    from poiesis.repository.sqlite import SqliteTaskRepository
+    from poiesis.repository.sqlite.database import SqliteDatabase
+    from poiesis.repository.sqlite.tasks import SqliteTaskRepository
     from poiesis.roles.shutdown import end_within_after_signal
     from poiesis.services.tasks import TaskService
     from poiesis.testing.queue import RecordingQueue
@@ -155,7 +156,7 @@ def main() -> None:
 
     directory, grace = Path(sys.argv[1]), timedelta(seconds=float(sys.argv[2]))
     settings = read(ApiSettings, os.environ, "POIESIS_API__")
-    policy, repository = Policy(), SqliteTaskRepository(directory / "tasks.sqlite")
+    policy, repository = Policy(), SqliteTaskRepository(SqliteDatabase(directory / "tasks.sqlite"))
     tasks = Tasks(repository, RecordingQueue(), SystemClock(), policy)
     services = Services(tasks, policy, settings, ServiceSettings(), "", lambda: None)
     serve(create_app(services, on_start=partial(end_within_after_signal, grace)), settings, grace)

@@ -26,7 +26,7 @@ from poiesis.domain.task import (
     TaskSpec,
     Version,
 )
-from poiesis.repository import documents, mongo, sqlite
+from poiesis.repository import documents
 from poiesis.repository.documents import (
     MAX_BYTES,
     after_prefix,
@@ -42,6 +42,8 @@ from poiesis.repository.documents import (
     to_document,
     upgrade,
 )
+from poiesis.repository.mongo import tasks as mongo
+from poiesis.repository.sqlite import tasks as sqlite
 from tests.unit.repository.strategies import TEXTS, TIMES, tasks
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 1, tzinfo=UTC)

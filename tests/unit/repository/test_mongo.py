@@ -16,9 +16,11 @@ from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, Unk
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Input, Task, TaskId, TaskSpec, Version, View
 from poiesis.ports.repository import TaskFilter
-from poiesis.repository import mongo
 from poiesis.repository.documents import format_time, to_document
-from poiesis.repository.mongo import INDEXES, MongoTaskRepository, _query
+from poiesis.repository.mongo import connection
+from poiesis.repository.mongo import tasks as mongo
+from poiesis.repository.mongo.connection import MongoDatabase
+from poiesis.repository.mongo.tasks import INDEXES, MongoTaskRepository, _query
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 1, tzinfo=UTC)
 WAIT = timedelta(seconds=30)
@@ -27,7 +29,7 @@ WAIT = timedelta(seconds=30)
 @pytest.fixture
 def repository(mongo_url):
     url, _, name = mongo_url.rpartition("/")
-    made = MongoTaskRepository(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT)
+    made = MongoTaskRepository(MongoDatabase(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT))
     yield made
     made.close()
 
@@ -50,7 +52,7 @@ def a_task(task_id: str = "one") -> Task:
 )
 def test_a_uri_that_cannot_be_used_is_refused_without_showing_it(uri, database):
     with pytest.raises(ConfigurationError) as caught:
-        MongoTaskRepository(uri, database)
+        MongoTaskRepository(MongoDatabase(uri, database))
     shown = "".join(traceback.format_exception(caught.value))
     assert "hunter2" not in str(caught.value)
     assert caught.value.__cause__ is None
@@ -60,11 +62,13 @@ def test_a_uri_that_cannot_be_used_is_refused_without_showing_it(uri, database):
 
 def test_options_for_durability_and_time_outs_are_set():
     made = MongoTaskRepository(
-        "mongodb://host/?w=1&timeoutMS=99999&retryWrites=false&readConcernLevel=local",
-        "poiesis",
-        timeout=timedelta(seconds=7),
+        MongoDatabase(
+            "mongodb://host/?w=1&timeoutMS=99999&retryWrites=false&readConcernLevel=local",
+            "poiesis",
+            timeout=timedelta(seconds=7),
+        )
     )
-    options = made._client.options
+    options = made._database.client.options
     assert made._tasks.write_concern.document == {"w": "majority"}
     assert made._tasks.read_concern.level == "majority"
     assert options.timeout == 7
@@ -77,26 +81,28 @@ def test_options_for_durability_and_time_outs_are_set():
 
 def test_the_indexes_are_created_once_by_several_repositories(repository, mongo_url):
     repository.ready()
-    assert repository.wait_for_indexes(WAIT)
+    assert repository._database.wait_for_indexes(WAIT)
     names = {index.document["name"] for index in INDEXES}
     with MongoClient[dict[str, Any]](mongo_url) as client:
         assert set(client.get_default_database()["tasks"].index_information()) == {"_id_", *names}
     url, _, name = mongo_url.rpartition("/")
-    again = MongoTaskRepository(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT)
-    assert again.wait_for_indexes(WAIT)
+    again = MongoTaskRepository(MongoDatabase(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT))
+    assert again._database.wait_for_indexes(WAIT)
     again.close()
 
 
 def test_indexes_are_created_when_the_server_recovers(free_port, mongo_url, monkeypatch):
-    made = MongoTaskRepository(f"mongodb://127.0.0.1:{free_port}", "x", timeout=timedelta(seconds=0.2))
+    made = MongoTaskRepository(MongoDatabase(f"mongodb://127.0.0.1:{free_port}", "x", timeout=timedelta(seconds=0.2)))
     with pytest.raises(RepositoryUnavailable):
         made.ready()
     url, _, name = mongo_url.rpartition("/")
-    made._client.close()
-    made._client = MongoClient(url)
-    made._tasks = made._client[name]["tasks"]
+    made._database.client.close()
+    made._database.client = MongoClient(url)
+    made._database._database = made._database.client[name]
+    made._database._collections.clear()
+    made = MongoTaskRepository(made._database)
     deadline = time.monotonic() + 20
-    while not made.wait_for_indexes(timedelta(seconds=0.1)):
+    while not made._database.wait_for_indexes(timedelta(seconds=0.1)):
         made.ready()
         assert time.monotonic() < deadline
     made.close()
@@ -119,12 +125,12 @@ class Commands(monitoring.CommandListener):
 def test_a_save_is_one_round_trip_and_views_are_projected_in_the_store(mongo_url):
     url, _, name = mongo_url.rpartition("/")
     commands = Commands()
-    made = MongoTaskRepository(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT)
+    made = MongoTaskRepository(MongoDatabase(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT))
     made.add(a_task())
-    assert made.wait_for_indexes(WAIT)
-    made._client.close()
-    made._client = MongoClient(url, event_listeners=[commands], retryWrites=False)
-    made._tasks = made._client[name]["tasks"]
+    assert made._database.wait_for_indexes(WAIT)
+    made._database.client.close()
+    made._database.client = MongoClient(url, event_listeners=[commands], retryWrites=False)
+    made._tasks = made._database.client[name]["tasks"]
 
     assert made.save(a_task(), seen=Version(1))
     (update,) = commands.seen
@@ -199,7 +205,9 @@ def test_tasks_of_an_older_release_are_found_by_their_owner(mongo_url):
             old = {key: value for key, value in bson.decode(raw.raw).items() if key != "readers"}
             tasks.insert_one(old)
         tasks.create_index("owner", name="owner")
-        repository = MongoTaskRepository(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT)
+        repository = MongoTaskRepository(
+            MongoDatabase(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT)
+        )
 
         def check() -> None:
             for where in (TaskFilter(access=Access("ada", frozenset({"g"}))), TaskFilter(owner="ada")):
@@ -208,7 +216,7 @@ def test_tasks_of_an_older_release_are_found_by_their_owner(mongo_url):
             assert repository.get(TaskId("one"), access=Access("ada")).owner == "ada"
 
         check()
-        assert repository.wait_for_indexes(WAIT)
+        assert repository._database.wait_for_indexes(WAIT)
         check()
         assert {d["_id"]: d["readers"] for d in tasks.find()} == {"one": ["u:ada"], "two": ["u:bob"], "three": []}
         assert "owner" not in tasks.index_information()
@@ -217,11 +225,11 @@ def test_tasks_of_an_older_release_are_found_by_their_owner(mongo_url):
 
 def test_a_message_has_the_error_and_no_credentials():
     error = PyMongoError("mongodb://user:hunter2@host:1 failed, Timeout: 3s, Topology Description: <...>")
-    assert mongo._message(error) == "PyMongoError: mongodb://host:1 failed"
+    assert connection._message(error) == "PyMongoError: mongodb://host:1 failed"
 
 
 def test_the_cause_of_an_unavailable_store_is_chained(free_port):
-    made = MongoTaskRepository(f"mongodb://127.0.0.1:{free_port}", "x", timeout=timedelta(seconds=0.2))
+    made = MongoTaskRepository(MongoDatabase(f"mongodb://127.0.0.1:{free_port}", "x", timeout=timedelta(seconds=0.2)))
     with pytest.raises(RepositoryUnavailable, match=str(free_port)) as caught:
         made.ready()
     assert isinstance(caught.value.__cause__, PyMongoError)

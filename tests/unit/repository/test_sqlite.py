@@ -18,9 +18,11 @@ from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, Unk
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Executor, Input, Task, TaskId, TaskSpec, Version, View
 from poiesis.ports.repository import TaskFilter
-from poiesis.repository import sqlite
 from poiesis.repository.documents import to_document
-from poiesis.repository.sqlite import DUE_QUERY, MIGRATIONS, SqliteTaskRepository, _list_query, _planned
+from poiesis.repository.sqlite import database
+from poiesis.repository.sqlite import tasks as sqlite
+from poiesis.repository.sqlite.database import MIGRATIONS, SqliteDatabase
+from poiesis.repository.sqlite.tasks import DUE_QUERY, SqliteTaskRepository, _list_query, _planned
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 1, tzinfo=UTC)
 SPEC = TaskSpec(executors=(Executor("alpine", ("true",)),))
@@ -36,7 +38,7 @@ def file(tmp_path):
 
 @pytest.fixture
 def repository(file):
-    made = SqliteTaskRepository(file)
+    made = SqliteTaskRepository(SqliteDatabase(file))
     yield made
     made.close()
 
@@ -85,7 +87,7 @@ def test_a_list_scans_an_index_in_the_order_of_ids(repository, file, where, scan
 def test_nothing_is_read_of_a_task_that_the_user_may_not_see_but_its_row_and_readers(repository, file):
     repository.add(a_task("one", owner="ada", groups=("g",)))
     statements: list[str] = []
-    with repository._reading() as db:
+    with repository._database.reading() as db:
         db.execute("UPDATE documents SET core = 'damaged'")
         db.set_trace_callback(statements.append)
     for view in View:
@@ -115,7 +117,7 @@ def test_the_rarest_of_many_tags_is_scanned(repository):
     for i in range(5):
         spec = replace(SPEC, tags={"many": "x", **({"rare": "y"} if i == 2 else {})})
         repository.add(replace(a_task(str(i)), spec=spec))
-    with repository._reading() as db:
+    with repository._database.reading() as db:
         ordered, scan = _planned(db, TaskFilter(tags=(("many", "x"), ("rare", ""), ("none", ""))))
     assert ordered.tags == (("none", ""), ("rare", ""), ("many", "x")) and scan == "tag"
 
@@ -127,7 +129,7 @@ def test_the_rarer_of_tags_and_readers_is_scanned(repository, tag, groups, scan)
     for i in range(6):
         spec = replace(SPEC, tags={"many": "x", **({"rare": "y"} if i < 2 else {})})
         repository.add(replace(a_task(str(i)), spec=spec, owner="ada" if i == 5 else "bob", groups=("g",)))
-    with repository._reading() as db:
+    with repository._database.reading() as db:
         where = TaskFilter(tags=((tag, ""),), access=Access("ada", frozenset(groups)))
         assert _planned(db, where)[1] == scan
 
@@ -144,8 +146,9 @@ import itertools, sys, threading
 from datetime import UTC, datetime
 from poiesis.domain.naming import new_task_id
 from poiesis.domain.task import *
-from poiesis.repository.sqlite import SqliteTaskRepository
-repository = SqliteTaskRepository(sys.argv[1])
+from poiesis.repository.sqlite.database import SqliteDatabase
+from poiesis.repository.sqlite.tasks import SqliteTaskRepository
+repository = SqliteTaskRepository(SqliteDatabase(sys.argv[1]))
 def add():
     for i in itertools.count():
         now = datetime.now(UTC)
@@ -167,7 +170,7 @@ def test_a_killed_process_loses_nothing_that_it_reported(file, wanted):
         child.send_signal(signal.SIGKILL)
         reported += [line.strip() for line in child.stdout if line.endswith("\n")]
     assert len(reported) >= wanted
-    with closing(SqliteTaskRepository(file)) as repository:
+    with closing(SqliteTaskRepository(SqliteDatabase(file))) as repository:
         for task_id in reported:
             assert repository.get(TaskId(task_id)).version == 2
         tagged = TaskFilter(tags=(("k", "v"),))
@@ -177,7 +180,7 @@ def test_a_killed_process_loses_nothing_that_it_reported(file, wanted):
 
 
 def test_commits_are_synced(repository):
-    with repository._connection() as db:
+    with repository._database._connection() as db:
         assert db.execute("PRAGMA synchronous").fetchone() == (2,)
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
@@ -185,8 +188,9 @@ def test_commits_are_synced(repository):
 RACE = """
 import sys
 from dataclasses import replace
-from poiesis.repository.sqlite import SqliteTaskRepository
-repository = SqliteTaskRepository(sys.argv[1])
+from poiesis.repository.sqlite.database import SqliteDatabase
+from poiesis.repository.sqlite.tasks import SqliteTaskRepository
+repository = SqliteTaskRepository(SqliteDatabase(sys.argv[1]))
 sys.stdin.readline()
 done = 0
 while done < 30:
@@ -212,7 +216,7 @@ def test_processes_that_race_lose_no_increment(repository, file):
 
 def test_many_processes_can_open_a_new_file_concurrently(file):
     def opened(_: int) -> None:
-        SqliteTaskRepository(file).close()
+        SqliteTaskRepository(SqliteDatabase(file)).close()
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(opened, range(16)))
@@ -227,18 +231,18 @@ def test_only_its_user_can_read_the_file(repository, file):
 
 
 def test_a_file_of_a_newer_release_is_refused_untouched(file):
-    SqliteTaskRepository(file).close()
+    SqliteTaskRepository(SqliteDatabase(file)).close()
     with closing(sqlite3.connect(file)) as db:
         db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
     with pytest.raises(ConfigurationError, match="newer release"):
-        SqliteTaskRepository(file)
+        SqliteTaskRepository(SqliteDatabase(file))
     with closing(sqlite3.connect(file)) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 1,)
 
 
 def test_tasks_of_a_file_from_before_groups_are_found_by_their_owner(file, monkeypatch):
-    monkeypatch.setattr(sqlite, "MIGRATIONS", MIGRATIONS[:1])
-    SqliteTaskRepository(file).close()
+    monkeypatch.setattr(database, "MIGRATIONS", MIGRATIONS[:1])
+    SqliteTaskRepository(SqliteDatabase(file)).close()
     with closing(sqlite3.connect(file)) as db:
         for task_id, owner in (("one", "ada"), ("two", 'b"o\\b'), ("three", None)):
             head, core, bulk, *_ = sqlite._encode(to_document(a_task(task_id, owner=owner)))[0]
@@ -246,7 +250,7 @@ def test_tasks_of_a_file_from_before_groups_are_found_by_their_owner(file, monke
             db.execute("INSERT INTO documents VALUES (?, ?, ?)", (task_id, core, bulk))
         db.commit()
     monkeypatch.undo()
-    with closing(SqliteTaskRepository(file)) as repository:
+    with closing(SqliteTaskRepository(SqliteDatabase(file))) as repository:
         for owner, expected in (("ada", ["one"]), ('b"o\\b', ["two"]), ("eve", [])):
             for where in (TaskFilter(access=Access(owner)), TaskFilter(states=STATES | {State.QUEUED}, owner=owner)):
                 page = repository.list(where, limit=9, after=None, view=View.MINIMAL)
@@ -257,13 +261,13 @@ def test_tasks_of_a_file_from_before_groups_are_found_by_their_owner(file, monke
 
 
 def test_an_older_file_is_migrated_and_a_failed_step_leaves_it_as_it_was(file, monkeypatch):
-    with closing(SqliteTaskRepository(file)) as repository:
+    with closing(SqliteTaskRepository(SqliteDatabase(file))) as repository:
         repository.add(a_task("one"))
-    monkeypatch.setattr(sqlite, "MIGRATIONS", (*MIGRATIONS, ("ALTER TABLE tasks ADD COLUMN extra TEXT", "nonsense")))
+    monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, ("ALTER TABLE tasks ADD COLUMN extra TEXT", "nonsense")))
     with pytest.raises(RepositoryUnavailable, match="nonsense"):
-        SqliteTaskRepository(file)
-    monkeypatch.setattr(sqlite, "MIGRATIONS", (*MIGRATIONS, ("ALTER TABLE tasks ADD COLUMN extra TEXT",)))
-    with closing(SqliteTaskRepository(file)) as repository:
+        SqliteTaskRepository(SqliteDatabase(file))
+    monkeypatch.setattr(database, "MIGRATIONS", (*MIGRATIONS, ("ALTER TABLE tasks ADD COLUMN extra TEXT",)))
+    with closing(SqliteTaskRepository(SqliteDatabase(file))) as repository:
         assert repository.get(TaskId("one")).version == 1
     with closing(sqlite3.connect(file)) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS) + 1,)
@@ -274,14 +278,14 @@ def test_a_file_that_is_not_a_database_is_refused(file, content):
     file.parent.mkdir()
     file.write_bytes(content)
     with pytest.raises(RepositoryUnavailable, match=r"tasks\.sqlite"):
-        SqliteTaskRepository(file)
+        SqliteTaskRepository(SqliteDatabase(file))
     assert file.read_bytes() == content
 
 
 def test_a_directory_that_cannot_be_created_is_unavailable(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RepositoryUnavailable):
-        SqliteTaskRepository(tmp_path / "file" / "tasks.sqlite")
+        SqliteTaskRepository(SqliteDatabase(tmp_path / "file" / "tasks.sqlite"))
 
 
 def test_a_moved_file_is_not_ready(repository, file):
@@ -292,7 +296,10 @@ def test_a_moved_file_is_not_ready(repository, file):
 
 
 def test_another_process_that_holds_the_write_lock_is_waited_for_until_a_deadline(file):
-    with closing(SqliteTaskRepository(file, busy_timeout=SHORT)) as repository, closing(sqlite3.connect(file)) as db:
+    with (
+        closing(SqliteTaskRepository(SqliteDatabase(file, busy_timeout=SHORT))) as repository,
+        closing(sqlite3.connect(file)) as db,
+    ):
         repository.add(a_task("one"))
         db.execute("BEGIN IMMEDIATE")
         with pytest.raises(RepositoryUnavailable, match="locked"):
@@ -311,16 +318,16 @@ def test_a_failure_within_a_call_undoes_all_of_it(repository, file, monkeypatch)
 
 
 def test_connections_are_bounded_and_closed(file):
-    repository = SqliteTaskRepository(file)
+    repository = SqliteTaskRepository(SqliteDatabase(file))
     barrier = threading.Barrier(20)
 
     def read(_: int) -> None:
-        with repository._reading():
+        with repository._database.reading():
             barrier.wait()
 
     with ThreadPoolExecutor(20) as pool:
         list(pool.map(read, range(20)))
-    assert len(repository._pool) == sqlite.IDLE_CONNECTIONS
+    assert len(repository._database._pool) == database.IDLE_CONNECTIONS
     repository.close()
     held = [
         os.readlink(f"/proc/self/fd/{fd}")
@@ -333,7 +340,7 @@ def test_connections_are_bounded_and_closed(file):
 def test_a_connection_that_wrote_a_large_task_is_not_kept(repository):
     """It would keep the memory of the statement and its pages: 18 MB after a task of 8 MB."""
     repository.add(a_task("small"))
-    assert len(repository._pool) == 1
+    assert len(repository._database._pool) == 1
     large = (Input(path="/data/x", content="x" * (sqlite.LARGE_BYTES + 1)),)
     repository.add(replace(a_task("large"), spec=replace(SPEC, inputs=large)))
-    assert repository._pool == []
+    assert repository._database._pool == []

@@ -1,31 +1,21 @@
-"""Tasks in one SQLite file, for a service on one machine: no server, several processes, many threads.
+"""Tasks in SQLite.
 
 A task is a narrow row of `tasks` (everything that lists, resync and compare-and-set read, clustered by id) and a row of
 `documents` (the rest, in two parts: `core`, and `bulk`, which the view BASIC does not read). A MINIMAL list never
 touches a document. `tags` has a row for each token of a tag (`documents.tag_token`), in the order of ids, and
 `readers` one for each of who may see the task (`domain.access`).
-
-Each call is one transaction on a connection from a small pool. Writers of one process queue on a lock, because SQLite itself lets
-them poll; between processes the busy timeout applies. Connections do not survive a fork: build the repository in the
-process that uses it.
 """
 
 from __future__ import annotations
 
-import os
 import sqlite3
-import threading
-import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import replace
-from datetime import datetime, timedelta
-from itertools import chain
-from pathlib import Path
+from datetime import datetime
 from typing import Any, Final
 
 from poiesis.domain.access import Access, reader_tokens
-from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
+from poiesis.domain.errors import UnknownTask
 from poiesis.domain.states import Stage, State, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
 from poiesis.ports.repository import COUNT_LIMIT, Page, TaskFilter, take_page
@@ -41,71 +31,23 @@ from poiesis.repository.documents import (
     sources,
     tag_token,
 )
-
-MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
-    (
-        """CREATE TABLE tasks (
-            id TEXT NOT NULL PRIMARY KEY,
-            version INTEGER NOT NULL,
-            state TEXT NOT NULL,
-            wake_at TEXT,
-            due_stage TEXT, -- NULL: done
-            owner TEXT,
-            name TEXT,
-            tags TEXT NOT NULL -- JSON list of the tokens in table tags
-        ) WITHOUT ROWID""",
-        "CREATE TABLE documents (id TEXT NOT NULL PRIMARY KEY, core TEXT NOT NULL, bulk TEXT NOT NULL)",
-        "CREATE TABLE tags (token TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (token, id)) WITHOUT ROWID",
-        # an index of a table WITHOUT ROWID ends in its primary key: each of these is in the order of ids for one value
-        "CREATE INDEX tasks_by_state ON tasks (state)",
-        "CREATE INDEX tasks_by_owner ON tasks (owner)",
-        "CREATE INDEX tasks_by_owner_state ON tasks (owner, state)",
-        "CREATE INDEX tasks_by_name ON tasks (name)",
-        "CREATE INDEX tasks_due ON tasks (wake_at, id, due_stage) WHERE due_stage IS NOT NULL",
-    ),
-    (
-        "ALTER TABLE tasks ADD COLUMN readers TEXT NOT NULL DEFAULT '[]'",  # JSON list of the tokens in table readers
-        """CREATE TABLE readers (token TEXT NOT NULL, id TEXT NOT NULL, state TEXT NOT NULL, PRIMARY KEY (token, id))
-            WITHOUT ROWID""",
-        "CREATE INDEX readers_by_state ON readers (token, state)",
-        "UPDATE tasks SET readers = json_array('u:' || owner) WHERE owner IS NOT NULL",
-        "INSERT INTO readers (token, id, state) SELECT 'u:' || owner, id, state FROM tasks WHERE owner IS NOT NULL",
-        "DROP INDEX tasks_by_owner",
-        "DROP INDEX tasks_by_owner_state",
-    ),
-)
-"""Statements that take the file from version i to i + 1 (`PRAGMA user_version`)."""
+from poiesis.repository.sqlite.database import SqliteDatabase
 
 FEW_NAMES: Final = 1_000  # sorted in a millisecond or two
 FEW_ENTRIES: Final = 10_000  # no more are counted to find the rarest condition; half a millisecond
 MAX_READERS: Final = 50  # groups in one query: with several states each is as many scans, and SQLite merges up to 500
-IDLE_CONNECTIONS: Final = 8
 LARGE_BYTES: Final = 1024 * 1024  # a connection keeps about twice the bytes of what it wrote last
-WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 
 
 class SqliteTaskRepository:
-    """A `TaskRepository` in the file `path`, created with its directory if missing, readable only by its user.
+    """A `TaskRepository` in the tables `tasks`, `documents`, `tags` and `readers`."""
 
-    `busy_timeout`: how long a call waits for other writers before it raises RepositoryUnavailable.
-    Raises: ConfigurationError if a newer release created the file; RepositoryUnavailable if it cannot be opened.
-    """
-
-    def __init__(self, path: str | os.PathLike[str], *, busy_timeout: timedelta = timedelta(seconds=5)) -> None:
-        self._path = Path(path).absolute()
-        self._busy_s = busy_timeout.total_seconds()
-        self._pool: list[sqlite3.Connection] = []
-        self._pool_lock = threading.Lock()
-        self._write_lock = threading.Lock()
-        self._closed = False
-        with self._translated():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-            self._migrate()
+    def __init__(self, database: SqliteDatabase) -> None:
+        self._database = database
 
     def add(self, task: Task) -> None:
         head, core, bulk, tags, readers = encode_within_bounds(task, _encode)
-        with self._writing(is_large=len(bulk) > LARGE_BYTES) as db:
+        with self._database.writing(is_large=len(bulk) > LARGE_BYTES) as db:
             added = db.execute(
                 "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags, readers)"
                 " VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags, :readers) ON CONFLICT (id) DO NOTHING",
@@ -118,17 +60,17 @@ class SqliteTaskRepository:
             self._insert_tokens(db, task, tags, readers)
 
     def get(self, task_id: TaskId, view: View = View.FULL, *, access: Access | None = None) -> Task:
-        with self._reading() as db:
+        with self._database.reading() as db:
             return _decode(self._find(db, task_id, View.FULL if view is View.FULL else View.BASIC, access))
 
     def summary(self, task_id: TaskId, *, access: Access | None = None) -> TaskSummary:
-        with self._reading() as db:
+        with self._database.reading() as db:
             return _summary(self._find(db, task_id, View.MINIMAL, access))
 
     def save(self, task: Task, *, seen: Version) -> bool:
         head, core, bulk, tags, readers = encode_within_bounds(task, _encode)
         allowed = sources(task.state)
-        with self._writing(is_large=len(bulk) > LARGE_BYTES) as db:
+        with self._database.writing(is_large=len(bulk) > LARGE_BYTES) as db:
             row = db.execute("SELECT version, state, tags, readers FROM tasks WHERE id = ?", (task.id,)).fetchone()
             if row is None:
                 raise UnknownTask(task.id)
@@ -154,7 +96,7 @@ class SqliteTaskRepository:
             return True
 
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
-        with self._reading() as db:
+        with self._database.reading() as db:
             where, scan = _planned(db, where)
             found = self._page(db, where, scan, limit + 1, after)
             rows, has_more = found[:limit], len(found) > limit
@@ -165,22 +107,22 @@ class SqliteTaskRepository:
         return Page(tasks, next_after=tasks[-1].id if has_more else None)
 
     def due(self, now: datetime, *, limit: int) -> Sequence[tuple[TaskId, Stage]]:
-        with self._reading() as db:
+        with self._database.reading() as db:
             rows = db.execute(DUE_QUERY, (format_time(now), limit)).fetchall()
         return [(TaskId(task_id), Stage(stage)) for task_id, stage in rows]
 
     def postpone(self, task_ids: Collection[TaskId], *, until: datetime) -> None:
         moment = format_time(until)
-        with self._writing() as db:
+        with self._database.writing() as db:
             query = "UPDATE tasks SET wake_at = ?1 WHERE id = ?2 AND due_stage IS NOT NULL AND wake_at < ?1"
             db.executemany(query, [(moment, task_id) for task_id in task_ids])
 
     def count(self, where: TaskFilter, *, limit: int = COUNT_LIMIT) -> int:
-        with self._reading() as db:
+        with self._database.reading() as db:
             return len(self._page(db, *_planned(db, where), limit, None))
 
     def delete(self, task_id: TaskId) -> bool:
-        with self._writing() as db:
+        with self._database.writing() as db:
             query = "DELETE FROM tasks WHERE id = ? AND due_stage IS NULL RETURNING tags, readers"
             row = db.execute(query, (task_id,)).fetchone()
             if row is None:
@@ -190,18 +132,10 @@ class SqliteTaskRepository:
             return True
 
     def ready(self) -> None:
-        """Take and release the write lock, which detects a read-only disk, a damaged file, and one that was moved away."""
-        if not self._path.exists():  # open connections would still write, into a deleted file
-            raise RepositoryUnavailable(f"the task store {self._path.name} no longer exists")
-        with self._writing() as db:
-            db.execute("SELECT 1 FROM tasks LIMIT 1").fetchone()
+        self._database.ready()
 
     def close(self) -> None:
-        with self._pool_lock:
-            self._closed = True
-            idle, self._pool = self._pool, []
-        for db in idle:
-            db.close()
+        self._database.close()
 
     @staticmethod
     def _find(db: sqlite3.Connection, task_id: TaskId, view: View, access: Access | None) -> tuple[Any, ...]:
@@ -238,111 +172,11 @@ class SqliteTaskRepository:
         db.executemany("DELETE FROM tags WHERE token = ? AND id = ?", [(t, task_id) for t in decode_json(tags)])
         db.executemany("DELETE FROM readers WHERE token = ? AND id = ?", [(t, task_id) for t in decode_json(readers)])
 
-    def _migrate(self) -> None:
-        """In one transaction: processes that start at the same time take turns."""
-        with self._writing() as db:
-            version = db.execute("PRAGMA user_version").fetchone()[0]
-            if version > len(MIGRATIONS):
-                raise ConfigurationError(
-                    f"{self._path.name} was created by a newer release (version {version}, supported: up to "
-                    f"{len(MIGRATIONS)}): use that release, or another file"
-                )
-            for statement in chain.from_iterable(MIGRATIONS[version:]):
-                db.execute(statement)
-            db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-
-    @contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        """All statements of the block see one snapshot."""
-        with self._translated(), self._connection() as db:
-            db.execute("BEGIN")
-            try:
-                yield db
-            finally:
-                _roll_back(db)
-
-    @contextmanager
-    def _writing(self, *, is_large: bool = False) -> Iterator[sqlite3.Connection]:
-        """A transaction that holds the write lock from its beginning; committed unless the block raises."""
-        with self._translated():
-            if not self._write_lock.acquire(timeout=self._busy_s):
-                raise RepositoryUnavailable(f"the task store {self._path.name} is busy")
-            try:
-                with self._connection(keep=not is_large) as db:
-                    db.execute("BEGIN IMMEDIATE")
-                    try:
-                        yield db
-                        db.execute("COMMIT")
-                    finally:
-                        _roll_back(db)
-            finally:
-                self._write_lock.release()
-
-    @contextmanager
-    def _translated(self) -> Iterator[None]:
-        try:
-            yield
-        except (sqlite3.Error, OSError) as error:
-            raise RepositoryUnavailable(f"the task store {self._path.name} cannot be used: {error}") from error
-
-    @contextmanager
-    def _connection(self, *, keep: bool = True) -> Iterator[sqlite3.Connection]:
-        with self._pool_lock:
-            if self._closed:
-                raise RepositoryUnavailable("the task store is closed")
-            pooled = self._pool.pop() if self._pool else None
-        db = pooled or self._connect()
-        broken = False
-        try:
-            yield db
-        except sqlite3.Error:
-            broken = True  # it may be the cause
-            raise
-        finally:
-            with self._pool_lock:
-                keep = keep and not (broken or self._closed) and len(self._pool) < IDLE_CONNECTIONS
-                if keep:
-                    self._pool.append(db)
-            if not keep:
-                db.close()
-
-    def _connect(self) -> sqlite3.Connection:
-        # a connection serves one thread at a time, not always the same one, which SQLite allows (sqlite3.threadsafety)
-        uri = self._path.as_uri() + "?mode=rw"
-        db = sqlite3.connect(uri, uri=True, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
-        try:
-            self._switch_to_wal(db)
-            # FULL syncs the log at each commit. NORMAL would be enough when a process is killed, but after a power
-            # failure it may lose the last commits, and with them tasks whose ids were answered.
-            db.execute("PRAGMA synchronous = FULL")
-            db.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
-        except BaseException:
-            db.close()
-            raise
-        return db
-
-    def _switch_to_wal(self, db: sqlite3.Connection) -> None:
-        """Retry, because SQLite does not wait here, whatever the busy timeout. Does nothing to a file in WAL mode."""
-        deadline = time.monotonic() + self._busy_s
-        while True:
-            try:
-                db.execute("PRAGMA journal_mode = WAL")
-                return
-            except sqlite3.OperationalError:
-                if time.monotonic() >= deadline:
-                    raise
-                time.sleep(0.01)
-
 
 DUE_QUERY: Final = (
     "SELECT id, due_stage FROM tasks INDEXED BY tasks_due"
     " WHERE due_stage IS NOT NULL AND wake_at <= ? ORDER BY wake_at, id LIMIT ?"
 )
-
-
-def _roll_back(db: sqlite3.Connection) -> None:
-    if db.in_transaction:
-        db.execute("ROLLBACK")
 
 
 def _encode(document: Document) -> tuple[tuple[Document, str, str, Sequence[str], Sequence[str]], int]:

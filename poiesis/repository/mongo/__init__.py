@@ -1,0 +1,1 @@
+"""A MongoDB database: `connection` has the client and the indexes, each other module one collection."""

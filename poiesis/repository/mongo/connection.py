@@ -1,0 +1,160 @@
+"""A MongoDB database. Each other module of the package stores one kind of thing in a collection of its own.
+
+Only plain operations are used, no transactions and no change streams, so that other servers with MongoDB's protocol work
+too. Writes are acknowledged by a majority and reads are from a majority, so that no process acts on something whose last
+save a failover could undo.
+
+The constructor does not connect. The first operation starts a thread that creates missing indexes; that may take long on a
+large collection of an older release, which works without them, but slower.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Final
+
+import pymongo
+from bson.errors import BSONError
+from pymongo import IndexModel, MongoClient
+from pymongo.collection import Collection as MongoCollection
+from pymongo.errors import PyMongoError
+
+from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
+from poiesis.repository.documents import Document
+
+INDEX_TIMEOUT_S: Final = 6 * 3600  # the build of all indexes on a large collection
+
+
+@dataclass(frozen=True)
+class _Indexed:
+    collection: MongoCollection[Document]
+    indexes: Sequence[IndexModel]
+    retired: Sequence[str]
+    upgrade: Callable[[], None]
+
+
+class MongoDatabase:
+    """`timeout` is for each call as a whole, `server_selection_timeout` for finding a primary within it.
+    `connect_timeout` is for one connection and for each health check of the driver; a failed check aborts all running
+    calls, so if it is too short a busy server counts as unavailable.
+    Raises: ConfigurationError for an invalid URI.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        database: str,
+        *,
+        timeout: timedelta = timedelta(seconds=5),
+        server_selection_timeout: timedelta = timedelta(seconds=3),
+        connect_timeout: timedelta = timedelta(seconds=5),
+    ) -> None:
+        try:
+            self.client: MongoClient[Document] = MongoClient(
+                uri,
+                appname="poiesis",
+                connect=False,
+                timeoutMS=_milliseconds(timeout),
+                socketTimeoutMS=_milliseconds(timeout),
+                serverSelectionTimeoutMS=_milliseconds(server_selection_timeout),
+                connectTimeoutMS=_milliseconds(connect_timeout),
+                waitQueueTimeoutMS=_milliseconds(timeout),
+                w="majority",
+                readConcernLevel="majority",
+                readPreference="primary",
+            )
+            self._database = self.client[database]
+        except (PyMongoError, ValueError, TypeError) as error:
+            # not chained: messages about a malformed URI may quote parts of it, including passwords
+            raise ConfigurationError(
+                f"invalid MongoDB URI or database name ({type(error).__name__}): use mongodb://host:port and a plain name"
+            ) from None
+        self._collections: list[_Indexed] = []
+        self._indexing: threading.Thread | None = None
+        self._indexed = threading.Event()
+        self._closed = threading.Event()
+        self._lock = threading.Lock()
+
+    def collection(
+        self,
+        name: str,
+        indexes: Sequence[IndexModel],
+        *,
+        retired: Sequence[str] = (),
+        upgrade: Callable[[], None] = lambda: None,
+    ) -> MongoCollection[Document]:
+        """The collection `name`. Its missing indexes are created in the background, then `upgrade` is called there, and the indexes
+        `retired` of older releases are dropped."""
+        made = self._database[name]
+        self._collections.append(_Indexed(made, indexes, retired, upgrade))
+        self._indexed.clear()
+        return made
+
+    def wait_for_indexes(self, timeout: timedelta) -> bool:
+        """Whether the indexes exist; waits for them at most `timeout`."""
+        with self.available():
+            return self._indexed.wait(timeout.total_seconds())
+
+    def close(self) -> None:
+        self._closed.set()
+        self.client.close()
+
+    @contextmanager
+    def available(self) -> Iterator[None]:
+        """Around every operation. Raises: RepositoryUnavailable instead of the driver's errors."""
+        if self._closed.is_set():
+            raise RepositoryUnavailable("the task store is closed")
+        self._begin_indexes()
+        try:
+            yield
+        except (PyMongoError, BSONError) as error:
+            raise RepositoryUnavailable(f"the task store does not respond: {_message(error)}") from error
+
+    def _begin_indexes(self) -> None:
+        """Create missing indexes in a thread, unless that is done or in progress; after a failure it is tried again."""
+        if self._indexed.is_set():
+            return
+        with self._lock:
+            if self._indexing is None or not self._indexing.is_alive():
+                self._indexing = threading.Thread(target=self._make_indexes, name="mongo-indexes", daemon=True)
+                self._indexing.start()
+
+    def _make_indexes(self) -> None:
+        try:
+            self.client.admin.command("ping")  # within the usual timeout, where the build has a long one
+            wanted = tuple(self._collections)
+            with pymongo.timeout(INDEX_TIMEOUT_S):
+                for each in wanted:
+                    self._make_indexes_of(each)
+        except PyMongoError:
+            self._closed.wait(1.0)  # seconds; an operation with the same fault reports it, and a later one tries again
+            return
+        if len(wanted) == len(self._collections):
+            self._indexed.set()
+
+    @staticmethod
+    def _make_indexes_of(each: _Indexed) -> None:
+        # not all of them every time: some servers fail on an existing index
+        present = each.collection.index_information()
+        for index in each.indexes:
+            if index.document["name"] not in present:
+                each.collection.create_indexes([index])
+        each.upgrade()
+        for name in each.retired:
+            if name in present:
+                each.collection.drop_index(name)
+
+
+def _message(error: Exception) -> str:
+    """Class and beginning of the message of an error, without user names and passwords in URLs."""
+    text = re.sub(r"//[^/\s@]*@", "//", str(error)).split(", Timeout:")[0]  # then comes a dump of the topology
+    return f"{type(error).__name__}: {text[:200]}"
+
+
+def _milliseconds(duration: timedelta) -> int:
+    return round(duration.total_seconds() * 1000)

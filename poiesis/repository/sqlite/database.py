@@ -1,0 +1,192 @@
+"""One SQLite file, for a service on one machine: no server, several processes, many threads.
+
+Each block of `reading` or `writing` is one transaction on a connection from a small pool. Writers of one process queue on a lock, because
+SQLite itself lets them poll; between processes the busy timeout applies. Connections do not survive a fork: build the database in the
+process that uses it. Each other module of the package stores one kind of thing in tables of its own, which are created here.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import chain
+from pathlib import Path
+from typing import Final
+
+from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
+
+MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
+    (
+        """CREATE TABLE tasks (
+            id TEXT NOT NULL PRIMARY KEY,
+            version INTEGER NOT NULL,
+            state TEXT NOT NULL,
+            wake_at TEXT,
+            due_stage TEXT, -- NULL: done
+            owner TEXT,
+            name TEXT,
+            tags TEXT NOT NULL -- JSON list of the tokens in table tags
+        ) WITHOUT ROWID""",
+        "CREATE TABLE documents (id TEXT NOT NULL PRIMARY KEY, core TEXT NOT NULL, bulk TEXT NOT NULL)",
+        "CREATE TABLE tags (token TEXT NOT NULL, id TEXT NOT NULL, PRIMARY KEY (token, id)) WITHOUT ROWID",
+        # an index of a table WITHOUT ROWID ends in its primary key: each of these is in the order of ids for one value
+        "CREATE INDEX tasks_by_state ON tasks (state)",
+        "CREATE INDEX tasks_by_owner ON tasks (owner)",
+        "CREATE INDEX tasks_by_owner_state ON tasks (owner, state)",
+        "CREATE INDEX tasks_by_name ON tasks (name)",
+        "CREATE INDEX tasks_due ON tasks (wake_at, id, due_stage) WHERE due_stage IS NOT NULL",
+    ),
+    (
+        "ALTER TABLE tasks ADD COLUMN readers TEXT NOT NULL DEFAULT '[]'",  # JSON list of the tokens in table readers
+        """CREATE TABLE readers (token TEXT NOT NULL, id TEXT NOT NULL, state TEXT NOT NULL, PRIMARY KEY (token, id))
+            WITHOUT ROWID""",
+        "CREATE INDEX readers_by_state ON readers (token, state)",
+        "UPDATE tasks SET readers = json_array('u:' || owner) WHERE owner IS NOT NULL",
+        "INSERT INTO readers (token, id, state) SELECT 'u:' || owner, id, state FROM tasks WHERE owner IS NOT NULL",
+        "DROP INDEX tasks_by_owner",
+        "DROP INDEX tasks_by_owner_state",
+    ),
+)
+"""Statements that take the file from version i to i + 1 (`PRAGMA user_version`)."""
+
+IDLE_CONNECTIONS: Final = 8
+WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
+
+
+class SqliteDatabase:
+    """The file `path`, created with its directory if missing, readable only by its user.
+
+    `busy_timeout`: how long a call waits for other writers before it raises RepositoryUnavailable.
+    Raises: ConfigurationError if a newer release created the file; RepositoryUnavailable if it cannot be opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, busy_timeout: timedelta = timedelta(seconds=5)) -> None:
+        self._path = Path(path).absolute()
+        self._busy_s = busy_timeout.total_seconds()
+        self._pool: list[sqlite3.Connection] = []
+        self._pool_lock = threading.Lock()
+        self._write_lock = threading.Lock()
+        self._closed = False
+        with self._translated():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+            self._migrate()
+
+    def ready(self) -> None:
+        """Take and release the write lock, which detects a read-only disk, a damaged file, and one that was moved away."""
+        if not self._path.exists():  # open connections would still write, into a deleted file
+            raise RepositoryUnavailable(f"the task store {self._path.name} no longer exists")
+        with self.writing() as db:
+            db.execute("SELECT 1 FROM tasks LIMIT 1").fetchone()
+
+    def close(self) -> None:
+        with self._pool_lock:
+            self._closed = True
+            idle, self._pool = self._pool, []
+        for db in idle:
+            db.close()
+
+    def _migrate(self) -> None:
+        """In one transaction: processes that start at the same time take turns."""
+        with self.writing() as db:
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version > len(MIGRATIONS):
+                raise ConfigurationError(
+                    f"{self._path.name} was created by a newer release (version {version}, supported: up to "
+                    f"{len(MIGRATIONS)}): use that release, or another file"
+                )
+            for statement in chain.from_iterable(MIGRATIONS[version:]):
+                db.execute(statement)
+            db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """All statements of the block see one snapshot."""
+        with self._translated(), self._connection() as db:
+            db.execute("BEGIN")
+            try:
+                yield db
+            finally:
+                _roll_back(db)
+
+    @contextmanager
+    def writing(self, *, is_large: bool = False) -> Iterator[sqlite3.Connection]:
+        """A transaction that holds the write lock from its beginning; committed unless the block raises."""
+        with self._translated():
+            if not self._write_lock.acquire(timeout=self._busy_s):
+                raise RepositoryUnavailable(f"the task store {self._path.name} is busy")
+            try:
+                with self._connection(keep=not is_large) as db:
+                    db.execute("BEGIN IMMEDIATE")
+                    try:
+                        yield db
+                        db.execute("COMMIT")
+                    finally:
+                        _roll_back(db)
+            finally:
+                self._write_lock.release()
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise RepositoryUnavailable(f"the task store {self._path.name} cannot be used: {error}") from error
+
+    @contextmanager
+    def _connection(self, *, keep: bool = True) -> Iterator[sqlite3.Connection]:
+        with self._pool_lock:
+            if self._closed:
+                raise RepositoryUnavailable("the task store is closed")
+            pooled = self._pool.pop() if self._pool else None
+        db = pooled or self._connect()
+        broken = False
+        try:
+            yield db
+        except sqlite3.Error:
+            broken = True  # it may be the cause
+            raise
+        finally:
+            with self._pool_lock:
+                keep = keep and not (broken or self._closed) and len(self._pool) < IDLE_CONNECTIONS
+                if keep:
+                    self._pool.append(db)
+            if not keep:
+                db.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        # a connection serves one thread at a time, not always the same one, which SQLite allows (sqlite3.threadsafety)
+        uri = self._path.as_uri() + "?mode=rw"
+        db = sqlite3.connect(uri, uri=True, timeout=self._busy_s, isolation_level=None, check_same_thread=False)
+        try:
+            self._switch_to_wal(db)
+            # FULL syncs the log at each commit. NORMAL would be enough when a process is killed, but after a power
+            # failure it may lose the last commits, and with them tasks whose ids were answered.
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute(f"PRAGMA journal_size_limit = {WAL_LIMIT_BYTES}")
+        except BaseException:
+            db.close()
+            raise
+        return db
+
+    def _switch_to_wal(self, db: sqlite3.Connection) -> None:
+        """Retry, because SQLite does not wait here, whatever the busy timeout. Does nothing to a file in WAL mode."""
+        deadline = time.monotonic() + self._busy_s
+        while True:
+            try:
+                db.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(0.01)
+
+
+def _roll_back(db: sqlite3.Connection) -> None:
+    if db.in_transaction:
+        db.execute("ROLLBACK")
