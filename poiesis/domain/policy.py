@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Final
 
-GIGABYTE = 10**9
-NO_SETTING: Final[Mapping[str, bool]] = {"setting": False}  # `bootstrap` sets what the adapters support
+from poiesis.domain.quotas import GIGABYTE, NO_SETTING, AdmissionRules
+
+__all__ = ["GIGABYTE", "NO_SETTING", "Limits", "Policy"]
 
 
 def _never(urls: Iterable[str]) -> bool:
@@ -60,6 +60,9 @@ class Policy:
     queues: Mapping[str, tuple[str, ...]] = field(default_factory=dict, metadata=NO_SETTING)
     """Kueue's local queues that tasks may name, by user, `group:NAME`, or `*` for everyone."""
 
+    admission: AdmissionRules = field(default_factory=AdmissionRules, metadata=NO_SETTING)
+    """Quotas, and who goes first when they are full."""
+
     exposes_credentials: Callable[[Iterable[str]], bool] = field(default=_never, metadata=NO_SETTING, compare=False)
     """Whether transfers to any of these URLs send credentials unencrypted although the site does not allow it beside a task's commands."""
 
@@ -91,8 +94,13 @@ class Policy:
     retry_delay: timedelta = timedelta(seconds=2)
     """Delay before the second attempt; doubles with each further attempt, up to five minutes."""
 
+    on_demand_after: int | None = None
+    """After how many attempts lost on preemptible nodes a preemptible task falls back to other nodes. None: never."""
+
     schedule_deadline: timedelta = timedelta(hours=24)
-    """How long a pod may wait to be scheduled to a node."""
+    """How long a pod may wait to be scheduled to a node, unless the nodes that it could run on are only busy: then it waits for them."""
+    no_node_deadline: timedelta = timedelta(minutes=15)
+    """The same where no node of the cluster could run the pod even if it was empty. Longer than an autoscaler takes to add a node."""
     start_deadline: timedelta = timedelta(hours=1)
     """How long a scheduled pod may take to start all containers, including image pulls without errors."""
     image_deadline: timedelta = timedelta(seconds=60)

@@ -1,0 +1,322 @@
+"""Which queued task starts next: caps that are never passed, and shares by dominant resource (docs/adr/0014).
+
+Pure: the `Ledger` is told what is in flight and what time it is, and `decide` picks from the first tasks of each queue. Every user has one
+queue for each service class, in the order of task ids. The queue whose user has the lowest share comes first:
+
+    share   the largest part of a site's cap, over all dimensions, of what the user's tasks hold, averaged with what they have held
+            (an average over time that halves with each half-life), and with the task in question added
+    weight  the user's, times the class's, times 1 + (time since the queue was last served) / aging
+    key     share / weight
+
+A task that does not fit is passed over; smaller ones start before it for `reserve_after` at most. Then it has a reservation: where it does
+not fit (in the site, its class, its group or its user's quota), others are admitted only if they leave what it needs. Reservations
+are in the order of waiting, and one waits only for older ones, so that they cannot block each other.
+
+A decision costs the logarithm of the number of queues; it looks at `Queue.heads` only, never at what waits behind them.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final, NamedTuple
+
+from poiesis.domain.quotas import NO_CAPS, AdmissionRules, Amount, Caps, Claim
+from poiesis.domain.task import TaskId
+
+MAX_RESERVATIONS: Final = 16
+NEGLIGIBLE: Final = 1e-3  # of a unit: past usage below it is forgotten
+
+
+class Pool(NamedTuple):
+    """Something with a quota: `kind` is site, class, group or user."""
+
+    kind: str
+    name: str
+
+
+SITE: Final = Pool("site", "")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    id: TaskId
+    attempt: int
+    claim: Claim
+    since: datetime
+
+
+class QueueKey(NamedTuple):
+    user: str
+    service_class: str
+
+
+@dataclass
+class Queue:
+    """The first tasks of one queue, oldest first. `served_at`: when its last task was admitted."""
+
+    key: QueueKey
+    heads: list[Candidate]
+    served_at: datetime | None = None
+
+
+@dataclass
+class Account:
+    """What a user's tasks hold, and the average of what they have held, as of `at`."""
+
+    held: Amount
+    used: tuple[float, ...]
+    at: datetime
+
+
+class Ledger:
+    """What is in flight, by task, and in sum for each pool. Not thread-safe."""
+
+    def __init__(self, rules: AdmissionRules, sums: Mapping[Pool, Amount] | None = None) -> None:
+        self.rules = rules
+        self.held: dict[TaskId, Claim] = {}
+        self.blocked: dict[TaskId, datetime] = {}  # since when a first task of a queue has not fitted
+        self.accounts: dict[str, Account] = {}
+        self.sums: dict[Pool, Amount] = dict(sums or {})
+        self._caps: dict[Pool, Caps] = {}
+
+    def hold(self, task_id: TaskId, claim: Claim, now: datetime) -> None:
+        if task_id in self.held:
+            return
+        self.held[task_id] = claim
+        self.blocked.pop(task_id, None)
+        for pool in self.pools(claim):
+            self.sums[pool] = self.sum(pool).plus(claim.amount)
+        account = self._account(claim.user, now)
+        account.held = account.held.plus(claim.amount)
+
+    def release(self, task_id: TaskId, now: datetime) -> bool:
+        """False: the task holds nothing."""
+        claim = self.held.pop(task_id, None)
+        if claim is None:
+            return False
+        for pool in self.pools(claim):
+            self.sums[pool] = self.sum(pool).minus(claim.amount)
+        account = self._account(claim.user, now)
+        account.held = account.held.minus(claim.amount)
+        return True
+
+    def sum(self, pool: Pool) -> Amount:
+        return self.sums.get(pool, Amount())
+
+    def caps(self, pool: Pool) -> Caps:
+        found = self._caps.get(pool)
+        if found is None:
+            rules = self.rules
+            of = {"user": rules.user_caps, "group": rules.group_caps, "class": rules.class_caps}
+            found = self._caps[pool] = rules.site.caps if pool == SITE else of[pool.kind](pool.name)
+        return found
+
+    def forget_idle(self, now: datetime) -> None:
+        """Drop accounts and sums that hold nothing and no longer count."""
+        for user in list(self.accounts):
+            account = self._account(user, now)
+            if account.held == Amount() and max(account.used) < NEGLIGIBLE:
+                del self.accounts[user]
+        self.sums = {pool: amount for pool, amount in self.sums.items() if amount != Amount()}
+        self._caps.clear()
+
+    def is_full(self) -> bool:
+        """Whether not even a task that asks for nothing fits."""
+        most = self.caps(SITE)[0]
+        return most is not None and self.sum(SITE).tasks >= most
+
+    def share(self, claim: Claim, now: datetime) -> float:
+        """The user's share of the site with this task added, not weighted."""
+        account = self._account(claim.user, now)
+        caps = self.caps(SITE)
+        if caps == NO_CAPS:
+            caps = (1, None, None, None, None)  # then the number of tasks is what is shared
+        counts_past = bool(self.rules.half_life)
+        share = 0.0
+        for held, used, more, cap in zip(account.held, account.used, claim.amount, caps, strict=True):
+            if cap is not None:
+                share = max(share, ((held + used) / 2 if counts_past else held) / max(cap, 1) + more / max(cap, 1))
+        return share
+
+    def misfit(self, claim: Claim) -> Iterator[tuple[Pool, int]]:
+        """Every pool and dimension in which the claim does not fit now."""
+        for pool in self.pools(claim):
+            for dimension, (held, more, cap) in enumerate(
+                zip(self.sum(pool), claim.amount, self.caps(pool), strict=True)
+            ):
+                if cap is not None and more and held + more > cap:
+                    yield pool, dimension
+
+    def caps_of(self, claim: Claim, dimension: int) -> list[int]:
+        return [cap for pool in self.pools(claim) if (cap := self.caps(pool)[dimension]) is not None]
+
+    def never_fits(self, claim: Claim) -> str | None:
+        """Why the claim is larger than a quota; None: it is not."""
+        for pool in self.pools(claim):
+            for dimension, (more, cap) in enumerate(zip(claim.amount, self.caps(pool), strict=True)):
+                if cap is not None and more > cap:
+                    most = _quantity(dimension, cap)
+                    return f"asks for {_quantity(dimension, more)}, but the limit of {_owner(pool)} is {most}"
+        return None
+
+    def pools(self, claim: Claim) -> Iterable[Pool]:
+        yield Pool("user", claim.user)
+        for group in claim.groups:
+            yield Pool("group", group)
+        yield Pool("class", claim.service_class)
+        yield SITE
+
+    def _account(self, user: str, now: datetime) -> Account:
+        account = self.accounts.get(user)
+        if account is None:
+            account = self.accounts[user] = Account(Amount(), (0.0,) * len(Amount()), now)
+        elif now > account.at:
+            half_life = self.rules.half_life
+            kept = 0.5 ** ((now - account.at) / half_life) if half_life else 0.0
+            account.used = tuple(h + (u - h) * kept for h, u in zip(account.held, account.used, strict=True))
+            account.at = now
+        return account
+
+
+@dataclass
+class _Reservations:
+    """By pool: the place in the order of waiting, and the claim that is waited for."""
+
+    ledger: Ledger
+    of: dict[Pool, tuple[int, Claim]] = field(default_factory=dict)
+
+    def allow(self, claim: Claim, place: int) -> bool:
+        """Whether what is left in each pool is enough for those that have waited longer."""
+        for pool in self.ledger.pools(claim):
+            reserved = self.of.get(pool)
+            if reserved is None or reserved[0] >= place:
+                continue
+            sums, caps = self.ledger.sum(pool), self.ledger.caps(pool)
+            for held, more, wanted, cap in zip(sums, claim.amount, reserved[1].amount, caps, strict=True):
+                if cap is not None and more and wanted and held + more + wanted > cap:
+                    return False
+        return True
+
+    def add(self, claim: Claim, place: int) -> None:
+        for pool, _ in self.ledger.misfit(claim):
+            self.of.setdefault(pool, (place, claim))
+
+
+def decide(ledger: Ledger, queues: Sequence[Queue], now: datetime, *, limit: int) -> list[Candidate]:
+    """Return up to `limit` tasks to admit, in order: they are held in the ledger afterwards and gone from their queue's heads."""
+    admitted: list[Candidate] = []
+    reserved = _reserve(ledger, queues, now, admitted, limit)
+    heap: list[tuple[float, datetime, int]] = []
+    for index in range(len(queues)):
+        _push(heap, ledger, queues, index, 0, now)
+    passed = [0] * len(
+        queues
+    )  # heads of each queue that have been looked at: what did not fit does not fit later either
+    refused: list[set[tuple[Amount, tuple[str, ...]]]] = [set() for _ in queues]
+    while heap and len(admitted) < limit:
+        _, _, index = heapq.heappop(heap)
+        queue = queues[index]
+        while passed[index] < len(queue.heads):
+            candidate = queue.heads[passed[index]]
+            demand = (candidate.claim.amount, candidate.claim.groups)
+            if demand not in refused[index] and _fits(ledger, candidate.claim, reserved, MAX_RESERVATIONS):
+                admitted.append(_admit(ledger, queue, passed[index], now))
+                _push(heap, ledger, queues, index, passed[index], now)
+                break
+            if passed[index] == 0:
+                ledger.blocked.setdefault(candidate.id, now)
+            refused[index].add(demand)
+            passed[index] += 1
+    waiting = {queue.heads[0].id for queue in queues if queue.heads}
+    ledger.blocked = {task_id: since for task_id, since in ledger.blocked.items() if task_id in waiting}
+    return admitted
+
+
+def _reserve(
+    ledger: Ledger, queues: Sequence[Queue], now: datetime, admitted: list[Candidate], limit: int
+) -> _Reservations:
+    """Admit or reserve for the first tasks that have not fitted for too long, longest first."""
+    reserved = _Reservations(ledger)
+    late = []
+    for queue in queues:
+        since = ledger.blocked.get(queue.heads[0].id) if queue.heads else None
+        if since is not None and now - since >= ledger.rules.reserve_after:
+            late.append((since, queue.heads[0].id, queue))
+    for place, (_, _, queue) in enumerate(heapq.nsmallest(MAX_RESERVATIONS, late, key=lambda item: item[:2])):
+        claim = queue.heads[0].claim
+        if len(admitted) < limit and _fits(ledger, claim, reserved, place):
+            admitted.append(_admit(ledger, queue, 0, now))
+        else:
+            reserved.add(claim, place)
+    return reserved
+
+
+def _fits(ledger: Ledger, claim: Claim, reserved: _Reservations, place: int) -> bool:
+    return next(ledger.misfit(claim), None) is None and reserved.allow(claim, place)
+
+
+def _admit(ledger: Ledger, queue: Queue, index: int, now: datetime) -> Candidate:
+    candidate = queue.heads.pop(index)
+    ledger.hold(candidate.id, candidate.claim, now)
+    queue.served_at = now
+    return candidate
+
+
+def _push(
+    heap: list[tuple[float, datetime, int]],
+    ledger: Ledger,
+    queues: Sequence[Queue],
+    index: int,
+    next_head: int,
+    now: datetime,
+) -> None:
+    queue = queues[index]
+    if next_head >= len(queue.heads):
+        return
+    candidate = queue.heads[next_head]
+    claim, rules = candidate.claim, ledger.rules
+    since = max(queue.served_at or candidate.since, candidate.since)
+    waited = max((now - since) / rules.aging, 0.0) if rules.aging else 0.0
+    weight = rules.weight(claim.user, claim.groups) * rules.class_weight(claim.service_class) * (1 + waited)
+    heapq.heappush(heap, (ledger.share(claim, now) / weight, candidate.since, index))
+
+
+# ── in words ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def why(ledger: Ledger, claim: Claim) -> str:
+    """Why a task is waiting, in words for its user."""
+    found = next(ledger.misfit(claim), None)
+    if found is None:
+        return "waiting for its turn"
+    pool, dimension = found
+    cap, held, more = ledger.caps(pool)[dimension], ledger.sum(pool)[dimension], claim.amount[dimension]
+    assert cap is not None
+    has = {"user": "you have", "group": f"the group {pool.name} has", "class": f"the class {pool.name} has"}.get(
+        pool.kind, "the site has"
+    )
+    if dimension == 0:
+        return f"{has} {held} of {cap} tasks running"
+    taken = "all taken" if held >= cap else f"{_quantity(dimension, cap - held)} free"
+    return f"waiting for {_quantity(dimension, more)}; {has} {_quantity(dimension, cap)}, {taken}"
+
+
+def _owner(pool: Pool) -> str:
+    return {"site": "this service", "user": "each user"}.get(pool.kind, f"the {pool.kind} {pool.name}")
+
+
+def _quantity(dimension: int, value: int) -> str:
+    if dimension == 1:
+        return f"{value / 1000:g} CPU core{'' if value == 1000 else 's'}"
+    if dimension == 2:
+        return f"{value / 1e9:g} GB of memory"
+    name = ("task", "", "", "GPU", "volume")[dimension]
+    return f"{value} {name}{'' if value == 1 else 's'}"
+
+
+def ordinal(number: int) -> str:
+    suffix = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{suffix}"
