@@ -25,6 +25,7 @@ _CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s\"]+@")
 
 TASKS_CREATED = Counter("poiesis_tasks_created_total", "Tasks accepted by this process.")
 TASKS_ENDED = Counter("poiesis_tasks_ended_total", "Tasks that ended in this process.", ["state"])
+TASKS_ADMITTED = Counter("poiesis_tasks_admitted_total", "Tasks that this process has let start within the quotas.")
 LINK_SECONDS = Histogram("poiesis_link_duration_seconds", "Duration of a link.", ["link"])
 LINK_FAILURES = Counter("poiesis_link_failures_total", "Failed links.", ["link"])
 POKES = Counter("poiesis_pokes_total", "Pokes received from containers.", ["result"])

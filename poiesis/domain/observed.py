@@ -61,12 +61,19 @@ class Container:
     record: Record | None = None
 
 
+class Room(StrEnum):
+    """Of a pod that is not scheduled: why no node takes it. Absent: not known."""
+
+    BUSY = "busy"  # a node that could run it has no room now
+    NO_NODE = "no_node"  # no node could run it even if it was empty
+
+
 @dataclass(frozen=True)
 class Pod:
     """A pod, or its counterpart on a single machine.
 
     `lost`: why the infrastructure removed it, in CamelCase (evicted, preempted, node lost, deleted by another process). `waiting`: why
-    it is not scheduled yet (`Unschedulable: 0/3 nodes …`). `ended`: none of its containers runs or will run.
+    it is not scheduled yet (`Unschedulable: 0/3 nodes …`), and `room` what that means. `ended`: none of its containers runs or will run.
     """
 
     name: str
@@ -74,8 +81,10 @@ class Pod:
     part: str  # "task" in the single layout; "tif", "executors", "tof", "tof-2" in the staged one
     created_at: datetime | None = None
     scheduled: bool = False
+    scheduled_at: datetime | None = None
     node: str | None = None
     waiting: str | None = None
+    room: Room | None = None
     lost: str | None = None
     message: str | None = None
     deleting: bool = False

@@ -27,6 +27,7 @@ from poiesis.domain.parameters import gpu_count, time_limit
 from poiesis.domain.paths import PathSet, is_within, parent, without_slash
 from poiesis.domain.policy import GIGABYTE, Policy
 from poiesis.domain.report import ROOT
+from poiesis.domain.states import Stage
 from poiesis.domain.task import FileType, Input, Output, Resources, TaskSpec
 
 IMAGE_DIRECTORIES: Final = frozenset(
@@ -116,6 +117,17 @@ class Plan:
 
     def pod(self, part: str | None) -> PodPlan | None:
         return next((p for p in self.pods if p.part == part), None)
+
+
+def first_stages(plan: Plan) -> tuple[Stage, ...]:
+    """The stages of a new task that have effects, up to the first pod: what runs without waiting for anything."""
+    waits_for_tif = plan.layout is Layout.STAGED and plan.pod(TIF) is not None
+    has_effects = {
+        Stage.PREPARE: plan.volume_bytes is not None,
+        Stage.STAGE_IN: plan.has_filers,
+        Stage.LAUNCH: not waits_for_tif,
+    }
+    return tuple(stage for stage, has in has_effects.items() if has)
 
 
 def declares_directory(item: Input | Output) -> bool:

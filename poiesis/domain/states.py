@@ -36,6 +36,7 @@ class State(StrEnum):
 class Stage(StrEnum):
     """What has to happen next, in order. `ROLE_OF` has the role of each."""
 
+    ADMIT = "admit"  # the leading monitor: wait for room in the site's quotas; only where there are any
     PREPARE = "prepare"  # torc: the task's volume
     STAGE_IN = "stage_in"  # tif: the filers' document; in the staged layout the TIF pod
     LAUNCH = "launch"  # texam: the pod
@@ -59,6 +60,7 @@ class Role(StrEnum):
 
 
 ROLE_OF: Final[Mapping[Stage, Role]] = {
+    Stage.ADMIT: Role.TORC,
     Stage.PREPARE: Role.TORC,
     Stage.STAGE_IN: Role.TIF,
     Stage.LAUNCH: Role.TEXAM,

@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import NewType
 
 from poiesis.domain.patterns import PathPattern
+from poiesis.domain.quotas import Claim
 from poiesis.domain.states import Stage, State
 
 TaskId = NewType("TaskId", str)
@@ -173,7 +174,9 @@ class Task:
     set once planned, so that all stages of an attempt agree. `part` is the launched pod that the task waits for. `waiting` is the
     reason for no progress, as a sentence, `waiting_since` since when. `memory_scale` multiplies `ram_gb` after out-of-memory retries.
     `uploads` counts the uploads that this attempt has started, from 1. `launching_at` is when a process claimed the right to create the
-    next pod.
+    next pod. `claim` is what the task holds of the site's quotas, from its admission until its state is final; None: it does not wait for
+    admission. `preemptions` counts attempts that were lost with their node on preemptible capacity; with `on_demand` the task no longer
+    uses it. `most_ram_gb` bounds what out-of-memory retries ask for.
     """
 
     id: TaskId
@@ -196,6 +199,10 @@ class Task:
     memory_scale: int = 1
     uploads: int = 1
     launching_at: datetime | None = None
+    claim: Claim | None = None
+    preemptions: int = 0
+    on_demand: bool = False
+    most_ram_gb: float | None = None
     outcome: Outcome | None = None
     log: TaskLog = field(default_factory=TaskLog)
 
@@ -205,9 +212,17 @@ class Task:
 
     @property
     def ram_gb(self) -> float | None:
-        """The request of this attempt; None: no request."""
+        """The request of this attempt, never less than that of the first; None: no request."""
         asked = self.spec.resources.ram_gb if self.spec.resources else None
-        return None if asked is None else asked * self.memory_scale
+        if asked is None or self.memory_scale == 1:
+            return asked
+        scaled = asked * self.memory_scale
+        return scaled if self.most_ram_gb is None else max(asked, min(scaled, self.most_ram_gb))
+
+    @property
+    def is_preemptible(self) -> bool:
+        """Whether this attempt runs on preemptible capacity."""
+        return bool(self.spec.resources and self.spec.resources.preemptible) and not self.on_demand
 
     @property
     def poke_nonce(self) -> str:

@@ -17,6 +17,7 @@ from kombu import Queue as KombuQueue
 from poiesis.domain.states import Role, Stage
 
 LINK_OF: Final[Mapping[Stage, str]] = {
+    Stage.ADMIT: "torc.prepare",
     Stage.PREPARE: "torc.prepare",
     Stage.STAGE_IN: "tif.stage_in",
     Stage.LAUNCH: "texam.launch",

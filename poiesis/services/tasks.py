@@ -18,8 +18,7 @@ from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.entitlements import check_entitlements
 from poiesis.domain.errors import Forbidden, QueueUnavailable, RepositoryUnavailable, UnknownTask
 from poiesis.domain.naming import is_task_id, new_task_id
-from poiesis.domain.observed import TIF
-from poiesis.domain.plan import Layout, Plan
+from poiesis.domain.plan import first_stages
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Task, TaskId, TaskLog, TaskSpec, TaskSummary, View
@@ -35,17 +34,6 @@ FIRST_WAKE_UP: Final = timedelta(seconds=20)  # resync publishes again a task th
 MAX_RACES: Final = 20
 TAIL_EVERY: Final = timedelta(seconds=2)  # how often readers of one task cause its live output to be read
 _MAX_TAILS: Final = 10_000
-
-
-def first_stages(plan: Plan) -> tuple[Stage, ...]:
-    """The stages of a new task that have effects, up to the first pod: what runs without waiting for anything."""
-    waits_for_tif = plan.layout is Layout.STAGED and plan.pod(TIF) is not None
-    has_effects = {
-        Stage.PREPARE: plan.volume_bytes is not None,
-        Stage.STAGE_IN: plan.has_filers,
-        Stage.LAUNCH: not waits_for_tif,
-    }
-    return tuple(stage for stage, has in has_effects.items() if has)
 
 
 def _checked(task_id: str) -> TaskId:

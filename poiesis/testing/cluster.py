@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from poiesis.domain.errors import ClusterUnavailable
 from poiesis.domain.naming import object_name
-from poiesis.domain.observed import Container, Observed, Phase, Pod, Record
+from poiesis.domain.observed import Container, Observed, Phase, Pod, Record, Room
 from poiesis.domain.plan import Plan, PodPlan
 from poiesis.domain.report import FilerReport
 from poiesis.domain.task import Task, TaskId
@@ -148,12 +148,17 @@ class MemoryCluster:
         with self._lock:
             return self._of(task_id).is_empty
 
-    def hold(self, task_id: str, part: str, why: str) -> None:
+    def hold(self, task_id: str, part: str, why: str, room: Room | None = None) -> None:
         """No node can take the pod: `Unschedulable: 0/3 nodes are available`."""
-        self._change(task_id, part, lambda pod: replace(pod, waiting=why))
+        self._change(task_id, part, lambda pod: replace(pod, waiting=why, room=room))
 
     def schedule(self, task_id: str, part: str, node: str = "node-1") -> None:
-        self._change(task_id, part, lambda pod: replace(pod, scheduled=True, waiting=None, node=node))
+        now = self._clock.now()
+        self._change(
+            task_id,
+            part,
+            lambda pod: replace(pod, scheduled=True, scheduled_at=now, waiting=None, room=None, node=node),
+        )
 
     def stick(self, task_id: str, part: str, container: str, reason: str, message: str | None = None) -> None:
         """A container does not start: `ErrImagePull`, `CreateContainerConfigError`, or `ContainerCreating` for the ordinary wait."""

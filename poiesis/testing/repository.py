@@ -87,6 +87,10 @@ class MemoryTaskRepository:
             del self._tasks[task_id]
             return True
 
+    def snapshot(self) -> tuple[Task, ...]:
+        with self._available():
+            return tuple(self._tasks.values())
+
     def ready(self) -> None:
         with self._available():
             return

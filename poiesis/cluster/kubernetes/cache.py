@@ -57,6 +57,7 @@ class PodView:
     disruption_message: str | None
     deleting: bool
     containers: tuple[ContainerView, ...]
+    scheduled_at: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,7 @@ def project_pod(document: Mapping[str, Any]) -> PodView | None:
         disruption_message=_text(disruption.get("message")) if is_disrupted else None,
         deleting="deletionTimestamp" in metadata,
         containers=tuple(_container(name, statuses.get(name) or {}) for name in declared),
+        scheduled_at=scheduled.get("lastTransitionTime") if scheduled.get("status") == "True" else None,
     )
 
 

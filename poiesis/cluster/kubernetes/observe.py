@@ -21,6 +21,7 @@ from typing import Final
 
 from poiesis.cluster.kubernetes.cache import ContainerView, PodView
 from poiesis.cluster.kubernetes.pods import COPY_LAUNCHER
+from poiesis.cluster.kubernetes.scheduling import room_of
 from poiesis.domain.observed import Container, Phase, Pod, Record
 from poiesis.domain.records import parse_time
 from poiesis.domain.states import Stage
@@ -50,7 +51,9 @@ def pod_of(view: PodView, task: Task, records: Mapping[str, Record], *, reading:
         created_at=parse_time(view.created_at),
         scheduled=view.scheduled,
         node=view.node,
+        scheduled_at=parse_time(view.scheduled_at),
         waiting=view.waiting,
+        room=room_of(view.waiting),
         lost=None if reading else lost,
         message=message,
         deleting=view.deleting,

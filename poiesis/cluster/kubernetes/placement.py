@@ -47,7 +47,7 @@ def placements(task: Task, settings: KubernetesSettings, *, devices: bool) -> tu
     """
     asked = resources_of(task)
     parameters = asked.backend_parameters
-    found = [settings.preemptible if asked.preemptible else settings.on_demand]
+    found = [settings.preemptible if task.is_preemptible else settings.on_demand]
     if devices and gpu_count(parameters) > 0:
         found.append(settings.gpu)
         kind = parameters.get("gpu_type")

@@ -6,17 +6,23 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
 
+from poiesis.domain.decide.admission import most_ram_gb
 from poiesis.domain.decide.journal import MAX_MESSAGE, add_metadata, note, note_progress, with_executor_logs
 from poiesis.domain.observed import TIF, TOF, Container, Pod, Record, executor_name
 from poiesis.domain.parameters import parse_count
 from poiesis.domain.plan import PodPlan
-from poiesis.domain.policy import Policy
+from poiesis.domain.policy import GIGABYTE, Policy
 from poiesis.domain.report import FilerReport
 from poiesis.domain.states import State
 from poiesis.domain.task import ExecutorLog, Outcome, OutputFileLog, Task
 
 MAX_CHECKSUMS: Final = 100
 MAX_MEMORY_RETRIES: Final = 10  # a thousand times the memory
+
+HINT_PART: Final = 0.25  # of a request: a task that used less gets a hint
+HINT_RAM_GB: Final = 1.0  # smaller requests are not worth one, nor are fewer cores or shorter commands
+HINT_CORES: Final = 2.0
+HINT_SECONDS: Final = 60.0
 
 START_FAILURES: Final = frozenset({"StartError", "ContainerCannotRun"})  # reasons of a container that never ran
 _RECORD_REASONS: Final = {  # of the launcher → failure_reason of the task
@@ -121,7 +127,30 @@ def read_executors(task: Task, pod: Pod, pod_plan: PodPlan, now: datetime, polic
             cause = _cause_of_record(task, index, record, policy)
         if cause is not None:
             break
+    hint = resource_hint(task, pod) if cause is None else None
+    usage |= {"resource_hint": hint} if hint is not None else {}
     return with_executor_logs(add_metadata(task, usage), tuple(logs)), cause
+
+
+def resource_hint(task: Task, pod: Pod) -> str | None:
+    """In words, what of the request was far from being used; None: nothing, or it is not known. Of executors with a record."""
+    records = [c.record for c in pod.containers if c.record is not None and c.name not in (TIF, TOF)]
+    asked = task.spec.resources
+    if asked is None or not records:
+        return None
+    hints: list[str] = []
+    peaks = [r.peak_memory_bytes for r in records]
+    if task.ram_gb is not None and task.ram_gb >= HINT_RAM_GB and None not in peaks:
+        peak_gb = max(peak or 0 for peak in peaks) / GIGABYTE
+        if peak_gb < task.ram_gb * HINT_PART:
+            hints.append(f"used at most {peak_gb:.2g} GB of {task.ram_gb:g} GB of memory")
+    seconds = sum((r.ended_at - r.started_at).total_seconds() for r in records if r.ended_at and r.started_at)
+    asks_for_cores = asked.cpu_cores is not None and asked.cpu_cores >= HINT_CORES
+    if asks_for_cores and seconds >= HINT_SECONDS and all(r.cpu_seconds is not None for r in records):
+        cores = sum(r.cpu_seconds or 0.0 for r in records) / seconds
+        if cores < (asked.cpu_cores or 0.0) * HINT_PART:
+            hints.append(f"used {cores:.2g} of {asked.cpu_cores:g} CPU cores on average")
+    return f"{' and '.join(hints)}: request less" if hints else None
 
 
 def log_entry(record: Record) -> ExecutorLog:
@@ -200,12 +229,17 @@ def _cause_without_record(
     return None, Fault("ContainerLost", f"{who}: {describe_end(container)}", began=True)
 
 
+def with_more_memory(task: Task, policy: Policy) -> Task:
+    """With twice the request, within what the site allows, and never less than the first one."""
+    return replace(task, memory_scale=task.memory_scale * 2, most_ram_gb=most_ram_gb(task, policy))
+
+
 def _out_of_memory(task: Task, who: str, peak: str, policy: Policy) -> Outcome:
     """The task may request retries with twice the memory each (`memory_retries`)."""
     parameters = task.spec.resources.backend_parameters if task.spec.resources else {}
     retries = min(parse_count(parameters.get("memory_retries", "0")), MAX_MEMORY_RETRIES)
-    most = policy.limits.max_ram_gb
-    fits = task.ram_gb is not None and (most is None or task.ram_gb * 2 <= most)
+    more = with_more_memory(task, policy).ram_gb
+    fits = task.ram_gb is not None and more is not None and more > task.ram_gb
     limit = f", its limit was {task.ram_gb:g} GB" if task.ram_gb is not None else ""
     message = f"{who} ran out of memory{limit}{peak}: request more with resources.ram_gb"
     return Outcome(State.EXECUTOR_ERROR, "OutOfMemory", message, retry=fits and task.memory_scale < 2**retries)

@@ -17,6 +17,7 @@ KEPT_FOR_THE_END: Final = 50  # of these lines: notes of filers and of waiting m
 MAX_MESSAGE: Final = 4096
 
 _CLUSTER_REASONS: Final = frozenset({"QuotaExceeded", "ClusterUnavailable"})
+_NODE_REASONS: Final = frozenset({"NodesBusy", "NoNode"})
 _CONTAINER_REASON: Final = re.compile(r"\w+ in (tif|tof|executor-\d+)")
 
 
@@ -71,7 +72,7 @@ def wait(task: Task, why: str, now: datetime) -> Task:
 
 
 def waiting_since(task: Task, why: str, now: datetime) -> datetime:
-    """Since when the task has waited for the same kind of thing: capacity in the cluster, a node, or the start of a container."""
+    """Since when the task has waited for the same kind of thing: the cluster, room on a node, a node, or the start of a container."""
     same_kind = task.waiting is not None and _kind_of_wait(task.waiting) == _kind_of_wait(why)
     return task.waiting_since if same_kind and task.waiting_since is not None else now
 
@@ -80,4 +81,6 @@ def _kind_of_wait(why: str) -> str:
     reason = why.split(":")[0]
     if reason in _CLUSTER_REASONS:
         return "cluster"
+    if reason in _NODE_REASONS:
+        return reason
     return "container" if _CONTAINER_REASON.fullmatch(reason) else "node"

@@ -10,12 +10,13 @@ from typing import Final
 
 from poiesis.domain.decide.endings import START_FAILURES, Cause, Fault, describe_end, log_entry, read_executors
 from poiesis.domain.decide.journal import add_metadata, move, note, wait, waiting_since, with_executor_logs
-from poiesis.domain.observed import TIF, TOF, Container, Observed, Phase, Pod, executor_name
+from poiesis.domain.observed import TIF, TOF, Container, Observed, Phase, Pod, Room, executor_name
 from poiesis.domain.plan import PodPlan
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import State
 from poiesis.domain.task import ExecutorLog, Outcome, Task
 
+MAX_STARTS: Final = 25  # times the start deadline: that long a pod on a node may change between waiting and starting
 _FINAL_REASONS: Final = frozenset({"InvalidImageName", "ErrImageNeverPull", "ImageRefused"})
 _IMAGE_REASONS: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "ImageInspectError"}) | _FINAL_REASONS
 _ORDINARY_REASONS: Final = frozenset({None, "ContainerCreating", "PodInitializing"})
@@ -97,13 +98,29 @@ def _lost_by_the_cluster(
 
 
 def _unscheduled(task: Task, pod: Pod, now: datetime, policy: Policy) -> Waiting | Lost:
-    if pod.waiting is not None:
-        task = wait(task, pod.waiting, now)
-    since = pod.created_at or task.stage_since or now
-    if now - since > policy.schedule_deadline:
-        message = pod.waiting or f"the pod was not scheduled to a node within {policy.schedule_deadline}"
+    why = _in_words(pod)
+    if why is not None:
+        task = wait(task, why, now)
+    if pod.room is Room.BUSY:
+        return Waiting(look_again(task, now, now + policy.recheck))
+    deadline = policy.schedule_deadline
+    if pod.room is Room.NO_NODE:
+        deadline = min(deadline, policy.no_node_deadline)
+    since = task.waiting_since or pod.created_at or task.stage_since or now
+    if now - since > deadline:
+        message = why or f"the pod was not scheduled to a node within {deadline}"
         return Lost(task, Outcome(State.SYSTEM_ERROR, "Unschedulable", message))
-    return Waiting(look_again(task, now, min(now + policy.recheck, since + policy.schedule_deadline)))
+    return Waiting(look_again(task, now, min(now + policy.recheck, since + deadline)))
+
+
+def _in_words(pod: Pod) -> str | None:
+    """Why the pod has no node, under a reason that has its own deadline."""
+    if pod.waiting is None or pod.room is None:
+        return pod.waiting
+    details = pod.waiting.partition(": ")[2] or pod.waiting
+    if pod.room is Room.BUSY:
+        return f"NodesBusy: waiting for room on a node: {details}"
+    return f"NoNode: no node of the cluster can run this task, even if it was empty: {details}"
 
 
 def _starting_or_running(task: Task, pod: Pod, now: datetime, policy: Policy) -> Waiting | Lost:
@@ -131,8 +148,8 @@ def _starting_normally(task: Task, pod: Pod, now: datetime, policy: Policy) -> W
     if task.waiting is not None or task.waiting_since is None:  # from now on it is only starting
         task = replace(task, waiting=None, waiting_since=now)
     starting = now - (task.waiting_since or now)
-    in_all = now - (pod.created_at or task.stage_since or now)  # however often it changed between waiting and starting
-    if starting > policy.start_deadline or in_all > policy.schedule_deadline + policy.start_deadline:
+    in_all = now - (pod.scheduled_at or pod.created_at or now)  # however often it changed between waiting and starting
+    if starting > policy.start_deadline or in_all > MAX_STARTS * policy.start_deadline:
         message = f"containers did not start within {policy.start_deadline}: {', '.join(slow)}"
         return Lost(task, Fault("StartTimeout", message, began=_may_have_begun(pod)))
     return Waiting(task)

@@ -4,6 +4,7 @@
 processes gives the same result. It returns a `Decision`: effects to apply to the cluster, and the task to save once they have succeeded.
 
     stage      when                                      effects                     then
+    admit      -                                         -                           wait: the admitter moves it to prepare
     prepare    -                                         volume, if one is needed    stage_in, or launch without filers
     stage_in   single layout                             filers' documents           launch
                staged, TIF not launched                  documents, TIF pod          wait
@@ -16,7 +17,7 @@ processes gives the same result. It returns a `Decision`: effects to apply to th
     stage_out  TOF not launched / ended                  TOF pod / -                 wait / finish
                TOF lost                                  -                           wait, then a TOF pod of the next name
     finish     canceled, pods exist / gone               delete pods / -             wait / CANCELED, clean
-               attempt lost and to be retried            delete all, until gone      next attempt: prepare
+               attempt lost and to be retried            delete all, until gone      next attempt: prepare, or admit if it asks for more
                else                                      -                           the outcome's state, clean
     clean      not observed yet, or not gone             delete all                  wait
                gone                                      -                           done
@@ -33,6 +34,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
+from poiesis.domain.decide.admission import next_attempt
 from poiesis.domain.decide.endings import (
     Cause,
     Fault,
@@ -42,11 +44,12 @@ from poiesis.domain.decide.endings import (
     read_executors,
     read_tif,
     read_tof,
+    with_more_memory,
 )
 from poiesis.domain.decide.journal import MAX_MESSAGE, add_metadata, move, note, wait, waiting_since
 from poiesis.domain.decide.progress import Ended, Lost, Waiting, follow, look_again, still_runs
 from poiesis.domain.errors import ClusterRefused, PoiesisError, QuotaExceeded
-from poiesis.domain.observed import TIF, TOF, Observed
+from poiesis.domain.observed import TIF, TOF, Observed, Room
 from poiesis.domain.plan import Layout, Plan, plan
 from poiesis.domain.policy import Policy
 from poiesis.domain.report import FilerReport
@@ -56,6 +59,7 @@ from poiesis.domain.task import Outcome, Task
 CLEAN_AGAIN: Final = timedelta(seconds=20)  # normally an event reports that all is gone; this is for a lost event
 CANCEL_AGAIN: Final = timedelta(seconds=5)
 SOON: Final = timedelta(seconds=20)  # the next link is published at once; this is for a lost message
+LOST_WITH_THE_NODE: Final = frozenset({"Preempted", "NodeLost", "NodeShutdown", "Evicted"})
 MAX_RETRY_DELAY: Final = timedelta(minutes=5)
 
 
@@ -102,6 +106,8 @@ def decide(
     stage = task.due_stage
     if task.state.is_terminal and stage not in (Stage.CLEAN, Stage.DONE):
         return Decision(_enter(task, Stage.CLEAN, now, wake=now), again=True)
+    if stage is Stage.ADMIT:
+        return Decision(task)
     if stage is Stage.DONE:
         return Decision(task, (Effect.DELETE_ALL,) if observed is not None and not observed.is_empty else ())
     if stage is Stage.CLEAN:
@@ -129,11 +135,11 @@ def decide(
 def decide_after(task: Task, error: PoiesisError, now: datetime, policy: Policy) -> Task:
     """The task to save after the cluster did not accept an effect: wait and show why, or give up."""
     if isinstance(error, ClusterRefused):
-        return _end(task, Outcome(State.SYSTEM_ERROR, "ClusterRefused", str(error)), now)
+        return _end(task, Outcome(State.SYSTEM_ERROR, "ClusterRefused", str(error)), now, policy)
     reason = "QuotaExceeded" if isinstance(error, QuotaExceeded) else "ClusterUnavailable"
     since = waiting_since(task, reason, now)
     if now - since > policy.cluster_deadline:
-        return _end(task, Outcome(State.SYSTEM_ERROR, reason, str(error)), now)
+        return _end(task, Outcome(State.SYSTEM_ERROR, reason, str(error)), now, policy)
     backed_off = min(timedelta(seconds=2) + (now - since) / 4, timedelta(minutes=1))
     delay = error.delay if isinstance(error, QuotaExceeded) else backed_off
     return replace(wait(task, f"{reason}: {error}", now), wake_at=now + delay)
@@ -236,7 +242,10 @@ def _finish(task: Task, observed: Observed | None, now: datetime, policy: Policy
         delay = _retry_delay(task.attempt, policy)
         task = note(task, now, f"Attempt {task.attempt} starts in {delay.total_seconds():g} s.")
         task = replace(task, log=replace(task.log, logs=(), outputs=()))
-        return Decision(_enter(task, Stage.PREPARE, now, wake=now + delay))
+        task = _enter(_on_demand(task, now, policy), Stage.PREPARE, now, wake=now + delay)
+        if task.claim is not None:
+            task = next_attempt(task, plan_of(task, policy), policy.admission, now)
+        return Decision(task)
     task = move(task, outcome.state, now)
     if outcome.reason is not None:
         failure = {"failure_reason": outcome.reason, "failure_message": (outcome.message or "")[:MAX_MESSAGE]}
@@ -265,18 +274,29 @@ def _clean(task: Task, observed: Observed | None, now: datetime, policy: Policy)
 # ── steps that stages share ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _end(task: Task, outcome: Outcome, now: datetime) -> Task:
+def _end(task: Task, outcome: Outcome, now: datetime, policy: Policy) -> Task:
     """Enter the finish stage with `outcome`; a retry is noted."""
     if outcome.retry:
         task = note(task, now, f"Attempt {task.attempt} failed. {outcome.reason}: {outcome.message}")
         task = add_metadata(task, {"attempts": str(task.attempt + 1)})
         if outcome.reason == "OutOfMemory":
-            task = replace(task, memory_scale=task.memory_scale * 2)
+            task = with_more_memory(task, policy)
+        if outcome.reason in LOST_WITH_THE_NODE and task.is_preemptible:
+            task = replace(task, preemptions=task.preemptions + 1)
     return replace(_enter(task, Stage.FINISH, now, wake=now), outcome=outcome)
 
 
+def _on_demand(task: Task, now: datetime, policy: Policy) -> Task:
+    """The next attempt on other nodes, if the task has been preempted too often."""
+    if not task.is_preemptible or policy.on_demand_after is None or task.preemptions < policy.on_demand_after:
+        return task
+    times = "once" if task.preemptions == 1 else f"{task.preemptions} times"
+    task = note(task, now, f"Attempt {task.attempt} runs on on-demand nodes: the task was preempted {times}.")
+    return add_metadata(replace(task, on_demand=True), {"on_demand": "true", "preemptions": str(task.preemptions)})
+
+
 def _end_attempt(task: Task, cause: Cause, now: datetime, policy: Policy) -> Decision:
-    return Decision(_end(task, outcome_of(cause, task, policy), now), again=True)
+    return Decision(_end(task, outcome_of(cause, task, policy), now, policy), again=True)
 
 
 def _retry_upload(task: Task, cause: Cause, earlier: Outcome | None, now: datetime, policy: Policy) -> Decision:
@@ -288,10 +308,10 @@ def _retry_upload(task: Task, cause: Cause, earlier: Outcome | None, now: dateti
     message = (cause.message or "")[:MAX_MESSAGE]
     if is_last and earlier is not None:
         task = note(task, now, f"The outputs could not be uploaded after the failure: {message}")
-        return Decision(_end(task, earlier, now), again=True)
+        return Decision(_end(task, earlier, now, policy), again=True)
     if is_last:
         state = fault_state(cause, policy) if isinstance(cause, Fault) else cause.state
-        return Decision(_end(task, Outcome(state, cause.reason, message), now), again=True)
+        return Decision(_end(task, Outcome(state, cause.reason, message), now, policy), again=True)
     task = replace(task, uploads=task.uploads + 1, outcome=earlier)
     delay = _retry_delay(task.uploads, policy)
     text = f"The upload was interrupted and starts again in {delay.total_seconds():g} s. {cause.reason}: {message}"
@@ -304,7 +324,7 @@ def _unreachable_volume(
 ) -> Fault | None:
     """A repeated upload that no node can run: the volume may have been on the node that was lost, so only a new attempt helps."""
     pod = observed.pod(part, task.attempt) if observed is not None else None
-    if task.outcome is not None or task.uploads == 1 or pod is None or pod.scheduled:
+    if task.outcome is not None or task.uploads == 1 or pod is None or pod.scheduled or pod.room is Room.BUSY:
         return None
     if now - (pod.created_at or now) <= policy.start_deadline:
         return None

@@ -13,6 +13,7 @@ from kombu.transport import memory
 
 from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.errors import ClusterUnavailable, QueueUnavailable, QuotaExceeded
+from poiesis.domain.plan import first_stages
 from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import TaskId
 from poiesis.queue.app import LINK_OF, make_app, role_of
@@ -20,7 +21,6 @@ from poiesis.queue.links import register
 from poiesis.queue.publisher import CeleryQueue
 from poiesis.queue.worker import ThreadWorker
 from poiesis.services.orchestrator import Orchestrator, stages_of
-from poiesis.services.tasks import first_stages
 from tests.unit.domain.samples import FILES, GPUS, ID, POLICY, SMALL, World, spec
 
 PATIENCE_S = 20.0

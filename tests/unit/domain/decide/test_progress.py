@@ -8,7 +8,7 @@ import pytest
 from poiesis.domain.decide.journal import KEPT_FOR_THE_END, MAX_SYSTEM_LOGS
 from poiesis.domain.decide.stages import decide_after
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, QuotaExceeded
-from poiesis.domain.observed import Phase
+from poiesis.domain.observed import Phase, Room
 from poiesis.domain.report import FilerReport
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Input, Outcome
@@ -253,3 +253,37 @@ def test_the_clock_of_a_node_may_be_behind_without_an_executor_before_the_start_
     assert world.task.log.start_time == START
     world.cluster.end(ID, "task", "executor-0", world.cluster.record("executor-0"))  # started a second earlier
     assert world.settle().log.start_time == START - timedelta(seconds=1)
+
+
+def test_a_busy_cluster_ends_no_task_however_long_and_the_time_does_not_count():
+    world = World(SMALL)
+    world.launch()
+    world.cluster.hold(ID, "task", "Unschedulable: 0/3 nodes are available: 3 Insufficient cpu", room=Room.BUSY)
+    world.settle()
+    world.wait(10 * POLICY.schedule_deadline)
+    assert world.task.state is State.QUEUED
+    assert world.task.waiting == "NodesBusy: waiting for room on a node: 0/3 nodes are available: 3 Insufficient cpu"
+    world.cluster.hold(ID, "task", "Unschedulable: for another reason")
+    world.settle()
+    world.wait(POLICY.schedule_deadline - timedelta(seconds=1))
+    assert world.task.state is State.QUEUED
+    world.cluster.schedule(ID, "task")
+    world.settle()
+    assert world.wait(POLICY.start_deadline - timedelta(seconds=1)).state is State.INITIALIZING
+    assert "StartTimeout" in text_of(world.wait(timedelta(seconds=2)))
+
+
+def test_a_pod_that_no_node_could_ever_run_ends_soon_with_the_reason():
+    world = World(SMALL)
+    world.launch()
+    world.cluster.hold(ID, "task", "Unschedulable: 0/2 nodes are available: 2 Insufficient cpu", room=Room.BUSY)
+    world.settle()
+    world.wait(timedelta(hours=9))
+    world.cluster.hold(ID, "task", "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu", room=Room.NO_NODE)
+    world.settle()
+    world.wait(POLICY.no_node_deadline - timedelta(seconds=1))
+    assert world.task.state is State.QUEUED
+    task = world.wait(timedelta(seconds=2))
+    assert (task.state, task.log.metadata["failure_reason"]) == (State.SYSTEM_ERROR, "Unschedulable")
+    assert "no node of the cluster can run this task" in task.log.metadata["failure_message"]
+    assert "1 Insufficient cpu" in task.log.metadata["failure_message"]

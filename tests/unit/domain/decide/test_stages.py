@@ -5,10 +5,13 @@ from datetime import timedelta
 
 import pytest
 
+from poiesis.domain.decide.admission import admit
 from poiesis.domain.decide.stages import Effect, decide
 from poiesis.domain.observed import Observed, Pod
+from poiesis.domain.policy import Policy
+from poiesis.domain.quotas import AdmissionRules, Amount, Claim, Quota
 from poiesis.domain.states import Role, Stage, State
-from poiesis.domain.task import Outcome
+from poiesis.domain.task import Outcome, Resources
 from poiesis.testing.clock import START
 from tests.unit.domain.samples import (
     FAULT,
@@ -215,12 +218,91 @@ def test_out_of_memory_is_repeated_with_twice_the_memory_where_the_task_asks():
     assert [entry.exit_code for entry in task.log.logs] == [137]
 
 
-def test_memory_is_not_doubled_above_the_limit_of_the_site():
+def out_of_memory(world: World) -> None:
+    world.wait(FAULT)
+    world.cluster.run(ID, "task", executor_0=world.cluster.record("executor-0", 137, oom_killed=True))
+    world.settle()
+
+
+def test_retries_request_memory_up_to_the_limit_of_the_site_and_never_less_than_at_first():
     policy = replace(POLICY, limits=replace(POLICY.limits, max_ram_gb=3))
     world = World(spec(resources=replace(with_parameters(memory_retries="5"), ram_gb=2.0)), policy)
+    for ram_gb in (2.0, 3.0):
+        out_of_memory(world)
+        assert world.task.ram_gb == (3.0 if ram_gb == 2.0 else ram_gb)
+    assert (world.to_the_end().state, world.task.attempt) == (State.EXECUTOR_ERROR, 2)
+    shrunk = replace(world.task, memory_scale=4, most_ram_gb=1)  # the site's limit is below the first request now
+    assert shrunk.ram_gb == 2.0
+
+
+def test_an_attempt_that_needs_more_memory_waits_for_admission_again_and_others_do_not():
+    rules = AdmissionRules(site=Quota(max_ram_gb=4))
+    policy = replace(POLICY, admission=rules)
+    world = World(spec(resources=replace(with_parameters(memory_retries="1"), ram_gb=2.0)), policy)
+    claim = Claim("", Amount(tasks=1, memory_bytes=2 * 10**9), "default")
+    world.change(claim=claim)
     world.launch()
-    world.cluster.run(ID, "task", executor_0=world.cluster.record("executor-0", 137, oom_killed=True))
-    assert (world.to_the_end().state, world.task.attempt) == (State.EXECUTOR_ERROR, 1)
+    world.cluster.lose(ID, "task", "NodeLost")
+    assert (world.settle().stage, world.task.attempt, world.task.claim) == (Stage.PREPARE, 2, claim)
+    out_of_memory(world)
+    task = world.task
+    assert (task.stage, task.attempt, task.wake_at) == (Stage.ADMIT, 3, None)
+    assert task.claim == replace(claim, amount=Amount(tasks=1, memory_bytes=4 * 10**9))
+    world.change(**{f: getattr(admit(task, world.now), f) for f in ("stage", "stage_since", "wake_at")})
+    assert world.wait(FAULT).part == "task"
+
+
+def preempted(policy: Policy, reason: str = "Preempted") -> World:
+    world = World(spec(resources=Resources(preemptible=True)), policy)
+    for _ in range(2):
+        world.wait(FAULT)
+        world.cluster.lose(ID, "task", reason)
+        world.settle()
+    return world
+
+
+def test_after_enough_preemptions_a_task_runs_on_demand_and_says_so():
+    task = preempted(replace(POLICY, on_demand_after=2)).task
+    assert (task.attempt, task.is_preemptible, task.preemptions) == (3, False, 2)
+    assert task.log.metadata["on_demand"] == "true"
+    assert any(
+        "Attempt 3 runs on on-demand nodes: the task was preempted 2 times." in line for line in task.log.system_logs
+    )
+
+
+@pytest.mark.parametrize("after", [None, 3])
+def test_a_task_stays_preemptible_where_the_site_does_not_allow_more_or_not_yet(after):
+    assert preempted(replace(POLICY, on_demand_after=after)).task.is_preemptible
+
+
+def test_a_task_that_waits_for_admission_is_left_alone():
+    waiting = stored(stage=Stage.ADMIT, wake_at=None)
+    assert decide(waiting, None, START, POLICY).task == waiting
+
+
+@pytest.mark.parametrize(
+    ("resources", "record", "hint"),
+    [
+        (Resources(ram_gb=16), {"peak_memory_bytes": 10**9}, "used at most 1 GB of 16 GB of memory"),
+        (Resources(ram_gb=16), {"peak_memory_bytes": 8 * 10**9}, None),
+        (Resources(ram_gb=0.5), {"peak_memory_bytes": 10**6}, None),
+        (Resources(cpu_cores=8), {"cpu_seconds": 60.0, "seconds": 120}, "used 0.5 of 8 CPU cores on average"),
+        (Resources(cpu_cores=8), {"cpu_seconds": 5.0, "seconds": 10}, None),
+        (Resources(cpu_cores=8), {"cpu_seconds": 600.0, "seconds": 120}, None),
+        (Resources(), {"cpu_seconds": 1.0, "peak_memory_bytes": 1}, None),
+    ],
+)
+def test_a_task_that_used_far_less_than_it_asked_for_gets_a_hint(resources, record, hint):
+    world = World(spec(resources=resources))
+    world.launch()
+    seconds = record.pop("seconds", 1)
+    made = replace(
+        world.cluster.record("executor-0", 0, **record), started_at=START, ended_at=START + timedelta(seconds=seconds)
+    )
+    world.cluster.run(ID, "task", executor_0=made)
+    task = world.to_the_end()
+    assert task.state is State.COMPLETE
+    assert task.log.metadata.get("resource_hint") == (hint and f"{hint}: request less")
 
 
 @pytest.mark.parametrize("links", range(6))

@@ -1,0 +1,50 @@
+"""What the scheduler's message about a pod without a node means: no room now, or no node that could ever run it. Pure.
+
+    0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't match Pod's node affinity/selector. preemption: 0/3 nodes are available:
+    1 No preemption victims found for incoming pod, 2 Preemption is not helpful for scheduling.
+
+Preemption is not helpful on a node that could not run the pod even if it was empty: it lacks a label, has a taint, or is too small (the
+scheduler of Kubernetes 1.31 and later; earlier ones do not tell a small node from a busy one). That is only certain where each reason is a
+lasting one: a node that is cordoned, not ready or short of disk space may return.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from poiesis.domain.observed import Room
+
+_NODES: Final = re.compile(r"0/(\d+) nodes are available: ([^\n]*)", re.IGNORECASE)
+_COUNTED: Final = re.compile(r"\s*(\d+) (.+?)\s*")
+_UNHELPFUL: Final = "preemption is not helpful"
+_FULL: Final = re.compile(r"(insufficient |too many pods)", re.IGNORECASE)
+_LASTING: Final = re.compile(
+    r"(insufficient |node\(s\) didn't match pod's node affinity|node\(s\) didn't match node selector"
+    r"|node\(s\) had untolerated taint(?!s?\(?s?\)? \{node\.(kubernetes\.io|cloudprovider)))",
+    re.IGNORECASE,
+)
+
+
+def room_of(message: str | None) -> Room | None:
+    """None: not known."""
+    found = _NODES.search(message or "")
+    if not found:
+        return None
+    nodes = int(found[1])
+    filters, _, preemption = found[2].partition(" preemption: ")
+    reasons = _counted(filters)
+    if not nodes or not reasons:
+        return None
+    unhelpful = sum(
+        count for count, text in _counted(preemption.partition(": ")[2]) if text.lower().startswith(_UNHELPFUL)
+    )
+    if unhelpful >= nodes and all(_LASTING.match(text) for _, text in reasons):
+        return Room.NO_NODE
+    return Room.BUSY if any(_FULL.match(text) for _, text in reasons) and unhelpful < nodes else None
+
+
+def _counted(text: str) -> list[tuple[int, str]]:
+    """`1 Insufficient cpu, 2 node(s) had …`: the counts with their reasons. Taints may contain commas."""
+    parts = re.split(r",(?= \d+ )", text.strip().rstrip("."))
+    return [(int(match[1]), match[2]) for part in parts if (match := _COUNTED.fullmatch(part))]

@@ -1,0 +1,120 @@
+"""Admission of a task: what it claims of the site's quotas, and how it enters and leaves the stage `admit` (docs/adr/0014).
+
+A task that waits in `admit` has nothing in the cluster and no `wake_at`: only the admitter looks at it. Once admitted it holds its claim
+until its state is final, through all its attempts; an attempt that asks for more than the one before waits again, before younger tasks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Final
+
+from poiesis.domain.decide.journal import move, note
+from poiesis.domain.errors import InvalidTask, Problem
+from poiesis.domain.fair_share import Candidate, Ledger
+from poiesis.domain.parameters import gpu_count
+from poiesis.domain.plan import Plan
+from poiesis.domain.policy import GIGABYTE, Policy
+from poiesis.domain.quotas import AdmissionRules, Amount, Claim
+from poiesis.domain.states import Stage, State
+from poiesis.domain.task import Outcome, Resources, Task, TaskSpec
+
+MEMORY: Final = Amount._fields.index("memory_bytes")
+AGAIN: Final = timedelta(seconds=5)
+SOON: Final = timedelta(seconds=20)  # the first link is published at once; this is for a lost message
+
+
+def claim_of(task: Task, the_plan: Plan, rules: AdmissionRules, groups: Sequence[str] = ()) -> Claim:
+    """What the task holds once it is admitted. GPUs are those of the pod that has most: containers of a pod cannot share them."""
+    asked = task.spec.resources or Resources()
+    per_executor = gpu_count(asked.backend_parameters)
+    gpus = max(sum(per_executor for c in pod.containers if c.executor is not None) for pod in the_plan.pods)
+    cores = rules.default_cpu_cores if asked.cpu_cores is None else asked.cpu_cores
+    ram_gb = rules.default_ram_gb if task.ram_gb is None else task.ram_gb
+    amount = Amount(
+        tasks=1,
+        millicores=math.ceil(cores * 1000),
+        memory_bytes=math.ceil(ram_gb * GIGABYTE),
+        gpus=gpus,
+        volumes=0 if the_plan.volume_bytes is None else 1,
+    )
+    service_class = asked.backend_parameters.get("service_class", rules.default_class)
+    return Claim(task.owner or "", rules.clamped(amount), service_class, rules.groups_with_caps(groups))
+
+
+def check_admissible(spec: TaskSpec, rules: AdmissionRules, user: str | None, groups: Iterable[str]) -> None:
+    """Raises: InvalidTask for a service class that the user may not use."""
+    asked = (spec.resources.backend_parameters if spec.resources else {}).get("service_class")
+    if asked is None or not rules.classes or rules.may_use(asked, user, groups):
+        return
+    usable = sorted(name for name in rules.classes if rules.may_use(name, user, groups))
+    use = f"use one of {', '.join(usable)}" if usable else "leave it out"
+    message = f"service class {asked[:63]!r} is not available to you: {use}"
+    raise InvalidTask([Problem("$.resources.backend_parameters.service_class", message)])
+
+
+def enqueue(task: Task, claim: Claim, rules: AdmissionRules) -> Task:
+    """A new task that waits for admission. Raises: InvalidTask if it is larger than a quota."""
+    problem = Ledger(rules).never_fits(claim)
+    if problem is not None:
+        raise InvalidTask([Problem("$.resources", f"the task {problem}: request less")])
+    return replace(task, stage=Stage.ADMIT, wake_at=None, claim=claim)
+
+
+def requeue(task: Task, claim: Claim, now: datetime) -> Task:
+    """The next attempt claims more than the task holds."""
+    return replace(task, stage=Stage.ADMIT, stage_since=now, wake_at=None, claim=claim)
+
+
+def next_attempt(task: Task, the_plan: Plan, rules: AdmissionRules, now: datetime) -> Task:
+    """Let a new attempt that asks for more than the task holds wait for admission again; the others keep what the task holds."""
+    assert task.claim is not None
+    claim = claim_of(task, the_plan, rules, task.claim.groups)
+    grows = any(new > old for new, old in zip(claim.amount, task.claim.amount, strict=True))
+    return requeue(task, replace(task.claim, amount=claim.amount), now) if grows else task
+
+
+def most_ram_gb(task: Task, policy: Policy) -> float | None:
+    """What an attempt may request at most; None: no limit."""
+    found = [] if policy.limits.max_ram_gb is None else [policy.limits.max_ram_gb]
+    if task.claim is not None:
+        caps = Ledger(policy.admission).caps_of(task.claim, MEMORY)
+        found += [cap / GIGABYTE for cap in caps]
+    return min(found, default=None)
+
+
+def admit(task: Task, now: datetime) -> Task:
+    """A later attempt has its delay since it was queued again."""
+    since, wake_at = (now, now + SOON) if task.attempt == 1 else (task.stage_since, now + AGAIN)
+    return replace(task, stage=Stage.PREPARE, stage_since=since, wake_at=wake_at)
+
+
+def refuse(task: Task, why: str, now: datetime) -> Task:
+    """End a task that has become larger than a quota."""
+    outcome = Outcome(State.SYSTEM_ERROR, "ExceedsQuota", f"the task {why}: request less")
+    return replace(task, stage=Stage.FINISH, stage_since=now, wake_at=now, outcome=outcome)
+
+
+def cancel_at_once(task: Task, now: datetime) -> Task | None:
+    """Cancel a task that waits for admission: nothing exists of it. None: it has to be canceled by way of CANCELING."""
+    if task.stage is not Stage.ADMIT or task.state is not State.QUEUED:
+        return None
+    task = note(move(task, State.CANCELED, now), now, "Canceled by request.")
+    return replace(task, cancel_requested_at=now, stage=Stage.DONE, stage_since=now, wake_at=None)
+
+
+def is_queued(task: Task) -> bool:
+    return task.claim is not None and task.stage is Stage.ADMIT and task.cancel_requested_at is None
+
+
+def is_held(task: Task) -> bool:
+    """Whether the task is in flight."""
+    return task.claim is not None and task.stage is not Stage.ADMIT and not task.state.is_terminal
+
+
+def candidate_of(task: Task) -> Candidate:
+    assert task.claim is not None
+    return Candidate(task.id, task.attempt, task.claim, task.stage_since or task.created_at)

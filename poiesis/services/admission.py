@@ -1,0 +1,303 @@
+"""Admit queued tasks: one elected process decides, and no quota is passed whatever is killed, even with two of them (docs/adr/0014).
+
+A round is written before it is carried out: the note `admission` has the ids of the tasks of the last round, and is replaced by
+compare-and-set. Whoever writes the next round has seen this one: it first admits what is still missing of it, then reads what is in
+flight, then decides. So each round is decided about all tasks that earlier rounds have admitted, and of two admitters one loses the
+write and reads everything again. A task is admitted by compare-and-set on its version, in the attempt that the round names, and at most
+once.
+
+While this process has written the last round, no other admits, so what it holds in memory is what is in flight, or more: tasks that have
+ended are reported by the monitor, and found by a look at the store's index every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from poiesis.domain.decide.admission import admit, is_held, is_queued, refuse
+from poiesis.domain.decide.stages import plan_of
+from poiesis.domain.errors import PoiesisError, QueueUnavailable, UnknownTask
+from poiesis.domain.fair_share import Account, Candidate, Ledger, Pool, Queue, QueueKey, decide, ordinal, why
+from poiesis.domain.plan import first_stages
+from poiesis.domain.policy import Policy
+from poiesis.domain.quotas import Amount
+from poiesis.domain.states import Stage
+from poiesis.domain.task import Task, TaskId
+from poiesis.observability import TASKS_ADMITTED, bind_task
+from poiesis.ports.admission import AdmissionStore
+from poiesis.ports.clock import Clock
+from poiesis.ports.queue import Queue as LinkQueue
+from poiesis.ports.repository import TaskRepository
+
+log = logging.getLogger(__name__)
+
+ROUND: Final = "admission"
+REPORT: Final = "admission_report"
+BATCH: Final = 64  # tasks of a round
+HEADS: Final = 32  # of each queue in memory
+QUEUES: Final = 100  # looked for in one poll
+HELD_PAGE: Final = 1000
+POLL_S: Final = 0.2
+IDLE_POLL_S: Final = 5.0  # without quotas, only tasks of another configuration can be queued
+REREAD: Final = timedelta(seconds=2)  # how often a queue that has all of its tasks in memory is read again
+LOOK: Final = timedelta(seconds=5)  # how often the store is asked which tasks are in flight
+REPORT_EVERY: Final = timedelta(seconds=1)
+MAX_USERS: Final = 10_000  # whose past usage is remembered
+MAX_POOLS: Final = 10_000  # in the report
+MAX_PLACE: Final = 1000
+MAX_RACES: Final = 20
+MAX_HINTS: Final = 100_000
+
+
+@dataclass(eq=False)
+class Admitter:
+    """`wake` and `ended` may be called from any thread, the rest by one at a time."""
+
+    repository: TaskRepository
+    store: AdmissionStore
+    queue: LinkQueue
+    clock: Clock
+    policy: Policy
+    _: KW_ONLY
+    poll_s: float = POLL_S
+
+    def __post_init__(self) -> None:
+        self._ledger: Ledger | None = None  # None: to be read
+        self._version = 0
+        self._pending: list[tuple[str, int]] = []
+        self._queues: dict[QueueKey, Queue] = {}
+        self._read_at: dict[QueueKey, datetime] = {}
+        self._cursor: QueueKey | None = None
+        self._looked_at = self._reported_at = datetime.min.replace(tzinfo=self.clock.now().tzinfo)
+        self._reported = ""
+        self._ended: set[TaskId] = set()
+        self._hints = threading.Lock()
+        self._woken = threading.Event()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="admission", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._woken.set()
+
+    def ended(self, task_id: TaskId) -> None:
+        """The task's state is final."""
+        with self._hints:
+            if len(self._ended) < MAX_HINTS:
+                self._ended.add(task_id)
+        self._woken.set()
+
+    def close(self) -> None:
+        self._closed = True
+        self._woken.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
+
+    def _work(self) -> None:
+        pause = self.poll_s if self.policy.admission.is_enabled else IDLE_POLL_S
+        while not self._closed:
+            try:
+                admitted = self.run_once()
+            except PoiesisError as error:
+                log.warning("admission_failed", extra={"error": str(error)})
+                admitted = 0
+                time.sleep(min(pause, 1.0))
+            except Exception:
+                log.exception("admission_bug")
+                self._ledger = None
+                admitted = 0
+                time.sleep(1.0)
+            if admitted < BATCH:
+                self._woken.wait(pause)
+                self._woken.clear()
+
+    def run_once(self) -> int:
+        """Do one round; return how many tasks it admitted. Raises: RepositoryUnavailable; the next call continues."""
+        now = self.clock.now()
+        ledger = self._ledger or self._load(now)
+        self._carry_out(ledger, now)
+        self._release_ended(ledger, now)
+        admitted: list[Candidate] = []
+        if not ledger.is_full():
+            self._read_queues(ledger, now)
+            admitted = decide(ledger, list(self._queues.values()), now, limit=BATCH)
+        if admitted:
+            if not self._write_round(ledger, admitted):
+                return 0
+            self._carry_out(ledger, now)
+        self._report(ledger, now)
+        return len(admitted)
+
+    # ── rounds ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _load(self, now: datetime) -> Ledger:
+        """Read the last round, complete it, and only then read what is in flight."""
+        note = self.store.read_note(ROUND)
+        last = json.loads(note.text) if note.text else {"pending": [], "used": {}, "blocked": {}}
+        ledger = Ledger(self.policy.admission)
+        ledger.accounts = {user: Account(Amount(), tuple(used), now) for user, used in last["used"].items()}
+        ledger.blocked = {TaskId(i): datetime.fromisoformat(since) for i, since in last["blocked"].items()}
+        self._version, self._pending = note.version, [(i, attempt) for i, attempt in last["pending"]]
+        self._queues.clear()
+        self._carry_out(ledger, now)
+        self._look(ledger, now)
+        self._ledger = ledger
+        log.info("admission_loaded", extra={"in_flight": len(ledger.held), "round": note.version})
+        return ledger
+
+    def _write_round(self, ledger: Ledger, admitted: Sequence[Candidate]) -> bool:
+        """False: another admitter has written one, and everything has to be read again."""
+        pending = [(str(c.id), c.attempt) for c in admitted]
+        ledger.forget_idle(self.clock.now())
+        used = {user: account.used for user, account in list(ledger.accounts.items())[:MAX_USERS]}
+        blocked = {task_id: since.isoformat() for task_id, since in ledger.blocked.items()}
+        text = json.dumps({"pending": pending, "used": used, "blocked": blocked})
+        self._ledger = None  # also if it is not known whether the note was written
+        if not self.store.write_note(ROUND, text, seen=self._version):
+            log.warning("admission_round_lost", extra={"round": self._version})
+            return False
+        self._ledger, self._version, self._pending = ledger, self._version + 1, pending
+        return True
+
+    def _carry_out(self, ledger: Ledger, now: datetime) -> None:
+        """Admit what is left of the last round. Raises: RepositoryUnavailable; then the rest is admitted by the next call."""
+        if not self._pending:
+            return
+        for task_id, attempt in self._pending:
+            task = self._admit(TaskId(task_id), attempt)
+            if task is None or not is_held(task):  # canceled meanwhile
+                ledger.release(TaskId(task_id), now)
+        self._pending = []
+
+    def _admit(self, task_id: TaskId, attempt: int) -> Task | None:
+        """Return the task as it is afterwards, by whichever process."""
+        with bind_task(task_id):
+            for _ in range(MAX_RACES):
+                try:
+                    task = self.repository.get(task_id)
+                except UnknownTask:
+                    return None
+                if not is_queued(task) or task.attempt != attempt:
+                    return task
+                admitted = admit(task, self.clock.now())
+                if self.repository.save(admitted, seen=task.version):
+                    TASKS_ADMITTED.inc()
+                    self._publish(admitted)
+                    return admitted
+        raise PoiesisError(f"task {task_id} is changing too often")
+
+    def _publish(self, task: Task) -> None:
+        try:
+            if task.stage is Stage.PREPARE and task.attempt == 1:
+                self.queue.begin(task.id, first_stages(plan_of(task, self.policy)))
+            else:
+                self.queue.publish(task.id, task.stage)
+        except QueueUnavailable as error:  # resync publishes
+            log.warning("publish_failed", extra={"stage": task.stage.value, "error": str(error)})
+
+    # ── what is in flight ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _release_ended(self, ledger: Ledger, now: datetime) -> None:
+        with self._hints:
+            ended, self._ended = self._ended, set()
+        for task_id in ended:
+            ledger.release(task_id, now)
+        if now - self._looked_at >= LOOK:
+            self._look(ledger, now)
+
+    def _look(self, ledger: Ledger, now: datetime) -> None:
+        found: set[TaskId] = set()
+        after: TaskId | None = None
+        while True:
+            page = self.store.held(after, limit=HELD_PAGE)
+            for task_id, claim in page:
+                found.add(task_id)
+                ledger.hold(task_id, claim, now)
+            if len(page) < HELD_PAGE:
+                break
+            after = page[-1][0]
+        for task_id in ledger.held.keys() - found:
+            ledger.release(task_id, now)
+        self._looked_at = now
+
+    # ── queues ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _read_queues(self, ledger: Ledger, now: datetime) -> None:
+        keys = self.store.queues(self._cursor, limit=QUEUES)
+        self._cursor = keys[-1] if len(keys) == QUEUES else None
+        for key in keys:
+            self._queues.setdefault(key, Queue(key, []))
+        for key, queue in list(self._queues.items()):
+            if queue.heads and (len(queue.heads) > HEADS // 2 or now - self._read_at[key] < REREAD):
+                continue
+            queue.heads = list(self._usable(self.store.queued(key, limit=HEADS), ledger, now))
+            self._read_at[key] = now
+            if not queue.heads:
+                del self._queues[key], self._read_at[key]
+
+    def _usable(self, candidates: Sequence[Candidate], ledger: Ledger, now: datetime) -> Iterator[Candidate]:
+        """End those that have become larger than a quota."""
+        rules = self.policy.admission
+        for candidate in candidates:
+            ledger.release(candidate.id, now)  # it was in flight, and waits again for more
+            claim = replace(candidate.claim, amount=rules.clamped(candidate.claim.amount))
+            problem = ledger.never_fits(claim)
+            if problem is None:
+                yield replace(candidate, claim=claim)
+                continue
+            task = self.repository.get(candidate.id)
+            if is_queued(task) and self.repository.save(refused := refuse(task, problem, now), seen=task.version):
+                self._publish(refused)
+
+    # ── report ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _report(self, ledger: Ledger, now: datetime) -> None:
+        """Publish what is held, for `WaitingReasons`. Nothing depends on it, so the last writer wins."""
+        if now - self._reported_at < REPORT_EVERY or not self.policy.admission.is_enabled:
+            return
+        self._reported_at = now
+        text = json.dumps([(pool, amount) for pool, amount in list(ledger.sums.items())[:MAX_POOLS]])
+        if text != self._reported:
+            self.store.write_note(REPORT, text, seen=self.store.read_note(REPORT).version)
+            self._reported = text
+
+
+class WaitingReasons:
+    """Why a queued task waits, and its place in its queue: computed for each reader from the admitter's report, never written."""
+
+    def __init__(self, store: AdmissionStore, clock: Clock, policy: Policy) -> None:
+        self._store = store
+        self._clock = clock
+        self._policy = policy
+        self._ledger: tuple[datetime, Ledger] | None = None
+
+    def show(self, task: Task, *, place: bool = True) -> Task:
+        """The task with its reason, if it waits for admission. Raises: RepositoryUnavailable."""
+        if task.claim is None or not is_queued(task):
+            return task
+        text = why(self._current(), task.claim)
+        if place:
+            queue = QueueKey(task.claim.user, task.claim.service_class)
+            before = self._store.place(queue, task.id, most=MAX_PLACE)
+            where = f"{ordinal(before + 1)}" if before < MAX_PLACE else f"after more than {MAX_PLACE - 1} others"
+            text = f"{where} in your queue; {text}"
+        text = f"Queued: {text}"
+        metadata: dict[str, Any] = {**task.log.metadata, "waiting_reason": text}
+        return replace(task, waiting=text, log=replace(task.log, metadata=metadata))
+
+    def _current(self) -> Ledger:
+        now = self._clock.now()
+        if self._ledger is None or now - self._ledger[0] >= REPORT_EVERY:
+            text = self._store.read_note(REPORT).text
+            sums = {Pool(*pool): Amount(*amount) for pool, amount in (json.loads(text) if text else ())}
+            self._ledger = now, Ledger(self._policy.admission, sums)
+        return self._ledger[1]

@@ -1,0 +1,61 @@
+"""Messages of the scheduler, as Kubernetes 1.28 to 1.34 write them."""
+
+import pytest
+
+from poiesis.cluster.kubernetes.scheduling import room_of
+from poiesis.domain.observed import Room
+
+NO_VICTIMS = "No preemption victims found for incoming pod"
+UNHELPFUL = "Preemption is not helpful for scheduling"
+
+
+def message(nodes: int, reasons: str, preemption: str) -> str:
+    return f"0/{nodes} nodes are available: {reasons}. preemption: 0/{nodes} nodes are available: {preemption}."
+
+
+@pytest.mark.parametrize(
+    ("text", "room"),
+    [
+        (message(3, "3 Insufficient cpu", f"3 {NO_VICTIMS}"), Room.BUSY),
+        (message(1, "1 Insufficient cpu, 1 Insufficient memory", f"1 {NO_VICTIMS}"), Room.BUSY),
+        (message(1, "1 Too many pods", f"1 {NO_VICTIMS}"), Room.BUSY),
+        (
+            message(
+                3,
+                "1 Insufficient cpu, 2 node(s) didn't match Pod's node affinity/selector",
+                f"1 {NO_VICTIMS}, 2 {UNHELPFUL}",
+            ),
+            Room.BUSY,
+        ),
+        (message(2, "2 Insufficient nvidia.com/gpu", f"2 {UNHELPFUL}"), Room.NO_NODE),
+        (message(2, "2 node(s) didn't match Pod's node affinity/selector", f"2 {UNHELPFUL}"), Room.NO_NODE),
+        (
+            message(
+                2, "1 Insufficient cpu, 1 node(s) had untolerated taint {dedicated: gpu, or: other}", f"2 {UNHELPFUL}"
+            ),
+            Room.NO_NODE,
+        ),
+        # a node that may return
+        (message(1, "1 node(s) had untolerated taint {node.kubernetes.io/not-ready: }", f"1 {UNHELPFUL}"), None),
+        (message(1, "1 node(s) had untolerated taint(s) {node.kubernetes.io/unschedulable: }", f"1 {UNHELPFUL}"), None),
+        (message(2, "1 Insufficient cpu, 1 node(s) were unschedulable", f"2 {UNHELPFUL}"), None),
+        (message(1, "1 node(s) had volume node affinity conflict", f"1 {UNHELPFUL}"), None),
+        # no counts of preemption: not known to be lasting
+        (
+            "0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never.",
+            Room.BUSY,
+        ),
+        ("0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.", None),
+        ("0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found", None),
+        ("no nodes available to schedule pods", None),
+        ("0/0 nodes are available: ", None),
+        (None, None),
+        ("", None),
+    ],
+)
+def test_a_message_is_understood_or_left_open(text, room):
+    assert room_of(text) is room
+
+
+def test_a_long_message_costs_little():
+    assert room_of("0/1 nodes are available: " + ", 1 " * 100_000) is None
