@@ -156,6 +156,7 @@ class Cache:
         self._lock = threading.Lock()
         self._views: dict[Key, tuple[int, View]] = {}
         self._of_task: dict[TaskId, set[Key]] = {}
+        self._starting: dict[Key, TaskId] = {}
         self._gone: OrderedDict[Key, int] = OrderedDict()
         self._message_bytes = 0
 
@@ -205,7 +206,7 @@ class Cache:
     def starting(self) -> list[TaskId]:
         """Tasks with a scheduled pod whose containers are being started."""
         with self._lock:
-            return [v.task_id for _, v in self._views.values() if isinstance(v, PodView) and _starts(v)]
+            return list(self._starting.values())
 
     def __len__(self) -> int:
         with self._lock:
@@ -229,11 +230,16 @@ class Cache:
             view = replace(view, containers=tuple(replace(c, termination_message=None) for c in view.containers))
         self._message_bytes += _message_bytes(view)
         self._views[key] = (version, view)
+        if isinstance(view, PodView) and _starts(view):
+            self._starting[key] = view.task_id
+        else:
+            self._starting.pop(key, None)
         self._of_task.setdefault(view.task_id, set()).add(key)
         return known is None or known[1] != view
 
     def _remove(self, key: Key, version: int) -> None:
         known = self._views.pop(key, None)
+        self._starting.pop(key, None)
         if known is not None:
             if isinstance(known[1], PodView):
                 self._on_gone(known[1])

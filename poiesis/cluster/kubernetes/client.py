@@ -24,6 +24,7 @@ from kubernetes.client import ApiClient, Configuration
 from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 
 from poiesis.cluster.kubernetes.errors import ApiError, from_answer, rule_for
+from poiesis.cluster.kubernetes.pace import Pace
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.domain.errors import ConfigurationError
 
@@ -104,6 +105,7 @@ class Client:
         *,
         sleep: Callable[[float], object] = time.sleep,
         jitter: Callable[[], float] = random.random,
+        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._configuration = configuration_ or configuration(settings)
         self._api = ApiClient(self._configuration)
@@ -113,6 +115,7 @@ class Client:
         self._attempts = max(1, settings.attempts)
         self._sleep = sleep
         self._jitter = jitter
+        self._paces = {verb: Pace(settings.writes_per_second, monotonic) for verb in ("POST", "DELETE")}
         self.calls: Counter[str] = Counter()
 
     def get(self, path: str, query: Mapping[str, object] | None = None) -> dict[str, Any]:
@@ -168,17 +171,33 @@ class Client:
         body: Mapping[str, Any] | None = None,
     ) -> T:
         payload = None if body is None else json.dumps(body, separators=(",", ":")).encode()
-        attempt, delay = 1, FIRST_DELAY_S
+        attempt, delay, pace = 1, FIRST_DELAY_S, self._paces.get(method)
         while True:
+            if pace is not None:
+                self._await_turn(pace)
             try:
-                return self._once(read, method, path, query, payload, self._read_s)
+                result = self._once(read, method, path, query, payload, self._read_s)
+                if pace is not None:
+                    pace.accepted()
+                return result
             except ApiError as error:
                 wait = max(delay * (0.5 + self._jitter()), error.retry_after or 0.0)
+                if pace is not None and error.status == 429:
+                    pace.refused(wait)
                 if not rule_for(error).again or attempt == self._attempts or wait > LONGEST_DELAY_S:
                     raise
                 log.info("api_call_repeated", extra={"attempt": attempt, "error": str(error), "wait_s": round(wait, 2)})
                 self._sleep(wait)
                 attempt, delay = attempt + 1, delay * 2
+
+    def _await_turn(self, pace: Pace) -> None:
+        wait = pace.reserve()
+        if wait > LONGEST_DELAY_S:
+            raise ApiError(
+                429, "Paced", f"the API server is busy: this process writes {pace.rate:.0f} objects a second", wait
+            )
+        if wait > 0:
+            self._sleep(wait)
 
     def _once(
         self,

@@ -214,6 +214,8 @@ class KubernetesSettings:
     """Of one call to the API server."""
     attempts: int = 4
     """Of one call, including the first, for transient failures: about four seconds in total."""
+    writes_per_second: float = 100.0
+    """Objects that one process creates, and deletes, a second at most. The rate is halved whenever the API server answers 429."""
     pool_size: int = 16
     """Size of the connection pool; further threads wait."""
     watch_timeout: timedelta = timedelta(minutes=5)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
+from kubernetes.client import Configuration
 
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.errors import ApiError
+from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from tests.unit.cluster.kubernetes.conftest import Answer, ApiServer, Request
 
 PODS = "/api/v1/namespaces/tasks/pods"
@@ -43,6 +46,53 @@ def test_a_long_retry_after_is_not_waited_for(server: ApiServer, client: Client,
     with pytest.raises(ApiError) as caught:
         client.get(PODS)
     assert caught.value.retry_after == 60 and not slept
+
+
+def test_writes_are_spaced_and_half_as_fast_after_a_429(server: ApiServer, settings: KubernetesSettings) -> None:
+    """All threads of a process share the pace, so that a refusal of one slows the others down too."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    client = Client(
+        replace(settings, writes_per_second=10), Configuration(host=server.url, retries=0),
+        sleep=sleep, jitter=lambda: 0.5, monotonic=lambda: now[0],
+    )  # fmt: skip
+    server.answer = in_turn(Answer(body={}))
+    for _ in range(20):
+        client.create(PODS, {})
+    assert 1.3 < now[0] < 1.95
+    began = now[0]
+    client.get(PODS)
+    assert now[0] == began, "reads are not spaced"
+    server.answer = in_turn(Answer(status=429, headers={"Retry-After": "3"}), Answer(body={}))
+    client.create(PODS, {})
+    assert now[0] - began >= 3
+    began = now[0]
+    for _ in range(5):
+        client.create(PODS, {})
+    assert now[0] - began > 0.6, "half the rate, which recovers"
+    for _ in range(300):
+        client.create(PODS, {})
+    began = now[0]
+    for _ in range(10):
+        client.create(PODS, {})
+    assert now[0] - began == pytest.approx(1, abs=0.1)
+    client.close()
+
+
+def test_a_turn_that_is_far_away_is_not_waited_for(server: ApiServer, settings: KubernetesSettings) -> None:
+    client = Client(
+        replace(settings, writes_per_second=10), Configuration(host=server.url, retries=0), monotonic=lambda: 0.0
+    )
+    server.answer = in_turn(Answer(status=429, headers={"Retry-After": "60"}))
+    for _ in range(2):
+        with pytest.raises(ApiError) as caught:
+            client.create(PODS, {})
+        assert caught.value.status == 429 and (caught.value.retry_after or 0) >= 60
+    assert len(server.requests) == 1
+    client.close()
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 409, 410, 422])
