@@ -73,7 +73,8 @@ class Pod:
     """A pod, or its counterpart on a single machine.
 
     `lost`: why the infrastructure removed it, in CamelCase (evicted, preempted, node lost, deleted by another process). `waiting`: why
-    it is not scheduled yet (`Unschedulable: 0/3 nodes …`), and `room` what that means. `ended`: none of its containers runs or will run.
+    it is not scheduled yet (`Unschedulable: 0/3 nodes …`), and `room` what that means. `queued`: a queue with a quota holds it back.
+    `ended`: none of its containers runs or will run.
     """
 
     name: str
@@ -83,6 +84,7 @@ class Pod:
     scheduled: bool = False
     scheduled_at: datetime | None = None
     node: str | None = None
+    queued: bool = False
     waiting: str | None = None
     room: Room | None = None
     lost: str | None = None

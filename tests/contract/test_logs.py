@@ -130,7 +130,7 @@ def test_3_size_and_marks(given: Given, truncated: bool) -> None:
 
 
 def test_4_streams_are_separate(given: Given) -> None:
-    refs = [ref(attempt=a, executor=e, stream=s) for a in (1, 2) for e in (0, 1, 10) for s in ("stdout", "stderr")]  # type: ignore[arg-type]
+    refs = [ref(attempt=a, executor=e, stream=s) for a in (1, 2) for e in (0, 1, 10) for s in ("stdout", "stderr")]
     for i, each in enumerate(refs):
         given.write(each, 0, b"x" * (i + 1))
     given.write(ref(TaskId("0" * 25 + "6")), 0, b"other")

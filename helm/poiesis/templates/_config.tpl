@@ -84,6 +84,7 @@
 {{- $_ := set $c (print $k "DEFAULT_PRIORITY_CLASS") $v.tasks.defaultPriorityClass -}}
 {{- $_ := set $c (print $k "QUEUE") $v.tasks.queue -}}
 {{- $_ := set $c (print $k "QUEUES") $v.tasks.queues -}}
+{{- $_ := set $c (print $k "DEFAULT_QUEUES") $v.tasks.defaultQueues -}}
 {{- $_ := set $c (print $k "LABELS") $v.tasks.labels -}}
 {{- $_ := set $c (print $k "ANNOTATIONS") $v.tasks.annotations -}}
 {{- $_ := set $c (print $k "EXTRA_POD_SPEC") $v.tasks.extraPodSpec -}}

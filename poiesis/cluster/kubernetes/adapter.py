@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from poiesis.cluster.kubernetes import labels, name_resolution, objects, pods
+from poiesis.cluster.kubernetes import kueue, labels, name_resolution, objects, pods
 from poiesis.cluster.kubernetes.cache import (
     PODS,
     VOLUMES,
@@ -86,6 +86,9 @@ class KubernetesCluster:
         self._wake: Callable[[TaskId], None] | None = None
         self._cache = Cache(self._changed, self._records.forget)
         self._watches: tuple[Watch, ...] = ()
+        self._workloads = Cache(self._changed)
+        self._workload_watch: Watch | None = None
+        self._positions = kueue.QueuePositions(self.client, settings.namespace)
 
     # ── create ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -207,11 +210,16 @@ class KubernetesCluster:
             wait_s = LOG_WAIT_S if self._wake is None else 0.0
             known = self._records.of(view, poked=poked, may_read=not task.due_stage.is_ending, wait_s=wait_s)
             records = {n: r.record for n, r in known.reports.items() if r.record is not None}
-            found.append(pod_of(view, task, records, reading=known.reading))
+            queued = self._queued(view) if view.gated else None
+            found.append(pod_of(view, task, records, reading=known.reading, queued=queued))
             reports |= {n: r.report for n, r in known.reports.items() if r.report is not None}
             if tails:
                 live |= self._records.tails(view, known.reports)
         return Observed(pods=tuple(found), volumes=tuple(v.name for v in volume_views), reports=reports, tails=live)
+
+    def _queued(self, view: PodView) -> str:
+        workload = self._workloads.workload(view.task_id, view.name)
+        return kueue.describe(workload, self._positions.of(workload) if workload is not None else None)
 
     def _views(self, task: Task, plan: Plan | None) -> tuple[tuple[PodView, ...], tuple[VolumeView, ...]]:
         if self._is_followed():
@@ -297,6 +305,12 @@ class KubernetesCluster:
         )
         for watch in self._watches:
             watch.start()
+        if kueue.is_used(self.settings):
+            self._workload_watch = Watch(
+                self.client, self.settings, kueue.WORKLOADS, "", kueue.project_workload, self._workloads, api=kueue.API
+            )
+            self._workload_watch.start()
+            self._positions.start()
 
     def synced(self, timeout: float | None = None) -> bool:
         """Wait for the first lists; whether they are complete."""
@@ -335,7 +349,8 @@ class KubernetesCluster:
             raise ClusterUnavailable(f"get the API server's version: {error}") from error
 
     def close(self) -> None:
-        for watch in self._watches:
+        for watch in (*self._watches, *([self._workload_watch] if self._workload_watch is not None else [])):
             watch.close()
+        self._positions.close()
         self._records.close()
         self.client.close()

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from poiesis.cluster.kubernetes import labels
+from poiesis.cluster.kubernetes.kueue import WorkloadView
 from poiesis.domain.task import TaskId
 
 MAX_GONE: Final = 50_000  # names: about 8 MB
@@ -52,6 +53,8 @@ class PodView:
     reason: str | None
     message: str | None
     scheduled: bool
+    gated: bool
+    """Held back by a scheduling gate, such as Kueue's."""
     waiting: str | None
     disruption: str | None
     disruption_message: str | None
@@ -68,7 +71,7 @@ class VolumeView:
     bound: bool
 
 
-View = PodView | VolumeView
+View = PodView | VolumeView | WorkloadView
 Key = tuple[str, str]  # kind and name
 
 
@@ -80,7 +83,8 @@ def project_pod(document: Mapping[str, Any]) -> PodView | None:
         return None
     conditions = {c.get("type"): c for c in status.get("conditions") or []}
     scheduled = conditions.get("PodScheduled") or {}
-    disruption = conditions.get("DisruptionTarget") or {}
+    # the second one is Kueue's, before it deletes the pod
+    disruption = conditions.get("DisruptionTarget") or conditions.get("TerminationTarget") or {}
     is_disrupted = disruption.get("status") == "True"
     waiting = None
     if scheduled.get("status") == "False":
@@ -102,6 +106,7 @@ def project_pod(document: Mapping[str, Any]) -> PodView | None:
         reason=_text(status.get("reason")),
         message=_text(status.get("message")),
         scheduled=bool(spec.get("nodeName")),
+        gated=bool(spec.get("schedulingGates")),
         waiting=waiting,
         disruption=_text(disruption.get("reason")) or "DisruptionTarget" if is_disrupted else None,
         disruption_message=_text(disruption.get("message")) if is_disrupted else None,
@@ -193,6 +198,9 @@ class Cache:
 
     def volumes(self, task_id: TaskId) -> tuple[VolumeView, ...]:
         return tuple(v for v in self._of(task_id) if isinstance(v, VolumeView))
+
+    def workload(self, task_id: TaskId, pod: str) -> WorkloadView | None:
+        return next((v for v in self._of(task_id) if isinstance(v, WorkloadView) and v.pod == pod), None)
 
     def is_gone(self, kind: str, name: str) -> bool:
         """Whether an object of that name was seen deleted."""

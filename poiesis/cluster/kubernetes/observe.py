@@ -4,6 +4,7 @@ Why a pod was lost (`lost`), first match:
 
     shown as                                               reason
     condition DisruptionTarget, PreemptionByScheduler      Preempted
+    condition TerminationTarget (Kueue)                    Preempted, or Evicted if not for another workload
                … EvictionByEvictionAPI                     Evicted
                … DeletionByTaintManager, DeletionByPodGC   NodeLost
                … TerminationByKubelet                      the pod's own (Evicted, NodeShutdown, …), else Evicted
@@ -33,15 +34,18 @@ DISRUPTIONS: Final = {
     "DeletionByTaintManager": "NodeLost",
     "DeletionByPodGC": "NodeLost",
 }
+EVICTIONS_BY_KUEUE: Final = frozenset({"WorkloadEvicted", "WorkloadDeleted", "NotAdmitted", "NoMatchingWorkload"})
 POD_REASONS: Final = {"Terminated": "NodeShutdown", "Preempting": "Preempted", "Shutdown": "NodeShutdown"}
 _PHASES: Final = {"waiting": Phase.WAITING, "running": Phase.RUNNING, "terminated": Phase.ENDED}
 _OURS: Final = (Stage.FINISH, Stage.CLEAN, Stage.DONE)
 _NOT_STARTED: Final = frozenset({None, "ContainerCreating", "PodInitializing"})
 
 
-def pod_of(view: PodView, task: Task, records: Mapping[str, Record], *, reading: bool = False) -> Pod:
+def pod_of(
+    view: PodView, task: Task, records: Mapping[str, Record], *, reading: bool = False, queued: str | None = None
+) -> Pod:
     """`records`: those known of the pod's containers, by name. `reading`: others are still being read, so the pod has not ended yet, nor is
-    it known what its loss means."""
+    it known what its loss means. `queued`: why a queue holds it back."""
     containers = tuple(_container(c, records.get(c.name)) for c in view.containers if _is_shown(c))
     lost, message = _lost(view, task)
     return Pod(
@@ -52,8 +56,9 @@ def pod_of(view: PodView, task: Task, records: Mapping[str, Record], *, reading:
         scheduled=view.scheduled,
         node=view.node,
         scheduled_at=parse_time(view.scheduled_at),
-        waiting=view.waiting,
-        room=room_of(view.waiting),
+        queued=queued is not None,
+        waiting=queued or view.waiting,
+        room=None if queued else room_of(view.waiting),
         lost=None if reading else lost,
         message=message,
         deleting=view.deleting,
@@ -93,6 +98,9 @@ def _is_shown(view: ContainerView) -> bool:
 
 def _lost(view: PodView, task: Task) -> tuple[str | None, str | None]:
     own = POD_REASONS.get(view.reason or "", view.reason)
+    if view.disruption in EVICTIONS_BY_KUEUE:
+        preempted = "preempt" in (view.disruption_message or "").lower()
+        return "Preempted" if preempted else "Evicted", view.disruption_message
     if view.disruption is not None:
         return DISRUPTIONS.get(view.disruption, own or "Evicted"), view.disruption_message or view.message
     if view.phase == "Unknown":

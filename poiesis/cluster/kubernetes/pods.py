@@ -20,6 +20,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from poiesis.cluster.kubernetes import labels, objects, placement
+from poiesis.cluster.kubernetes.kueue import QUEUE_LABEL, queue_of
 from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement
 from poiesis.domain.errors import ClusterRefused
 from poiesis.domain.naming import object_name
@@ -211,13 +212,13 @@ def _metadata(
     found: tuple[Placement, ...],
     owned_by: objects.Owner | None,
 ) -> Json:
-    queue = placement.resources_of(task).backend_parameters.get("queue") or settings.queue
+    queue = queue_of(task, settings)
     pod_labels: dict[str, str] = {}
     annotations = dict(settings.annotations)
     for each in found:
         pod_labels |= each.labels
         annotations |= each.annotations
-    pod_labels |= {"kueue.x-k8s.io/queue-name": queue} if queue else {}
+    pod_labels |= {QUEUE_LABEL: queue} if queue else {}
     pod_labels |= labels.of_task(settings, task.id, task.attempt, pod_plan.part)
     annotations |= labels.id_annotations(task.id)
     return objects.metadata(object_name(task.id, task.attempt, pod_plan.part), pod_labels, annotations, owned_by)

@@ -188,6 +188,8 @@ class KubernetesSettings:
     """Kueue's local queue of tasks that do not name one. None: such tasks are not Kueue's."""
     queues: Mapping[str, Any] = field(default_factory=dict)
     """Further local queues that tasks may name: a JSON object of lists, by user, `group:NAME`, or `*` for everyone."""
+    default_queues: Mapping[str, str] = field(default_factory=dict)
+    """Local queue of tasks that do not name one, by user, `group:NAME`, or `*`: the first entry that fits its owner; else `queue`."""
 
     owner: str | None = None
     """Name of a ConfigMap in the namespace that owns all tasks' objects, so that Kubernetes deletes them with it (helm uninstall). It must

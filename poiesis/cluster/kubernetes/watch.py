@@ -43,6 +43,7 @@ class Watch:
         project: Callable[[Mapping[str, Any]], View | None],
         cache: Cache,
         *,
+        api: str = "/api/v1",
         monotonic: Callable[[], float] = time.monotonic,
         jitter: Callable[[], float] = random.random,
         wait: Callable[[float], object] | None = None,
@@ -50,7 +51,7 @@ class Watch:
         self._client = client
         self._settings = settings
         self._kind = kind
-        self._path = f"/api/v1/namespaces/{settings.namespace}/{kind}"
+        self._path = f"{api}/namespaces/{settings.namespace}/{kind}"
         self._selector = selector
         self._project = project
         self._cache = cache

@@ -17,7 +17,7 @@ KEPT_FOR_THE_END: Final = 50  # of these lines: notes of filers and of waiting m
 MAX_MESSAGE: Final = 4096
 
 _CLUSTER_REASONS: Final = frozenset({"QuotaExceeded", "ClusterUnavailable"})
-_NODE_REASONS: Final = frozenset({"NodesBusy", "NoNode"})
+_NODE_REASONS: Final = frozenset({"NodesBusy", "NoNode", "Queued"})
 _CONTAINER_REASON: Final = re.compile(r"\w+ in (tif|tof|executor-\d+)")
 
 

@@ -101,7 +101,7 @@ def _unscheduled(task: Task, pod: Pod, now: datetime, policy: Policy) -> Waiting
     why = _in_words(pod)
     if why is not None:
         task = wait(task, why, now)
-    if pod.room is Room.BUSY:
+    if pod.queued or pod.room is Room.BUSY:
         return Waiting(look_again(task, now, now + policy.recheck))
     deadline = policy.schedule_deadline
     if pod.room is Room.NO_NODE:
