@@ -15,7 +15,7 @@ from typing import Any
 
 from poiesis.bootstrap import FILER_PREFIX, KUBERNETES_PREFIX
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
-from poiesis.config import PREFIX, ApiSettings, LogSettings, ServiceSettings, Settings, is_setting
+from poiesis.config import PREFIX, ApiSettings, LogSettings, RateLimits, ServiceSettings, Settings, is_setting
 from poiesis.domain.policy import Policy
 from poiesis.filer.settings import CloudStore, FilerSettings, S3Endpoint
 
@@ -37,6 +37,7 @@ variables, and `--allow-dir` adds to `POIESIS_FILER__FILE_ROOTS`.
 SECTIONS = (
     ("The service", Settings(), PREFIX),
     ("The API", ApiSettings(), f"{PREFIX}API__"),
+    ("Rate limits of the API", RateLimits(), f"{PREFIX}API__LIMITS__"),
     ("Service info", ServiceSettings(), f"{PREFIX}SERVICE__"),
     ("Tasks", Policy(), f"{PREFIX}POLICY__"),
     ("Whole logs", LogSettings(), f"{PREFIX}LOGS__"),

@@ -33,6 +33,8 @@ from poiesis.services.tasks import TaskService
 if TYPE_CHECKING:
     from celery import Celery
 
+    from poiesis.api.audit import AuditLog
+    from poiesis.api.limits import RateLimiter
     from poiesis.api.services import Services
     from poiesis.cluster.kubernetes.leader import Election
     from poiesis.cluster.kubernetes.pokes import PokeListener
@@ -228,7 +230,25 @@ class Bootstrap(ExitStack):
             service=self.settings.service,
             describe=self.describe(),
             ready=self.api_ready,
+            audit=self._audit(),
+            limiter=self._limiter(),
         )
+
+    def _audit(self) -> AuditLog | None:
+        from poiesis.api.audit import AuditLog
+
+        target = self.settings.api.audit
+        if target == "auto":
+            target = "off" if self.is_embedded else "stdout"
+        return None if target == "off" else AuditLog(target)
+
+    def _limiter(self) -> RateLimiter | None:
+        from poiesis.api.limits import RateLimiter
+
+        api = self.settings.api
+        if api.limits.enabled == "off" or (api.limits.enabled == "auto" and not api.auth):
+            return None
+        return RateLimiter(api.limits, None if self.is_embedded else self.settings.redis_uri)
 
     def ready(self) -> None:
         """Readiness of a worker or the monitor. Raises: Unavailable."""

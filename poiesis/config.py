@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import poiesis
 from poiesis.domain.errors import ConfigurationError
@@ -32,6 +32,34 @@ T = TypeVar("T")
 def shipped_launchers() -> Mapping[str, Path]:
     """Return the launchers inside the package, by architecture (`amd64`, `arm64`)."""
     return {p.name.removeprefix("launcher-"): p for p in sorted(Path(poiesis.__file__).parent.glob("bin/launcher-*"))}
+
+
+@dataclass(frozen=True)
+class RateLimits:
+    """Shared by all processes of the API through Redis."""
+
+    enabled: Literal["auto", "on", "off"] = "auto"
+    """auto: with authentication. Without it a service has no users to be fair to, and an address may be that of a proxy for all."""
+    requests_per_s: float = 500.0
+    """Of each user; without authentication, of each address. Above what the engines that poll each of their tasks need."""
+    request_burst: int = 5_000
+    """Requests that a user who has been idle may send at once."""
+    body_bytes_per_s: float = 32 * 1024 * 1024
+    """Of the bodies of a user's requests."""
+    body_burst_bytes: int = 256 * 1024 * 1024
+    """Bytes of bodies that a user who has been idle may send at once."""
+    address_requests_per_s: float = 50.0
+    """Of each address (one /64 network of IPv6), without valid credentials: refused ones, service-info and pages."""
+    address_request_burst: int = 500
+    """The same at once."""
+    redis_timeout_ms: int = 50
+    """Milliseconds. How long a request waits for Redis. After that each process limits by itself, and tries Redis again a second later."""
+
+    def __post_init__(self) -> None:
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if not isinstance(value, str):
+                _require(value > 0, f"invalid {PREFIX}API__LIMITS__{item.name.upper()} {value}: must be more than 0")
 
 
 @dataclass(frozen=True)
@@ -71,6 +99,10 @@ class ApiSettings:
     """How long a body may take, in addition to one second for each 16 KiB."""
     idle_timeout: timedelta = timedelta(seconds=75)
     """How long an idle connection stays open. Longer than the usual 60 s of proxies, so that the proxy closes first."""
+    limits: RateLimits = field(default_factory=RateLimits)
+    audit: str = "auto"
+    """Where each write and each refused request is recorded as a line of JSON (docs/operators.md): stdout, stderr, off, or the absolute
+    path of a file. auto: stdout, but off with `poiesis up`."""
     client_safe_states: bool = False
     """Show CANCELING as RUNNING, for clients that treat CANCELING as the end of a task, such as Galaxy with Pulsar (docs/api.md)."""
     queued_as_initializing: bool = False
@@ -89,6 +121,10 @@ class ApiSettings:
         ):
             _require_at_least(1, getattr(self, name), f"API__{name.upper()}")
         _require_at_least(1024, self.max_header_bytes, "API__MAX_HEADER_BYTES")
+        _require(
+            self.audit in ("auto", "off", "stdout", "stderr") or self.audit.startswith("/"),
+            f"invalid {PREFIX}API__AUDIT {self.audit!r}: use stdout, stderr, off, auto or an absolute path",
+        )
         for name in ("header_timeout", "body_timeout", "idle_timeout"):
             _require(getattr(self, name) > timedelta(0), f"invalid {PREFIX}API__{name.upper()}: must be longer than 0")
 

@@ -39,6 +39,7 @@ def without_credentials(text: str) -> str:
 
 
 _task_id: ContextVar[str | None] = ContextVar("task_id", default=None)
+_request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 @contextmanager
@@ -51,13 +52,28 @@ def bind_task(task_id: str) -> Iterator[None]:
         _task_id.reset(token)
 
 
-class TaskIdFilter(logging.Filter):
-    """Add the bound task id to records that do not name a task themselves."""
+@contextmanager
+def bind_request(request_id: str) -> Iterator[None]:
+    """Every log line of this context, and of threads that run in a copy of it, gets `request_id` until the block ends."""
+    token = _request_id.set(request_id)
+    try:
+        yield
+    finally:
+        _request_id.reset(token)
+
+
+def current_request_id() -> str | None:
+    return _request_id.get()
+
+
+class BoundIdsFilter(logging.Filter):
+    """Add the bound ids of task and request to records that do not name them themselves."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        task_id = _task_id.get()
-        if task_id is not None and not hasattr(record, "task_id"):
-            record.task_id = task_id
+        for name, bound in (("task_id", _task_id), ("request_id", _request_id)):
+            value = bound.get()
+            if value is not None and not hasattr(record, name):
+                setattr(record, name, value)
         return True
 
 
@@ -113,7 +129,7 @@ def configure_logging(level: str, form: str) -> None:
     if form not in ("json", "text"):
         raise ConfigurationError(f"invalid log format {form!r}: use json or text")
     handler = logging.StreamHandler(sys.stderr)
-    handler.addFilter(TaskIdFilter())
+    handler.addFilter(BoundIdsFilter())
     handler.setFormatter(TextFormatter() if form == "text" else JsonFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]

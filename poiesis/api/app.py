@@ -1,6 +1,6 @@
 """The application: Connexion's routes and validation around our handlers, Flask's pages beside them.
 
-    server → CORS → Gateway, errors ─┬─ /healthz, /readyz
+    server → Requests → CORS → Gateway, errors ─┬─ /healthz, /readyz
                                      ├─ other paths: Flask pages, or 404
                                      └─ Swagger UI → routing by the spec → Authentication → validation by the spec → handler
 
@@ -41,6 +41,7 @@ from poiesis.api.memory import limit_kept_memory
 from poiesis.api.middleware import BASE_PATHS, EXTENSIONS_PATH, Authentication, Cors, Gateway
 from poiesis.api.pages import create_pages
 from poiesis.api.parameters import EXTENSION_VALIDATORS
+from poiesis.api.requests import Requests
 from poiesis.api.services import Services
 from poiesis.api.validation import VALIDATORS
 from poiesis.api.views import Views
@@ -78,6 +79,10 @@ def create_app(
         yield
         authenticator.close()
         threads.shutdown(wait=True, cancel_futures=True)
+        if services.audit is not None:
+            services.audit.close()
+        if services.limiter is not None:
+            await services.limiter.close()
 
     specification, extended = load_specification(), load_specification("poiesis.openapi.yaml")
     pages = create_pages(services.service, services.api, services.describe, blueprints)
@@ -87,6 +92,7 @@ def create_app(
         ready=services.ready,
         threads=threads,
         settings=services.api,
+        limiter=services.limiter,
         operations={
             base + path: item
             for base, document in (*((base, specification) for base in BASE_PATHS), (EXTENSIONS_PATH, extended))
@@ -97,11 +103,12 @@ def create_app(
         __name__,
         lifespan=lifespan,
         middlewares=[
+            partial(Requests, audit=services.audit),
             *_cors(services.api),
             gateway,
             SwaggerUIMiddleware,
             RoutingMiddleware,
-            partial(Authentication, authenticator=authenticator),
+            partial(Authentication, authenticator=authenticator, limiter=services.limiter),
             RequestValidationMiddleware,
             *((ResponseValidationMiddleware,) if validate_responses else ()),
             LifespanMiddleware,
@@ -130,8 +137,15 @@ def _cors(settings: ApiSettings) -> tuple[partial[Cors], ...]:
         Cors,
         allow_origins=settings.cors_origins,
         allow_methods=["GET", "POST", "PUT", "DELETE"],
-        allow_headers=["Authorization", "Content-Type", "X-API-Key", "Idempotency-Key", "Last-Event-ID"],
-        expose_headers=["Retry-After", "WWW-Authenticate"],
+        allow_headers=[
+            "Authorization",
+            "Content-Type",
+            "X-API-Key",
+            "Idempotency-Key",
+            "Last-Event-ID",
+            "X-Request-Id",
+        ],
+        expose_headers=["Retry-After", "WWW-Authenticate", "X-Request-Id"],
     )
     return (cors,)
 

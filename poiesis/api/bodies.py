@@ -13,6 +13,7 @@ from starlette.types import Message, Receive, Scope
 
 from poiesis.api.errors import Refused, body_too_large
 from poiesis.api.memory import trim_memory
+from poiesis.api.requests import REQUEST, RequestRecord
 from poiesis.config import ApiSettings
 
 SMALL_BYTES: Final = 64 * 1024  # what uvicorn reads ahead of the application
@@ -61,6 +62,7 @@ class BodyReader:
     def __init__(self, scope: Scope, receive: Receive, budget: BodyBudget) -> None:
         self._receive = receive
         self._budget = budget
+        self._record: RequestRecord = scope[REQUEST]
         self._declared = declared_bytes(scope)
         if (self._declared or 0) > budget.max_body_bytes:
             raise body_too_large(budget.max_body_bytes)
@@ -82,6 +84,7 @@ class BodyReader:
             raise Refused(400, "the client closed the connection before its request was complete")
         size = len(message.get("body", b""))
         self._seen += size
+        self._record.body_bytes = self._seen
         if self._seen > limit:
             raise body_too_large(limit)
         if self._declared is None and self._seen > SMALL_BYTES and not self._taken:

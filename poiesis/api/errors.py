@@ -34,6 +34,7 @@ from poiesis.domain.errors import (
     Unavailable,
     UnknownTask,
 )
+from poiesis.observability import current_request_id
 
 log = logging.getLogger(__name__)
 
@@ -75,11 +76,17 @@ class Refused(HTTPException):
         self.code = code
 
 
+class ErrorResponse(Response):
+    """`code`: the `error` of its body."""
+
+    code: str
+
+
 def body_too_large(limit_bytes: int) -> Refused:
     return Refused(413, f"the body is larger than {limit_bytes} bytes: pass large content by URL", "body_too_large")
 
 
-def respond(error: Exception) -> Response:
+def respond(error: Exception) -> ErrorResponse:
     """The response to a client for `error`, which is logged where the service is at fault."""
     if isinstance(error, Refused):
         answer = plain(error.status_code, error.detail, error.headers, error.code)
@@ -100,7 +107,7 @@ def plain(
     headers: Mapping[str, str] | None = None,
     code: str | None = None,
     problems: Sequence[Problem] = (),
-) -> Response:
+) -> ErrorResponse:
     """The response for an HTTP status; its code is by default the name of the status: `not_found`, `method_not_allowed`."""
     phrase = HTTPStatus(status).phrase
     message = message or _MESSAGES.get(status) or phrase
@@ -109,12 +116,16 @@ def plain(
         "error": code or ("internal" if status == 500 else re.sub(r"\W+", "_", phrase.lower())),
         "message": message if len(message) <= MAX_MESSAGE else message[: MAX_MESSAGE - 1] + "…",
     }
+    if (request_id := current_request_id()) is not None:
+        document["request_id"] = request_id
     if problems:
         document["problems"] = [{"path": p.path, "message": p.message} for p in problems[:MAX_PROBLEMS]]
-    return Response(json.dumps(document), status, headers, "application/json")
+    answer = ErrorResponse(json.dumps(document), status, headers, "application/json")
+    answer.code = document["error"]
+    return answer
 
 
-def _known(error: PoiesisError) -> Response:
+def _known(error: PoiesisError) -> ErrorResponse:
     status = next((status for kind, status in _STATUS.items() if isinstance(error, kind)), 500)
     if status == 500:
         return plain(500)

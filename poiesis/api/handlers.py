@@ -11,6 +11,8 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
+from contextvars import copy_context
+from functools import partial
 from typing import Any, Final, ParamSpec, TypeVar
 
 from starlette.types import Scope
@@ -19,6 +21,7 @@ from poiesis.api import views
 from poiesis.api.normalize import load_task
 from poiesis.api.paging import page_token, read_token
 from poiesis.api.query import QUERY, Query
+from poiesis.api.requests import REQUEST
 from poiesis.api.users import USER, User
 from poiesis.api.validation import DOCUMENT
 from poiesis.config import ServiceSettings
@@ -57,7 +60,9 @@ class Handlers:
     async def CreateTask(self, scope: Scope) -> Document:
         user: User = scope[USER]
         spec = load_task(scope.pop(DOCUMENT))  # the scope outlives the response
-        return views.created(await self._in_thread(self._tasks.create, spec, owner=user.name, groups=user.groups))
+        task_id = await self._in_thread(self._tasks.create, spec, owner=user.name, groups=user.groups)
+        scope[REQUEST].task = task_id
+        return views.created(task_id)
 
     async def GetTask(self, scope: Scope) -> Document:
         view, user = scope[QUERY].view, scope[USER]
@@ -87,4 +92,6 @@ class Handlers:
             return await self._in_thread(function, *args, **kwargs)
 
     async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: function(*args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, partial(copy_context().run, function, *args, **kwargs)
+        )

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -20,8 +21,10 @@ from poiesis.api.auth import Authenticator
 from poiesis.api.bodies import BodyBudget, BodyReader, declared_bytes
 from poiesis.api.connections import network_key
 from poiesis.api.errors import Refused, plain, respond
+from poiesis.api.limits import RateLimiter, user_counter
+from poiesis.api.requests import REQUEST, RequestRecord
 from poiesis.api.same_origin import SAFE_METHODS, RequestGuard, came_from_browser
-from poiesis.api.users import USER
+from poiesis.api.users import USER, User
 from poiesis.config import ApiSettings
 
 BASE_PATHS: Final = ("/ga4gh/tes/v1", "/v1")
@@ -52,8 +55,10 @@ class Gateway:
         threads: ThreadPoolExecutor,
         settings: ApiSettings,
         operations: Mapping[str, Any],
+        limiter: RateLimiter | None,
     ) -> None:
         self._app = app
+        self._limiter = limiter
         self._pages = pages
         self._ready = ready
         self._threads = threads
@@ -96,7 +101,9 @@ class Gateway:
                 error.headers = {
                     "Allow": next((m for pattern, m in self._methods if pattern.fullmatch(scope["path"])), "")
                 }
-            await respond(error)(scope, receive, send)
+            answer = respond(error)
+            scope[REQUEST].error = answer.code
+            await answer(scope, receive, send)
 
     async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -107,6 +114,8 @@ class Gateway:
         self._guard.check(scope, is_page=not is_api)
         if is_api:
             _normalize_content_type(scope)
+        elif self._limiter is not None:
+            await self._limiter.admit_address(client_network(scope))
         app = self._app if is_api else self._pages
         if scope["method"] in SAFE_METHODS:
             await app(scope, receive, send)
@@ -122,24 +131,59 @@ class Gateway:
         if scope["method"] not in ("GET", "HEAD"):
             return plain(405, headers={"Allow": "GET, HEAD"})
         if scope["path"] == "/readyz":
-            await asyncio.get_running_loop().run_in_executor(self._threads, self._ready)
+            await asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, self._ready)
         return Response(json.dumps({"status": "ok"}), media_type="application/json")
 
 
 class Authentication:
     """Determines the user of each operation of the API. Runs behind Connexion's routing, so that unknown paths are 404 and never 401."""
 
-    def __init__(self, app: ASGIApp, *, authenticator: Authenticator) -> None:
+    def __init__(self, app: ASGIApp, *, authenticator: Authenticator, limiter: RateLimiter | None = None) -> None:
         self._app = app
         self._authenticator = authenticator
+        self._limiter = limiter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            operation = scope["extensions"]["connexion_routing"]["operation_id"]
-            if operation is not None and operation not in OPEN_OPERATIONS:
-                address = network_key(scope["client"][0]) if scope.get("client") else ""
-                scope[USER] = await self._authenticator.user(scope["headers"], scope["query_string"], address)
-        await self._app(scope, receive, send)
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record: RequestRecord = scope[REQUEST]
+        record.operation = scope["extensions"]["connexion_routing"]["operation_id"]
+        record.task = scope.get("path_params", {}).get("id")
+        if record.operation in OPEN_OPERATIONS and self._limiter is not None:
+            await self._limiter.admit_address(client_network(scope))
+        if record.operation is None or record.operation in OPEN_OPERATIONS:
+            await self._app(scope, receive, send)
+            return
+        record.user = scope[USER] = await self._user(scope)
+        await self._limited(record.user, scope, receive, send)
+
+    async def _user(self, scope: Scope) -> User:
+        """Raises: Refused."""
+        address = client_network(scope)
+        try:
+            return await self._authenticator.user(scope["headers"], scope["query_string"], address)
+        except Refused as error:
+            if error.status_code == 401 and self._limiter is not None:
+                await self._limiter.admit_address(address)
+            raise
+
+    async def _limited(self, user: User, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._limiter is None:
+            await self._app(scope, receive, send)
+            return
+        counter, declared = user_counter(user.name, client_network(scope)), declared_bytes(scope)
+        await self._limiter.admit_user(counter, declared or 0)
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            if declared is None and (arrived := scope[REQUEST].body_bytes):
+                await self._limiter.charge_user(counter, arrived)
+
+
+def client_network(scope: Scope) -> str:
+    """The address that a request came from, or its network (`network_key`)."""
+    return network_key(scope["client"][0]) if scope.get("client") else ""
 
 
 class Cors(CORSMiddleware):

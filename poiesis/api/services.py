@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from poiesis.api.audit import AuditLog
+from poiesis.api.limits import RateLimiter
 from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
 from poiesis.services.tasks import TaskService
@@ -20,3 +22,7 @@ class Services:
     service: ServiceSettings
     describe: str
     ready: Callable[[], None]
+    audit: AuditLog | None = None
+    """Where writes and refused requests are recorded; closed with the application."""
+    limiter: RateLimiter | None = None
+    """None: there are no limits on rates. Closed with the application."""

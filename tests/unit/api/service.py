@@ -11,6 +11,8 @@ from connexion import AsyncApp
 from httpx import Response
 
 from poiesis.api import Services, create_app
+from poiesis.api.audit import AuditLog
+from poiesis.api.limits import RateLimiter
 from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
 from poiesis.domain.task import Task, TaskId
@@ -36,11 +38,22 @@ class Site:
     repository: MemoryTaskRepository = field(default_factory=MemoryTaskRepository)
     queue: RecordingQueue = field(default_factory=RecordingQueue)
     clock: ManualClock = field(default_factory=ManualClock)
+    audit: AuditLog | None = None
+    limiter: RateLimiter | None = None
 
     def __post_init__(self) -> None:
         self.tasks = TaskService(self.repository, self.queue, self.clock, self.policy)
         self.app: AsyncApp = create_app(
-            Services(self.tasks, self.policy, self.api, self.service, "Tasks run nowhere.", self.ready),
+            Services(
+                self.tasks,
+                self.policy,
+                self.api,
+                self.service,
+                "Tasks run nowhere.",
+                self.ready,
+                self.audit,
+                self.limiter,
+            ),
             validate_responses=self.validate_responses,
         )
         self.client = self.app.test_client(base_url="http://127.0.0.1:8000")
@@ -81,7 +94,7 @@ def assert_error(response: Response, status: int, code: str | None = None) -> di
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/json"
     body: dict[str, Any] = response.json()
-    assert set(body) <= {"status", "error", "message", "problems"}
+    assert set(body) <= {"status", "error", "message", "problems", "request_id"}
     assert body["status"] == status
     assert isinstance(body["error"], str)
     assert isinstance(body["message"], str) and body["message"]

@@ -15,6 +15,7 @@ import pytest
 from poiesis.api.auth import Authenticator, hash_secret
 from poiesis.api.errors import Refused
 from poiesis.api.middleware import Authentication
+from poiesis.api.requests import REQUEST, RequestRecord
 from poiesis.api.users import User
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
@@ -254,7 +255,7 @@ def test_attempts_of_one_ipv6_network_count_as_those_of_one_address(file: Path) 
     authenticator.user = user  # type: ignore[method-assign, assignment]
     for client in ("2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1", "192.0.2.1"):
         scope: dict[str, Any] = {"type": "http", "extensions": {"connexion_routing": {"operation_id": "ListTasks"}}}
-        scope |= {"client": (client, 1), "headers": [], "query_string": b""}
+        scope |= {"client": (client, 1), "headers": [], "query_string": b"", REQUEST: RequestRecord("x")}
         asyncio.run(Authentication(app, authenticator=authenticator)(scope, None, None))  # type: ignore[arg-type]
 
     assert seen == ["2001:db8::/64", "2001:db8::/64", "2001:db8:0:1::/64", "192.0.2.1"]

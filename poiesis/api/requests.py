@@ -1,0 +1,102 @@
+"""What is known of each request: its id, in the response, in errors and in log lines; and a line of the audit for those that matter.
+
+`Requests` is the outermost middleware, so that no response is without an id. What it does not see is refused by the HTTP server itself,
+as a malformed request or beyond the limits on connections (`connections`).
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from poiesis.api.audit import AuditLog
+from poiesis.api.same_origin import SAFE_METHODS
+from poiesis.api.users import User
+from poiesis.observability import bind_request
+
+HEADER: Final = b"x-request-id"
+_WELL_FORMED: Final = re.compile(rb"[A-Za-z0-9._:=+/@-]{1,128}")
+
+REQUEST: Final = "poiesis.request"
+"""Key of the ASGI scope: the `RequestRecord`."""
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """Filled by the parts that learn it: the user by `Authentication`, the task by its path or its handler, the error's code by
+    `Gateway`."""
+
+    id: str
+    user: User | None = None
+    operation: str | None = None
+    task: str | None = None
+    error: str | None = None
+    body_bytes: int = 0
+    """So many have arrived."""
+
+
+class Requests:
+    def __init__(self, app: ASGIApp, *, audit: AuditLog | None) -> None:
+        self._app = app
+        self._audit = audit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        record = scope[REQUEST] = RequestRecord(request_id(scope))
+        began = time.perf_counter()
+        status = 0
+
+        async def marked_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(raw=list(message["headers"]))
+                headers["x-request-id"] = record.id
+                message["headers"] = headers.raw
+            await send(message)
+
+        with bind_request(record.id):
+            try:
+                await self._app(scope, receive, marked_send)
+            finally:
+                if self._audit is not None and is_audited(scope["method"], status):
+                    self._audit.write(audit_entry(scope, record, status, time.perf_counter() - began))
+
+
+def request_id(scope: Scope) -> str:
+    """The client's own if it sent one that is well-formed, else a new one."""
+    given: list[bytes] = [value for name, value in scope["headers"] if name == HEADER]
+    if len(given) == 1 and _WELL_FORMED.fullmatch(given[0]):
+        return given[0].decode("ascii")
+    return secrets.token_hex(16)
+
+
+def is_audited(method: str, status: int) -> bool:
+    """Writes, whatever comes of them, and refused requests. `status` 0: there was no response."""
+    return method not in SAFE_METHODS or 400 <= status < 500
+
+
+def audit_entry(scope: Scope, record: RequestRecord, status: int, seconds: float) -> dict[str, str | int | None]:
+    """Without the query, which may hold an API key."""
+    user, client = record.user, scope.get("client")
+    return {
+        "request_id": record.id,
+        "user": user.name if user is not None else None,
+        "auth": user.method if user is not None else None,
+        "address": client[0] if client else None,
+        "method": scope["method"],
+        "path": scope["path"],
+        "operation": record.operation,
+        "task": record.task,
+        "status": status or None,
+        "result": record.error or ("ok" if 0 < status < 400 else "no_response" if status == 0 else "error"),
+        "duration_ms": round(seconds * 1000),
+    }
