@@ -15,9 +15,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
 from poiesis.config import ARCHITECTURES, PREFIX, Settings, read, shipped_launchers
+from poiesis.domain.bindings import binding_of
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.policy import Policy
 from poiesis.filer import registry
@@ -48,6 +49,7 @@ KUBERNETES_PREFIX: Final = f"{PREFIX}KUBERNETES__"
 FILER_PREFIX: Final = f"{PREFIX}FILER__"
 CLIENT_VARIABLES: Final = (f"{PREFIX}URL", f"{PREFIX}TOKEN", f"{PREFIX}TEST_")
 SETTLE: Final = timedelta(seconds=0.3)  # where pokes report the end of a pod, its other events may be merged
+UNREADABLE: Final = "/poiesis/credentials/netrc"  # only in filer containers
 ADAPTER_PREFIXES: Final = (KUBERNETES_PREFIX, FILER_PREFIX, *CLIENT_VARIABLES)
 
 
@@ -63,7 +65,8 @@ class Bootstrap(ExitStack):
     def __init__(self, settings: Settings, filer: FilerSettings, kubernetes: KubernetesSettings | None = None) -> None:
         super().__init__()
         self._given = settings
-        self.filer = filer
+        hidden = [str(Path(directory).resolve()) for directory in settings.credentials.values() if directory]
+        self.filer = replace(filer, file_hidden=(*filer.file_hidden, *hidden)) if hidden else filer
         self._kubernetes = kubernetes
         self.clock = SystemClock()
 
@@ -103,7 +106,10 @@ class Bootstrap(ExitStack):
     def _exposes_credentials(self, urls: Iterable[str]) -> bool:
         from poiesis.filer.credentials import first_unencrypted
 
-        return first_unencrypted(urls, self.filer) is not None
+        filer = self.filer
+        if self._kubernetes is not None and any(b.secret for b in self._kubernetes.bindings.values()):
+            filer = replace(filer, netrc_file=UNREADABLE)  # a user's own may have a login for any host
+        return first_unencrypted(urls, filer) is not None
 
     @property
     def policy(self) -> Policy:
@@ -164,15 +170,28 @@ class Bootstrap(ExitStack):
             self.settings.runtime,
             self.policy,
             Filers(
-                lambda document, volume, cancelled: stage("in", document, volume, self.filer, cancelled=cancelled),
-                lambda document, volume, cancelled: stage("out", document, volume, self.filer, cancelled=cancelled),
+                lambda doc, volume, cancelled: stage("in", doc, volume, self._filer_of(doc), cancelled=cancelled),
+                lambda doc, volume, cancelled: stage("out", doc, volume, self._filer_of(doc), cancelled=cancelled),
             ),
             self.clock,
             launcher,
             max_parallel=self.settings.max_parallel,
-            hidden=credential_files(os.environ),
+            hidden=[
+                *credential_files(os.environ),
+                *(Path(d).resolve() for d in self.settings.credentials.values() if d),
+            ],
             visible=[Path(d) for d in self.settings.visible_directories],
             max_processes=self.settings.max_processes,
+        )
+
+    def _filer_of(self, document: Mapping[str, Any]) -> FilerSettings:
+        """The filer's settings for a task, by the `owner` and `groups` of its document."""
+        directory = binding_of(self.settings.credentials, document.get("owner"), document.get("groups", ()))
+        if directory is None:
+            return self.filer
+        name = f"the credentials directory of {document.get('owner') or 'everyone'}" if directory else ""
+        return replace(
+            self.filer, credentials_dir=directory or os.devnull, credentials_name=name, cache_scope=f"bound {directory}"
         )
 
     @cached_property

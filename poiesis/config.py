@@ -208,6 +208,9 @@ class Settings:
     visible_directories: tuple[str, ...] = ()
     """Embedded mode: directories of the host that commands in the process sandbox can read, such as a conda installation in a home
     directory. System directories (`/usr`, `/opt`, parts of `/etc`) always are."""
+    credentials: Mapping[str, str] = field(default_factory=dict)
+    """Embedded mode: directories of credentials of users' own, by user, `group:NAME`, or `*` for all others: a JSON object. Their tasks
+    use these and none of the service's (docs/operators.md). An empty path: none at all."""
     role_threads: int = 4
     """Links that the worker of a role handles concurrently."""
     resync: timedelta = timedelta(seconds=5)

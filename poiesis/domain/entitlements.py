@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from poiesis.domain.bindings import EVERYONE, GROUP, is_plain
 from poiesis.domain.errors import InvalidTask, Problem
 from poiesis.domain.parameters import parse_size_gb
 from poiesis.domain.policy import Policy
 from poiesis.domain.task import TaskSpec
 
 DEFAULT_SHM_GB: Final = 1.0  # of tasks that do not request memory
-EVERYONE: Final = "*"
-GROUP: Final = "group:"
 
 
 def allowed_queues(policy: Policy, user: str | None, groups: Sequence[str]) -> frozenset[str]:
-    keys = (EVERYONE, *([user] if user is not None else []), *(GROUP + g for g in groups))
+    own = [user] if user is not None and is_plain(user) else []
+    keys = (EVERYONE, *own, *(GROUP + g for g in groups))
     return frozenset(queue for key in keys for queue in policy.queues.get(key, ()))
 
 

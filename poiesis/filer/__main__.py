@@ -42,6 +42,11 @@ def main(arguments: list[str]) -> int:
     except (OSError, ValueError, PoiesisError) as error:
         report = FilerReport(error=f"the filer cannot start: {error}", error_code="configuration")
     else:
+        if settings.credentials_dir is not None:
+            from poiesis.filer.bound_credentials import AMBIENT
+
+            for name in filter(AMBIENT.match, list(os.environ)):
+                del os.environ[name]
         report = stage(
             options["direction"],
             document,

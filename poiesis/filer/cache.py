@@ -1,10 +1,11 @@
 """Inputs kept for other tasks: a thousand tasks with one reference genome fetch it once.
 
 An entry is a file named by URL and version (ETag and the like), so it never changes, and a task asks the store for the version with its
-own credentials before it uses the entry. One process fetches, under a lock of the entry, and others wait; the kernel releases the lock
-of a process that ends, so a crash leaves only a temporary file, which the next eviction removes. A file leaves the cache as a reflink
-where the file system has them, else as a copy: tasks may write to their inputs, and a hard link would let one task change another's. An
-error of the cache is never an error of the task: the file is then fetched as if there were no cache.
+own credentials before it uses the entry. Since a store may show a version to whom it would not give the content (a listing, a file without
+permissions), only tasks with the same credentials share entries (`cache_scope`). One process fetches, under a lock of the entry, and
+others wait; the kernel releases the lock of a process that ends, so a crash leaves only a temporary file, which the next eviction removes.
+A file leaves the cache as a reflink where the file system has them, else as a copy: tasks may write to their inputs, and a hard link would
+let one task change another's. An error of the cache is never an error of the task: the file is then fetched as if there were no cache.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ class Cache:
             or not self._settings.cache_min_bytes <= size <= self._settings.cache_bytes
         ):
             return fetch(file, target)
-        key = hashlib.sha256(f"{file.url}\0{file.version}\0{size}".encode(errors="surrogateescape")).hexdigest()
+        named = f"{file.url}\0{file.version}\0{size}"
+        named += f"\0{self._settings.cache_scope}" if self._settings.cache_scope else ""
+        key = hashlib.sha256(named.encode(errors="surrogateescape")).hexdigest()
         entry = self._entries / key[:2] / key
         try:
             for directory in (entry.parent, self._locks, self._partial):

@@ -29,6 +29,7 @@ from poiesis.domain.errors import (
     UnsupportedUrl,
 )
 from poiesis.filer.atomic_write import PartialFile, atomic_file
+from poiesis.filer.bound_credentials import AMBIENT
 from poiesis.filer.network import CA_BUNDLES
 from poiesis.filer.registry import Context
 from poiesis.filer.settings import MIB, CloudStore
@@ -220,7 +221,12 @@ class CloudFiler:
 
     def _store(self, scheme: str, bucket: str) -> GCSStore | AzureStore:
         options = self._settings.cloud_stores.get(scheme) or CloudStore()
-        values: dict[str, Any] = {"skip_signature": True} if options.anonymous else {}
+        values: dict[str, Any] = {"skip_signature": True} if options.anonymous else dict(options.credentials)
+        is_bound = self._settings.credentials_dir is not None
+        if is_bound and (shared := next((n for n in os.environ if AMBIENT.match(n)), None)):
+            raise AccessDenied(
+                f"{scheme}:// cannot be used with credentials of your own: the service has shared ones in {shared}"
+            )
         client, retry = self._client_options(options.endpoint), self._retries()
         try:
             if scheme == "gs":
@@ -228,7 +234,10 @@ class CloudFiler:
                     values["base_url"] = options.endpoint.rstrip("/")
                 return GCSStore(bucket, client_options=client, retry_config=retry, **values)
             return AzureStore(
-                bucket, client_options=client, retry_config=retry, **{**_azure_values(), **_azure(options), **values}
+                bucket,
+                client_options=client,
+                retry_config=retry,
+                **{**({} if is_bound else _azure_values()), **_azure(options), **values},
             )
         except (exceptions.BaseError, ValueError, OSError) as error:
             raise ConfigurationError(f"filer: {scheme}:// cannot be used: {_brief(error)}") from error

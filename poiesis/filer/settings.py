@@ -17,7 +17,8 @@ from typing import Any, Final
 from poiesis.domain.errors import ConfigurationError
 
 MIB: Final = 1024 * 1024
-SECRET: Final = frozenset({"access_key", "secret_key", "session_token"})
+SECRET: Final = frozenset({"access_key", "secret_key", "session_token", "credentials"})
+OF_TASK: Final[Mapping[str, bool]] = {"setting": False}  # set for each task, not by a site
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class CloudStore:
     """Instead of the provider's own."""
     anonymous: bool = False
     """Send no credentials."""
+    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Only in-process: the values of bound credentials, by obstore's names."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class FilerSettings:
     """Endpoints by alias: the fields of `S3Endpoint`. The first one is the default for buckets that no other lists. Empty: AWS, or what
     AWS_ENDPOINT_URL_S3 and AWS_ENDPOINT_URL name."""
 
-    cloud: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    cloud: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
     """Which of `gs` and `az` are offered: the fields of `CloudStore` by scheme, such as `{"gs": {}, "az": {"account": "lab"}}`."""
 
     parallel: int = 64
@@ -136,6 +139,13 @@ class FilerSettings:
     drs_token_file: str | None = None
     """Bearer token for DRS servers."""
 
+    credentials_dir: str | None = field(default=None, metadata=OF_TASK)
+    """Of a task that is bound to credentials of its own: the only source of them (`bound_credentials`)."""
+    credentials_name: str = field(default="", metadata=OF_TASK)
+    """What to call that directory in messages, such as `the Secret "s3-ada"`."""
+    cache_scope: str = field(default="", metadata=OF_TASK)
+    """Tasks share cached inputs only within a scope: those who may read an input with one set of credentials may not with another."""
+
     cache_dir: str | None = None
     """Directory of the input cache; None: no cache."""
     cache_bytes: int = 100 * 10**9
@@ -178,7 +188,7 @@ class FilerSettings:
         values: dict[str, Any] = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            if item.name == "s3":
+            if item.name in ("s3", "cloud"):
                 value = {n: {k: v for k, v in o.items() if k not in SECRET} for n, o in value.items()}
             elif item.name == "proxy" and value is not None and "@" in value:
                 value = None  # it holds a password

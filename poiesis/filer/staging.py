@@ -43,6 +43,10 @@ def stage(
     pool = Pool(settings.parallel)
     allow = settings.allow_unencrypted_credentials or document.get("allow_unencrypted_credentials", True)
     try:
+        if settings.credentials_dir is not None:
+            from poiesis.filer.bound_credentials import with_bound_credentials
+
+            settings = with_bound_credentials(settings)
         with (
             _reporting(control, progress),
             closing(Volume(volume)) as tree,

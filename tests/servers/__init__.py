@@ -13,7 +13,7 @@ from tests.servers.gcs import GcsServer, gcs, gcs_server
 from tests.servers.mongo import mongo_server, mongo_url
 from tests.servers.oidc import OidcServer, Zitadel, oidc, own_oidc, zitadel
 from tests.servers.redis import redis_server, redis_url
-from tests.servers.s3 import S3Server, s3, s3_server
+from tests.servers.s3 import S3Server, s3, s3_of_users, s3_server
 
 __all__ = [
     "AzureServer",
@@ -34,6 +34,7 @@ __all__ = [
     "redis_server",
     "redis_url",
     "s3",
+    "s3_of_users",
     "s3_server",
     "zitadel",
 ]

@@ -27,13 +27,25 @@ PORTS = (  # every port the process opens; the gRPC ones would otherwise be port
     "s3.port",
     "s3.port.grpc",
 )
+USERS = ("ada", "eve")
+"""Further users, by name and access key, with the secret key `NAME-secret` and rights in buckets named `NAME-…` only."""
 IDENTITIES = {
     "identities": [
         {
             "name": ACCESS_KEY,
             "credentials": [{"accessKey": ACCESS_KEY, "secretKey": SECRET_KEY}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
-        }
+        },
+        *(
+            {
+                "name": user,
+                "credentials": [{"accessKey": user, "secretKey": f"{user}-secret"}],
+                "actions": [f"{action}:{user}-*" for action in ("Read", "Write", "List", "Tagging")],
+            }
+            for user in USERS
+        ),
+        # may see the names and ETags of all objects, and their content in no bucket
+        {"name": "lister", "credentials": [{"accessKey": "lister", "secretKey": "lister-secret"}], "actions": ["List"]},
     ]
 }
 # Each bucket is a separate collection, and a collection starts with seven volumes by default.
@@ -124,6 +136,22 @@ def s3_server() -> Iterator[S3Server]:
         for port in opened:
             for left in SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
                 left.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def s3_of_users(s3_server: S3Server) -> Iterator[dict[str, S3Server]]:
+    """For each of USERS the endpoint, the user's keys, and an empty bucket that only this user (and the owner of `s3`) can use."""
+    admin, tag = s3_server.client(), uuid.uuid4().hex[:8]
+    servers = {
+        user: replace(s3_server, access_key=user, secret_key=f"{user}-secret", bucket=f"{user}-{tag}") for user in USERS
+    }
+    for server in servers.values():
+        admin.make_bucket(server.bucket)
+    yield servers
+    for server in servers.values():
+        for found in admin.list_objects(server.bucket, recursive=True):
+            admin.remove_object(server.bucket, str(found.object_name))
+        admin.remove_bucket(server.bucket)
 
 
 @pytest.fixture

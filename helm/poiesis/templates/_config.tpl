@@ -54,6 +54,16 @@
 {{- $_ := set $c (print $k "PULL_POLICY") $v.tasks.imagePullPolicy -}}
 {{- $_ := set $c (print $k "FILER_PULL_POLICY") ($v.filer.imagePullPolicy | default $v.image.pullPolicy) -}}
 {{- $_ := set $c (print $k "PULL_SECRETS") (concat $v.imagePullSecrets $v.tasks.imagePullSecrets | uniq) -}}
+{{- $_ := set $c (print $k "IMAGE_PULL_SECRETS") $v.imagePullSecrets -}}
+{{- /* built by hand to keep the order: it decides between the groups of a user */ -}}
+{{- $bindings := list -}}
+{{- range $v.tasks.bindings -}}
+{{- $fields := dict -}}
+{{- range $field, $value := omit . "for" -}}{{- $_ := set $fields (snakecase $field) $value -}}{{- end -}}
+{{- $bindings = append $bindings (printf "%s:%s" (toJson .for) (toJson $fields)) -}}
+{{- end -}}
+{{- $_ := set $c (print $k "BINDINGS") (ternary (printf "{%s}" (join "," $bindings)) "" (not (empty $bindings))) -}}
+{{- $_ := set $c (print $k "BOUND_FILE_SECRETS") $v.filer.boundFileSecrets -}}
 {{- $_ := set $c (print $k "DELIVERY") $v.tasks.launcher.delivery -}}
 {{- $_ := set $c (print $k "ARCHITECTURE") $v.tasks.launcher.architecture -}}
 {{- $_ := set $c (print $k "POD_SECURITY") $v.tasks.podSecurity -}}

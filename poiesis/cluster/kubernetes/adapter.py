@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from poiesis.cluster.kubernetes import kueue, labels, name_resolution, objects, pods
+from poiesis.cluster.kubernetes import bindings, kueue, labels, name_resolution, objects, pods
 from poiesis.cluster.kubernetes.cache import (
     PODS,
     VOLUMES,
@@ -67,10 +67,8 @@ class KubernetesCluster:
     ) -> None:
         self.settings = settings = with_launchers(settings)
         self._policy = policy
-        self._filer_files = {
-            objects.SETTINGS_KEY: objects.filer_settings(filer_settings_json, settings).encode(),
-            **name_resolution.files(settings),
-        }
+        self._filer_settings = objects.filer_settings(filer_settings_json, settings)
+        self._name_files = name_resolution.files(settings)
         self.client = client or Client(settings)
         self._monotonic = monotonic
         self._core = f"/api/v1/namespaces/{settings.namespace}"
@@ -103,7 +101,7 @@ class KubernetesCluster:
             return
         name = objects.volume_name(task.id, task.attempt)
         owned_by = objects.owner("PersistentVolumeClaim", name, self._volume_uid(task, name))
-        for secret in objects.secrets(task, plan, self.settings, self._filer_files, owned_by):
+        for secret in objects.secrets(task, plan, self.settings, self._files_of(task), owned_by):
             self._create("secrets", secret)
 
     def launch(self, task: Task, plan: Plan, pod: PodPlan) -> None:
@@ -111,19 +109,24 @@ class KubernetesCluster:
             self._await_binding(task)
         files: dict[str, int] = {}
         if plan.has_filers:
-            contents = objects.secret_contents(objects.documents(task, plan, self._filer_files))
+            contents = objects.secret_contents(objects.documents(task, plan, self._files_of(task)))
             files = {name: index for index, content in enumerate(contents) for name in content}
         document = pods.pod(
             task,
             plan,
             pod,
-            replace(self.settings, poke_address=self._poke_address.resolved()),
+            replace(bindings.settings_of(task, self.settings), poke_address=self._poke_address.resolved()),
             self._policy,
             launcher_name=self.launcher.ensure(),
             document_files=files,
             owned_by=self._owner.reference(),
         )
         self._create(PODS, document)
+
+    def _files_of(self, task: Task) -> dict[str, bytes]:
+        """The filers' files that do not depend on the task's inputs and outputs."""
+        text = bindings.filer_settings_of(task, self.settings, self._filer_settings)
+        return {objects.SETTINGS_KEY: text.encode(), **self._name_files}
 
     def _await_binding(self, task: Task) -> None:
         """Wait briefly for the provisioner: a pod scheduled before its volume is bound spends a second or more in the scheduler's back-off.

@@ -6,6 +6,7 @@ Every container runs the launcher, which waits for its turn by means of files in
     /poiesis/control        shared by the pod's containers
     /poiesis/task           the filers' documents           only filers
     /poiesis/volume         the task's whole volume         only filers; executors mount its directories at the task's paths
+    /poiesis/credentials    the Secret of the user's binding   only filers, if there is one
     /poiesis/cache          the shared input cache          only TIF, if the site has a cache
 
 Kubernetes expands `$(NAME)` in arguments and variables and replaces `$$` by `$`; every `$` is doubled, so that they arrive unchanged.
@@ -20,6 +21,7 @@ from datetime import timedelta
 from typing import Any, Final
 
 from poiesis.cluster.kubernetes import labels, objects, placement
+from poiesis.cluster.kubernetes.bindings import CREDENTIALS
 from poiesis.cluster.kubernetes.kueue import QUEUE_LABEL, queue_of
 from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement
 from poiesis.domain.errors import ClusterRefused
@@ -283,8 +285,10 @@ def _volumes(
     if has_filers:
         made.append({"name": "documents", **_documents(task, document_files)})
         made.append({"name": "filer-tmp", "emptyDir": {}})
-        for i, name in enumerate(settings.filer_file_secrets):
-            made.append({"name": f"secret-{i}", "secret": {"secretName": name, "defaultMode": 0o444}})
+        for i, (name, path) in enumerate(settings.filer_file_secrets.items()):
+            secret: Json = {"secretName": name, "defaultMode": 0o444}
+            secret |= {"optional": True} if path == CREDENTIALS else {}  # the filer reports that it is missing
+            made.append({"name": f"secret-{i}", "secret": secret})
     cache = settings.cache_volume
     if cache.is_set and TIF in pod_plan.names:
         where: Json = {"persistentVolumeClaim": {"claimName": cache.claim}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 
 from poiesis.domain.errors import ConfigurationError
 
+_NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 Delivery = Literal["configmap", "init"]
 PodSecurity = Literal["baseline", "restricted"]
 
@@ -74,6 +76,22 @@ class CacheVolume:
         return bool(self.host_path or self.claim)
 
 
+@dataclass(frozen=True)
+class Binding:
+    """Credentials of the tasks of one user or group, in place of those that all tasks share."""
+
+    secret: str | None = None
+    """Name of a Secret in the namespace with the credentials of filers, by fixed keys (docs/operators.md), in place of all Secrets of
+    filers. None: the shared ones; empty: none."""
+    pull_secrets: tuple[str, ...] | None = None
+    """Names of image pull Secrets, in place of `KubernetesSettings.pull_secrets`. None: those."""
+
+    def __post_init__(self) -> None:
+        for name in (*([self.secret] if self.secret else []), *(self.pull_secrets or ())):
+            if not _NAME.fullmatch(name):
+                raise ConfigurationError(f"bindings: invalid name of a Secret: {name!r}")
+
+
 def _is_deep(path: str) -> bool:
     """Not `/`, `/etc`, `/var`: a typing error must not expose a node's directories to a container."""
     return path.startswith("/") and ".." not in path.split("/") and len(PurePosixPath(path).parts) > 2
@@ -93,7 +111,8 @@ class KubernetesSettings:
     image: str = "localhost/poiesis:dev"
     """The service's own image, for filers and for delivery `init`."""
     pull_policy: str | None = None
-    """For users' images; None: Kubernetes' default (Always for `:latest`, else IfNotPresent)."""
+    """For users' images; None: Kubernetes' default (Always for `:latest`, else IfNotPresent), or with pull Secrets in `bindings` Always,
+    because a node gives an image that it has to every pod that does not pull."""
     filer_pull_policy: str | None = None
     """For `image` in tasks' pods; None: Kubernetes' default."""
     pull_secrets: tuple[str, ...] = ()
@@ -123,6 +142,14 @@ class KubernetesSettings:
     """Of a filer container; no CPU request by default, because filers work while the executors are idle."""
     filer_run_as_user: int | None = 65532
     """None: not set, for clusters that assign one (OpenShift). 0 lets TOF read files that are readable for root only."""
+
+    bindings: Mapping[str, Binding] = field(default_factory=dict)
+    """Credentials by user, `group:NAME`, or `*` for all others, in place of the shared ones: JSON objects of the fields above. Of several
+    groups of a user the first one here counts."""
+    bound_file_secrets: tuple[str, ...] = ()
+    """Those of `filer_file_secrets` without credentials (certificates, known_hosts), which tasks with a binding mount too."""
+    image_pull_secrets: tuple[str, ...] = ()
+    """Names of image pull Secrets for `image`, which tasks keep whose binding replaces `pull_secrets`."""
 
     cache_volume: CacheVolume = CacheVolume()
     """The input cache; becomes the `cache_dir` of TIF's filer."""
@@ -233,6 +260,8 @@ class KubernetesSettings:
         for key, queues in self.queues.items():
             if not isinstance(queues, list | tuple) or not all(isinstance(queue, str) for queue in queues):
                 raise ConfigurationError(f"queues: {key!r} must be a list of queue names")
+        if unknown := set(self.bound_file_secrets) - set(self.filer_file_secrets):
+            raise ConfigurationError(f"bound_file_secrets: {min(unknown)!r} is not in filer_file_secrets")
         if self.pod_security == "restricted" and self.cache_volume.host_path:
             raise ConfigurationError("cache_volume: Pod Security `restricted` does not permit host_path; use claim")
         for name, value in self.filer_env.items():

@@ -34,7 +34,7 @@ def test_a_queue_listed_for_the_user_or_group_is_accepted(
         ("bob", (), "large", "use one of small"),
         ("bob", ("ada",), "urgent", "use one of small"),
         ("imaging", (), "large", "use one of small"),
-        ("group:imaging", (), "other", "use one of"),
+        ("group:imaging", (), "large", "use one of small"),  # a name that an identity provider let its user choose
         ("ada", ("imaging",), "another-teams", "use one of gpu, large, small, urgent"),
     ],
 )
