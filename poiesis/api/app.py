@@ -27,7 +27,7 @@ from connexion.middleware.lifespan import LifespanMiddleware
 from connexion.middleware.request_validation import RequestValidationMiddleware
 from connexion.middleware.response_validation import ResponseValidationMiddleware
 from connexion.middleware.routing import RoutingMiddleware
-from connexion.middleware.swagger_ui import SwaggerUIMiddleware
+from connexion.middleware.swagger_ui import SwaggerUIAPI, SwaggerUIMiddleware
 from connexion.resolver import Resolver
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -106,7 +106,7 @@ def create_app(
             partial(Requests, audit=services.audit),
             *_cors(services.api),
             gateway,
-            SwaggerUIMiddleware,
+            _Documents,
             RoutingMiddleware,
             partial(Authentication, authenticator=authenticator, limiter=services.limiter),
             RequestValidationMiddleware,
@@ -178,3 +178,18 @@ class _Operation:
 class _Api(AsyncApi):  # type: ignore[misc]
     def make_operation(self, operation: Any) -> _Operation:
         return _Operation(operation.function)
+
+
+class _DocumentsApi(SwaggerUIAPI):  # type: ignore[misc]
+    def _spec_for_prefix(self, request: Any) -> dict[str, Any]:
+        """The document as written. Connexion's has every reference replaced, which generators of clients cannot give names to."""
+        document: dict[str, Any] = self.specification.with_base_path(self._base_path_for_prefix(request)).raw
+        return document
+
+
+class _Documents(SwaggerUIMiddleware):  # type: ignore[misc]
+    """Serves `openapi.json`, `openapi.yaml` and the Swagger UI."""
+
+    def add_api(self, specification: Any, base_path: str | None = None, **options: Any) -> None:
+        api = _DocumentsApi(specification, base_path=base_path, default=self.default_fn, **options)
+        self.router.mount(api.base_path, app=api.router)

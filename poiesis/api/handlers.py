@@ -34,6 +34,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Document = dict[str, Any]
 
+OLD_SERVICE_INFO: Final = "service-info"
+"""Never an id: the path `/tasks/service-info` of TES 0.4, which py-tes 0.4 (Toil's) reads before it creates a task."""
 LARGE_READS: Final = 4
 """Reads of whole documents at once: they take several times their bytes as Python objects."""
 
@@ -51,6 +53,7 @@ class Handlers:
         self._tasks = tasks
         self._views = shown
         self._info = views.service_info(service, policy, describe)
+        self._old_info = views.old_service_info(self._info)
         self._threads = threads
         self._large_reads = asyncio.Semaphore(LARGE_READS)
 
@@ -65,8 +68,10 @@ class Handlers:
         return views.created(task_id)
 
     async def GetTask(self, scope: Scope) -> Document:
-        view, user = scope[QUERY].view, scope[USER]
-        task = await self._read(view, self._tasks.get, scope["path_params"]["id"], view, access=user.access)
+        view, user, task_id = scope[QUERY].view, scope[USER], scope["path_params"]["id"]
+        if task_id == OLD_SERVICE_INFO:
+            return self._old_info
+        task = await self._read(view, self._tasks.get, task_id, view, access=user.access)
         return self._views.task(task, view)
 
     async def ListTasks(self, scope: Scope) -> Document:

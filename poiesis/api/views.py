@@ -77,6 +77,11 @@ def service_info(service: ServiceSettings, policy: Policy, describe: str) -> Doc
     }
 
 
+def old_service_info(info: Document) -> Document:
+    """The same in TES 0.4, whose clients refuse keys that they do not know."""
+    return {"name": info["name"], "doc": info["description"], "storage": info["storage"]}
+
+
 def usable_storage(policy: Policy) -> list[str]:
     """URL prefixes of the schemes that the filers support: `s3://`, and for files the allowed directories."""
     schemes = sorted(policy.url_schemes_in | policy.url_schemes_out)

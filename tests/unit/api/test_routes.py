@@ -82,6 +82,10 @@ class TestBothBasePaths:
         document = site.client.get(f"{base}/openapi.json").json()
         assert document["servers"] == [{"url": base}]
         assert set(document["paths"]) == {"/service-info", "/tasks", "/tasks/{id}", "/tasks/{id}:cancel"}
+        answer = document["paths"]["/service-info"]["get"]["responses"]["200"]["content"]["application/json"]
+        assert answer["schema"] == {"$ref": "#/components/schemas/tesServiceInfo"}, (
+            "generators name models by references"
+        )
 
 
 class TestHealth:

@@ -44,3 +44,8 @@ class TestServiceInfo:
     def test_is_answered_while_the_store_is_down(self, site: Site) -> None:
         site.repository.down = True
         assert site.get("/service-info").status_code == 200
+
+    def test_has_the_path_and_the_keys_of_tes_0_4_too(self) -> None:
+        site = Site(validate_responses=False)
+        info, old = site.get("/service-info").json(), site.get("/tasks/service-info").json()
+        assert old == {"name": info["name"], "doc": info["description"], "storage": info["storage"]}
