@@ -11,12 +11,17 @@ ZIG    := $(CURDIR)/.cache/zig/ziglang/zig
 ZIG_ENV := ZIG_GLOBAL_CACHE_DIR=$(CURDIR)/.cache/zig-cache ZIG_LOCAL_CACHE_DIR=$(CURDIR)/.cache/zig-cache
 SUMS   := launcher/shipped.sha256
 CLUSTER := ../shared/cluster
+CLIENT_DIR := .cache/clients
+CLIENTS ?= pydantic-tes cwl-tes snakemake snakemake7 toil generated schemathesis
+TEST_RUNNER ?= https://github.com/elixir-cloud-aai/openapi-test-runner
+TEST_RUNNER_COMMIT := 552ff3c
+SPROCKET := 0.33.0
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv launcher launcher-build launcher-check demo up test emulators wheel-smoke lint format e2e bench chaos image lock docs clean distclean
+.PHONY: help venv launcher launcher-build launcher-check demo up test emulators clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e bench chaos image lock docs clean distclean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
@@ -70,7 +75,7 @@ up: $(RUN) launcher ## start the whole service here and keep it running
 	$(BIN)/python -m poiesis up $(ARGS)
 
 test: venv launcher ## every test that needs no cluster; servers are started by the tests themselves
-	$(BIN)/pytest -n auto --dist loadgroup -m "not e2e and not chaos" $(ARGS)
+	$(BIN)/pytest -n auto --dist loadgroup -m "not e2e and not chaos and not clients" $(ARGS)
 
 emulators: ## servers for tests that no Python package has: OpenID providers, Azure's and Google Cloud's storage; needs npm and go
 	@command -v npm >/dev/null && command -v go >/dev/null || { echo "emulators: needs npm and go" >&2; exit 1; }
@@ -79,6 +84,32 @@ emulators: ## servers for tests that no Python package has: OpenID providers, Az
 	GOBIN=$(CURDIR)/.cache/emulators/bin go install github.com/fsouza/fake-gcs-server@v1.56.1
 	GOBIN=$(CURDIR)/.cache/emulators/zitadel go install github.com/zitadel/oidc/v3/example/server@v3.45.0
 	cp .cache/emulators/zitadel/server .cache/emulators/bin/zitadel-oidc-server
+
+clients: $(CLIENTS:%=$(CLIENT_DIR)/%/.installed) ## TES clients for tests, each in an environment of its own (CLIENTS='toil snakemake' for some)
+
+clients-test: venv launcher ## a real workflow by each client that is installed, and schemathesis
+	$(BIN)/pytest tests/clients -n 2 $(ARGS)
+
+# rdflib-jsonld, which cwl-tes needs, can only be built with an old setuptools; all others come as wheels or bring their own build system.
+$(CLIENT_DIR)/%/.installed: requirements/clients/%.txt | $(RUN)
+	$(BIN)/uv venv --quiet --clear --seed --python $(BIN)/python $(@D)
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python 'setuptools<58' wheel
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --no-deps --no-build-isolation-package rdflib-jsonld -r $< || \
+	  $(@D)/bin/python -m pip install --quiet --no-deps -r $<
+	@touch $@
+
+$(CLIENT_DIR)/openapi-test-runner/.installed: | $(RUN)
+	$(BIN)/uv venv --quiet --clear --seed --python $(BIN)/python $(@D)
+	git clone --quiet $(TEST_RUNNER) $(@D)/source && git -C $(@D)/source checkout --quiet $(TEST_RUNNER_COMMIT)
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python $(@D)/source
+	@touch $@
+
+sprocket: ## Sprocket with its TES backend, for clients-test: cargo builds it, about an hour of one core
+	CARGO_PROFILE_DEV_DEBUG=0 nice cargo install sprocket --version $(SPROCKET) --locked --debug --jobs 1 \
+	  --root $(CLIENT_DIR)/sprocket --target-dir $(CLIENT_DIR)/sprocket-target
+
+mutations: venv ## 10,000 mutated documents and 10,000 mutated queries; POIESIS_SEED for others
+	POIESIS_MUTATIONS=10000 $(BIN)/pytest tests/integration/api/test_mutations.py $(ARGS)
 
 wheel-smoke: venv launcher ## sdist and wheel, installed into an empty environment, as root and as an ordinary user: `poiesis up` runs a task
 	$(BIN)/pytest tests/integration/test_wheel.py $(ARGS)
@@ -118,6 +149,14 @@ lock: venv ## requirements/*.txt again from setup.cfg (ARGS=--upgrade for newer 
 	$(COMPILE) requirements/uv.in -c requirements/dev.txt -o requirements/uv.txt
 	$(COMPILE) requirements/launcher.in -o requirements/launcher.txt
 	@! grep -nE '://|^--|file:|$(CURDIR)' requirements/*.txt || { echo "lock: a lock file contains an address or a path" >&2; exit 1; }
+
+# toil-batch-system-tes 2.0.0 names an older Toil, whose job store in AWS needs SimpleDB; it works with the newer one.
+clients-lock: venv ## requirements/clients/*.txt again from the *.in beside them
+	for name in $(CLIENTS); do \
+	  $(BIN)/uv pip compile --quiet --python-version 3.11 --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command 'make clients-lock' \
+	    $$(test ! -f requirements/clients/$$name.override || echo --override requirements/clients/$$name.override) \
+	    requirements/clients/$$name.in -o requirements/clients/$$name.txt || exit 1; \
+	done
 
 docs: venv ## the documentation as HTML in docs/_build
 	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build $(ARGS)
