@@ -13,6 +13,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from poiesis.api.oidc.settings import Issuer
 from poiesis.bootstrap import FILER_PREFIX, KUBERNETES_PREFIX
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.config import PREFIX, ApiSettings, LogSettings, RateLimits, ServiceSettings, Settings, is_setting
@@ -38,6 +39,7 @@ SECTIONS = (
     ("The service", Settings(), PREFIX),
     ("The API", ApiSettings(), f"{PREFIX}API__"),
     ("Rate limits of the API", RateLimits(), f"{PREFIX}API__LIMITS__"),
+    ("An OpenID provider, an item of `POIESIS_API__OIDC_ISSUERS`", Issuer(), ""),
     ("Service info", ServiceSettings(), f"{PREFIX}SERVICE__"),
     ("Tasks", Policy(), f"{PREFIX}POLICY__"),
     ("Whole logs", LogSettings(), f"{PREFIX}LOGS__"),
@@ -64,7 +66,7 @@ def _rows(default: Any, prefix: str, of: str = "") -> Iterator[str]:
     for item in filter(is_setting, dataclasses.fields(default)):
         value, name = getattr(default, item.name), prefix + item.name.upper()
         meaning = docstrings.get(item.name) or docstrings[""]
-        if f"{name}__" in [section[2] for section in SECTIONS] or value == "":
+        if f"{name}__" in [section[2] for section in SECTIONS] or (type(default) is S3Endpoint and value == ""):
             continue  # a section of its own, or the name of an endpoint, which is its key
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from _rows(value, f"{name}__", docstrings.get(item.name, ""))
@@ -74,7 +76,7 @@ def _rows(default: Any, prefix: str, of: str = "") -> Iterator[str]:
 
 
 def _shown(value: Any) -> str:
-    if value is None or value in ((), {}, frozenset()):
+    if value is None or value in ((), {}, frozenset(), ""):
         return "-"
     if isinstance(value, bool):
         return "`true`" if value else "`false`"

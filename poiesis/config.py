@@ -79,9 +79,15 @@ class ApiSettings:
     """Addresses or networks of proxies in front of the API. Their `X-Forwarded-For` names the client, and their connections do not count
     towards `max_connections_per_address`."""
     auth: tuple[str, ...] = ()
-    """Authentication methods, any of basic, bearer, api_key; empty: no authentication."""
+    """Authentication methods, any of basic, bearer (tokens of the credentials file), oidc (tokens of OpenID providers), api_key; empty:
+    no authentication, which is possible on a loopback address, or with `allow_anonymous`."""
+    allow_anonymous: bool = False
+    """Give everyone who can connect to `host` all rights where `auth` is empty."""
     credentials_file: str | None = None
     """JSON file of users, tokens and keys; see docs/operators.md."""
+    oidc_issuers: str = field(default="", repr=False)
+    """OpenID providers for the method oidc: a JSON list of objects, see below. May contain secrets: prefer
+    POIESIS_API__OIDC_ISSUERS_FILE."""
     max_connections: int = 512
     """Open connections. A new one closes the connection that has been idle longest; it is refused when all are busy."""
     max_connections_per_address: int = 256

@@ -77,7 +77,7 @@ def create_app(
         limit_kept_memory()
         on_start()
         yield
-        authenticator.close()
+        await authenticator.close()
         threads.shutdown(wait=True, cancel_futures=True)
         if services.audit is not None:
             services.audit.close()

@@ -1,12 +1,11 @@
-"""Authentication: basic, bearer, API key, or none, as the settings allow.
+"""Authentication: which user a request is from, by any of the methods that the settings enable.
 
-The credentials file is a JSON list; each entry has a name and one or more hashes made by `hash_secret`:
+    basic      passwords of the credentials file; they hash slowly, so attempts are limited (`logins`)
+    bearer     tokens of the credentials file
+    oidc       access tokens of OpenID providers (`oidc`)
+    api_key    keys of the credentials file
 
-    [{"name": "ada", "password_hash": "scrypt$…", "token_hash": "sha256$…", "api_key_hash": "sha256$…", "admin": true}]
-
-It is read again when it changes; an invalid file leaves the previous content in force. Users choose passwords, so these are
-hashed slowly (scrypt) and attempts are limited (`logins`); tokens and keys are random, so one SHA-256 is enough for them. Users see
-their own tasks and those of their groups, admins all tasks. Secrets never appear in a log, an error or a repr.
+Users see their own tasks and those of their groups, admins all tasks. Secrets never appear in a log, an error or a repr.
 """
 
 from __future__ import annotations
@@ -14,101 +13,78 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import logging
-import os
-import secrets
+import ipaddress
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
 
-import msgspec
-
+from poiesis.api.attempts import Attempts
+from poiesis.api.credentials import Credentials, CredentialsFile, scrypt
 from poiesis.api.errors import Refused
 from poiesis.api.logins import LoginGate
 from poiesis.api.users import ANONYMOUS, Method, User
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from poiesis.api.oidc.verifier import Verifier
 
-METHODS: Final[tuple[Method, ...]] = ("basic", "bearer", "api_key")
+METHODS: Final[tuple[Method, ...]] = ("basic", "bearer", "oidc", "api_key")
 _CHALLENGE: Final[Mapping[Method, str]] = {
     "basic": 'Basic realm="poiesis", charset="UTF-8"',
     "bearer": 'Bearer realm="poiesis"',
+    "oidc": 'Bearer realm="poiesis"',
     "api_key": 'ApiKey realm="poiesis"',
 }
-_SCRYPT: Final = {"n": 2**14, "r": 8, "p": 1}  # 16 MB and about 50 ms: what RFC 7914 suggests for interactive logins
-_CHECK_FILE_S: Final = 1.0  # seconds between checks of the file's modification time
-
-
-def hash_secret(secret: str, method: Method) -> str:
-    """Return the hash for the credentials file, under `password_hash`, `token_hash` or `api_key_hash`."""
-    if method != "basic":
-        return "sha256$" + hashlib.sha256(secret.encode()).hexdigest()
-    salt = secrets.token_bytes(16)
-    return f"scrypt${base64.b64encode(salt).decode()}${base64.b64encode(_scrypt(secret, salt)).decode()}"
-
-
-@dataclass(frozen=True)
-class _Credentials:
-    """`passwords` by user name: with salt and hash. `tokens` and `keys` by SHA-256."""
-
-    users: set[str] = field(default_factory=set)
-    passwords: dict[str, tuple[User, bytes, bytes]] = field(default_factory=dict, repr=False)
-    tokens: dict[bytes, User] = field(default_factory=dict, repr=False)
-    keys: dict[bytes, User] = field(default_factory=dict, repr=False)
 
 
 class Authenticator:
     """Used in the event loop only. Raises on construction: ConfigurationError for invalid settings or an invalid credentials file."""
 
     def __init__(self, settings: ApiSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
-        wrong = [m for m in settings.auth if m not in METHODS]
-        if wrong:
-            raise ConfigurationError(f"invalid authentication method {wrong[0]!r}: use any of {', '.join(METHODS)}")
+        check_methods(settings)
         self._methods = frozenset(settings.auth)
-        self._challenge = ", ".join(_CHALLENGE[m] for m in METHODS if m in settings.auth)
-        self._clock = clock
+        self._challenges = {m: _CHALLENGE[m] for m in METHODS if m in settings.auth}
         self._logins = LoginGate(clock)
-        self._file: Path | None = None
-        if self._methods:
-            if settings.credentials_file is None:
-                raise ConfigurationError(
-                    "missing credentials file for authentication: set POIESIS_API__CREDENTIALS_FILE"
-                )
-            self._file = Path(settings.credentials_file)
-            self._stamp = _stamp(self._file)
-            self._credentials = read_credentials(self._file)
-            self._check_file_at = clock() + _CHECK_FILE_S
+        self._file = CredentialsFile(Path(settings.credentials_file), clock) if settings.credentials_file else None
+        self._attempts = Attempts(clock)
+        self._verifier: Verifier | None = None
+        if "oidc" in self._methods:
+            from poiesis.api.oidc.settings import read_issuers
+            from poiesis.api.oidc.verifier import Verifier
+
+            self._verifier = Verifier(read_issuers(settings.oidc_issuers), self._attempts, clock=clock)
 
     async def user(self, headers: Sequence[tuple[bytes, bytes]], query: bytes, address: str) -> User:
-        """Return the user of a request that came from `address`. Raises: Refused."""
+        """Return the user of a request that came from `address`. Raises: Refused, Unavailable."""
         if not self._methods:
             return ANONYMOUS
-        credentials = self._current()
+        credentials = self._file.content() if self._file else Credentials()
         given = {k.lower(): v for k, v in headers if k.lower() in (b"authorization", b"x-api-key")}
         scheme, _, value = given.get(b"authorization", b"").decode("latin-1").strip().partition(" ")
         value = value.strip()
         user: User | None = None
+        problem: str | None = None
         if scheme.lower() == "basic" and "basic" in self._methods:
             user = await self._basic(value, credentials, address)
-        elif scheme.lower() == "bearer" and "bearer" in self._methods:
-            user = _by_digest(value.encode("latin-1"), credentials.tokens)
+        elif scheme.lower() == "bearer":
+            user, problem = await self._bearer(value.encode("latin-1"), credentials, address)
         if user is None and "api_key" in self._methods:
             key = given.get(b"x-api-key") or _query_key(query)
-            user = _by_digest(key, credentials.keys) if key else None
+            user = _found(key, credentials.keys, "api_key") if key else None
         if user is None:
-            problem = "invalid credentials" if given or b"api_key=" in query else "missing credentials"
-            raise Refused(401, problem, "unauthenticated", {"WWW-Authenticate": self._challenge})
+            raise self._unauthenticated(problem, is_given=bool(given) or b"api_key=" in query)
         return user
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self._logins.close()
+        if self._verifier is not None:
+            await self._verifier.close()
 
-    async def _basic(self, value: str, credentials: _Credentials, address: str) -> User | None:
+    async def _basic(self, value: str, credentials: Credentials, address: str) -> User | None:
         try:
             name, separator, password = base64.b64decode(value, validate=True).decode().partition(":")
         except ValueError:
@@ -118,80 +94,71 @@ class Authenticator:
         # an unknown name takes as long as a known one
         user, salt, expected = credentials.passwords.get(name, (None, b"no such user", b""))
         is_right = await self._logins.check(
-            name, password, expected, address, lambda: hmac.compare_digest(_scrypt(password, salt), expected)
+            name, password, expected, address, lambda: hmac.compare_digest(scrypt(password, salt), expected)
         )
-        return user if is_right else None
+        return replace(user, method="basic") if user and is_right else None
 
-    def _current(self) -> _Credentials:
-        """The file's content, at most `_CHECK_FILE_S` old."""
-        now = self._clock()
-        if now < self._check_file_at:
-            return self._credentials
-        self._check_file_at = now + _CHECK_FILE_S
-        assert self._file is not None
-        stamp = _stamp(self._file)
-        if stamp != self._stamp:
-            self._stamp = stamp
-            try:
-                self._credentials = read_credentials(self._file)
-                log.info("credentials_read", extra={"users": len(self._credentials.users)})
-            except ConfigurationError as error:
-                log.error("credentials_unusable", extra={"error": str(error)})
-        return self._credentials
+    async def _bearer(self, token: bytes, credentials: Credentials, address: str) -> tuple[User | None, str | None]:
+        """A user, or why the token is refused. Raises: Refused for a valid token without the required scopes."""
+        user = _found(token, credentials.tokens, "bearer") if "bearer" in self._methods else None
+        if user is not None or self._verifier is None or not token:
+            return user, None
+        from poiesis.api.oidc.jwt import InsufficientScope, TokenRefused
 
-
-_Sha256 = Annotated[str, msgspec.Meta(pattern=r"^sha256\$[0-9a-fA-F]{64}$")]
-
-
-class _Entry(msgspec.Struct, forbid_unknown_fields=True):
-    """Of the credentials file. msgspec's messages name the field and not its content."""
-
-    name: Annotated[str, msgspec.Meta(pattern="^[^:]+$")]
-    password_hash: Annotated[str, msgspec.Meta(pattern=r"^scrypt\$[^$]*\$[^$]*$")] | None = None
-    token_hash: _Sha256 | None = None
-    api_key_hash: _Sha256 | None = None
-    admin: bool = False
-    groups: tuple[Annotated[str, msgspec.Meta(min_length=1)], ...] = ()
-
-
-def read_credentials(path: Path) -> _Credentials:
-    """Raises: ConfigurationError with the position of the invalid entry and the reason, without its content."""
-    try:
-        entries = msgspec.json.decode(path.read_bytes(), type=list[_Entry])
-    except OSError as error:
-        raise ConfigurationError(f"cannot read the credentials file {path}: {error.strerror}") from None
-    except msgspec.ValidationError as error:
-        raise ConfigurationError(f"invalid credentials file {path}: {error}") from None
-    except (msgspec.DecodeError, ValueError):
-        raise ConfigurationError(f"invalid credentials file {path}: not JSON") from None
-    found = _Credentials()
-    for i, entry in enumerate(entries):
         try:
-            _add(entry, found)
-        except ValueError as error:
-            raise ConfigurationError(f"invalid entry {i} of the credentials file {path}: {error}") from None
-    return found
+            return await self._verifier.user(token, address), None
+        except InsufficientScope as refusal:
+            challenge = f'Bearer realm="poiesis", error="insufficient_scope", scope="{" ".join(refusal.scopes)}"'
+            raise Refused(403, str(refusal), "insufficient_scope", {"WWW-Authenticate": challenge}) from None
+        except TokenRefused as refusal:
+            return None, str(refusal)
+
+    def _unauthenticated(self, problem: str | None, *, is_given: bool) -> Refused:
+        """`problem`: of a token that was checked (RFC 6750, section 3)."""
+        challenges = dict(self._challenges)
+        if problem is not None:
+            challenges["oidc"] += f', error="invalid_token", error_description="{problem}"'
+            challenges.pop("bearer", None)
+        message = (
+            f"invalid credentials: {problem}"
+            if problem
+            else "invalid credentials"
+            if is_given
+            else "missing credentials"
+        )
+        header = ", ".join(dict.fromkeys(challenges.values()))
+        return Refused(401, message, "unauthenticated", {"WWW-Authenticate": header})
 
 
-def _add(entry: _Entry, to: _Credentials) -> None:
-    """Raises: ValueError."""
-    user = User(entry.name, entry.admin, entry.groups)
-    if user.name in to.users:
-        raise ValueError("name: used by an earlier entry")
-    to.users.add(entry.name)
-    if not (entry.password_hash or entry.token_hash or entry.api_key_hash):
-        raise ValueError("must have one of password_hash, token_hash, api_key_hash")
-    if entry.password_hash:
-        _, salt, digest = entry.password_hash.split("$")
-        to.passwords[entry.name] = user, base64.b64decode(salt, validate=True), base64.b64decode(digest, validate=True)
-    for name, text, by_digest in (("token", entry.token_hash, to.tokens), ("api_key", entry.api_key_hash, to.keys)):
-        if text and by_digest.setdefault(bytes.fromhex(text.removeprefix("sha256$")), user) is not user:
-            raise ValueError(f"{name}_hash: used by an earlier entry")
+def check_methods(settings: ApiSettings) -> None:
+    """Raises: ConfigurationError for methods that are unknown or lack what they need, and for an open API that was not asked for."""
+    wrong = [m for m in settings.auth if m not in METHODS]
+    if wrong:
+        raise ConfigurationError(f"invalid authentication method {wrong[0]!r}: use any of {', '.join(METHODS)}")
+    if settings.credentials_file is None and {"basic", "bearer"} & set(settings.auth):
+        raise ConfigurationError("missing credentials file for authentication: set POIESIS_API__CREDENTIALS_FILE")
+    if settings.credentials_file is None and settings.auth == ("api_key",):
+        raise ConfigurationError("missing credentials file for authentication: set POIESIS_API__CREDENTIALS_FILE")
+    if "oidc" in settings.auth and not settings.oidc_issuers:
+        raise ConfigurationError("missing issuers for the authentication method oidc: set POIESIS_API__OIDC_ISSUERS")
+    if not settings.auth and not settings.allow_anonymous and not _is_loopback(settings.host):
+        raise ConfigurationError(
+            f"no authentication on {settings.host}, which other machines can reach: set POIESIS_API__AUTH, or"
+            " POIESIS_API__ALLOW_ANONYMOUS=true to give everyone who can connect all rights"
+        )
 
 
-def _by_digest(secret: bytes, users: Mapping[bytes, User]) -> User | None:
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _found(secret: bytes, users: Mapping[bytes, User], method: Method) -> User | None:
     """A look-up by the digest reveals nothing about the secret."""
-    return users.get(hashlib.sha256(secret).digest())
+    user = users.get(hashlib.sha256(secret).digest())
+    return replace(user, method=method) if user else None
 
 
 def _query_key(query: bytes) -> bytes:
@@ -202,16 +169,3 @@ def _query_key(query: bytes) -> bytes:
     except ValueError:
         return b""
     return next((value.encode() for name, value in pairs if name == "api_key"), b"")
-
-
-def _scrypt(password: str, salt: bytes) -> bytes:
-    return hashlib.scrypt(password.encode(), salt=salt, dklen=32, maxmem=64 * 1024 * 1024, **_SCRYPT)
-
-
-def _stamp(path: Path) -> tuple[int, int, int]:
-    """Changes when the file does, also when it is a symbolic link that is replaced, as Kubernetes does with mounted Secrets."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return (0, 0, 0)
-    return (status.st_mtime_ns, status.st_size, status.st_ino)

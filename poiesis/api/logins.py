@@ -15,25 +15,15 @@ import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from poiesis.api.attempts import MAX_BUCKETS, Attempts, Rate
 from poiesis.api.errors import Refused
 
 REFUSAL_DELAY_S: Final = 1.0
 REMEMBER_S: Final = 300.0  # since the last use
 MAX_REMEMBERED: Final = 1_000
-MAX_BUCKETS: Final = 10_000
 MAX_QUEUED: Final = 16
-MAX_NAME: Final = 100  # characters of a user's name that a bucket keeps
-
-
-@dataclass(frozen=True)
-class Rate:
-    """`burst` attempts at once, then one every `refill_s` seconds."""
-
-    burst: int
-    refill_s: float
 
 
 PER_ADDRESS: Final = Rate(burst=10, refill_s=6.0)
@@ -47,7 +37,7 @@ class LoginGate:
         self._clock = clock
         self._key = secrets.token_bytes(32)
         self._verified: OrderedDict[bytes, float] = OrderedDict()
-        self._buckets: OrderedDict[tuple[str, str], tuple[float, float]] = OrderedDict()
+        self._buckets = Attempts(clock)
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()  # users with addresses that they logged in from
         self._thread = ThreadPoolExecutor(1, "login")
         self._queued = 0
@@ -68,24 +58,24 @@ class LoginGate:
         return await asyncio.shield(attempt)
 
     async def _attempt(self, name: str, address: str, verify: Callable[[], bool]) -> bool:
-        buckets = [(("address", address), PER_ADDRESS)]
+        buckets = [("address", address, PER_ADDRESS)]
         if (name, address) not in self._known:  # attempts from elsewhere must not lock out a user
-            buckets.append((("user", name[:MAX_NAME]), PER_USER))
-        for key, rate in buckets:
-            if (left := self._left(key, rate)) < 1:
-                await self._refuse("too many login attempts", math.ceil((1 - left) * rate.refill_s))
+            buckets.append(("user", name, PER_USER))
+        for bucket in buckets:
+            if wait_s := self._buckets.wait_s(*bucket):
+                await self._refuse("too many login attempts", wait_s)
         if self._queued >= MAX_QUEUED:
             await self._refuse("too many concurrent logins", 1)
-        for key, rate in buckets:
-            self._add(key, rate, -1)
+        for bucket in buckets:
+            self._buckets.take(*bucket)
         self._queued += 1
         try:
             is_right = await asyncio.get_running_loop().run_in_executor(self._thread, verify)
         finally:
             self._queued -= 1
         if is_right:
-            for key, rate in buckets:
-                self._add(key, rate, 1)
+            for bucket in buckets:
+                self._buckets.give_back(*bucket)
             self._known[name, address] = None
             self._known.move_to_end((name, address))
             while len(self._known) > MAX_BUCKETS:
@@ -117,16 +107,3 @@ class LoginGate:
 
     def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
-
-    def _left(self, key: tuple[str, str], rate: Rate) -> float:
-        """The attempts that are left now; one needs at least 1."""
-        left, at = self._buckets.get(key, (float(rate.burst), 0.0))
-        return min(rate.burst, left + (self._clock() - at) / rate.refill_s)
-
-    def _add(self, key: tuple[str, str], rate: Rate, attempts: int) -> None:
-        left = self._left(key, rate) + attempts
-        self._buckets.pop(key, None)
-        if left < rate.burst:
-            self._buckets[key] = (left, self._clock())
-            if len(self._buckets) > MAX_BUCKETS:
-                self._buckets.popitem(last=False)

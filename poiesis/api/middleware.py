@@ -24,7 +24,7 @@ from poiesis.api.errors import Refused, plain, respond
 from poiesis.api.limits import RateLimiter, user_counter
 from poiesis.api.requests import REQUEST, RequestRecord
 from poiesis.api.same_origin import SAFE_METHODS, RequestGuard, came_from_browser
-from poiesis.api.users import USER, User
+from poiesis.api.users import USER, Right, User
 from poiesis.config import ApiSettings
 
 BASE_PATHS: Final = ("/ga4gh/tes/v1", "/v1")
@@ -156,6 +156,9 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         record.user = scope[USER] = await self._user(scope)
+        needed: Right = "read" if scope["method"] in SAFE_METHODS else "write"
+        if needed not in record.user.scopes:
+            raise Refused(403, f"these credentials lack the scope {needed}", "insufficient_scope")
         await self._limited(record.user, scope, receive, send)
 
     async def _user(self, scope: Scope) -> User:

@@ -7,9 +7,9 @@ from typing import Final, Literal
 
 from poiesis.domain.access import Access
 
-Scope = Literal["read", "write", "admin"]
+Right = Literal["read", "write", "admin"]
 """What credentials may be used for: `read` for GET, `write` for everything else, `admin` for the rights of an admin."""
-SCOPES: Final[frozenset[Scope]] = frozenset(("read", "write", "admin"))
+SCOPES: Final[frozenset[Right]] = frozenset(("read", "write", "admin"))
 Method = Literal["basic", "bearer", "oidc", "api_key"]
 
 USER: Final = "poiesis.user"
@@ -23,7 +23,7 @@ class User:
     name: str | None
     admin: bool = False
     groups: tuple[str, ...] = ()
-    scopes: frozenset[Scope] = SCOPES
+    scopes: frozenset[Right] = SCOPES
     method: Method | None = field(default=None, compare=False)
 
     @property

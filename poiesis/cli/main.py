@@ -133,7 +133,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return run_role(arguments.command, os.environ)
     if arguments.command == "hash-secret":
-        from poiesis.api.auth import hash_secret
+        from poiesis.api.credentials import hash_secret
 
         secret = sys.stdin.read().rstrip("\n")
         if not secret:

@@ -381,7 +381,7 @@ def values_for(image: str, namespace: str) -> Json:
         mongodb["persistence"] |= {"mountPath": "/data"}
     return {
         "image": {"repository": repository, "tag": tag or "latest", "digest": digest},
-        "api": {"replicas": 1},
+        "api": {"replicas": 1, "auth": {"allowAnonymous": True}},
         "monitor": {"replicas": 1},
         "mongodb": mongodb,
         "redis": {"bundled": True, "image": os.environ.get("POIESIS_TEST_REDIS_IMAGE", "localhost/redis:7")},

@@ -40,6 +40,7 @@ const provider = new Provider(issuer, {
       client_id: 'test', client_secret: 'test-secret', grant_types: [TEST, 'client_credentials'], response_types: [], redirect_uris: [], scope: SCOPES,
     },
   ],
+  clientDefaults: { id_token_signed_response_alg: jwks.keys[0].alg },
   cookies: { keys: ['only for tests'] },
   scopes: SCOPES.split(' '),
   claims: { openid: ['sub'], profile: ['preferred_username'], email: ['email', 'email_verified'], groups: ['groups', 'realm_access', 'eduperson_entitlement'] },

@@ -9,8 +9,20 @@
 {{- fail (printf "\n%s.bundled brings its own connection string: leave %s.uri and %s.existingSecret empty, or set %s.bundled=false." $name $name $name $name) -}}
 {{- end -}}
 {{- end -}}
-{{- if and .Values.api.auth.methods (not .Values.api.auth.existingSecret) -}}
-{{- fail "\napi.auth.methods requires api.auth.existingSecret, a Secret with the credentials file (see `poiesis hash-secret`)." -}}
+{{- $auth := .Values.api.auth -}}
+{{- if not (or $auth.methods $auth.allowAnonymous) -}}
+{{- fail "\nauthentication is required: set api.auth.methods, or api.auth.allowAnonymous=true to give everyone who can reach the API full access." -}}
+{{- end -}}
+{{- if and (or (has "basic" $auth.methods) (has "bearer" $auth.methods)) (not $auth.existingSecret) -}}
+{{- fail "\napi.auth.methods basic and bearer require api.auth.existingSecret, a Secret with the credentials file (see `poiesis hash-secret`)." -}}
+{{- end -}}
+{{- if ne (has "oidc" $auth.methods) (not (empty $auth.issuers)) -}}
+{{- fail "\napi.auth.issuers and the method oidc in api.auth.methods require each other." -}}
+{{- end -}}
+{{- range $auth.issuers -}}
+{{- if hasKey . "client_secret" -}}
+{{- fail "\napi.auth.issuers must not contain secrets: put client_secret into a Secret, name it in api.auth.issuersSecret, and set client_secret_file." -}}
+{{- end -}}
 {{- end -}}
 {{- $cache := .Values.filer.cache -}}
 {{- if and $cache.hostPath $cache.existingClaim -}}

@@ -18,7 +18,7 @@ import pytest
 import requests
 
 from poiesis.api import connections
-from poiesis.api.auth import hash_secret
+from poiesis.api.credentials import hash_secret
 from poiesis.api.server import BackgroundServer
 from tests.integration.api.server_process import ServerProcess, established, guessing, server_process
 from tests.unit.api.service import HELLO, Site

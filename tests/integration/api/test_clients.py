@@ -17,7 +17,7 @@ import pytest
 import requests
 import tes
 
-from poiesis.api.auth import hash_secret
+from poiesis.api.credentials import hash_secret
 from poiesis.api.server import BackgroundServer
 from poiesis.config import ApiSettings
 from poiesis.domain.states import Stage, State

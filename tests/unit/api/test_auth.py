@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from poiesis.api.auth import Authenticator, hash_secret
+from poiesis.api.auth import Authenticator
+from poiesis.api.credentials import hash_secret, read_credentials
 from poiesis.api.errors import Refused
 from poiesis.api.middleware import Authentication
 from poiesis.api.requests import REQUEST, RequestRecord
@@ -231,31 +232,86 @@ class TestTheFile:
         with pytest.raises(ConfigurationError, match="invalid authentication method 'oauth'"):
             Authenticator(ApiSettings(auth=("oauth",)))
 
+    def test_is_not_required_without_methods_that_use_it(self) -> None:
+        issuer = '[{"name": "lab", "url": "https://login.example.org", "audiences": ["tes"]}]'
+        Authenticator(ApiSettings(auth=("oidc",), oidc_issuers=issuer))
+        with pytest.raises(ConfigurationError, match="OIDC_ISSUERS"):
+            Authenticator(ApiSettings(auth=("oidc",)))
+
     def test_holds_hashes_that_differ_for_the_same_password(self) -> None:
         assert hash_secret("x", "basic") != hash_secret("x", "basic")
         assert hash_secret("x", "bearer") == hash_secret("x", "api_key")
         assert "hunter2" not in hash_secret("hunter2", "basic") + hash_secret("hunter2", "bearer")
 
     def test_secrets_are_not_in_a_repr(self, file: Path) -> None:
-        who = self._authenticator(file, [0.0])
-        assert ADA_PASSWORD.rsplit("$", 1)[1] not in repr(who._credentials)
-        assert "token" not in repr(who._credentials)
+        shown = repr(read_credentials(file))
+        assert ADA_PASSWORD.rsplit("$", 1)[1] not in shown
+        assert "token" not in shown
 
 
 def test_attempts_of_one_ipv6_network_count_as_those_of_one_address(file: Path) -> None:
     authenticator = Authenticator(ApiSettings(auth=("basic",), credentials_file=str(file)))
     seen = []
 
-    async def user(headers: object, query: object, address: str) -> None:
+    async def user(headers: object, query: object, address: str) -> User:
         seen.append(address)
+        return User("ada")
 
     async def app(*_: object) -> None:
         pass
 
-    authenticator.user = user  # type: ignore[method-assign, assignment]
+    authenticator.user = user  # type: ignore[method-assign]
     for client in ("2001:db8::1", "2001:db8::ffff:1", "2001:db8:0:1::1", "192.0.2.1"):
         scope: dict[str, Any] = {"type": "http", "extensions": {"connexion_routing": {"operation_id": "ListTasks"}}}
-        scope |= {"client": (client, 1), "headers": [], "query_string": b"", REQUEST: RequestRecord("x")}
+        scope |= {
+            "client": (client, 1),
+            "headers": [],
+            "query_string": b"",
+            "method": "GET",
+            REQUEST: RequestRecord("x"),
+        }
         asyncio.run(Authentication(app, authenticator=authenticator)(scope, None, None))  # type: ignore[arg-type]
 
     assert seen == ["2001:db8::/64", "2001:db8::/64", "2001:db8:0:1::/64", "192.0.2.1"]
+
+
+class TestAnOpenApi:
+    @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "tes.example.org", ""])
+    def test_on_an_address_of_the_network_has_to_be_asked_for(self, host: str) -> None:
+        with pytest.raises(ConfigurationError, match="POIESIS_API__ALLOW_ANONYMOUS=true"):
+            Authenticator(ApiSettings(host=host))
+        Authenticator(ApiSettings(host=host, allow_anonymous=True))
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.9.9.9"])
+    def test_on_a_loopback_address_is_the_default(self, host: str) -> None:
+        Authenticator(ApiSettings(host=host))
+
+
+@pytest.mark.parametrize(
+    ("scopes", "method", "allowed"),
+    [
+        ({"read"}, "GET", True), ({"read"}, "HEAD", True), ({"read"}, "POST", False), ({"read"}, "DELETE", False),
+        ({"write"}, "POST", True), ({"write"}, "GET", False), ({"admin"}, "GET", False), (set(), "GET", False),
+    ],
+)  # fmt: skip
+def test_scopes_limit_what_credentials_are_for(file: Path, scopes: set[Any], method: str, allowed: bool) -> None:
+    authenticator = Authenticator(ApiSettings(auth=("basic",), credentials_file=str(file)))
+    reached = []
+
+    async def user(*_: object) -> User:
+        return User("ada", scopes=frozenset(scopes))
+
+    async def app(scope: Any, *_: object) -> None:
+        reached.append(scope["poiesis.user"].name)
+
+    authenticator.user = user  # type: ignore[method-assign, assignment]
+    scope: dict[str, Any] = {"type": "http", "method": method, "headers": [], "query_string": b""}
+    scope[REQUEST] = RequestRecord("x")
+    scope["extensions"] = {"connexion_routing": {"operation_id": "ListTasks"}}
+    middleware = Authentication(app, authenticator=authenticator)
+    if allowed:
+        asyncio.run(middleware(scope, None, None))  # type: ignore[arg-type]
+    else:
+        with pytest.raises(Refused, match="lack the scope"):
+            asyncio.run(middleware(scope, None, None))  # type: ignore[arg-type]
+    assert reached == (["ada"] if allowed else [])

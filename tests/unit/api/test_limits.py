@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from poiesis.api.auth import hash_secret
+from poiesis.api.credentials import hash_secret
 from poiesis.api.errors import Refused
 from poiesis.api.limits import MAX_COUNTERS, RateLimiter, user_counter
 from poiesis.config import ApiSettings, RateLimits

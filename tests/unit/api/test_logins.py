@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from poiesis.api import logins
+from poiesis.api import attempts, logins
 from poiesis.api.errors import Refused
 from poiesis.api.logins import PER_ADDRESS, PER_USER, REMEMBER_S, LoginGate
 
@@ -163,13 +163,13 @@ def test_a_changed_hash_revokes_cached_passwords(gate: Gate) -> None:
 
 def test_the_cache_is_bounded_and_contains_no_password(gate: Gate, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(logins, "MAX_REMEMBERED", 3)
-    monkeypatch.setattr(logins, "MAX_BUCKETS", 5)
+    monkeypatch.setattr(attempts, "MAX_BUCKETS", 5)
     gate.run(*["right"] * 10, name=lambda i: f"user {i}")
     for i in range(10):
         gate.run("wrong", name=lambda _, i=i: f"user {i}", address=lambda _, i=i: f"address {i}")  # type: ignore[misc]
 
     assert len(gate.gate._verified) == 3
-    assert len(gate.gate._buckets) == 5
+    assert len(gate.gate._buckets._buckets) == 5
     assert "right" not in repr(gate.gate.__dict__)
 
 

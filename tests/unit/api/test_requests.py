@@ -15,7 +15,7 @@ import pytest
 
 from poiesis.api import audit
 from poiesis.api.audit import AuditLog
-from poiesis.api.auth import hash_secret
+from poiesis.api.credentials import hash_secret
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
 from poiesis.observability import BoundIdsFilter

@@ -232,7 +232,8 @@ def test_the_schema_and_the_values_have_the_same_names():
     check(schema, values, "")
 
 
-BUNDLED: Final = ("--set", "mongodb.bundled=true,redis.bundled=true")
+SECRET_ISSUER: Final = '{"name": "a", "url": "https://a", "audiences": ["a"], "client_secret": "x"}'
+BUNDLED: Final = ("--set", "mongodb.bundled=true,redis.bundled=true,api.auth.allowAnonymous=true")
 
 
 @pytest.mark.parametrize(
@@ -241,11 +242,14 @@ BUNDLED: Final = ("--set", "mongodb.bundled=true,redis.bundled=true")
         ((), "MongoDB is required"),
         (("--set", "mongodb.bundled=true"), "Redis is required"),
         (("--set", "mongodb.bundled=true,redis.bundled=true,redis.uri=redis://a"), "redis.bundled brings"),
-        (("--set", "mongodb.bundled=true,redis.bundled=true,api.auth.methods={basic}"), "api.auth.existingSecret"),
+        (("--set", "mongodb.bundled=true,redis.bundled=true"), "api.auth.allowAnonymous=true"),
+        ((*BUNDLED, "--set", "api.auth.methods={basic}"), "api.auth.existingSecret"),
+        ((*BUNDLED, "--set", "api.auth.methods={oidc}"), "api.auth.issuers"),
         (
-            ("--set", "mongodb.bundled=true,redis.bundled=true,settings.POIESIS_MONGO_URI=mongodb://a:b@c"),
-            "must not be in a ConfigMap",
+            (*BUNDLED, "--set", "api.auth.methods={oidc}", "--set-json", f"api.auth.issuers=[{SECRET_ISSUER}]"),
+            "must not contain secrets",
         ),
+        ((*BUNDLED, "--set", "settings.POIESIS_MONGO_URI=mongodb://a:b@c"), "must not be in a ConfigMap"),
         ((*BUNDLED, "--set", "filer.cache.hostPath=/a/b,filer.cache.existingClaim=c"), "not both"),
         ((*BUNDLED, "--set", "filer.cache.subPath=a"), "filer.cache.existingClaim"),
         ((*BUNDLED, "--set", "filer.cache.hostPath=/a/b,tasks.podSecurity=restricted"), "filer.cache.existingClaim"),
@@ -424,6 +428,9 @@ def test_each_role_has_exactly_the_permissions_of_the_table(chart: Rendered):
     for role in chart.of("Role"):
         rights = found.setdefault(role["metadata"]["labels"]["app.kubernetes.io/component"], {})
         for rule in role["rules"]:
+            if "kueue" in rule["apiGroups"][0]:
+                assert set(rule["verbs"]) <= {"get", "list", "watch"}
+                continue
             assert rule["apiGroups"] in ([""], ["coordination.k8s.io"])
             for resource in rule["resources"]:
                 rights[resource] = set(rule["verbs"])
@@ -612,7 +619,9 @@ def test_the_defaults_of_the_chart_are_those_of_the_settings(render: Callable[[s
     assert settings.policy == Settings().policy
     assert settings.service == Settings().service
     default_api = Settings().api
-    assert dataclasses.replace(settings.api, host=default_api.host, allowed_hosts=()) == default_api
+    assert settings.api.allow_anonymous  # of the values file: the chart asks for it
+    ours_api = dataclasses.replace(settings.api, host=default_api.host, allowed_hosts=(), allow_anonymous=False)
+    assert dataclasses.replace(ours_api, audit=default_api.audit) == default_api
 
 
 def test_the_names_of_the_api_are_allowed_hosts(chart: Rendered):
@@ -664,6 +673,23 @@ def test_credentials_of_users_are_only_mounted_in_the_api(render: Callable[[str]
     settings = read(Settings, {k: v for k, v in found.items() if not k.endswith("_URI_FILE")}, others=ADAPTER_PREFIXES)
     assert settings.api.auth == ("basic", "bearer")
     assert settings.api.credentials_file == "/run/secrets/poiesis-credentials/credentials.json"
+
+
+def test_issuers_are_only_configured_in_the_api(render: Callable[[str], Rendered]):
+    chart = render("openshift")
+    for component, template in chart.pods():
+        names = {v.get("secret", {}).get("secretName") for v in template["spec"].get("volumes", [])}
+        assert ("oidc-client" in names) is (component == "api")
+    found = environment(chart, "api")
+    settings = read(Settings, {k: v for k, v in found.items() if not k.endswith("_URI_FILE")}, others=ADAPTER_PREFIXES)
+    assert (settings.api.auth, settings.api.credentials_file) == (("oidc",), None)
+    [issuer] = json.loads(settings.api.oidc_issuers)
+    assert issuer["client_secret_file"] == "/run/secrets/poiesis-oidc/client-secret"
+
+
+def test_an_open_api_is_an_explicit_value(render: Callable[[str], Rendered]):
+    assert environment(render("bundled"), "api")["POIESIS_API__ALLOW_ANONYMOUS"] == "true"
+    assert environment(render("everything"), "api")["POIESIS_API__ALLOW_ANONYMOUS"] == "false"
 
 
 def test_storage_credentials_reach_no_pod_of_the_chart(render: Callable[[str], Rendered]):
