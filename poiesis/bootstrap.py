@@ -25,6 +25,8 @@ from poiesis.filer import registry
 from poiesis.filer.settings import FilerSettings
 from poiesis.observability import configure_logging
 from poiesis.ports.cluster import Cluster, FollowedCluster
+from poiesis.ports.events import EventLog
+from poiesis.ports.idempotency import IdempotencyStore
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskRepository
 from poiesis.services.monitor import Monitor
@@ -126,6 +128,27 @@ class Bootstrap(ExitStack):
         return MongoTaskRepository(self._mongo)
 
     @cached_property
+    def events(self) -> EventLog:
+        if self.is_embedded:
+            from poiesis.repository.sqlite.events import SqliteEventLog
+
+            return SqliteEventLog(self._sqlite)
+        from poiesis.repository.mongo.events import MongoEventLog
+        from poiesis.repository.mongo.tasks import MongoTaskRepository
+
+        return MongoEventLog(self._mongo, MongoTaskRepository(self._mongo))
+
+    @cached_property
+    def idempotency(self) -> IdempotencyStore:
+        if self.is_embedded:
+            from poiesis.repository.sqlite.idempotency import SqliteIdempotencyStore
+
+            return SqliteIdempotencyStore(self._sqlite)
+        from poiesis.repository.mongo.idempotency import MongoIdempotencyStore
+
+        return MongoIdempotencyStore(self._mongo)
+
+    @cached_property
     def _sqlite(self) -> SqliteDatabase:
         from poiesis.repository.sqlite.database import SqliteDatabase
 
@@ -201,7 +224,7 @@ class Bootstrap(ExitStack):
 
     @cached_property
     def tasks(self) -> TaskService:
-        return TaskService(self.repository, self.queue, self.clock, self.policy)
+        return TaskService(self.repository, self.queue, self.clock, self.policy, self.idempotency)
 
     def monitor(self) -> Monitor:
         return Monitor(

@@ -3,7 +3,7 @@
 | Raised | Status |
 |---|---|
 | InvalidTask, InvalidRequest | 400, every problem with its path |
-| Forbidden / UnknownTask | 403 / 404 |
+| Forbidden / UnknownTask / Conflict | 403 / 404 / 409 |
 | Unavailable and its subclasses | 503 with Retry-After |
 | Refused, and other HTTPExceptions: of Starlette and Connexion | their own status |
 | anything else: a bug | 500; the traceback goes to the log once, and not to the client |
@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from poiesis.domain.errors import (
+    Conflict,
     Forbidden,
     InvalidRequest,
     InvalidTask,
@@ -46,6 +47,7 @@ _STATUS: Final[Mapping[type[PoiesisError], int]] = {
     InvalidTask: 400,
     InvalidRequest: 400,
     Forbidden: 403,
+    Conflict: 409,
     UnknownTask: 404,
     Unavailable: 503,
 }

@@ -76,6 +76,12 @@ class Forbidden(PoiesisError):
     code = "forbidden"
 
 
+class Conflict(PoiesisError):
+    """The request contradicts an earlier one."""
+
+    code = "conflict"
+
+
 class UnknownTask(PoiesisError):
     code = "unknown_task"
 

@@ -7,12 +7,13 @@ Field names are the spec's. Times are aware UTC. Sizes are bytes unless the spec
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
 from functools import cached_property
 from typing import NewType
 
+from poiesis.domain.history import MAX_REASON, Change, with_change
 from poiesis.domain.patterns import PathPattern
 from poiesis.domain.quotas import Claim
 from poiesis.domain.states import Stage, State
@@ -169,14 +170,14 @@ class Task:
 
     `version` counts saves (0: never stored). `stage` is what has to happen next, `stage_since` since when. `wake_at` is when resync
     reconciles the task at the latest: every task that is not done has one, so none is forgotten. `attempt` starts at 1 and is part of
-    the names of objects in the cluster. `nonce` is required in a poke. `groups` are those of the owner at creation: their members may see
-    the task. `cancel_requested_at` is a request beside the state. `layout` is
-    set once planned, so that all stages of an attempt agree. `part` is the launched pod that the task waits for. `waiting` is the
-    reason for no progress, as a sentence, `waiting_since` since when. `memory_scale` multiplies `ram_gb` after out-of-memory retries.
-    `uploads` counts the uploads that this attempt has started, from 1. `launching_at` is when a process claimed the right to create the
-    next pod. `claim` is what the task holds of the site's quotas, from its admission until its state is final; None: it does not wait for
-    admission. `preemptions` counts attempts that were lost with their node on preemptible capacity; with `on_demand` the task no longer
-    uses it. `most_ram_gb` bounds what out-of-memory retries ask for.
+    the names of objects in the cluster. `nonce` is required in a poke. `groups` are those of the owner at creation, whose members may
+    see the task. `cancel_requested_at` is a request beside the state. `layout` is set once planned, so that all stages of an attempt
+    agree. `part` is the launched pod that the task waits for. `waiting` is the reason for no progress, as a sentence, `waiting_since`
+    since when. `memory_scale` multiplies `ram_gb` after out-of-memory retries. `uploads` counts the uploads that this attempt has
+    started, from 1. `launching_at` is when a process claimed the right to create the next pod. `claim` is what the task holds of the
+    site's quotas, from its admission until its state is final; None: it does not wait for admission. `preemptions` counts attempts that
+    were lost with their node on preemptible capacity; with `on_demand` the task no longer uses it. `most_ram_gb` bounds what
+    out-of-memory retries ask for. `changes` counts all changes, of which `history` has the first and the last ones.
     """
 
     id: TaskId
@@ -205,6 +206,8 @@ class Task:
     most_ram_gb: float | None = None
     outcome: Outcome | None = None
     log: TaskLog = field(default_factory=TaskLog)
+    history: tuple[Change, ...] = ()
+    changes: int = 0
 
     @property
     def summary(self) -> TaskSummary:
@@ -223,6 +226,26 @@ class Task:
     def is_preemptible(self) -> bool:
         """Whether this attempt runs on preemptible capacity."""
         return bool(self.spec.resources and self.spec.resources.preemptible) and not self.on_demand
+
+    @property
+    def reason(self) -> str | None:
+        """Why the task waits or how it failed, as in `history`."""
+        if not self.state.is_terminal:
+            return self.waiting
+        if self.outcome is None or self.outcome.reason is None:
+            return None
+        return f"{self.outcome.reason}: {self.outcome.message}" if self.outcome.message else self.outcome.reason
+
+    def recorded(self, at: datetime) -> Task:
+        """This task with its change, if there is one, added to the history. To be called before each save, on the version that was read."""
+        last = self.history[-1] if self.history else None
+        if last is not None:
+            if last.shows(self.state, self.reason):
+                return self
+            at = max(at, last.at)  # clocks of processes differ
+        reason = None if self.reason is None else self.reason[:MAX_REASON]
+        history = with_change(self.history, Change(self.version + 1, at, self.state, reason))
+        return replace(self, history=history, changes=self.changes + 1)
 
     @property
     def poke_nonce(self) -> str:

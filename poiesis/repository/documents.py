@@ -28,12 +28,15 @@ import msgspec
 
 from poiesis.domain.access import reader_tokens
 from poiesis.domain.errors import IllegalTransition, InvalidTask, PoiesisError, Problem, RepositoryUnavailable
+from poiesis.domain.history import Change
 from poiesis.domain.states import Stage, State, path
 from poiesis.domain.task import Task, TaskLog
+from poiesis.ports.events import Event
 
 Document = dict[str, Any]
 Encoded = TypeVar("Encoded")
 _ENCODER: Final = msgspec.json.Encoder()
+_EVENTS: Final = msgspec.json.Decoder(Event)
 
 SCHEMA: Final = 2
 
@@ -91,6 +94,20 @@ def from_document(document: Document) -> Task:
         log = {**log, "logs": ended, "system_logs": bulk["system_logs"]}
     spec = {**spec, "name": document["name"]}
     return msgspec.convert({**document, "id": document["_id"], "spec": spec, "log": log}, Task)
+
+
+def new_change(task: Task, version: int) -> Change | None:
+    """The change that `Task.recorded` has added for the save that makes this version."""
+    return task.history[-1] if task.history and task.history[-1].n == version else None
+
+
+def encode_event(event: Event) -> str:
+    """Without its number, which the log gives it."""
+    return _ENCODER.encode(replace(event, seq=0)).decode()
+
+
+def decode_event(text: str, seq: int) -> Event:
+    return replace(_EVENTS.decode(text), seq=seq)
 
 
 def encode_json(value: object) -> bytes:
@@ -221,6 +238,16 @@ def format_time(moment: datetime) -> str:
     if moment.tzinfo is None:
         raise ValueError("a naive datetime cannot be stored")
     return moment.astimezone(UTC).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+def parse_time(text: str) -> datetime:
+    """Of `format_time`."""
+    return datetime.fromisoformat(text)
+
+
+def key_of_owner(owner: str | None, key: str) -> str:
+    """A digest, so that keys of any length and text can be looked up; different for each pair of owner and key."""
+    return _digest(encode_json([owner, key]).decode())
 
 
 def _digest(text: str) -> str:

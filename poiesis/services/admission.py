@@ -188,7 +188,8 @@ class Admitter:
                     return None
                 if not is_queued(task) or task.attempt != attempt:
                     return task
-                admitted = admit(task, self.clock.now())
+                now = self.clock.now()
+                admitted = admit(task, now).recorded(now)
                 if self.repository.save(admitted, seen=task.version):
                     TASKS_ADMITTED.inc()
                     self._publish(admitted)
@@ -255,7 +256,8 @@ class Admitter:
                 yield replace(candidate, claim=claim)
                 continue
             task = self.repository.get(candidate.id)
-            if is_queued(task) and self.repository.save(refused := refuse(task, problem, now), seen=task.version):
+            refused = refuse(task, problem, now).recorded(now)
+            if is_queued(task) and self.repository.save(refused, seen=task.version):
                 self._publish(refused)
 
     # ── report ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -149,7 +149,7 @@ class Orchestrator:
             part=None,
             outcome=Outcome(State.SYSTEM_ERROR, "InternalError", message),
         )
-        self.repository.save(ended, seen=task.version)
+        self.repository.save(ended.recorded(now), seen=task.version)
 
     def _step(self, run: _Run) -> Reconciled | None:
         """Decide once and act on it. None: decide again, about what was done or about what another process has saved."""
@@ -296,9 +296,12 @@ class Orchestrator:
     def _save(self, run: _Run, task: Task) -> bool:
         """Save by compare-and-set. False: another process was first, and `run` continues with what that process has saved."""
         stored = run.stored
-        if replace(task, version=stored.version) == stored:
+        # what was decided before the last save does not have the history of that save
+        task = replace(task, version=stored.version, history=stored.history, changes=stored.changes)
+        if task == stored:
             run.desired = stored
             return True
+        task = task.recorded(self.clock.now())
         if not self.repository.save(task, seen=stored.version):
             run.stored = run.desired = self.repository.get(stored.id)
             return False

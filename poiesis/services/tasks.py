@@ -16,7 +16,7 @@ from typing import Final
 from poiesis.domain.access import Access
 from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.entitlements import check_entitlements
-from poiesis.domain.errors import Forbidden, QueueUnavailable, RepositoryUnavailable, UnknownTask
+from poiesis.domain.errors import Conflict, Forbidden, QueueUnavailable, RepositoryUnavailable, UnknownTask
 from poiesis.domain.naming import is_task_id, new_task_id
 from poiesis.domain.plan import first_stages
 from poiesis.domain.policy import Policy
@@ -25,6 +25,7 @@ from poiesis.domain.task import Task, TaskId, TaskLog, TaskSpec, TaskSummary, Vi
 from poiesis.domain.validate import check
 from poiesis.observability import TASKS_CREATED, bind_task
 from poiesis.ports.clock import Clock
+from poiesis.ports.idempotency import IdempotencyKey, IdempotencyStore, Reservation
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import Page, TaskFilter, TaskRepository
 
@@ -49,23 +50,39 @@ class TaskService:
     queue: Queue
     clock: Clock
     policy: Policy
+    idempotency: IdempotencyStore | None = None
     _tail_requests: dict[TaskId, datetime] = field(default_factory=dict, init=False)
 
     def create(
-        self, spec: TaskSpec, *, owner: str | None = None, groups: Sequence[str] = (), notes: Sequence[str] = ()
+        self,
+        spec: TaskSpec,
+        *,
+        owner: str | None = None,
+        groups: Sequence[str] = (),
+        notes: Sequence[str] = (),
+        key: IdempotencyKey | None = None,
     ) -> TaskId:
         """Check, store and publish a task, which its owner and members of `groups` may see. `notes` are the first lines of its system log.
 
-        Raises: InvalidTask (nothing was stored), RepositoryUnavailable (it may have been stored).
+        `key`: requests with the same key of the same owner create one task, and all return its id; a request that was interrupted
+        is completed by the next one.
+        Raises: InvalidTask (nothing was stored), Conflict if the key was used for another task, RepositoryUnavailable (it may have been
+        stored).
         """
         spec, dropped = check(spec, self.policy)
         check_entitlements(spec, self.policy, owner, groups)
-        now = self.clock.now()
+        created_at = now = self.clock.now()
         task_id = new_task_id(now)
+        if key is not None:
+            reserved = self._reserve(key, owner, task_id, now)
+            if reserved.task_id != task_id and self._exists(reserved.task_id):
+                return reserved.task_id
+            # either new, or reserved by a request that has not stored its task yet: the same task, so only one is stored
+            task_id, created_at = reserved.task_id, reserved.at
         task = Task(
             id=task_id,
             spec=spec,
-            created_at=now,
+            created_at=created_at,
             stage_since=now,
             wake_at=now + FIRST_WAKE_UP,
             nonce=secrets.token_hex(8),
@@ -73,12 +90,28 @@ class TaskService:
             groups=tuple(groups),
             log=TaskLog(system_logs=(*notes, *dropped)),
         )
-        self.repository.add(task)
+        self.repository.add(task.recorded(created_at))
         TASKS_CREATED.inc()
         stages = first_stages(plan_of(task, self.policy))
         with bind_task(task_id), self._tolerating_an_unavailable_queue(stages[0]):
             self.queue.begin(task_id, stages)
         return task_id
+
+    def _reserve(self, key: IdempotencyKey, owner: str | None, task_id: TaskId, now: datetime) -> Reservation:
+        assert self.idempotency is not None, "bootstrap sets it"
+        reserved = self.idempotency.reserve(owner, key, task_id, now)
+        if reserved.digest != key.digest:
+            raise Conflict(
+                f"the idempotency key {key.key[:100]!r} was used for another task, {reserved.task_id}: use a new key for each task"
+            )
+        return reserved
+
+    def _exists(self, task_id: TaskId) -> bool:
+        try:
+            self.repository.summary(task_id)
+        except UnknownTask:
+            return False
+        return True
 
     def get(self, task_id: str, view: View, *, access: Access | None = None) -> Task | TaskSummary:
         """Reading a running task in FULL also requests its live output. Raises: UnknownTask, also where `access` does not allow it."""
@@ -107,7 +140,7 @@ class TaskService:
                 return
             now = self.clock.now()
             wanted = replace(task, cancel_requested_at=now, state=State.CANCELING, wake_at=now + FIRST_WAKE_UP)
-            if self.repository.save(wanted, seen=task.version):
+            if self.repository.save(wanted.recorded(now), seen=task.version):
                 self._publish(task.id, Stage.FINISH)
                 return
         raise RepositoryUnavailable(f"cannot cancel task {task_id} because it is changing too often: try again")

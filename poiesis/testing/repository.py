@@ -1,4 +1,4 @@
-"""An in-memory `TaskRepository` with the same contract, except that it is not durable."""
+"""An in-memory `TaskRepository` with the same contract, except that it is not durable. Its changes are events (`testing.events`)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from poiesis.domain.access import Access
 from poiesis.domain.errors import PoiesisError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
+from poiesis.ports.events import Event, event_of
 from poiesis.ports.repository import COUNT_LIMIT, Page, TaskFilter
 
 
 class MemoryTaskRepository:
-    """Tasks in a dict behind a lock.
+    """Tasks and events in dicts behind a lock.
 
     `down`: set it to make every call raise RepositoryUnavailable until it is unset, like an unavailable store.
     """
@@ -24,43 +25,47 @@ class MemoryTaskRepository:
     def __init__(self) -> None:
         self.down = False
         self._tasks: dict[TaskId, Task] = {}
+        self.events: dict[int, Event] = {}
+        self.last_seq = 0
         self._lock = threading.Lock()
         self._closed = False
 
     def add(self, task: Task) -> None:
-        with self._available():
+        with self.available():
             stored = self._tasks.get(task.id)
             if stored is None:
                 self._tasks[task.id] = replace(task, version=Version(1))
+                self._append_event(self._tasks[task.id])
             elif (stored.spec, stored.created_at, stored.owner) != (task.spec, task.created_at, task.owner):
                 raise PoiesisError(f"the id {task.id!r} belongs to another task")
 
     def get(self, task_id: TaskId, view: View = View.FULL, *, access: Access | None = None) -> Task:
-        with self._available():
+        with self.available():
             return _shown(self._known(task_id, access), view)
 
     def summary(self, task_id: TaskId, *, access: Access | None = None) -> TaskSummary:
-        with self._available():
+        with self.available():
             return self._known(task_id, access).summary
 
     def save(self, task: Task, *, seen: Version) -> bool:
-        with self._available():
+        with self.available():
             stored = self._known(task.id)
             if stored.version != seen:
                 return False
             path(stored.state, task.state)
             self._tasks[task.id] = replace(task, version=Version(seen + 1))
+            self._append_event(self._tasks[task.id])
             return True
 
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
-        with self._available():
+        with self.available():
             matching = [t for t in self._tasks.values() if (after is None or t.id < after) and _matches(t, where)]
         found = sorted(matching, key=lambda task: task.id, reverse=True)
         tasks = tuple(task.summary if view is View.MINIMAL else _shown(task, view) for task in found[:limit])
         return Page(tasks, next_after=tasks[-1].id if len(found) > limit else None)
 
     def due(self, now: datetime, *, limit: int) -> Sequence[tuple[TaskId, Stage]]:
-        with self._available():
+        with self.available():
             waiting = [
                 (task.wake_at, task.id, task.due_stage)
                 for task in self._tasks.values()
@@ -69,18 +74,18 @@ class MemoryTaskRepository:
         return [(task_id, stage) for _, task_id, stage in sorted(waiting)[:limit]]
 
     def postpone(self, task_ids: Collection[TaskId], *, until: datetime) -> None:
-        with self._available():
+        with self.available():
             for task_id in task_ids:
                 task = self._tasks.get(task_id)
                 if task and task.stage is not Stage.DONE and task.wake_at is not None and task.wake_at < until:
                     self._tasks[task_id] = replace(task, wake_at=until)
 
     def count(self, where: TaskFilter, *, limit: int = COUNT_LIMIT) -> int:
-        with self._available():
+        with self.available():
             return min(limit, sum(_matches(task, where) for task in self._tasks.values()))
 
     def delete(self, task_id: TaskId) -> bool:
-        with self._available():
+        with self.available():
             task = self._tasks.get(task_id)
             if task is None or task.stage is not Stage.DONE:
                 return False
@@ -88,15 +93,21 @@ class MemoryTaskRepository:
             return True
 
     def snapshot(self) -> tuple[Task, ...]:
-        with self._available():
+        with self.available():
             return tuple(self._tasks.values())
 
     def ready(self) -> None:
-        with self._available():
+        with self.available():
             return
 
     def close(self) -> None:
         self._closed = True
+
+    def _append_event(self, task: Task) -> None:
+        change = task.history[-1] if task.history else None
+        if change is not None and change.n == task.version:
+            self.last_seq += 1
+            self.events[self.last_seq] = event_of(task, change, self.last_seq)
 
     def _known(self, task_id: TaskId, access: Access | None = None) -> Task:
         task = self._tasks.get(task_id)
@@ -105,7 +116,7 @@ class MemoryTaskRepository:
         return task
 
     @contextmanager
-    def _available(self) -> Iterator[None]:
+    def available(self) -> Iterator[None]:
         if self.down or self._closed:
             raise RepositoryUnavailable("the task store is " + ("closed" if self._closed else "down"))
         with self._lock:

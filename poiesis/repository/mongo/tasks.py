@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import bson
 from bson.raw_bson import RawBSONDocument
-from pymongo import ASCENDING, DESCENDING, IndexModel
+from pymongo import ASCENDING, DESCENDING, IndexModel, UpdateOne
 from pymongo.errors import DuplicateKeyError
 
 from poiesis.domain.access import Access, reader_tokens
 from poiesis.domain.errors import UnknownTask
+from poiesis.domain.history import Change
 from poiesis.domain.states import Stage, State, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
 from poiesis.ports.repository import COUNT_LIMIT, Page, TaskFilter, take_page
@@ -30,6 +31,7 @@ from poiesis.repository.documents import (
     encode_within_bounds,
     format_time,
     from_document,
+    new_change,
     sources,
     tag_token,
 )
@@ -44,6 +46,8 @@ INDEXES: Final = (
     IndexModel([("name", ASCENDING), ("_id", DESCENDING)], name="name"),
     # sparse: done tasks have no `due_at`, so the index is as small as the work in flight
     IndexModel([("due_at", ASCENDING)], name="due", sparse=True),
+    # sparse: only tasks with changes that are not in the log of events yet
+    IndexModel([("outbox", ASCENDING)], name="outbox", sparse=True),
 )
 RETIRED_INDEXES: Final = ("owner", "owner_state")  # of older releases: `readers` serves their queries
 HEAD: Final = ("_id", "version", "state", "due_stage", "due_at", "owner", "name", "tags", "readers")
@@ -66,7 +70,8 @@ class MongoTaskRepository:
         document = encode_within_bounds(task, lambda plain: _encode({**plain, "version": 1}))
         with self._database.available():
             try:
-                self._tasks.insert_one(document)
+                change = new_change(task, 1)
+                self._tasks.insert_one({**document, **({} if change is None else {"outbox": mark(change)})})
             except DuplicateKeyError:
                 stored = self._tasks.find_one({"_id": task.id})
                 # None: added, done and deleted meanwhile, so there is nothing to do
@@ -89,9 +94,13 @@ class MongoTaskRepository:
 
     def save(self, task: Task, *, seen: Version) -> bool:
         document = encode_within_bounds(task, lambda plain: _encode({**plain, "version": seen + 1}))
+        fields = {key: value for key, value in document.items() if key != "_id"}
+        update = {"$set": fields, "$unset": {key: "" for key in HEAD if key not in document}}
+        if change := new_change(task, seen + 1):
+            update["$min"] = {"outbox": mark(change)}  # an older mark stays
         unmoved = {"_id": task.id, "version": int(seen), "state": {"$in": sources(task.state)}}
         with self._database.available():
-            if self._tasks.replace_one(unmoved, document).matched_count:
+            if self._tasks.update_one(unmoved, update).matched_count:
                 return True
             stored = self._tasks.find_one({"_id": task.id}, {"version": 1, "state": 1})
         if stored is None:
@@ -130,8 +139,26 @@ class MongoTaskRepository:
             return self._tasks.count_documents(_query(where, is_filled=self._filled.is_set()), limit=limit)
 
     def delete(self, task_id: TaskId) -> bool:
+        done = {"_id": task_id, "due_stage": {"$exists": False}, "outbox": {"$exists": False}}
         with self._database.available():
-            return self._tasks.delete_one({"_id": task_id, "due_stage": {"$exists": False}}).deleted_count == 1
+            return self._tasks.delete_one(done).deleted_count == 1
+
+    def marked(self, limit: int) -> Sequence[tuple[Task, int, Version]]:
+        """Tasks with changes that are not in the log of events yet, oldest first: in the view BASIC, with the `n` of the oldest such
+        change, and with the version that was read."""
+        query = {"outbox": {"$gt": ""}}
+        with (
+            self._database.available(),
+            self._tasks.find(query, PROJECTIONS[View.BASIC]).sort("outbox", ASCENDING).limit(limit) as found,
+        ):
+            documents, _ = take_page(found, limit, _size_bytes)
+        return [(_decode(d), int(d["outbox"].split(" ")[1]), Version(d["version"])) for d in documents]
+
+    def unmark(self, tasks: Sequence[tuple[TaskId, Version]]) -> None:
+        """Remove the marks of tasks that are still at these versions."""
+        removals = [UpdateOne({"_id": i, "version": int(v)}, {"$unset": {"outbox": ""}}) for i, v in tasks]
+        with self._database.available():
+            self._tasks.bulk_write(removals, ordered=False)
 
     def ready(self) -> None:
         """Read one task, which also detects a server that answers but does not allow reading."""
@@ -148,6 +175,11 @@ class MongoTaskRepository:
             owner = found.get("owner")  # a filter by None matches tasks without the field
             self._tasks.update_many({**missing, "owner": owner}, {"$set": {"readers": reader_tokens(owner, ())}})
         self._filled.set()
+
+
+def mark(change: Change) -> str:
+    """The value of `outbox` if this is the oldest change of its task that is not in the log: sorts by its time, then by its `n`."""
+    return f"{format_time(change.at)} {change.n:012}"
 
 
 def _encode(document: Document) -> tuple[RawBSONDocument, int]:

@@ -51,6 +51,23 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "DROP INDEX tasks_by_owner",
         "DROP INDEX tasks_by_owner_state",
     ),
+    (
+        # seq has no gaps: a rolled back transaction takes none, and the newest event is never deleted
+        """CREATE TABLE events (
+            seq INTEGER PRIMARY KEY,
+            task TEXT NOT NULL,
+            at TEXT NOT NULL,
+            ended_at TEXT, -- NULL: the task had not ended
+            body TEXT NOT NULL
+        )""",
+        "CREATE INDEX events_by_task ON events (task)",
+        "CREATE INDEX events_by_end ON events (ended_at) WHERE ended_at IS NOT NULL",
+        "CREATE TABLE event_readers (token TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (token, seq)) WITHOUT ROWID",
+        """CREATE TABLE idempotency (
+            key TEXT NOT NULL PRIMARY KEY, task TEXT NOT NULL, digest TEXT NOT NULL, at TEXT NOT NULL
+        ) WITHOUT ROWID""",
+        "CREATE INDEX idempotency_by_age ON idempotency (at)",
+    ),
 )
 """Statements that take the file from version i to i + 1 (`PRAGMA user_version`)."""
 

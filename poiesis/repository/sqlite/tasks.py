@@ -28,10 +28,12 @@ from poiesis.repository.documents import (
     encode_within_bounds,
     format_time,
     from_document,
+    new_change,
     sources,
     tag_token,
 )
 from poiesis.repository.sqlite.database import SqliteDatabase
+from poiesis.repository.sqlite.events import write_event
 
 FEW_NAMES: Final = 1_000  # sorted in a millisecond or two
 FEW_ENTRIES: Final = 10_000  # no more are counted to find the rarest condition; half a millisecond
@@ -58,6 +60,8 @@ class SqliteTaskRepository:
                 return
             db.execute("INSERT INTO documents (id, core, bulk) VALUES (?, ?, ?)", (task.id, core, bulk))
             self._insert_tokens(db, task, tags, readers)
+            if change := new_change(task, 1):
+                write_event(db, task, change)
 
     def get(self, task_id: TaskId, view: View = View.FULL, *, access: Access | None = None) -> Task:
         with self._database.reading() as db:
@@ -93,6 +97,8 @@ class SqliteTaskRepository:
             elif state != task.state and readers:
                 moved = [(task.state.value, token, task.id) for token in readers]
                 db.executemany("UPDATE readers SET state = ? WHERE token = ? AND id = ?", moved)
+            if change := new_change(task, seen + 1):
+                write_event(db, task, change)
             return True
 
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:

@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 from hypothesis import strategies as st
 
+from poiesis.domain.history import Change
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import (
     Executor,
@@ -109,6 +110,7 @@ LOGS = st.builds(
 OUTCOMES = st.builds(
     Outcome, state=st.sampled_from(State), reason=OPTIONAL_TEXTS, message=OPTIONAL_TEXTS, retry=st.booleans()
 )
+CHANGES = st.builds(Change, n=st.integers(1, 2**40), at=TIMES, state=st.sampled_from(State), reason=OPTIONAL_TEXTS)
 IDS = TEXTS.filter(bool)
 
 
@@ -136,4 +138,6 @@ def tasks(ids=IDS):
         uploads=st.integers(1, 3),
         outcome=st.none() | OUTCOMES,
         log=LOGS,
+        history=st.lists(CHANGES, max_size=3).map(tuple),
+        changes=st.integers(0, 1000),
     )

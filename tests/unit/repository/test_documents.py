@@ -10,6 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from poiesis.domain.errors import IllegalTransition, RepositoryUnavailable
+from poiesis.domain.history import Change
+from poiesis.domain.quotas import Amount, Claim
 from poiesis.domain.states import TERMINAL, Stage, State, path
 from poiesis.domain.task import (
     Executor,
@@ -79,6 +81,12 @@ EVERY_FIELD = Task(
     memory_scale=2,
     uploads=2,
     launching_at=NOW,
+    claim=Claim("owner", Amount(1, 2, 3, 4, 5), "class", ("group",)),
+    preemptions=1,
+    on_demand=True,
+    most_ram_gb=4.5,
+    history=(Change(3, NOW, State.RUNNING, "Reason: message"),),
+    changes=2,
     outcome=Outcome(State.SYSTEM_ERROR, "Reason", "message", True),
     log=TaskLog(
         logs=(ExecutorLog(1, NOW, NOW, "out", "err"),),
@@ -189,11 +197,13 @@ def test_an_older_document_is_upgraded_one_schema_at_a_time():
 def test_a_document_of_the_previous_release_is_read(store):
     """Written by its code, `data/schema_1.json`."""
     stored = json.loads((Path(__file__).parent / "data/schema_1.json").read_text())[store]
-    before_groups = replace(EVERY_FIELD, groups=())
+    added = ("groups", "claim", "preemptions", "on_demand", "most_ram_gb", "history", "changes")
+    defaults = {field.name: field.default for field in dataclasses.fields(Task) if field.name in added}
+    expected = replace(EVERY_FIELD, **defaults)
     if store == "mongo":
-        assert mongo._decode(stored) == before_groups
+        assert mongo._decode(stored) == expected
     else:
-        assert sqlite._decode((3, stored["head"]["wake_at"], stored["core"], stored["bulk"])) == before_groups
+        assert sqlite._decode((3, stored["head"]["wake_at"], stored["core"], stored["bulk"])) == expected
 
 
 def test_every_older_schema_has_its_migration():

@@ -348,3 +348,14 @@ def test_a_retry_waits_for_its_delay_despite_events():
         assert world.settle().stage is Stage.PREPARE
     world.clock.advance(world.policy.retry_delay + timedelta(seconds=1))
     assert world.settle().stage is Stage.RUN
+
+
+def test_the_history_has_each_change_once():
+    world = World(SMALL)
+    world.launch()
+    world.cluster.run(ID, "task")
+    world.to_the_end()
+    shown = [(change.state, change.reason) for change in world.task.history]
+    assert len(shown) == len(set(shown)) == world.task.changes
+    assert shown[-1] == (State.COMPLETE, None)
+    assert [change.n for change in world.task.history] == sorted({change.n for change in world.task.history})

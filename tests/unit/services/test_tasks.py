@@ -7,6 +7,7 @@ import pytest
 
 from poiesis.domain.access import Access
 from poiesis.domain.errors import Forbidden, InvalidTask, RepositoryUnavailable, UnknownTask
+from poiesis.domain.history import Change
 from poiesis.domain.naming import is_task_id
 from poiesis.domain.states import TRANSITIONS, Role, Stage, State
 from poiesis.domain.task import Task, TaskId, Version, View
@@ -58,6 +59,7 @@ def test_a_created_task_is_stored_and_published_and_has_a_wake_up(desk):
     assert (task.state, task.stage, task.owner, task.spec) == (State.QUEUED, Stage.PREPARE, "me", FILES)
     assert task.wake_at == desk.clock.now() + FIRST_WAKE_UP
     assert task.log.system_logs == ("noted",)
+    assert task.history == (Change(1, desk.clock.now(), State.QUEUED),)
     assert len(task.nonce) == 16
     assert desk.queue.published == [(task_id, Stage.PREPARE)]
 

@@ -1,0 +1,54 @@
+"""What a task that has ended has used, as figures for accounting."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Final
+
+from poiesis.domain.task import Task
+
+_CPU_SECONDS: Final = re.compile(r"executor_\d+_cpu_seconds")
+_PEAK_MEMORY: Final = re.compile(r"executor_\d+_peak_memory_bytes")
+
+
+def usage_of(task: Task) -> Mapping[str, float]:
+    """Figures of a task that has ended; what is not known is left out.
+
+    | Figure | Meaning |
+    |---|---|
+    | `waiting_seconds` | from creation to the start of the first command; of a task that never ran, to its end |
+    | `running_seconds` | from the start of the first command to the end of the last |
+    | `cpu_seconds` | used by the commands |
+    | `cpu_core_seconds_requested` | `cpu_cores` times `running_seconds` |
+    | `ram_gb_seconds_requested` | `ram_gb` times `running_seconds` |
+    | `peak_memory_bytes` | the largest of any command |
+    | `output_bytes` | of all files uploaded |
+    """
+    starts = [entry.start_time for entry in task.log.logs if entry.start_time is not None]
+    ends = [entry.end_time for entry in task.log.logs if entry.end_time is not None]
+    begun = min(starts, default=task.log.end_time)
+    running = _seconds(min(starts), max(ends)) if starts and ends else 0.0
+    resources = task.spec.resources
+    cores = resources.cpu_cores if resources else None
+    cpu = _numbers(task, _CPU_SECONDS)
+    memory = _numbers(task, _PEAK_MEMORY)
+    figures = {
+        "waiting_seconds": _seconds(task.created_at, begun),
+        "running_seconds": running,
+        "cpu_seconds": sum(cpu) if cpu else None,
+        "cpu_core_seconds_requested": None if cores is None else cores * running,
+        "ram_gb_seconds_requested": None if task.ram_gb is None else task.ram_gb * running,
+        "peak_memory_bytes": max(memory, default=None),
+        "output_bytes": float(sum(item.size_bytes for item in task.log.outputs)),
+    }
+    return {name: value for name, value in figures.items() if value is not None}
+
+
+def _seconds(begin: datetime, end: datetime | None) -> float:
+    return 0.0 if end is None else max(0.0, (end - begin).total_seconds())
+
+
+def _numbers(task: Task, name: re.Pattern[str]) -> list[float]:
+    return [float(value) for key, value in task.log.metadata.items() if name.fullmatch(key)]
