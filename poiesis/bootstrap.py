@@ -29,9 +29,11 @@ from poiesis.ports.events import EventLog
 from poiesis.ports.idempotency import IdempotencyStore
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskRepository
+from poiesis.ports.webhooks import WebhookStore
 from poiesis.services.monitor import Monitor
 from poiesis.services.orchestrator import Orchestrator
 from poiesis.services.tasks import TaskService
+from poiesis.services.webhooks import WebhookDispatcher, WebhookService
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -226,6 +228,31 @@ class Bootstrap(ExitStack):
     def tasks(self) -> TaskService:
         return TaskService(self.repository, self.queue, self.clock, self.policy, self.idempotency)
 
+    @cached_property
+    def _webhook_store(self) -> WebhookStore:
+        if self.is_embedded:
+            from poiesis.repository.sqlite.webhooks import SqliteWebhookStore
+
+            return SqliteWebhookStore(self._sqlite)
+        from poiesis.repository.mongo.webhooks import MongoWebhookStore
+
+        return MongoWebhookStore(self._mongo)
+
+    @cached_property
+    def webhooks(self) -> WebhookService:
+        settings = self.settings.webhooks
+        return WebhookService(
+            self._webhook_store, self.clock, allow_http=settings.allow_http, max_per_user=settings.max_per_user
+        )
+
+    def webhook_dispatcher(self) -> WebhookDispatcher:
+        """Raises: ConfigurationError."""
+        from poiesis.notifications.http_sender import HttpWebhookSender
+        from poiesis.services.webhooks import WebhookDispatcher
+
+        sender = HttpWebhookSender(self.settings.webhooks)
+        return WebhookDispatcher(self._webhook_store, self.events, sender, self.clock)
+
     def monitor(self) -> Monitor:
         return Monitor(
             self.orchestrator,
@@ -274,6 +301,7 @@ class Bootstrap(ExitStack):
             ready=self.api_ready,
             audit=self._audit(),
             limiter=self._limiter(),
+            webhooks=self.webhooks,
         )
 
     def _audit(self) -> AuditLog | None:

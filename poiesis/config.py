@@ -152,6 +152,23 @@ class ServiceSettings:
 
 
 @dataclass(frozen=True)
+class WebhookSettings:
+    """Messages to users' webhooks (docs/operators.md)."""
+
+    max_per_user: int = 20
+    """Webhooks of one user; 0: none may be registered."""
+    allow_http: bool = False
+    """Whether URLs may begin with http://; messages are signed, but not encrypted then."""
+    allow_addresses: tuple[str, ...] = ()
+    """Networks (`10.1.0.0/16`) and host names that webhooks may reach although they are private, loopback or link-local."""
+    ca_file: str | None = None
+    """Certificates to trust in addition to the system's."""
+
+    def __post_init__(self) -> None:
+        _require_at_least(0, self.max_per_user, "WEBHOOKS__MAX_PER_USER")
+
+
+@dataclass(frozen=True)
 class LogSettings:
     """The log store, which keeps the whole output of executors (docs/operators.md)."""
 
@@ -237,6 +254,7 @@ class Settings:
     service: ServiceSettings = field(default_factory=ServiceSettings)
     policy: Policy = field(default_factory=Policy)
     logs: LogSettings = field(default_factory=LogSettings)
+    webhooks: WebhookSettings = field(default_factory=WebhookSettings)
 
     def __post_init__(self) -> None:
         for name in ("max_parallel", "max_processes", "role_threads", "monitor_threads"):

@@ -29,6 +29,7 @@ TASKS_ADMITTED = Counter("poiesis_tasks_admitted_total", "Tasks that this proces
 LINK_SECONDS = Histogram("poiesis_link_duration_seconds", "Duration of a link.", ["link"])
 LINK_FAILURES = Counter("poiesis_link_failures_total", "Failed links.", ["link"])
 POKES = Counter("poiesis_pokes_total", "Pokes received from containers.", ["result"])
+WEBHOOK_ATTEMPTS = Counter("poiesis_webhook_attempts_total", "Messages sent to webhooks, by result.", ["result"])
 SWEPT = Counter("poiesis_swept_tasks_total", "Tasks with leftover objects found by the sweep.")
 LEADING = Gauge("poiesis_monitor_is_leader", "1 in the leading monitor.")
 

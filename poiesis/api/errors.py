@@ -3,7 +3,7 @@
 | Raised | Status |
 |---|---|
 | InvalidTask, InvalidRequest | 400, every problem with its path |
-| Forbidden / UnknownTask / Conflict | 403 / 404 / 409 |
+| Forbidden / UnknownTask, UnknownWebhook / Conflict | 403 / 404 / 409 |
 | Unavailable and its subclasses | 503 with Retry-After |
 | Refused, and other HTTPExceptions: of Starlette and Connexion | their own status |
 | anything else: a bug | 500; the traceback goes to the log once, and not to the client |
@@ -35,6 +35,7 @@ from poiesis.domain.errors import (
     Unavailable,
     UnknownTask,
 )
+from poiesis.domain.webhooks import UnknownWebhook
 from poiesis.observability import current_request_id
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ _STATUS: Final[Mapping[type[PoiesisError], int]] = {
     Forbidden: 403,
     Conflict: 409,
     UnknownTask: 404,
+    UnknownWebhook: 404,
     Unavailable: 503,
 }
 _MESSAGES: Final = {

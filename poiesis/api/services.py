@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from poiesis.api.audit import AuditLog
 from poiesis.api.limits import RateLimiter
 from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
 from poiesis.services.tasks import TaskService
+from poiesis.services.webhooks import WebhookService
 
 
 @dataclass(frozen=True)
@@ -26,3 +27,4 @@ class Services:
     """Where writes and refused requests are recorded; closed with the application."""
     limiter: RateLimiter | None = None
     """None: there are no limits on rates. Closed with the application."""
+    webhooks: WebhookService = field(kw_only=True)

@@ -23,6 +23,7 @@ from poiesis.domain.errors import (
     UnknownTask,
 )
 
+EXTENSIONS: Final = "/poiesis/v1"
 PREFIXES: Final = ("/ga4gh/tes/v1", "/v1", "")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -78,10 +79,23 @@ class TesClient:
     def cancel(self, task_id: str) -> None:
         self._call("POST", f"/tasks/{quote(task_id, safe='')}:cancel")
 
+    def extension(self, method: str, path: str, query: Any = None, body: Any = None) -> dict[str, Any]:
+        """Call an operation that only Poiesis has (`specs/poiesis.openapi.yaml`).
+
+        Raises: PoiesisError, also if the server is another one."""
+        base = next((self._base.removesuffix(p) for p in PREFIXES if p and self._base.endswith(p)), self._base)
+        status, document = self._request(method, base + EXTENSIONS + path, query, body)
+        error = document.get("error") if isinstance(document, dict) else None
+        if status == 404 and error in (None, "not_found"):
+            raise PoiesisError(f"the server {base} does not have this operation, which is an extension of Poiesis")
+        return self._checked(status, document, path)
+
     def _call(self, method: str, path: str, query: Any = None, body: Any = None) -> dict[str, Any]:
         if self._prefix is None:
             self._prefix = self._find_prefix()
-        status, document = self._request(method, self._prefix + path, query, body)
+        return self._checked(*self._request(method, self._base + self._prefix + path, query, body), path)
+
+    def _checked(self, status: int, document: Any, path: str) -> dict[str, Any]:
         if status < 300:
             if not isinstance(document, dict):
                 raise PoiesisError(f"invalid response of {self._base}: not a JSON object")
@@ -94,7 +108,7 @@ class TesClient:
             raise InvalidTask(found or [Problem("$", message)])
         if status == 401:
             raise Unauthenticated(f"{message} (set POIESIS_TOKEN, or add user:password@ to the URL)")
-        if status == 404:
+        if status == 404 and error.get("error") in (None, "not_found", "unknown_task"):
             raise UnknownTask(path.split("/")[-1].removesuffix(":cancel"))
         raise {403: Forbidden, 429: Unavailable, 503: Unavailable}.get(status, PoiesisError)(message)
 
@@ -102,17 +116,17 @@ class TesClient:
         if any(prefix and self._base.endswith(prefix) for prefix in PREFIXES):
             return ""
         for prefix in PREFIXES:
-            status, document = self._request("GET", f"{prefix}/service-info")
+            status, document = self._request("GET", f"{self._base}{prefix}/service-info")
             if status != 404 and (status >= 300 or isinstance(document, dict)):
                 return prefix
         raise Unavailable(f"no TES server at {self._base}: tried {', '.join(p or '/' for p in PREFIXES)}")
 
-    def _request(self, method: str, path: str, query: Any = None, body: Any = None) -> tuple[int, Any]:
+    def _request(self, method: str, url: str, query: Any = None, body: Any = None) -> tuple[int, Any]:
         headers, data = self._headers, None
         if body is not None:
             headers, data = {**headers, "Content-Type": "application/json"}, json.dumps(body).encode()
         try:
-            response = self._http.request(method, self._base + path, fields=query, body=data, headers=headers)
+            response = self._http.request(method, url, fields=query, body=data, headers=headers)
         except urllib3.exceptions.HTTPError as error:
             reason = str(getattr(error, "reason", error) or error)
             raise Unavailable(f"no response from {self._base}: {reason.split('>: ')[-1]}") from error

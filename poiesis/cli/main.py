@@ -56,7 +56,31 @@ def make_parser() -> argparse.ArgumentParser:
     hash_.add_argument("kind", choices=["basic", "bearer", "api_key"])
     task_help = "create, list, follow and cancel tasks on any TES server"
     _add_task_actions(commands.add_parser("task", help=task_help, epilog=EXIT_CODES))
+    webhook_help = "have changes of your tasks sent to a URL (Poiesis only)"
+    _add_webhook_actions(commands.add_parser("webhook", help=webhook_help, epilog=EXIT_CODES))
     return parser
+
+
+def _add_webhook_actions(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="register a URL, and show the secret for checking signatures, once")
+    create.add_argument("address", metavar="WEBHOOK_URL")
+    create.add_argument("--state", action="append", default=[], help="only changes to this state (repeatable)")
+    create.add_argument("--tagged-only", action="store_true", help="only tasks whose tag poiesis/webhook has its id")
+    create.add_argument("--all-users", action="store_true", help="tasks of all users (admins only)")
+    create.add_argument("--description", default="")
+    list_ = actions.add_parser("list", help="list your webhooks")
+    delete = actions.add_parser("delete", help="delete webhooks and their messages")
+    enable = actions.add_parser("enable", help="send again to a webhook that was disabled")
+    dead = actions.add_parser("dead-letters", help="list messages that could not be delivered")
+    replay = actions.add_parser("replay", help="send dead letters again, with the same ids")
+    for action in (delete, enable):
+        action.add_argument("id", nargs="+")
+    for action in (dead, replay):
+        action.add_argument("id")
+    replay.add_argument("sequence", nargs="*", type=int, help="only the messages with these numbers")
+    for action in (create, list_, delete, enable, dead, replay):
+        _add_client_options(action)
 
 
 def _add_task_actions(parser: argparse.ArgumentParser) -> None:

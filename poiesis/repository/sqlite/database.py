@@ -68,6 +68,40 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         ) WITHOUT ROWID""",
         "CREATE INDEX idempotency_by_age ON idempotency (at)",
     ),
+    (
+        """CREATE TABLE webhooks (
+            id TEXT NOT NULL PRIMARY KEY,
+            owner TEXT,
+            url TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            secret TEXT NOT NULL,
+            states TEXT NOT NULL,
+            tagged_only INTEGER NOT NULL,
+            all_users INTEGER NOT NULL,
+            description TEXT NOT NULL,
+            disabled TEXT,
+            failures INTEGER NOT NULL DEFAULT 0,
+            due_at TEXT,
+            not_before TEXT,
+            lease_until TEXT
+        ) WITHOUT ROWID""",
+        "CREATE INDEX webhooks_by_owner ON webhooks (owner, created_at)",
+        "CREATE INDEX webhooks_of_all ON webhooks (id) WHERE all_users",
+        "CREATE INDEX webhooks_due ON webhooks (due_at) WHERE due_at IS NOT NULL",
+        """CREATE TABLE webhook_messages (
+            webhook_id TEXT NOT NULL,
+            seq INTEGER NOT NULL,
+            body TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            next_at TEXT, -- NULL: dead letter
+            attempts INTEGER NOT NULL,
+            error TEXT,
+            PRIMARY KEY (webhook_id, seq)
+        ) WITHOUT ROWID""",
+        "CREATE INDEX webhook_messages_waiting ON webhook_messages (webhook_id, next_at) WHERE next_at IS NOT NULL",
+        "CREATE INDEX webhook_messages_dead ON webhook_messages (created_at) WHERE next_at IS NULL",
+        "CREATE TABLE positions (name TEXT NOT NULL PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID",
+    ),
 )
 """Statements that take the file from version i to i + 1 (`PRAGMA user_version`)."""
 

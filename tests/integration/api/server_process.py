@@ -144,8 +144,10 @@ def main() -> None:
     from poiesis.domain.policy import Policy
     from poiesis.repository.sqlite.database import SqliteDatabase
     from poiesis.repository.sqlite.tasks import SqliteTaskRepository
+    from poiesis.repository.sqlite.webhooks import SqliteWebhookStore
     from poiesis.roles.shutdown import end_within_after_signal
     from poiesis.services.tasks import TaskService
+    from poiesis.services.webhooks import WebhookService
     from poiesis.testing.queue import RecordingQueue
 
     class Tasks(TaskService):
@@ -156,9 +158,10 @@ def main() -> None:
 
     directory, grace = Path(sys.argv[1]), timedelta(seconds=float(sys.argv[2]))
     settings = read(ApiSettings, os.environ, "POIESIS_API__")
-    policy, repository = Policy(), SqliteTaskRepository(SqliteDatabase(directory / "tasks.sqlite"))
+    policy, database = Policy(), SqliteDatabase(directory / "tasks.sqlite")
+    repository, webhooks = SqliteTaskRepository(database), WebhookService(SqliteWebhookStore(database), SystemClock())
     tasks = Tasks(repository, RecordingQueue(), SystemClock(), policy)
-    services = Services(tasks, policy, settings, ServiceSettings(), "", lambda: None)
+    services = Services(tasks, policy, settings, ServiceSettings(), "", lambda: None, webhooks=webhooks)
     serve(create_app(services, on_start=partial(end_within_after_signal, grace)), settings, grace)
 
 

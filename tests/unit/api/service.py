@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 from connexion import AsyncApp
 from httpx import Response
@@ -17,7 +17,9 @@ from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
 from poiesis.domain.task import Task, TaskId
 from poiesis.ports.repository import TaskFilter
+from poiesis.ports.webhooks import WebhookStore
 from poiesis.services.tasks import TaskService
+from poiesis.services.webhooks import WebhookService
 from poiesis.testing.clock import ManualClock
 from poiesis.testing.queue import RecordingQueue
 from poiesis.testing.repository import MemoryTaskRepository
@@ -40,9 +42,11 @@ class Site:
     clock: ManualClock = field(default_factory=ManualClock)
     audit: AuditLog | None = None
     limiter: RateLimiter | None = None
+    webhook_store: WebhookStore | None = None
 
     def __post_init__(self) -> None:
         self.tasks = TaskService(self.repository, self.queue, self.clock, self.policy)
+        self.webhooks = WebhookService(cast(WebhookStore, self.webhook_store), self.clock)
         self.app: AsyncApp = create_app(
             Services(
                 self.tasks,
@@ -53,6 +57,7 @@ class Site:
                 self.ready,
                 self.audit,
                 self.limiter,
+                webhooks=self.webhooks,
             ),
             validate_responses=self.validate_responses,
         )

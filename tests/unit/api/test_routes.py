@@ -144,7 +144,7 @@ class TestTheStartPage:
     def test_other_pages_can_be_mounted(self, site: Site) -> None:
         dashboard = flask.Blueprint("dashboard", __name__)
         dashboard.get("/ui/")(lambda: "tasks")
-        services = Services(site.tasks, site.policy, site.api, site.service, "", site.ready)
+        services = Services(site.tasks, site.policy, site.api, site.service, "", site.ready, webhooks=site.webhooks)
         client = create_app(services, blueprints=[dashboard]).test_client(base_url="http://127.0.0.1:8000")
         assert client.get("/ui/").text == "tasks"
         assert_error(client.get("/ui/none"), 404, "not_found")

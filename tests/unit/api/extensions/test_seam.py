@@ -32,7 +32,7 @@ def test_every_operation_has_a_handler_and_every_handler_an_operation(site: Site
     from poiesis.api.extensions.context import Context
     from poiesis.api.views import Views
 
-    services = Services(site.tasks, site.policy, site.api, site.service, "", site.ready)
+    services = Services(site.tasks, site.policy, site.api, site.service, "", site.ready, webhooks=site.webhooks)
     found = operations(Context(services, Views(site.api), ThreadPoolExecutor(1)))
     assert sorted(found) == sorted(operation["operationId"] for _, _, operation in OPERATIONS)
 

@@ -1,0 +1,1 @@
+"""What leaves the service because something happened: messages to webhooks."""
