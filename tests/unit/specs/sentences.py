@@ -16,7 +16,7 @@ PRESCRIBES: Final = re.compile(
 )
 """Words that make a sentence a rule. Wider than RFC 2119, because the TES document does not use its words consistently."""
 
-_ENDS: Final = re.compile(r"(?<=[.:])\s+(?=[A-Z`{*\"'\d])")
+_ENDS: Final = re.compile(r"(?<=\.)\s+(?=[A-Z`])")
 _ABBREVIATIONS: Final = re.compile(r"\b(e\.g|i\.e|etc|vs)\.\s+")
 
 
