@@ -20,16 +20,19 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from poiesis.config import ARCHITECTURES, PREFIX, Settings, read, shipped_launchers
 from poiesis.domain.bindings import binding_of
 from poiesis.domain.errors import ConfigurationError
-from poiesis.domain.policy import Policy
+from poiesis.domain.policy import GIGABYTE, Policy
+from poiesis.domain.quotas import AdmissionRules, Quota
 from poiesis.filer import registry
 from poiesis.filer.settings import FilerSettings
 from poiesis.observability import configure_logging
+from poiesis.ports.admission import AdmissionStore
 from poiesis.ports.cluster import Cluster, FollowedCluster
 from poiesis.ports.events import EventLog
 from poiesis.ports.idempotency import IdempotencyStore
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskRepository
 from poiesis.ports.webhooks import WebhookStore
+from poiesis.services.admission import Admitter, WaitingReasons
 from poiesis.services.monitor import Monitor
 from poiesis.services.orchestrator import Orchestrator
 from poiesis.services.tasks import TaskService
@@ -57,6 +60,18 @@ UNREADABLE: Final = "/poiesis/credentials/netrc"  # only in filer containers
 ADAPTER_PREFIXES: Final = (KUBERNETES_PREFIX, FILER_PREFIX, *CLIENT_VARIABLES)
 
 
+def _within_machine(quota: Quota, max_parallel: int | None) -> Quota:
+    """The quota of the embedded mode: that of the settings where they have one, else what this machine has."""
+    cores = len(os.sched_getaffinity(0))
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIGABYTE
+    return replace(
+        quota,
+        max_tasks=max_parallel or quota.max_tasks or 2 * cores,
+        max_cpu_cores=cores if quota.max_cpu_cores is None else quota.max_cpu_cores,
+        max_ram_gb=memory_gb if quota.max_ram_gb is None else quota.max_ram_gb,
+    )
+
+
 T = TypeVar("T", bound="Cluster | Queue | SqliteDatabase | MongoDatabase")
 
 
@@ -71,7 +86,7 @@ class Bootstrap(ExitStack):
         self._given = settings
         hidden = [str(Path(directory).resolve()) for directory in settings.credentials.values() if directory]
         self.filer = replace(filer, file_hidden=(*filer.file_hidden, *hidden)) if hidden else filer
-        self._kubernetes = kubernetes
+        self._kubernetes = kubernetes and replace(kubernetes, admission_classes=frozenset(settings.admission.classes))
         self.clock = SystemClock()
 
     @classmethod
@@ -94,10 +109,13 @@ class Bootstrap(ExitStack):
         """The settings, with the policy completed by the abilities of the adapters."""
         policy = replace(
             self._given.policy,
+            admission=self._admission_rules(),
             url_schemes_in=registry.readable(self.filer),
             url_schemes_out=registry.writable(self.filer),
             file_roots=self.filer.file_roots,
         )
+        if self._given.admission.classes:
+            policy = replace(policy, backend_parameters=policy.backend_parameters | {"service_class"})
         if self._kubernetes is not None:
             from poiesis.cluster.kubernetes.placement import allowed_queues, usable_parameters
 
@@ -106,6 +124,18 @@ class Bootstrap(ExitStack):
             if not self.filer.allow_unencrypted_credentials:
                 policy = replace(policy, exposes_credentials=self._exposes_credentials)
         return replace(self._given, policy=policy)
+
+    def _admission_rules(self) -> AdmissionRules:
+        """The quotas, completed by what the site has: on one machine that is the machine."""
+        rules = self._given.admission
+        if self._kubernetes is None:
+            return replace(rules, site=_within_machine(rules.site, self._given.max_parallel), clamp=True)
+        return replace(
+            rules,
+            other_classes=frozenset(self._kubernetes.service_classes),
+            default_cpu_cores=self._kubernetes.default_cpu_cores or 0.0,
+            default_ram_gb=self._kubernetes.default_ram_gb or 0.0,
+        )
 
     def _exposes_credentials(self, urls: Iterable[str]) -> bool:
         from poiesis.filer.credentials import first_unencrypted
@@ -200,7 +230,6 @@ class Bootstrap(ExitStack):
             ),
             self.clock,
             launcher,
-            max_parallel=self.settings.max_parallel,
             hidden=[
                 *credential_files(os.environ),
                 *(Path(d).resolve() for d in self.settings.credentials.values() if d),
@@ -226,7 +255,23 @@ class Bootstrap(ExitStack):
 
     @cached_property
     def tasks(self) -> TaskService:
-        return TaskService(self.repository, self.queue, self.clock, self.policy, self.idempotency)
+        on_queued = self.admitter.wake if self.is_embedded else lambda: None
+        reasons = WaitingReasons(self._admission_store, self.clock, self.policy)
+        return TaskService(self.repository, self.queue, self.clock, self.policy, self.idempotency, reasons, on_queued)
+
+    @cached_property
+    def admitter(self) -> Admitter:
+        return Admitter(self.repository, self._admission_store, self.queue, self.clock, self.policy)
+
+    @cached_property
+    def _admission_store(self) -> AdmissionStore:
+        if self.is_embedded:
+            from poiesis.repository.sqlite.admission import SqliteAdmissionStore
+
+            return SqliteAdmissionStore(self._sqlite)
+        from poiesis.repository.mongo.admission import MongoAdmissionStore
+
+        return MongoAdmissionStore(self._mongo)
 
     @cached_property
     def _webhook_store(self) -> WebhookStore:
@@ -264,6 +309,7 @@ class Bootstrap(ExitStack):
             threads=self.settings.monitor_threads,
             resync_every=self.settings.resync,
             retention=self.settings.retention,
+            admitter=self.admitter,
             settle=SETTLE if self._kubernetes is not None and self._kubernetes.poke_address else timedelta(0),
         )
 

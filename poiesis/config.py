@@ -23,6 +23,7 @@ import poiesis
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.parameters import parse_bool, parse_duration
 from poiesis.domain.policy import Policy
+from poiesis.domain.quotas import AdmissionRules
 
 PREFIX: Final = "POIESIS_"
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # from `uname -m` to Kubernetes' names
@@ -253,6 +254,7 @@ class Settings:
     api: ApiSettings = field(default_factory=ApiSettings)
     service: ServiceSettings = field(default_factory=ServiceSettings)
     policy: Policy = field(default_factory=Policy)
+    admission: AdmissionRules = field(default_factory=AdmissionRules)
     logs: LogSettings = field(default_factory=LogSettings)
     webhooks: WebhookSettings = field(default_factory=WebhookSettings)
 

@@ -123,6 +123,8 @@ class AdmissionRules:
     reserve_after: timedelta = timedelta(minutes=10)
     """How long smaller tasks may overtake one that does not fit; after that, what becomes free is kept for it."""
 
+    other_classes: frozenset[str] = field(default=frozenset(), metadata=NO_SETTING)
+    """Further service classes, without quotas, that only decide where a task runs."""
     default_cpu_cores: float = field(default=0.0, metadata=NO_SETTING)
     """Of tasks that request none."""
     default_ram_gb: float = field(default=0.0, metadata=NO_SETTING)
@@ -157,7 +159,8 @@ class AdmissionRules:
         return self.classes[name].caps if name in self.classes else NO_CAPS
 
     def groups_with_caps(self, groups: Iterable[str]) -> tuple[str, ...]:
-        return tuple(sorted(g for g in set(groups) if self.group_caps(g) != NO_CAPS))
+        """Those that matter for admission."""
+        return tuple(sorted(g for g in set(groups) if g in self.groups or self.group.caps != NO_CAPS))
 
     def weight(self, user: str, groups: Sequence[str]) -> float:
         """The user's own weight, else the largest of their groups, else the default."""
@@ -172,7 +175,7 @@ class AdmissionRules:
         """Whether a user may ask for a service class."""
         found = self.classes.get(name)
         if found is None:
-            return name == DEFAULT_CLASS
+            return name in self.other_classes or name in (self.default_class, DEFAULT_CLASS)
         return not (found.users or found.groups) or user in found.users or not set(found.groups).isdisjoint(groups)
 
 

@@ -67,6 +67,8 @@ class Admitter:
     policy: Policy
     _: KW_ONLY
     poll_s: float = POLL_S
+    look_every: timedelta = LOOK
+    reread_every: timedelta = REREAD
 
     def __post_init__(self) -> None:
         self._ledger: Ledger | None = None  # None: to be read
@@ -212,7 +214,7 @@ class Admitter:
             ended, self._ended = self._ended, set()
         for task_id in ended:
             ledger.release(task_id, now)
-        if now - self._looked_at >= LOOK:
+        if now - self._looked_at >= self.look_every:
             self._look(ledger, now)
 
     def _look(self, ledger: Ledger, now: datetime) -> None:
@@ -238,7 +240,7 @@ class Admitter:
         for key in keys:
             self._queues.setdefault(key, Queue(key, []))
         for key, queue in list(self._queues.items()):
-            if queue.heads and (len(queue.heads) > HEADS // 2 or now - self._read_at[key] < REREAD):
+            if queue.heads and (len(queue.heads) > HEADS // 2 or now - self._read_at[key] < self.reread_every):
                 continue
             queue.heads = list(self._usable(self.store.queued(key, limit=HEADS), ledger, now))
             self._read_at[key] = now

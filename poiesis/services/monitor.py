@@ -27,6 +27,7 @@ from poiesis.ports.clock import Clock
 from poiesis.ports.cluster import FollowedCluster, ReportsStarting
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskFilter, TaskRepository
+from poiesis.services.admission import Admitter
 from poiesis.services.deferred_cleanup import DeferredCleanup
 from poiesis.services.orchestrator import Orchestrator
 from poiesis.services.work_queue import WorkQueue
@@ -64,6 +65,7 @@ class Monitor:
     resync_every: timedelta
     retention: timedelta | None = None
     settle: timedelta = timedelta(0)
+    admitter: Admitter | None = None
 
     def __post_init__(self) -> None:
         self._work = WorkQueue(self._reconcile, self.threads, settle=self.settle)
@@ -95,6 +97,8 @@ class Monitor:
             thread = threading.Thread(target=self._repeat, args=(target, every), name=target.__name__, daemon=True)
             thread.start()
             self._loops.append(thread)
+        if self.admitter is not None:
+            self.admitter.start()
         self.cluster.follow(self._work.wake)
 
     def poke(self, task_id: TaskId, nonce: str, body: bytes = b"") -> None:
@@ -113,6 +117,8 @@ class Monitor:
 
     def close(self) -> None:
         self._stop.set()
+        if self.admitter is not None:
+            self.admitter.close()
         self._work.close()
         self._cleanup.close()
         for thread in self._loops:
@@ -213,6 +219,8 @@ class Monitor:
             log.exception("reconcile_bug")
             self.orchestrator.give_up(task_id, error)
             return
+        if self.admitter is not None and self._leads and reconciled.task.state.is_terminal:
+            self.admitter.ended(task_id)
         if reconciled.due is not None and not self._is_in_its_first_chain(reconciled.task):
             self._publish(reconciled.task, reconciled.due)
 

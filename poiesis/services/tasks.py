@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
 from poiesis.domain.access import Access
+from poiesis.domain.decide.admission import cancel_at_once, check_admissible, claim_of, enqueue
 from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.entitlements import check_entitlements
 from poiesis.domain.errors import Conflict, Forbidden, QueueUnavailable, RepositoryUnavailable, UnknownTask
@@ -23,11 +24,12 @@ from poiesis.domain.policy import Policy
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Task, TaskId, TaskLog, TaskSpec, TaskSummary, View
 from poiesis.domain.validate import check
-from poiesis.observability import TASKS_CREATED, bind_task
+from poiesis.observability import TASKS_CREATED, TASKS_ENDED, bind_task
 from poiesis.ports.clock import Clock
 from poiesis.ports.idempotency import IdempotencyKey, IdempotencyStore, Reservation
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import Page, TaskFilter, TaskRepository
+from poiesis.services.admission import WaitingReasons
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +53,10 @@ class TaskService:
     clock: Clock
     policy: Policy
     idempotency: IdempotencyStore | None = None
+    reasons: WaitingReasons | None = None
+    """None: tasks do not wait for admission."""
+    on_queued: Callable[[], None] = lambda: None
+    """Called after a task was stored that waits for admission."""
     _tail_requests: dict[TaskId, datetime] = field(default_factory=dict, init=False)
 
     def create(
@@ -71,6 +77,7 @@ class TaskService:
         """
         spec, dropped = check(spec, self.policy)
         check_entitlements(spec, self.policy, owner, groups)
+        check_admissible(spec, self.policy.admission, owner, groups)
         created_at = now = self.clock.now()
         task_id = new_task_id(now)
         if key is not None:
@@ -90,9 +97,17 @@ class TaskService:
             groups=tuple(groups),
             log=TaskLog(system_logs=(*notes, *dropped)),
         )
+        plan = plan_of(task, self.policy)
+        if self.policy.admission.is_enabled:
+            rules = self.policy.admission
+            queued = enqueue(task, claim_of(task, plan, rules, groups), rules)
+            self.repository.add(queued.recorded(created_at))
+            TASKS_CREATED.inc()
+            self.on_queued()
+            return task_id
         self.repository.add(task.recorded(created_at))
         TASKS_CREATED.inc()
-        stages = first_stages(plan_of(task, self.policy))
+        stages = first_stages(plan)
         with bind_task(task_id), self._tolerating_an_unavailable_queue(stages[0]):
             self.queue.begin(task_id, stages)
         return task_id
@@ -120,13 +135,17 @@ class TaskService:
         task = self.repository.get(_checked(task_id), view, access=access)
         if view is View.FULL and task.state is State.RUNNING:
             self._request_tail(task.id)
-        return task
+        return task if self.reasons is None else self.reasons.show(task)
 
     def list(
         self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View, access: Access | None = None
     ) -> Page:
         where = where if access is None else replace(where, access=access)
-        return self.repository.list(where, limit=limit, after=after, view=view)
+        page = self.repository.list(where, limit=limit, after=after, view=view)
+        if self.reasons is None or view is View.MINIMAL:
+            return page
+        shown = (t if isinstance(t, TaskSummary) else self.reasons.show(t, place=False) for t in page.tasks)
+        return replace(page, tasks=tuple(shown))
 
     def cancel(self, task_id: str, *, access: Access | None = None) -> None:
         """Request cancellation. Repeating it changes nothing; a finished task keeps its outcome.
@@ -139,6 +158,12 @@ class TaskService:
             if task.state.is_terminal or task.cancel_requested_at is not None:
                 return
             now = self.clock.now()
+            canceled = cancel_at_once(task, now)
+            if canceled is not None:
+                if self.repository.save(canceled.recorded(now), seen=task.version):
+                    TASKS_ENDED.labels(State.CANCELED.value).inc()
+                    return
+                continue
             wanted = replace(task, cancel_requested_at=now, state=State.CANCELING, wake_at=now + FIRST_WAKE_UP)
             if self.repository.save(wanted.recorded(now), seen=task.version):
                 self._publish(task.id, Stage.FINISH)

@@ -45,6 +45,23 @@
 {{- if not (kindIs "invalid" $v.tasks.volume.defaultSizeGb) -}}
 {{- $_ := set $c "POIESIS_POLICY__DEFAULT_DISK_BYTES" (printf "%.0f" (mulf 1000000000 $v.tasks.volume.defaultSizeGb)) -}}
 {{- end -}}
+{{- $_ := set $c "POIESIS_POLICY__ON_DEMAND_AFTER" $v.tasks.onDemandAfter -}}
+{{- /* admission */ -}}
+{{- $a := "POIESIS_ADMISSION__" -}}
+{{- range $name, $quota := dict "SITE" $v.admission.site "USER" $v.admission.user "GROUP" $v.admission.group -}}
+{{- range $field, $value := fromJson (include "poiesis.quota" $quota) -}}
+{{- $_ := set $c (printf "%s%s__%s" $a $name (upper $field)) $value -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $quotas := dict "USERS" $v.admission.users "GROUPS" $v.admission.groups "CLASSES" $v.admission.classes -}}
+{{- $found := dict -}}
+{{- range $key, $quota := $quotas -}}{{- $_ := set $found $key (fromJson (include "poiesis.quota" $quota)) -}}{{- end -}}
+{{- $_ := set $c (print $a $name) $found -}}
+{{- end -}}
+{{- $_ := set $c (print $a "DEFAULT_CLASS") $v.admission.defaultClass -}}
+{{- $_ := set $c (print $a "HALF_LIFE") $v.admission.halfLife -}}
+{{- $_ := set $c (print $a "AGING") $v.admission.aging -}}
+{{- $_ := set $c (print $a "RESERVE_AFTER") $v.admission.reserveAfter -}}
 {{- /* where and how tasks run */ -}}
 {{- $k := "POIESIS_KUBERNETES__" -}}
 {{- $_ := set $c (print $k "NAMESPACE") (include "poiesis.tasks.namespace" .) -}}
@@ -153,6 +170,15 @@
 {{- else -}}
 {{- toString . | quote -}}
 {{- end -}}
+{{- end -}}
+
+{{/* A quota with the names of the settings; 0 is a value. */}}
+{{- define "poiesis.quota" -}}
+{{- $found := dict -}}
+{{- range $field, $value := . -}}
+{{- if not (kindIs "invalid" $value) -}}{{- $_ := set $found (snakecase $field) $value -}}{{- end -}}
+{{- end -}}
+{{- toJson $found -}}
 {{- end -}}
 
 {{/* A placement with the names of the settings, without empty fields. */}}

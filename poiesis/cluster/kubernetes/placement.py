@@ -21,7 +21,7 @@ def usable_parameters(settings: KubernetesSettings) -> frozenset[str]:
     needs = {
         "gpu_type": settings.gpu_type_label is not None,
         "node_class": bool(settings.node_classes),
-        "service_class": bool(settings.service_classes),
+        "service_class": bool(settings.service_classes or settings.admission_classes),
         "priority_class": bool(settings.priority_classes),
         "queue": bool(allowed_queues(settings)),
     }
@@ -57,7 +57,7 @@ def placements(task: Task, settings: KubernetesSettings, *, devices: bool) -> tu
             found.append(Placement(node_selector={settings.gpu_type_label: kind}))
     for key, classes in (("node_class", settings.node_classes), ("service_class", settings.service_classes)):
         name = parameters.get(key)
-        if name is not None:
+        if name is not None and not (key == "service_class" and name in settings.admission_classes - classes.keys()):
             if name not in classes:
                 raise ClusterRefused(f"unknown {key} {name!r}: use one of {', '.join(sorted(classes)) or '(none)'}")
             found.append(classes[name])

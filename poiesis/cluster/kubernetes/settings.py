@@ -11,6 +11,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from poiesis.domain.errors import ConfigurationError
+from poiesis.domain.policy import NO_SETTING
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 Delivery = Literal["configmap", "init"]
@@ -207,6 +208,8 @@ class KubernetesSettings:
     """Placements for the parameter `node_class`, by name: JSON objects of the fields above."""
     service_classes: Mapping[str, Placement] = field(default_factory=dict)
     """The same for the parameter `service_class`."""
+    admission_classes: frozenset[str] = field(default=frozenset(), metadata=NO_SETTING)
+    """Service classes that only matter for admission."""
     priority_classes: frozenset[str] = frozenset()
     """PriorityClasses that tasks may use."""
     default_priority_class: str | None = None

@@ -19,7 +19,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Final
 
-from poiesis.cluster.local.admission import Admission, machine_capacity
 from poiesis.cluster.local.pod import LocalPod, Member, make_pod, read_pod
 from poiesis.cluster.local.process_runtime import DEFAULT_MAX_PROCESSES
 from poiesis.cluster.local.runtime import StartFailed
@@ -59,8 +58,7 @@ class LocalCluster:
     """Implements `Cluster` and `ClusterEvents`.
 
     `directory`: where tasks' files are kept; not shared with another process. `runtime`: auto, docker, podman or process.
-    `filers`: stage files, in this process. `launcher`: the built launcher. `max_parallel`: pods that run at once;
-    None: twice the cores. `hidden`, `visible`, `max_processes`: see `select_runtime`.
+    `filers`: stage files, in this process. `launcher`: the built launcher. `hidden`, `visible`, `max_processes`: see `select_runtime`.
 
     Raises: ConfigurationError when nothing can run commands here, or when another process uses the directory.
     """
@@ -74,7 +72,6 @@ class LocalCluster:
         clock: Clock,
         launcher: Path,
         *,
-        max_parallel: int | None = None,
         hidden: Iterable[Path] = (),
         visible: Iterable[Path] = (),
         max_processes: int = DEFAULT_MAX_PROCESSES,
@@ -88,8 +85,6 @@ class LocalCluster:
         self._tasks.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._in_use = _lock_directory(directory / "cluster.lock")
         self._lock = threading.RLock()
-        self._admission: Admission[Key] = Admission(machine_capacity(max_parallel), self._start)
-        self._pods: dict[Key, LocalPod] = {}  # waiting or running
         self._supervisors: dict[Key, Supervisor] = {}
         self._removing: set[str] = set()
         self._removers = ThreadPoolExecutor(REMOVERS, thread_name_prefix="remove")
@@ -141,7 +136,7 @@ class LocalCluster:
             for directory in plan.scratch:
                 _make_writable(root, directory)
             write_document(task_dir.pod(pod.part), {**local.document(), "created_at": self._clock.now().isoformat()})
-            self._enqueue(local)
+            self._start(local)
 
     def observe(self, task: Task, *, plan: Plan | None = None, poked: bool = False, tails: bool = False) -> Observed:
         with self._translated():
@@ -228,39 +223,30 @@ class LocalCluster:
                     log.exception("pod_unreadable", extra={"task_id": task_dir.task_id, "part": part})
                     task_dir.mark(part, "lost", reason="LocalError", message="the stored pod cannot be read")
                     continue
-                admitted = task_dir.has_mark(part, "admitted")
-                if task_dir.has_mark(part, "deleting") and (task_dir.has_mark(part, "ended") or not admitted):
+                started = task_dir.has_mark(part, "started")
+                if task_dir.has_mark(part, "deleting") and (task_dir.has_mark(part, "ended") or not started):
                     task_dir.forget_pod(part)
                 elif not task_dir.has_mark(part, "ended"):
-                    found.append((str((document or {}).get("created_at")), admitted, pod))
+                    found.append((str((document or {}).get("created_at")), started, pod))
         with self._lock:
-            for _, admitted, pod in sorted(found, key=lambda f: (not f[1], f[0])):
-                self._enqueue(pod, adopt=admitted)
+            for _, _, pod in sorted(found, key=lambda f: (not f[1], f[0])):
+                self._start(pod)
         self._runtime.sweep({task_dir.name for task_dir in all_directories(self._tasks)})
         for task_dir in all_directories(self._tasks):
             if task_dir.is_removing:
                 self._delete_pods(task_dir)
                 self._remove_when_free(task_dir)
 
-    def _enqueue(self, pod: LocalPod, *, adopt: bool = False) -> None:
-        """Under the lock."""
+    def _start(self, pod: LocalPod) -> None:
+        """Under the lock. The service launches no more pods than this machine has room for (`services.admission`)."""
         if self._closed:
             raise ClusterUnavailable("the cluster adapter is closed")
-        if pod.key in self._admission:
+        if pod.key in self._supervisors:
             return
-        self._pods[pod.key] = pod
-        if adopt:
-            self._admission.adopt(pod.key, pod.cpu_cores, pod.memory_bytes)
-        else:
-            self._admission.add(pod.key, pod.cpu_cores, pod.memory_bytes)
-
-    def _start(self, key: Key) -> None:
-        """Called by the admission, under the lock."""
-        pod = self._pods[key]
         task_dir = TaskDirectory(self._tasks, pod.task_id, pod.attempt)
-        if not task_dir.has_mark(pod.part, "admitted"):
-            with contextlib.suppress(OSError):  # a full disk: then it is admitted again after a restart
-                task_dir.mark(pod.part, "admitted", at=self._clock.now().isoformat())
+        if not task_dir.has_mark(pod.part, "started"):
+            with contextlib.suppress(OSError):  # a full disk: then it is marked after a restart
+                task_dir.mark(pod.part, "started", at=self._clock.now().isoformat())
         supervisor = Supervisor(
             task_dir,
             pod,
@@ -268,19 +254,17 @@ class LocalCluster:
             filers=self._filers,
             clock=self._clock,
             changed=lambda: self._wake(pod.task_id),
-            ended=lambda: self._on_end(task_dir, key),
+            ended=lambda: self._on_end(task_dir, pod.key),
         )
-        self._supervisors[key] = supervisor
+        self._supervisors[pod.key] = supervisor
         supervisor.start()
         self._wake(pod.task_id)
 
     def _on_end(self, task_dir: TaskDirectory, key: Key) -> None:
         with self._lock:
             self._supervisors.pop(key, None)
-            self._pods.pop(key, None)
             if self._closed:
                 return
-            self._admission.remove(key)
             if task_dir.has_mark(key[2], "deleting"):  # requested when the supervisor was about to end
                 task_dir.forget_pod(key[2])
         if task_dir.is_removing:
@@ -297,9 +281,7 @@ class LocalCluster:
                 supervisor = self._supervisors.get(key)
                 if supervisor is not None:
                     supervisor.delete()
-                else:  # it waits, or has ended
-                    self._admission.remove(key)
-                    self._pods.pop(key, None)
+                else:  # it has ended
                     task_dir.forget_pod(part)
                     gone = True
         if gone:
@@ -356,13 +338,11 @@ class LocalCluster:
         except (KeyError, TypeError):
             pod = LocalPod(task_dir.task_id, task_dir.attempt, part, ())
         with self._lock:
-            is_waiting = self._admission.is_waiting(pod.key)
-            waiting = self._admission.why_waiting(pod.key) if is_waiting else None
             supervisor = self._supervisors.get(pod.key)
-        admitted = read_document(task_dir.pod(part, "admitted"))
+        started = read_document(task_dir.pod(part, "started"))
         lost = read_document(task_dir.pod(part, "lost"))
         ended = task_dir.has_mark(part, "ended")
-        began = parse_time((admitted or {}).get("at"))
+        began = parse_time((started or {}).get("at"))
         containers = tuple(
             self._container(task_dir, m, supervisor, began, ended or lost is not None) for m in pod.members
         )
@@ -371,9 +351,8 @@ class LocalCluster:
             attempt=task_dir.attempt,
             part=part,
             created_at=began or parse_time(document.get("created_at")),
-            scheduled=admitted is not None,
-            node=self._node if admitted is not None else None,
-            waiting=waiting,
+            scheduled=started is not None,
+            node=self._node if started is not None else None,
             lost=str(lost["reason"]) if lost is not None else None,
             message=str(lost["message"]) if lost is not None else None,
             deleting=task_dir.has_mark(part, "deleting"),

@@ -267,7 +267,7 @@ class Supervisor:
                 run.clean()
                 raise Lost(error.reason, str(error)) from error
         self._run, self._run_name = run, member.name
-        self._changed()  # the wake-up at admission may precede the save of the launch
+        self._changed()  # the wake-up at the start may precede the save of the launch
         try:
             if not self._follow(run, member):
                 raise Stopped

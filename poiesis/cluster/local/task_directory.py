@@ -5,7 +5,7 @@
         volume/root/            the task's volume: mirrors the paths of its executors
         documents/              what the filers read
         pods/<part>.json        a launched pod, with all that is needed to run it after a restart
-        pods/<part>.<mark>      its progress: admitted, deleting, lost, ended
+        pods/<part>.<mark>      its progress: started, deleting, lost, ended
         state/<name>.json       the record of a container that has ended; <name>.report.json of a filer
         state/<name>.…          state that a runtime keeps for a container
         control/<name>/         the launcher's control directory, read only by the supervisor

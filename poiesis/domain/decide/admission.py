@@ -48,9 +48,9 @@ def claim_of(task: Task, the_plan: Plan, rules: AdmissionRules, groups: Sequence
 def check_admissible(spec: TaskSpec, rules: AdmissionRules, user: str | None, groups: Iterable[str]) -> None:
     """Raises: InvalidTask for a service class that the user may not use."""
     asked = (spec.resources.backend_parameters if spec.resources else {}).get("service_class")
-    if asked is None or not rules.classes or rules.may_use(asked, user, groups):
+    if asked is None or rules.may_use(asked, user, groups):
         return
-    usable = sorted(name for name in rules.classes if rules.may_use(name, user, groups))
+    usable = sorted(name for name in {*rules.classes, *rules.other_classes} if rules.may_use(name, user, groups))
     use = f"use one of {', '.join(usable)}" if usable else "leave it out"
     message = f"service class {asked[:63]!r} is not available to you: {use}"
     raise InvalidTask([Problem("$.resources.backend_parameters.service_class", message)])

@@ -48,9 +48,12 @@ INDEXES: Final = (
     IndexModel([("due_at", ASCENDING)], name="due", sparse=True),
     # sparse: only tasks with changes that are not in the log of events yet
     IndexModel([("outbox", ASCENDING)], name="outbox", sparse=True),
+    # sparse: only tasks that wait for admission or are in flight where there are quotas (`repository.claims`)
+    IndexModel([("queued", ASCENDING)], name="queued", sparse=True),
+    IndexModel([("held", ASCENDING)], name="held", sparse=True),
 )
 RETIRED_INDEXES: Final = ("owner", "owner_state")  # of older releases: `readers` serves their queries
-HEAD: Final = ("_id", "version", "state", "due_stage", "due_at", "owner", "name", "tags", "readers")
+HEAD: Final = ("_id", "version", "state", "due_stage", "due_at", "owner", "name", "tags", "readers", "queued", "held")
 PROJECTIONS: Final[Mapping[View, Mapping[str, int] | None]] = {
     View.MINIMAL: {"_id": 1, "state": 1},
     View.BASIC: {"bulk": 0},

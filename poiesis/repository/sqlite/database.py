@@ -102,6 +102,13 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX webhook_messages_dead ON webhook_messages (created_at) WHERE next_at IS NULL",
         "CREATE TABLE positions (name TEXT NOT NULL PRIMARY KEY, seq INTEGER NOT NULL) WITHOUT ROWID",
     ),
+    (
+        "ALTER TABLE tasks ADD COLUMN queued TEXT",  # of a task that waits for admission (`repository.claims`)
+        "ALTER TABLE tasks ADD COLUMN held TEXT",  # of a task in flight that counts in quotas
+        "CREATE INDEX tasks_queued ON tasks (queued) WHERE queued IS NOT NULL",
+        "CREATE INDEX tasks_held ON tasks (held) WHERE held IS NOT NULL",
+        "CREATE TABLE notes (name TEXT NOT NULL PRIMARY KEY, version INTEGER NOT NULL, text TEXT NOT NULL) WITHOUT ROWID",
+    ),
 )
 """Statements that take the file from version i to i + 1 (`PRAGMA user_version`)."""
 

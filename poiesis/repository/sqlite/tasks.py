@@ -51,8 +51,9 @@ class SqliteTaskRepository:
         head, core, bulk, tags, readers = encode_within_bounds(task, _encode)
         with self._database.writing(is_large=len(bulk) > LARGE_BYTES) as db:
             added = db.execute(
-                "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags, readers)"
-                " VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags, :readers) ON CONFLICT (id) DO NOTHING",
+                "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags, readers, queued, held)"
+                " VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags, :readers, :queued, :held)"
+                " ON CONFLICT (id) DO NOTHING",
                 head,
             )
             if added.rowcount == 0:
@@ -82,7 +83,7 @@ class SqliteTaskRepository:
             saved = db.execute(
                 "UPDATE tasks SET version = version + 1, state = :state, wake_at = :wake_at, due_stage = :due_stage,"
                 " owner = :owner, name = :name, tags = :tags,"
-                " readers = :readers WHERE id = :_id AND version = :seen"
+                " readers = :readers, queued = :queued, held = :held WHERE id = :_id AND version = :seen"
                 f" AND state IN ({_quoted(allowed)})",
                 {**head, "seen": int(seen)},
             )
@@ -189,9 +190,10 @@ def _encode(document: Document) -> tuple[tuple[Document, str, str, Sequence[str]
     """Columns of `tasks`, both parts of the document, and the tokens of tags and readers; with the size of the parts in bytes."""
     bulk = encode_json(document.pop("bulk"))
     tags, readers = document.pop("tags"), document.pop("readers")
+    keys = {key: document.pop(key) for key in ("queued", "held")}
     core = encode_json(document)
     columns = ("_id", "state", "wake_at", "due_stage", "owner", "name")
-    head = {**{key: document[key] for key in columns}, "tags": encode_json(tags).decode()}
+    head = {**{key: document[key] for key in columns}, **keys, "tags": encode_json(tags).decode()}
     head["readers"] = encode_json(readers).decode()
     return (head, core.decode(), bulk.decode(), tags, readers), len(core) + len(bulk)
 

@@ -158,29 +158,13 @@ def test_a_forged_record_does_not_end_a_running_command(lab: Lab) -> None:
     assert record(lab.ended(task)).exit_code == 4
 
 
-def test_tasks_wait_for_capacity_in_their_order(make_lab: Callable[..., Lab]) -> None:
-    lab = make_lab("process", max_parallel=1)
-    held = sh("while [ ! -e /work/go ]; do sleep 0.05; done")
-    tasks = [lab.launch(lab.task(held, id=f"{lab.id}-{n}x", volumes=("/work",))) for n in range(3)]
-    pods = [lab.cluster.observe(t).pods[0] for t in tasks]
-    assert [p.scheduled for p in pods] == [True, False, False]
-    assert pods[0].waiting is None and "capacity" in (pods[1].waiting or "")
-    lab.reopen()
-    lab.cluster.delete_pods(tasks[1].id, tasks[1].attempt)
-    assert not lab.cluster.observe(tasks[1]).pods
-    for task in (tasks[0], tasks[2]):
-        eventually(partial(is_scheduled, lab, task), "capacity")
-        (lab.directory / f"tasks/poiesis-{task.id}-1/volume/root/work/go").touch()
-        assert record(lab.ended(task)).ok
-
-
 def test_a_task_that_requests_more_than_the_machine_runs(process_lab: Lab) -> None:
     seen = process_lab.run(sh("true"), resources=Resources(cpu_cores=10_000, ram_gb=1.0))
     assert record(seen).ok
 
 
 def test_fifty_tasks_at_once(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
-    lab = make_lab("process", max_parallel=50)
+    lab = make_lab("process")
     before = threading.active_count()
     tasks = [
         lab.task(

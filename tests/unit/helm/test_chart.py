@@ -8,7 +8,7 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import pytest
@@ -22,6 +22,7 @@ from poiesis.cluster.kubernetes.settings import CacheVolume, KubernetesSettings,
 from poiesis.config import Settings, read
 from poiesis.domain.plan import plan
 from poiesis.domain.policy import Policy
+from poiesis.domain.quotas import AdmissionRules, Quota, ServiceClass
 from poiesis.domain.task import Executor, Input, Output, Task, TaskId, TaskSpec
 from poiesis.filer.settings import FilerSettings
 from tests.unit.helm.conftest import CASES, CHART, NAMESPACE, RELEASE, Json, Rendered, Run
@@ -185,6 +186,9 @@ def test_every_object_of_the_schema_is_closed_or_intentionally_open():
         "nodeClasses",
         "serviceClasses",
         "queues",
+        "users",
+        "groups",
+        "classes",
         "fileSecrets",
         "cloud",
         "strings",
@@ -207,6 +211,9 @@ def test_every_object_of_the_schema_is_closed_or_intentionally_open():
     check(schema, "")
 
 
+QUOTAS: Final = ("site", "user", "group")
+
+
 def test_the_schema_and_the_values_have_the_same_names():
     schema = json.loads((CHART / "values.schema.json").read_text())
     values = yaml.safe_load((CHART / "values.yaml").read_text())
@@ -224,7 +231,15 @@ def test_the_schema_and_the_values_have_the_same_names():
         assert present <= known, at
         optional = pod_keys if pod_keys <= known and at != ".pods" else set()
         missing = known - present - optional - {"global", "minAvailable", "claims"}
-        if at.rpartition(".")[2] not in {"preemptible", "onDemand", "placement", "resources", "requests", "limits"}:
+        if at.rpartition(".")[2] not in {
+            "preemptible",
+            "onDemand",
+            "placement",
+            "resources",
+            "requests",
+            "limits",
+            *QUOTAS,
+        }:
             assert not missing, f"{at}: values.yaml does not show {missing}"
         for key in present:
             check(node["properties"][key], value[key], f"{at}.{key}")
@@ -502,6 +517,23 @@ def test_every_variable_of_every_role_is_a_setting(chart: Rendered, tmp_path):
         assert settings.redis_uri == "scheme://POIESIS_REDIS_URI_FILE"
         read(KubernetesSettings, found, KUBERNETES_PREFIX)
         read(FilerSettings, found, FILER_PREFIX)
+
+
+def test_quotas_arrive_as_written_and_are_absent_by_default(render):
+    def rules(name: str) -> AdmissionRules:
+        found = {k: v for k, v in environment(render(name), "api").items() if not k.endswith("_FILE")}
+        return read(Settings, found, others=ADAPTER_PREFIXES).admission
+
+    assert rules("everything") == AdmissionRules(
+        site=Quota(max_tasks=200, max_cpu_cores=64.5, max_gpus=0),
+        user=Quota(max_tasks=20),
+        users={"ada": Quota(max_tasks=50, weight=2)},
+        groups={"imaging": Quota(max_gpus=4)},
+        classes={"urgent": ServiceClass(weight=4, max_tasks=10, groups=("clinic",)), "bulk": ServiceClass()},
+        default_class="bulk",
+        reserve_after=timedelta(minutes=5),
+    )
+    assert not rules("external").is_enabled
 
 
 def test_listeners_and_ports_agree(chart: Rendered):

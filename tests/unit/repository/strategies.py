@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from hypothesis import strategies as st
 
 from poiesis.domain.history import Change
+from poiesis.domain.quotas import Amount, Claim
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import (
     Executor,
@@ -114,6 +115,15 @@ CHANGES = st.builds(Change, n=st.integers(1, 2**40), at=TIMES, state=st.sampled_
 IDS = TEXTS.filter(bool)
 
 
+CLAIMS = st.builds(
+    Claim,
+    user=TEXTS,
+    amount=st.builds(Amount, *[st.integers(0, 2**50)] * 5),
+    service_class=TEXTS,
+    groups=st.lists(TEXTS, max_size=2).map(tuple),
+)
+
+
 def tasks(ids=IDS):
     return st.builds(
         Task,
@@ -136,6 +146,10 @@ def tasks(ids=IDS):
         waiting_since=OPTIONAL_TIMES,
         memory_scale=st.integers(1, 64),
         uploads=st.integers(1, 3),
+        claim=st.none() | CLAIMS,
+        preemptions=st.integers(0, 3),
+        on_demand=st.booleans(),
+        most_ram_gb=st.none() | st.floats(0, 100),
         outcome=st.none() | OUTCOMES,
         log=LOGS,
         history=st.lists(CHANGES, max_size=3).map(tuple),

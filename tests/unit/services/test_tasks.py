@@ -9,10 +9,13 @@ from poiesis.domain.access import Access
 from poiesis.domain.errors import Forbidden, InvalidTask, RepositoryUnavailable, UnknownTask
 from poiesis.domain.history import Change
 from poiesis.domain.naming import is_task_id
+from poiesis.domain.quotas import AdmissionRules, Quota, ServiceClass
 from poiesis.domain.states import TRANSITIONS, Role, Stage, State
-from poiesis.domain.task import Task, TaskId, Version, View
+from poiesis.domain.task import Resources, Task, TaskId, Version, View
 from poiesis.ports.repository import TaskFilter
+from poiesis.services.admission import WaitingReasons
 from poiesis.services.tasks import FIRST_WAKE_UP, MAX_RACES, TAIL_EVERY, TaskService
+from poiesis.testing.admission import MemoryAdmissionStore
 from poiesis.testing.clock import ManualClock
 from poiesis.testing.queue import RecordingQueue
 from poiesis.testing.repository import MemoryTaskRepository
@@ -159,7 +162,7 @@ def test_an_invalid_id_is_unknown_without_a_query(desk, task_id):
 
 
 @pytest.mark.parametrize("state", [state for state in TRANSITIONS if state is not State.CANCELING])
-@pytest.mark.parametrize("stage", [stage for stage in Stage if stage not in (Stage.CLEAN, Stage.DONE)])
+@pytest.mark.parametrize("stage", [stage for stage in Stage if stage not in (Stage.ADMIT, Stage.CLEAN, Stage.DONE)])
 def test_a_task_is_canceling_right_after_the_request_whatever_its_state_and_stage(desk, state, stage):
     task_id = desk.service.create(SMALL)
     desk.put(task_id, state=state, stage=stage)
@@ -242,3 +245,83 @@ def test_the_record_of_readers_is_bounded(desk, monkeypatch):
         desk.put(task_id, state=State.RUNNING, stage=Stage.RUN)
         desk.service.get(task_id, View.FULL)
     assert len(desk.service._tail_requests) <= 3
+
+
+RULES = AdmissionRules(
+    site=Quota(max_tasks=2, max_cpu_cores=4),
+    classes={"urgent": ServiceClass(groups=("clinic",)), "bulk": ServiceClass()},
+)
+
+
+def with_quotas(desk: Desk) -> tuple[TaskService, list[str]]:
+    policy = replace(POLICY, admission=RULES, backend_parameters=POLICY.backend_parameters | {"service_class"})
+    woken: list[str] = []
+    reasons = WaitingReasons(MemoryAdmissionStore(desk.repository), desk.clock, policy)
+    return TaskService(
+        desk.repository, desk.queue, desk.clock, policy, None, reasons, lambda: woken.append("woken")
+    ), woken
+
+
+def test_where_there_are_quotas_a_new_task_waits_for_admission_and_nothing_is_published(desk):
+    service, woken = with_quotas(desk)
+    task_id = service.create(FILES, owner="me", groups=["clinic"])
+    task = desk.task(task_id)
+    assert (task.state, task.stage, task.wake_at) == (State.QUEUED, Stage.ADMIT, None)
+    assert task.claim is not None and task.claim.user == "me" and task.claim.amount.volumes == 1
+    assert woken == ["woken"] and not desk.queue.published
+    assert not desk.repository.due(desk.clock.now() + timedelta(days=9), limit=9)
+
+
+def test_a_reader_of_a_queued_task_sees_its_place_and_a_list_the_reason(desk):
+    service, _ = with_quotas(desk)
+    ids = [service.create(SMALL, owner="me") for _ in range(2)]
+    shown = service.get(max(ids), View.BASIC)  # ids of the same microsecond are in any order
+    assert (
+        isinstance(shown, Task)
+        and shown.log.metadata["waiting_reason"] == "Queued: 2nd in your queue; waiting for its turn"
+    )
+    page = service.list(TaskFilter(), limit=9, after=None, view=View.BASIC)
+    assert [t.waiting for t in page.tasks if isinstance(t, Task)] == ["Queued: waiting for its turn"] * 2
+    assert desk.task(ids[1]).waiting is None
+
+
+def test_a_queued_task_is_canceled_at_once_without_the_cluster(desk):
+    service, _ = with_quotas(desk)
+    task_id = service.create(SMALL)
+    desk.repository.races = 1
+    service.cancel(task_id)
+    task = desk.task(task_id)
+    assert (task.state, task.stage, task.wake_at) == (State.CANCELED, Stage.DONE, None)
+    assert task.log.end_time == desk.clock.now() and "Canceled by request." in task.log.system_logs[-1]
+    assert not desk.queue.published
+    service.cancel(task_id)
+    assert desk.task(task_id).version == task.version
+
+
+@pytest.mark.parametrize(
+    ("resources", "groups", "problem"),
+    [
+        ({"cpu_cores": 5}, [], "asks for 5 CPU cores, but the limit of this service is 4 CPU cores"),
+        (
+            {"backend_parameters": {"service_class": "urgent"}},
+            ["lab"],
+            "service class 'urgent' is not available to you: use one of bulk",
+        ),
+        ({"backend_parameters": {"service_class": "none"}}, [], "service class 'none' is not available to you"),
+    ],
+)
+def test_what_no_quota_allows_is_refused(desk, resources, groups, problem):
+    service, _ = with_quotas(desk)
+    with pytest.raises(InvalidTask) as refused:
+        service.create(spec(resources=Resources(**resources)), groups=groups)
+    assert problem in str(refused.value.problems[0])
+    assert desk.repository.count(TaskFilter()) == 0
+
+
+def test_members_may_use_their_class(desk):
+    service, _ = with_quotas(desk)
+    task_id = service.create(
+        spec(resources=Resources(backend_parameters={"service_class": "urgent"})), groups=["clinic"]
+    )
+    claim = desk.task(task_id).claim
+    assert claim is not None and claim.service_class == "urgent"
