@@ -1,7 +1,7 @@
 """Which queued task starts next: caps that are never passed, and shares by dominant resource (docs/adr/0014).
 
-Pure: the `Ledger` is told what is in flight and what time it is, and `decide` picks from the first tasks of each queue. Every user has one
-queue for each service class, in the order of task ids. The queue whose user has the lowest share comes first:
+Pure: the `Ledger` gets what is in flight and the time as arguments, and `decide` picks from the first tasks of each queue. Every user has
+one queue for each service class, in the order of task ids. The queue whose user has the lowest share comes first:
 
     share   the largest part of a site's cap, over all dimensions, of what the user's tasks hold, averaged with what they have held
             (an average over time that halves with each half-life), and with the task in question added

@@ -1,8 +1,8 @@
 """Admit queued tasks: one elected process decides, and no quota is passed whatever is killed, even with two of them (docs/adr/0014).
 
 A round is written before it is carried out: the note `admission` has the ids of the tasks of the last round, and is replaced by
-compare-and-set. Whoever writes the next round has seen this one: it first admits what is still missing of it, then reads what is in
-flight, then decides. So each round is decided about all tasks that earlier rounds have admitted, and of two admitters one loses the
+compare-and-set. The process that writes the next round has seen this one: it first admits what is still missing of it, then reads what is
+in flight, then decides. So each round is decided about all tasks that earlier rounds have admitted, and of two admitters one loses the
 write and reads everything again. A task is admitted by compare-and-set on its version, in the attempt that the round names, and at most
 once.
 

@@ -1,8 +1,8 @@
 """An admitter that is to be killed: decides in a loop, without waiting, until SIGKILL.
 
-    python admitter_process.py sqlite:PATH | mongodb://…/NAME   MAX_TASKS MAX_CPU_CORES MAX_TASKS_OF_A_USER
+    python admitter_process.py sqlite:PATH | mongodb://…/NAME   READY MAX_TASKS MAX_CPU_CORES MAX_TASKS_OF_A_USER
 
-Two of them at once are two leaders.
+Creates the file READY when it has begun. Two of them at once are two leaders.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ def open_stores(where: str) -> tuple[TaskRepository, AdmissionStore]:
 
 
 def main() -> None:
-    where, max_tasks, max_cores, max_of_user = sys.argv[1:]
+    where, ready, max_tasks, max_cores, max_of_user = sys.argv[1:]
     site, user = Quota(max_tasks=int(max_tasks), max_cpu_cores=float(max_cores)), Quota(max_tasks=int(max_of_user))
     policy = Policy(admission=AdmissionRules(site=site, user=user))
     repository, store = open_stores(where)
     soon = timedelta(seconds=0.02)
     admitter = Admitter(repository, store, RecordingQueue(), RealClock(), policy, look_every=soon, reread_every=soon)
-    print("ready", flush=True)
+    Path(ready).touch()
     while True:
         try:
             admitter.run_once()
         except PoiesisError as error:
             print(error, file=sys.stderr, flush=True)
-        time.sleep(0.002)
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":

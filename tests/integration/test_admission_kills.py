@@ -19,15 +19,47 @@ from poiesis.ports.repository import TaskFilter
 from tests.integration.admitter_process import open_stores
 
 PROGRAM = Path(__file__).with_name("admitter_process.py")
-TASKS = 120
+TASKS = 60
 MAX_TASKS, MAX_CORES, MAX_OF_USER = 6, 8, 4
 SEED = random.SystemRandom().randrange(2**32)
 DEADLINE_S = 240
 
 
-def start(where: str) -> subprocess.Popen[bytes]:
-    arguments = [where, str(MAX_TASKS), str(MAX_CORES), str(MAX_OF_USER)]
-    return subprocess.Popen([sys.executable, str(PROGRAM), *arguments], stdout=subprocess.DEVNULL)
+class Admitters:
+    """Two processes; `kill` kills one that has been running for a random time."""
+
+    def __init__(self, where: str, directory: Path, chance: random.Random) -> None:
+        self._where, self._directory, self._chance = where, directory, chance
+        self.kills = 0
+        self._processes = [self._start(number) for number in range(2)]
+        self._kill_at: list[float | None] = [None, None]
+
+    def kill_some(self) -> None:
+        now = time.monotonic()
+        for number, process in enumerate(self._processes):
+            kill_at = self._kill_at[number]
+            if kill_at is None and self._ready(number).exists():
+                self._kill_at[number] = now + self._chance.uniform(0, 1.5)
+            elif kill_at is not None and now >= kill_at:
+                process.kill()
+                assert process.wait() == -9, "it ended by itself"
+                self.kills += 1
+                self._kill_at[number] = None
+                self._processes[number] = self._start(number)
+
+    def close(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.wait()
+
+    def _start(self, number: int) -> subprocess.Popen[bytes]:
+        ready = self._ready(number)
+        ready.unlink(missing_ok=True)
+        arguments = [self._where, str(ready), str(MAX_TASKS), str(MAX_CORES), str(MAX_OF_USER)]
+        return subprocess.Popen([sys.executable, str(PROGRAM), *arguments])
+
+    def _ready(self, number: int) -> Path:
+        return self._directory / f"ready-{number}"
 
 
 @pytest.fixture(params=["sqlite", "mongo"])
@@ -39,7 +71,7 @@ def where(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 @pytest.mark.timeout(2 * DEADLINE_S)
-def test_killed_admitters_pass_no_cap_and_admit_every_task_once(where: str) -> None:
+def test_killed_admitters_pass_no_cap_and_admit_every_task_once(where: str, tmp_path: Path) -> None:
     chance = random.Random(SEED)
     print(f"seed {SEED}")
     repository, store = open_stores(where)
@@ -52,10 +84,9 @@ def test_killed_admitters_pass_no_cap_and_admit_every_task_once(where: str) -> N
         task = Task(new_task_id(now), spec, now, stage=Stage.ADMIT, stage_since=now, owner=user, claim=claim)
         repository.add(task)
         ids.append(task.id)
-    kills, most, ends = 0, Amount(), dict[TaskId, float]()
-    admitters = [start(where), start(where)]
+    most, ends = Amount(), dict[TaskId, float]()
+    admitters = Admitters(where, tmp_path, chance)
     deadline = time.monotonic() + DEADLINE_S
-    next_kill = time.monotonic() + 1.0
     try:
         while store.queues(None, limit=1) or store.held(None, limit=1):
             assert time.monotonic() < deadline, "tasks are left"
@@ -67,26 +98,18 @@ def test_killed_admitters_pass_no_cap_and_admit_every_task_once(where: str) -> N
             assert max(Counter(claim.user for _, claim in held).values(), default=0) <= MAX_OF_USER, f"seed {SEED}"
             most = Amount(*map(max, most, total))
             for task_id, _ in held:
-                end = ends.setdefault(task_id, time.monotonic() + chance.uniform(0, 0.6))
+                end = ends.setdefault(task_id, time.monotonic() + chance.uniform(0, 0.5))
                 if time.monotonic() >= end:
                     task = repository.get(task_id)
                     ended = replace(task, state=State.COMPLETE, stage=Stage.DONE, wake_at=None)
                     assert repository.save(ended, seen=task.version)
-            if time.monotonic() >= next_kill:
-                index = chance.randrange(2)
-                admitters[index].kill()
-                admitters[index].wait()
-                assert admitters[index].returncode == -9, "it ended by itself"
-                admitters[index] = start(where)
-                kills += 1
-                next_kill = time.monotonic() + chance.uniform(0.3, 2.0)
+            admitters.kill_some()
+            time.sleep(0.005)
     finally:
-        for admitter in admitters:
-            admitter.kill()
-            admitter.wait()
+        admitters.close()
     versions = Counter(repository.get(task_id).version for task_id in ids)
     assert versions == {3: TASKS}  # stored, admitted once, ended
     assert repository.count(TaskFilter(states=frozenset({State.COMPLETE}))) == TASKS
-    assert kills >= 3 and most.tasks >= MAX_TASKS - 1
-    print(f"{kills} kills, at most {most} in flight")
+    assert admitters.kills and most.tasks >= MAX_OF_USER
+    print(f"{admitters.kills} kills, at most {most} in flight")
     repository.close()

@@ -1,5 +1,5 @@
 """Queues of tasks that wait for admission and tasks in flight, from the fields `queued` and `held` of tasks, each with a sparse index; and
-the notes of the admitter, in a collection of their own."""
+the notes of the admitter, in the collection `notes`."""
 
 from __future__ import annotations
 
