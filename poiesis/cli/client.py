@@ -6,12 +6,14 @@ import base64
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
 
 import urllib3
 
+from poiesis.cli.logins import Logins
 from poiesis.domain.errors import (
     ConfigurationError,
     Forbidden,
@@ -33,10 +35,15 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+class MissingExtension(PoiesisError):
+    """The server is not Poiesis, or an older one."""
+
+
 class TesClient:
     """`url` with or without the API's path, which the first request detects. Raises on construction: ConfigurationError for an invalid URL.
 
-    Credentials: `user:password@` in the URL, or POIESIS_TOKEN / TES_TOKEN (bearer). All methods raise subclasses of PoiesisError.
+    Credentials: `user:password@` in the URL, or POIESIS_TOKEN / TES_TOKEN (bearer), or what `poiesis login` saved. All methods raise
+    subclasses of PoiesisError.
     """
 
     def __init__(self, url: str, environ: Mapping[str, str] = os.environ) -> None:
@@ -50,12 +57,15 @@ class TesClient:
         self._base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         self._prefix: str | None = None
         self._headers = {"Accept": "application/json"}
+        self._login: Callable[[], str | None] = lambda: None
         token = environ.get("POIESIS_TOKEN") or environ.get("TES_TOKEN")
         if parts.username is not None:
             pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
             self._headers["Authorization"] = "Basic " + base64.b64encode(pair).decode()
         elif token:
             self._headers["Authorization"] = f"Bearer {token}"
+        else:
+            self._login = partial(Logins(environ).access_token, self._base)
         self._http = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=10, read=60),
             retries=urllib3.Retry(3, backoff_factor=0.2, allowed_methods=["GET"], redirect=3),
@@ -82,12 +92,12 @@ class TesClient:
     def extension(self, method: str, path: str, query: Any = None, body: Any = None) -> dict[str, Any]:
         """Call an operation that only Poiesis has (`specs/poiesis.openapi.yaml`).
 
-        Raises: PoiesisError, also if the server is another one."""
+        Raises: MissingExtension, if the server is another one; PoiesisError."""
         base = next((self._base.removesuffix(p) for p in PREFIXES if p and self._base.endswith(p)), self._base)
         status, document = self._request(method, base + EXTENSIONS + path, query, body)
         error = document.get("error") if isinstance(document, dict) else None
         if status == 404 and error in (None, "not_found"):
-            raise PoiesisError(f"the server {base} does not have this operation, which is an extension of Poiesis")
+            raise MissingExtension(f"the server {base} does not have this operation, which is an extension of Poiesis")
         return self._checked(status, document, path)
 
     def _call(self, method: str, path: str, query: Any = None, body: Any = None) -> dict[str, Any]:
@@ -107,7 +117,9 @@ class TesClient:
             found = [Problem(str(p.get("path")), str(p.get("message"))) for p in problems]
             raise InvalidTask(found or [Problem("$", message)])
         if status == 401:
-            raise Unauthenticated(f"{message} (set POIESIS_TOKEN, or add user:password@ to the URL)")
+            raise Unauthenticated(
+                f"{message} (run `poiesis login`, set POIESIS_TOKEN, or add user:password@ to the URL)"
+            )
         if status == 404 and error.get("error") in (None, "not_found", "unknown_task"):
             raise UnknownTask(path.split("/")[-1].removesuffix(":cancel"))
         raise {403: Forbidden, 429: Unavailable, 503: Unavailable}.get(status, PoiesisError)(message)
@@ -122,7 +134,8 @@ class TesClient:
         raise Unavailable(f"no TES server at {self._base}: tried {', '.join(p or '/' for p in PREFIXES)}")
 
     def _request(self, method: str, url: str, query: Any = None, body: Any = None) -> tuple[int, Any]:
-        headers, data = self._headers, None
+        token, data = self._login(), None  # of a saved login, which may have been refreshed
+        headers = {**self._headers, "Authorization": f"Bearer {token}"} if token else self._headers
         if body is not None:
             headers, data = {**headers, "Content-Type": "application/json"}, json.dumps(body).encode()
         try:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 from poiesis import __version__
 from poiesis.cli.client import printable
@@ -52,6 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
         commands.add_parser(role, help=text)
     info = commands.add_parser("info", help="show a server's service-info and the settings of this shell")
     _add_client_options(info)
+    _add_login_commands(commands)
     hash_ = commands.add_parser("hash-secret", help="hash a secret from standard input for the credentials file")
     hash_.add_argument("kind", choices=["basic", "bearer", "api_key"])
     task_help = "create, list, follow and cancel tasks on any TES server"
@@ -81,6 +82,20 @@ def _add_webhook_actions(parser: argparse.ArgumentParser) -> None:
     replay.add_argument("sequence", nargs="*", type=int, help="only the messages with these numbers")
     for action in (create, list_, delete, enable, dead, replay):
         _add_client_options(action)
+
+
+def _add_login_commands(commands: Any) -> None:
+    login = commands.add_parser(
+        "login", help="log in to a TES server by its OpenID provider; the login is kept and renewed"
+    )
+    login.add_argument("--issuer", help="the OpenID provider (default: what the server advertises)")
+    login.add_argument("--client-id", help="public client for the device flow (default: the same)")
+    login.add_argument("--scope", help="scopes to ask for, separated by blanks (default: the same)")
+    login.add_argument("--insecure", action="store_true", help="allow a server that is reached without https")
+    logout = commands.add_parser("logout", help="forget the login to a server, and revoke it where the provider can")
+    whoami = commands.add_parser("whoami", help="show who you are to a server: name, groups, rights")
+    for parser in (login, logout, whoami):
+        _add_client_options(parser)
 
 
 def _add_task_actions(parser: argparse.ArgumentParser) -> None:
@@ -164,5 +179,6 @@ def _run(arguments: argparse.Namespace) -> int:
             raise ConfigurationError("empty secret: pass it on standard input")
         print(hash_secret(secret, arguments.kind))
         return 0
-    code: int = import_module(f"poiesis.cli.{arguments.command}").run(arguments)
+    module = "login" if arguments.command in ("logout", "whoami") else arguments.command
+    code: int = import_module(f"poiesis.cli.{module}").run(arguments)
     return code

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from poiesis.api.extensions import capabilities, webhooks
+from poiesis.api.extensions import capabilities, webhooks, whoami
 from poiesis.api.extensions.context import Context, Handler
 
-_TOPICS: Final = (capabilities, webhooks)
+_TOPICS: Final = (capabilities, webhooks, whoami)
 
 
 def operations(context: Context) -> dict[str, Handler]:

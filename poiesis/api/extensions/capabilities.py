@@ -9,6 +9,7 @@ from starlette.types import Scope
 
 from poiesis import __version__
 from poiesis.api.extensions.context import Context, Document, Handler
+from poiesis.api.oidc.settings import read_issuers
 from poiesis.api.views import TES_VERSION
 from poiesis.config import ApiSettings
 from poiesis.domain.policy import Policy
@@ -34,4 +35,15 @@ def describe(policy: Policy, api: ApiSettings) -> dict[str, Any]:
         "protocols": {"inputs": sorted(policy.url_schemes_in), "outputs": sorted(policy.url_schemes_out)},
         "backend_parameters": sorted(policy.backend_parameters),
         "authentication": list(api.auth),
+        "login": _logins(api),
     }
+
+
+def _logins(api: ApiSettings) -> list[dict[str, str]]:
+    """Where the command line can get tokens by the device flow."""
+    issuers = read_issuers(api.oidc_issuers) if "oidc" in api.auth else ()
+    return [
+        {"issuer": issuer.url, "client_id": issuer.login_client, "scope": issuer.login_scope}
+        for issuer in issuers
+        if issuer.login_client is not None
+    ]

@@ -69,6 +69,10 @@ class Issuer:
     """Path of a file with the secret, read at start."""
     cache_s: Annotated[int, msgspec.Meta(ge=1, le=3600)] = 60
     """Seconds that what UserInfo and introspection reported is used again for the same token; a revocation takes effect after them."""
+    login_client: str | None = None
+    """Public client for `poiesis login` (device flow), which the service advertises in its capabilities; None: users name one."""
+    login_scope: str = "openid profile offline_access"
+    """Scopes that `poiesis login` asks for, with the ones that tokens need."""
     ca_file: str | None = None
     """Certificates for the provider's own, where a private authority has signed it."""
 
@@ -137,6 +141,8 @@ def _check(issuer: Issuer) -> None:
         raise ValueError(f"algorithms: must be some of {', '.join(ALGORITHMS)}")
     if not issuer.name:
         raise ValueError("name: must not be empty")
+    if issuer.name == "group":  # its users would have the names of groups in bindings and queues
+        raise ValueError("name: group is reserved")
     if not issuer.audiences:
         raise ValueError(f"audiences: must not be empty; {ANY} accepts every token of the issuer")
     if not is_secure(issuer.url):

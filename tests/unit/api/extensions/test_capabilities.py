@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from poiesis.config import ApiSettings
@@ -22,3 +24,24 @@ def test_lists_limits_protocols_parameters_and_authentication(tmp_path_factory: 
     assert document["backend_parameters"] == ["gpu", "time_limit"]
     assert document["protocols"] == {"inputs": ["file", "http", "https", "s3"], "outputs": ["file", "s3"]}
     assert document["authentication"] == ["bearer"]
+
+
+def test_advertises_the_clients_of_providers_for_the_command_line_without_secrets() -> None:
+    issuer = {
+        "name": "lab",
+        "url": "https://id.example",
+        "audiences": ["tes"],
+        "client_id": "x",
+        "client_secret": "hush",
+    }
+    other = {
+        "name": "far",
+        "url": "https://id.far",
+        "audiences": ["tes"],
+        "login_client": "cli",
+        "login_scope": "openid",
+    }
+    site = Site(api=ApiSettings(auth=("oidc",), oidc_issuers=json.dumps([issuer, other])))
+    response = site.client.get("/poiesis/v1/capabilities")
+    assert response.json()["login"] == [{"issuer": "https://id.far", "client_id": "cli", "scope": "openid"}]
+    assert "hush" not in response.text

@@ -1,0 +1,151 @@
+"""Saved logins: one file for each server below `$XDG_CONFIG_HOME/poiesis/logins`, readable for its owner only.
+
+A lock per file lets only one process refresh: providers that rotate refresh tokens take a second use of one for theft, and end the login.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from poiesis.cli.oidc import OidcClient, Tokens
+from poiesis.domain.errors import ConfigurationError, Unauthenticated
+
+REFRESH_BEFORE_S: Final = 30.0  # so long before a token expires
+PORTS: Final = {"http": 80, "https": 443}
+
+
+@dataclass(frozen=True)
+class Login:
+    """`server`: as `server_key` has it; a token is sent to no other one."""
+
+    server: str
+    issuer: str
+    client_id: str
+    scope: str
+    tokens: Tokens
+
+
+def server_key(url: str) -> str:
+    """Scheme, host, port and path of a server, so that equal ones are written the same. Raises: ConfigurationError."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        host, port = (parts.hostname or "").lower(), parts.port or PORTS[parts.scheme]
+    except (ValueError, KeyError):
+        host, port = "", 0
+    if not host:
+        raise ConfigurationError(f"invalid server URL {url!r}: use one such as https://tes.example.org")
+    path = parts.path.rstrip("/")
+    for prefix in ("/ga4gh/tes/v1", "/v1"):
+        path = path.removesuffix(prefix)
+    return f"{parts.scheme}://{f'[{host}]' if ':' in host else host}:{port}{path.rstrip('/')}"
+
+
+class Logins:
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        root, home = environ.get("XDG_CONFIG_HOME"), environ.get("HOME")
+        directory = Path(root) if root else Path(home, ".config") if home else None
+        self._directory = directory / "poiesis" / "logins" if directory is not None else None
+
+    def get(self, url: str) -> Login | None:
+        """Raises: ConfigurationError, for a file that is damaged or that others can read."""
+        if self._directory is None:
+            return None
+        server = server_key(url)
+        path = self._path(server)
+        try:
+            with path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                data = file.read(1024 * 1024)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise ConfigurationError(f"cannot read the saved login {path}: {error.strerror}") from None
+        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+            raise ConfigurationError(
+                f"other users can read the saved login {path}: run `poiesis logout --url {server}` and log in again"
+            )
+        try:
+            document: dict[str, Any] = json.loads(data)
+            login = Login(**{**document, "tokens": Tokens(**document["tokens"])})
+        except (ValueError, TypeError, KeyError):
+            login = None
+        if login is None or login.server != server:
+            raise ConfigurationError(f"damaged saved login {path}: run `poiesis login --url {server}` again")
+        return login
+
+    def save(self, login: Login) -> None:
+        """Raises: ConfigurationError."""
+        path = self._path(login.server)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            descriptor, temporary = tempfile.mkstemp(dir=path.parent)  # mode 0600
+            try:
+                with open(descriptor, "w", encoding="utf-8") as file:
+                    json.dump(asdict(login), file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    os.unlink(temporary)
+                raise
+        except OSError as error:
+            raise ConfigurationError(f"cannot save the login in {path.parent}: {error.strerror}") from None
+
+    def remove(self, url: str) -> bool:
+        """Whether there was one."""
+        try:
+            self._path(server_key(url)).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def access_token(self, url: str) -> str | None:
+        """A token that is valid for some time, refreshed if necessary; None without a login.
+
+        Raises: Unauthenticated, when only a new login helps; Unavailable, ConfigurationError.
+        """
+        login = self.get(url)
+        if login is None or _is_fresh(login.tokens):
+            return login.tokens.access_token if login is not None else None
+        with self._locked(login.server):
+            login = self.get(url)
+            if login is None:
+                return None
+            if not _is_fresh(login.tokens):
+                if login.tokens.refresh_token is None:
+                    raise Unauthenticated(f"the login has expired: run `poiesis login --url {login.server}`")
+                try:
+                    tokens = OidcClient(login.issuer, login.client_id).refresh(login.tokens)
+                except Unauthenticated as error:
+                    raise Unauthenticated(f"{error}; run `poiesis login --url {login.server}`") from None
+                login = replace(login, tokens=tokens)
+                self.save(login)
+            return login.tokens.access_token
+
+    @contextlib.contextmanager
+    def _locked(self, server: str) -> Iterator[None]:
+        with open(f"{self._path(server)}.lock", "a", opener=lambda p, flags: os.open(p, flags, 0o600)) as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    def _path(self, server: str) -> Path:
+        """Raises: ConfigurationError."""
+        if self._directory is None:
+            raise ConfigurationError("no directory for logins: set XDG_CONFIG_HOME or HOME")
+        return self._directory / f"{hashlib.sha256(server.encode()).hexdigest()[:32]}.json"
+
+
+def _is_fresh(tokens: Tokens) -> bool:
+    return tokens.expires_at - REFRESH_BEFORE_S > time.time()
