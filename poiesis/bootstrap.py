@@ -9,19 +9,22 @@ from __future__ import annotations
 import logging
 import os
 import platform
+import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
+from threading import Event
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
-from poiesis.config import ARCHITECTURES, PREFIX, Settings, read, shipped_launchers
+from poiesis.config import ARCHITECTURES, PREFIX, LogSettings, Settings, read, shipped_launchers
 from poiesis.domain.bindings import binding_of
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.policy import GIGABYTE, Policy
 from poiesis.domain.quotas import AdmissionRules, Quota
+from poiesis.domain.task import TaskId
 from poiesis.filer import registry
 from poiesis.filer.settings import FilerSettings
 from poiesis.observability import configure_logging
@@ -29,10 +32,12 @@ from poiesis.ports.admission import AdmissionStore
 from poiesis.ports.cluster import Cluster, FollowedCluster
 from poiesis.ports.events import EventLog
 from poiesis.ports.idempotency import IdempotencyStore
+from poiesis.ports.logs import LogStore
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskRepository
 from poiesis.ports.webhooks import WebhookStore
 from poiesis.services.admission import Admitter, WaitingReasons
+from poiesis.services.logs import LogRetention, LogService
 from poiesis.services.monitor import Monitor
 from poiesis.services.orchestrator import Orchestrator
 from poiesis.services.tasks import TaskService
@@ -47,6 +52,7 @@ if TYPE_CHECKING:
     from poiesis.cluster.kubernetes.leader import Election
     from poiesis.cluster.kubernetes.pokes import PokeListener
     from poiesis.cluster.kubernetes.settings import KubernetesSettings
+    from poiesis.cluster.local import LogKeeping
     from poiesis.repository.mongo.connection import MongoDatabase
     from poiesis.repository.sqlite.database import SqliteDatabase
 
@@ -72,7 +78,7 @@ def _within_machine(quota: Quota, max_parallel: int | None) -> Quota:
     )
 
 
-T = TypeVar("T", bound="Cluster | Queue | SqliteDatabase | MongoDatabase")
+T = TypeVar("T", bound="Cluster | Queue | LogStore | SqliteDatabase | MongoDatabase")
 
 
 class SystemClock:
@@ -210,7 +216,60 @@ class Bootstrap(ExitStack):
             return self._opened(self._local_cluster())
         from poiesis.cluster.kubernetes.adapter import KubernetesCluster
 
-        return self._opened(KubernetesCluster(self._kubernetes, self.policy, self.filer.to_json()))
+        logs = self.settings.logs
+        if not self.filer.allow_unencrypted_credentials:
+            self._check_log_store(logs)
+        return self._opened(KubernetesCluster(self._kubernetes, self.policy, self.filer.to_json(), logs))
+
+    def _check_log_store(self, logs: LogSettings) -> None:
+        from poiesis.logstore.open import sends_unencrypted
+
+        if logs.url is not None and sends_unencrypted(logs):
+            raise ConfigurationError(
+                "POIESIS_LOGS__ENDPOINT: requests to it are readable in the network that the tasks' commands share: use https, or set "
+                "POIESIS_FILER__ALLOW_UNENCRYPTED_CREDENTIALS=true"
+            )
+
+    @cached_property
+    def log_store(self) -> LogStore | None:
+        """None: the site keeps no whole logs."""
+        from poiesis.logstore.open import open_store
+
+        store = open_store(self.settings.logs)
+        return None if store is None else self._opened(store)
+
+    @cached_property
+    def logs(self) -> LogService:
+        return LogService(self.repository, self.clock, self.log_store)
+
+    def log_retention(self) -> LogRetention | None:
+        """None: no log is ever deleted."""
+        if self.log_store is None or self.settings.retention is None:
+            return None
+        return LogRetention(self.repository, self.log_store, self.clock, self.settings.retention)
+
+    def _log_keeping(self) -> LogKeeping | None:
+        from poiesis.cluster.local import LogKeeping
+        from poiesis.logstore.follower import Follower
+
+        store, settings = self.log_store, self.settings.logs
+        if store is None:
+            return None
+
+        def follow(control: Path, task_id: TaskId, attempt: int, executor: int, over: Event) -> None:
+            def wait(seconds: float) -> None:
+                if over.wait(seconds):
+                    time.sleep(min(seconds, 0.05))
+
+            try:
+                follower = Follower(store, str(control), task_id, attempt, (executor,), settings, resumes=True)
+                problem = follower.run(over.is_set, wait, settings.finish.total_seconds())
+            except OSError as error:
+                problem = str(error)
+            if problem is not None:
+                log.warning("logs_incomplete", extra={"task_id": task_id, "executor": executor, "error": problem})
+
+        return LogKeeping(settings, follow)
 
     def _local_cluster(self) -> FollowedCluster:
         from poiesis.cluster.local import Filers, LocalCluster, credential_files
@@ -236,6 +295,7 @@ class Bootstrap(ExitStack):
             ],
             visible=[Path(d) for d in self.settings.visible_directories],
             max_processes=self.settings.max_processes,
+            logs=self._log_keeping(),
         )
 
     def _filer_of(self, document: Mapping[str, Any]) -> FilerSettings:

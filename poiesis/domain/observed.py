@@ -75,6 +75,7 @@ class Pod:
     `lost`: why the infrastructure removed it, in CamelCase (evicted, preempted, node lost, deleted by another process). `waiting`: why
     it is not scheduled yet (`Unschedulable: 0/3 nodes …`), and `room` what that means. `queued`: a queue with a quota holds it back.
     `ended`: none of its containers runs or will run.
+    `log_problem`: why the whole output of its executors is not stored; the task goes on.
     """
 
     name: str
@@ -92,6 +93,7 @@ class Pod:
     deleting: bool = False
     ended: bool = False
     containers: tuple[Container, ...] = ()
+    log_problem: str | None = None
 
     def container(self, name: str) -> Container | None:
         return next((c for c in self.containers if c.name == name), None)

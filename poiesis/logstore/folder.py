@@ -12,7 +12,7 @@ from poiesis.domain.errors import NotFound, StagingFailed, StorageUnavailable
 from poiesis.domain.naming import is_task_id
 from poiesis.domain.task import TaskId
 from poiesis.logstore import names
-from poiesis.ports.logs import Chunk, LogRef, StoredLog
+from poiesis.ports.logs import Chunk, ChunkPage, LogRef, StoredLog
 
 MAX_TASKS = 1000  # of one call
 
@@ -32,9 +32,9 @@ class FolderLogStore:
         with _errors():
             return next(iter(names.collect(self._names(self._root / names.directory(ref)))), StoredLog(ref, 0))
 
-    def chunks(self, ref: LogRef, position: int) -> Sequence[Chunk]:
+    def chunks(self, ref: LogRef, position: int) -> ChunkPage:
         with _errors():
-            return names.chunks(self._names(self._root / names.directory(ref)), position)
+            return names.chunk_page(self._names(self._root / names.directory(ref)), position)
 
     def read(self, ref: LogRef, chunk: Chunk, start: int, size: int) -> bytes:
         with _errors(), open(self._chunk(ref, chunk.offset), "rb", buffering=0) as file:

@@ -13,7 +13,7 @@ from poiesis.domain.errors import UnknownTask
 from poiesis.domain.naming import is_task_id
 from poiesis.domain.observed import executor_name
 from poiesis.domain.task import TaskId
-from poiesis.ports.logs import MAX_CHUNK_BYTES, Chunk, LogRef, StoredLog
+from poiesis.ports.logs import MAX_CHUNK_BYTES, Chunk, ChunkPage, LogRef, StoredLog
 
 Mark = Literal["end", "end.truncated"]
 _NAME: Final = re.compile(
@@ -71,8 +71,13 @@ def collect(entries: Iterable[tuple[str, int]]) -> list[StoredLog]:
     return [StoredLog(ref, sizes[ref], ref in marks, marks.get(ref) == "end.truncated") for ref in sorted(sizes)]
 
 
-def chunks(entries: Iterable[tuple[str, int]], position: int) -> list[Chunk]:
+def chunk_page(entries: Iterable[tuple[str, int]], position: int) -> ChunkPage:
     """Of one stream, from the one with the byte at `position` on."""
-    found = (((parsed := parse(name)) and parsed[1], size) for name, size in entries)
-    ordered = sorted((what, size) for what, size in found if isinstance(what, int))
-    return [Chunk(offset, size) for offset, size in ordered if offset + size > position]
+    found: list[tuple[int, int]] = []
+    is_last = False
+    for name, size in entries:
+        parsed = parse(name)
+        if parsed is not None and isinstance(parsed[1], int):
+            found.append((parsed[1], size))
+        is_last |= parsed is not None and not isinstance(parsed[1], int)
+    return ChunkPage(tuple(Chunk(o, size) for o, size in sorted(found) if o + size > position), is_last)

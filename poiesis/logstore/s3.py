@@ -16,7 +16,7 @@ from poiesis.filer.s3_endpoint import CONTENT_TYPE, ObjectRef, put_headers
 from poiesis.filer.s3_signature import base64
 from poiesis.filer.settings import FilerSettings
 from poiesis.logstore import names
-from poiesis.ports.logs import Chunk, LogRef, StoredLog
+from poiesis.ports.logs import Chunk, ChunkPage, LogRef, StoredLog
 
 T = TypeVar("T")
 UNSIGNED: Final = "UNSIGNED-PAYLOAD"  # over TLS, which protects the content already
@@ -45,11 +45,11 @@ class S3LogStore:
     def log(self, ref: LogRef) -> StoredLog:
         return next(iter(names.collect(self._names(names.directory(ref)))), StoredLog(ref, 0))
 
-    def chunks(self, ref: LogRef, position: int) -> Sequence[Chunk]:
+    def chunks(self, ref: LogRef, position: int) -> ChunkPage:
         directory = names.directory(ref)
         start = names.before(position)
         found, _ = self._page(directory, after=f"{directory}{start}" if start else "")
-        return names.chunks(found, position)
+        return names.chunk_page(found, position)
 
     def read(self, ref: LogRef, chunk: Chunk, start: int, size: int) -> bytes:
         def get(found: ObjectRef) -> bytes:

@@ -47,6 +47,14 @@ class Chunk:
         return self.offset + self.size_bytes
 
 
+@dataclass(frozen=True)
+class ChunkPage:
+    """`is_last`: the stream is complete and these are its last chunks."""
+
+    chunks: tuple[Chunk, ...]
+    is_last: bool = False
+
+
 class LogStore(Protocol):
     """Methods raise StorageUnavailable (retry) and StagingFailed (its subclasses NotFound, AccessDenied: a retry does not help)."""
 
@@ -58,8 +66,8 @@ class LogStore(Protocol):
         """One stream; empty if nothing is stored."""
         ...
 
-    def chunks(self, ref: LogRef, position: int) -> Sequence[Chunk]:
-        """The chunk with the byte at `position`, or the next one to come, and some that follow, in order."""
+    def chunks(self, ref: LogRef, position: int) -> ChunkPage:
+        """The chunk with the byte at `position`, and some that follow, in order."""
         ...
 
     def read(self, ref: LogRef, chunk: Chunk, start: int, size: int) -> bytes:

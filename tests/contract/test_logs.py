@@ -47,7 +47,7 @@ class Given:
 
     def read(self, ref: LogRef, position: int = 0) -> bytes:
         data = b""
-        while found := self.store.chunks(ref, position):
+        while found := self.store.chunks(ref, position).chunks:
             for chunk in found:
                 start = position - chunk.offset
                 data += self.store.read(ref, chunk, start, chunk.size_bytes - start)
@@ -95,7 +95,7 @@ def test_1_a_position_far_within_a_long_log_is_found(given: Given) -> None:
     for offset in offsets:  # as if they had been written without gaps
         given.write(ref(), offset, b"x" * 10)
     for position in (0, MAX_CHUNK_BYTES, 2 * MAX_CHUNK_BYTES + 3):
-        assert given.store.chunks(ref(), position)[0].offset == position // (MAX_CHUNK_BYTES // 2) * (
+        assert given.store.chunks(ref(), position).chunks[0].offset == position // (MAX_CHUNK_BYTES // 2) * (
             MAX_CHUNK_BYTES // 2
         )
 
@@ -123,10 +123,12 @@ def test_3_size_and_marks(given: Given, truncated: bool) -> None:
     given.write(ref(), 3, b"de")
     found = given.store.log(ref())
     assert (found.size_bytes, found.is_complete, found.is_truncated) == (5, False, False)
+    assert not given.store.chunks(ref(), 5).is_last
     given.store.end(ref(), truncated=truncated)
     found = given.store.log(ref())
     assert (found.size_bytes, found.is_complete, found.is_truncated) == (5, True, truncated)
     assert given.read(ref()) == b"abcde"
+    assert given.store.chunks(ref(), 5).is_last
 
 
 def test_4_streams_are_separate(given: Given) -> None:

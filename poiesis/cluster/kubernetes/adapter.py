@@ -33,6 +33,8 @@ from poiesis.cluster.kubernetes.pokes import PokeAddress
 from poiesis.cluster.kubernetes.records import Records
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.cluster.kubernetes.watch import Watch
+from poiesis.cluster.kubernetes.whole_logs import WholeLogs
+from poiesis.config import LogSettings
 from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable
 from poiesis.domain.naming import object_name
@@ -51,7 +53,7 @@ MAX_UIDS: Final = 10_000
 
 
 class KubernetesCluster:
-    """`filer_settings_json` is passed to the filers unchanged (`poiesis.filer.settings`); it contains no secrets.
+    """`filer_settings_json` is passed to the filers unchanged (`poiesis.filer.settings`); it contains no secrets. `logs`: the log store.
 
     Raises: ConfigurationError when no cluster is configured or a launcher cannot be read.
     """
@@ -61,6 +63,7 @@ class KubernetesCluster:
         settings: KubernetesSettings,
         policy: Policy,
         filer_settings_json: str = "{}",
+        logs: LogSettings | None = None,
         *,
         client: Client | None = None,
         monotonic: Callable[[], float] = time.monotonic,
@@ -69,6 +72,9 @@ class KubernetesCluster:
         self._policy = policy
         self._filer_settings = objects.filer_settings(filer_settings_json, settings)
         self._name_files = name_resolution.files(settings)
+        self._whole_logs: WholeLogs | None = None
+        if logs is not None and logs.url is not None:
+            self._whole_logs = WholeLogs(logs, {key: text.decode() for key, text in self._name_files.items()})
         self.client = client or Client(settings)
         self._monotonic = monotonic
         self._core = f"/api/v1/namespaces/{settings.namespace}"
@@ -120,6 +126,7 @@ class KubernetesCluster:
             launcher_name=self.launcher.ensure(),
             document_files=files,
             owned_by=self._owner.reference(),
+            logs=self._whole_logs,
         )
         self._create(PODS, document)
 

@@ -20,6 +20,7 @@ from poiesis.domain.task import TaskId
 MAX_GONE: Final = 50_000  # names: about 8 MB
 MAX_MESSAGES_BYTES: Final = 32 * 1024 * 1024
 MAX_TEXT: Final = 1024
+LOGS: Final = "logs"  # `whole_logs.CONTAINER`
 
 PODS: Final = "pods"
 VOLUMES: Final = "persistentvolumeclaims"
@@ -61,6 +62,8 @@ class PodView:
     deleting: bool
     containers: tuple[ContainerView, ...]
     scheduled_at: str | None = None
+    logs: ContainerView | None = None
+    """The one that fills the log store, which the task does not wait for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +97,7 @@ def project_pod(document: Mapping[str, Any]) -> PodView | None:
         for s in (*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or []))
     }
     declared = [c["name"] for c in (*(spec.get("initContainers") or []), *(spec.get("containers") or []))]
+    views = [_container(name, statuses.get(name) or {}) for name in declared]
     return PodView(
         name=metadata.get("name", ""),
         uid=metadata.get("uid", ""),
@@ -111,7 +115,8 @@ def project_pod(document: Mapping[str, Any]) -> PodView | None:
         disruption=_text(disruption.get("reason")) or "DisruptionTarget" if is_disrupted else None,
         disruption_message=_text(disruption.get("message")) if is_disrupted else None,
         deleting="deletionTimestamp" in metadata,
-        containers=tuple(_container(name, statuses.get(name) or {}) for name in declared),
+        containers=tuple(view for view in views if view.name != LOGS),
+        logs=next((view for view in views if view.name == LOGS), None),
         scheduled_at=scheduled.get("lastTransitionTime") if scheduled.get("status") == "True" else None,
     )
 

@@ -65,6 +65,7 @@ def pod_of(
         ended=not reading
         and (has_ended(view) or (bool(containers) and all(c.phase is Phase.ENDED for c in containers))),
         containers=containers,
+        log_problem=_log_problem(view.logs),
     )
 
 
@@ -94,6 +95,17 @@ def _is_shown(view: ContainerView) -> bool:
     if view.name != COPY_LAUNCHER:
         return True
     return (view.state == "waiting" and view.reason not in _NOT_STARTED) or bool(view.exit_code)
+
+
+def _log_problem(view: ContainerView | None) -> str | None:
+    """Why output is not stored: the container ended before its executors with a message, or cannot start."""
+    if view is None or view.state == "running":
+        return None
+    if view.state == "terminated":
+        return view.termination_message or (
+            f"{view.reason or 'exit code'} {view.exit_code}" if view.exit_code else None
+        )
+    return None if view.reason in _NOT_STARTED else f"{view.reason}: {view.message or 'no details'}"
 
 
 def _lost(view: PodView, task: Task) -> tuple[str | None, str | None]:

@@ -9,6 +9,8 @@ Every container runs the launcher, which waits for its turn by means of files in
     /poiesis/credentials    the Secret of the user's binding   only filers, if there is one
     /poiesis/cache          the shared input cache          only TIF, if the site has a cache
 
+Where the site has a log store, a pod with executors has one more container (`whole_logs`), which does not run the launcher.
+
 Kubernetes expands `$(NAME)` in arguments and variables and replaces `$$` by `$`; every `$` is doubled, so that they arrive unchanged.
 """
 
@@ -24,6 +26,7 @@ from poiesis.cluster.kubernetes import labels, objects, placement
 from poiesis.cluster.kubernetes.bindings import CREDENTIALS
 from poiesis.cluster.kubernetes.kueue import QUEUE_LABEL, queue_of
 from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement
+from poiesis.cluster.kubernetes.whole_logs import WholeLogs
 from poiesis.domain.errors import ClusterRefused
 from poiesis.domain.naming import object_name
 from poiesis.domain.observed import TIF, TOF
@@ -63,15 +66,18 @@ def pod(
     launcher_name: str | None,
     document_files: Mapping[str, int],
     owned_by: objects.Owner | None = None,
+    logs: WholeLogs | None = None,
 ) -> Json:
-    """`launcher_name`: of the ConfigMap, None for delivery `init`. `document_files`: file → index of its Secret.
+    """`launcher_name`: of the ConfigMap, None for delivery `init`. `document_files`: file → index of its Secret. `logs` None: the site
+    has no log store.
 
     Raises: ClusterRefused for a pod that no cluster could run.
     """
-    has_executors = any(c.executor is not None for c in pod_plan.containers)
-    found = placement.placements(task, settings, devices=has_executors)
+    executors = [c.executor for c in pod_plan.containers if c.executor is not None]
+    logs = logs if executors else None
+    found = placement.placements(task, settings, devices=bool(executors))
     metadata = _metadata(task, pod_plan, settings, found, owned_by)
-    build = _Builder(task, plan, pod_plan, settings, policy, found)
+    build = _Builder(task, plan, pod_plan, settings, policy, found, logs)
     spec: Json = {
         **settings.extra_pod_spec,
         "restartPolicy": "Never",
@@ -82,6 +88,8 @@ def pod(
         "containers": [build.container(c) for c in pod_plan.containers],
         "volumes": _volumes(task, plan, pod_plan, settings, launcher_name, document_files),
     }
+    if logs is not None:
+        _add_logs(spec, metadata, logs, task, executors, settings, policy)
     before = [_copy_launcher(settings)] if launcher_name is None else []
     before += [build.container(c) for c in pod_plan.init]
     optional = {
@@ -119,12 +127,14 @@ class _Builder:
         settings: KubernetesSettings,
         policy: Policy,
         found: tuple[Placement, ...],
+        logs: WholeLogs | None,
     ) -> None:
         self._task = task
         self._plan = plan
         self._settings = settings
         self._policy = policy
         self._found = found
+        self._logs = logs
         self._first = next((c.name for c in pod_plan.containers if c.executor is not None), None)
         self._has_tif = any(TIF in p.names for p in plan.pods)
 
@@ -142,6 +152,7 @@ class _Builder:
         for directory in plan.directories if is_first and not self._has_tif else ():
             options += ["--mkdir", directory]
         options += ["--ignore-error"] if executor.ignore_error else []
+        options += self._logs.launcher_options() if self._logs is not None else []
         options += ["--time-limit", _seconds(plan.time_limit)] if plan.time_limit is not None else []
         return {
             "name": planned.name,
@@ -205,6 +216,25 @@ class _Builder:
             options += ["--poke", settings.poke_address + path]
             options += ["--poke-start"] if settings.poke_start and planned.executor is not None else []
         return options
+
+
+def _add_logs(
+    spec: Json,
+    metadata: Json,
+    logs: WholeLogs,
+    task: Task,
+    executors: list[int],
+    settings: KubernetesSettings,
+    policy: Policy,
+) -> None:
+    """The last container, so that it delays no other one. The launchers wait for it at their end if need be."""
+    control = next(mount for mount in LAUNCHER_MOUNTS if mount["name"] == "control")
+    added = logs.container(task, executors, settings, policy, control)
+    spec["containers"].append({**added, "securityContext": _filer_security(settings)})
+    volume = next(volume for volume in spec["volumes"] if volume["name"] == "control")
+    volume["emptyDir"] = {"sizeLimit": logs.control_size(settings, len(executors))}
+    spec["volumes"] += logs.volumes(settings)
+    metadata["annotations"] = {**metadata.get("annotations", {}), **logs.annotations}
 
 
 def _metadata(

@@ -151,6 +151,15 @@ class KubernetesSettings:
     """Those of `filer_file_secrets` without credentials (certificates, known_hosts), which tasks with a binding mount too."""
     image_pull_secrets: tuple[str, ...] = ()
     """Names of image pull Secrets for `image`, which tasks keep whose binding replaces `pull_secrets`."""
+    logs_env_secrets: tuple[str, ...] = ()
+    """Names of Secrets whose keys become variables of the containers that fill the log store, and of no others
+    (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY); see POIESIS_LOGS__URL."""
+    logs_file_secrets: Mapping[str, str] = field(default_factory=dict)
+    """Name of a Secret → directory where these containers mount its keys as files, such as POIESIS_LOGS__CA_FILE."""
+    logs_claim: str | None = None
+    """PersistentVolumeClaim (ReadWriteMany) of a log store that is a directory; mounted there in these containers."""
+    logs_resources: Resources = Resources(memory_request="32Mi", memory_limit="128Mi")
+    """Of these containers, one in each pod with executors while POIESIS_LOGS__URL is set."""
 
     cache_volume: CacheVolume = CacheVolume()
     """The input cache; becomes the `cache_dir` of TIF's filer."""

@@ -2,6 +2,6 @@
 
 from poiesis.cluster.local.cluster import LocalCluster
 from poiesis.cluster.local.process_runtime import credential_files
-from poiesis.cluster.local.supervisor import Filers
+from poiesis.cluster.local.supervisor import Filers, LogKeeping
 
-__all__ = ["Filers", "LocalCluster", "credential_files"]
+__all__ = ["Filers", "LocalCluster", "LogKeeping", "credential_files"]

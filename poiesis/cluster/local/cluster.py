@@ -23,7 +23,7 @@ from poiesis.cluster.local.pod import LocalPod, Member, make_pod, read_pod
 from poiesis.cluster.local.process_runtime import DEFAULT_MAX_PROCESSES
 from poiesis.cluster.local.runtime import StartFailed
 from poiesis.cluster.local.runtime_selection import select_runtime
-from poiesis.cluster.local.supervisor import Filers, Supervisor, read_record
+from poiesis.cluster.local.supervisor import Filers, LogKeeping, Supervisor, read_record
 from poiesis.cluster.local.task_directory import (
     TaskDirectory,
     all_directories,
@@ -59,6 +59,7 @@ class LocalCluster:
 
     `directory`: where tasks' files are kept; not shared with another process. `runtime`: auto, docker, podman or process.
     `filers`: stage files, in this process. `launcher`: the built launcher. `hidden`, `visible`, `max_processes`: see `select_runtime`.
+    `logs` None: only tails are kept.
 
     Raises: ConfigurationError when nothing can run commands here, or when another process uses the directory.
     """
@@ -75,12 +76,14 @@ class LocalCluster:
         hidden: Iterable[Path] = (),
         visible: Iterable[Path] = (),
         max_processes: int = DEFAULT_MAX_PROCESSES,
+        logs: LogKeeping | None = None,
     ) -> None:
         directory = directory.resolve()
         self._tasks = directory / "tasks"
         self._policy = policy
         self._filers = filers
         self._clock = clock
+        self._logs = logs
         self._node = platform.node() or "localhost"
         self._tasks.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._in_use = _lock_directory(directory / "cluster.lock")
@@ -126,7 +129,7 @@ class LocalCluster:
                 write_document(task_dir.path / "documents" / f"{TOF}.json", {**tof_document(task, plan), **whose})
 
     def launch(self, task: Task, plan: Plan, pod: PodPlan) -> None:
-        local = make_pod(task, plan, pod, self._policy)
+        local = make_pod(task, plan, pod, self._policy, None if self._logs is None else self._logs.settings)
         with self._writing(task) as task_dir, self._lock:
             if task_dir.pod(pod.part).exists():
                 return
@@ -255,6 +258,7 @@ class LocalCluster:
             clock=self._clock,
             changed=lambda: self._wake(pod.task_id),
             ended=lambda: self._on_end(task_dir, pod.key),
+            logs=self._logs,
         )
         self._supervisors[pod.key] = supervisor
         supervisor.start()

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from poiesis.config import LogSettings
 from poiesis.domain.naming import object_name
 from poiesis.domain.observed import TIF, TOF
 from poiesis.domain.plan import ContainerPlan, Mount, Plan, PodPlan
@@ -17,7 +18,8 @@ from poiesis.domain.task import Resources, Task, TaskId
 
 @dataclass(frozen=True)
 class Command:
-    """An executor's command. `time_limit_s` None: no limit; `memory_bytes` None: all of the machine's memory."""
+    """An executor's command. `time_limit_s` None: no limit; `memory_bytes` None: all of the machine's memory. `keep_…`: of its whole
+    output, for a log store; 0: none."""
 
     image: str
     argv: tuple[str, ...]
@@ -31,6 +33,9 @@ class Command:
     grace_s: float = 10.0
     tail_bytes: int = 16 * 1024
     memory_bytes: int | None = None
+    keep_bytes: int = 0
+    keep_backlog: int = 0
+    keep_stall_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -77,12 +82,12 @@ class LocalPod:
         return asdict(self)
 
 
-def make_pod(task: Task, plan: Plan, pod: PodPlan, policy: Policy) -> LocalPod:
+def make_pod(task: Task, plan: Plan, pod: PodPlan, policy: Policy, logs: LogSettings | None = None) -> LocalPod:
     resources = task.spec.resources or Resources()
     memory = None if resources.ram_gb is None else math.ceil(resources.ram_gb * GIGABYTE)
     runs = any(c.executor is not None for c in pod.containers)
     containers = (*pod.init, *pod.containers)
-    members = [_member(task, plan, c, memory, policy) for c in containers]
+    members = [_member(task, plan, c, memory, policy, logs) for c in containers]
     return LocalPod(
         task_id=task.id,
         attempt=task.attempt,
@@ -95,7 +100,9 @@ def make_pod(task: Task, plan: Plan, pod: PodPlan, policy: Policy) -> LocalPod:
     )
 
 
-def _member(task: Task, plan: Plan, container: ContainerPlan, memory: int | None, policy: Policy) -> Member:
+def _member(
+    task: Task, plan: Plan, container: ContainerPlan, memory: int | None, policy: Policy, logs: LogSettings | None
+) -> Member:
     command = None
     if container.executor is not None:
         executor = task.spec.executors[container.executor]
@@ -112,6 +119,9 @@ def _member(task: Task, plan: Plan, container: ContainerPlan, memory: int | None
             grace_s=policy.grace.total_seconds(),
             tail_bytes=policy.tail_bytes,
             memory_bytes=memory,
+            keep_bytes=0 if logs is None else logs.max_bytes,
+            keep_backlog=0 if logs is None else logs.backlog_bytes,
+            keep_stall_s=0.0 if logs is None else logs.max_stall.total_seconds(),
         )
     elif container.name not in (TIF, TOF):
         raise AssertionError(f"no such filer: {container.name}")

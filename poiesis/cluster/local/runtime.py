@@ -156,6 +156,9 @@ def launcher_arguments(
         "--cgroup-root": cgroup_root,
     }
     words = [word for option, value in options.items() if value is not None for word in (option, value)]
+    if command.keep_bytes:
+        words += ["--keep-output", str(command.keep_bytes), "--keep-backlog", str(command.keep_backlog)]
+        words += ["--keep-stall", f"{command.keep_stall_s:.3f}"]
     words += ["--cgroup"] if cgroup_root is not None else []
     words += ["--ignore-error"] if command.ignore_error else []
     return [launcher, *words, "--", *command.argv]

@@ -30,11 +30,13 @@ from poiesis.cluster.local.disk_usage import DiskUsage
 from poiesis.cluster.local.pod import LocalPod, Member
 from poiesis.cluster.local.runtime import Run, RunState, Runtime, Signal, StartFailed
 from poiesis.cluster.local.task_directory import TaskDirectory, read_bounded, read_document, write_document
+from poiesis.config import LogSettings
 from poiesis.domain.errors import PoiesisError
 from poiesis.domain.observed import TIF, Record
 from poiesis.domain.policy import GIGABYTE
 from poiesis.domain.records import MAX_RECORD_BYTES, parse_record
 from poiesis.domain.report import FilerReport, format_report
+from poiesis.domain.task import TaskId
 from poiesis.ports.clock import Clock
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ PULL_RETRY: Final = 5.0  # seconds
 RETRY: Final = 2.0
 STARTING: Final = 0.02  # seconds between checks whether a launcher that is to end handles signals yet
 LOOK: Final = 0.5  # seconds; how often the disk space of a running command is measured
+SEGMENT_BYTES: Final = 8 * 1024 * 1024  # launcher/keep.c
 MAX_CONTROL_BYTES: Final = MAX_RECORD_BYTES + (1 << 20)  # of a container's control directory, which its user can write
 
 
@@ -56,6 +59,20 @@ class Filers:
 
     stage_in: Stage
     stage_out: Stage
+
+
+@dataclass(frozen=True)
+class LogKeeping:
+    """Keeps the whole output of commands. `follow(control, task_id, attempt, executor, over)` blocks until the output of one executor is
+    stored, or for a bounded time after its end or `over` is set; it raises nothing."""
+
+    settings: LogSettings
+    follow: Callable[[Path, TaskId, int, int, threading.Event], None]
+
+    @property
+    def control_bytes(self) -> int:
+        """Of the output that waits in a control directory."""
+        return 2 * (self.settings.backlog_bytes + 3 * SEGMENT_BYTES)
 
 
 class Stopped(Exception):
@@ -83,6 +100,7 @@ class Supervisor:
         clock: Clock,
         changed: Callable[[], None],
         ended: Callable[[], None],
+        logs: LogKeeping | None = None,
     ) -> None:
         self._task_dir = task_dir
         self._pod = pod
@@ -91,6 +109,9 @@ class Supervisor:
         self._clock = clock
         self._changed = changed
         self._ended = ended
+        self._logs = logs
+        self._followers: list[threading.Thread] = []
+        self._over = threading.Event()
         self._stop = Signal()
         self._deleting = False
         self._detached = False
@@ -133,6 +154,7 @@ class Supervisor:
             self._stop.wait(RETRY)
         if not self._detached:
             self._changed()
+            self._finish_logs()
         try:
             self._ended()
         except Exception:
@@ -267,6 +289,7 @@ class Supervisor:
                 run.clean()
                 raise Lost(error.reason, str(error)) from error
         self._run, self._run_name = run, member.name
+        self._follow_output(member)
         self._changed()  # the wake-up at the start may precede the save of the launch
         try:
             if not self._follow(run, member):
@@ -274,6 +297,23 @@ class Supervisor:
             self._settle(member, run)
         finally:
             self._run = self._run_name = None
+
+    def _follow_output(self, member: Member) -> None:
+        """In a thread of its own: a slow store delays no command."""
+        if self._logs is None or member.command is None or not member.command.keep_bytes:
+            return
+        control, index = self._task_dir.control(member.name), int(member.name.rpartition("-")[2])
+        arguments = (control, self._pod.task_id, self._pod.attempt, index, self._over)
+        thread = threading.Thread(target=self._logs.follow, args=arguments, name=f"logs-{member.name}", daemon=True)
+        thread.start()
+        self._followers.append(thread)
+
+    def _finish_logs(self) -> None:
+        """Wait for them before the files can be removed: the task's end has been shown already."""
+        self._over.set()
+        deadline = time.monotonic() + (self._logs.settings.finish.total_seconds() + 2 if self._logs is not None else 0)
+        for thread in self._followers:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def _follow(self, run: Run, member: Member) -> bool:
         """Wait until it has ended (True) or this process closes (False)."""
@@ -309,7 +349,8 @@ class Supervisor:
 
     def _disk_usages(self, member: Member) -> list[DiskUsage]:
         task_dir, limit = self._task_dir, self._pod.disk_bytes
-        usages = [DiskUsage(task_dir.control(member.name), limit_bytes=MAX_CONTROL_BYTES)]
+        control_bytes = MAX_CONTROL_BYTES + (self._logs.control_bytes if self._logs is not None else 0)
+        usages = [DiskUsage(task_dir.control(member.name), limit_bytes=control_bytes)]
         if limit is not None:
             usages.append(DiskUsage(task_dir.volume, task_dir.scratch(member.name), limit_bytes=limit))
         return usages

@@ -9,7 +9,16 @@ from datetime import datetime
 from typing import Final
 
 from poiesis.domain.decide.endings import START_FAILURES, Cause, Fault, describe_end, log_entry, read_executors
-from poiesis.domain.decide.journal import add_metadata, move, note, wait, waiting_since, with_executor_logs
+from poiesis.domain.decide.journal import (
+    MAX_MESSAGE,
+    add_metadata,
+    move,
+    note,
+    note_progress,
+    wait,
+    waiting_since,
+    with_executor_logs,
+)
 from poiesis.domain.observed import TIF, TOF, Container, Observed, Phase, Pod, Room, executor_name
 from poiesis.domain.plan import PodPlan
 from poiesis.domain.policy import Policy
@@ -17,6 +26,8 @@ from poiesis.domain.states import State
 from poiesis.domain.task import ExecutorLog, Outcome, Task
 
 MAX_STARTS: Final = 25  # times the start deadline: that long a pod on a node may change between waiting and starting
+LOGS_INCOMPLETE: Final = "whole_logs_incomplete"
+"""Key of the metadata of a task whose output could not be stored."""
 _FINAL_REASONS: Final = frozenset({"InvalidImageName", "ErrImageNeverPull", "ImageRefused"})
 _IMAGE_REASONS: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "ImageInspectError"}) | _FINAL_REASONS
 _ORDINARY_REASONS: Final = frozenset({None, "ContainerCreating", "PodInitializing"})
@@ -163,6 +174,9 @@ def show(task: Task, pod: Pod, now: datetime, tails: Mapping[str, tuple[str, str
         task = add_metadata(task, {"node": pod.node})
     if task.state is State.INITIALIZING and _executors_run(pod):
         task = replace(move(task, State.RUNNING, now), waiting=None, waiting_since=None)
+    if pod.log_problem is not None and LOGS_INCOMPLETE not in task.log.metadata:
+        task = add_metadata(task, {LOGS_INCOMPLETE: "true"})
+        task = note_progress(task, now, f"The whole output is not stored: {pod.log_problem[:MAX_MESSAGE]}")
     if tails and task.state is State.RUNNING:
         task = with_executor_logs(task, _live_logs(task, pod, tails))
     return task

@@ -86,7 +86,7 @@ class Bench:
 
     def stored(self, stream: Stream = "stdout", executor: int = 0) -> bytes:
         ref, position, data = self.ref(executor, stream), 0, b""
-        while found := self.store.chunks(ref, position):
+        while found := self.store.chunks(ref, position).chunks:
             for chunk in found:
                 assert chunk.offset == position
                 data += self.store.read(ref, chunk, 0, chunk.size_bytes)
@@ -154,7 +154,7 @@ def test_a_large_log_is_moved_in_constant_memory_and_few_chunks(bench: Bench) ->
     log = bench.store.log(bench.ref())
     assert (log.size_bytes, log.is_complete, log.is_truncated) == (size, True, False)
     assert most <= 4
-    assert len(bench.store.chunks(bench.ref(), 0)) < 100
+    assert len(bench.store.chunks(bench.ref(), 0).chunks) < 100
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 8 * 1024  # KiB
 
 
