@@ -156,7 +156,7 @@ def test_unknown_tasks(task_id: str) -> None:
 def test_tasks_of_others_are_unknown_before_anything_is_read(store: MemoryStore | None) -> None:
     service, task = make(store)
     if store is not None:
-        store.error = AssertionError("was asked")  # type: ignore[assignment]
+        store.error = AssertionError("was asked")
     other = Access("eve")
     for call in (
         lambda: service.available(task.id, access=other),
