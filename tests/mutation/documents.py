@@ -117,7 +117,7 @@ def places(node: Any) -> list[Place]:
     todo = [node]
     while todo:
         here = todo.pop()
-        if isinstance(here, dict) and here and not isinstance(here, Raw):
+        if isinstance(here, dict) and here:
             found += [(here, key) for key in here]
             todo += here.values()
         elif isinstance(here, list) and len(here) < 100:

@@ -55,8 +55,8 @@ class Session:
         self.statuses[answer.status] += 1
         assert answer.status in EXPECTED, f"{answer.status} {answer.body[:500]!r} for {shown}"
         if answer.status >= 400 and method != b"HEAD":
-            error = json.loads(answer.body)
-            assert error["status"] == answer.status and error["error"] and error["message"], shown
+            document = json.loads(answer.body)
+            assert document["status"] == answer.status and document["error"] and document["message"], shown
             assert b"Traceback" not in answer.body, shown
         return answer
 
