@@ -370,6 +370,7 @@ class Bootstrap(ExitStack):
             resync_every=self.settings.resync,
             retention=self.settings.retention,
             admitter=self.admitter,
+            log_retention=self.log_retention(),
             settle=SETTLE if self._kubernetes is not None and self._kubernetes.poke_address else timedelta(0),
         )
 

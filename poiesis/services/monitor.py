@@ -29,6 +29,7 @@ from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskFilter, TaskRepository
 from poiesis.services.admission import Admitter
 from poiesis.services.deferred_cleanup import DeferredCleanup
+from poiesis.services.logs import LogRetention
 from poiesis.services.orchestrator import Orchestrator
 from poiesis.services.work_queue import WorkQueue
 
@@ -64,6 +65,7 @@ class Monitor:
     threads: int
     resync_every: timedelta
     retention: timedelta | None = None
+    log_retention: LogRetention | None = None
     settle: timedelta = timedelta(0)
     admitter: Admitter | None = None
 
@@ -92,7 +94,8 @@ class Monitor:
     def start(self) -> None:
         """Start to lead: watch the cluster, resync, sweep, purge."""
         self._leads = True
-        loops = ((self.resync, self.resync_every), (self.sweep, SWEEP_EVERY), (self.purge_expired, PURGE_EVERY))
+        loops = [(self.resync, self.resync_every), (self.sweep, SWEEP_EVERY), (self.purge_expired, PURGE_EVERY)]
+        loops += [(self.log_retention.purge, PURGE_EVERY)] if self.log_retention is not None else []
         for target, every in loops:
             thread = threading.Thread(target=self._repeat, args=(target, every), name=target.__name__, daemon=True)
             thread.start()

@@ -132,6 +132,23 @@
 {{- $_ := set $c (print $k "CACHE_VOLUME__HOST_PATH") $v.filer.cache.hostPath -}}
 {{- $_ := set $c (print $k "CACHE_VOLUME__CLAIM") $v.filer.cache.existingClaim -}}
 {{- $_ := set $c (print $k "CACHE_VOLUME__SUB_PATH") $v.filer.cache.subPath -}}
+{{- /* whole logs */ -}}
+{{- range $field, $at := dict "CPU_REQUEST" (list "requests" "cpu") "MEMORY_REQUEST" (list "requests" "memory") "CPU_LIMIT" (list "limits" "cpu") "MEMORY_LIMIT" (list "limits" "memory") -}}
+{{- $_ := set $c (printf "%sLOGS_RESOURCES__%s" $k $field) (index (index $v.logs.resources (first $at) | default dict) (last $at)) -}}
+{{- end -}}
+{{- if $v.logs.url -}}
+{{- $l := "POIESIS_LOGS__" -}}
+{{- $_ := set $c (print $l "URL") $v.logs.url -}}
+{{- $_ := set $c (print $l "ENDPOINT") $v.logs.endpoint -}}
+{{- $_ := set $c (print $l "REGION") $v.logs.region -}}
+{{- $_ := set $c (print $l "VIRTUAL_STYLE") $v.logs.virtualStyle -}}
+{{- $_ := set $c (print $l "CA_FILE") (ternary "/run/secrets/log-store/ca.crt" "" (not (empty $v.logs.caSecret))) -}}
+{{- $_ := set $c (print $l "MAX_BYTES") $v.logs.maxBytes -}}
+{{- $_ := set $c (print $l "INTERVAL") $v.logs.interval -}}
+{{- $_ := set $c (print $k "LOGS_ENV_SECRETS") (list $v.logs.existingSecret | compact) -}}
+{{- if $v.logs.caSecret -}}{{- $_ := set $c (print $k "LOGS_FILE_SECRETS") (dict $v.logs.caSecret "/run/secrets/log-store") -}}{{- end -}}
+{{- $_ := set $c (print $k "LOGS_CLAIM") $v.logs.existingClaim -}}
+{{- end -}}
 {{- $f := "POIESIS_FILER__" -}}
 {{- if or $v.filer.cache.hostPath $v.filer.cache.existingClaim -}}
 {{- $_ := set $c (print $f "CACHE_BYTES") $v.filer.cache.maxBytes -}}

@@ -92,6 +92,11 @@ envFrom:
   - secretRef:
       name: {{ .root.Values.flower.existingSecret | quote }}
   {{- end }}
+  {{- /* only the roles that read and delete whole logs */}}
+  {{- if and .root.Values.logs.url .root.Values.logs.existingSecret (has .component (list "api" "monitor")) }}
+  - secretRef:
+      name: {{ .root.Values.logs.existingSecret | quote }}
+  {{- end }}
 env:
   - name: POIESIS_MONGO_URI_FILE
     value: /run/secrets/poiesis/mongo-uri
@@ -111,6 +116,17 @@ volumeMounts:
     readOnly: true
   - name: tmp
     mountPath: /tmp
+  {{- if and .root.Values.logs.url (has .component (list "api" "monitor")) }}
+  {{- if .root.Values.logs.caSecret }}
+  - name: log-store-ca
+    mountPath: /run/secrets/log-store
+    readOnly: true
+  {{- end }}
+  {{- if .root.Values.logs.existingClaim }}
+  - name: log-store
+    mountPath: {{ trimPrefix "file://" .root.Values.logs.url | quote }}
+  {{- end }}
+  {{- end }}
   {{- with .mounts }}
   {{- . | nindent 2 }}
   {{- end }}
@@ -139,6 +155,19 @@ volumeMounts:
 - name: tmp
   emptyDir:
     sizeLimit: 256Mi
+{{- if and .root.Values.logs.url (has .component (list "api" "monitor")) }}
+{{- with .root.Values.logs.caSecret }}
+- name: log-store-ca
+  secret:
+    secretName: {{ . | quote }}
+    defaultMode: 0440
+{{- end }}
+{{- with .root.Values.logs.existingClaim }}
+- name: log-store
+  persistentVolumeClaim:
+    claimName: {{ . | quote }}
+{{- end }}
+{{- end }}
 {{- with .volumes }}
 {{ . }}
 {{- end }}

@@ -724,6 +724,19 @@ def test_an_open_api_is_an_explicit_value(render: Callable[[str], Rendered]):
     assert environment(render("everything"), "api")["POIESIS_API__ALLOW_ANONYMOUS"] == "false"
 
 
+def test_the_log_store_is_reached_by_the_roles_that_read_or_delete_logs(render: Callable[[str], Rendered]):
+    chart = render("everything")
+    for component, template in chart.pods():
+        found = set(strings(template))
+        assert ({"log-store", "log-store-ca"} <= found) is (component in ("api", "monitor")), component
+    assert chart.variables()["POIESIS_LOGS__URL"] == "s3://logs/poiesis"
+    assert chart.variables()["POIESIS_LOGS__MAX_BYTES"] == "2000000000"
+    assert kubernetes_settings(chart).logs_env_secrets == ("log-store",)
+    assert kubernetes_settings(chart).logs_file_secrets == {"log-store-ca": "/run/secrets/log-store"}
+    assert "10.9.0.0/16" in json.dumps(chart.named("NetworkPolicy", "-tasks"))
+    assert not [name for name in render("bundled").variables() if name.startswith("POIESIS_LOGS__")]
+
+
 def test_storage_credentials_reach_no_pod_of_the_chart(render: Callable[[str], Rendered]):
     for component, template in render("everything").pods():
         assert "s3-credentials" not in set(strings(template)), component
