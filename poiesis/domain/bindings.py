@@ -1,4 +1,4 @@
-"""Which credentials a task uses: a site may bind users and groups to credentials of their own, in place of its shared ones.
+"""Which credentials a task uses: a site may bind users and groups to separate credentials, in place of its shared ones.
 
 A binding is found when it is needed, by the task's owner and groups, so no task holds a secret or the name of one.
 """

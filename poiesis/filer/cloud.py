@@ -225,7 +225,7 @@ class CloudFiler:
         is_bound = self._settings.credentials_dir is not None
         if is_bound and (shared := next((n for n in os.environ if AMBIENT.match(n)), None)):
             raise AccessDenied(
-                f"{scheme}:// cannot be used with credentials of your own: the service has shared ones in {shared}"
+                f"{scheme}:// cannot be used with a user's credentials: the service has shared ones in {shared}"
             )
         client, retry = self._client_options(options.endpoint), self._retries()
         try:

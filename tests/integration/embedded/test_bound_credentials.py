@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poiesis.api.auth import hash_secret
+from poiesis.api.credentials import hash_secret
 from tests.integration.embedded.service import IMAGE, TERMINAL, Service, eventually, request
 from tests.servers.s3 import S3Server
 

@@ -1,4 +1,4 @@
-"""Two users of one S3 server, each bound to keys of their own: neither reads or writes the other's bucket, whatever the shared keys may."""
+"""Two users of one S3 server, each bound to separate keys: neither reads or writes the other's bucket, whatever the shared keys may."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def test_no_user_writes_the_bucket_of_another(
 def test_a_cached_input_is_only_for_tasks_with_the_same_credentials(
     bound: Callable[..., FilerSettings], site: FilerSettings, s3_of_users: Users, tmp_path: Path
 ) -> None:
-    """Whoever may list a bucket gets the names, sizes and ETags that the cache asks for, and must not get the content with them."""
+    """A user who may list a bucket gets the names, sizes and ETags that the cache asks for, and must not get the content with them."""
     url, cache = f"s3://{s3_of_users['ada'].bucket}/", tmp_path / "cache" / "entries"
     for settings, volume in ((site, "shared"), (bound("ada"), "ada")):
         report, target = fetch(settings, tmp_path / volume, url, type="DIRECTORY")

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 
 from poiesis.api import audit
 from poiesis.api.audit import AuditLog
 from poiesis.api.credentials import hash_secret
+from poiesis.api.server import BackgroundServer
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
 from poiesis.observability import BoundIdsFilter
@@ -137,6 +139,17 @@ class TestAudit:
         audited.post("/tasks", {"executors": [{"image": "s3cr3t"}]}, headers=ADA)
         lines(stream, 2)
         assert b"s3cr3t" not in stream.read_bytes()
+
+    @pytest.mark.parametrize(("proxies", "expected"), [((), "127.0.0.1"), (("127.0.0.1",), "203.0.113.7")])
+    def test_the_address_is_that_of_a_header_only_from_trusted_proxies(
+        self, stream: Path, proxies: tuple[str, ...], expected: str
+    ) -> None:
+        settings = ApiSettings(port=0, trusted_proxies=proxies)
+        with BackgroundServer(Site(settings, audit=AuditLog(str(stream))).app, settings) as server:
+            headers = {"X-Forwarded-For": "198.51.100.1, 203.0.113.7", "Forwarded": "for=198.51.100.2"}
+            urllib3.request("POST", f"{server.url}/ga4gh/tes/v1/tasks", json={}, headers=headers)
+        (line,) = lines(stream, 1)
+        assert line["address"] == expected
 
     def test_fields_are_bounded_and_a_line_is_one_line(self, audited: Site, stream: Path) -> None:
         audited.get("/tasks/" + "x%0Ay%1B" * 500)

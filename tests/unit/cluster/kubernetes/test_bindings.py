@@ -1,4 +1,4 @@
-"""What pods mount and pull with for users with credentials of their own, and for those without."""
+"""What pods mount and pull with for users with separate credentials, and for those without."""
 
 from __future__ import annotations
 
@@ -119,9 +119,7 @@ def test_filers_mount_the_users_own_secret_instead_of_the_shared_ones_and_execut
     assert not any(other in everything for other in {"s3-ada", "s3-eve", *SHARED} - expected - {"registry-shared"})
 
 
-def test_the_filers_are_told_where_their_only_credentials_are(
-    make: Callable[..., KubernetesCluster], store: Store
-) -> None:
+def test_the_filers_settings_name_the_only_credentials(make: Callable[..., KubernetesCluster], store: Store) -> None:
     pods_of(make(), store, make_task(SPEC, owner="ada"))
     found = filer_settings(store)
     assert (found.credentials_dir, found.credentials_name) == (
