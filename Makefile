@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv launcher launcher-build launcher-check demo up test emulators clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e bench chaos image lock docs clean distclean
+.PHONY: help venv launcher launcher-build launcher-check demo up test emulators clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs clean distclean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
@@ -125,7 +125,13 @@ format: venv ## fix what ruff can fix
 	$(BIN)/ruff format
 
 e2e: venv ## tests on a real cluster: KUBECONFIG, with IMAGE on its node
-	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/integration/kubernetes tests/e2e -m "e2e and not chaos" --timeout 600 $(ARGS)
+	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/integration/kubernetes tests/e2e -m "e2e and not chaos and not addon" --timeout 600 $(ARGS)
+
+kueue-e2e: venv ## tests on a real cluster that has Kueue
+	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e/test_kueue.py --timeout 600 $(ARGS)
+
+netpol-e2e: venv ## tests on a real cluster that enforces NetworkPolicy
+	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e/test_netpol.py --timeout 600 $(ARGS)
 
 chaos: venv ## kill processes at every step on a real cluster, and count what was lost
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e -m chaos -s --timeout 1200 $(ARGS)

@@ -1,9 +1,11 @@
 """POST to COMPLETE against a bare pod's create to Succeeded, side by side on one cluster, and bursts of tasks against bursts of pods.
 
     KUBECONFIG=… python -m bench tasks --url http://HOST:PORT --namespace NS [--s3 http://… --bucket B] [--rounds 7] [--burst 30,100]
+    … --s3 … --monitors DEPLOYMENT [--series 100]
 
 Rounds alternate pod, task, task with S3, so that a busy machine slows all equally; medians and their ratios are printed. The end of
-a pod is seen by watch, that of a task by polling every 10 ms.
+a pod is seen by watch, that of a task by polling every 10 ms. With `--monitors` the rounds are repeated with one and two replicas of the
+monitor, in turn and twice. `--series` runs that many tasks with S3 one after the other and prints their median and 99th percentile.
 """
 
 from __future__ import annotations
@@ -160,7 +162,7 @@ class Pods:
 def _median(name: str, values: list[float], base: float | None) -> float:
     middle = statistics.median(values)
     ratio = "" if base is None else f"   {middle / base:5.2f} x bare pod"
-    print(f"{name:34} median {middle:6.2f} s   min {min(values):6.2f}   max {max(values):6.2f}{ratio}", flush=True)
+    print(f"{name:46} median {middle:6.2f} s   min {min(values):6.2f}   max {max(values):6.2f}{ratio}", flush=True)
     return middle
 
 
@@ -175,6 +177,8 @@ def main(argv: list[str]) -> int:
         "--s3", help="S3 endpoint as seen from here; access by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
     )
     parser.add_argument("--bucket", default="bench")
+    parser.add_argument("--monitors", help="the monitor's deployment, to compare one replica with two")
+    parser.add_argument("--series", type=int, default=0, help="so many tasks with S3 one after the other")
     arguments = parser.parse_args(argv)
     config.load_config()
     tes, pods = Tes(arguments.url), Pods(arguments.namespace)
@@ -186,16 +190,14 @@ def main(argv: list[str]) -> int:
     if arguments.s3:
         copy = _s3_task(arguments.s3, arguments.bucket)
         kinds["task with 1 MB from and to S3"] = lambda: tes.run(copy)
-    measured: dict[str, list[float]] = {name: [] for name in kinds}
-    for round_ in range(-1, arguments.rounds):  # one to warm up
-        for name, measure in kinds.items():
-            seconds = measure()
-            if round_ >= 0:
-                measured[name].append(seconds)
-    base = None
-    for name, values in measured.items():
-        middle = _median(name, values, base)
-        base = base or middle
+    monitors = Monitors(arguments.namespace, arguments.monitors) if arguments.monitors else None
+    for suffix, values in _rounds(kinds, arguments.rounds, monitors).items():
+        base = None
+        for name, seconds in values.items():
+            middle = _median(name + suffix, seconds, base)
+            base = base or middle
+    if arguments.series and arguments.s3:
+        _series(tes, _s3_task(arguments.s3, arguments.bucket), arguments.series)
     for count in [int(n) for n in arguments.burst.split(",") if n]:
         bare, tasks = [], []
         for _ in range(arguments.burst_rounds):
@@ -205,6 +207,52 @@ def main(argv: list[str]) -> int:
         middle = _median(f"{count} bare pods at once", bare, None)
         _median(f"{count} tasks at once", tasks, middle)
     return 0
+
+
+class Monitors:
+    """The replicas of the monitor."""
+
+    def __init__(self, namespace: str, name: str) -> None:
+        self._apps = client.AppsV1Api()
+        self._namespace = namespace
+        self._name = name
+
+    def scale(self, replicas: int) -> None:
+        self._apps.patch_namespaced_deployment_scale(self._name, self._namespace, {"spec": {"replicas": replicas}})
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            found = self._apps.read_namespaced_deployment_status(self._name, self._namespace).status
+            if (found.replicas, found.ready_replicas) == (replicas, replicas):
+                time.sleep(25)  # until a new leader has the Lease, and the Service its endpoints
+                return
+            time.sleep(0.5)
+        raise RuntimeError(f"{self._name} does not have {replicas} ready replicas")
+
+
+def _rounds(
+    kinds: dict[str, Callable[[], float]], rounds: int, monitors: Monitors | None
+) -> dict[str, dict[str, list[float]]]:
+    """Seconds by suffix and kind."""
+    measured: dict[str, dict[str, list[float]]] = {}
+    for replicas in (1, 2, 1, 2) if monitors is not None else (0,):
+        if monitors is not None:
+            monitors.scale(replicas)
+        suffix = {0: "", 1: ", 1 monitor", 2: ", 2 monitors"}[replicas]
+        values = measured.setdefault(suffix, {name: [] for name in kinds})
+        for round_ in range(-1, rounds):  # one to warm up
+            for name, measure in kinds.items():
+                seconds = measure()
+                if round_ >= 0:
+                    values[name].append(seconds)
+    return measured
+
+
+def _series(tes: Tes, task: dict[str, Any], count: int) -> None:
+    seconds = sorted(tes.run(task) for _ in range(count))
+    middle, late = statistics.median(seconds), seconds[-1 - count // 100]
+    print(
+        f"{count} tasks with S3 in turn: median {middle:.2f} s   p99 {late:.2f} s ({late / middle:.2f} x)   max {seconds[-1]:.2f} s"
+    )
 
 
 def _s3_task(endpoint: str, bucket: str) -> dict[str, Any]:

@@ -30,6 +30,10 @@ LINK_SECONDS = Histogram("poiesis_link_duration_seconds", "Duration of a link.",
 LINK_FAILURES = Counter("poiesis_link_failures_total", "Failed links.", ["link"])
 POKES = Counter("poiesis_pokes_total", "Pokes received from containers.", ["result"])
 WEBHOOK_ATTEMPTS = Counter("poiesis_webhook_attempts_total", "Messages sent to webhooks, by result.", ["result"])
+KUBERNETES_CALLS = Counter(
+    "poiesis_kubernetes_calls_total", "Requests to the Kubernetes API, as RBAC names them.", ["call"]
+)
+STORE_CALLS = Counter("poiesis_store_calls_total", "Commands to MongoDB.", ["command"])
 SWEPT = Counter("poiesis_swept_tasks_total", "Tasks with leftover objects found by the sweep.")
 LEADING = Gauge("poiesis_monitor_is_leader", "1 in the leading monitor.")
 

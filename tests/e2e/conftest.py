@@ -458,8 +458,15 @@ def s3_objects() -> Json:
 
 
 @contextmanager
-def installation(cluster: Cluster, image: str, *, keep: bool = False, **values: Any) -> Iterator[Installation]:
-    """In a new namespace, which is removed afterwards."""
+def installation(
+    cluster: Cluster,
+    image: str,
+    *,
+    keep: bool = False,
+    before: Callable[[Installation], object] = lambda _: None,
+    **values: Any,
+) -> Iterator[Installation]:
+    """In a new namespace, which is removed afterwards. `before` creates what the release needs there."""
     namespace = f"poiesis-e2e-{secrets.token_hex(3)}"
     made = Installation(cluster, namespace, image, _merged(values_for(image, namespace), values))
     with ExitStack() as stack:
@@ -467,6 +474,7 @@ def installation(cluster: Cluster, image: str, *, keep: bool = False, **values: 
         if not keep:
             stack.callback(_remove_namespace, cluster, namespace)
         made.kubectl("apply", "-f", "-", stdin=json.dumps(s3_objects()))
+        before(made)
         try:
             made.install()
             made.kubectl("rollout", "status", "deployment/s3", "--timeout=180s", timeout_s=200)

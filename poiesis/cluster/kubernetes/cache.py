@@ -21,6 +21,7 @@ MAX_GONE: Final = 50_000  # names: about 8 MB
 MAX_MESSAGES_BYTES: Final = 32 * 1024 * 1024
 MAX_TEXT: Final = 1024
 LOGS: Final = "logs"  # `whole_logs.CONTAINER`
+RELEASED: Final = "Admitted: the pod's scheduling gates have been removed"  # and the scheduler has not looked at it yet
 
 PODS: Final = "pods"
 VOLUMES: Final = "persistentvolumeclaims"
@@ -91,7 +92,12 @@ def project_pod(document: Mapping[str, Any]) -> PodView | None:
     is_disrupted = disruption.get("status") == "True"
     waiting = None
     if scheduled.get("status") == "False":
-        waiting = _text(": ".join(w for w in (scheduled.get("reason"), scheduled.get("message")) if w)) or "Unscheduled"
+        is_released = scheduled.get("reason") == "SchedulingGated" and not spec.get("schedulingGates")
+        waiting = (
+            RELEASED
+            if is_released
+            else _text(": ".join(w for w in (scheduled.get("reason"), scheduled.get("message")) if w)) or "Unscheduled"
+        )
     statuses = {
         s.get("name"): s
         for s in (*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or []))

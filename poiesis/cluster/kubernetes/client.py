@@ -27,6 +27,7 @@ from poiesis.cluster.kubernetes.errors import ApiError, from_answer, rule_for
 from poiesis.cluster.kubernetes.pace import Pace
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.domain.errors import ConfigurationError
+from poiesis.observability import KUBERNETES_CALLS
 
 log = logging.getLogger(__name__)
 
@@ -212,7 +213,9 @@ class Client:
         token = self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         if token:
             headers["Authorization"] = token
-        self.calls[_verb(method, path, query)] += 1
+        verb = _verb(method, path, query)
+        self.calls[verb] += 1
+        KUBERNETES_CALLS.labels(verb).inc()
         response = None
         try:
             response = self._api.rest_client.pool_manager.request(

@@ -23,8 +23,10 @@ from bson.errors import BSONError
 from pymongo import IndexModel, MongoClient
 from pymongo.collection import Collection as MongoCollection
 from pymongo.errors import PyMongoError
+from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
+from poiesis.observability import STORE_CALLS
 from poiesis.repository.documents import Document
 
 INDEX_TIMEOUT_S: Final = 6 * 3600  # the build of all indexes on a large collection
@@ -36,6 +38,17 @@ class _Indexed:
     indexes: Sequence[IndexModel]
     retired: Sequence[str]
     upgrade: Callable[[], None]
+
+
+class _CommandCounter(CommandListener):
+    def started(self, event: CommandStartedEvent) -> None:
+        STORE_CALLS.labels(event.command_name).inc()
+
+    def succeeded(self, event: CommandSucceededEvent) -> None:
+        pass
+
+    def failed(self, event: CommandFailedEvent) -> None:
+        pass
 
 
 class MongoDatabase:
@@ -67,6 +80,7 @@ class MongoDatabase:
                 w="majority",
                 readConcernLevel="majority",
                 readPreference="primary",
+                event_listeners=[_CommandCounter()],
             )
             self._database = self.client[database]
         except (PyMongoError, ValueError, TypeError) as error:

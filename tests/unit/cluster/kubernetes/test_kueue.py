@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poiesis.cluster.kubernetes.adapter import KubernetesCluster
-from poiesis.cluster.kubernetes.cache import PODS, project_pod
+from poiesis.cluster.kubernetes.cache import PODS, RELEASED, project_pod
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.kueue import (
     ASKED_FOR_S,
@@ -167,6 +167,13 @@ def test_waiting_for_a_quota_has_no_deadline_and_that_for_a_node_begins_afterwar
     assert isinstance(waits, Waiting)
     over = look(waits.task, full, days + policy.schedule_deadline + timedelta(seconds=9), None)
     assert not isinstance(over, Waiting)
+
+
+def test_a_pod_that_was_admitted_no_longer_waits_for_its_gate() -> None:
+    document = gated()
+    del document["spec"]["schedulingGates"]
+    view = project_pod(document)
+    assert view is not None and not view.gated and view.waiting == RELEASED
 
 
 @pytest.mark.parametrize(
