@@ -109,7 +109,7 @@ sprocket: ## Sprocket with its TES backend, for clients-test: cargo builds it, a
 	  --root $(CLIENT_DIR)/sprocket --target-dir $(CLIENT_DIR)/sprocket-target
 
 mutations: venv ## 10,000 mutated documents and 10,000 mutated queries; POIESIS_SEED for others
-	POIESIS_MUTATIONS=10000 $(BIN)/pytest tests/integration/api/test_mutations.py $(ARGS)
+	POIESIS_MUTATIONS=10000 $(BIN)/pytest tests/integration/api/test_mutations.py tests/integration/api/test_mutated_extensions.py $(ARGS)
 
 wheel-smoke: venv launcher ## sdist and wheel, installed into an empty environment, as root and as an ordinary user: `poiesis up` runs a task
 	$(BIN)/pytest tests/integration/test_wheel.py $(ARGS)

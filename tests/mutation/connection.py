@@ -54,6 +54,9 @@ class Connection:
         first, *lines = head.decode("latin-1").split("\r\n")
         status = int(first.split()[1])
         headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        if headers.get("transfer-encoding"):  # a stream, which may be endless
+            self.close()
+            return Answer(status, headers, b"")
         length = 0 if method == b"HEAD" or status == 204 else int(headers.get("content-length", 0))
         while len(body) < length:
             body += self._receive()

@@ -34,9 +34,10 @@ pytestmark = pytest.mark.timeout(3600 if COUNT > 1000 else 300)
 
 
 class Session:
-    """Sends requests, checks each answer, and counts them by status."""
+    """Sends requests, checks each answer, and counts them by status. `expected`: the statuses that may occur."""
 
-    def __init__(self, server: ServerProcess, log: Path) -> None:
+    def __init__(self, server: ServerProcess, log: Path, expected: frozenset[int] = EXPECTED) -> None:
+        self.expected = expected
         self.connection = Connection(server.port)
         self.log = log
         self.statuses: collections.Counter[int] = collections.Counter()
@@ -53,7 +54,7 @@ class Session:
             raise AssertionError(f"no answer ({error}) to {shown}") from error
         self.slowest = max(self.slowest, (time.monotonic() - began, what))
         self.statuses[answer.status] += 1
-        assert answer.status in EXPECTED, f"{answer.status} {answer.body[:500]!r} for {shown}"
+        assert answer.status in self.expected, f"{answer.status} {answer.body[:500]!r} for {shown}"
         if answer.status >= 400 and method != b"HEAD":
             document = json.loads(answer.body)
             assert document["status"] == answer.status and document["error"] and document["message"], shown
