@@ -6,6 +6,7 @@ import io
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from minio.error import S3Error
 from poiesis.domain.report import FilerReport
 from poiesis.filer.settings import FilerSettings
 from poiesis.filer.staging import stage
+from tests.integration.filer.servers import HttpServer
 from tests.servers.s3 import S3Server
 
 Users = dict[str, S3Server]
@@ -162,6 +164,29 @@ def test_no_user_writes_the_bucket_of_another(
         assert answer.read() == b"ada"
     with pytest.raises(S3Error):
         other.client().stat_object(other.bucket, "planted.txt")
+
+
+@pytest.mark.parametrize(("user", "is_allowed"), [("ada", True), ("eve", False)])
+def test_an_object_that_drs_resolves_to_s3_is_read_with_the_users_own_keys_and_no_shared_token(
+    site: FilerSettings,
+    bound: Callable[..., FilerSettings],
+    s3_of_users: Users,
+    web: HttpServer,
+    tmp_path: Path,
+    user: str,
+    is_allowed: bool,
+) -> None:
+    access = {"type": "s3", "access_url": {"url": f"s3://{s3_of_users['ada'].bucket}/secret.txt"}}
+    description = {"id": "x", "self_uri": "x", "created_time": "2020", "access_methods": [access]}
+    web.files["/ga4gh/drs/v1/objects/x"] = json.dumps(description).encode()
+    (tmp_path / "token").write_text("shared-token")
+    settings = replace(
+        bound(user), drs_hosts=(web.url,), drs_token_file=str(tmp_path / "token"), allow_addresses=("127.0.0.0/8",)
+    )
+    report, target = fetch(settings, tmp_path / "v", f"drs://{web.url.removeprefix('http://')}/x")
+    assert (report.error_code is None) == target.exists() == is_allowed, report.error
+    assert is_allowed or report.error_code == "access_denied"
+    assert web.requests and not any("authorization" in request.headers for request in web.requests)
 
 
 def test_a_cached_input_is_only_for_tasks_with_the_same_credentials(
