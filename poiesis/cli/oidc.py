@@ -12,10 +12,11 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import urllib3
 
@@ -59,7 +60,9 @@ class OidcClient:
 
     def __init__(self, issuer: str, client_id: str) -> None:
         self.issuer, self._client_id = issuer, client_id
-        self._http = urllib3.PoolManager(timeout=urllib3.Timeout(connect=10, read=30), retries=False)
+        self._http = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=10, read=30), retries=False
+        )  # and no redirects
         url = f"{issuer.rstrip('/')}/.well-known/openid-configuration"
         status, document = self._request("GET", url)
         if status != 200 or document.get("issuer") != issuer:
@@ -164,25 +167,18 @@ class OidcClient:
         self, method: str, url: str, form: Mapping[str, str] | None = None, bearer: str | None = None
     ) -> tuple[int, dict[str, Any]]:
         """The status, and the JSON object, which is empty where there is none. Raises: Unavailable, ConfigurationError."""
-        headers = {"Accept": "application/json"} | ({"Authorization": f"Bearer {bearer}"} if bearer else {})
+        headers, body = {"Accept": "application/json"}, None
+        if bearer is not None:
+            headers["Authorization"] = f"Bearer {bearer}"
+        if form is not None:
+            headers["Content-Type"], body = "application/x-www-form-urlencoded", urlencode(form)
         try:
-            answer = (
+            with closing(
                 self._http.request(
-                    method,
-                    _safe(url),
-                    fields=form,
-                    headers=headers,
-                    encode_multipart=False,
-                    redirect=False,
-                    preload_content=False,
+                    method, _safe(url), body=body, headers=headers, redirect=False, preload_content=False
                 )
-                if form is not None
-                else self._http.request(method, _safe(url), headers=headers, redirect=False, preload_content=False)
-            )
-            try:
+            ) as answer:
                 data = answer.read(MAX_ANSWER_BYTES, decode_content=True)
-            finally:
-                answer.release_conn()
         except urllib3.exceptions.HTTPError as error:
             raise Unavailable(f"no response from {self.issuer}: {type(error).__name__}") from None
         try:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import stat
+import threading
 import time
 import urllib.parse
 from collections.abc import Callable
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -206,9 +208,27 @@ class TestProvider:
             OidcClient(provider.url, "cli").begin("openid")
 
     def test_a_redirect_is_not_followed(self, provider: Provider) -> None:
-        provider.answers = {"/device": [(307, b"")]}
-        with pytest.raises(Unauthenticated, match="HTTP status 307"):
-            OidcClient(provider.url, "cli").begin("openid")
+        class Redirects(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                self.send_response(307)
+                self.send_header("Location", f"{provider.url}/stolen")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        with ThreadingHTTPServer(("127.0.0.1", 0), Redirects) as other:
+            thread = threading.Thread(target=other.serve_forever, args=(0.02,))
+            thread.start()
+            provider.document["device_authorization_endpoint"] = f"http://127.0.0.1:{other.server_address[1]}/device"
+            try:
+                with pytest.raises(Unauthenticated, match="HTTP status 307"):
+                    OidcClient(provider.url, "cli").begin("openid")
+            finally:
+                other.shutdown()
+                thread.join()
+        assert [asked.path for asked in provider.asked] == ["/.well-known/openid-configuration"]
 
 
 class TestRefreshing:
