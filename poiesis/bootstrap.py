@@ -39,6 +39,7 @@ from poiesis.ports.webhooks import WebhookStore
 from poiesis.services.admission import Admitter, WaitingReasons
 from poiesis.services.logs import LogRetention, LogService
 from poiesis.services.monitor import Monitor
+from poiesis.services.notifier import Job, Notifier
 from poiesis.services.orchestrator import Orchestrator
 from poiesis.services.tasks import TaskService
 from poiesis.services.webhooks import WebhookDispatcher, WebhookService
@@ -63,6 +64,10 @@ FILER_PREFIX: Final = f"{PREFIX}FILER__"
 CLIENT_VARIABLES: Final = (f"{PREFIX}URL", f"{PREFIX}TOKEN", f"{PREFIX}TEST_")
 SETTLE: Final = timedelta(seconds=0.3)  # where pokes report the end of a pod, its other events may be merged
 UNREADABLE: Final = "/poiesis/credentials/netrc"  # only in filer containers
+RELAY_EVERY: Final = timedelta(seconds=0.25)  # streams of events are that late at most, beside their own polling
+RELAY_BATCH: Final = 200  # tasks
+PURGE_EVERY: Final = timedelta(minutes=10)
+PURGE_BATCH: Final = 200
 ADAPTER_PREFIXES: Final = (KUBERNETES_PREFIX, FILER_PREFIX, *CLIENT_VARIABLES)
 
 
@@ -373,6 +378,19 @@ class Bootstrap(ExitStack):
             log_retention=self.log_retention(),
             settle=SETTLE if self._kubernetes is not None and self._kubernetes.poke_address else timedelta(0),
         )
+
+    def notifier(self) -> Notifier:
+        def now() -> datetime:
+            return self.clock.now()
+
+        kept = self.settings.events_retention
+        purge_pause = timedelta(seconds=0.1)
+        jobs = (
+            Job("relay", lambda: self.events.relay(RELAY_BATCH), RELAY_EVERY),
+            Job("purge-events", lambda: self.events.purge(now() - kept, limit=PURGE_BATCH), PURGE_EVERY, purge_pause),
+            Job("purge-keys", lambda: self.idempotency.purge(now(), limit=PURGE_BATCH), PURGE_EVERY, purge_pause),
+        )
+        return Notifier(jobs)
 
     def poke_listener(self, monitor: Monitor) -> PokeListener:
         from poiesis.cluster.kubernetes.adapter import KubernetesCluster

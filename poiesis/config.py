@@ -245,6 +245,8 @@ class Settings:
     """Where every role serves health checks and metrics."""
     retention: timedelta | None = None
     """How long finished tasks stay in the store; None: forever."""
+    events_retention: timedelta = timedelta(days=30)
+    """How long events stay in their log: a client or webhook that was away longer misses some."""
     shutdown_grace: timedelta = timedelta(seconds=25)
     """How long after SIGTERM a process ends at the latest. Keep it below Kubernetes' terminationGracePeriodSeconds (30)."""
     log_level: str = "INFO"
@@ -261,6 +263,8 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("max_parallel", "max_processes", "role_threads", "monitor_threads"):
             _require_at_least(1, getattr(self, name), name.upper())
+        hour = timedelta(hours=1)
+        _require(self.events_retention >= hour, f"invalid {PREFIX}EVENTS_RETENTION: must be at least 1h")
 
 
 def _require(is_valid: bool, message: str) -> None:

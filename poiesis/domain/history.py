@@ -1,6 +1,6 @@
 """The changes of a task that its users see: of its state, and of the reason why it waits.
 
-`Task.recorded` adds a change to `Task.history`; whoever saves a task calls it, and stores make an event of the change with the save.
+`Task.recorded` adds a change to `Task.history`: it is called before each save, and stores make an event of the change with the save.
 """
 
 from __future__ import annotations

@@ -43,7 +43,8 @@ RESYNC_BATCH: Final = 500
 RESYNC_ALL: Final = 100_000
 REPUBLISH: Final = timedelta(seconds=15)  # a published link has this long to run before it is published again
 PURGE_EVERY: Final = timedelta(minutes=10)
-PURGE_BATCH: Final = 200
+PURGE_BATCH: Final = 50
+PURGE_PAUSE_S: Final = 0.05  # between batches (docs/performance.md)
 SWEEP_EVERY: Final = timedelta(minutes=5)
 MAX_RECORDS_BYTES: Final = 32 * 1024 * 1024  # of records that came with pokes and wait for reconcile, in memory
 RECORD_BYTES: Final = 2048  # of a parsed record and its keys, besides its texts
@@ -197,7 +198,10 @@ class Monitor:
         return found
 
     def purge_expired(self) -> int:
-        """Delete done tasks older than the retention from the store and return how many. Ids sort by time, so no other index is needed."""
+        """Delete done tasks older than the retention from the store and return how many. Ids sort by time, so no other index is needed.
+
+        Their logs are deleted by `services.logs`, their events by the notifier.
+        """
         if self.retention is None:
             return 0
         after: TaskId | None = new_task_id(self.clock.now() - self.retention, bytes)
@@ -206,6 +210,7 @@ class Monitor:
             page = self.repository.list(TaskFilter(), limit=PURGE_BATCH, after=after, view=View.MINIMAL)
             purged += sum(self.repository.delete(task.id) for task in page.tasks)
             after = page.next_after
+            self._stop.wait(PURGE_PAUSE_S)  # for writers of new tasks
         return purged
 
     def _reconcile(self, task_id: TaskId, hint: str | None) -> None:

@@ -23,6 +23,7 @@
 {{- $_ := set $c "POIESIS_API__ALLOWED_HOSTS" (concat $hosts $v.api.allowedHosts | compact | uniq) -}}
 {{- $_ := set $c "POIESIS_LOG_LEVEL" $v.logLevel -}}
 {{- $_ := set $c "POIESIS_RETENTION" $v.retention -}}
+{{- $_ := set $c "POIESIS_EVENTS_RETENTION" $v.eventsRetention -}}
 {{- $_ := set $c "POIESIS_MONGO_DATABASE" $v.mongodb.database -}}
 {{- $_ := set $c "POIESIS_SERVICE__ID" $v.service.id -}}
 {{- $_ := set $c "POIESIS_SERVICE__NAME" $v.service.name -}}

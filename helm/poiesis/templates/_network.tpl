@@ -7,7 +7,7 @@
       app.kubernetes.io/name: {{ include "poiesis.name" . }}
       app.kubernetes.io/instance: {{ .Release.Name }}
     matchExpressions:
-      - {key: app.kubernetes.io/component, operator: In, values: [api, torc, tif, texam, tof, monitor, flower]}
+      - {key: app.kubernetes.io/component, operator: In, values: [api, torc, tif, texam, tof, monitor, notifier, flower]}
 {{- end -}}
 
 {{- define "poiesis.peers.tasks" -}}
@@ -44,7 +44,7 @@ spec:
     matchLabels:
       {{- include "poiesis.selector" . | nindent 6 }}
   policyTypes: [Ingress{{ if .noEgress }}, Egress{{ end }}]
-  {{- $metricsFrom := ternary .root.Values.networkPolicy.metricsFrom list (has .component (list "torc" "tif" "texam" "tof" "monitor")) }}
+  {{- $metricsFrom := ternary .root.Values.networkPolicy.metricsFrom list (has .component (list "torc" "tif" "texam" "tof" "monitor" "notifier")) }}
   {{- if or .ingress $metricsFrom }}
   ingress:
     {{- with .ingress }}

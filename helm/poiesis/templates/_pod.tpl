@@ -176,7 +176,8 @@ volumeMounts:
 {{- end }}
 {{- end -}}
 
-{{/* A role with a health server: TOrc, TIF, TExAM, TOF, the monitor. Each uses the Kubernetes API with its own service account. */}}
+{{/* A role with a health server: TOrc, TIF, TExAM, TOF, the monitor, which use the Kubernetes API with their own service
+     accounts, and the notifier, which does not use it. */}}
 {{- define "poiesis.role.deployment" -}}
 {{- include "poiesis.validate" .root -}}
 {{- $own := index .root.Values .component -}}
@@ -198,14 +199,19 @@ spec:
       {{- include "poiesis.pod.metadata" . | nindent 6 }}
     spec:
       {{- include "poiesis.pod.common" . | nindent 6 }}
-      serviceAccountName: {{ include "poiesis.serviceAccount.name" . }}
-      automountServiceAccountToken: true
+      {{- with $own.serviceAccount }}
+      serviceAccountName: {{ include "poiesis.serviceAccount.name" $ }}
+      {{- end }}
+      automountServiceAccountToken: {{ hasKey $own "serviceAccount" }}
       securityContext:
         {{- include "poiesis.pod.securityContext" (dict "root" .root "context" $pod.podSecurityContext) | nindent 8 }}
       containers:
         - name: {{ .component }}
           args: [{{ .component }}]
-          {{- $threads := printf "- name: %s\n  value: %q" (ternary "POIESIS_MONITOR_THREADS" "POIESIS_ROLE_THREADS" (eq .component "monitor")) (toString $own.threads) }}
+          {{- $threads := "" }}
+          {{- with $own.threads }}
+          {{- $threads = printf "- name: %s\n  value: %q" (ternary "POIESIS_MONITOR_THREADS" "POIESIS_ROLE_THREADS" (eq $.component "monitor")) (toString .) }}
+          {{- end }}
           {{- include "poiesis.container.common" (merge (dict "env" $threads) .) | nindent 10 }}
           ports:
             - name: health

@@ -6,9 +6,13 @@ read (docs/adr/0005). A text costs the server and the driver almost nothing.
 
 from __future__ import annotations
 
+import heapq
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from datetime import datetime
+from operator import itemgetter
 from typing import Any, Final
 
 import bson
@@ -53,6 +57,8 @@ INDEXES: Final = (
     IndexModel([("held", ASCENDING)], name="held", sparse=True),
 )
 RETIRED_INDEXES: Final = ("owner", "owner_state")  # of older releases: `readers` serves their queries
+# that MongoDB merges for a query with $in (its internalQueryMaxScansToExplode); with more it sorts in memory
+MAX_SCANS: Final = 200
 HEAD: Final = ("_id", "version", "state", "due_stage", "due_at", "owner", "name", "tags", "readers", "queued", "held")
 PROJECTIONS: Final[Mapping[View, Mapping[str, int] | None]] = {
     View.MINIMAL: {"_id": 1, "state": 1},
@@ -113,14 +119,17 @@ class MongoTaskRepository:
         return False
 
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
-        query = _query(where, is_filled=self._filled.is_set())
-        if after is not None:
-            query["_id"] = {"$lt": after}
-        with (
-            self._database.available(),
-            self._tasks.find(query, PROJECTIONS[view]).sort("_id", DESCENDING).limit(limit + 1) as found,
-        ):
-            documents, has_more = take_page(found, limit, _size_bytes)
+        position = {} if after is None else {"_id": {"$lt": after}}
+        with self._database.available(), ExitStack() as cursors:
+            found = [
+                cursors.enter_context(
+                    self._tasks.find({**_query(part, is_filled=self._filled.is_set()), **position}, PROJECTIONS[view])
+                    .sort("_id", DESCENDING)
+                    .limit(limit + 1)
+                )
+                for part in _parts(where)
+            ]
+            documents, has_more = take_page(_merged(found), limit, _size_bytes)
         decode = _summary if view is View.MINIMAL else _decode
         tasks = tuple(decode(document) for document in documents)
         return Page(tasks, next_after=tasks[-1].id if has_more else None)
@@ -227,6 +236,29 @@ def _query(where: TaskFilter, *, is_filled: bool) -> dict[str, Any]:
         end = after_prefix(where.name_prefix)
         query["name"] = {"$gte": where.name_prefix} if end is None else {"$gte": where.name_prefix, "$lt": end}
     return query
+
+
+def _parts(where: TaskFilter) -> Iterator[TaskFilter]:
+    """The filter, divided so that MongoDB merges the scans of each part in the order of ids instead of sorting (MAX_SCANS)."""
+    size = MAX_SCANS // max(1, len(where.states)) - 1  # groups, beside the user
+    if where.access is None or where.owner is not None or len(where.access.groups) <= size:
+        yield where
+        return
+    groups = sorted(where.access.groups)
+    for i in range(0, len(groups), size):
+        yield replace(where, access=replace(where.access, groups=frozenset(groups[i : i + size])))
+
+
+def _merged(parts: Sequence[Iterable[Document]]) -> Iterator[Document]:
+    """Documents in the order of ids, each once, from several results in that order."""
+    if len(parts) == 1:
+        yield from parts[0]
+        return
+    last = None
+    for document in heapq.merge(*parts, key=itemgetter("_id"), reverse=True):
+        if document["_id"] != last:
+            yield document
+        last = document["_id"]
 
 
 def _may_read(access: Access, *, is_filled: bool) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from poiesis.repository.sqlite.events import write_event
 
 FEW_NAMES: Final = 1_000  # sorted in a millisecond or two
 FEW_ENTRIES: Final = 10_000  # no more are counted to find the rarest condition; half a millisecond
+Encoded = tuple[Document, str, str, Sequence[str], Sequence[str]]
 MAX_READERS: Final = 50  # groups in one query: with several states each is as many scans, and SQLite merges up to 500
 LARGE_BYTES: Final = 1024 * 1024  # a connection keeps about twice the bytes of what it wrote last
 
@@ -48,21 +49,10 @@ class SqliteTaskRepository:
         self._database = database
 
     def add(self, task: Task) -> None:
-        head, core, bulk, tags, readers = encode_within_bounds(task, _encode)
-        with self._database.writing(is_large=len(bulk) > LARGE_BYTES) as db:
-            added = db.execute(
-                "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags, readers, queued, held)"
-                " VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags, :readers, :queued, :held)"
-                " ON CONFLICT (id) DO NOTHING",
-                head,
-            )
-            if added.rowcount == 0:
+        encoded = encode_within_bounds(task, _encode)
+        with self._database.writing(is_large=len(encoded[2]) > LARGE_BYTES) as db:
+            if not insert_task(db, task, encoded):
                 check_same_request(_decode(self._find(db, task.id, View.FULL, None)), task)
-                return
-            db.execute("INSERT INTO documents (id, core, bulk) VALUES (?, ?, ?)", (task.id, core, bulk))
-            self._insert_tokens(db, task, tags, readers)
-            if change := new_change(task, 1):
-                write_event(db, task, change)
 
     def get(self, task_id: TaskId, view: View = View.FULL, *, access: Access | None = None) -> Task:
         with self._database.reading() as db:
@@ -94,7 +84,7 @@ class SqliteTaskRepository:
             db.execute("UPDATE documents SET core = ?, bulk = ? WHERE id = ?", (core, bulk, task.id))
             if (old_tags, old_readers) != (head["tags"], head["readers"]):
                 self._delete_tokens(db, task.id, old_tags, old_readers)
-                self._insert_tokens(db, task, tags, readers)
+                _insert_tokens(db, task, tags, readers)
             elif state != task.state and readers:
                 moved = [(task.state.value, token, task.id) for token in readers]
                 db.executemany("UPDATE readers SET state = ? WHERE token = ? AND id = ?", moved)
@@ -169,15 +159,33 @@ class SqliteTaskRepository:
         return sorted(found, reverse=True)[:limit]
 
     @staticmethod
-    def _insert_tokens(db: sqlite3.Connection, task: Task, tags: Sequence[str], readers: Sequence[str]) -> None:
-        db.executemany("INSERT INTO tags (token, id) VALUES (?, ?)", [(token, task.id) for token in tags])
-        rows = [(token, task.id, task.state.value) for token in readers]
-        db.executemany("INSERT INTO readers (token, id, state) VALUES (?, ?, ?)", rows)
-
-    @staticmethod
     def _delete_tokens(db: sqlite3.Connection, task_id: TaskId, tags: str, readers: str) -> None:
         db.executemany("DELETE FROM tags WHERE token = ? AND id = ?", [(t, task_id) for t in decode_json(tags)])
         db.executemany("DELETE FROM readers WHERE token = ? AND id = ?", [(t, task_id) for t in decode_json(readers)])
+
+
+def insert_task(db: sqlite3.Connection, task: Task, encoded: Encoded | None = None) -> bool:
+    """Insert a new task as version 1, with its event. False: the id exists."""
+    head, core, bulk, tags, readers = encoded or encode_within_bounds(task, _encode)
+    added = db.execute(
+        "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags, readers, queued, held)"
+        " VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags, :readers, :queued, :held)"
+        " ON CONFLICT (id) DO NOTHING",
+        head,
+    )
+    if added.rowcount == 0:
+        return False
+    db.execute("INSERT INTO documents (id, core, bulk) VALUES (?, ?, ?)", (task.id, core, bulk))
+    _insert_tokens(db, task, tags, readers)
+    if change := new_change(task, 1):
+        write_event(db, task, change)
+    return True
+
+
+def _insert_tokens(db: sqlite3.Connection, task: Task, tags: Sequence[str], readers: Sequence[str]) -> None:
+    db.executemany("INSERT INTO tags (token, id) VALUES (?, ?)", [(token, task.id) for token in tags])
+    rows = [(token, task.id, task.state.value) for token in readers]
+    db.executemany("INSERT INTO readers (token, id, state) VALUES (?, ?, ?)", rows)
 
 
 DUE_QUERY: Final = (
@@ -186,7 +194,7 @@ DUE_QUERY: Final = (
 )
 
 
-def _encode(document: Document) -> tuple[tuple[Document, str, str, Sequence[str], Sequence[str]], int]:
+def _encode(document: Document) -> tuple[Encoded, int]:
     """Columns of `tasks`, both parts of the document, and the tokens of tags and readers; with the size of the parts in bytes."""
     bulk = encode_json(document.pop("bulk"))
     tags, readers = document.pop("tags"), document.pop("readers")

@@ -40,7 +40,7 @@ def test_an_invalid_command_line_exits_with_2_and_usage(poiesis: Poiesis, argume
 
 
 def test_every_role_is_a_command() -> None:
-    assert set(cli.ROLES) == {"api", "monitor", "flower"} | {role.value for role in Role}
+    assert set(cli.ROLES) == {"api", "monitor", "notifier", "flower"} | {role.value for role in Role}
     for role in cli.ROLES:
         assert cli.make_parser().parse_args([role]).command == role
 

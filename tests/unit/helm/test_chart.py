@@ -28,7 +28,7 @@ from poiesis.filer.settings import FilerSettings
 from tests.unit.helm.conftest import CASES, CHART, NAMESPACE, RELEASE, Json, Rendered, Run
 
 ROLES: Final = ("torc", "tif", "texam", "tof", "monitor")
-OURS: Final = ("api", *ROLES, "flower")
+OURS: Final = ("api", *ROLES, "notifier", "flower")
 
 # Role → resource → verbs. Any permission that is not listed here is too much.
 RIGHTS: Final[dict[str, dict[str, set[str]]]] = {
