@@ -241,7 +241,8 @@ def test_relays_that_run_at_once_and_are_killed_append_every_change_exactly_once
     while any(writer.poll() is None for writer in writers) or kills < 6:
         assert time.monotonic() < deadline
         victim = dice.randrange(2)
-        assert relays[victim].stdout is not None and relays[victim].stdout.readline() == "ready\n"
+        output = relays[victim].stdout
+        assert output is not None and output.readline() == "ready\n"
         time.sleep(dice.uniform(0.05, 0.6))
         kill(relays[victim])
         kills += 1

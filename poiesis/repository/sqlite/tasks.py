@@ -9,9 +9,10 @@ touches a document. `tags` has a row for each token of a tag (`documents.tag_tok
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
+from itertools import product
 from typing import Any, Final
 
 from poiesis.domain.access import Access, reader_tokens
@@ -36,7 +37,8 @@ from poiesis.repository.sqlite.database import SqliteDatabase
 from poiesis.repository.sqlite.events import write_event
 
 FEW_NAMES: Final = 1_000  # sorted in a millisecond or two
-FEW_ENTRIES: Final = 10_000  # no more are counted to find the rarest condition; half a millisecond
+COUNTED: Final = (2_000, 50_000)  # entries, to find the rarest condition; the first takes 0.1 ms
+Candidate = tuple[str, tuple[str, str]]
 Encoded = tuple[Document, str, str, Sequence[str], Sequence[str]]
 MAX_READERS: Final = 50  # groups in one query: with several states each is as many scans, and SQLite merges up to 500
 LARGE_BYTES: Final = 1024 * 1024  # a connection keeps about twice the bytes of what it wrote last
@@ -260,21 +262,44 @@ def _planned(db: sqlite3.Connection, where: TaskFilter) -> tuple[TaskFilter, str
     if _has_few_names(db, where.name_prefix):
         return where, "name"
     tokens = _scanned_readers(where)
-    if not where.tags:
-        return where, "state" if where.states and tokens is None else "id" if tokens is None else "reader"
-    query = "SELECT count(*) FROM (SELECT 1 FROM {} WHERE token = ? LIMIT ?)"
-    tagged = {}
-    if len(where.tags) > 1 or tokens is not None:
-        for tag in where.tags:
-            tagged[tag] = db.execute(query.format("tags"), (tag_token(*tag), FEW_ENTRIES)).fetchone()[0]
-        where = replace(where, tags=tuple(sorted(where.tags, key=tagged.__getitem__)))
-    if tokens is None:
-        return where, "tag"
-    left = tagged[where.tags[0]]
-    for token in tokens:
-        if left > 0:
-            left -= db.execute(query.format("readers"), (token, left)).fetchone()[0]
-    return where, "reader" if left > 0 else "tag"
+    states = sorted(state.value for state in where.states)
+    candidates: dict[Candidate, list[tuple[str, tuple[str, ...]]]] = {}
+    if tokens is not None and states:
+        source = "readers INDEXED BY readers_by_state WHERE token = ? AND state = ?"
+        candidates["reader", ("", "")] = [(source, values) for values in product(tokens, states)]
+    elif tokens is not None:
+        candidates["reader", ("", "")] = [("readers WHERE token = ?", (token,)) for token in tokens]
+    elif states:
+        candidates["state", ("", "")] = [
+            ("tasks INDEXED BY tasks_by_state WHERE state = ?", (state,)) for state in states
+        ]
+    for tag in where.tags:
+        candidates["tag", tag] = [("tags WHERE token = ?", (tag_token(*tag),))]
+    if not candidates:
+        return where, "id"
+    counts = _counts(db, candidates)
+    where = replace(where, tags=tuple(sorted(where.tags, key=lambda tag: counts["tag", tag])))
+    return where, min(candidates, key=counts.__getitem__)[0]
+
+
+def _counts(
+    db: sqlite3.Connection, candidates: Mapping[Candidate, Sequence[tuple[str, tuple[str, ...]]]]
+) -> dict[Candidate, int]:
+    """How many index entries each candidate has: exact for the rarest, if it has fewer than the last of COUNTED."""
+    counts = dict.fromkeys(candidates, 0)
+    if len(candidates) < 2:
+        return counts
+    for bound in COUNTED:
+        for candidate, parts in candidates.items():
+            left = bound
+            for source, values in parts:
+                if left > 0:
+                    query = f"SELECT count(*) FROM (SELECT 1 FROM {source} LIMIT ?)"
+                    left -= db.execute(query, (*values, left)).fetchone()[0]
+            counts[candidate] = bound - left
+        if min(counts.values()) < bound:
+            break
+    return counts
 
 
 def _scanned_readers(where: TaskFilter) -> list[str] | None:

@@ -4,6 +4,7 @@ import sys
 from dataclasses import MISSING, replace
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -198,7 +199,7 @@ def test_a_document_of_the_previous_release_is_read(store):
     """Written by its code, `data/schema_1.json`."""
     stored = json.loads((Path(__file__).parent / "data/schema_1.json").read_text())[store]
     added = ("groups", "claim", "preemptions", "on_demand", "most_ram_gb", "history", "changes")
-    defaults = {field.name: field.default for field in dataclasses.fields(Task) if field.name in added}
+    defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Task) if field.name in added}
     expected = replace(EVERY_FIELD, **defaults)
     if store == "mongo":
         assert mongo._decode(stored) == expected

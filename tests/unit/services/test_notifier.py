@@ -53,9 +53,15 @@ def test_a_job_that_failed_runs_again(error: Exception) -> None:
 
 def test_a_job_that_waits_does_not_delay_the_others_nor_the_end() -> None:
     blocked, done = threading.Event(), threading.Event()
-    notifier = Notifier(
-        [Job("blocked", lambda: blocked.wait(10) and 0, HOUR), Job("other", lambda: done.set() or 0, HOUR)]
-    )
+
+    def wait() -> int:
+        return int(not blocked.wait(10))
+
+    def finish() -> int:
+        done.set()
+        return 0
+
+    notifier = Notifier([Job("blocked", wait, HOUR), Job("other", finish, HOUR)])
     notifier.start()
     assert done.wait(5)
     blocked.set()
