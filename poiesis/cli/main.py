@@ -24,7 +24,7 @@ ROLES: Final = {
     "texam": "task execution: launches the executors",
     "tof": "task output filer: uploads outputs",
     "monitor": "TExAM's monitor: watches the cluster and wakes tasks (one replica leads, the others stand by)",
-    "notifier": "append changes of tasks to the log of events, purge old ones",
+    "notifier": "append changes of tasks to the log of events, send webhooks",
     "flower": "Celery Flower, for operators",
 }
 

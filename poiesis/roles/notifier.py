@@ -1,4 +1,4 @@
-"""The notifier: appends events to their log, and purges what is old. It needs only the store, no Kubernetes; any number may run."""
+"""The notifier: appends events to their log, sends webhooks, and purges what is old. It needs no Kubernetes; any number may run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ def main(environ: Mapping[str, str]) -> int:
     with Bootstrap.from_environ(environ) as parts:
         stop_on_signal(stop, parts.settings.shutdown_grace)
         health = HealthServer(parts.settings.listen, parts.repository.ready)
-        notifier = parts.notifier()
+        notifier, webhooks = parts.notifier(), parts.webhook_dispatcher()
         health.start()
         notifier.start()
+        webhooks.start()
         wait_for(stop)
+        webhooks.close()
         notifier.close()
         health.close()
     return 0
