@@ -101,8 +101,8 @@ class TaskRepository(Protocol):
         """How many tasks match, counted up to `limit`: `limit` means that many or more. So a count never reads a whole store."""
         ...
 
-    def delete(self, task_id: TaskId) -> bool:
-        """Delete a task that is done (retention). False if it is unknown or not done."""
+    def delete(self, task_ids: Collection[TaskId]) -> int:
+        """Delete those that are done, and whose changes are in the log of events (retention). Return how many."""
         ...
 
     def ready(self) -> None:

@@ -208,7 +208,7 @@ class Monitor:
         purged = 0
         while after is not None and not self._stop.is_set():
             page = self.repository.list(TaskFilter(), limit=PURGE_BATCH, after=after, view=View.MINIMAL)
-            purged += sum(self.repository.delete(task.id) for task in page.tasks)
+            purged += self.repository.delete([task.id for task in page.tasks])
             after = page.next_after
             self._stop.wait(PURGE_PAUSE_S)  # for writers of new tasks
         return purged

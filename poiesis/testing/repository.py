@@ -84,13 +84,13 @@ class MemoryTaskRepository:
         with self.available():
             return min(limit, sum(_matches(task, where) for task in self._tasks.values()))
 
-    def delete(self, task_id: TaskId) -> bool:
+    def delete(self, task_ids: Collection[TaskId]) -> int:
         with self.available():
-            task = self._tasks.get(task_id)
-            if task is None or task.stage is not Stage.DONE:
-                return False
-            del self._tasks[task_id]
-            return True
+            known = [task for task_id in task_ids if (task := self._tasks.get(task_id)) is not None]
+            done = [task.id for task in known if task.stage is Stage.DONE]
+            for task_id in done:
+                del self._tasks[task_id]
+            return len(done)
 
     def snapshot(self) -> tuple[Task, ...]:
         with self.available():

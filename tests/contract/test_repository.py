@@ -662,7 +662,7 @@ def test_postponing_an_unknown_task_does_nothing(repository):
 def test_only_a_done_task_can_be_deleted(repository):
     for stage in set(Stage) - {Stage.DONE}:
         task = added(repository, state=State.COMPLETE, stage=stage)
-        assert repository.delete(task.id) is False
+        assert repository.delete([task.id]) == 0
         assert repository.get(task.id) == task
 
 
@@ -671,8 +671,8 @@ def test_a_deleted_task_leaves_nothing(repository):
     gone = added(
         repository, tags={"k": "v"}, name="n", owner="ada", groups=("g",), state=State.COMPLETE, stage=Stage.DONE
     )
-    assert repository.delete(gone.id) is True
-    assert repository.delete(gone.id) is False
+    assert repository.delete([TaskId("0" * 26), kept.id, gone.id]) == 1
+    assert repository.delete([gone.id]) == 0
     with pytest.raises(UnknownTask):
         repository.get(gone.id)
     for where in (
@@ -686,7 +686,7 @@ def test_a_deleted_task_leaves_nothing(repository):
 
 
 def test_an_unknown_task_cannot_be_deleted(repository):
-    assert repository.delete(TaskId("0" * 26)) is False
+    assert repository.delete([TaskId("0" * 26)]) == 0
 
 
 # 9. contents
@@ -810,7 +810,7 @@ def every_call(repository: TaskRepository) -> dict[str, Callable[[], object]]:
         "due": lambda: repository.due(NOW, limit=1),
         "postpone": lambda: repository.postpone([task.id], until=NOW),
         "count": lambda: repository.count(EVERYTHING),
-        "delete": lambda: repository.delete(task.id),
+        "delete": lambda: repository.delete([task.id]),
         "ready": lambda: repository.ready(),
     }
 

@@ -150,10 +150,10 @@ class MongoTaskRepository:
         with self._database.available():
             return self._tasks.count_documents(_query(where, is_filled=self._filled.is_set()), limit=limit)
 
-    def delete(self, task_id: TaskId) -> bool:
-        done = {"_id": task_id, "due_stage": {"$exists": False}, "outbox": {"$exists": False}}
+    def delete(self, task_ids: Collection[TaskId]) -> int:
+        done = {"_id": {"$in": list(task_ids)}, "due_stage": {"$exists": False}, "outbox": {"$exists": False}}
         with self._database.available():
-            return self._tasks.delete_one(done).deleted_count == 1
+            return self._tasks.delete_many(done).deleted_count
 
     def marked(self, limit: int) -> Sequence[tuple[Task, int, Version]]:
         """Tasks with changes that are not in the log of events yet, oldest first: in the view BASIC, with the `n` of the oldest such

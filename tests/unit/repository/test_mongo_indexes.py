@@ -238,7 +238,7 @@ def test_every_other_query_is_served_by_an_index(asked):
     repository.save(task, seen=Version(0))
     repository.due(NOW, limit=9)
     repository.postpone([task.id], until=NOW)
-    repository.delete(task.id)
+    repository.delete([task.id])
     repository.marked(9)
     repository.unmark([(task.id, Version(1))])
     repository._find(task.id, SOME, None)

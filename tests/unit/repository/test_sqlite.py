@@ -313,7 +313,7 @@ def test_a_failure_within_a_call_undoes_all_of_it(repository, file, monkeypatch)
     repository.add(a_task("one", state=State.COMPLETE, stage=Stage.DONE))
     monkeypatch.setattr(repository, "_delete_tokens", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        repository.delete(TaskId("one"))
+        repository.delete([TaskId("one")])
     assert repository.get(TaskId("one")).version == 1
 
 
