@@ -105,7 +105,17 @@ def _poiesis(**settings: Any) -> Any:
     policy = Policy()
     service = TaskService(nothing, nothing, nothing, policy)
     return create_app(
-        Services(service, policy, ApiSettings(), ServiceSettings(), "Tasks run nowhere.", nothing.ready), **settings
+        Services(
+            service,
+            policy,
+            ApiSettings(),
+            ServiceSettings(),
+            "Tasks run nowhere.",
+            nothing.ready,
+            nothing,
+            webhooks=nothing,
+        ),
+        **settings,
     )
 
 

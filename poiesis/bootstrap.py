@@ -424,6 +424,7 @@ class Bootstrap(ExitStack):
             service=self.settings.service,
             describe=self.describe(),
             ready=self.api_ready,
+            events=self.events,
             audit=self._audit(),
             limiter=self._limiter(),
             webhooks=self.webhooks,

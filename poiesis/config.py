@@ -93,6 +93,10 @@ class ApiSettings:
     """Open connections. A new one closes the connection that has been idle longest; it is refused when all are busy."""
     max_connections_per_address: int = 256
     """The same for one client address, or one /64 network of IPv6."""
+    max_streams: int = 4096
+    """Requests that wait for events (`events`, `wait`). They do not count towards `max_connections`; further ones get 429."""
+    max_streams_per_user: int = 512
+    """The same for one user, or without authentication for one client address."""
     max_header_bytes: int = 32 * 1024
     """Of the request line and headers of a request."""
     max_body_bytes: int = 10 * 1024 * 1024 - 1
@@ -123,6 +127,8 @@ class ApiSettings:
             "workers",
             "max_connections",
             "max_connections_per_address",
+            "max_streams",
+            "max_streams_per_user",
             "max_body_bytes",
             "max_buffered_bytes",
         ):

@@ -23,6 +23,7 @@ import yaml
 from a2wsgi import WSGIMiddleware
 from connexion import AsyncApp
 from connexion.apps.asynchronous import AsyncApi
+from connexion.json_schema import resolve_refs
 from connexion.middleware.lifespan import LifespanMiddleware
 from connexion.middleware.request_validation import RequestValidationMiddleware
 from connexion.middleware.response_validation import ResponseValidationMiddleware
@@ -34,6 +35,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 import poiesis
 from poiesis.api.auth import Authenticator
+from poiesis.api.event_feed import EventFeed
 from poiesis.api.extensions import operations
 from poiesis.api.extensions.context import Context, Handler
 from poiesis.api.handlers import Handlers
@@ -43,7 +45,8 @@ from poiesis.api.pages import create_pages
 from poiesis.api.parameters import EXTENSION_VALIDATORS
 from poiesis.api.requests import Requests
 from poiesis.api.services import Services
-from poiesis.api.validation import VALIDATORS
+from poiesis.api.streams import StreamLimits
+from poiesis.api.validation import VALIDATORS, TaskReader
 from poiesis.api.views import Views
 from poiesis.config import ApiSettings
 
@@ -70,13 +73,17 @@ def create_app(
     authenticator = Authenticator(services.api)
     views = Views(services.api)
     handlers = Handlers(services.tasks, views, services.service, services.policy, services.describe, threads)
-    extensions = operations(Context(services, views, threads))
+    specification, extended = load_specification(), load_specification("poiesis.openapi.yaml")
+    feed = EventFeed(services.events)
+    reader = TaskReader(resolve_refs(specification)["components"]["schemas"]["tesTask"])
+    extensions = operations(Context(services, views, threads, reader, feed, StreamLimits(services.api)))
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
         limit_kept_memory()
         on_start()
         yield
+        feed.close()
         await authenticator.close()
         threads.shutdown(wait=True, cancel_futures=True)
         if services.audit is not None:
@@ -84,7 +91,6 @@ def create_app(
         if services.limiter is not None:
             await services.limiter.close()
 
-    specification, extended = load_specification(), load_specification("poiesis.openapi.yaml")
     pages = create_pages(services.service, services.api, services.describe, blueprints)
     gateway = partial(
         Gateway,

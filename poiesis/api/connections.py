@@ -6,6 +6,9 @@ and httptools, and answers in JSON what the parser rejects (docs/adr/0002). The 
 
 A connection is *waiting* unless it has a request that is complete up to its body and not answered yet. Where a limit on connections
 is reached, the one that has waited longest is closed for the new one; only when none waits is the new one refused with 503.
+
+A request that waits for events (a stream, a long poll) *holds* its connection: it does not count towards these limits, where it would
+shut out others, but has limits of its own (`streams`). It may be idle; if its client does not read, it ends after the time-out for writes.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import asyncio
 import ipaddress
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -26,6 +29,8 @@ from poiesis.api.errors import Refused, plain
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
 
+CONNECTION: Final = "poiesis.connection"
+"""Key of the ASGI scope: the `LimitedProtocol` of the request."""
 MAX_HEADERS: Final = 200
 MAX_PIPELINED: Final = 8  # pipelined requests; no known client sends any
 HEADER_OVERHEAD_BYTES: Final = 32  # overhead of a name and a value in the list of headers, without their text
@@ -46,6 +51,7 @@ class ConnectionGate:
         self._max_per_address = settings.max_connections_per_address
         self._proxies = parse_networks(settings.trusted_proxies)
         self._all: set[LimitedProtocol] = set()
+        self._held: set[LimitedProtocol] = set()
         self._waiting: dict[LimitedProtocol, None] = {}  # in the order in which they began to wait
         self._per_address: Counter[str] = Counter()
         self._writing: dict[LimitedProtocol, None] = {}  # whose clients do not keep up, in the order they fell behind
@@ -54,7 +60,9 @@ class ConnectionGate:
     def enter(self, connection: LimitedProtocol) -> bool:
         """Count a new connection; False: the limit is reached, and no waiting connection can be closed instead."""
         address = connection.address
-        while (full := len(self._all) >= self._max) or self._per_address[address] >= self._max_per_address:
+        while (full := len(self._all) - len(self._held) >= self._max) or self._per_address[
+            address
+        ] >= self._max_per_address:
             victim = next((c for c in self._waiting if full or c.address == address), None)
             if victim is None:
                 return False
@@ -64,8 +72,7 @@ class ConnectionGate:
             self._is_sweeping = True
             connection.loop.call_later(SWEEP_S, self._sweep, connection.loop)
         self._all.add(connection)
-        if not is_in(address, self._proxies):
-            self._per_address[address] += 1
+        self._count(address, 1)
         self._waiting[connection] = None
         return True
 
@@ -75,9 +82,14 @@ class ConnectionGate:
             return
         self._all.remove(connection)
         self._waiting.pop(connection, None)
-        self._per_address[connection.address] -= 1
-        if self._per_address[connection.address] <= 0:
-            del self._per_address[connection.address]
+        if connection not in self._held:
+            self._count(connection.address, -1)
+        self._held.discard(connection)
+
+    def set_held(self, connection: LimitedProtocol, held: bool) -> None:
+        if connection in self._all and held is not (connection in self._held):
+            (self._held.add if held else self._held.discard)(connection)
+            self._count(connection.address, -1 if held else 1)
 
     def set_waiting(self, connection: LimitedProtocol, waits: bool) -> None:
         self._waiting.pop(connection, None)
@@ -99,6 +111,13 @@ class ConnectionGate:
             victim = next(c for c in sizes if c.address == address)
             del sizes[victim], self._writing[victim]
             victim.transport.abort()
+
+    def _count(self, address: str, by: int) -> None:
+        if is_in(address, self._proxies):
+            return
+        self._per_address[address] += by
+        if self._per_address[address] <= 0:
+            del self._per_address[address]
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
@@ -126,6 +145,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_body = False
         self._head_bytes = 0
         self._unparsed = 0  # bytes received since the parser last reported anything
+        self._on_end: Callable[[], None] | None = None  # while a request holds the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -136,7 +156,21 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._gate.leave(self)
+        self._end_hold()
         super().connection_lost(exc)
+
+    def hold(self, on_end: Callable[[], None]) -> None:
+        """Until the response to the present request is complete. `on_end` is called when the client has left or the server is to stop."""
+        self._on_end = on_end
+        self._gate.set_held(self, True)
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._end_hold()
+
+    def _end_hold(self) -> None:
+        if self._on_end is not None:
+            self._on_end()
 
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
@@ -153,6 +187,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_head, self._head_bytes = True, 0
         self._deadline = self.loop.time() + self._gate.header_timeout_s
         super().on_message_begin()
+        self.scope[CONNECTION] = self  # type: ignore[typeddict-unknown-key]
 
     def on_url(self, url: bytes) -> None:
         self._count(len(url))
@@ -191,6 +226,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._is_answered:  # the next request waits until the client has taken this response
             return
         super().on_response_complete()
+        if self._on_end is not None:
+            self._on_end = None
+            self._gate.set_held(self, False)
         self._requests -= 1
         if self._requests == 0:  # the rest of a refused body has the same time-out as a head
             partial = self._in_head or self._in_body

@@ -70,6 +70,12 @@ class NotJson(InvalidTask):
         super().__init__([Problem("$", message)])
 
 
+class InvalidBody(InvalidTask):
+    """The body of a request of the extensions has problems."""
+
+    code = "invalid_request"
+
+
 class Refused(HTTPException):
     """A request that the API refuses; `code` is by default the name of the status: `request_timeout`."""
 

@@ -18,6 +18,7 @@ from typing import Any, Final, ParamSpec, TypeVar
 from starlette.types import Scope
 
 from poiesis.api import views
+from poiesis.api.idempotency import idempotency_key
 from poiesis.api.normalize import load_task
 from poiesis.api.paging import page_token, read_token
 from poiesis.api.query import QUERY, Query
@@ -62,8 +63,9 @@ class Handlers:
 
     async def CreateTask(self, scope: Scope) -> Document:
         user: User = scope[USER]
-        spec = load_task(scope.pop(DOCUMENT))  # the scope outlives the response
-        task_id = await self._in_thread(self._tasks.create, spec, owner=user.name, groups=user.groups)
+        document = scope.pop(DOCUMENT)  # the scope outlives the response
+        key, spec = idempotency_key(scope, document), load_task(document)
+        task_id = await self._in_thread(self._tasks.create, spec, owner=user.name, groups=user.groups, key=key)
         scope[REQUEST].task = task_id
         return views.created(task_id)
 

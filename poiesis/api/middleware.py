@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -28,11 +29,16 @@ from poiesis.api.users import USER, Right, User
 from poiesis.config import ApiSettings
 
 BASE_PATHS: Final = ("/ga4gh/tes/v1", "/v1")
+READING_OPERATIONS: Final = frozenset({"GetStates", "ValidateTask", "WaitForTasks"})
+"""These change nothing, although they are POST."""
 EXTENSIONS_PATH: Final = "/poiesis/v1"
 HEALTH_PATHS: Final = ("/healthz", "/readyz")
 OPEN_OPERATIONS: Final = frozenset({"GetServiceInfo", "GetCapabilities"})
 """Clients call these before they know whether they need credentials."""
+REAUTHENTICATE: Final = "poiesis.reauthenticate"
+"""Key of the ASGI scope: determines the user of the request again, for one that lasts. Raises: Refused."""
 JSON: Final = b"application/json"
+MERGE_PATCH: Final = b"application/merge-patch+json"
 SECURITY_HEADERS: Final = {
     "x-content-type-options": "nosniff",
     "content-security-policy": "frame-ancestors 'none'",
@@ -156,7 +162,8 @@ class Authentication:
             await self._app(scope, receive, send)
             return
         record.user = scope[USER] = await self._user(scope)
-        needed: Right = "read" if scope["method"] in SAFE_METHODS else "write"
+        reads = scope["method"] in SAFE_METHODS or record.operation in READING_OPERATIONS
+        needed: Right = "read" if reads else "write"
         if needed not in record.user.scopes:
             raise Refused(403, f"these credentials lack the scope {needed}", "insufficient_scope")
         await self._limited(record.user, scope, receive, send)
@@ -164,8 +171,9 @@ class Authentication:
     async def _user(self, scope: Scope) -> User:
         """Raises: Refused."""
         address = client_network(scope)
+        scope[REAUTHENTICATE] = partial(self._authenticator.user, scope["headers"], scope["query_string"], address)
         try:
-            return await self._authenticator.user(scope["headers"], scope["query_string"], address)
+            return await scope[REAUTHENTICATE]()  # type: ignore[no-any-return]
         except Refused as error:
             if error.status_code == 401 and self._limiter is not None:
                 await self._limiter.admit_address(address)
@@ -202,12 +210,15 @@ class Cors(CORSMiddleware):
 def _normalize_content_type(scope: Scope) -> None:
     """Write JSON's media type as Connexion compares it, without parameters: for JSON, none has a meaning (RFC 8259).
 
+    A merge patch is JSON: which operations take one is known to their handlers.
+
     Raises: Refused for a browser that left it out: a page can do so without asking the service first.
     """
     values = [v for n, v in scope["headers"] if n == b"content-type"]
     if len(values) > 1 or (not values and declared_bytes(scope) != 0 and came_from_browser(scope)):
         raise Refused(415, "missing or repeated Content-Type: send the task with Content-Type: application/json")
-    if values and values[0].partition(b";")[0].strip().lower() == JSON:
+    known = (JSON, MERGE_PATCH) if scope["path"].startswith(EXTENSIONS_PATH) else (JSON,)
+    if values and values[0].partition(b";")[0].strip().lower() in known:
         scope["headers"] = [(n, JSON if n == b"content-type" else v) for n, v in scope["headers"]]
 
 

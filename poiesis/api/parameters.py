@@ -14,10 +14,11 @@ from urllib.parse import parse_qsl
 from connexion.datastructures import MediaTypeDict
 from connexion.json_schema import Draft4RequestValidator
 
+from poiesis.api.errors import InvalidBody
 from poiesis.api.normalize import parse
 from poiesis.api.query import MAX_PARAMETERS
 from poiesis.api.validation import DOCUMENT, VALIDATORS, Scope, problems, read_body
-from poiesis.domain.errors import InvalidRequest, InvalidTask
+from poiesis.domain.errors import InvalidRequest
 
 PARAMETERS: Final = "poiesis.parameters"
 """Key of the ASGI scope: the parameters of the query by name, with the defaults of the document."""
@@ -46,20 +47,20 @@ class JsonBodyValidator:
         self._validator = self._validators[id(schema)]
 
     async def wrap_receive(self, receive: Any, *, scope: Scope) -> tuple[Any, Scope]:
-        """Raises: InvalidTask, Refused."""
+        """Raises: NotJson, InvalidBody, Refused."""
         body = await read_body(receive, scope)
         scope[DOCUMENT] = None
         if body.strip() or self._required:
             scope[DOCUMENT] = document = parse(body)
             if wrong := problems(self._validator.iter_errors(document)):
-                raise InvalidTask(wrong)
+                raise InvalidBody(wrong)
         return receive, scope
 
 
 EXTENSION_VALIDATORS: Final = {
     **VALIDATORS,
     "parameter": ParameterValidator,
-    "body": MediaTypeDict({"application/json": JsonBodyValidator, "application/merge-patch+json": JsonBodyValidator}),
+    "body": MediaTypeDict({"application/json": JsonBodyValidator}),
 }
 
 

@@ -9,6 +9,7 @@ from poiesis.api.audit import AuditLog
 from poiesis.api.limits import RateLimiter
 from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
+from poiesis.ports.events import EventLog
 from poiesis.services.tasks import TaskService
 from poiesis.services.webhooks import WebhookService
 
@@ -23,6 +24,7 @@ class Services:
     service: ServiceSettings
     describe: str
     ready: Callable[[], None]
+    events: EventLog
     audit: AuditLog | None = None
     """Where writes and refused requests are recorded; closed with the application."""
     limiter: RateLimiter | None = None

@@ -16,10 +16,11 @@ from connexion.json_schema import Draft4RequestValidator
 from connexion.validators import JSONResponseBodyValidator
 
 from poiesis.api.errors import MAX_PROBLEMS, Refused
-from poiesis.api.normalize import as_specified, normalize, parse
+from poiesis.api.normalize import as_specified, load_task, normalize, parse
 from poiesis.api.query import QUERY, read_query
 from poiesis.api.schema_compiler import Check, compile_schema
 from poiesis.domain.errors import InvalidTask, Problem
+from poiesis.domain.task import TaskSpec
 
 Scope = MutableMapping[str, Any]
 ValidationError = Any  # jsonschema's, which has no types
@@ -60,12 +61,29 @@ class BodyValidator:
 
     async def wrap_receive(self, receive: Any, *, scope: Scope) -> tuple[Any, Scope]:
         """Raises: InvalidTask, Refused."""
-        document = normalize(parse(await read_body(receive, scope)))
-        checked = as_specified(document)
-        if not self._is_valid(checked):
-            raise InvalidTask(problems(Draft4RequestValidator(self._schema).iter_errors(checked)))
-        scope[DOCUMENT] = document
+        scope[DOCUMENT] = _validated(parse(await read_body(receive, scope)), self._schema, self._is_valid)
         return receive, scope
+
+
+class TaskReader:
+    """Reads tasks that are not the body of a request, by the same rules. `schema`: of the spec, without references."""
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self._schema = schema
+        self._is_valid = compile_schema(schema)
+
+    def read(self, document: Any) -> TaskSpec:
+        """Raises: InvalidTask."""
+        return load_task(_validated(document, self._schema, self._is_valid))
+
+
+def _validated(document: Any, schema: Mapping[str, Any], is_valid: Check) -> Any:
+    """The document, normalized. Raises: InvalidTask."""
+    document = normalize(document)
+    checked = as_specified(document)
+    if not is_valid(checked):
+        raise InvalidTask(problems(Draft4RequestValidator(schema).iter_errors(checked)))
+    return document
 
 
 async def read_body(receive: Any, scope: Scope) -> bytes:

@@ -37,6 +37,9 @@ class Views:
     def __init__(self, settings: ApiSettings) -> None:
         self._shown = {state: _shown(state, settings) for state in State}
 
+    def state(self, state: State) -> State:
+        return self._shown[state]
+
     def task(self, task: Task | TaskSummary, view: View) -> Document:
         document: Document = {"id": task.id, "state": self._shown[task.state]}
         if isinstance(task, TaskSummary):
@@ -44,7 +47,7 @@ class Views:
         full = view is View.FULL
         document |= _spec(task.spec, full)
         document["logs"] = [_task_log(task.log, full)]
-        document["creation_time"] = _time(task.created_at)
+        document["creation_time"] = time_text(task.created_at)
         return document
 
     def stored_states(self, shown: State | None) -> frozenset[State]:
@@ -155,13 +158,13 @@ def _live(log: TaskLog) -> Mapping[str, str]:
 def _times(start: datetime | None, end: datetime | None) -> Document:
     document: Document = {}
     if start is not None:
-        document["start_time"] = _time(start)
+        document["start_time"] = time_text(start)
     if end is not None:
-        document["end_time"] = _time(end)
+        document["end_time"] = time_text(end)
     return document
 
 
-def _time(at: datetime) -> str:
+def time_text(at: datetime) -> str:
     """RFC 3339 with microseconds and offset, which Python, Go and Java all parse."""
     return at.astimezone(UTC).isoformat(timespec="microseconds")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final, Protocol, TypeVar
@@ -14,6 +14,8 @@ from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
 MAX_PAGE_BYTES: Final = 8 * 1024 * 1024
 """Of the documents of a page: one that reaches it is the last on its page."""
 COUNT_LIMIT: Final = 10_000
+MAX_IDS: Final = 1_000
+"""Of tasks asked for by id at once."""
 Row = TypeVar("Row")
 
 
@@ -72,6 +74,10 @@ class TaskRepository(Protocol):
 
     def summary(self, task_id: TaskId, *, access: Access | None = None) -> TaskSummary:
         """The same for the view MINIMAL, which needs no more than the store's index. Raises: UnknownTask."""
+        ...
+
+    def states(self, task_ids: Collection[TaskId], *, access: Access | None = None) -> Mapping[TaskId, State]:
+        """The states of those of at most MAX_IDS tasks that exist and that `access` allows, in the given order, with one query."""
         ...
 
     def save(self, task: Task, *, seen: Version) -> bool:

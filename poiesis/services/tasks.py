@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -75,9 +75,7 @@ class TaskService:
         Raises: InvalidTask (nothing was stored), Conflict if the key was used for another task, RepositoryUnavailable (it may have been
         stored).
         """
-        spec, dropped = check(spec, self.policy)
-        check_entitlements(spec, self.policy, owner, groups)
-        check_admissible(spec, self.policy.admission, owner, groups)
+        spec, dropped = self.check(spec, owner=owner, groups=groups)
         created_at = now = self.clock.now()
         task_id = new_task_id(now)
         if key is not None:
@@ -128,6 +126,19 @@ class TaskService:
             return False
         return True
 
+    def check(
+        self, spec: TaskSpec, *, owner: str | None = None, groups: Sequence[str] = ()
+    ) -> tuple[TaskSpec, tuple[str, ...]]:
+        """The spec that would be stored, and what was dropped from it. Raises: InvalidTask."""
+        spec, dropped = check(spec, self.policy)
+        check_entitlements(spec, self.policy, owner, groups)
+        check_admissible(spec, self.policy.admission, owner, groups)
+        return spec, dropped
+
+    def states(self, task_ids: Sequence[str], *, access: Access | None = None) -> Mapping[TaskId, State]:
+        """The states of the tasks that exist and that `access` allows."""
+        return self.repository.states([TaskId(i) for i in task_ids if is_task_id(i)], access=access)
+
     def get(self, task_id: str, view: View, *, access: Access | None = None) -> Task | TaskSummary:
         """Reading a running task in FULL also requests its live output. Raises: UnknownTask, also where `access` does not allow it."""
         if view is View.MINIMAL:
@@ -147,8 +158,8 @@ class TaskService:
         shown = (t if isinstance(t, TaskSummary) else self.reasons.show(t, place=False) for t in page.tasks)
         return replace(page, tasks=tuple(shown))
 
-    def cancel(self, task_id: str, *, access: Access | None = None) -> None:
-        """Request cancellation. Repeating it changes nothing; a finished task keeps its outcome.
+    def cancel(self, task_id: str, *, access: Access | None = None) -> bool:
+        """Request cancellation. False: nothing has changed, since the task has ended or is being canceled.
 
         Raises: UnknownTask, Forbidden for a member of the task's groups if the site does not allow it, RepositoryUnavailable.
         """
@@ -156,18 +167,18 @@ class TaskService:
             task = self.repository.get(_checked(task_id), access=access)
             self._check_may_cancel(task, access)
             if task.state.is_terminal or task.cancel_requested_at is not None:
-                return
+                return False
             now = self.clock.now()
             canceled = cancel_at_once(task, now)
             if canceled is not None:
                 if self.repository.save(canceled.recorded(now), seen=task.version):
                     TASKS_ENDED.labels(State.CANCELED.value).inc()
-                    return
+                    return True
                 continue
             wanted = replace(task, cancel_requested_at=now, state=State.CANCELING, wake_at=now + FIRST_WAKE_UP)
             if self.repository.save(wanted.recorded(now), seen=task.version):
                 self._publish(task.id, Stage.FINISH)
-                return
+                return True
         raise RepositoryUnavailable(f"cannot cancel task {task_id} because it is changing too often: try again")
 
     def _check_may_cancel(self, task: Task, access: Access | None) -> None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 
 from poiesis.domain.access import Access
 from poiesis.domain.errors import PoiesisError, RepositoryUnavailable, UnknownTask
-from poiesis.domain.states import Stage, path
+from poiesis.domain.states import Stage, State, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
 from poiesis.ports.events import Event, event_of
 from poiesis.ports.repository import COUNT_LIMIT, Page, TaskFilter
@@ -46,6 +46,11 @@ class MemoryTaskRepository:
     def summary(self, task_id: TaskId, *, access: Access | None = None) -> TaskSummary:
         with self.available():
             return self._known(task_id, access).summary
+
+    def states(self, task_ids: Collection[TaskId], *, access: Access | None = None) -> Mapping[TaskId, State]:
+        with self.available():
+            found = [t for t in map(self._tasks.get, task_ids) if t is not None]
+            return {t.id: t.state for t in found if access is None or access.allows(t.owner, t.groups)}
 
     def save(self, task: Task, *, seen: Version) -> bool:
         with self.available():

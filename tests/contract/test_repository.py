@@ -272,6 +272,20 @@ def test_minimal_has_id_and_state(repository):
     assert repository.summary(task.id) == listed == TaskSummary(task.id, State.RUNNING)
 
 
+def test_states_of_many_are_those_of_the_tasks_that_the_user_may_see(repository):
+    mine, ours = added(repository, owner="ada"), added(repository, owner="bob", groups=("lab",))
+    other = added(repository, owner="eve")
+    assert repository.save(replace(ours, state=State.INITIALIZING), seen=ours.version)
+    asked = [other.id, mine.id, TaskId("none"), ours.id]
+    assert list(repository.states(asked).items()) == [
+        (other.id, State.QUEUED),
+        (mine.id, State.QUEUED),
+        (ours.id, State.INITIALIZING),
+    ]
+    assert set(repository.states(asked, access=Access("ada", frozenset({"lab"})))) == {mine.id, ours.id}
+    assert repository.states([]) == {}
+
+
 @pytest.mark.parametrize("view", View)
 def test_every_view_of_a_list_is_in_the_same_order(repository, view):
     expected = [added(repository).id for _ in range(5)][::-1]

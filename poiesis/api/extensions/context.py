@@ -13,7 +13,10 @@ from typing import Any, ParamSpec, TypeVar
 from starlette.responses import Response
 from starlette.types import Scope
 
+from poiesis.api.event_feed import EventFeed
 from poiesis.api.services import Services
+from poiesis.api.streams import StreamLimits
+from poiesis.api.validation import TaskReader
 from poiesis.api.views import Views
 
 P = ParamSpec("P")
@@ -25,9 +28,14 @@ Handler = Callable[[Scope], Awaitable[Document | Response]]
 
 @dataclass(frozen=True)
 class Context:
+    """`tasks`: reads task documents. `feed`: live events. `limits`: of requests that wait."""
+
     services: Services
     views: Views
     threads: ThreadPoolExecutor
+    tasks: TaskReader
+    feed: EventFeed
+    limits: StreamLimits
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a service, which blocks on its store, in the pool of threads."""

@@ -93,6 +93,12 @@ class MongoTaskRepository:
     def summary(self, task_id: TaskId, *, access: Access | None = None) -> TaskSummary:
         return _summary(self._find(task_id, access, PROJECTIONS[View.MINIMAL]))
 
+    def states(self, task_ids: Collection[TaskId], *, access: Access | None = None) -> Mapping[TaskId, State]:
+        query = {"_id": {"$in": list(task_ids)}, **({} if access is None else _may_read(access, is_filled=False))}
+        with self._database.available():
+            found = {d["_id"]: State(d["state"]) for d in self._tasks.find(query, PROJECTIONS[View.MINIMAL])}
+        return {task_id: found[task_id] for task_id in task_ids if task_id in found}
+
     def _find(self, task_id: TaskId, access: Access | None, projection: Mapping[str, int] | None) -> Document:
         query = {"_id": task_id, **({} if access is None else _may_read(access, is_filled=False))}
         with self._database.available():

@@ -66,6 +66,16 @@ class SqliteTaskRepository:
         with self._database.reading() as db:
             return _summary(self._find(db, task_id, View.MINIMAL, access))
 
+    def states(self, task_ids: Collection[TaskId], *, access: Access | None = None) -> Mapping[TaskId, State]:
+        query = "SELECT id, state FROM tasks WHERE id IN (SELECT value FROM json_each(?))"
+        values = [encode_json(list(task_ids)).decode()]
+        if access is not None:
+            query += " AND EXISTS (SELECT 1 FROM readers r WHERE r.id = tasks.id AND r.token IN (SELECT value FROM json_each(?)))"
+            values.append(encode_json(access.tokens).decode())
+        with self._database.reading() as db:
+            found = {row[0]: State(row[1]) for row in db.execute(query, values)}
+        return {task_id: found[task_id] for task_id in task_ids if task_id in found}
+
     def save(self, task: Task, *, seen: Version) -> bool:
         head, core, bulk, tags, readers = encode_within_bounds(task, _encode)
         allowed = sources(task.state)

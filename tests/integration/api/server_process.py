@@ -143,6 +143,8 @@ def main() -> None:
     from poiesis.config import ApiSettings, ServiceSettings, read
     from poiesis.domain.policy import Policy
     from poiesis.repository.sqlite.database import SqliteDatabase
+    from poiesis.repository.sqlite.events import SqliteEventLog
+    from poiesis.repository.sqlite.idempotency import SqliteIdempotencyStore
     from poiesis.repository.sqlite.tasks import SqliteTaskRepository
     from poiesis.repository.sqlite.webhooks import SqliteWebhookStore
     from poiesis.roles.shutdown import end_within_after_signal
@@ -160,8 +162,9 @@ def main() -> None:
     settings = read(ApiSettings, os.environ, "POIESIS_API__")
     policy, database = Policy(), SqliteDatabase(directory / "tasks.sqlite")
     repository, webhooks = SqliteTaskRepository(database), WebhookService(SqliteWebhookStore(database), SystemClock())
-    tasks = Tasks(repository, RecordingQueue(), SystemClock(), policy)
-    services = Services(tasks, policy, settings, ServiceSettings(), "", lambda: None, webhooks=webhooks)
+    tasks = Tasks(repository, RecordingQueue(), SystemClock(), policy, SqliteIdempotencyStore(database))
+    events = SqliteEventLog(database)
+    services = Services(tasks, policy, settings, ServiceSettings(), "", lambda: None, events, webhooks=webhooks)
     serve(create_app(services, on_start=partial(end_within_after_signal, grace)), settings, grace)
 
 

@@ -21,8 +21,10 @@ from poiesis.ports.webhooks import WebhookStore
 from poiesis.services.tasks import TaskService
 from poiesis.services.webhooks import WebhookService
 from poiesis.testing.clock import ManualClock
+from poiesis.testing.idempotency import MemoryIdempotencyStore
 from poiesis.testing.queue import RecordingQueue
 from poiesis.testing.repository import MemoryTaskRepository
+from tests.unit.api.event_log import ListEventLog
 
 BASE = "/ga4gh/tes/v1"
 HELLO: dict[str, Any] = {"name": "hello", "executors": [{"image": "alpine:3.20", "command": ["echo", "hello"]}]}
@@ -40,28 +42,33 @@ class Site:
     repository: MemoryTaskRepository = field(default_factory=MemoryTaskRepository)
     queue: RecordingQueue = field(default_factory=RecordingQueue)
     clock: ManualClock = field(default_factory=ManualClock)
+    events: ListEventLog = field(default_factory=ListEventLog)
     audit: AuditLog | None = None
     limiter: RateLimiter | None = None
     webhook_store: WebhookStore | None = None
 
     def __post_init__(self) -> None:
-        self.tasks = TaskService(self.repository, self.queue, self.clock, self.policy)
+        self.tasks = TaskService(self.repository, self.queue, self.clock, self.policy, MemoryIdempotencyStore())
         self.webhooks = WebhookService(cast(WebhookStore, self.webhook_store), self.clock)
         self.app: AsyncApp = create_app(
-            Services(
-                self.tasks,
-                self.policy,
-                self.api,
-                self.service,
-                "Tasks run nowhere.",
-                self.ready,
-                self.audit,
-                self.limiter,
-                webhooks=self.webhooks,
-            ),
+            self.services(),
             validate_responses=self.validate_responses,
         )
         self.client = self.app.test_client(base_url="http://127.0.0.1:8000")
+
+    def services(self) -> Services:
+        return Services(
+            self.tasks,
+            self.policy,
+            self.api,
+            self.service,
+            "Tasks run nowhere.",
+            self.ready,
+            self.events,
+            audit=self.audit,
+            limiter=self.limiter,
+            webhooks=self.webhooks,
+        )
 
     def ready(self) -> None:
         self.repository.ready()

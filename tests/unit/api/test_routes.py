@@ -11,7 +11,7 @@ from datetime import timedelta
 import flask
 import pytest
 
-from poiesis.api import Services, create_app
+from poiesis.api import create_app
 from poiesis.api.server import serve
 from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.errors import ConfigurationError
@@ -144,8 +144,7 @@ class TestTheStartPage:
     def test_other_pages_can_be_mounted(self, site: Site) -> None:
         dashboard = flask.Blueprint("dashboard", __name__)
         dashboard.get("/ui/")(lambda: "tasks")
-        services = Services(site.tasks, site.policy, site.api, site.service, "", site.ready, webhooks=site.webhooks)
-        client = create_app(services, blueprints=[dashboard]).test_client(base_url="http://127.0.0.1:8000")
+        client = create_app(site.services(), blueprints=[dashboard]).test_client(base_url="http://127.0.0.1:8000")
         assert client.get("/ui/").text == "tasks"
         assert_error(client.get("/ui/none"), 404, "not_found")
         assert_error(client.post("/ui/"), 405, "method_not_allowed")

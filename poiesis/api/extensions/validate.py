@@ -1,0 +1,81 @@
+"""A dry run of CreateTask: every problem, or the plan that would be made and what the site would add."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.types import Scope
+
+from poiesis.api.extensions.context import Context, Document, Handler
+from poiesis.api.users import USER, User
+from poiesis.api.validation import DOCUMENT
+from poiesis.domain.errors import InvalidTask
+from poiesis.domain.plan import ContainerPlan, Plan, plan
+from poiesis.domain.policy import Policy
+from poiesis.domain.task import Resources, TaskSpec
+
+
+def operations(context: Context) -> dict[str, Handler]:
+    policy = context.services.policy
+
+    def dry_run(document: Any, user: User) -> Document:
+        try:
+            spec = context.tasks.read(document)
+            spec, notes = context.services.tasks.check(spec, owner=user.name, groups=user.groups)
+        except InvalidTask as error:
+            problems = [{"path": p.path, "message": p.message} for p in error.problems]
+            return {"valid": False, "problems": problems}
+        planned = plan(spec, policy)
+        return {
+            "valid": True,
+            "problems": [],
+            "notes": list(notes),
+            "plan": describe_plan(planned, spec),
+            "defaults": defaults(spec, planned, policy),
+        }
+
+    async def validate(scope: Scope) -> Document:
+        return await context.call(dry_run, scope.pop(DOCUMENT), scope[USER])
+
+    return {"ValidateTask": validate}
+
+
+def describe_plan(made: Plan, spec: TaskSpec) -> Document:
+    def container(planned: ContainerPlan) -> Document:
+        found: dict[str, Any] = {"name": planned.name}
+        if planned.executor is not None:
+            found |= {"executor": planned.executor, "image": spec.executors[planned.executor].image}
+        return found | {"waits_for": list(planned.waits_for)}
+
+    document: dict[str, Any] = {
+        "layout": made.layout.value,
+        "pods": [
+            {
+                "name": pod.part,
+                "init_containers": [container(c) for c in pod.init],
+                "containers": [container(c) for c in pod.containers],
+            }
+            for pod in made.pods
+        ],
+        "mounts": [mount.path for mount in made.mounts],
+        "scratch": list(made.scratch),
+    }
+    if made.volume_bytes is not None:
+        document["volume_bytes"] = made.volume_bytes
+    if made.time_limit is not None:
+        document["time_limit_seconds"] = int(made.time_limit.total_seconds())
+    return document
+
+
+def defaults(spec: TaskSpec, made: Plan, policy: Policy) -> dict[str, str]:
+    """What the site decides for this task because it does not say it, or says more than the site allows; a sentence each."""
+    asked = spec.resources or Resources()
+    found: dict[str, str] = {}
+    if made.volume_bytes is not None and asked.disk_gb is None:
+        found["disk_gb"] = f"{made.volume_bytes / 1e9:g} GB, since the task does not request a size"
+    limit = asked.backend_parameters.get("time_limit")
+    if made.time_limit is not None and limit is None:
+        found["time_limit"] = f"{made.time_limit}, since the task does not set a limit"
+    elif made.time_limit is not None and made.time_limit == policy.max_time_limit:
+        found["time_limit"] = f"{made.time_limit}, the maximum of the site"
+    return found

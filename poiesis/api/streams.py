@@ -1,0 +1,90 @@
+"""Requests that wait: streams of events, long polls. How many there may be, and how they end.
+
+They are bounded in all and for each user (without authentication: each address), apart from other connections. A stream ends when its
+client leaves or does not read for a minute (`connections`), and when the server stops.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Final
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from poiesis.api.connections import CONNECTION, network_key
+from poiesis.api.errors import Refused
+from poiesis.api.users import USER
+from poiesis.config import ApiSettings
+
+RETRY_AFTER_S: Final = 30
+
+
+class Hold:
+    """One request that waits. `has_left`: its client has left, or the server is to stop; then `wake` was called."""
+
+    def __init__(self) -> None:
+        self.has_left = False
+        self.wake: Callable[[], None] = lambda: None
+
+    def leave(self) -> None:
+        self.has_left = True
+        self.wake()
+
+
+class StreamLimits:
+    """Of one process; used in the event loop only."""
+
+    def __init__(self, settings: ApiSettings) -> None:
+        self._max = settings.max_streams
+        self._max_per_user = settings.max_streams_per_user
+        self._per_user: Counter[str] = Counter()
+
+    @contextmanager
+    def hold(self, scope: Scope) -> Iterator[Hold]:
+        """Count a request while it waits. Raises: Refused."""
+        name = scope[USER].name
+        user = f"user {name}" if name is not None else f"address {network_key((scope.get('client') or ('',))[0])}"
+        if self._per_user.total() >= self._max:
+            raise _too_many(f"at most {self._max} on this server")
+        if self._per_user[user] >= self._max_per_user:
+            raise _too_many(f"at most {self._max_per_user} for one user")
+        hold = Hold()
+        connection = scope.get(CONNECTION)
+        if connection is not None:
+            connection.hold(hold.leave)
+        self._per_user[user] += 1
+        try:
+            yield hold
+        finally:
+            self._per_user[user] -= 1
+            if not self._per_user[user]:
+                del self._per_user[user]
+
+
+class EventStream(Response):
+    """Server-sent events (HTML Living Standard, 9.2). Errors before the first chunk become an ordinary error response."""
+
+    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
+        super().__init__(None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, "text/event-stream")
+        del self.headers["content-length"]
+        self._chunks = chunks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with aclosing(self._chunks) as chunks:  # type: ignore[type-var]
+            first = await anext(chunks)
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            if scope["method"] != "HEAD":
+                await send({"type": "http.response.body", "body": first, "more_body": True})
+                async for chunk in chunks:
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _too_many(limit: str) -> Refused:
+    headers = {"Retry-After": str(RETRY_AFTER_S)}
+    return Refused(
+        429, f"too many waiting requests: {limit}; wait for several tasks with one", "too_many_streams", headers
+    )
