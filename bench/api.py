@@ -113,6 +113,7 @@ def _poiesis(**settings: Any) -> Any:
             "Tasks run nowhere.",
             nothing.ready,
             nothing,
+            usage=nothing,
             webhooks=nothing,
         ),
         **settings,

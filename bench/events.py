@@ -97,7 +97,15 @@ def serve(directory: str, mongo: str | None, port: int) -> None:
     settings = ApiSettings(port=port, max_streams=20_000, max_streams_per_user=20_000)
     tasks = TaskService(store.tasks, RecordingQueue(), SystemClock(), Policy(), store.idempotency)
     services = Services(
-        tasks, Policy(), settings, ServiceSettings(), "", lambda: None, store.events, webhooks=cast(Any, None)
+        tasks,
+        Policy(),
+        settings,
+        ServiceSettings(),
+        "",
+        lambda: None,
+        store.events,
+        usage=cast(Any, None),
+        webhooks=cast(Any, None),
     )
     run(create_app(services), settings, timedelta(seconds=10))
 

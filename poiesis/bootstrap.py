@@ -35,6 +35,7 @@ from poiesis.ports.idempotency import IdempotencyStore
 from poiesis.ports.logs import LogStore
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskRepository
+from poiesis.ports.usage import UsageStore
 from poiesis.ports.webhooks import WebhookStore
 from poiesis.services.admission import Admitter, WaitingReasons
 from poiesis.services.logs import LogRetention, LogService
@@ -42,6 +43,7 @@ from poiesis.services.monitor import Monitor
 from poiesis.services.notifier import Job, Notifier
 from poiesis.services.orchestrator import Orchestrator
 from poiesis.services.tasks import TaskService
+from poiesis.services.usage import UsageService
 from poiesis.services.webhooks import WebhookDispatcher, WebhookService
 
 if TYPE_CHECKING:
@@ -319,6 +321,19 @@ class Bootstrap(ExitStack):
         return Orchestrator(self.repository, self.cluster, self.clock, self.policy, exclusive_since=exclusive_since)
 
     @cached_property
+    def usage(self) -> UsageService:
+        return UsageService(self.events, self._usage_store(), self.clock, self.settings.usage_tags)
+
+    def _usage_store(self) -> UsageStore:
+        if self.is_embedded:
+            from poiesis.repository.sqlite.usage import SqliteUsageStore
+
+            return SqliteUsageStore(self._sqlite)
+        from poiesis.repository.mongo.usage import MongoUsageStore
+
+        return MongoUsageStore(self._mongo)
+
+    @cached_property
     def tasks(self) -> TaskService:
         on_queued = self.admitter.wake if self.is_embedded else lambda: None
         reasons = WaitingReasons(self._admission_store, self.clock, self.policy)
@@ -415,7 +430,7 @@ class Bootstrap(ExitStack):
         return "Tasks run as pods on Kubernetes."
 
     def api_services(self) -> Services:
-        from poiesis.api.services import Services
+        from poiesis.api.services import Services, SiteDefaults
 
         return Services(
             tasks=self.tasks,
@@ -425,6 +440,12 @@ class Bootstrap(ExitStack):
             describe=self.describe(),
             ready=self.api_ready,
             events=self.events,
+            usage=self.usage,
+            defaults=SiteDefaults()
+            if self._kubernetes is None
+            else SiteDefaults(
+                self._kubernetes.default_cpu_cores, self._kubernetes.default_ram_gb, self._kubernetes.queue
+            ),
             audit=self._audit(),
             limiter=self._limiter(),
             webhooks=self.webhooks,

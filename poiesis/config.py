@@ -156,6 +156,10 @@ class ServiceSettings:
     environment: str | None = None
     storage: tuple[str, ...] = ()
     """URL prefixes that clients may use, such as s3://bucket/; empty: derived from the enabled schemes."""
+    gpu_types: tuple[str, ...] = ()
+    """Values of the backend parameter gpu_type that users should know (shown in /poiesis/v1/capabilities)."""
+    zones: tuple[str, ...] = ()
+    """Zones that users should know (shown there too)."""
 
 
 @dataclass(frozen=True)
@@ -249,6 +253,8 @@ class Settings:
     """Tasks that the monitor reconciles concurrently."""
     listen: str = "0.0.0.0:8081"
     """Where every role serves health checks and metrics."""
+    usage_tags: tuple[str, ...] = ("project",)
+    """Keys of tags that usage is summed by, besides users and groups (docs/api.md)."""
     retention: timedelta | None = None
     """How long finished tasks stay in the store; None: forever."""
     events_retention: timedelta = timedelta(days=30)

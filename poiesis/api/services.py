@@ -11,7 +11,17 @@ from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
 from poiesis.ports.events import EventLog
 from poiesis.services.tasks import TaskService
+from poiesis.services.usage import UsageService
 from poiesis.services.webhooks import WebhookService
+
+
+@dataclass(frozen=True)
+class SiteDefaults:
+    """What a task gets that does not request it; None: nothing."""
+
+    cpu_cores: float | None = None
+    ram_gb: float | None = None
+    queue: str | None = None
 
 
 @dataclass(frozen=True)
@@ -29,4 +39,6 @@ class Services:
     """Where writes and refused requests are recorded; closed with the application."""
     limiter: RateLimiter | None = None
     """None: there are no limits on rates. Closed with the application."""
+    defaults: SiteDefaults = SiteDefaults()
+    usage: UsageService = field(kw_only=True)
     webhooks: WebhookService = field(kw_only=True)

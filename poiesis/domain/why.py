@@ -17,6 +17,7 @@ WAITS: Final[Mapping[str, str]] = {
     "Unschedulable": "no node can take its pod yet",
     "Unscheduled": "the scheduler has not placed its pod yet",
     "SchedulingGated": "the site's queue has not admitted its pod yet",
+    "Queued": "the site's quotas leave no room for it yet",
     "QuotaExceeded": "the quota of the cluster is used up",
     "ClusterUnavailable": "the cluster does not answer",
     "ErrImagePull": "an image cannot be pulled",
@@ -118,6 +119,8 @@ def _going_on(task: Task) -> str:
     if task.waiting is not None:
         return _waits(task.waiting)
     match task.stage:
+        case Stage.ADMIT:
+            return "The task waits for its turn in the site's queue."
         case Stage.PREPARE:
             return _before(task)
         case Stage.STAGE_IN:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from starlette.types import Scope
 
@@ -11,13 +11,16 @@ from poiesis import __version__
 from poiesis.api.extensions.context import Context, Document, Handler
 from poiesis.api.oidc.settings import read_issuers
 from poiesis.api.views import TES_VERSION
-from poiesis.config import ApiSettings
+from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
+
+VERSION: Final = "1.0.0"
+"""Of `specs/poiesis.openapi.yaml`."""
 
 
 def operations(context: Context) -> dict[str, Handler]:
     services = context.services
-    document = describe(services.policy, services.api)
+    document = describe(services.policy, services.api, services.service)
 
     async def get(_: Scope) -> Document:
         return document
@@ -25,7 +28,7 @@ def operations(context: Context) -> dict[str, Handler]:
     return {"GetCapabilities": get}
 
 
-def describe(policy: Policy, api: ApiSettings) -> dict[str, Any]:
+def describe(policy: Policy, api: ApiSettings, service: ServiceSettings) -> dict[str, Any]:
     """A limit of None is left out: there is none."""
     limits = {name: value for name, value in asdict(policy.limits).items() if value is not None}
     return {
@@ -34,8 +37,11 @@ def describe(policy: Policy, api: ApiSettings) -> dict[str, Any]:
         "limits": limits | {"max_body_bytes": api.max_body_bytes, "tail_bytes": policy.tail_bytes},
         "protocols": {"inputs": sorted(policy.url_schemes_in), "outputs": sorted(policy.url_schemes_out)},
         "backend_parameters": sorted(policy.backend_parameters),
+        "gpu_types": list(service.gpu_types),
+        "zones": list(service.zones),
         "authentication": list(api.auth),
         "login": _logins(api),
+        "extensions": {"version": VERSION},
     }
 
 

@@ -7,9 +7,11 @@ from typing import Any
 from starlette.types import Scope
 
 from poiesis.api.extensions.context import Context, Document, Handler
+from poiesis.api.services import SiteDefaults
 from poiesis.api.users import USER, User
 from poiesis.api.validation import DOCUMENT
 from poiesis.domain.errors import InvalidTask
+from poiesis.domain.parameters import gpu_count
 from poiesis.domain.plan import ContainerPlan, Plan, plan
 from poiesis.domain.policy import Policy
 from poiesis.domain.task import Resources, TaskSpec
@@ -30,8 +32,8 @@ def operations(context: Context) -> dict[str, Handler]:
             "valid": True,
             "problems": [],
             "notes": list(notes),
-            "plan": describe_plan(planned, spec),
-            "defaults": defaults(spec, planned, policy),
+            "plan": describe_plan(planned, spec) | requests(spec, context.services.defaults),
+            "defaults": defaults(spec, planned, policy, context.services.defaults),
         }
 
     async def validate(scope: Scope) -> Document:
@@ -40,7 +42,7 @@ def operations(context: Context) -> dict[str, Handler]:
     return {"ValidateTask": validate}
 
 
-def describe_plan(made: Plan, spec: TaskSpec) -> Document:
+def describe_plan(made: Plan, spec: TaskSpec) -> dict[str, Any]:
     def container(planned: ContainerPlan) -> Document:
         found: dict[str, Any] = {"name": planned.name}
         if planned.executor is not None:
@@ -67,10 +69,32 @@ def describe_plan(made: Plan, spec: TaskSpec) -> Document:
     return document
 
 
-def defaults(spec: TaskSpec, made: Plan, policy: Policy) -> dict[str, str]:
+def requests(spec: TaskSpec, site: SiteDefaults) -> dict[str, Any]:
+    """What each attempt requests of the cluster."""
+    asked = spec.resources or Resources()
+    parameters = asked.backend_parameters
+    amounts = {
+        "cpu_cores": site.cpu_cores if asked.cpu_cores is None else asked.cpu_cores,
+        "ram_gb": site.ram_gb if asked.ram_gb is None else asked.ram_gb,
+        "gpu": gpu_count(parameters) or None,
+        "preemptible": asked.preemptible,
+        "zones": list(asked.zones) or None,
+    }
+    document: dict[str, Any] = {"resources": {name: value for name, value in amounts.items() if value is not None}}
+    queue = parameters.get("queue", site.queue)
+    return document if queue is None else document | {"queue": queue}
+
+
+def defaults(spec: TaskSpec, made: Plan, policy: Policy, site: SiteDefaults) -> dict[str, str]:
     """What the site decides for this task because it does not say it, or says more than the site allows; a sentence each."""
     asked = spec.resources or Resources()
     found: dict[str, str] = {}
+    if asked.cpu_cores is None and site.cpu_cores is not None:
+        found["cpu_cores"] = f"{site.cpu_cores:g}, since the task does not request any"
+    if asked.ram_gb is None and site.ram_gb is not None:
+        found["ram_gb"] = f"{site.ram_gb:g} GB, since the task does not request any"
+    if "queue" not in asked.backend_parameters and site.queue is not None:
+        found["queue"] = f"{site.queue}, the queue of tasks that do not name one"
     if made.volume_bytes is not None and asked.disk_gb is None:
         found["disk_gb"] = f"{made.volume_bytes / 1e9:g} GB, since the task does not request a size"
     limit = asked.backend_parameters.get("time_limit")

@@ -109,6 +109,13 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX tasks_held ON tasks (held) WHERE held IS NOT NULL",
         "CREATE TABLE notes (name TEXT NOT NULL PRIMARY KEY, version INTEGER NOT NULL, text TEXT NOT NULL) WITHOUT ROWID",
     ),
+    (
+        """CREATE TABLE usage (kind TEXT NOT NULL, hour TEXT NOT NULL, name TEXT NOT NULL, owner TEXT NOT NULL, figures TEXT NOT NULL,
+            PRIMARY KEY (kind, hour, name, owner)) WITHOUT ROWID""",
+        "CREATE INDEX usage_by_owner ON usage (kind, owner, hour)",
+        "CREATE INDEX usage_by_name ON usage (kind, name, hour)",
+        "CREATE TABLE usage_rolled (id INTEGER PRIMARY KEY, until TEXT NOT NULL)",
+    ),
 )
 """Statements that take the file from version i to i + 1 (`PRAGMA user_version`)."""
 

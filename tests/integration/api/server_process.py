@@ -146,9 +146,11 @@ def main() -> None:
     from poiesis.repository.sqlite.events import SqliteEventLog
     from poiesis.repository.sqlite.idempotency import SqliteIdempotencyStore
     from poiesis.repository.sqlite.tasks import SqliteTaskRepository
+    from poiesis.repository.sqlite.usage import SqliteUsageStore
     from poiesis.repository.sqlite.webhooks import SqliteWebhookStore
     from poiesis.roles.shutdown import end_within_after_signal
     from poiesis.services.tasks import TaskService
+    from poiesis.services.usage import UsageService
     from poiesis.services.webhooks import WebhookService
     from poiesis.testing.queue import RecordingQueue
 
@@ -164,7 +166,10 @@ def main() -> None:
     repository, webhooks = SqliteTaskRepository(database), WebhookService(SqliteWebhookStore(database), SystemClock())
     tasks = Tasks(repository, RecordingQueue(), SystemClock(), policy, SqliteIdempotencyStore(database))
     events = SqliteEventLog(database)
-    services = Services(tasks, policy, settings, ServiceSettings(), "", lambda: None, events, webhooks=webhooks)
+    usage = UsageService(events, SqliteUsageStore(database), SystemClock(), ())
+    services = Services(
+        tasks, policy, settings, ServiceSettings(), "", lambda: None, events, usage=usage, webhooks=webhooks
+    )
     serve(create_app(services, on_start=partial(end_within_after_signal, grace)), settings, grace)
 
 

@@ -25,7 +25,7 @@ from tests.mutation.targets import UNKNOWN, VALUES, mutated_id, mutated_query
 COUNT: Final = int(os.environ.get("POIESIS_MUTATIONS", "500"))
 SEED: Final = os.environ.get("POIESIS_SEED", "poiesis")
 BASE: Final = b"/ga4gh/tes/v1"
-EXPECTED: Final = frozenset({200, 204, 307, 400, 403, 404, 405, 411, 413, 414, 415, 417, 431, 501})
+EXPECTED: Final = frozenset({200, 204, 307, 400, 403, 404, 405, 409, 410, 411, 413, 414, 415, 417, 431, 501})
 SLOW_S: Final = 10.0
 JSON: Final = (b"Content-Type", b"application/json")
 LIST: Final = ("view", "state", "name_prefix", "tag_key", "tag_value", "page_size", "page_token")

@@ -19,11 +19,13 @@ from poiesis.domain.task import Task, TaskId
 from poiesis.ports.repository import TaskFilter
 from poiesis.ports.webhooks import WebhookStore
 from poiesis.services.tasks import TaskService
+from poiesis.services.usage import UsageService
 from poiesis.services.webhooks import WebhookService
 from poiesis.testing.clock import ManualClock
 from poiesis.testing.idempotency import MemoryIdempotencyStore
 from poiesis.testing.queue import RecordingQueue
 from poiesis.testing.repository import MemoryTaskRepository
+from poiesis.testing.usage import MemoryUsageStore
 from tests.unit.api.event_log import ListEventLog
 
 BASE = "/ga4gh/tes/v1"
@@ -67,6 +69,7 @@ class Site:
             self.events,
             audit=self.audit,
             limiter=self.limiter,
+            usage=UsageService(self.events, MemoryUsageStore(), self.clock, ("project",)),
             webhooks=self.webhooks,
         )
 

@@ -35,6 +35,9 @@ def _failed(reason: str, message: str, **more: object) -> Task:
     ("task", "sentence"),
     [
         (TASK, "The task is accepted and about to be prepared."),
+        (replace(TASK, stage=Stage.ADMIT), "The task waits for its turn in the site's queue."),
+        (replace(TASK, stage=Stage.ADMIT, waiting="Queued: third in your queue; your quota of 8 cores is in use"),
+         "The task waits because the site's quotas leave no room for it yet: third in your queue; your quota of 8 cores is in use."),
         (replace(TASK, stage=Stage.STAGE_IN), "The task is about to start: its inputs are prepared for the download."),
         (replace(TASK, stage=Stage.STAGE_IN, part="tif"), "The task waits for a node: its pod is created and not scheduled yet."),
         (replace(TASK, stage=Stage.STAGE_IN, part="tif", state=State.INITIALIZING),

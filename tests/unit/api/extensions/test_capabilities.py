@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from poiesis.config import ApiSettings
+from poiesis.api.app import load_specification
+from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Limits, Policy
 from tests.unit.api.service import Site
 
@@ -15,7 +16,11 @@ def test_lists_limits_protocols_parameters_and_authentication(tmp_path_factory: 
     file = tmp_path_factory.mktemp("auth") / "users.json"
     file.write_text("[]")
     policy = Policy(limits=Limits(max_cpu_cores=8, max_inputs=5), backend_parameters=frozenset({"gpu", "time_limit"}))
-    site = Site(api=ApiSettings(auth=("bearer",), credentials_file=str(file)), policy=policy)
+    site = Site(
+        api=ApiSettings(auth=("bearer",), credentials_file=str(file)),
+        policy=policy,
+        service=ServiceSettings(gpu_types=("t4",), zones=("a", "b")),
+    )
     document = site.client.get("/poiesis/v1/capabilities").json()
     assert document["tes_version"] == "1.1.0"
     assert document["limits"]["max_cpu_cores"] == 8
@@ -24,6 +29,8 @@ def test_lists_limits_protocols_parameters_and_authentication(tmp_path_factory: 
     assert document["backend_parameters"] == ["gpu", "time_limit"]
     assert document["protocols"] == {"inputs": ["file", "http", "https", "s3"], "outputs": ["file", "s3"]}
     assert document["authentication"] == ["bearer"]
+    assert document["extensions"] == {"version": load_specification("poiesis.openapi.yaml")["info"]["version"]}
+    assert (document["gpu_types"], document["zones"]) == (["t4"], ["a", "b"])
 
 
 def test_advertises_the_clients_of_providers_for_the_command_line_without_secrets() -> None:

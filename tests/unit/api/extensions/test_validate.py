@@ -8,9 +8,14 @@ from typing import Any
 import pytest
 from httpx import Response
 
+from poiesis.api.extensions.validate import defaults, requests
+from poiesis.api.services import SiteDefaults
+from poiesis.domain.plan import plan
 from poiesis.domain.policy import Policy
+from poiesis.domain.task import Executor, Resources, TaskSpec
 from tests.unit.api.service import HELLO, POLICY, Site, assert_error
 
+HELLO_SPEC = TaskSpec(executors=(Executor("i", ("c",)),))
 INPUT = {"path": "/data/in", "url": "s3://b/k"}
 OUTPUT = {"path": "/data/out", "url": "s3://b/o"}
 
@@ -31,6 +36,7 @@ def test_a_task_without_files(site: Site) -> None:
         "pods": [{"name": "task", "init_containers": [], "containers": [container]}],
         "mounts": [],
         "scratch": [],
+        "resources": {},
     }
     assert answer["defaults"] == {}
     assert site.stored() == 0
@@ -44,6 +50,16 @@ def test_a_task_with_files_and_a_gpu_has_three_pods_and_a_volume(site: Site) -> 
     assert answer["plan"]["volume_bytes"] == 10 * 10**9
     assert answer["plan"]["mounts"] == ["/data"]
     assert answer["defaults"] == {"disk_gb": "10 GB, since the task does not request a size"}
+
+
+def test_what_the_site_adds() -> None:
+    spec = TaskSpec(executors=(), resources=Resources(ram_gb=2, backend_parameters={"gpu": "2"}))
+    site = SiteDefaults(cpu_cores=0.5, ram_gb=1, queue="batch")
+    assert requests(spec, site) == {"resources": {"cpu_cores": 0.5, "ram_gb": 2, "gpu": 2}, "queue": "batch"}
+    assert defaults(spec, plan(HELLO_SPEC, POLICY), POLICY, site) == {
+        "cpu_cores": "0.5, since the task does not request any",
+        "queue": "batch, the queue of tasks that do not name one",
+    }
 
 
 @pytest.mark.parametrize(

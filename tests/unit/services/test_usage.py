@@ -1,0 +1,200 @@
+"""Hourly sums of usage, and what is asked of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from poiesis.domain.errors import RepositoryUnavailable
+from poiesis.domain.states import State
+from poiesis.domain.task import TaskId
+from poiesis.ports.events import Event
+from poiesis.ports.usage import HOUR, Kind
+from poiesis.services import usage as module
+from poiesis.services.usage import OTHER, UsageService
+from poiesis.testing.clock import ManualClock
+from poiesis.testing.usage import MemoryUsageStore
+
+NOON = datetime(2026, 1, 31, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+class Log:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.reads = 0
+        self.backlog = 0
+
+    def end(self, at: datetime, owner: str | None = "ada", **more: Any) -> None:
+        usage = more.pop("usage", {"cpu_seconds": 2.0, "peak_memory_bytes": 5.0})
+        seq = len(self.events) + 1
+        self.events.append(Event(seq, TaskId(f"t{seq}"), 5, State.COMPLETE, at, owner=owner, usage=usage, **more))
+
+    def first_seq(self) -> int:
+        return 1
+
+    def last_seq(self) -> int:
+        return len(self.events)
+
+    def after(self, seq: int, *, limit: int, access: Any = None, task_id: Any = None) -> list[Event]:
+        return self.events[seq : seq + limit]
+
+    def ended_between(self, begin: datetime, end: datetime) -> Iterator[Event]:
+        self.reads += 1
+        return iter(sorted((e for e in self.events if begin <= e.at < end), key=lambda e: e.at))
+
+    def relay(self, limit: int) -> int:
+        relayed, self.backlog = min(self.backlog, limit), max(0, self.backlog - limit)
+        return relayed
+
+    def purge(self, before: datetime, *, limit: int) -> int:
+        return 0
+
+
+class World:
+    def __init__(self) -> None:
+        self.log = Log()
+        self.store = MemoryUsageStore()
+        self.clock = ManualClock(NOON)
+        self.service = UsageService(self.log, self.store, self.clock, ("project",))
+
+    def at(self, moment: datetime) -> None:
+        self.clock.advance(moment - self.clock.now())
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+def test_hours_that_are_over_are_stored_once_and_nothing_is_lost_at_their_borders(world: World) -> None:
+    for minutes in (0, 59, 60, 61, 119):
+        world.log.end(NOON + minutes * MINUTE)
+    world.at(NOON + 2 * HOUR + 4 * MINUTE)
+    assert world.service.roll_up() == 1  # the second one is not settled
+    world.at(NOON + 2 * HOUR + 5 * MINUTE)
+    assert world.service.roll_up() == 1
+    assert world.service.roll_up() == 0
+    assert [use.figures["tasks"] for use in world.store.between(Kind.USER, NOON, NOON + 9 * HOUR)] == [2.0, 3.0]
+
+
+def test_nothing_is_summed_before_the_log_has_all_saves(world: World) -> None:
+    world.log.end(NOON)
+    world.at(NOON + 2 * HOUR)
+    world.log.backlog = 700
+    assert [world.service.roll_up() for _ in range(2)] == [500, 200]
+    assert world.store.rolled_until() is None
+    assert world.service.roll_up() == 1
+
+
+def test_doing_it_again_after_a_crash_changes_nothing(world: World) -> None:
+    world.log.end(NOON, groups=("lab",), tags={"project": "x"})
+    world.at(NOON + 3 * HOUR)
+    world.service.roll_up()
+    before = [list(world.store.between(kind, NOON, NOON + 9 * HOUR)) for kind in Kind]
+    world.store.replace(NOON, [])  # half done
+    again = UsageService(world.log, world.store, world.clock, ("project",))
+    world.store._hours = {}
+    again.roll_up()
+    assert [list(world.store.between(kind, NOON, NOON + 9 * HOUR)) for kind in Kind] == before
+
+
+def test_a_failure_of_the_store_is_made_up_for(world: World) -> None:
+    class Failing(MemoryUsageStore):
+        failures = 1
+
+        def replace(self, *args: Any) -> None:
+            if self.failures:
+                self.failures -= 1
+                raise RepositoryUnavailable("down")
+            super().replace(*args)
+
+    world.log.end(NOON)
+    world.at(NOON + 2 * HOUR)
+    world.service.store = Failing()
+    with pytest.raises(RepositoryUnavailable):
+        world.service.roll_up()
+    assert world.service.roll_up() == 1
+
+
+def test_sums_are_by_user_group_and_configured_tag(world: World) -> None:
+    world.log.end(NOON, "ada", groups=("lab", "all"), tags={"project": "x", "run": "1"})
+    world.log.end(NOON + MINUTE, "bob", groups=("lab",), usage={"cpu_seconds": 1.0, "peak_memory_bytes": 9.0})
+    world.log.end(NOON + MINUTE, None)
+    world.at(NOON + 2 * HOUR)
+    for _ in range(2):  # from the events, and then from the stored sums
+
+        def by(kind: Kind, **more: Any) -> Any:
+            return world.service.usage(kind, NOON, NOON + HOUR, **more).uses
+
+        ada = {"tasks": 1.0, "cpu_seconds": 2.0, "peak_memory_bytes": 5.0}
+        assert by(Kind.USER) == {
+            "ada": ada,
+            "bob": {"tasks": 1.0, "cpu_seconds": 1.0, "peak_memory_bytes": 9.0},
+            "": ada,
+        }
+        assert by(Kind.USER, owner="ada") == {"ada": ada}
+        assert by(Kind.GROUP, names=["lab"]) == {"lab": {"tasks": 2.0, "cpu_seconds": 3.0, "peak_memory_bytes": 9.0}}
+        assert by(Kind.TAG) == {"project=x": ada}
+        assert by(Kind.TAG, owner="bob") == {}
+        world.service.roll_up()
+
+
+def test_the_open_hour_is_read_from_the_events_and_kept_for_a_while(world: World) -> None:
+    world.log.end(NOON)
+    world.at(NOON + 30 * MINUTE)
+    found = world.service.usage(Kind.USER, NOON, NOON + 9 * HOUR)
+    assert found.uses["ada"]["tasks"] == 1.0
+    assert found.until == NOON + 30 * MINUTE
+    world.service.usage(Kind.TAG, NOON, NOON + 9 * HOUR)
+    assert world.log.reads == 1
+    world.clock.advance(MINUTE)
+    assert world.service.usage(Kind.USER, NOON, NOON + 9 * HOUR).until == NOON + 31 * MINUTE
+    assert world.log.reads == 2
+
+
+def test_a_period_that_is_not_summed_yet_says_until_when_it_is_complete(world: World) -> None:
+    world.log.end(NOON)
+    world.at(NOON + 2 * HOUR)
+    world.service.roll_up()
+    world.at(NOON + 100 * HOUR)
+    found = world.service.usage(Kind.USER, NOON, NOON + 200 * HOUR)
+    assert found.until == NOON + 25 * HOUR
+    assert found.uses["ada"]["tasks"] == 1.0
+    for _ in range(4):
+        found = world.service.usage(Kind.USER, NOON, NOON + 200 * HOUR)
+    assert found.until == NOON + 100 * HOUR
+
+
+def test_many_hours_are_made_up_for_in_steps(world: World) -> None:
+    world.log.end(NOON)
+    world.at(NOON + 100 * HOUR)
+    steps = []
+    while done := world.service.roll_up():
+        steps.append(done)
+    assert steps == [24, 24, 24, 24, 3]
+
+
+def test_a_user_with_many_values_of_a_tag_costs_a_bounded_number_of_sums(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_VALUES", 3)
+    for i in range(10):
+        world.log.end(NOON, tags={"project": str(i)})
+    world.at(NOON + 2 * HOUR)
+    world.service.roll_up()
+    found = world.service.usage(Kind.TAG, NOON, NOON + HOUR).uses
+    assert {name: figures["tasks"] for name, figures in found.items()} == {
+        "project=0": 1.0,
+        "project=1": 1.0,
+        "project=2": 1.0,
+        f"project={OTHER}": 7.0,
+    }
+
+
+def test_an_empty_log_has_no_usage(world: World) -> None:
+    assert world.service.roll_up() == 0
+    assert world.service.usage(Kind.USER, NOON - HOUR, NOON).uses == {}
