@@ -11,6 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -68,6 +69,7 @@ SETTLE: Final = timedelta(seconds=0.3)  # where pokes report the end of a pod, i
 UNREADABLE: Final = "/poiesis/credentials/netrc"  # only in filer containers
 RELAY_EVERY: Final = timedelta(seconds=0.25)  # streams of events are that late at most, beside their own polling
 RELAY_BATCH: Final = 200  # tasks
+WEBHOOKS_EVERY: Final = timedelta(seconds=0.5)
 PURGE_EVERY: Final = timedelta(minutes=10)
 PURGE_BATCH: Final = 200
 ADAPTER_PREFIXES: Final = (KUBERNETES_PREFIX, FILER_PREFIX, *CLIENT_VARIABLES)
@@ -370,13 +372,17 @@ class Bootstrap(ExitStack):
             self._webhook_store, self.clock, allow_http=settings.allow_http, max_per_user=settings.max_per_user
         )
 
-    def webhook_dispatcher(self) -> WebhookDispatcher:
+    def _webhook_dispatcher(self) -> WebhookDispatcher:
         """Raises: ConfigurationError."""
         from poiesis.notifications.http_sender import HttpWebhookSender
-        from poiesis.services.webhooks import WebhookDispatcher
+        from poiesis.services.webhooks import MAX_THREADS, WebhookDispatcher
 
-        sender = HttpWebhookSender(self.settings.webhooks)
-        return WebhookDispatcher(self._webhook_store, self.events, sender, self.clock)
+        pool = ThreadPoolExecutor(MAX_THREADS, "webhook")
+        dispatcher = WebhookDispatcher(
+            self._webhook_store, self.events, HttpWebhookSender(self.settings.webhooks), self.clock, pool
+        )
+        self.callback(dispatcher.close)
+        return dispatcher
 
     def monitor(self) -> Monitor:
         return Monitor(
@@ -399,10 +405,14 @@ class Bootstrap(ExitStack):
             return self.clock.now()
 
         kept = self.settings.events_retention
+        webhooks = self._webhook_dispatcher()
         purge_pause = timedelta(seconds=0.1)
         jobs = (
             Job("relay", lambda: self.events.relay(RELAY_BATCH), RELAY_EVERY),
             Job("purge-events", lambda: self.events.purge(now() - kept, limit=PURGE_BATCH), PURGE_EVERY, purge_pause),
+            Job("make-webhook-messages", webhooks.make_messages, WEBHOOKS_EVERY),
+            Job("send-webhook-messages", webhooks.send, WEBHOOKS_EVERY),
+            Job("purge-dead-letters", webhooks.purge, PURGE_EVERY, purge_pause),
             Job("purge-keys", lambda: self.idempotency.purge(now(), limit=PURGE_BATCH), PURGE_EVERY, purge_pause),
         )
         return Notifier(jobs)

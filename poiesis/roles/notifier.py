@@ -15,12 +15,10 @@ def main(environ: Mapping[str, str]) -> int:
     with Bootstrap.from_environ(environ) as parts:
         stop_on_signal(stop, parts.settings.shutdown_grace)
         health = HealthServer(parts.settings.listen, parts.repository.ready)
-        notifier, webhooks = parts.notifier(), parts.webhook_dispatcher()
+        notifier = parts.notifier()
         health.start()
         notifier.start()
-        webhooks.start()
         wait_for(stop)
-        webhooks.close()
         notifier.close()
         health.close()
     return 0

@@ -13,7 +13,7 @@ import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -48,12 +48,14 @@ log = logging.getLogger(__name__)
 MAX_URL: Final = 2_000
 EVENTS_AT_ONCE: Final = 200
 MESSAGES_AT_ONCE: Final = 100  # of one webhook in one lease
-LEASE: Final = timedelta(minutes=5)
-SEND_FOR: Final = timedelta(minutes=2)  # in one lease; one more attempt ends well within it
+LEASE: Final = timedelta(seconds=45)  # how long the messages of a process that dies wait
+SEND_FOR: Final = timedelta(seconds=15)  # in one lease; one more attempt ends well within it
 THREADS: Final = 12
 SLOW_THREADS: Final = 4  # for webhooks whose last attempt failed, so that they cannot occupy the others
+MAX_THREADS: Final = THREADS + SLOW_THREADS
 THREADS_PER_USER: Final = 3
-IDLE_S: Final = 1.0
+BUSY_S: Final = 1.0  # until a webhook is claimed again for which no thread was free
+PURGED_AT_ONCE: Final = 200
 DEAD_FOR: Final = timedelta(days=7)
 
 
@@ -149,38 +151,35 @@ class WebhookService:
 
 @dataclass(eq=False)
 class WebhookDispatcher:
-    """Two loops of the notifier: events to messages, and messages to receivers."""
+    """Jobs of the notifier: events to messages, and messages to receivers. `pool`: of MAX_THREADS threads."""
 
     store: WebhookStore
     events: EventLog
     sender: WebhookSender
     clock: Clock
+    pool: Executor
     jitter: Callable[[], float] = random.random
     _stop: threading.Event = field(default_factory=threading.Event, init=False)
-    _threads: list[threading.Thread] = field(default_factory=list, init=False)
 
-    def start(self) -> None:
-        for target in (self._make_all, self._send_all):
-            thread = threading.Thread(target=target, name=f"webhooks-{target.__name__}", daemon=True)
-            thread.start()
-            self._threads.append(thread)
+    def __post_init__(self) -> None:
+        self._slots = _Slots()
 
     def close(self) -> None:
+        """Returns when the messages that are being sent have ended; each has a deadline."""
         self._stop.set()
-        for thread in self._threads:
-            thread.join(5)
+        self.pool.shutdown(wait=True, cancel_futures=True)
 
     # ── events to messages ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def make_messages(self) -> bool:
-        """Make the messages of the next events. Whether there may be more events. Raises: RepositoryUnavailable."""
+    def make_messages(self) -> int:
+        """Make the messages of the next events. Return how many events there were. Raises: RepositoryUnavailable."""
         position = self.store.position()
         if position is None:  # nothing was registered before the first start
             self.store.set_position(self.events.last_seq())
-            return False
+            return 0
         events = self.events.after(position, limit=EVENTS_AT_ONCE)
         if not events:
-            return False
+            return 0
         webhooks = self.store.for_owners({event.owner for event in events})
         messages = [
             _message(webhook, event)
@@ -192,7 +191,7 @@ class WebhookDispatcher:
         if messages:
             self.store.enqueue(self._bounded(messages), self.clock.now())
         self.store.set_position(events[-1].seq)
-        return len(events) == EVENTS_AT_ONCE
+        return len(events)
 
     def _bounded(self, messages: Sequence[Delivery]) -> Sequence[Delivery]:
         """Beyond MAX_PENDING, messages of a webhook are dead letters, which can be replayed."""
@@ -207,17 +206,22 @@ class WebhookDispatcher:
 
     # ── messages to receivers ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def send_next(self) -> bool:
-        """Lease one webhook and send what is due. False: none was due. Raises: RepositoryUnavailable."""
-        webhook = self._claim()
-        if webhook is None:
-            return False
-        self._send_due(webhook)
-        return True
-
-    def _claim(self) -> Webhook | None:
+    def send(self) -> int:
+        """Begin to send what one webhook has due. 0: none is due, or no thread is free for it. Raises: RepositoryUnavailable."""
         now = self.clock.now()
-        return self.store.claim(now, now + LEASE)
+        webhook = self.store.claim(now, now + LEASE)
+        if webhook is None:
+            return 0
+        if not self._slots.take(webhook):  # others are sent meanwhile
+            soon = now + timedelta(seconds=BUSY_S)
+            self.store.release(webhook, failures=webhook.failures, not_before=soon, now=now)
+            return 1
+        self.pool.submit(self._send_in_thread, webhook)
+        return 1
+
+    def purge(self) -> int:
+        """Delete some of the dead letters that are too old, and return how many. Raises: RepositoryUnavailable."""
+        return self.store.purge(self.clock.now() - DEAD_FOR, PURGED_AT_ONCE)
 
     def _send_due(self, webhook: Webhook) -> None:
         failures, begun, not_before = webhook.failures, self.clock.now(), None
@@ -253,40 +257,7 @@ class WebhookDispatcher:
         log.info("webhook_failed", extra=extra)
         self.store.save(replace(message, attempts=attempts, next_at=next_at, error=error))
 
-    # ── loops ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _make_all(self) -> None:
-        while not self._stop.is_set():
-            try:
-                if self.make_messages():
-                    continue
-                self.store.purge(self.clock.now() - DEAD_FOR, EVENTS_AT_ONCE)
-            except PoiesisError as error:
-                log.warning("webhook_messages_failed", extra={"error": str(error)})
-            except Exception:
-                log.exception("webhook_messages_bug")
-            self._stop.wait(IDLE_S)
-
-    def _send_all(self) -> None:
-        slots = _Slots()
-        with ThreadPoolExecutor(THREADS + SLOW_THREADS, "webhook") as pool:
-            while not self._stop.is_set():
-                webhook = None
-                try:
-                    webhook = self._claim()
-                    if webhook is not None and not slots.take(webhook):  # others may be sent meanwhile
-                        now = self.clock.now()
-                        soon = now + timedelta(seconds=IDLE_S)
-                        self.store.release(webhook, failures=webhook.failures, not_before=soon, now=now)
-                        continue
-                except PoiesisError as error:
-                    log.warning("webhook_claim_failed", extra={"error": str(error)})
-                if webhook is None:
-                    self._stop.wait(IDLE_S)
-                else:
-                    pool.submit(self._send_in_thread, webhook, slots)
-
-    def _send_in_thread(self, webhook: Webhook, slots: _Slots) -> None:
+    def _send_in_thread(self, webhook: Webhook) -> None:
         try:
             self._send_due(webhook)
         except PoiesisError as error:  # the lease expires
@@ -294,7 +265,7 @@ class WebhookDispatcher:
         except Exception:
             log.exception("webhook_send_bug")
         finally:
-            slots.give_back(webhook)
+            self._slots.give_back(webhook)
 
 
 class _Slots:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import pytest
 from standardwebhooks import Webhook as Verifier
@@ -66,6 +67,12 @@ class Events:
         return self.events[seq : seq + limit]
 
 
+class Inline(Executor):
+    def submit(self, function: Callable[..., Any], /, *arguments: Any, **named: Any) -> Future[Any]:
+        function(*arguments, **named)
+        return Future()
+
+
 @dataclass
 class Site:
     service: WebhookService
@@ -77,7 +84,7 @@ class Site:
     def deliver(self) -> None:
         while self.dispatcher.make_messages():
             pass
-        while self.dispatcher.send_next():
+        while self.dispatcher.send():
             pass
 
     def advance(self, by: timedelta) -> None:
@@ -88,7 +95,7 @@ class Site:
 def site(tmp_path: Path) -> Iterator[Site]:
     database = SqliteDatabase(tmp_path / "tasks.sqlite")
     store, clock, events, receiver = SqliteWebhookStore(database), ManualClock(NOW), Events(), Receiver()
-    dispatcher = WebhookDispatcher(store, cast(EventLog, events), receiver, clock, jitter=lambda: 0.5)
+    dispatcher = WebhookDispatcher(store, cast(EventLog, events), receiver, clock, Inline(), jitter=lambda: 0.5)
     dispatcher.make_messages()
     yield Site(WebhookService(store, clock), dispatcher, events, receiver, clock)
     database.close()
