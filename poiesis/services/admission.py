@@ -296,7 +296,8 @@ class WaitingReasons:
             text = f"{where} in your queue; {text}"
         text = f"Queued: {text}"
         metadata: dict[str, Any] = {**task.log.metadata, "waiting_reason": text}
-        return replace(task, waiting=text, log=replace(task.log, metadata=metadata))
+        since = task.stage_since or task.created_at
+        return replace(task, waiting=text, waiting_since=since, log=replace(task.log, metadata=metadata))
 
     def _current(self) -> Ledger:
         now = self._clock.now()

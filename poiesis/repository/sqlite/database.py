@@ -11,6 +11,7 @@ import os
 import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -123,6 +124,38 @@ IDLE_CONNECTIONS: Final = 8
 WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 
 
+class FairLock:
+    """Taken in the order of arrival: a `threading.Lock` lets a writer that has just written overtake those that wait."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._is_held = False
+        self._waiting: deque[threading.Lock] = deque()
+
+    def acquire(self, timeout: float) -> bool:
+        with self._guard:
+            if not self._is_held:
+                self._is_held = True
+                return True
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        if turn.acquire(timeout=timeout):
+            return True
+        with self._guard:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+                return False
+        return True  # it was handed over meanwhile
+
+    def release(self) -> None:
+        with self._guard:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._is_held = False
+
+
 class SqliteDatabase:
     """The file `path`, created with its directory if missing, readable only by its user.
 
@@ -135,7 +168,7 @@ class SqliteDatabase:
         self._busy_s = busy_timeout.total_seconds()
         self._pool: list[sqlite3.Connection] = []
         self._pool_lock = threading.Lock()
-        self._write_lock = threading.Lock()
+        self._write_lock = FairLock()
         self._closed = False
         with self._translated():
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -21,7 +22,7 @@ from poiesis.ports.repository import TaskFilter
 from poiesis.repository.documents import to_document
 from poiesis.repository.sqlite import database
 from poiesis.repository.sqlite import tasks as sqlite
-from poiesis.repository.sqlite.database import MIGRATIONS, SqliteDatabase
+from poiesis.repository.sqlite.database import MIGRATIONS, FairLock, SqliteDatabase
 from poiesis.repository.sqlite.tasks import DUE_QUERY, SqliteTaskRepository, _list_query, _planned
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 1, tzinfo=UTC)
@@ -344,3 +345,28 @@ def test_a_connection_that_wrote_a_large_task_is_not_kept(repository):
     large = (Input(path="/data/x", content="x" * (sqlite.LARGE_BYTES + 1)),)
     repository.add(replace(a_task("large"), spec=replace(SPEC, inputs=large)))
     assert repository._database._pool == []
+
+
+def test_writers_take_turns_in_the_order_of_arrival():
+    lock = FairLock()
+    assert lock.acquire(timeout=1)
+    order: list[int] = []
+
+    def write(number: int) -> None:
+        assert lock.acquire(timeout=30)
+        order.append(number)
+        lock.release()
+
+    threads = []
+    for number in range(5):
+        threads.append(threading.Thread(target=write, args=(number,)))
+        threads[-1].start()
+        while len(lock._waiting) <= number:
+            time.sleep(0.001)
+    assert not lock.acquire(timeout=0.01)
+    assert len(lock._waiting) == 5
+    lock.release()
+    for thread in threads:
+        thread.join()
+    assert order == [0, 1, 2, 3, 4]
+    assert lock.acquire(timeout=0)
