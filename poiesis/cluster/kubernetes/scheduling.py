@@ -5,7 +5,8 @@
 
 Preemption is not helpful on a node that could not run the pod even if it was empty: it lacks a label, has a taint, or is too small (the
 scheduler of Kubernetes 1.31 and later; earlier ones do not tell a small node from a busy one). That is only certain where each reason is a
-lasting one: a node that is cordoned, not ready or short of disk space may return.
+lasting one: a node that is cordoned, not ready or short of disk space may return. Kubernetes 1.34 no longer names taints; then they count
+as lasting unless all nodes have one, which is rather an outage.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from poiesis.domain.errors import InvalidTask, RepositoryUnavailable
 from poiesis.domain.policy import Policy
 from poiesis.domain.quotas import AdmissionRules, Amount, Quota
 from poiesis.domain.states import Stage, State
-from poiesis.domain.task import Resources, Task, TaskId
+from poiesis.domain.task import Resources, Task, TaskId, Version
 from poiesis.services.admission import BATCH, ROUND, Admitter, WaitingReasons
 from poiesis.testing.admission import MemoryAdmissionStore
 from poiesis.testing.clock import START, ManualClock
@@ -302,3 +302,28 @@ def test_past_usage_outlives_the_admitter():
 
 def test_policy_without_quotas_is_not_enabled():
     assert not Policy().admission.is_enabled
+
+
+def test_an_admitter_that_was_stopped_within_a_round_and_goes_on_later_passes_no_cap():
+    """Another one has completed the round by then, before it decided about a user who comes first."""
+    service = Service(AdmissionRules(site=Quota(max_tasks=2)))
+    ids = [service.post(n, "ann") for n in range(2)]
+    slow, saves = service.admitter(), 0
+    save = service.repository.save
+
+    def stopped(task: Task, *, seen: Version) -> bool:
+        nonlocal saves
+        saves += 1
+        if saves == 2:  # the first of the two is admitted, the second has been read
+            service.post(10, "bob")
+            service.repository.save = save  # type: ignore[method-assign]
+            other = service.admitter()
+            for _ in range(3):
+                other.run_once()
+        return save(task, seen=seen)
+
+    service.repository.save = stopped  # type: ignore[method-assign]
+    slow.run_once()
+    assert saves == 2
+    assert service.held().tasks == 2
+    assert all(is_held(service.repository.get(i)) for i in ids)
