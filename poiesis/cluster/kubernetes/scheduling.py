@@ -1,7 +1,7 @@
 """What the scheduler's message about a pod without a node means: no room now, or no node that could ever run it. Pure.
 
-    0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't match Pod's node affinity/selector. preemption: 0/3 nodes are available:
-    1 No preemption victims found for incoming pod, 2 Preemption is not helpful for scheduling.
+    0/3 nodes are available: 1 Insufficient cpu, 2 node(s) didn't match Pod's node affinity/selector. no new claims to deallocate,
+    preemption: 0/3 nodes are available: 1 No preemption victims found for incoming pod, 2 Preemption is not helpful for scheduling.
 
 Preemption is not helpful on a node that could not run the pod even if it was empty: it lacks a label, has a taint, or is too small (the
 scheduler of Kubernetes 1.31 and later; earlier ones do not tell a small node from a busy one). That is only certain where each reason is a
@@ -22,9 +22,10 @@ _UNHELPFUL: Final = "preemption is not helpful"
 _FULL: Final = re.compile(r"(insufficient |too many pods)", re.IGNORECASE)
 _LASTING: Final = re.compile(
     r"(insufficient |node\(s\) didn't match pod's node affinity|node\(s\) didn't match node selector"
-    r"|node\(s\) had untolerated taint(?!s?\(?s?\)? \{node\.(kubernetes\.io|cloudprovider)))",
+    r"|node\(s\) had untolerated taint(?!(?:\(s\))? \{node\.(kubernetes\.io|cloudprovider)))",
     re.IGNORECASE,
 )
+_UNNAMED_TAINT: Final = re.compile(r"node\(s\) had untolerated taint\(s\)(?! \{)", re.IGNORECASE)
 
 
 def room_of(message: str | None) -> Room | None:
@@ -41,7 +42,7 @@ def room_of(message: str | None) -> Room | None:
         count for count, text in _counted(preemption.partition(": ")[2]) if text.lower().startswith(_UNHELPFUL)
     )
     if unhelpful >= nodes and all(_LASTING.match(text) for _, text in reasons):
-        return Room.NO_NODE
+        return None if all(_UNNAMED_TAINT.match(text) for _, text in reasons) else Room.NO_NODE
     return Room.BUSY if any(_FULL.match(text) for _, text in reasons) and unhelpful < nodes else None
 
 

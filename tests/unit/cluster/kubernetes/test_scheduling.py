@@ -35,6 +35,22 @@ def message(nodes: int, reasons: str, preemption: str) -> str:
             ),
             Room.NO_NODE,
         ),
+        # as 1.34 writes them
+        (
+            "0/17 nodes are available: 1 Insufficient cpu, 16 node(s) had untolerated taint(s). no new claims to deallocate, preemption: "
+            f"0/17 nodes are available: 17 {UNHELPFUL}.",
+            Room.NO_NODE,
+        ),
+        (
+            "0/17 nodes are available: 1 Insufficient cpu, 16 node(s) had untolerated taint(s). no new claims to deallocate, preemption: "
+            f"0/17 nodes are available: 1 {NO_VICTIMS}, 16 {UNHELPFUL}.",
+            Room.BUSY,
+        ),
+        (
+            "0/2 nodes are available: 2 node(s) had untolerated taint(s). no new claims to deallocate, preemption: "
+            f"0/2 nodes are available: 2 {UNHELPFUL}.",
+            None,
+        ),
         # a node that may return
         (message(1, "1 node(s) had untolerated taint {node.kubernetes.io/not-ready: }", f"1 {UNHELPFUL}"), None),
         (message(1, "1 node(s) had untolerated taint(s) {node.kubernetes.io/unschedulable: }", f"1 {UNHELPFUL}"), None),
