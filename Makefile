@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv launcher launcher-build launcher-check demo up test emulators clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs clean distclean
+.PHONY: help venv launcher launcher-build launcher-check demo up test large-log emulators clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs clean distclean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
@@ -76,6 +76,9 @@ up: $(RUN) launcher ## start the whole service here and keep it running
 
 test: venv launcher ## every test that needs no cluster; servers are started by the tests themselves
 	$(BIN)/pytest -n auto --dist loadgroup -m "not e2e and not chaos and not clients" $(ARGS)
+
+large-log: venv launcher ## a log of a gigabyte, followed while it is written, with exact ranges and flat memory
+	POIESIS_TEST_LOG_BYTES=999999999 $(BIN)/pytest -s tests/integration/embedded/test_logs.py -k large $(ARGS)
 
 emulators: ## servers for tests that no Python package has: OpenID providers, Azure's and Google Cloud's storage; needs npm and go
 	@command -v npm >/dev/null && command -v go >/dev/null || { echo "emulators: needs npm and go" >&2; exit 1; }

@@ -114,6 +114,7 @@ def _poiesis(**settings: Any) -> Any:
             nothing.ready,
             nothing,
             usage=nothing,
+            logs=nothing,
             webhooks=nothing,
         ),
         **settings,

@@ -105,6 +105,7 @@ def serve(directory: str, mongo: str | None, port: int) -> None:
         lambda: None,
         store.events,
         usage=cast(Any, None),
+        logs=cast(Any, None),
         webhooks=cast(Any, None),
     )
     run(create_app(services), settings, timedelta(seconds=10))

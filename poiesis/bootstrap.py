@@ -450,6 +450,7 @@ class Bootstrap(ExitStack):
             describe=self.describe(),
             ready=self.api_ready,
             events=self.events,
+            logs=self.logs,
             usage=self.usage,
             defaults=SiteDefaults()
             if self._kubernetes is None

@@ -232,7 +232,8 @@ def _with_security_headers(send: Send) -> Send:
     async def extended_send(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = MutableHeaders(raw=list(message["headers"]))
-            headers.update(SECURITY_HEADERS)
+            for name, value in SECURITY_HEADERS.items():
+                headers.setdefault(name, value)
             if headers.get("content-type") == JSON.decode():
                 headers["cache-control"] = "no-store"
             message["headers"] = headers.raw

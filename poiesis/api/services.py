@@ -10,6 +10,7 @@ from poiesis.api.limits import RateLimiter
 from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
 from poiesis.ports.events import EventLog
+from poiesis.services.logs import LogService
 from poiesis.services.tasks import TaskService
 from poiesis.services.usage import UsageService
 from poiesis.services.webhooks import WebhookService
@@ -41,4 +42,5 @@ class Services:
     """None: there are no limits on rates. Closed with the application."""
     defaults: SiteDefaults = SiteDefaults()
     usage: UsageService = field(kw_only=True)
+    logs: LogService = field(kw_only=True)
     webhooks: WebhookService = field(kw_only=True)

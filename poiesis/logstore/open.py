@@ -16,9 +16,9 @@ def open_store(settings: LogSettings) -> LogStore | None:
     if settings.url is None:
         return None
     if settings.url.startswith("file:"):
-        from poiesis.logstore.folder import FolderLogStore
+        from poiesis.logstore.directory import DirectoryLogStore
 
-        return FolderLogStore(Path(unquote(urlsplit(settings.url).path)))
+        return DirectoryLogStore(Path(unquote(urlsplit(settings.url).path)))
     from poiesis.logstore.s3 import S3LogStore
 
     return S3LogStore(settings.url, _filer_settings(settings))

@@ -55,9 +55,9 @@ class Given:
         return data
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["directory", "s3"])
 def given(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Given]:
-    if request.param == "folder":
+    if request.param == "directory":
         settings = LogSettings(url=f"file://{tmp_path}/logs")
     else:
         s3: S3Server = request.getfixturevalue("s3_server")

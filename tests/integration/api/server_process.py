@@ -149,6 +149,7 @@ def main() -> None:
     from poiesis.repository.sqlite.usage import SqliteUsageStore
     from poiesis.repository.sqlite.webhooks import SqliteWebhookStore
     from poiesis.roles.shutdown import end_within_after_signal
+    from poiesis.services.logs import LogService
     from poiesis.services.tasks import TaskService
     from poiesis.services.usage import UsageService
     from poiesis.services.webhooks import WebhookService
@@ -165,10 +166,10 @@ def main() -> None:
     policy, database = Policy(), SqliteDatabase(directory / "tasks.sqlite")
     repository, webhooks = SqliteTaskRepository(database), WebhookService(SqliteWebhookStore(database), SystemClock())
     tasks = Tasks(repository, RecordingQueue(), SystemClock(), policy, SqliteIdempotencyStore(database))
-    events = SqliteEventLog(database)
+    events, logs = SqliteEventLog(database), LogService(repository, SystemClock())
     usage = UsageService(events, SqliteUsageStore(database), SystemClock(), ())
     services = Services(
-        tasks, policy, settings, ServiceSettings(), "", lambda: None, events, usage=usage, webhooks=webhooks
+        tasks, policy, settings, ServiceSettings(), "", lambda: None, events, usage=usage, webhooks=webhooks, logs=logs
     )
     serve(create_app(services, on_start=partial(end_within_after_signal, grace)), settings, grace)
 

@@ -16,8 +16,10 @@ from poiesis.api.limits import RateLimiter
 from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
 from poiesis.domain.task import Task, TaskId
+from poiesis.ports.logs import LogStore
 from poiesis.ports.repository import TaskFilter
 from poiesis.ports.webhooks import WebhookStore
+from poiesis.services.logs import LogService
 from poiesis.services.tasks import TaskService
 from poiesis.services.usage import UsageService
 from poiesis.services.webhooks import WebhookService
@@ -44,6 +46,7 @@ class Site:
     repository: MemoryTaskRepository = field(default_factory=MemoryTaskRepository)
     queue: RecordingQueue = field(default_factory=RecordingQueue)
     clock: ManualClock = field(default_factory=ManualClock)
+    logs: LogStore | None = None
     events: ListEventLog = field(default_factory=ListEventLog)
     audit: AuditLog | None = None
     limiter: RateLimiter | None = None
@@ -67,6 +70,7 @@ class Site:
             "Tasks run nowhere.",
             self.ready,
             self.events,
+            logs=LogService(self.repository, self.clock, self.logs),
             audit=self.audit,
             limiter=self.limiter,
             usage=UsageService(self.events, MemoryUsageStore(), self.clock, ("project",)),

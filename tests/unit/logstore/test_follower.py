@@ -21,7 +21,7 @@ import pytest
 from poiesis.config import ARCHITECTURES, LogSettings, shipped_launchers
 from poiesis.domain.errors import AccessDenied, StorageUnavailable
 from poiesis.domain.task import TaskId
-from poiesis.logstore.folder import FolderLogStore
+from poiesis.logstore.directory import DirectoryLogStore
 from poiesis.logstore.follower import SEGMENT_BYTES, Follower
 from poiesis.ports.logs import LogRef, Stream
 
@@ -29,7 +29,7 @@ TASK = TaskId("0" * 26)
 SETTINGS = LogSettings(url="file:///unused", interval=timedelta(seconds=0.1), finish=timedelta(seconds=2))
 
 
-class Store(FolderLogStore):
+class Store(DirectoryLogStore):
     """Counts writes, and fails on demand."""
 
     def __init__(self, root: Path) -> None:

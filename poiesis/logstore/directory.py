@@ -17,7 +17,7 @@ from poiesis.ports.logs import Chunk, ChunkPage, LogRef, StoredLog
 MAX_TASKS = 1000  # of one call
 
 
-class FolderLogStore:
+class DirectoryLogStore:
     def __init__(self, root: Path) -> None:
         self._root = root
 

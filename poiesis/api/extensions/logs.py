@@ -1,0 +1,247 @@
+"""The output of executors: which logs there are, and their bytes, whole, in ranges, or while they grow.
+
+A log is user code's text, so it is never HTML to a browser: plain text, not to be sniffed, in a sandbox. It is read from the log store in
+pieces, by threads of its own: a store that does not answer delays no other request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Final, TypeVar
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from poiesis.api.errors import Refused
+from poiesis.api.extensions.context import Context, Document, Handler, header
+from poiesis.api.middleware import REAUTHENTICATE
+from poiesis.api.parameters import PARAMETERS
+from poiesis.api.ranges import content_range, requested_range
+from poiesis.api.streams import Hold, StreamLimits
+from poiesis.api.users import USER
+from poiesis.domain.errors import InvalidRequest, StorageUnavailable
+from poiesis.ports.logs import STREAMS, Stream
+from poiesis.services.logs import AvailableLog, LogService, OpenLog, UnknownLog
+
+T = TypeVar("T")
+THREADS: Final = 8
+PIECE_BYTES: Final = 512 * 1024
+MAX_STREAMS: Final = 128
+"""Responses with log bytes at once in one process, each of which holds a piece in memory."""
+MAX_STREAMS_PER_USER: Final = 32
+POLL_S: Final = 0.5
+QUIET_POLL_S: Final = 1.0
+QUIET_AFTER_S: Final = 60.0
+OVER_EVERY_S: Final = 5.0
+AUTHENTICATE_EVERY_S: Final = 30.0
+MAX_FOLLOW_S: Final = 24 * 3600.0
+HEADERS: Final[Mapping[str, str]] = {
+    "content-type": "text/plain; charset=utf-8",
+    "x-content-type-options": "nosniff",
+    "content-security-policy": "sandbox; default-src 'none'; frame-ancestors 'none'",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+    "x-accel-buffering": "no",
+}
+_INDEX: Final = re.compile(r"\d{1,9}", re.ASCII)
+
+
+def operations(context: Context) -> dict[str, Handler]:
+    logs = _Logs(context)
+    return {"ListLogs": logs.list, "GetLog": logs.get}
+
+
+class _Logs:
+    def __init__(self, context: Context) -> None:
+        api = context.services.api
+        self._service: LogService = context.services.logs
+        self._threads = ThreadPoolExecutor(THREADS, "logs")
+        self._limits = StreamLimits(
+            replace(
+                api,
+                max_streams=min(api.max_streams, MAX_STREAMS),
+                max_streams_per_user=min(api.max_streams_per_user, MAX_STREAMS_PER_USER),
+            )
+        )
+
+    async def call(self, function: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+
+    async def list(self, scope: Scope) -> Document:
+        task_id, access = scope["path_params"]["id"], scope[USER].access
+        found = await self.call(lambda: self._service.available(task_id, access=access))
+        return {"whole": self._service.keeps_whole_logs, "logs": [_entry(each) for each in found]}
+
+    async def get(self, scope: Scope) -> Response:
+        asked, access = scope[PARAMETERS], scope[USER].access
+        task_id, (executor, stream) = scope["path_params"]["id"], _named(scope["path_params"])
+        follows, offset = asked.get("follow", False), asked.get("offset")
+        if offset is not None and not follows:
+            raise InvalidRequest("offset", "only with follow=true; without it use the header Range")
+        if follows:
+            self._service.check_followable()
+        opened = await self.call(
+            lambda: self._service.open(task_id, executor, stream, attempt=asked.get("attempt"), access=access)
+        )
+        about = opened.about
+        headers = {**HEADERS, **_described(about)}
+        if asked.get("download", False):
+            headers["content-disposition"] = f'attachment; filename="{_file_name(about)}"'
+        if follows:
+            return LogResponse(scope, self._limits, _Followed(self, opened, offset or 0, scope).pieces, 200, headers)
+        size = about.size_bytes
+        headers["accept-ranges"] = "bytes"
+        wanted = requested_range(header(scope, "range"), size) if _may_be_partial(scope, headers) else None
+        start, end = wanted or (0, size)
+        headers["content-length"] = str(end - start)
+        if wanted is not None:
+            headers |= content_range(start, end, size)
+        status = 200 if wanted is None else 206
+        return LogResponse(scope, self._limits, lambda hold: self._pieces(opened, start, end), status, headers)
+
+    async def _pieces(self, opened: OpenLog, position: int, end: int) -> AsyncIterator[bytes]:
+        """Exactly the bytes from `position` to `end`. Raises: Unavailable, StagingFailed."""
+        while position < end:
+            piece = await self.call(lambda: opened.read(position, min(PIECE_BYTES, end - position)))  # noqa: B023
+            if not piece:
+                raise StorageUnavailable("the log store does not have all of the log")
+            yield piece
+            position += len(piece)
+
+    @property
+    def service(self) -> LogService:
+        return self._service
+
+
+class _Followed:
+    """A log from `position` on, until its end is stored, nothing more can come, the client leaves, or its user may no longer see it."""
+
+    def __init__(self, logs: _Logs, opened: OpenLog, position: int, scope: Scope) -> None:
+        self._logs, self._opened, self._position = logs, opened, position
+        self._scope, self._user = scope, scope[USER]
+        self._clock = asyncio.get_running_loop().time
+
+    async def pieces(self, hold: Hold) -> AsyncIterator[bytes]:
+        """The first piece may be empty: then the response begins without bytes. Raises: Unavailable, StagingFailed, UnknownTask."""
+        woken = asyncio.Event()
+        hold.wake = woken.set
+        begun = moved_at = checked_at = authenticated_at = self._clock()
+        is_over, is_first = False, True
+        while not hold.has_left and self._clock() - begun < MAX_FOLLOW_S:
+            if self._clock() - authenticated_at >= AUTHENTICATE_EVERY_S:
+                authenticated_at = self._clock()
+                if not await self._is_still_the_user():
+                    return
+            piece = await self._logs.call(lambda: self._opened.read(self._position, PIECE_BYTES))
+            if piece or is_first:
+                yield piece
+                is_first = False
+            if piece:
+                self._position += len(piece)
+                moved_at = self._clock()
+                continue
+            if self._opened.is_at_end or is_over:
+                return
+            if self._clock() - checked_at >= OVER_EVERY_S:
+                checked_at = self._clock()
+                is_over = await self._logs.call(
+                    lambda: self._logs.service.is_over(self._opened.about.ref, access=self._user.access)
+                )
+                continue
+            try:
+                pause = POLL_S if self._clock() - moved_at < QUIET_AFTER_S else QUIET_POLL_S
+                await asyncio.wait_for(woken.wait(), pause)
+            except TimeoutError:
+                pass
+
+    async def _is_still_the_user(self) -> bool:
+        """Whether the credentials still give the same rights."""
+        try:
+            return bool(await self._scope[REAUTHENTICATE]() == self._user)
+        except Refused:
+            return False
+
+
+class LogResponse(Response):
+    """Errors before the first piece become an ordinary error response; later ones break the connection off, so that a client does not
+    take a part for the whole."""
+
+    def __init__(
+        self,
+        scope: Scope,
+        limits: StreamLimits,
+        pieces: Callable[[Hold], AsyncIterator[bytes]],
+        status: int,
+        headers: Mapping[str, str],
+    ) -> None:
+        self.status_code, self.background = status, None
+        self.raw_headers = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        self._limits, self._pieces = limits, pieces
+        self._is_head = scope["method"] == "HEAD"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        if self._is_head:
+            await send(start)
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            return
+        with self._limits.hold(scope) as hold:
+            async with aclosing(self._pieces(hold)) as pieces:  # type: ignore[type-var]
+                first = await anext(pieces, b"")
+                await send(start)
+                if first:
+                    await send({"type": "http.response.body", "body": first, "more_body": True})
+                del first
+                async for piece in pieces:
+                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _named(path: Mapping[str, str]) -> tuple[int, Stream]:
+    """Raises: UnknownLog."""
+    executor, stream = str(path["executor"]), next((s for s in STREAMS if s == path["stream"]), None)
+    if _INDEX.fullmatch(executor) is None or stream is None:
+        raise UnknownLog("no such log: use the number of an executor and stdout or stderr")
+    return int(executor), stream
+
+
+def _may_be_partial(scope: Scope, headers: Mapping[str, str]) -> bool:
+    """Whether a Range counts: not with an If-Range of another representation (RFC 9110, section 13.1.5)."""
+    condition = header(scope, "if-range")
+    return condition is None or condition == headers.get("etag")
+
+
+def _described(about: AvailableLog) -> dict[str, str]:
+    """A log that may still grow has no ETag."""
+    found = {
+        "poiesis-log-source": about.source,
+        "poiesis-log-complete": str(about.is_complete).lower(),
+        "poiesis-log-truncated": str(about.is_truncated).lower(),
+    }
+    if about.is_complete:
+        found["etag"] = f'"{about.ref.attempt}-{about.ref.executor}-{about.ref.stream}-{about.size_bytes}"'
+    return found
+
+
+def _file_name(about: AvailableLog) -> str:
+    ref = about.ref
+    return f"{ref.task_id}-attempt-{ref.attempt}-executor-{ref.executor}-{ref.stream}.txt"
+
+
+def _entry(each: AvailableLog) -> Document:
+    ref = each.ref
+    return {
+        "attempt": ref.attempt,
+        "executor": ref.executor,
+        "stream": ref.stream,
+        "size": each.size_bytes,
+        "complete": each.is_complete,
+        "truncated": each.is_truncated,
+        "source": each.source,
+        "path": f"/poiesis/v1/tasks/{ref.task_id}/logs/{ref.executor}/{ref.stream}?attempt={ref.attempt}",
+    }
