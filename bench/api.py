@@ -2,9 +2,10 @@
 
     python bench/api.py [--seconds 3] [--rounds 3] [--connections 16]
 
-Each variant runs in one uvicorn worker over a store that does nothing; a generator in a separate process keeps a fixed number of
-connections busy. Variants alternate within a round, so that a busy machine slows all of them equally, and the CPU time of the server
-process is reported beside the rate: it hardly depends on other load. Everything ends after rounds x variants x requests x seconds.
+Each variant runs in one uvicorn worker, over a store that does nothing except for `Poiesis, SQLite`; a generator in a separate process
+keeps a fixed number of connections busy. Variants alternate within a round, so that a busy machine slows all of them equally, and the
+CPU time of the server process is reported beside the rate: it hardly depends on other load. Everything ends after rounds x variants x
+requests x seconds.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ REQUESTS = {
 # Servers
 
 
-def _poiesis(**settings: Any) -> Any:
+def _poiesis(*, stores: bool = False, **settings: Any) -> Any:
+    """`stores`: over a SQLite file, where a create is one synced transaction."""
     from poiesis.api import Services, create_app
     from poiesis.config import ApiSettings, ServiceSettings
     from poiesis.domain.policy import Policy
@@ -102,8 +104,9 @@ def _poiesis(**settings: Any) -> Any:
             return datetime.now(UTC)
 
     nothing: Any = Nothing()
+    repository = _sqlite() if stores else nothing
     policy = Policy()
-    service = TaskService(nothing, nothing, nothing, policy)
+    service = TaskService(repository, nothing, nothing, policy)
     return create_app(
         Services(
             service,
@@ -119,6 +122,15 @@ def _poiesis(**settings: Any) -> Any:
         ),
         **settings,
     )
+
+
+def _sqlite() -> Any:
+    import tempfile
+
+    from poiesis.repository.sqlite.database import SqliteDatabase
+    from poiesis.repository.sqlite.tasks import SqliteTaskRepository
+
+    return SqliteTaskRepository(SqliteDatabase(Path(tempfile.mkdtemp(prefix="bench-")) / "tasks.sqlite"))
 
 
 def _stock(kind: str, handlers: str) -> Any:
@@ -176,6 +188,7 @@ VARIANTS: dict[str, Callable[[], Any]] = {
     "AsyncApp, sync handlers": lambda: _stock("async", "sync"),
     "AsyncApp, async handlers": lambda: _stock("async", "async"),
     "Poiesis": _poiesis,
+    "Poiesis, SQLite": lambda: _poiesis(stores=True),
     "Poiesis, answers validated": lambda: _poiesis(validate_responses=True),
 }
 
@@ -264,6 +277,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--only", help="variants whose name holds this")
+    parser.add_argument("--requests", default="", help="requests whose name begins with this")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=18_900)
     args = parser.parse_args()
@@ -273,16 +287,17 @@ def main() -> None:
     import uvloop
 
     rates: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    requests = {name: request for name, request in REQUESTS.items() if name.startswith(args.requests)}
     variants = [v for v in VARIANTS if not args.only or args.only in v]
     for _ in range(args.rounds):
         for i, variant in enumerate(variants):
             with server(variant, args.port + i) as pid:
-                for name, request in REQUESTS.items():
+                for name, request in requests.items():
                     load = _load(args.port + i, request, args.seconds, args.connections, pid)
                     rates[variant, name].append(uvloop.run(load))
     print(f"| requests a second (CPU µs a request), median of {args.rounds} | " + " | ".join(variants) + " |")
     print("|---|" + "---|" * len(variants))
-    for name in REQUESTS:
+    for name in requests:
         cells = (rates[variant, name] for variant in variants)
         shown = (f"{median(r for r, _ in c):,.0f} ({median(u for _, u in c):,.0f})" for c in cells)
         print(f"| {name} | " + " | ".join(shown) + " |")

@@ -43,8 +43,8 @@ RESYNC_BATCH: Final = 500
 RESYNC_ALL: Final = 100_000
 REPUBLISH: Final = timedelta(seconds=15)  # a published link has this long to run before it is published again
 PURGE_EVERY: Final = timedelta(minutes=10)
-PURGE_BATCH: Final = 50
-PURGE_PAUSE_S: Final = 0.05  # between batches (docs/performance.md)
+PURGE_BATCH: Final = 20
+PURGE_PAUSE_S: Final = 0.1  # between batches (docs/performance.md)
 SWEEP_EVERY: Final = timedelta(minutes=5)
 MAX_RECORDS_BYTES: Final = 32 * 1024 * 1024  # of records that came with pokes and wait for reconcile, in memory
 RECORD_BYTES: Final = 2048  # of a parsed record and its keys, besides its texts
