@@ -97,7 +97,7 @@ class TestInMemory:
 
 class TestRedis:
     def test_replicas_share_a_limit(self, redis_url: str) -> None:
-        limits = RateLimits(requests_per_s=0.1, request_burst=50, redis_timeout_ms=5000)
+        limits = RateLimits(requests_per_s=0.001, request_burst=50, redis_timeout_ms=5000)
 
         async def run() -> int:
             replicas = [RateLimiter(limits, redis_url) for _ in range(3)]
@@ -111,12 +111,12 @@ class TestRedis:
     def test_it_refills_and_forgets(self, redis_url: str) -> None:
         import redis
 
-        limits = RateLimits(requests_per_s=5, request_burst=2, redis_timeout_ms=5000)
+        limits = RateLimits(requests_per_s=0.5, request_burst=2, redis_timeout_ms=5000)
 
         async def run() -> list[int]:
             limiter = RateLimiter(limits, redis_url)
             first = await admitted(limiter, 3)
-            await asyncio.sleep(0.25)
+            await asyncio.sleep(2.1)
             second = await admitted(limiter, 1)
             await limiter.close()
             return [first, second]
@@ -125,7 +125,7 @@ class TestRedis:
         with redis.Redis.from_url(redis_url) as client:
             [key] = client.keys("poiesis:limit:*")
             assert b"ada" not in key
-            assert 0 < client.pttl(key) <= 500
+            assert 0 < client.pttl(key) <= 5_000
 
     def test_bodies_are_counted_and_a_refused_request_spends_nothing(self, redis_url: str) -> None:
         limits = RateLimits(
@@ -159,7 +159,7 @@ class TestRedis:
             port = silent.getsockname()[1]
             counts, took = asyncio.run(run(f"redis://127.0.0.1:{port}/0" if uri == "silent" else uri))
         assert sum(counts) == 5
-        assert took < 0.5  # 200 requests; each on its own would wait for 4 s
+        assert took < 3  # 200 requests; each on its own would wait for 10 s together
 
     def test_a_redis_that_comes_back_is_used_again(self, redis_url: str) -> None:
         clock = Time()
