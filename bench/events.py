@@ -66,6 +66,7 @@ class Store:
             self.tasks = MongoTaskRepository(database)
             self.events = MongoEventLog(database, self.tasks)
             self.idempotency = MongoIdempotencyStore(database)
+        self.database = database
 
     def add(self) -> TaskId:
         now = datetime.now(UTC)
@@ -249,6 +250,7 @@ async def measure(arguments: argparse.Namespace, directory: str) -> dict[str, An
             await asyncio.sleep(1)
         else:
             await loop.run_in_executor(None, change, store, busy[half:], arguments.seconds / 2)
+            await until(lambda: bool(observed.seqs) and observed.seqs[-1] == store.events.last_seq(), 60)
             changing = None
     if changing is not None:
         with served(directory, arguments.mongo, port):
@@ -262,6 +264,7 @@ async def measure(arguments: argparse.Namespace, directory: str) -> dict[str, An
     figures["once_and_in_order"] = observed.seqs == list(
         range(begin + 1, store.events.last_seq() + 1)
     ) and observed.states == {task_id: [s.value for s in MOVES] for task_id in busy}
+    store.database.close()
     return figures
 
 

@@ -71,6 +71,7 @@ RELAY_EVERY: Final = timedelta(seconds=0.25)  # streams of events are that late 
 RELAY_BATCH: Final = 200  # tasks
 WEBHOOKS_EVERY: Final = timedelta(seconds=0.5)
 PURGE_EVERY: Final = timedelta(minutes=10)
+USAGE_EVERY: Final = timedelta(minutes=1)
 PURGE_BATCH: Final = 200
 ADAPTER_PREFIXES: Final = (KUBERNETES_PREFIX, FILER_PREFIX, *CLIENT_VARIABLES)
 
@@ -413,6 +414,7 @@ class Bootstrap(ExitStack):
             Job("make-webhook-messages", webhooks.make_messages, WEBHOOKS_EVERY),
             Job("send-webhook-messages", webhooks.send, WEBHOOKS_EVERY),
             Job("purge-dead-letters", webhooks.purge, PURGE_EVERY, purge_pause),
+            Job("usage", self.usage.roll_up, USAGE_EVERY),
             Job("purge-keys", lambda: self.idempotency.purge(now(), limit=PURGE_BATCH), PURGE_EVERY, purge_pause),
         )
         return Notifier(jobs)
