@@ -149,11 +149,9 @@ def test_users_borrow_in_their_cohort_and_its_owner_takes_the_quota_back(queues:
     assert queues.task("ada", third)["state"] == "QUEUED"
     reclaimed = queues.post("bob", 1)
     queues.until("bob", reclaimed, "COMPLETE")
-    preempted = [i for i in (own, borrowed) if "Preempted" in str(queues.task("ada", i)["logs"][0].get("system_logs"))]
-    assert len(preempted) == 1, [queues.task("ada", i) for i in (own, borrowed)]
-    for task_id in (own, borrowed, third):
-        ended = queues.until("ada", task_id, "COMPLETE")
-        assert (ended["logs"][0]["metadata"].get("attempts") == "2") == (task_id in preempted)
+    attempts = [queues.until("ada", i, "COMPLETE")["logs"][0]["metadata"].get("attempts") for i in (own, borrowed)]
+    assert sorted(attempts, key=str) == ["2", None], "one of them was preempted, and repeated"
+    queues.until("ada", third, "COMPLETE")
 
 
 def test_positions_are_shown(queues: Queues) -> None:
