@@ -6,6 +6,7 @@ unless it is a list. Bodies are checked by jsonschema, which explains every prob
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -14,7 +15,7 @@ from urllib.parse import parse_qsl
 from connexion.datastructures import MediaTypeDict
 from connexion.json_schema import Draft4RequestValidator
 
-from poiesis.api.errors import InvalidBody
+from poiesis.api.errors import InvalidBody, NotJson
 from poiesis.api.normalize import parse
 from poiesis.api.query import MAX_PARAMETERS
 from poiesis.api.validation import DOCUMENT, VALIDATORS, Scope, problems, read_body
@@ -52,9 +53,20 @@ class JsonBodyValidator:
         scope[DOCUMENT] = None
         if body.strip() or self._required:
             scope[DOCUMENT] = document = parse(body)
+            _require_characters(document)
             if wrong := problems(self._validator.iter_errors(document)):
                 raise InvalidBody(wrong)
         return receive, scope
+
+
+def _require_characters(document: Any) -> None:
+    """Refuse lone surrogates, which JSON can have and UTF-8, so every store and response, cannot. Raises: NotJson."""
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise NotJson("invalid text: a lone surrogate is not a character") from None
+    except RecursionError:
+        raise NotJson("invalid JSON: nested too deeply") from None
 
 
 EXTENSION_VALIDATORS: Final = {
