@@ -39,6 +39,7 @@ from poiesis.ports.repository import TaskRepository
 from poiesis.ports.usage import UsageStore
 from poiesis.ports.webhooks import WebhookStore
 from poiesis.services.admission import Admitter, WaitingReasons
+from poiesis.services.keys import KeyService
 from poiesis.services.logs import LogRetention, LogService
 from poiesis.services.monitor import Monitor
 from poiesis.services.notifier import Job, Notifier
@@ -115,6 +116,22 @@ class Bootstrap(ExitStack):
         return cls(
             settings, read(FilerSettings, environ, FILER_PREFIX), read(KubernetesSettings, environ, KUBERNETES_PREFIX)
         )
+
+    @classmethod
+    def of_store(cls, environ: Mapping[str, str], directory: str | None) -> Self:
+        """For commands that use the store only: MongoDB where a URI is set, else the file of a directory. Raises: ConfigurationError."""
+        from poiesis.cluster.kubernetes.settings import KubernetesSettings
+
+        settings = read(Settings, environ, others=ADAPTER_PREFIXES)
+        uri = f"{PREFIX}MONGO_URI"
+        if directory is None and (uri in environ or f"{uri}_FILE" in environ):
+            return cls(settings, FilerSettings(), KubernetesSettings())
+        path = Path(directory or settings.directory)
+        if not path.is_dir():
+            raise ConfigurationError(
+                f"no store: set POIESIS_MONGO_URI, or --dir to the directory of `poiesis up`, not {path}"
+            )
+        return cls(replace(settings, directory=str(path)), FilerSettings())
 
     @property
     def is_embedded(self) -> bool:
@@ -195,6 +212,17 @@ class Bootstrap(ExitStack):
         from poiesis.repository.mongo.idempotency import MongoIdempotencyStore
 
         return MongoIdempotencyStore(self._mongo)
+
+    @cached_property
+    def keys(self) -> KeyService:
+        lifetime = self.settings.api.key_lifetime
+        if self.is_embedded:
+            from poiesis.repository.sqlite.keys import SqliteKeyRepository
+
+            return KeyService(SqliteKeyRepository(self._sqlite), self.clock, lifetime)
+        from poiesis.repository.mongo.keys import MongoKeyRepository
+
+        return KeyService(MongoKeyRepository(self._mongo), self.clock, lifetime)
 
     @cached_property
     def _sqlite(self) -> SqliteDatabase:
@@ -450,6 +478,7 @@ class Bootstrap(ExitStack):
             api=self.settings.api,
             service=self.settings.service,
             describe=self.describe(),
+            keys=self.keys,
             ready=self.api_ready,
             events=self.events,
             logs=self.logs,

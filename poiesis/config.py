@@ -86,6 +86,8 @@ class ApiSettings:
     """Give everyone who can connect to `host` all rights where `auth` is empty."""
     credentials_file: str | None = None
     """JSON file of users, tokens and keys; see docs/operators.md."""
+    key_lifetime: timedelta | None = timedelta(days=365)
+    """Longest lifetime of an API key; None: there may be keys that never expire."""
     oidc_issuers: str = field(default="", repr=False)
     """OpenID providers for the method oidc: a JSON list of objects, see below. May contain secrets: prefer
     POIESIS_API__OIDC_ISSUERS_FILE."""

@@ -70,7 +70,7 @@ def create_app(
     Raises: ConfigurationError.
     """
     threads = ThreadPoolExecutor(THREADS, "api")
-    authenticator = Authenticator(services.api)
+    authenticator = Authenticator(services.api, services.keys)
     views = Views(services.api)
     handlers = Handlers(services.tasks, views, services.service, services.policy, services.describe, threads)
     specification, extended = load_specification(), load_specification("poiesis.openapi.yaml")

@@ -3,7 +3,7 @@
     basic      passwords of the credentials file; they hash slowly, so attempts are limited (`logins`)
     bearer     tokens of the credentials file
     oidc       access tokens of OpenID providers (`oidc`)
-    api_key    keys of the credentials file
+    api_key    keys of the credentials file, and those of the store, which are bearer tokens too
 
 Users see their own tasks and those of their groups, admins all tasks. Secrets never appear in a log, an error or a repr.
 """
@@ -24,10 +24,12 @@ from urllib.parse import parse_qsl
 from poiesis.api.attempts import Attempts
 from poiesis.api.credentials import Credentials, CredentialsFile, scrypt
 from poiesis.api.errors import Refused
+from poiesis.api.key_lookup import KeyLookup
 from poiesis.api.logins import LoginGate
 from poiesis.api.users import ANONYMOUS, Method, User
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
+from poiesis.services.keys import KeyService, is_key
 
 if TYPE_CHECKING:
     from poiesis.api.oidc.verifier import Verifier
@@ -44,13 +46,16 @@ _CHALLENGE: Final[Mapping[Method, str]] = {
 class Authenticator:
     """Used in the event loop only. Raises on construction: ConfigurationError for invalid settings or an invalid credentials file."""
 
-    def __init__(self, settings: ApiSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, settings: ApiSettings, keys: KeyService | None = None, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         check_methods(settings)
         self._methods = frozenset(settings.auth)
         self._challenges = {m: _CHALLENGE[m] for m in METHODS if m in settings.auth}
         self._logins = LoginGate(clock)
         self._file = CredentialsFile(Path(settings.credentials_file), clock) if settings.credentials_file else None
         self._attempts = Attempts(clock)
+        self._keys = KeyLookup(keys, self._attempts) if keys is not None and "api_key" in self._methods else None
         self._verifier: Verifier | None = None
         if "oidc" in self._methods:
             from poiesis.api.oidc.settings import read_issuers
@@ -71,10 +76,16 @@ class Authenticator:
         if scheme.lower() == "basic" and "basic" in self._methods:
             user = await self._basic(value, credentials, address)
         elif scheme.lower() == "bearer":
-            user, problem = await self._bearer(value.encode("latin-1"), credentials, address)
+            token = value.encode("latin-1")
+            if self._keys is not None and is_key(token):  # a secret of ours is never sent to a provider
+                user = await self._keys.user(token, credentials, address)
+            else:
+                user, problem = await self._bearer(token, credentials, address)
         if user is None and "api_key" in self._methods:
             key = given.get(b"x-api-key") or _query_key(query)
             user = _found(key, credentials.keys, "api_key") if key else None
+            if user is None and self._keys is not None and is_key(key):
+                user = await self._keys.user(key, credentials, address)
         if user is None:
             raise self._unauthenticated(problem, is_given=bool(given) or b"api_key=" in query)
         return user
@@ -83,6 +94,8 @@ class Authenticator:
         self._logins.close()
         if self._verifier is not None:
             await self._verifier.close()
+        if self._keys is not None:
+            self._keys.close()
 
     async def _basic(self, value: str, credentials: Credentials, address: str) -> User | None:
         try:
@@ -106,7 +119,10 @@ class Authenticator:
         from poiesis.api.oidc.jwt import InsufficientScope, TokenRefused
 
         try:
-            return await self._verifier.user(token, address), None
+            user = await self._verifier.user(token, address)
+            if self._keys is not None:
+                self._keys.note_rights(user)
+            return user, None
         except InsufficientScope as refusal:
             challenge = f'Bearer realm="poiesis", error="insufficient_scope", scope="{" ".join(refusal.scopes)}"'
             raise Refused(403, str(refusal), "insufficient_scope", {"WWW-Authenticate": challenge}) from None
@@ -136,8 +152,6 @@ def check_methods(settings: ApiSettings) -> None:
     if wrong:
         raise ConfigurationError(f"invalid authentication method {wrong[0]!r}: use any of {', '.join(METHODS)}")
     if settings.credentials_file is None and {"basic", "bearer"} & set(settings.auth):
-        raise ConfigurationError("missing credentials file for authentication: set POIESIS_API__CREDENTIALS_FILE")
-    if settings.credentials_file is None and settings.auth == ("api_key",):
         raise ConfigurationError("missing credentials file for authentication: set POIESIS_API__CREDENTIALS_FILE")
     if "oidc" in settings.auth and not settings.oidc_issuers:
         raise ConfigurationError("missing issuers for the authentication method oidc: set POIESIS_API__OIDC_ISSUERS")

@@ -109,7 +109,7 @@ def read_credentials(path: Path) -> Credentials:
 
 def _add(entry: _Entry, to: Credentials) -> None:
     """Raises: ValueError."""
-    user = User(entry.name, entry.admin, entry.groups)
+    user = User(entry.name, entry.admin, entry.groups, in_file=True)
     if user.name in to.users:
         raise ValueError("name: used by an earlier entry")
     to.users[entry.name] = user

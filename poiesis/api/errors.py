@@ -3,7 +3,7 @@
 | Raised | Status |
 |---|---|
 | InvalidTask, InvalidRequest | 400, every problem with its path |
-| Forbidden / UnknownTask, UnknownWebhook / Conflict | 403 / 404 / 409 |
+| Forbidden / UnknownTask, UnknownKey, UnknownWebhook / Conflict | 403 / 404 / 409 |
 | Unavailable and its subclasses | 503 with Retry-After |
 | Refused, and other HTTPExceptions: of Starlette and Connexion | their own status |
 | anything else: a bug | 500; the traceback goes to the log once, and not to the client |
@@ -33,6 +33,7 @@ from poiesis.domain.errors import (
     Problem,
     QuotaExceeded,
     Unavailable,
+    UnknownKey,
     UnknownTask,
 )
 from poiesis.domain.webhooks import UnknownWebhook
@@ -51,6 +52,7 @@ _STATUS: Final[Mapping[type[PoiesisError], int]] = {
     Conflict: 409,
     UnknownTask: 404,
     UnknownWebhook: 404,
+    UnknownKey: 404,
     Unavailable: 503,
 }
 _MESSAGES: Final = {

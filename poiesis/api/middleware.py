@@ -25,8 +25,9 @@ from poiesis.api.errors import Refused, plain, respond
 from poiesis.api.limits import RateLimiter, user_counter
 from poiesis.api.requests import REQUEST, RequestRecord
 from poiesis.api.same_origin import SAFE_METHODS, RequestGuard, came_from_browser
-from poiesis.api.users import USER, Right, User
+from poiesis.api.users import USER, User
 from poiesis.config import ApiSettings
+from poiesis.domain.keys import Right
 
 BASE_PATHS: Final = ("/ga4gh/tes/v1", "/v1")
 READING_OPERATIONS: Final = frozenset({"GetStates", "ValidateTask", "WaitForTasks"})

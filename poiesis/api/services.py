@@ -10,6 +10,7 @@ from poiesis.api.limits import RateLimiter
 from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
 from poiesis.ports.events import EventLog
+from poiesis.services.keys import KeyService
 from poiesis.services.logs import LogService
 from poiesis.services.tasks import TaskService
 from poiesis.services.usage import UsageService
@@ -44,3 +45,5 @@ class Services:
     usage: UsageService = field(kw_only=True)
     logs: LogService = field(kw_only=True)
     webhooks: WebhookService = field(kw_only=True)
+    keys: KeyService | None = None
+    """None: there is no store for API keys."""

@@ -6,10 +6,8 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 
 from poiesis.domain.access import Access
+from poiesis.domain.keys import RIGHTS, Right
 
-Right = Literal["read", "write", "admin"]
-"""What credentials may be used for: `read` for GET, `write` for everything else, `admin` for the rights of an admin."""
-SCOPES: Final[frozenset[Right]] = frozenset(("read", "write", "admin"))
 Method = Literal["basic", "bearer", "oidc", "api_key"]
 
 USER: Final = "poiesis.user"
@@ -23,8 +21,10 @@ class User:
     name: str | None
     admin: bool = False
     groups: tuple[str, ...] = ()
-    scopes: frozenset[Right] = SCOPES
+    scopes: frozenset[Right] = RIGHTS
     method: Method | None = field(default=None, compare=False)
+    in_file: bool = field(default=False, compare=False)
+    """Whether the credentials file has the user."""
 
     @property
     def access(self) -> Access | None:

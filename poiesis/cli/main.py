@@ -56,6 +56,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_login_commands(commands)
     hash_ = commands.add_parser("hash-secret", help="hash a secret from standard input for the credentials file")
     hash_.add_argument("kind", choices=["basic", "bearer", "api_key"])
+    key_help = "create, list and revoke API keys"
+    _add_key_actions(commands.add_parser("key", help=key_help, epilog=EXIT_CODES))
     task_help = "create, list, follow and cancel tasks on any TES server"
     _add_task_actions(commands.add_parser("task", help=task_help, epilog=EXIT_CODES))
     webhook_help = "have changes of your tasks sent to a URL (Poiesis only)"
@@ -97,6 +99,26 @@ def _add_login_commands(commands: Any) -> None:
     whoami = commands.add_parser("whoami", help="show who you are to a server: name, groups, rights")
     for parser in (login, logout, whoami):
         _add_client_options(parser)
+
+
+def _add_key_actions(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    create = actions.add_parser("create", help="create a key and print its secret, once")
+    create.add_argument("name", help="what it is for")
+    scope = "what it may be used for (repeatable; default: read and write)"
+    create.add_argument("--scope", action="append", choices=["read", "write", "admin"], help=scope)
+    create.add_argument("--days", type=int, help="days after which it expires (default: the site's limit)")
+    create.add_argument("--user", help="the user of the key, for administrators (default: the caller)")
+    create.add_argument("--group", action="append", help="a group of that user (repeatable)")
+    list_ = actions.add_parser("list", help="list your keys, or all for administrators")
+    list_.add_argument("--user", help="only those of this user")
+    revoke = actions.add_parser("revoke", help="revoke keys")
+    revoke.add_argument("id", nargs="+")
+    local = "on the server: use its store instead of its API, for the first key of an administrator (needs --user)"
+    for action in (create, list_, revoke):
+        action.add_argument("--local", action="store_true", help=local)
+        action.add_argument("--dir", help="with --local: directory of `poiesis up` (default: POIESIS_DIRECTORY)")
+        _add_client_options(action)
 
 
 def _add_task_actions(parser: argparse.ArgumentParser) -> None:

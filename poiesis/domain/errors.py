@@ -6,6 +6,7 @@
     ├── Unauthenticated
     ├── Forbidden
     ├── UnknownTask
+    ├── UnknownKey
     ├── StagingFailed                 an input or output can never be transferred
     │   ├── UnsupportedUrl
     │   ├── NotFound
@@ -87,6 +88,13 @@ class UnknownTask(PoiesisError):
 
     def __init__(self, task_id: str) -> None:
         super().__init__(f"no such task: {task_id!r}")
+
+
+class UnknownKey(PoiesisError):
+    code = "unknown_key"
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"no such API key: {key_id!r}")
 
 
 class StagingFailed(PoiesisError):

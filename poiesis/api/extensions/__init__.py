@@ -10,10 +10,23 @@ from __future__ import annotations
 
 from typing import Final
 
-from poiesis.api.extensions import bulk, capabilities, events, logs, rerun, usage, validate, wait, webhooks, whoami, why
+from poiesis.api.extensions import (
+    bulk,
+    capabilities,
+    events,
+    keys,
+    logs,
+    rerun,
+    usage,
+    validate,
+    wait,
+    webhooks,
+    whoami,
+    why,
+)
 from poiesis.api.extensions.context import Context, Handler
 
-_TOPICS: Final = (bulk, capabilities, events, logs, rerun, usage, validate, wait, webhooks, whoami, why)
+_TOPICS: Final = (bulk, capabilities, events, keys, logs, rerun, usage, validate, wait, webhooks, whoami, why)
 
 
 def operations(context: Context) -> dict[str, Handler]:

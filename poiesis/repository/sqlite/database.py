@@ -117,6 +117,20 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX usage_by_name ON usage (kind, name, hour)",
         "CREATE TABLE usage_rolled (id INTEGER PRIMARY KEY, until TEXT NOT NULL)",
     ),
+    (
+        """CREATE TABLE keys (
+            id TEXT NOT NULL PRIMARY KEY,
+            digest TEXT NOT NULL UNIQUE,
+            "user" TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            "groups" TEXT NOT NULL, -- JSON
+            admin INTEGER NOT NULL,
+            last_used_at TEXT,
+            core TEXT NOT NULL -- JSON of the rest
+        ) WITHOUT ROWID""",
+        'CREATE INDEX keys_by_user ON keys ("user", created_at)',
+        "CREATE INDEX keys_by_time ON keys (created_at)",
+    ),
 )
 """Statements that take the file from version i to i + 1 (`PRAGMA user_version`)."""
 

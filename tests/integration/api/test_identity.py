@@ -312,7 +312,7 @@ class TestForgedTokens:
         tes.refuses(forged(oidc, padding="x" * 20_000), "larger than")
 
     @pytest.mark.parametrize("token", [".", "..", "...", "a.b", "a.b.c", "e30.e30.e30", "é", "%2e%2e", "a b"])
-    def test_that_are_no_tokens_are_refused(self, tes: Tes, token: str) -> None:
+    def test_that_are_not_tokens_are_refused(self, tes: Tes, token: str) -> None:
         """I34"""
         answer = tes.http.get(tes.url + "/tasks", headers=[(b"Authorization", b"Bearer " + token.encode("latin-1"))])
         assert answer.status_code in (400, 401)
@@ -535,6 +535,50 @@ class TestOtherUsersTasks:
         tes.create(ada)
         page = tes.get("/tasks?page_size=1", ada).json()["next_page_token"]
         assert tes.get(f"/tasks?page_size=1&page_token={page}", bob).status_code == 400
+
+
+class TestKeysOfUsersOfAProvider:
+    def test_follow_the_rights_in_the_users_next_token(self, serve: Callable[..., Tes], oidc: OidcServer) -> None:
+        """I73, I74: an admin right that is lost counts for the keys of the user too; so does a group."""
+        tes = serve(_issuer(oidc), auth=("oidc", "api_key"))
+        oidc.set_claims("kim", {"groups": ["tes-admins", "imaging"]})
+        theirs, ofgroup = tes.create(oidc.token("bob")), tes.create(oidc.token("ada"))
+        body = {"name": "n", "scopes": ["read", "admin"]}
+        made = tes.http.post(tes.url.replace(BASE, "/poiesis/v1/keys"), json=body, headers=_headers(oidc.token("kim")))
+        key = made.json()["key"]
+        assert tes.get(f"/tasks/{theirs}", key).status_code == 200
+        oidc.set_claims("kim", {"groups": ["imaging"]})
+        assert tes.get("/tasks", oidc.token("kim")).status_code == 200
+        _eventually(lambda: tes.get(f"/tasks/{theirs}", key).status_code == 404)
+        assert tes.get(f"/tasks/{ofgroup}", key).status_code == 200
+        oidc.set_claims("kim", {"groups": []})
+        assert tes.get("/tasks", oidc.token("kim")).status_code == 200
+        _eventually(lambda: tes.get(f"/tasks/{ofgroup}", key).status_code == 404)
+
+    def test_are_never_sent_to_a_provider(self, serve: Callable[..., Tes], oidc: OidcServer) -> None:
+        """I75"""
+        asked: list[bytes] = []
+        introspect = provider_module.Provider.introspect
+
+        async def spy(self: provider_module.Provider, token: bytes) -> Any:
+            asked.append(token)
+            return await introspect(self, token)
+
+        provider_module.Provider.introspect = spy  # type: ignore[method-assign]
+        try:
+            tes = serve(_opaque(oidc), auth=("oidc", "api_key"))
+            tes.refuses("poiesis_" + "x" * 43, "invalid credentials")
+            tes.refuses("invented", "does not know the token")
+        finally:
+            provider_module.Provider.introspect = introspect  # type: ignore[method-assign]
+        assert asked == [b"invented"]
+
+
+def _eventually(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_nothing_of_a_token_is_logged(

@@ -19,12 +19,14 @@ from poiesis.domain.task import Task, TaskId
 from poiesis.ports.logs import LogStore
 from poiesis.ports.repository import TaskFilter
 from poiesis.ports.webhooks import WebhookStore
+from poiesis.services.keys import KeyService
 from poiesis.services.logs import LogService
 from poiesis.services.tasks import TaskService
 from poiesis.services.usage import UsageService
 from poiesis.services.webhooks import WebhookService
 from poiesis.testing.clock import ManualClock
 from poiesis.testing.idempotency import MemoryIdempotencyStore
+from poiesis.testing.keys import MemoryKeyRepository
 from poiesis.testing.queue import RecordingQueue
 from poiesis.testing.repository import MemoryTaskRepository
 from poiesis.testing.usage import MemoryUsageStore
@@ -51,8 +53,10 @@ class Site:
     audit: AuditLog | None = None
     limiter: RateLimiter | None = None
     webhook_store: WebhookStore | None = None
+    keys: KeyService | None = None
 
     def __post_init__(self) -> None:
+        self.keys = self.keys or KeyService(MemoryKeyRepository(), self.clock, self.api.key_lifetime)
         self.tasks = TaskService(self.repository, self.queue, self.clock, self.policy, MemoryIdempotencyStore())
         self.webhooks = WebhookService(cast(WebhookStore, self.webhook_store), self.clock)
         self.app: AsyncApp = create_app(
@@ -75,6 +79,7 @@ class Site:
             limiter=self.limiter,
             usage=UsageService(self.events, MemoryUsageStore(), self.clock, ("project",)),
             webhooks=self.webhooks,
+            keys=self.keys,
         )
 
     def ready(self) -> None:
