@@ -125,6 +125,8 @@ def read_executors(task: Task, pod: Pod, pod_plan: PodPlan, now: datetime, polic
                 text = f"executor {index} continued after one of its processes was killed for running out of memory."
                 task = note(task, now, text)
             cause = _cause_of_record(task, index, record, policy)
+            if record.reason == "Terminated" and pod.lost is not None:  # by whom is known better than by the record
+                cause = Fault(pod.lost, pod.message or "the cluster removed the pod", began=True)
         if cause is not None:
             break
     hint = resource_hint(task, pod) if cause is None else None

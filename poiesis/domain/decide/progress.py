@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from poiesis.domain.decide.endings import START_FAILURES, Cause, Fault, describe_end, log_entry, read_executors
@@ -28,6 +28,7 @@ from poiesis.domain.task import ExecutorLog, Outcome, Task
 MAX_STARTS: Final = 25  # times the start deadline: that long a pod on a node may change between waiting and starting
 LOGS_INCOMPLETE: Final = "whole_logs_incomplete"
 """Key of the metadata of a task whose output could not be stored."""
+MAX_RECHECKS: Final = 10  # times `Policy.recheck`
 _FINAL_REASONS: Final = frozenset({"InvalidImageName", "ErrImageNeverPull", "ImageRefused"})
 _IMAGE_REASONS: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "ImageInspectError"}) | _FINAL_REASONS
 _ORDINARY_REASONS: Final = frozenset({None, "ContainerCreating", "PodInitializing"})
@@ -78,8 +79,14 @@ def follow(
     never_started = next((c for c in pod.containers if c.record is None and c.reason in START_FAILURES), None)
     if never_started is not None:  # the other containers would wait for it until their last deadline
         return Lost(task, Fault("ContainerNotStarted", describe_end(never_started), began=_may_have_begun(pod)))
-    task = look_again(show(task, pod, now, observed.tails), now, now + policy.recheck)
+    task = look_again(show(task, pod, now, observed.tails), now, now + _recheck(task, now, policy))
     return _starting_or_running(task, pod, now, policy) if pod.scheduled else _unscheduled(task, pod, now, policy)
+
+
+def _recheck(task: Task, now: datetime, policy: Policy) -> timedelta:
+    """The longer a pod has run, the more rarely it is checked without an event: ten thousand running tasks must not keep the store busy."""
+    age = now - (task.stage_since or now)
+    return min(max(policy.recheck, age / 4), MAX_RECHECKS * policy.recheck)
 
 
 def look_again(task: Task, now: datetime, at: datetime) -> Task:
