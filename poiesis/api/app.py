@@ -10,7 +10,7 @@ Connexion's own `AsyncOperation` rebuilds its decorators for each request and co
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
@@ -86,10 +86,7 @@ def create_app(
         feed.close()
         await authenticator.close()
         threads.shutdown(wait=True, cancel_futures=True)
-        if services.audit is not None:
-            services.audit.close()
-        if services.limiter is not None:
-            await services.limiter.close()
+        await services.close()
 
     pages = create_pages(services.service, services.api, services.describe, blueprints)
     gateway = partial(
@@ -99,26 +96,12 @@ def create_app(
         threads=threads,
         settings=services.api,
         limiter=services.limiter,
-        operations={
-            base + path: item
-            for base, document in (*((base, specification) for base in BASE_PATHS), (EXTENSIONS_PATH, extended))
-            for path, item in document["paths"].items()
-        },
+        operations=_paths(specification, extended),
     )
     app = AsyncApp(
         __name__,
         lifespan=lifespan,
-        middlewares=[
-            partial(Requests, audit=services.audit),
-            *_cors(services.api),
-            gateway,
-            _Documents,
-            RoutingMiddleware,
-            partial(Authentication, authenticator=authenticator, limiter=services.limiter),
-            RequestValidationMiddleware,
-            *((ResponseValidationMiddleware,) if validate_responses else ()),
-            LifespanMiddleware,
-        ],
+        middlewares=_middlewares(services, gateway, authenticator, validate_responses=validate_responses),
         resolver=Resolver(lambda operation_id: getattr(handlers, operation_id)),
         validator_map=VALIDATORS,
         validate_responses=validate_responses,
@@ -126,13 +109,32 @@ def create_app(
     app._middleware_app.api_cls = _Api
     for base_path in BASE_PATHS:
         app.add_api(specification, base_path=base_path)
-    app.add_api(
-        extended,
-        base_path=EXTENSIONS_PATH,
-        resolver=Resolver(extensions.__getitem__),
-        validator_map=EXTENSION_VALIDATORS,
-    )
+    resolver = Resolver(extensions.__getitem__)
+    app.add_api(extended, base_path=EXTENSIONS_PATH, resolver=resolver, validator_map=EXTENSION_VALIDATORS)
     return app
+
+
+def _middlewares(
+    services: Services, gateway: Any, authenticator: Authenticator, *, validate_responses: bool
+) -> list[Any]:
+    """Outermost first."""
+    return [
+        partial(Requests, audit=services.audit),
+        *_cors(services.api),
+        gateway,
+        _Documents,
+        RoutingMiddleware,
+        partial(Authentication, authenticator=authenticator, limiter=services.limiter),
+        RequestValidationMiddleware,
+        *((ResponseValidationMiddleware,) if validate_responses else ()),
+        LifespanMiddleware,
+    ]
+
+
+def _paths(specification: Mapping[str, Any], extended: Mapping[str, Any]) -> dict[str, Any]:
+    """The path items of both APIs, by their whole paths."""
+    documents = [*((base, specification) for base in BASE_PATHS), (EXTENSIONS_PATH, extended)]
+    return {base + path: item for base, document in documents for path, item in document["paths"].items()}
 
 
 def _cors(settings: ApiSettings) -> tuple[partial[Cors], ...]:

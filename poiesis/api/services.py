@@ -47,3 +47,10 @@ class Services:
     webhooks: WebhookService = field(kw_only=True)
     keys: KeyService | None = None
     """None: there is no store for API keys."""
+
+    async def close(self) -> None:
+        """Close what belongs to the application."""
+        if self.audit is not None:
+            self.audit.close()
+        if self.limiter is not None:
+            await self.limiter.close()

@@ -74,22 +74,22 @@ def test_an_unknown_webhook_is_an_error(store: WebhookStore) -> None:
 
 def test_webhooks_are_listed_by_owner_oldest_first(store: WebhookStore) -> None:
     second, first = a_webhook(created_at=NOW + SECOND), a_webhook()
-    other, nobody = a_webhook(owner="bob"), a_webhook(owner=None)
-    for webhook in (second, first, other, nobody):
+    other, anonymous = a_webhook(owner="bob"), a_webhook(owner=None)
+    for webhook in (second, first, other, anonymous):
         store.add(webhook)
 
     assert store.list("ada") == [first, second]
-    assert store.list(None) == [nobody]
+    assert store.list(None) == [anonymous]
 
 
 def test_events_are_matched_with_the_webhooks_of_their_owners_and_of_all(store: WebhookStore) -> None:
     own, other, everyone = a_webhook(), a_webhook(owner="bob"), a_webhook(owner="root", all_users=True)
-    nobody = a_webhook(owner=None)
-    for webhook in (own, other, everyone, nobody):
+    anonymous = a_webhook(owner=None)
+    for webhook in (own, other, everyone, anonymous):
         store.add(webhook)
 
     assert {w.id for w in store.for_owners({"ada", "carl"})} == {own.id, everyone.id}
-    assert {w.id for w in store.for_owners({None, "root"})} == {nobody.id, everyone.id}
+    assert {w.id for w in store.for_owners({None, "root"})} == {anonymous.id, everyone.id}
 
 
 def test_a_message_is_stored_once(store: WebhookStore) -> None:

@@ -1,7 +1,7 @@
 """The closing records of ended containers, and the filers' reports in them.
 
 The termination message comes with the pod's status and costs nothing, but is limited to 4 KiB. If the tails did not fit, or the status is
-not available yet (a poke), the record is read from the last line of the container's log, in other threads: nobody waits for a node that
+not available yet (a poke), the record is read from the last line of the container's log, in other threads: no task waits for a node that
 does not answer. Logs are read once: results, also negative ones, are cached within a bound of bytes.
 """
 

@@ -142,7 +142,7 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.005)
 
 
-def test_nobody_waits_for_a_log_and_its_task_is_reported_when_it_has_been_read(
+def test_no_task_waits_for_a_log_and_its_task_is_reported_when_it_has_been_read(
     make: Callable[..., Records], logs: dict[str, Answer | None]
 ) -> None:
     finished: list[str] = []
