@@ -1,6 +1,6 @@
 """Users of the API keys of the store, for the event loop: a look-up with every request, so that a revocation counts at once everywhere.
 
-Look-ups have threads of their own, so that invented keys keep no other request waiting, and those that find nothing are limited for each
+Look-ups have separate threads, so that invented keys delay no other request, and those that find nothing are limited for each
 address. A user's rights are never more than what is known of the user: by the credentials file, or by the last token of a provider.
 """
 

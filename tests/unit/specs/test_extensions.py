@@ -34,5 +34,4 @@ def test_operations_have_unique_ids() -> None:
 
 def test_a_valid_body_is_made_for_each_operation_with_one() -> None:
     bodies = {name: operation.body for name, operation in OPERATIONS.items() if operation.body is not None}
-    del bodies["POST /tasks:validate"]  # takes anything
     assert all(isinstance(body, dict) for body in bodies.values())
