@@ -162,16 +162,19 @@ class TestTokensOfTheProvider:
 
     def test_of_the_second_provider_work_the_same(self, serve: Callable[..., Tes], zitadel: Zitadel) -> None:
         client, secret = zitadel.client
-        tes = serve(
-            {"name": "other", "url": zitadel.issuer, "audiences": ["*"], "clients": ["web"], "introspection": "opaque"}
-            | {"client_id": client, "client_secret": secret, "userinfo": True, "user_claim": "preferred_username"}
-            | {"group_claims": ["custom_claim.other"], "admin_values": []}
-        )
+        issuer = {"name": "other", "url": zitadel.issuer, "audiences": ["*"], "clients": ["web"], "userinfo": True}
+        issuer |= {"introspection": "opaque", "client_id": client, "client_secret": secret}
+        tes = serve(issuer | {"user_claim": "preferred_username"})
         task = tes.create(zitadel.token("test-user2"))
         assert tes.owner(task) == "other:test-user2"
         assert tes.get(f"/tasks/{task}", zitadel.token("test-user@localhost")).status_code == 404
         tes.clear()
         tes.refuses("not-a-token-of-that-provider", "does not know the token")
+
+        grouped = serve(issuer | {"group_claims": ["custom_claim.other"]})
+        task = grouped.create(zitadel.token("test-user2"))
+        assert grouped.site.repository.get(TaskId(task)).groups == ("other:stuff",)
+        assert grouped.get(f"/tasks/{task}", zitadel.token("test-user@localhost")).status_code == 200
 
     def test_and_keys_and_passwords_work_at_the_same_time(
         self, serve: Callable[..., Tes], oidc: OidcServer, tmp_path: Path
