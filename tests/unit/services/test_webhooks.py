@@ -29,7 +29,7 @@ NOW = datetime.now(UTC).replace(microsecond=0)  # receivers compare the time of 
 OK = Answer(204)
 
 
-EVENT: Final = {"reason": None, "groups": (), "tags": {}}
+EVENT: Final[dict[str, Any]] = {"reason": None, "groups": (), "tags": {}}
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Events:
     def __init__(self) -> None:
         self.events: list[Event] = []
 
-    def add(self, state: State = State.COMPLETE, *, owner: str | None = "ada", **changes: object) -> Event:
+    def add(self, state: State = State.COMPLETE, *, owner: str | None = "ada", **changes: Any) -> Event:
         seq = len(self.events) + 1
         event = Event(seq=seq, task_id=TaskId("t"), n=seq, state=state, owner=owner, **{"at": NOW, **EVENT, **changes})
         self.events.append(event)
