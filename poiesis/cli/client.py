@@ -6,7 +6,8 @@ import base64
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any, Final
 from urllib.parse import quote, unquote, urlsplit
@@ -25,6 +26,9 @@ from poiesis.domain.errors import (
     UnknownTask,
 )
 
+PIECE_BYTES: Final = 64 * 1024
+MAX_ERROR_BYTES: Final = 64 * 1024
+MAX_BREAKS: Final = 8  # of a connection in succession
 EXTENSIONS: Final = "/poiesis/v1"
 PREFIXES: Final = ("/ga4gh/tes/v1", "/v1", "")
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -93,12 +97,51 @@ class TesClient:
         """Call an operation that only Poiesis has (`specs/poiesis.openapi.yaml`).
 
         Raises: MissingExtension, if the server is another one; PoiesisError."""
-        base = next((self._base.removesuffix(p) for p in PREFIXES if p and self._base.endswith(p)), self._base)
-        status, document = self._request(method, base + EXTENSIONS + path, query, body)
-        error = document.get("error") if isinstance(document, dict) else None
-        if status == 404 and error in (None, "not_found"):
-            raise MissingExtension(f"the server {base} does not have this operation, which is an extension of Poiesis")
+        status, document = self._request(method, self._extensions + path, query, body)
+        error = document if isinstance(document, dict) else {}
+        if status == 404:
+            self._check_extension(error)
+            raise PoiesisError(str(error.get("message")))
         return self._checked(status, document, path)
+
+    def follow_log(self, task_id: str, executor: int, stream: str) -> Iterator[bytes]:
+        """The bytes of a log from its beginning until the executor has ended; a broken connection is continued where it broke.
+
+        Raises: MissingExtension, PoiesisError."""
+        offset = failures = 0
+        url = f"{self._extensions}/tasks/{quote(task_id, safe='')}/logs/{executor}/{stream}"
+        while True:
+            query = {"follow": "true", "offset": str(offset)}
+            headers = {**self._authorized(), "Accept": "text/plain"}
+            try:
+                with self._http.request("GET", url, fields=query, headers=headers, preload_content=False) as response:
+                    if response.status != 200:
+                        document = _document(response.read(MAX_ERROR_BYTES))
+                        if response.status == 404:
+                            self._check_extension(document)
+                        raise PoiesisError(str(document.get("message") or f"HTTP status {response.status}"))
+                    while piece := response.read1(PIECE_BYTES):
+                        offset, failures = offset + len(piece), 0
+                        yield piece
+                    return
+            except (urllib3.exceptions.HTTPError, OSError) as error:
+                failures += 1
+                if failures > MAX_BREAKS:
+                    raise Unavailable(f"the connection to {self._base} broke {failures} times: {error}") from error
+                time.sleep(min(0.2 * 2**failures, 5.0))
+
+    @property
+    def _extensions(self) -> str:
+        base = next((self._base.removesuffix(p) for p in PREFIXES if p and self._base.endswith(p)), self._base)
+        return base + EXTENSIONS
+
+    def _check_extension(self, error: Mapping[str, Any]) -> None:
+        """Raises: MissingExtension, for a 404 that is not about an object of the user."""
+        if error.get("error") in (None, "not_found"):
+            server = self._extensions.removesuffix(EXTENSIONS)
+            raise MissingExtension(
+                f"the server {server} does not have this operation, which is an extension of Poiesis"
+            )
 
     def _call(self, method: str, path: str, query: Any = None, body: Any = None) -> dict[str, Any]:
         if self._prefix is None:
@@ -133,9 +176,12 @@ class TesClient:
                 return prefix
         raise Unavailable(f"no TES server at {self._base}: tried {', '.join(p or '/' for p in PREFIXES)}")
 
+    def _authorized(self) -> dict[str, str]:
+        token = self._login()  # of a saved login, which may have been refreshed
+        return {**self._headers, "Authorization": f"Bearer {token}"} if token else self._headers
+
     def _request(self, method: str, url: str, query: Any = None, body: Any = None) -> tuple[int, Any]:
-        token, data = self._login(), None  # of a saved login, which may have been refreshed
-        headers = {**self._headers, "Authorization": f"Bearer {token}"} if token else self._headers
+        headers, data = self._authorized(), None
         if body is not None:
             headers, data = {**headers, "Content-Type": "application/json"}, json.dumps(body).encode()
         try:
@@ -147,3 +193,12 @@ class TesClient:
             return response.status, json.loads(response.data)
         except ValueError:
             return response.status, None
+
+
+def _document(body: bytes) -> dict[str, Any]:
+    """Of an error; empty if it is not JSON."""
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

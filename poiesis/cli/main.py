@@ -140,9 +140,22 @@ def _add_task_actions(parser: argparse.ArgumentParser) -> None:
     wait.add_argument("--timeout", type=float, help="stop waiting after this many seconds and exit 1")
     logs = actions.add_parser("logs", help="show the output of a task's executors and its system logs")
     logs.add_argument("id")
+    logs.add_argument(
+        "-f", "--follow", action="store_true", help="print one log until its executor ends (Poiesis only)"
+    )
+    logs.add_argument("--executor", type=int, default=0, help="which executor to follow, from 0 (default: %(default)s)")
+    logs.add_argument("--stderr", action="store_true", help="follow stderr instead of stdout")
+    why = actions.add_parser("why", help="show why tasks wait, what they do, or why they failed (Poiesis only)")
+    why.add_argument("id", nargs="+")
+    rerun = actions.add_parser("rerun", help="create a copy of a task, with changes (Poiesis only)")
+    rerun.add_argument("id")
+    changes = "JSON file with changes of the request (JSON merge patch); - for standard input"
+    rerun.add_argument("--changes", metavar="FILE", help=changes)
+    rerun.add_argument("--wait", action="store_true", help="follow it until it ends; exit 1 unless COMPLETE")
+    rerun.add_argument("--timeout", type=float, help="stop waiting after this many seconds and exit 1")
     cancel = actions.add_parser("cancel", help="cancel tasks")
     cancel.add_argument("id", nargs="+")
-    for action in (create, get, list_, wait, logs, cancel):
+    for action in (create, get, list_, wait, logs, cancel, why, rerun):
         _add_client_options(action)
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import json
 import sys
 import time
 from typing import Any, Final
+from urllib.parse import quote
 
 from poiesis.cli.client import TesClient, printable
 from poiesis.domain.errors import ConfigurationError, InvalidTask, Problem, Unavailable
@@ -21,26 +23,56 @@ def run(arguments: argparse.Namespace) -> int:
     client = TesClient(arguments.url)
     if arguments.action == "wait":
         return _follow(client, arguments.id, arguments.timeout, as_json=arguments.json)
-    actions = {"create": _create, "get": _get, "list": _list, "logs": _logs, "cancel": _cancel}
+    actions = {
+        "create": _create,
+        "get": _get,
+        "list": _list,
+        "logs": _logs,
+        "cancel": _cancel,
+        "why": _why,
+        "rerun": _rerun,
+    }
     return actions[arguments.action](client, arguments)
 
 
 def _create(client: TesClient, arguments: argparse.Namespace) -> int:
+    return _created(client, client.create(_read_json(arguments.file)), arguments)
+
+
+def _read_json(name: str) -> Any:
+    """Of a file; `-` for standard input. Raises: ConfigurationError, InvalidTask."""
     try:
-        if arguments.file == "-":
-            document = json.load(sys.stdin)
-        else:
-            with open(arguments.file, encoding="utf-8") as file:
-                document = json.load(file)
+        if name == "-":
+            return json.load(sys.stdin)
+        with open(name, encoding="utf-8") as file:
+            return json.load(file)
     except OSError as error:
-        raise ConfigurationError(f"{arguments.file}: {error.strerror or error}") from error
+        raise ConfigurationError(f"{name}: {error.strerror or error}") from error
     except ValueError as error:
-        raise InvalidTask([Problem(arguments.file, f"invalid JSON: {error}")]) from error
-    task_id = client.create(document)
+        raise InvalidTask([Problem(name, f"invalid JSON: {error}")]) from error
+
+
+def _created(client: TesClient, task_id: str, arguments: argparse.Namespace) -> int:
     if not arguments.wait:
         print(json.dumps({"id": task_id}) if arguments.json else printable(task_id))
         return 0
     return _follow(client, [task_id], arguments.timeout, as_json=arguments.json)
+
+
+def _rerun(client: TesClient, arguments: argparse.Namespace) -> int:
+    changes = {} if arguments.changes is None else _read_json(arguments.changes)
+    new = client.extension("POST", f"/tasks/{quote(arguments.id, safe='')}:rerun", body=changes)
+    return _created(client, str(new["id"]), arguments)
+
+
+def _why(client: TesClient, arguments: argparse.Namespace) -> int:
+    found = [client.extension("GET", f"/tasks/{quote(task_id, safe='')}/why") for task_id in arguments.id]
+    if arguments.json:
+        _print_json({"tasks": found})
+        return 0
+    for explanation in found:
+        print(printable(f"{explanation.get('id')} {explanation.get('state')}: {explanation.get('why')}"))
+    return 0
 
 
 def _get(client: TesClient, arguments: argparse.Namespace) -> int:
@@ -75,6 +107,13 @@ def _list(client: TesClient, arguments: argparse.Namespace) -> int:
 
 
 def _logs(client: TesClient, arguments: argparse.Namespace) -> int:
+    if arguments.follow:
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for piece in client.follow_log(arguments.id, arguments.executor, "stderr" if arguments.stderr else "stdout"):
+            parts = decoder.decode(piece).split("\r")  # progress bars use it
+            sys.stdout.write("\r".join(map(printable, parts)))
+            sys.stdout.flush()
+        return 0
     task = client.get(arguments.id)
     if arguments.json:
         _print_json(task.get("logs") or [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,3 +76,32 @@ def test_info_shows_service_and_settings(service: Service) -> None:
         run_poiesis("info", "--json", POIESIS_URL=service.url, POIESIS_MONGO_URI="mongodb://u:secret@h").stdout
     )
     assert info["service"]["type"]["artifact"] == "tes" and "secret" not in json.dumps(info)
+
+
+def test_a_log_is_followed_until_its_executor_ends(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    service = make_service(POIESIS_LOGS__URL=(tmp_path / "logs").as_uri()).start()
+    task_id = service.post(
+        {"executors": [sh("printf 10%%; printf '\\r100%%\\n'; printf 'é\\033[1m\\n'; sleep 1; echo end")]}
+    )
+    service.wait(task_id, "RUNNING", "COMPLETE")
+    done = run_poiesis("task", "logs", "-f", task_id, "--url", service.url)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.replace("\r", "\n") == "10%\n100%\né\\u001b[1m\nend\n"
+    unknown = task(service, "logs", "-f", "0pgmi0000000000000000000000")
+    assert (unknown.returncode, unknown.stderr.startswith("poiesis: no such task")) == (1, True)
+
+
+def test_a_task_is_explained_and_repeated_with_changes(service: Service, tmp_path: Path) -> None:
+    task_id = service.post({"name": "one", "executors": [sh("exit 3")]})
+    service.wait(task_id, "EXECUTOR_ERROR")
+    why = task(service, "why", task_id)
+    assert (why.returncode, why.stdout.split(": ")[0]) == (0, f"{task_id} EXECUTOR_ERROR")
+    assert "3" in why.stdout
+
+    changes = tmp_path / "changes.json"
+    changes.write_text(json.dumps({"name": "two", "executors": [sh("true")]}))
+    again = task(service, "rerun", task_id, "--changes", str(changes), "--wait", "--json")
+    assert again.returncode == 0, again.stderr
+    copy = service.get(json.loads(again.stdout)["tasks"][0]["id"])
+    assert (copy["name"], copy["state"], copy["tags"]["rerun_of"]) == ("two", "COMPLETE", task_id)
