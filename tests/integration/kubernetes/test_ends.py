@@ -19,7 +19,7 @@ from poiesis.cluster.kubernetes.leader import Election
 from poiesis.domain.observed import Record
 from poiesis.domain.plan import plan
 from poiesis.domain.policy import Policy
-from poiesis.domain.records import parse_record
+from poiesis.domain.records import parse_poke
 from poiesis.domain.states import Stage
 from poiesis.domain.task import FileType, Input, Output, TaskSpec
 from tests.integration.kubernetes.conftest import Driver, busybox, eventually, settings, shell
@@ -30,7 +30,7 @@ OUT = Output(path="/data/out.txt", url="s3://bucket/out.txt", type=FileType.FILE
 
 
 class Listener:
-    """A listener for pokes; `records` are their bodies."""
+    """A listener for pokes; `records` are those of the last one."""
 
     def __init__(self) -> None:
         self.paths: list[str] = []
@@ -40,10 +40,10 @@ class Listener:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                record = parse_record(self.rfile.read(int(self.headers["Content-Length"] or 0)), 4096)
+                records = parse_poke(self.rfile.read(int(self.headers["Content-Length"] or 0)))
                 with outer.received:
                     outer.paths.append(self.path)
-                    outer.records += [record] if record is not None else []
+                    outer.records = list(records)
                     outer.received.notify_all()
                 self.send_response(204)
                 self.end_headers()
@@ -78,7 +78,7 @@ def own_address(client: Client) -> str:
     return str(next(a["address"] for a in node["status"]["addresses"] if a["type"] == "InternalIP"))
 
 
-def test_a_poke_brings_the_record(namespace: str, listener: Listener, driver: Driver) -> None:
+def test_the_last_poke_brings_all_records(namespace: str, listener: Listener, driver: Driver) -> None:
     address = own_address(driver.cluster.client)
     made = Driver(settings(namespace, poke_address=f"{address}:{listener.port}"), Policy())
     try:
