@@ -15,6 +15,8 @@ from poiesis.domain.task import Task
 
 WAITS: Final[Mapping[str, str]] = {
     "Unschedulable": "no node can take its pod yet",
+    "NodesBusy": "the nodes that can run its pod are busy",
+    "NoNode": "no node of the cluster can run its pod",
     "Unscheduled": "the scheduler has not placed its pod yet",
     "SchedulingGated": "the site's queue has not admitted its pod yet",
     "Queued": "the site's quotas leave no room for it yet",
@@ -63,6 +65,7 @@ FAILURES: Final[Mapping[str, str]] = {
     "StorageUnavailable": "a storage service did not answer",
     "Configuration": "the transfer is not configured correctly",
     "Unschedulable": "no node could take its pod in time",
+    "ExceedsQuota": "it asks for more than the site's quotas ever allow",
     "ImagePullFailed": "an image could not be pulled",
     "ContainerNotCreated": "a container could not be created",
     "ContainerNotStarted": "a container could not be started",

@@ -144,7 +144,7 @@ def test_gpus_are_assigned_while_available_and_the_next_task_waits_with_a_reason
 
     first = site.until(lambda: running() if len(running()) == GPUS else None, 120, "not all GPUs are used")
     (last,) = set(tasks) - set(first)
-    waiting(site, last, "Unschedulable", f"Insufficient {GPU}")
+    waiting(site, last, "NodesBusy", f"Insufficient {GPU}")
     for task in tasks:
         pod = site.pod_of(task)
         assert limits(pod)[GPU] == "1"
@@ -183,7 +183,7 @@ def test_a_task_without_gpus_requests_none(site: Site, task: str):
 
 @posted(lambda site: asking("true", gpu="1", gpu_type="large"))
 def test_a_task_waits_for_a_gpu_type_that_no_node_has(site: Site, task: str):
-    waiting(site, task, "Unschedulable", "node affinity/selector")
+    waiting(site, task, "NoNode", "node affinity/selector")
     site.cancel(task)
     site.wait(task, ("CANCELED",), 60)
 
@@ -198,7 +198,7 @@ def test_a_task_runs_in_its_zone(site: Site, task: str, node: str):
 
 @posted(lambda site: asking("true", zones=["elsewhere"]))
 def test_a_task_waits_for_a_zone_without_nodes(site: Site, task: str):
-    waiting(site, task, "Unschedulable", "node affinity/selector")
+    waiting(site, task, "NoNode", "node affinity/selector")
     site.cancel(task)
     site.wait(task, ("CANCELED",), 60)
 
@@ -219,7 +219,7 @@ def test_a_class_of_nodes_is_a_pool(site: Site, task: str):
 
 @posted(lambda site: asking("true", node_class="absent"))
 def test_a_task_waits_for_a_pool_without_nodes_until_it_has_one(site: Site, task: str, cluster: Cluster, node: str):
-    waiting(site, task, "Unschedulable")
+    waiting(site, task, "NoNode")
     cluster.kubectl("label", "node", node, f"{POOL_LABEL}=absent", "--overwrite")
     try:
         site.complete(task)
@@ -234,7 +234,7 @@ def test_nodes_of_the_other_architecture_get_their_launcher(site: Site, task: st
         == "arm64"
     ):
         pytest.skip("the node is of that architecture")
-    waiting(site, task, "Unschedulable", "node affinity/selector")
+    waiting(site, task, "NoNode", "node affinity/selector")
     (volume,) = (v["configMap"] for v in site.pod_of(task)["spec"]["volumes"] if v["name"] == "launcher")
     assert volume["items"] == [{"key": "launcher-arm64", "path": "launcher", "mode": 0o555}]
     kept = json.loads(site.kubectl("get", "configmap", volume["name"], "-o", "json"))["binaryData"]
