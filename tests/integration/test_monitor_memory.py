@@ -40,7 +40,8 @@ class Forgetful(MemoryTaskRepository):
     def save(self, task, *, seen):
         saved = super().save(task, seen=seen)
         if saved and task.stage is Stage.DONE:
-            self.delete(task.id)
+            self.delete([task.id])
+            self.events.clear()
         return saved
 
 
@@ -145,7 +146,9 @@ def test_memory_is_flat_from_a_hundred_to_five_thousand_tasks():
 
     server = ApiServer()
     server.answer = answer
-    settings = KubernetesSettings(namespace="tasks", delivery="init", image="poiesis", resolv_conf="")
+    settings = KubernetesSettings(
+        namespace="tasks", delivery="init", image="poiesis", resolv_conf="", writes_per_second=10_000
+    )
     client = Client(settings, Configuration(host=server.url, retries=0))
     cluster = KubernetesCluster(settings, Policy(), client=client)
     clock = SystemClock()
