@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from poiesis.cluster.kubernetes.settings import KubernetesSettings
     from poiesis.cluster.local import LogKeeping
     from poiesis.repository.mongo.connection import MongoDatabase
+    from poiesis.repository.mongo.tasks import MongoTaskRepository
     from poiesis.repository.sqlite.database import SqliteDatabase
 
 log = logging.getLogger(__name__)
@@ -188,6 +189,10 @@ class Bootstrap(ExitStack):
             from poiesis.repository.sqlite.tasks import SqliteTaskRepository
 
             return SqliteTaskRepository(self._sqlite)
+        return self._mongo_tasks
+
+    @cached_property
+    def _mongo_tasks(self) -> MongoTaskRepository:
         from poiesis.repository.mongo.tasks import MongoTaskRepository
 
         return MongoTaskRepository(self._mongo)
@@ -199,9 +204,8 @@ class Bootstrap(ExitStack):
 
             return SqliteEventLog(self._sqlite)
         from poiesis.repository.mongo.events import MongoEventLog
-        from poiesis.repository.mongo.tasks import MongoTaskRepository
 
-        return MongoEventLog(self._mongo, MongoTaskRepository(self._mongo))
+        return MongoEventLog(self._mongo, self._mongo_tasks)
 
     @cached_property
     def idempotency(self) -> IdempotencyStore:

@@ -54,6 +54,14 @@ def a_message(webhook: Webhook, seq: int, **changes: Any) -> Delivery:
     return Delivery(webhook.id, seq, **{**defaults, **changes})
 
 
+def with_a_message(store: WebhookStore) -> Webhook:
+    """A stored webhook for which message 1 waits."""
+    webhook = a_webhook()
+    store.add(webhook)
+    store.enqueue([a_message(webhook, 1)], NOW)
+    return webhook
+
+
 def test_a_webhook_is_returned_as_it_was_added(store: WebhookStore) -> None:
     states = frozenset({State.COMPLETE, State.CANCELED})
     webhook = a_webhook(states=states, tagged_only=True, all_users=True, description="päge\n")
@@ -104,9 +112,7 @@ def test_a_message_is_stored_once(store: WebhookStore) -> None:
 
 
 def test_a_delivered_message_is_gone(store: WebhookStore) -> None:
-    webhook = a_webhook()
-    store.add(webhook)
-    store.enqueue([a_message(webhook, 1)], NOW)
+    webhook = with_a_message(store)
     store.remove(webhook.id, 1)
 
     assert store.due(webhook.id, NOW, 10) == []
@@ -115,9 +121,7 @@ def test_a_delivered_message_is_gone(store: WebhookStore) -> None:
 
 
 def test_deleting_a_webhook_deletes_its_messages(store: WebhookStore) -> None:
-    webhook = a_webhook()
-    store.add(webhook)
-    store.enqueue([a_message(webhook, 1)], NOW)
+    webhook = with_a_message(store)
 
     assert store.delete(webhook.id)
     assert store.pending(webhook.id) == 0
@@ -147,9 +151,7 @@ def test_the_longest_due_webhook_is_claimed_first(store: WebhookStore) -> None:
 
 
 def test_one_of_many_callers_gets_a_webhook(store: WebhookStore) -> None:
-    webhook = a_webhook()
-    store.add(webhook)
-    store.enqueue([a_message(webhook, 1)], NOW)
+    with_a_message(store)
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda _: store.claim(NOW, NOW + LEASE), range(8)))
 
@@ -157,9 +159,7 @@ def test_one_of_many_callers_gets_a_webhook(store: WebhookStore) -> None:
 
 
 def test_a_released_webhook_is_due_with_its_next_message(store: WebhookStore) -> None:
-    webhook = a_webhook()
-    store.add(webhook)
-    store.enqueue([a_message(webhook, 1)], NOW)
+    webhook = with_a_message(store)
     claimed = store.claim(NOW, NOW + LEASE)
     assert claimed is not None
     store.save(a_message(webhook, 1, attempts=1, next_at=NOW + 10 * SECOND, error="refused"))
@@ -172,9 +172,7 @@ def test_a_released_webhook_is_due_with_its_next_message(store: WebhookStore) ->
 
 
 def test_a_webhook_without_messages_is_not_due(store: WebhookStore) -> None:
-    webhook = a_webhook()
-    store.add(webhook)
-    store.enqueue([a_message(webhook, 1)], NOW)
+    webhook = with_a_message(store)
     claimed = store.claim(NOW, NOW + LEASE)
     assert claimed is not None
     store.remove(webhook.id, 1)
@@ -185,9 +183,7 @@ def test_a_webhook_without_messages_is_not_due(store: WebhookStore) -> None:
 
 
 def test_a_paused_webhook_waits_although_new_messages_come(store: WebhookStore) -> None:
-    webhook = a_webhook()
-    store.add(webhook)
-    store.enqueue([a_message(webhook, 1)], NOW)
+    webhook = with_a_message(store)
     claimed = store.claim(NOW, NOW + LEASE)
     assert claimed is not None
     store.release(claimed, failures=1, not_before=NOW + 60 * SECOND, now=NOW)
@@ -198,9 +194,7 @@ def test_a_paused_webhook_waits_although_new_messages_come(store: WebhookStore) 
 
 
 def test_a_message_that_comes_during_a_lease_is_not_forgotten(store: WebhookStore) -> None:
-    webhook = a_webhook()
-    store.add(webhook)
-    store.enqueue([a_message(webhook, 1)], NOW)
+    webhook = with_a_message(store)
     claimed = store.claim(NOW, NOW + LEASE)
     assert claimed is not None
     store.remove(webhook.id, 1)
@@ -230,9 +224,7 @@ def test_dead_letters_are_listed_replayed_and_purged(store: WebhookStore) -> Non
 
 
 def test_a_disabled_webhook_is_not_claimed_until_it_is_enabled(store: WebhookStore) -> None:
-    webhook = a_webhook()
-    store.add(webhook)
-    store.enqueue([a_message(webhook, 1)], NOW)
+    webhook = with_a_message(store)
     store.set_disabled(webhook.id, "gone")
     assert store.claim(NOW, NOW + LEASE) is None
     assert store.get(webhook.id).disabled == "gone"
