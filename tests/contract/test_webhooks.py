@@ -204,6 +204,33 @@ def test_a_message_that_comes_during_a_lease_is_not_forgotten(store: WebhookStor
     assert store.claim(NOW + 2 * SECOND, NOW + LEASE) is not None
 
 
+def test_a_message_that_comes_while_a_lease_ends_is_not_forgotten(
+    store: WebhookStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In MongoDB, `release` reads the next message and writes when the webhook is due: two operations."""
+    if not isinstance(store, MongoWebhookStore):
+        pytest.skip("release is one transaction")
+    webhook = with_a_message(store)
+    claimed = store.claim(NOW, NOW + LEASE)
+    assert claimed is not None
+    store.remove(webhook.id, 1)
+    messages = store._messages
+
+    class Late:
+        """Another process stores a message right after the next one was looked for."""
+
+        def find_one(self, *arguments: Any, **named: Any) -> Any:
+            found = messages.find_one(*arguments, **named)
+            monkeypatch.setattr(store, "_messages", messages)
+            store.enqueue([a_message(webhook, 2)], NOW)
+            return found
+
+    monkeypatch.setattr(store, "_messages", Late())
+    store.release(claimed, failures=0, not_before=None, now=NOW)
+
+    assert store.claim(NOW + SECOND, NOW + LEASE) is not None
+
+
 def test_dead_letters_are_listed_replayed_and_purged(store: WebhookStore) -> None:
     webhook = a_webhook()
     store.add(webhook)
