@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -25,7 +25,7 @@ from poiesis.services import webhooks as module
 from poiesis.services.webhooks import WebhookDispatcher, WebhookService, _Slots
 from poiesis.testing.clock import ManualClock
 
-NOW = datetime.now(UTC).replace(microsecond=0)  # receivers compare the time of a message with their own
+NOW = datetime(2026, 11, 20, 12, 0, tzinfo=UTC)
 OK = Answer(204)
 
 
@@ -101,7 +101,14 @@ def site(tmp_path: Path) -> Iterator[Site]:
     database.close()
 
 
-def test_an_event_arrives_as_a_signed_message(site: Site) -> None:
+class Frozen(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+        return NOW.astimezone(tz)
+
+
+def test_an_event_arrives_as_a_signed_message(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("standardwebhooks.webhooks.datetime", Frozen)  # it compares the time of a message with its own
     webhook = site.service.create("https://r.example/x", owner="ada")
     event = site.events.add(State.EXECUTOR_ERROR, reason="exit code 1", tags={"run": "7"})
     site.deliver()
