@@ -16,7 +16,16 @@ from typing import Any
 from poiesis.api.oidc.settings import Issuer
 from poiesis.bootstrap import FILER_PREFIX, KUBERNETES_PREFIX
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
-from poiesis.config import PREFIX, ApiSettings, LogSettings, RateLimits, ServiceSettings, Settings, is_setting
+from poiesis.config import (
+    PREFIX,
+    ApiSettings,
+    DashboardSettings,
+    LogSettings,
+    RateLimits,
+    ServiceSettings,
+    Settings,
+    is_setting,
+)
 from poiesis.domain.policy import Policy
 from poiesis.filer.settings import CloudStore, FilerSettings, S3Endpoint
 
@@ -39,6 +48,7 @@ SECTIONS = (
     ("The service", Settings(), PREFIX),
     ("The API", ApiSettings(), f"{PREFIX}API__"),
     ("Rate limits of the API", RateLimits(), f"{PREFIX}API__LIMITS__"),
+    ("The dashboard", DashboardSettings(), f"{PREFIX}API__DASHBOARD__"),
     ("An OpenID provider, an item of `POIESIS_API__OIDC_ISSUERS`", Issuer(), ""),
     ("Service info", ServiceSettings(), f"{PREFIX}SERVICE__"),
     ("Tasks", Policy(), f"{PREFIX}POLICY__"),

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
+from urllib.parse import urlsplit
 
 import poiesis
 from poiesis.domain.errors import ConfigurationError
@@ -61,6 +62,26 @@ class RateLimits:
             value = getattr(self, item.name)
             if not isinstance(value, str):
                 _require(value > 0, f"invalid {PREFIX}API__LIMITS__{item.name.upper()} {value}: must be more than 0")
+
+
+@dataclass(frozen=True)
+class DashboardSettings:
+    """The web pages at /ui (docs/dashboard.md)."""
+
+    enabled: bool = True
+    url: str | None = None
+    """Address of the service as browsers see it, such as `https://tes.example.org`, where a proxy that is not in `trusted_proxies` ends
+    TLS; None: that of each request."""
+    session_lifetime: timedelta = timedelta(hours=12)
+    """How long a login in the browser lasts."""
+
+    def __post_init__(self) -> None:
+        name = f"{PREFIX}API__DASHBOARD__"
+        _require(
+            self.url is None or _is_origin(self.url),
+            f"invalid {name}URL {self.url!r}: must be http:// or https:// with a host, and no path",
+        )
+        _require(self.session_lifetime > timedelta(0), f"invalid {name}SESSION_LIFETIME: must be longer than 0")
 
 
 @dataclass(frozen=True)
@@ -113,6 +134,7 @@ class ApiSettings:
     idle_timeout: timedelta = timedelta(seconds=75)
     """How long an idle connection stays open. Longer than the usual 60 s of proxies, so that the proxy closes first."""
     limits: RateLimits = field(default_factory=RateLimits)
+    dashboard: DashboardSettings = field(default_factory=DashboardSettings)
     audit: str = "auto"
     """Where each write and each refused request is recorded as a line of JSON (docs/operators.md): stdout, stderr, off, or the absolute
     path of a file. auto: stdout, but off with `poiesis up`."""
@@ -284,6 +306,14 @@ class Settings:
 def _require(is_valid: bool, message: str) -> None:
     if not is_valid:
         raise ConfigurationError(message)
+
+
+def _is_origin(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and url == f"{parts.scheme}://{parts.netloc}"
+    except ValueError:
+        return False
 
 
 def _require_at_least(least: int, value: int | None, name: str) -> None:

@@ -76,7 +76,8 @@ def create_app(
     specification, extended = load_specification(), load_specification("poiesis.openapi.yaml")
     feed = EventFeed(services.events)
     reader = TaskReader(resolve_refs(specification)["components"]["schemas"]["tesTask"])
-    extensions = operations(Context(services, views, threads, reader, feed, StreamLimits(services.api)))
+    context = Context(services, views, threads, reader, feed, StreamLimits(services.api))
+    extensions = operations(context)
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -88,10 +89,9 @@ def create_app(
         threads.shutdown(wait=True, cancel_futures=True)
         await services.close()
 
-    pages = create_pages(services.service, services.api, services.describe, blueprints)
     gateway = partial(
         Gateway,
-        pages=cast(ASGIApp, WSGIMiddleware(cast(Any, pages.wsgi_app), workers=PAGE_THREADS)),
+        pages=_pages(context, authenticator, blueprints),
         ready=services.ready,
         threads=threads,
         settings=services.api,
@@ -112,6 +112,22 @@ def create_app(
     resolver = Resolver(extensions.__getitem__)
     app.add_api(extended, base_path=EXTENSIONS_PATH, resolver=resolver, validator_map=EXTENSION_VALIDATORS)
     return app
+
+
+def _pages(context: Context, authenticator: Authenticator, blueprints: Sequence[flask.Blueprint]) -> ASGIApp:
+    """Flask's pages, with the dashboard where the site has it."""
+    services = context.services
+    if services.api.dashboard.enabled:
+        from poiesis.api.ui import create_blueprint
+
+        blueprints = (*blueprints, create_blueprint(context))
+    flask_app = create_pages(services.service, services.api, services.describe, blueprints)
+    pages = cast(ASGIApp, WSGIMiddleware(cast(Any, flask_app.wsgi_app), workers=PAGE_THREADS))
+    if not services.api.dashboard.enabled:
+        return pages
+    from poiesis.api.ui.gate import Gate
+
+    return Gate(pages, settings=services.api, authenticator=authenticator, limiter=services.limiter)
 
 
 def _middlewares(

@@ -90,7 +90,11 @@ class Gateway:
                 started = True
                 _make_redirect_relative(message)
                 headers = Headers(raw=message["headers"])
-                if message["status"] >= 400 and headers.get("content-type") != JSON.decode():
+                if (
+                    message["status"] >= 400
+                    and headers.get("content-type") != JSON.decode()
+                    and not _is_page_of_dashboard(headers)
+                ):
                     replaced = True  # text of a library: of Flask, or the one that serves Swagger UI's files
                     kept = {"Allow": headers["allow"]} if "allow" in headers else None
                     await plain(message["status"], headers=kept)(scope, receive, send)
@@ -191,6 +195,11 @@ class Authentication:
         finally:
             if declared is None and (arrived := scope[REQUEST].body_bytes):
                 await self._limiter.charge_user(counter, arrived)
+
+
+def _is_page_of_dashboard(headers: Headers) -> bool:
+    """Whether an error is a page of the dashboard, which marks its own, for a person."""
+    return "text/html" in headers.get("content-type", "") and "x-frame-options" in headers
 
 
 def client_network(scope: Scope) -> str:

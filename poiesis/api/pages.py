@@ -30,6 +30,7 @@ def create_pages(
             service=service,
             about=f"{sentence(service.description)} {describe}".strip(),
             version=__version__,
+            has_dashboard=api.dashboard.enabled,
             credentials=_credentials(api),
             sample=json.dumps(SAMPLE),
             base=flask.request.url_root.rstrip("/") + "/ga4gh/tes/v1",
