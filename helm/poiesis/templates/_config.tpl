@@ -9,6 +9,11 @@
 {{- $_ := set $c "POIESIS_API__PORT" $v.ports.api -}}
 {{- $_ := set $c "POIESIS_API__WORKERS" $v.api.workers -}}
 {{- $_ := set $c "POIESIS_API__MAX_BODY_BYTES" $v.api.maxBodyBytes -}}
+{{- $_ := set $c "POIESIS_API__MAX_CONNECTIONS" $v.api.maxConnections -}}
+{{- $_ := set $c "POIESIS_API__MAX_CONNECTIONS_PER_ADDRESS" $v.api.maxConnectionsPerAddress -}}
+{{- $_ := set $c "POIESIS_API__MAX_STREAMS" $v.api.maxStreams -}}
+{{- $_ := set $c "POIESIS_API__MAX_STREAMS_PER_USER" $v.api.maxStreamsPerUser -}}
+{{- $_ := set $c "POIESIS_API__KEY_LIFETIME" $v.api.auth.keyLifetime -}}
 {{- $_ := set $c "POIESIS_API__CLIENT_SAFE_STATES" $v.api.clientSafeStates -}}
 {{- $_ := set $c "POIESIS_API__QUEUED_AS_INITIALIZING" $v.api.queuedAsInitializing -}}
 {{- $_ := set $c "POIESIS_API__PREEMPTED_AS_SYSTEM_ERROR" $v.api.preemptedAsSystemError -}}
@@ -24,6 +29,7 @@
 {{- $_ := set $c "POIESIS_LOG_LEVEL" $v.logLevel -}}
 {{- $_ := set $c "POIESIS_RETENTION" $v.retention -}}
 {{- $_ := set $c "POIESIS_EVENTS_RETENTION" $v.eventsRetention -}}
+{{- $_ := set $c "POIESIS_USAGE_TAGS" $v.usageTags -}}
 {{- $_ := set $c "POIESIS_MONGO_DATABASE" $v.mongodb.database -}}
 {{- $_ := set $c "POIESIS_SERVICE__ID" $v.service.id -}}
 {{- $_ := set $c "POIESIS_SERVICE__NAME" $v.service.name -}}
@@ -34,6 +40,8 @@
 {{- $_ := set $c "POIESIS_SERVICE__DOCUMENTATION_URL" $v.service.documentationUrl -}}
 {{- $_ := set $c "POIESIS_SERVICE__ENVIRONMENT" $v.service.environment -}}
 {{- $_ := set $c "POIESIS_SERVICE__STORAGE" $v.service.storage -}}
+{{- $_ := set $c "POIESIS_SERVICE__GPU_TYPES" $v.service.gpuTypes -}}
+{{- $_ := set $c "POIESIS_SERVICE__ZONES" $v.service.zones -}}
 {{- /* limits and durations */ -}}
 {{- $_ := set $c "POIESIS_POLICY__LIMITS__MAX_CPU_CORES" $v.tasks.limits.cpuCores -}}
 {{- $_ := set $c "POIESIS_POLICY__LIMITS__MAX_RAM_GB" $v.tasks.limits.ramGb -}}
@@ -42,6 +50,14 @@
 {{- $_ := set $c "POIESIS_POLICY__DEFAULT_TIME_LIMIT" $v.tasks.timeLimit.default -}}
 {{- $_ := set $c "POIESIS_POLICY__MAX_TIME_LIMIT" $v.tasks.timeLimit.max -}}
 {{- $_ := set $c "POIESIS_POLICY__MAX_ATTEMPTS" $v.tasks.maxAttempts -}}
+{{- $_ := set $c "POIESIS_POLICY__RETRY_DELAY" $v.tasks.retryDelay -}}
+{{- $_ := set $c "POIESIS_POLICY__RETRY_STARTED" $v.tasks.retryStarted -}}
+{{- $_ := set $c "POIESIS_POLICY__SHOW_PREEMPTED" $v.tasks.showPreempted -}}
+{{- $_ := set $c "POIESIS_POLICY__LAYOUT" $v.tasks.layout -}}
+{{- $_ := set $c "POIESIS_POLICY__GROUP_MAY_CANCEL" $v.tasks.groupMayCancel -}}
+{{- $_ := set $c "POIESIS_POLICY__TAIL_BYTES" $v.tasks.tailBytes -}}
+{{- $_ := set $c "POIESIS_POLICY__GRACE" $v.tasks.grace -}}
+{{- range $name, $value := $v.tasks.deadlines -}}{{- $_ := set $c (printf "POIESIS_POLICY__%s_DEADLINE" (snakecase $name | upper)) $value -}}{{- end -}}
 {{- $_ := set $c "POIESIS_POLICY__KEEP" $v.tasks.keep -}}
 {{- if not (kindIs "invalid" $v.tasks.volume.defaultSizeGb) -}}
 {{- $_ := set $c "POIESIS_POLICY__DEFAULT_DISK_BYTES" (printf "%.0f" (mulf 1000000000 $v.tasks.volume.defaultSizeGb)) -}}
@@ -118,6 +134,7 @@
 {{- $_ := set $c (print $k "LABELS") $v.tasks.labels -}}
 {{- $_ := set $c (print $k "ANNOTATIONS") $v.tasks.annotations -}}
 {{- $_ := set $c (print $k "EXTRA_POD_SPEC") $v.tasks.extraPodSpec -}}
+{{- $_ := set $c (print $k "WRITES_PER_SECOND") $v.tasks.writesPerSecond -}}
 {{- if $v.tasks.poke.enabled -}}
 {{- $_ := set $c (print $k "POKE_ADDRESS") (include "poiesis.poke.address" .) -}}
 {{- $_ := set $c (print $k "POKE_START") $v.tasks.poke.start -}}
@@ -146,6 +163,9 @@
 {{- $_ := set $c (print $l "CA_FILE") (ternary "/run/secrets/log-store/ca.crt" "" (not (empty $v.logs.caSecret))) -}}
 {{- $_ := set $c (print $l "MAX_BYTES") $v.logs.maxBytes -}}
 {{- $_ := set $c (print $l "INTERVAL") $v.logs.interval -}}
+{{- $_ := set $c (print $l "BACKLOG_BYTES") $v.logs.backlogBytes -}}
+{{- $_ := set $c (print $l "MAX_STALL") $v.logs.maxStall -}}
+{{- $_ := set $c (print $l "FINISH") $v.logs.finish -}}
 {{- $_ := set $c (print $k "LOGS_ENV_SECRETS") (list $v.logs.existingSecret | compact) -}}
 {{- if $v.logs.caSecret -}}{{- $_ := set $c (print $k "LOGS_FILE_SECRETS") (dict $v.logs.caSecret "/run/secrets/log-store") -}}{{- end -}}
 {{- $_ := set $c (print $k "LOGS_CLAIM") $v.logs.existingClaim -}}
@@ -170,6 +190,19 @@
 {{- $_ := set $c (print $f "ALLOW_ADDRESSES") $v.filer.allowAddresses -}}
 {{- $_ := set $c (print $f "CA_FILE") $v.filer.caFile -}}
 {{- $_ := set $c (print $f "NETRC_FILE") $v.filer.netrcFile -}}
+{{- $_ := set $c (print $f "SSH_KEY_FILE") $v.filer.sshKeyFile -}}
+{{- $_ := set $c (print $f "KNOWN_HOSTS_FILE") $v.filer.knownHostsFile -}}
+{{- $_ := set $c (print $f "DRS_TOKEN_FILE") $v.filer.drsTokenFile -}}
+{{- $_ := set $c (print $f "DRS_HOSTS") $v.filer.drsHosts -}}
+{{- $_ := set $c (print $f "RESOLVE_BEFORE_PROXY") $v.filer.resolveBeforeProxy -}}
+{{- $_ := set $c (print $f "PARALLEL") $v.filer.parallel -}}
+{{- $_ := set $c (print $f "MAX_FILES") $v.filer.maxFiles -}}
+{{- $_ := set $c (print $f "MAX_FILE_BYTES") $v.filer.maxFileBytes -}}
+{{- /* webhooks */ -}}
+{{- $_ := set $c "POIESIS_WEBHOOKS__MAX_PER_USER" $v.webhooks.maxPerUser -}}
+{{- $_ := set $c "POIESIS_WEBHOOKS__ALLOW_HTTP" $v.webhooks.allowHttp -}}
+{{- $_ := set $c "POIESIS_WEBHOOKS__ALLOW_ADDRESSES" $v.webhooks.allowAddresses -}}
+{{- $_ := set $c "POIESIS_WEBHOOKS__CA_FILE" (ternary "/run/secrets/webhooks/ca.crt" "" (not (empty $v.webhooks.caSecret))) -}}
 {{- range $name, $value := $v.settings -}}{{- $_ := set $c $name $value -}}{{- end -}}
 {{- range $name := keys $c | sortAlpha -}}
 {{- $value := index $c $name -}}

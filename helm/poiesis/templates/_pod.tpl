@@ -127,6 +127,11 @@ volumeMounts:
     mountPath: {{ trimPrefix "file://" .root.Values.logs.url | quote }}
   {{- end }}
   {{- end }}
+  {{- if and .root.Values.webhooks.caSecret (eq .component "notifier") }}
+  - name: webhooks-ca
+    mountPath: /run/secrets/webhooks
+    readOnly: true
+  {{- end }}
   {{- with .mounts }}
   {{- . | nindent 2 }}
   {{- end }}
@@ -167,6 +172,12 @@ volumeMounts:
   persistentVolumeClaim:
     claimName: {{ . | quote }}
 {{- end }}
+{{- end }}
+{{- if and .root.Values.webhooks.caSecret (eq .component "notifier") }}
+- name: webhooks-ca
+  secret:
+    secretName: {{ .root.Values.webhooks.caSecret | quote }}
+    defaultMode: 0440
 {{- end }}
 {{- with .volumes }}
 {{ . }}

@@ -519,6 +519,57 @@ def test_every_variable_of_every_role_is_a_setting(chart: Rendered, tmp_path):
         read(FilerSettings, found, FILER_PREFIX)
 
 
+# Settings that are not values of the chart. Any of them can be set in `settings`, except those that the chart or the image determines.
+NOT_VALUES: Final = {
+    "of the embedded service only": "CREDENTIALS DIRECTORY RUNTIME MAX_PARALLEL MAX_PROCESSES VISIBLE_DIRECTORIES FILER__FILE_HIDDEN",
+    "secrets, which are mounted as files or come from Secrets": "MONGO_URI REDIS_URI LOGS__ACCESS_KEY LOGS__SECRET_KEY FILER__PROXY",
+    "set by the service itself": "FILER__CACHE_DIR",
+    "part of the image": "KUBERNETES__FILER_COMMAND KUBERNETES__INIT_COMMAND KUBERNETES__LAUNCHERS KUBERNETES__POKE_PATH",
+    "for a service outside of the cluster": "KUBERNETES__KUBECONFIG KUBERNETES__CONTEXT",
+    "log collectors expect JSON": "LOG_FORMAT",
+    "limits on a single request or task that protect the service: there is no reason of a site to change them": (
+        "API__MAX_HEADER_BYTES API__MAX_BUFFERED_BYTES API__HEADER_TIMEOUT API__BODY_TIMEOUT API__IDLE_TIMEOUT"
+        " API__LIMITS__REDIS_TIMEOUT_MS KUBERNETES__CONTROL_SIZE"
+        " POLICY__LIMITS__MAX_EXECUTORS POLICY__LIMITS__MAX_INPUTS POLICY__LIMITS__MAX_OUTPUTS POLICY__LIMITS__MAX_VOLUMES"
+        " POLICY__LIMITS__MAX_TAGS POLICY__LIMITS__MAX_CONTENT_BYTES POLICY__LIMITS__MAX_TOTAL_CONTENT_BYTES"
+        " POLICY__LIMITS__MAX_COMMAND_BYTES POLICY__LIMITS__MAX_TEXT_BYTES"
+    ),
+    "timing and buffers, chosen by measurements": (
+        "RESYNC SHUTDOWN_GRACE POLICY__RECHECK POLICY__TURN_TIMEOUT"
+        " KUBERNETES__CONNECT_TIMEOUT KUBERNETES__READ_TIMEOUT KUBERNETES__ATTEMPTS KUBERNETES__POOL_SIZE KUBERNETES__PAGE_SIZE"
+        " KUBERNETES__RECORD_CACHE_BYTES KUBERNETES__RELIST KUBERNETES__WATCH_TIMEOUT KUBERNETES__VOLUME_WAIT"
+        " FILER__PART_BYTES FILER__BUFFER_BYTES FILER__CONNECT_TIMEOUT FILER__STALL_TIMEOUT FILER__ATTEMPTS FILER__MAX_RESUMES"
+        " FILER__RETRY_DELAY FILER__MAX_RETRY_DELAY FILER__SYNC FILER__MAX_REDIRECTS"
+    ),
+}
+
+
+def test_every_setting_is_a_value_or_intentionally_not(render: Callable[[str], Rendered]):
+    page = CHART.parents[1] / "docs" / "configuration.md"
+    settings = set(re.findall(r"^\| `POIESIS_(\w+)`", page.read_text(), re.MULTILINE))
+    found = {
+        name.removeprefix("POIESIS_")
+        for case in CASES
+        for component, _ in render(case).pods()
+        for name in environment(render(case), component)
+    }
+    found |= {name.removesuffix("_FILE") for name in found}
+    fields = {"GPU", "ON_DEMAND", "PREEMPTIBLE"}  # placements and quotas: what one of them accepts, all do
+    found |= {
+        f"KUBERNETES__{kind}__{n.rpartition('__')[2]}" for n in found if "__PREEMPTIBLE__" in n for kind in fields
+    }
+    quota = {item.name.upper() for item in dataclasses.fields(Quota)}
+    found |= {f"ADMISSION__{kind}__{name}" for kind in ("SITE", "USER", "GROUP") for name in quota}
+    resources = {f"{kind}_{edge}" for kind in ("CPU", "MEMORY") for edge in ("REQUEST", "LIMIT")}
+    found |= {f"KUBERNETES__{kind}_RESOURCES__{name}" for kind in ("FILER", "LOGS") for name in resources}
+    reasons = {name for names in NOT_VALUES.values() for name in names.split()}
+    assert settings - found - reasons == set(), "add a value to the chart, or a reason to NOT_VALUES"
+    assert reasons <= settings, "these settings do not exist any more"
+    assert reasons & found <= {"MONGO_URI", "REDIS_URI", "POLICY__RECHECK", "FILER__PARALLEL"}, (
+        "these are values of the chart"
+    )
+
+
 def test_quotas_arrive_as_written_and_are_absent_by_default(render):
     def rules(name: str) -> AdmissionRules:
         found = {k: v for k, v in environment(render(name), "api").items() if not k.endswith("_FILE")}
@@ -527,10 +578,13 @@ def test_quotas_arrive_as_written_and_are_absent_by_default(render):
     assert rules("everything") == AdmissionRules(
         site=Quota(max_tasks=200, max_cpu_cores=64.5, max_gpus=0),
         user=Quota(max_tasks=20),
+        group=Quota(max_tasks=100, weight=2),
         users={"ada": Quota(max_tasks=50, weight=2)},
         groups={"imaging": Quota(max_gpus=4)},
         classes={"urgent": ServiceClass(weight=4, max_tasks=10, groups=("clinic",)), "bulk": ServiceClass()},
         default_class="bulk",
+        half_life=timedelta(hours=2),
+        aging=timedelta(minutes=30),
         reserve_after=timedelta(minutes=5),
     )
     assert not rules("external").is_enabled
