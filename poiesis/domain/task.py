@@ -13,7 +13,7 @@ from enum import StrEnum
 from functools import cached_property
 from typing import NewType
 
-from poiesis.domain.history import MAX_REASON, Change, with_change
+from poiesis.domain.history import MAX_REASON, Change, Phase, with_change
 from poiesis.domain.patterns import PathPattern
 from poiesis.domain.quotas import Claim
 from poiesis.domain.states import Stage, State
@@ -178,6 +178,7 @@ class Task:
     site's quotas, from its admission until its state is final; None: it does not wait for admission. `preemptions` counts attempts that
     were lost with their node on preemptible capacity; with `on_demand` the task no longer uses it. `most_ram_gb` bounds what
     out-of-memory retries ask for. `changes` counts all changes, of which `history` has the first and the last ones.
+    `phases` are times that `domain.timeline` needs and nothing else keeps.
     """
 
     id: TaskId
@@ -208,6 +209,7 @@ class Task:
     log: TaskLog = field(default_factory=TaskLog)
     history: tuple[Change, ...] = ()
     changes: int = 0
+    phases: tuple[Phase, ...] = ()
 
     @property
     def summary(self) -> TaskSummary:

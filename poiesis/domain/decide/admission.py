@@ -21,6 +21,7 @@ from poiesis.domain.policy import GIGABYTE, Policy
 from poiesis.domain.quotas import AdmissionRules, Amount, Claim
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Outcome, Resources, Task, TaskSpec
+from poiesis.domain.timeline import admitted
 
 MEMORY: Final = Amount._fields.index("memory_bytes")
 AGAIN: Final = timedelta(seconds=5)
@@ -89,7 +90,7 @@ def most_ram_gb(task: Task, policy: Policy) -> float | None:
 def admit(task: Task, now: datetime) -> Task:
     """A later attempt has its delay since it was queued again."""
     since, wake_at = (now, now + SOON) if task.attempt == 1 else (task.stage_since, now + AGAIN)
-    return replace(task, stage=Stage.PREPARE, stage_since=since, wake_at=wake_at)
+    return replace(admitted(task, now), stage=Stage.PREPARE, stage_since=since, wake_at=wake_at)
 
 
 def refuse(task: Task, why: str, now: datetime) -> Task:

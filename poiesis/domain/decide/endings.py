@@ -15,6 +15,7 @@ from poiesis.domain.policy import GIGABYTE, Policy
 from poiesis.domain.report import FilerReport
 from poiesis.domain.states import State
 from poiesis.domain.task import ExecutorLog, Outcome, OutputFileLog, Task
+from poiesis.domain.timeline import staged
 
 MAX_CHECKSUMS: Final = 100
 MAX_MEMORY_RETRIES: Final = 10  # a thousand times the memory
@@ -61,8 +62,8 @@ def fault_state(fault: Fault, policy: Policy) -> State:
 
 
 def read_tif(task: Task, pod: Pod, report: FilerReport | None, now: datetime) -> tuple[Task, Cause | None]:
-    task = _read_report(task, report, "inputs", now)
     record = pod.record(TIF)
+    task = staged(_read_report(task, report, "inputs", now), "inputs", record)
     if record is not None and record.ok:
         return task, None
     if report is not None and report.error is not None:
@@ -76,7 +77,8 @@ def read_tof(
     task: Task, pod: Pod, report: FilerReport | None, outcome: Outcome | None, now: datetime
 ) -> tuple[Task, Outcome]:
     """Record the outputs; a failed upload is the outcome only if no executor failed."""
-    task = _read_report(task, report, "outputs", now)
+    record = pod.record(TOF)
+    task = staged(_read_report(task, report, "outputs", now), "outputs", record)
     if report is not None:
         outputs = tuple(OutputFileLog(f.url, f.path, f.size_bytes) for f in report.files)
         task = replace(task, log=replace(task.log, outputs=outputs))
@@ -84,7 +86,6 @@ def read_tof(
         task = add_metadata(task, checksums)
         if report.omitted:
             task = note(task, now, f"{report.omitted} more uploaded files are not listed.")
-    record = pod.record(TOF)
     if record is not None and record.ok:
         return task, outcome or Outcome(State.COMPLETE)
     error = (report.error if report is not None else None) or describe_end(pod.container(TOF))

@@ -24,13 +24,13 @@ from poiesis.domain.plan import PodPlan
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import State
 from poiesis.domain.task import ExecutorLog, Outcome, Task
+from poiesis.domain.timeline import IMAGE_REASONS, commands_lost, scheduled
 
 MAX_STARTS: Final = 25  # times the start deadline: that long a pod on a node may change between waiting and starting
 LOGS_INCOMPLETE: Final = "whole_logs_incomplete"
 """Key of the metadata of a task whose output could not be stored."""
 MAX_RECHECKS: Final = 10  # times `Policy.recheck`
 _FINAL_REASONS: Final = frozenset({"InvalidImageName", "ErrImageNeverPull", "ImageRefused"})
-_IMAGE_REASONS: Final = frozenset({"ErrImagePull", "ImagePullBackOff", "ImageInspectError"}) | _FINAL_REASONS
 _ORDINARY_REASONS: Final = frozenset({None, "ContainerCreating", "PodInitializing"})
 _IMAGE_REFUSED: Final = re.compile(
     r"not ?found|unauthorized|authentication required|denied|forbidden|manifest unknown|no such image|does not exist|invalid reference",
@@ -112,6 +112,7 @@ def _lost_by_the_cluster(
         if cause is not None:
             return Lost(note(task, now, f"{reason}: the pod was lost before its outputs were uploaded."), cause)
     message = pod.message or "the cluster removed the pod"
+    task = commands_lost(task, [pod.record(executor_name(index)) for index in range(len(task.spec.executors))])
     return Lost(task, Fault(reason, message, began=_began(task, pod)))
 
 
@@ -147,7 +148,7 @@ def _starting_or_running(task: Task, pod: Pod, now: datetime, policy: Policy) ->
     if stuck is None:
         return _starting_normally(task, pod, now, policy)
     message = f"{stuck.reason} in {stuck.name}: {stuck.message or 'the cluster gives no details'}"
-    is_image = stuck.reason in _IMAGE_REASONS
+    is_image = stuck.reason in IMAGE_REASONS
     is_final = stuck.reason in _FINAL_REASONS or (is_image and _IMAGE_REFUSED.search(stuck.message or "") is not None)
     since = waiting_since(task, message, now)
     if is_final or now - since > policy.image_deadline:
@@ -175,8 +176,9 @@ def _starting_normally(task: Task, pod: Pod, now: datetime, policy: Policy) -> W
 
 def show(task: Task, pod: Pod, now: datetime, tails: Mapping[str, tuple[str, str]] | None = None) -> Task:
     """The task with state, start time, node and live output as the pod shows them."""
-    if pod.scheduled and task.state is State.QUEUED:
-        task = move(task, State.INITIALIZING, now)
+    if pod.scheduled:
+        task = scheduled(task, pod.scheduled_at or now)
+        task = move(task, State.INITIALIZING, now) if task.state is State.QUEUED else task
     if pod.node is not None and task.log.metadata.get("node") != pod.node:
         task = add_metadata(task, {"node": pod.node})
     if task.state is State.INITIALIZING and _executors_run(pod):

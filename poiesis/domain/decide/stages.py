@@ -55,6 +55,7 @@ from poiesis.domain.policy import Policy
 from poiesis.domain.report import FilerReport
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Outcome, Task
+from poiesis.domain.timeline import attempt_ended
 
 CLEAN_AGAIN: Final = timedelta(seconds=20)  # normally an event reports that all is gone; this is for a lost event
 CANCEL_AGAIN: Final = timedelta(seconds=5)
@@ -238,6 +239,7 @@ def _finish(task: Task, observed: Observed | None, now: datetime, policy: Policy
             return Decision(task)
         if not observed.is_empty:
             return Decision(replace(task, wake_at=now + CLEAN_AGAIN), (Effect.DELETE_ALL,))
+        task = attempt_ended(task, now)
         task = replace(task, attempt=task.attempt + 1, uploads=1, outcome=None, layout=None)
         delay = _retry_delay(task.attempt, policy)
         task = note(task, now, f"Attempt {task.attempt} starts in {delay.total_seconds():g} s.")

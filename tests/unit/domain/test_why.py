@@ -11,7 +11,7 @@ import pytest
 
 from poiesis.cluster.kubernetes import observe
 from poiesis.cluster.local import container_runtime, process_runtime, supervisor
-from poiesis.domain import errors
+from poiesis.domain import errors, timeline
 from poiesis.domain.decide import endings, progress, stages
 from poiesis.domain.errors import StagingFailed
 from poiesis.domain.states import Stage, State
@@ -118,4 +118,4 @@ def test_the_tables_know_every_reason_that_the_code_gives() -> None:
               if isinstance(kind, type) and issubclass(kind, StagingFailed)}  # fmt: skip
     assert len(found) > 25
     assert found - set(FAILURES) - set(WAITS) == set()
-    assert not progress._IMAGE_REASONS - set(WAITS)
+    assert not timeline.IMAGE_REASONS - set(WAITS)
