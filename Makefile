@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv launcher launcher-build launcher-check demo up test large-log emulators clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs clean distclean
+.PHONY: help venv launcher launcher-build launcher-check demo up test large-log emulators browser screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs clean distclean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
@@ -75,15 +75,15 @@ up: $(RUN) launcher ## start the whole service here and keep it running
 	$(BIN)/python -m poiesis up $(ARGS)
 
 test: venv launcher ## every test that needs no cluster; servers are started by the tests themselves
-	$(BIN)/pytest -n auto --dist loadgroup -m "not e2e and not chaos and not clients" $(ARGS)
+	$(BIN)/pytest -n auto --dist loadgroup -m "not e2e and not chaos and not clients and not browser" $(ARGS)
 
 large-log: venv launcher ## a log of a gigabyte, followed while it is written, with exact ranges and flat memory
 	POIESIS_TEST_LOG_BYTES=999999999 $(BIN)/pytest -s tests/integration/embedded/test_logs.py -k large $(ARGS)
 
-emulators: ## servers for tests that no Python package has: OpenID providers, Azure's and Google Cloud's storage; needs npm and go
+emulators: ## what tests need and no Python package has: OpenID providers, Azure's and Google Cloud's storage, axe-core; needs npm and go
 	@command -v npm >/dev/null && command -v go >/dev/null || { echo "emulators: needs npm and go" >&2; exit 1; }
 	mkdir -p .cache/emulators
-	npm install --silent --no-audit --no-fund --prefix .cache/emulators azurite@3.37.0 oidc-provider@9.13.3
+	npm install --silent --no-audit --no-fund --prefix .cache/emulators azurite@3.37.0 oidc-provider@9.13.3 axe-core@4.14.1
 	GOBIN=$(CURDIR)/.cache/emulators/bin go install github.com/fsouza/fake-gcs-server@v1.56.1
 	GOBIN=$(CURDIR)/.cache/emulators/zitadel go install github.com/zitadel/oidc/v3/example/server@v3.45.0
 	cp .cache/emulators/zitadel/server .cache/emulators/bin/zitadel-oidc-server
@@ -110,6 +110,12 @@ $(CLIENT_DIR)/openapi-test-runner/.installed: | $(RUN)
 sprocket: ## Sprocket with its TES backend, for clients-test: cargo builds it, about an hour of one core
 	CARGO_PROFILE_DEV_DEBUG=0 nice cargo install sprocket --version $(SPROCKET) --locked --debug --jobs 1 \
 	  --root $(CLIENT_DIR)/sprocket --target-dir $(CLIENT_DIR)/sprocket-target
+
+browser: venv launcher ## the dashboard in a real browser: needs chromium and chromedriver, and make emulators
+	$(BIN)/pytest tests/browser $(ARGS)
+
+screenshots: venv launcher ## docs/screenshots, by the tests that show each page
+	POIESIS_SCREENSHOTS=$(CURDIR)/docs/screenshots $(BIN)/pytest tests/browser -k "light_dark_and_narrow" $(ARGS)
 
 mutations: venv ## 10,000 mutated documents and 10,000 mutated queries; POIESIS_SEED for others
 	POIESIS_MUTATIONS=10000 $(BIN)/pytest tests/integration/api/test_mutations.py tests/integration/api/test_mutated_extensions.py $(ARGS)

@@ -14,7 +14,7 @@ from hypothesis import settings
 pytest_plugins = ["tests.servers"]
 
 TESTS = Path(__file__).parent
-LEVELS = ("integration", "e2e", "clients")
+LEVELS = ("integration", "e2e", "clients", "browser")
 
 # A property must not fail because the machine is busy, so there is no deadline; `timeout` in tox.ini ends a test that hangs.
 settings.register_profile("poiesis", deadline=None, print_blob=True)
@@ -22,7 +22,7 @@ settings.load_profile("poiesis")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its level: the directory's name for `integration`, `e2e` and `clients`, `unit` for everything else."""
+    """Mark each test with its level: the directory's name for those of LEVELS, `unit` for everything else."""
     for item in items:
         directory = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
         item.add_marker(directory if directory in LEVELS else "unit")

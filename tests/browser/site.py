@@ -1,0 +1,64 @@
+"""The API and its dashboard over a prepared SQLite store, without workers: tests change tasks as roles would."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final, Self
+
+from poiesis.api.app import create_app
+from poiesis.api.server import BackgroundServer
+from poiesis.bootstrap import Bootstrap
+from poiesis.config import ApiSettings, Settings
+from poiesis.domain.states import Stage, State
+from poiesis.domain.task import Executor, Task, TaskId, TaskSpec
+from poiesis.filer.settings import FilerSettings
+
+HELLO: Final = TaskSpec((Executor("docker.io/library/alpine:3.20", ("echo", "hello")),), name="hello")
+
+
+class Site:
+    """A context manager. `parts` has the services and stores; `url` is known in the block."""
+
+    def __init__(self, directory: Path, api: ApiSettings | None = None, **settings: Any) -> None:
+        self._running = ExitStack()
+        api = replace(api or ApiSettings(), port=0, audit="off")
+        self.settings = Settings(directory=str(directory), api=api, **settings)
+
+    def __enter__(self) -> Self:
+        self.parts = self._running.enter_context(Bootstrap(self.settings, FilerSettings()))
+        app = create_app(self.parts.api_services())
+        server = self._running.enter_context(BackgroundServer(app, self.settings.api, timedelta(seconds=6)))
+        self.url = server.url
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._running.close()
+
+    def create(
+        self,
+        name: str = "hello",
+        *,
+        owner: str | None = None,
+        groups: tuple[str, ...] = (),
+        tags: Mapping[str, str] | None = None,
+        **spec: Any,
+    ) -> TaskId:
+        made = replace(HELLO, name=name, tags=tags or {}, **spec)
+        return self.parts.tasks.create(made, owner=owner, groups=groups)
+
+    def change(self, task_id: TaskId, **changes: Any) -> Task:
+        """Save the task with changes, as a role would, with its history."""
+        task = self.parts.repository.get(task_id)
+        changed = replace(task, **changes).recorded(self.parts.clock.now())
+        assert self.parts.repository.save(changed, seen=task.version)
+        return self.parts.repository.get(task_id)
+
+    def move(self, task_id: TaskId, *states: State) -> None:
+        """Through these states; a final one ends the task."""
+        for state in states:
+            done: dict[str, Any] = {"stage": Stage.DONE, "wake_at": None} if state.is_terminal else {}
+            self.change(task_id, state=state, **done)
