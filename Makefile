@@ -21,7 +21,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv launcher launcher-build launcher-check demo up test large-log emulators browser screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs clean distclean
+.PHONY: help venv launcher launcher-build launcher-check demo up test large-log emulators browser screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs reference docs-test clean distclean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
@@ -174,7 +174,13 @@ clients-lock: venv ## requirements/clients/*.txt again from the *.in beside them
 	done
 
 docs: venv ## the documentation as HTML in docs/_build
-	$(BIN)/sphinx-build -W --keep-going -b html docs docs/_build $(ARGS)
+	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build $(ARGS)
+	@echo "open docs/_build/index.html"
+
+reference: venv ## the generated pages of docs again: settings, command line, chart, errors, APIs
+	$(BIN)/python docs/make_configuration.py
+	$(BIN)/python docs/make_chart_values.py
+	$(BIN)/python docs/make_reference.py
 
 clean: ## remove what was built and measured; .venv and .cache stay
 	rm -rf build dist docs/_build htmlcov coverage.xml .coverage .coverage.* *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -296,7 +296,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def _too_long(self) -> Refused:
         limit = f"at most {self._gate.header_bytes} bytes"
         if self._in_head and not self.headers:
-            return Refused(414, f"the request target is too long: {limit}")
+            return Refused(414, f"the request target is too long: {limit}", "uri_too_long")
         return Refused(431, f"the headers are too long: {limit}")
 
     def _refuse(self, error: Refused) -> None:
