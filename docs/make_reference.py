@@ -201,7 +201,8 @@ def cli() -> str:
     text = head(
         "Command line",
         "the argument parser in poiesis/cli",
-        "`poiesis COMMAND`. Commands that talk to a server work with any TES server; those that need Poiesis say so.",
+        "`poiesis COMMAND`. Commands that talk to a server work with any TES server; those that need Poiesis say so. "
+        "[The guide](../cli.md) has the exit codes.",
     )
     for name, parser in commands(make_parser()):
         hashes = "##" if name.count(" ") <= 1 else "###"
@@ -210,12 +211,18 @@ def cli() -> str:
         rows = list(options(parser))
         if rows:
             text += table(("Argument", "Meaning"), *rows)
-        if parser.epilog and name == "poiesis":
-            text += f"\n{parser.epilog}\n"
+        if shown := examples(parser):
+            text += f"\n```sh\n{shown}\n```\n"
     return text
 
 
 _HELP: dict[str, str] = {}
+
+
+def examples(parser: argparse.ArgumentParser) -> str:
+    """Without the exit codes, which are in docs/cli.md."""
+    _, found, rest = (parser.epilog or "").partition("Examples:\n")
+    return "\n".join(line.strip() for line in rest.split("\n\n")[0].splitlines()) if found else ""
 
 
 def commands(parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:

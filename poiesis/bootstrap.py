@@ -66,7 +66,7 @@ log = logging.getLogger(__name__)
 
 KUBERNETES_PREFIX: Final = f"{PREFIX}KUBERNETES__"
 FILER_PREFIX: Final = f"{PREFIX}FILER__"
-CLIENT_VARIABLES: Final = (f"{PREFIX}URL", f"{PREFIX}TOKEN", f"{PREFIX}TEST_")
+CLIENT_VARIABLES: Final = (f"{PREFIX}URL", f"{PREFIX}TOKEN", f"{PREFIX}PROFILE", f"{PREFIX}TEST_")
 SETTLE: Final = timedelta(seconds=0.3)  # where pokes report the end of a pod, its other events may be merged
 UNREADABLE: Final = "/poiesis/credentials/netrc"  # only in filer containers
 RELAY_EVERY: Final = timedelta(seconds=0.25)  # streams of events are that late at most, beside their own polling

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -14,7 +13,9 @@ from urllib.parse import quote, unquote, urlsplit
 
 import urllib3
 
+from poiesis.cli.exits import MissingExtension
 from poiesis.cli.logins import Logins
+from poiesis.cli.profiles import Server
 from poiesis.domain.errors import (
     ConfigurationError,
     Forbidden,
@@ -31,26 +32,19 @@ MAX_ERROR_BYTES: Final = 64 * 1024
 MAX_BREAKS: Final = 8  # of a connection in succession
 EXTENSIONS: Final = "/poiesis/v1"
 PREFIXES: Final = ("/ga4gh/tes/v1", "/v1", "")
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-
-
-def printable(text: str) -> str:
-    """The text with escapes, as in JSON, for characters that steer a terminal."""
-    return _CONTROL.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
-
-
-class MissingExtension(PoiesisError):
-    """The server is not Poiesis, or an older one."""
+MAX_BODY_BYTES: Final = 256 * 1024 * 1024
+MAX_RETRY_AFTER_S: Final = 30
+QUICK_S: Final = 1.0
 
 
 class TesClient:
     """`url` with or without the API's path, which the first request detects. Raises on construction: ConfigurationError for an invalid URL.
 
     Credentials: `user:password@` in the URL, or POIESIS_TOKEN / TES_TOKEN (bearer), or what `poiesis login` saved. All methods raise
-    subclasses of PoiesisError.
+    subclasses of PoiesisError. `quick`: no retries, and a second for each response.
     """
 
-    def __init__(self, url: str, environ: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, url: str, environ: Mapping[str, str] = os.environ, *, quick: bool = False) -> None:
         try:
             parts = urlsplit(url if "://" in url else f"http://{url}")
             usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
@@ -70,10 +64,24 @@ class TesClient:
             self._headers["Authorization"] = f"Bearer {token}"
         else:
             self._login = partial(Logins(environ).access_token, self._base)
-        self._http = urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=10, read=60),
-            retries=urllib3.Retry(3, backoff_factor=0.2, allowed_methods=["GET"], redirect=3),
+        retries = urllib3.Retry(
+            3,
+            backoff_factor=0.2,
+            allowed_methods=["GET"],
+            redirect=3,
+            raise_on_status=False,  # the message of the last response is worth more
+            retry_after_max=MAX_RETRY_AFTER_S,
         )
+        self._http = urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=QUICK_S, read=QUICK_S) if quick else urllib3.Timeout(connect=10, read=60),
+            retries=urllib3.Retry(0, redirect=1, respect_retry_after_header=False) if quick else retries,
+        )
+
+    @classmethod
+    def of(cls, server: Server, environ: Mapping[str, str] = os.environ, *, quick: bool = False) -> TesClient:
+        """With the credentials of a profile, if it has any: those of the environment may be for another server."""
+        own = {"POIESIS_TOKEN": server.token} if server.token else {}
+        return cls(server.url, {**environ, **own}, quick=quick)
 
     def service_info(self) -> dict[str, Any]:
         return self._call("GET", "/service-info")
@@ -185,14 +193,29 @@ class TesClient:
         if body is not None:
             headers, data = {**headers, "Content-Type": "application/json"}, json.dumps(body).encode()
         try:
-            response = self._http.request(method, url, fields=query, body=data, headers=headers)
+            with self._http.request(
+                method, url, fields=query, body=data, headers=headers, preload_content=False
+            ) as response:
+                content = response.read(MAX_BODY_BYTES + 1, decode_content=True)
         except urllib3.exceptions.HTTPError as error:
-            reason = str(getattr(error, "reason", error) or error)
-            raise Unavailable(f"no response from {self._base}: {reason.split('>: ')[-1]}") from error
+            raise Unavailable(f"no response from {self._base}: {_reason(error)}") from error
+        if len(content) > MAX_BODY_BYTES:
+            raise PoiesisError(f"the response of {self._base} has more than {MAX_BODY_BYTES} bytes")
         try:
-            return response.status, json.loads(response.data)
-        except ValueError:
+            return response.status, json.loads(content)
+        except (ValueError, RecursionError):
             return response.status, None
+
+
+def _reason(error: Exception) -> str:
+    """In words, without the classes and addresses of the library."""
+    reason = str(getattr(error, "reason", error) or error).split(">: ")[-1].split("): ")[-1]
+    if "CERTIFICATE_VERIFY_FAILED" in reason:
+        detail = reason.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or "it cannot be verified"
+        return f"invalid certificate: {detail}; for a private CA set SSL_CERT_FILE to its certificate"
+    if "WRONG_VERSION_NUMBER" in reason or "record layer failure" in reason:
+        return "the server does not use TLS at this port: try http://"
+    return reason
 
 
 def _document(body: bytes) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from poiesis.domain.errors import PoiesisError
 
 def run(arguments: argparse.Namespace) -> int:
     try:
-        service: Any = TesClient(arguments.url).service_info()
+        service: Any = TesClient.of(arguments.server).service_info()
     except PoiesisError as error:
         service = None
         print(f"poiesis: {error}", file=sys.stderr)

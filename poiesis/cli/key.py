@@ -10,7 +10,8 @@ from datetime import timedelta
 from typing import Any
 from urllib.parse import quote
 
-from poiesis.cli.client import TesClient, printable
+from poiesis.cli.client import TesClient
+from poiesis.cli.text import printable
 from poiesis.domain.errors import ConfigurationError
 
 
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _remote(arguments: argparse.Namespace) -> dict[str, Any]:
-    client = TesClient(arguments.url)
+    client = TesClient.of(arguments.server)
     if arguments.action == "list":
         return client.extension("GET", "/keys", query={"user": arguments.user} if arguments.user else None)
     if arguments.action == "revoke":

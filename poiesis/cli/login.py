@@ -7,9 +7,12 @@ import contextlib
 import json
 from typing import Any
 
-from poiesis.cli.client import MissingExtension, TesClient, printable
+from poiesis.cli.client import TesClient
+from poiesis.cli.exits import MissingExtension
 from poiesis.cli.logins import Login, Logins, server_key
 from poiesis.cli.oidc import OidcClient, is_safe
+from poiesis.cli.profiles import Server
+from poiesis.cli.text import printable
 from poiesis.domain.errors import ConfigurationError, PoiesisError, Unauthenticated
 
 DEFAULT_SCOPE = "openid profile offline_access"
@@ -31,7 +34,7 @@ def _login(arguments: argparse.Namespace) -> int:
     print(printable(f"Log in to {server} at {issuer}:\n  open     {login.uri}"))
     print(printable(f"  {'check' if login.has_code else 'enter'}    {login.user_code}"), flush=True)
     Logins().save(Login(server, issuer, client_id, scope, client.finish(login)))
-    print(printable(f"Logged in to {server} as {_name(arguments.url)}."))
+    print(printable(f"Logged in to {server} as {_name(arguments.server)}."))
     return 0
 
 
@@ -83,9 +86,9 @@ def _logout(arguments: argparse.Namespace) -> int:
 
 def _whoami(arguments: argparse.Namespace) -> int:
     if arguments.json:
-        print(json.dumps(_identity(arguments.url), indent=2))
+        print(json.dumps(_identity(arguments.server), indent=2))
         return 0
-    found = _identity(arguments.url)
+    found = _identity(arguments.server)
     print(printable(f"{found.get('name') or 'nobody: the server asks for no credentials'}"))
     for name in ("method", "admin", "groups", "scopes"):
         if value := found.get(name):
@@ -93,23 +96,23 @@ def _whoami(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _identity(url: str) -> dict[str, Any]:
+def _identity(server: Server) -> dict[str, Any]:
     """As the server sees the caller; of a server that does not say, the name that the provider knows."""
     try:
-        return TesClient(url).extension("GET", "/whoami")
+        return TesClient.of(server).extension("GET", "/whoami")
     except MissingExtension:
         logins = Logins()
-        logins.access_token(url)  # refreshes
-        login = logins.get(url)
+        logins.access_token(server.url)  # refreshes
+        login = logins.get(server.url)
         if login is None:
             raise Unauthenticated(
-                f"no login to {server_key(url)}, and the server has no /poiesis/v1/whoami: run `poiesis login`"
+                f"no login to {server_key(server.url)}, and the server has no /poiesis/v1/whoami: run `poiesis login`"
             ) from None
         return {"name": OidcClient(login.issuer, login.client_id).user(login.tokens), "issuer": login.issuer}
 
 
-def _name(url: str) -> str:
+def _name(server: Server) -> str:
     try:
-        return str(_identity(url).get("name") or "an unknown user")
+        return str(_identity(server).get("name") or "an unknown user")
     except PoiesisError:
         return "an unknown user"

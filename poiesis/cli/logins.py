@@ -10,7 +10,6 @@ import fcntl
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -19,6 +18,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from poiesis.cli.oidc import OidcClient, Tokens
+from poiesis.cli.profiles import config_directory, write_private
 from poiesis.domain.errors import ConfigurationError, Unauthenticated
 
 REFRESH_BEFORE_S: Final = 30.0  # so long before a token expires
@@ -53,9 +53,8 @@ def server_key(url: str) -> str:
 
 class Logins:
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
-        root, home = environ.get("XDG_CONFIG_HOME"), environ.get("HOME")
-        directory = Path(root) if root else Path(home, ".config") if home else None
-        self._directory = directory / "poiesis" / "logins" if directory is not None else None
+        directory = config_directory(environ)
+        self._directory = directory / "logins" if directory is not None else None
 
     def get(self, url: str) -> Login | None:
         """Raises: ConfigurationError, for a file that is damaged or that others can read."""
@@ -86,22 +85,7 @@ class Logins:
 
     def save(self, login: Login) -> None:
         """Raises: ConfigurationError."""
-        path = self._path(login.server)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent)  # mode 0600
-            try:
-                with open(descriptor, "w", encoding="utf-8") as file:
-                    json.dump(asdict(login), file)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    os.unlink(temporary)
-                raise
-        except OSError as error:
-            raise ConfigurationError(f"cannot save the login in {path.parent}: {error.strerror}") from None
+        write_private(self._path(login.server), json.dumps(asdict(login)), "the login")
 
     def remove(self, url: str) -> bool:
         """Whether there was one."""

@@ -10,7 +10,8 @@ import time
 from typing import Any, Final
 from urllib.parse import quote
 
-from poiesis.cli.client import TesClient, printable
+from poiesis.cli.client import TesClient
+from poiesis.cli.text import printable
 from poiesis.domain.errors import ConfigurationError, InvalidTask, Problem, Unavailable
 from poiesis.domain.states import TERMINAL
 
@@ -20,7 +21,7 @@ MAX_OUTAGE_S: Final = 120.0
 
 
 def run(arguments: argparse.Namespace) -> int:
-    client = TesClient(arguments.url)
+    client = TesClient.of(arguments.server)
     if arguments.action == "wait":
         return _follow(client, arguments.id, arguments.timeout, as_json=arguments.json)
     actions = {

@@ -7,13 +7,14 @@ import json
 from typing import Any
 from urllib.parse import quote
 
-from poiesis.cli.client import TesClient, printable
+from poiesis.cli.client import TesClient
+from poiesis.cli.text import printable
 
 PAGE: int = 1000
 
 
 def run(arguments: argparse.Namespace) -> int:
-    client = TesClient(arguments.url)
+    client = TesClient.of(arguments.server)
     actions = {
         "create": _create,
         "list": _list,

@@ -106,7 +106,7 @@ class TestLogin:
         self, oidc: OidcServer, service: BackgroundServer, home: Path, poiesis: Callable[..., Any], tmp_path: Path
     ) -> None:
         refused = poiesis("task", "list", "--url", service.url)
-        assert refused.returncode == 1 and "run `poiesis login`" in refused.stderr
+        assert refused.returncode == 77 and "run `poiesis login`" in refused.stderr
 
         code, out = log_in(oidc, home, "ada", "--url", service.url)
         assert code == 0, out
@@ -234,7 +234,7 @@ class TestRefresh:
         log_in(oidc, home, "ada", "--url", service.url)
         change(home, expires_at=0, refresh_token=token)
         done = poiesis("task", "list", "--url", service.url)
-        assert done.returncode == 1
+        assert done.returncode == 77
         assert "the login has expired" in done.stderr and f"run `poiesis login --url {service.url}`" in done.stderr
 
 
@@ -247,7 +247,7 @@ class TestLogout:
         done = poiesis("logout", "--url", service.url)
         assert done.returncode == 0 and done.stdout == f"Logged out of {service.url}.\n", done.stdout
         assert not path.exists()
-        assert poiesis("task", "list", "--url", service.url).returncode == 1
+        assert poiesis("task", "list", "--url", service.url).returncode == 77
         assert "There is no login" in poiesis("logout", "--url", service.url).stdout
         # the refresh token is of no more use
         path.write_text(json.dumps(document | {"tokens": document["tokens"] | {"expires_at": 0}}))

@@ -89,7 +89,7 @@ def test_a_log_is_followed_until_its_executor_ends(make_service: Callable[..., S
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.replace("\r", "\n") == "10%\n100%\né\\u001b[1m\nend\n"
     unknown = task(service, "logs", "-f", "0pgmi0000000000000000000000")
-    assert (unknown.returncode, unknown.stderr.startswith("poiesis: no such task")) == (1, True)
+    assert (unknown.returncode, unknown.stderr.startswith("poiesis: no such task")) == (66, True)
 
 
 def test_a_task_is_explained_and_repeated_with_changes(service: Service, tmp_path: Path) -> None:

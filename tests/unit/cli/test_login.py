@@ -274,7 +274,7 @@ class TestWhoami:
 
     def test_of_another_server_without_a_login_says_so(self, server: TesServer, poiesis: Callable[..., Done]) -> None:
         done = poiesis("whoami", "--url", server.url, HOME="/nonexistent")
-        assert done.code == 1 and "no login to" in done.err
+        assert done.code == 77 and "no login to" in done.err
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def test_an_outage_while_waiting_is_tolerated_for_a_while(
     monkeypatch.setattr(task, "MAX_OUTAGE_S", 0.01)
     server.serve({"GET /tasks/a": away})
     done = poiesis("task", "wait", "a", "--url", server.url)
-    assert done.code == 1 and done.err.splitlines()[-1] == "poiesis: restarting"
+    assert done.code == 69 and done.err.splitlines()[-1] == "poiesis: restarting"
 
 
 def test_waiting_ends_at_its_timeout(poiesis: Poiesis, server: TesServer) -> None:
@@ -142,7 +142,7 @@ def test_views_logs_and_cancel(poiesis: Poiesis, server: TesServer) -> None:
     assert "executor 0: exit code 3" in poiesis("task", "logs", "t1", "--url", server.url).out
     assert json.loads(poiesis("task", "logs", "t1", "--json", "--url", server.url).out) == FULL["logs"]
     assert poiesis("task", "cancel", "t1", "--url", server.url) == Done(0, "t1 is being canceled\n", "")
-    assert poiesis("task", "cancel", "t1", "t2", "--json", "--url", server.url).code == 1
+    assert poiesis("task", "cancel", "t1", "t2", "--json", "--url", server.url).code == 66
     assert task.render_logs({"id": "x", "state": "QUEUED"}) == ["x QUEUED"]
     live = {"live_executor": "1", "live_stdout": "a\nb", "live_stderr": ""}
     assert task.render_logs(

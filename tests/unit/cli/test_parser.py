@@ -1,0 +1,46 @@
+"""The parser: cheap to import, and every command helps with examples."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from poiesis.cli.parser import ROLES, make_parser, parse
+
+HEAVY = ("urllib3", "rich", "yaml", "argcomplete", "prometheus_client", "flask", "celery", "kubernetes", "msgspec")
+
+
+def commands(parser: argparse.ArgumentParser, path: str = "poiesis") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    yield path, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, child in action.choices.items():
+                yield from commands(child, f"{path} {name}")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; from poiesis.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    shown = subprocess.run(
+        [sys.executable, "-c", f"{code}print('MODULES', *sys.modules)"], capture_output=True, text=True, check=True
+    ).stdout
+    loaded = {name.partition(".")[0] for name in shown.rpartition("MODULES")[2].split()}
+    assert "usage: poiesis" in shown and not loaded & set(HEAVY)
+
+
+@pytest.mark.parametrize(("path", "parser"), list(commands(make_parser())), ids=lambda value: str(value)[:40])
+def test_every_command_has_examples_which_are_valid(path: str, parser: argparse.ArgumentParser) -> None:
+    if path.split()[-1] in ROLES:
+        return
+    examples = parser.format_help().split("Examples:\n")[1].split("\n\n")[0].splitlines()
+    assert examples
+    for example in examples:
+        for part in [] if example.lstrip().startswith("eval") else re.sub(r" (>|#) .*", "", example).split(" | "):
+            words = shlex.split(part)
+            if words[0] == "poiesis" and words[1] != "COMMAND":
+                parse(words[1:])
