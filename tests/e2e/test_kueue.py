@@ -88,12 +88,15 @@ class Queues:
 
         return until(look, WAITS_S, lambda: json.dumps(self.task(user, task_id), indent=1) + self.service.story())
 
+    def waiting_reason(self, user: str, task_id: str) -> str:
+        logs = self.task(user, task_id)["logs"]
+        return str(logs[0].get("metadata", {}).get("waiting_reason", "")) if logs else ""
+
     def reason(self, user: str, task_id: str, part: str) -> str:
         """The waiting reason, once it contains `part`."""
 
         def look() -> str | None:
-            logs = self.task(user, task_id)["logs"]
-            why = str(logs[0].get("metadata", {}).get("waiting_reason", "")) if logs else ""
+            why = self.waiting_reason(user, task_id)
             return why if part in why else None
 
         return until(look, WAITS_S, lambda: f"{part!r}: {json.dumps(self.task(user, task_id), indent=1)}")
@@ -157,9 +160,18 @@ def test_users_borrow_in_their_cohort_and_its_owner_takes_the_quota_back(queues:
 def test_positions_are_shown(queues: Queues) -> None:
     if "visibility.kueue.x-k8s.io" not in queues.service.cluster.kubectl("get", "apiservices", "-o", "name"):
         pytest.skip("this cluster does not have Kueue's visibility API")
-    tasks = [queues.post("bob", LONG_S if i < 2 else 1) for i in range(5)]
-    queues.reason("bob", tasks[-1], "position 3 in queue bob")
-    for task_id in tasks:
+    running = [queues.post("bob", LONG_S) for _ in range(2)]  # all that the cohort has room for
+    for task_id in running:
+        queues.until("bob", task_id, "RUNNING")
+    waiting = [queues.post("bob", 1) for _ in range(3)]
+
+    def look() -> bool:
+        # Kueue orders workloads by their second of creation, so the three can have any order.
+        reasons = [queues.waiting_reason("bob", task_id) for task_id in waiting]
+        return all(any(f"position {n} in queue bob" in reason for reason in reasons) for n in (1, 2, 3))
+
+    until(look, LONG_S / 2, lambda: str([queues.task("bob", task_id) for task_id in waiting]))
+    for task_id in running + waiting:
         queues.until("bob", task_id, "COMPLETE")
 
 
