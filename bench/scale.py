@@ -81,7 +81,10 @@ def report(before: dict[str, dict[str, float]], after: dict[str, dict[str, float
 
         cpu = 1000 * used("process_cpu_seconds_total") / tasks
         total += cpu
-        calls, store = used("poiesis_kubernetes_calls_total") / tasks, used("poiesis_store_calls_total") / tasks
+        calls, store = (
+            used("poiesis_kubernetes_requests_total") / tasks,
+            used("poiesis_store_operation_duration_seconds_count") / tasks,
+        )
         memory = samples["process_resident_memory_bytes"] / 1e6
         print(
             f"  {role:9} CPU {cpu:6.2f} ms a task   Kubernetes calls {calls:5.2f}   store commands {store:5.2f}   memory {memory:6.0f} MB"
@@ -90,8 +93,10 @@ def report(before: dict[str, dict[str, float]], after: dict[str, dict[str, float
     kinds: defaultdict[str, float] = defaultdict(float)
     for role, samples in after.items():
         for name, value in samples.items():
-            if name.startswith(("poiesis_kubernetes_calls_total", "poiesis_store_calls_total")):
-                kinds[name.split("{")[1].rstrip("}")] += (value - before.get(role, {}).get(name, 0.0)) / tasks
+            if name.startswith(("poiesis_kubernetes_requests_total", "poiesis_store_operation_duration_seconds_count")):
+                kinds[name.split("{")[1].rstrip("}").replace('"', "")] += (
+                    value - before.get(role, {}).get(name, 0.0)
+                ) / tasks
     print(
         "  a task: " + ", ".join(f"{k} {v:.2f}" for k, v in sorted(kinds.items(), key=lambda p: -p[1]) if v >= 0.01),
         flush=True,

@@ -44,6 +44,7 @@ from poiesis.services.logs import LogRetention, LogService
 from poiesis.services.monitor import Monitor
 from poiesis.services.notifier import Job, Notifier
 from poiesis.services.orchestrator import Orchestrator
+from poiesis.services.statistics import Statistics
 from poiesis.services.tasks import TaskService
 from poiesis.services.usage import UsageService
 from poiesis.services.webhooks import WebhookDispatcher, WebhookService
@@ -74,6 +75,7 @@ RELAY_BATCH: Final = 200  # tasks
 WEBHOOKS_EVERY: Final = timedelta(seconds=0.5)
 PURGE_EVERY: Final = timedelta(minutes=10)
 USAGE_EVERY: Final = timedelta(minutes=1)
+STATISTICS_EVERY: Final = timedelta(seconds=15)
 PURGE_BATCH: Final = 200
 ADAPTER_PREFIXES: Final = (KUBERNETES_PREFIX, FILER_PREFIX, *CLIENT_VARIABLES)
 
@@ -447,9 +449,13 @@ class Bootstrap(ExitStack):
             Job("send-webhook-messages", webhooks.send, WEBHOOKS_EVERY),
             Job("purge-dead-letters", webhooks.purge, PURGE_EVERY, purge_pause),
             Job("usage", self.usage.roll_up, USAGE_EVERY),
+            Job("statistics", self.statistics().measure, STATISTICS_EVERY),
             Job("purge-keys", lambda: self.idempotency.purge(now(), limit=PURGE_BATCH), PURGE_EVERY, purge_pause),
         )
         return Notifier(jobs)
+
+    def statistics(self) -> Statistics:
+        return Statistics(self.repository, self._admission_store, self.queue, self.clock, self.policy.admission)
 
     def poke_listener(self, monitor: Monitor) -> PokeListener:
         from poiesis.cluster.kubernetes.adapter import KubernetesCluster

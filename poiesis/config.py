@@ -277,6 +277,8 @@ class Settings:
     """Tasks that the monitor reconciles concurrently."""
     listen: str = "0.0.0.0:8081"
     """Where every role serves health checks and metrics."""
+    metrics_listen: str | None = None
+    """Embedded mode: where health checks and metrics are served, such as 127.0.0.1:8081; None: nowhere."""
     usage_tags: tuple[str, ...] = ("project",)
     """Keys of tags that usage is summed by, besides users and groups (docs/api.md)."""
     retention: timedelta | None = None

@@ -1,7 +1,6 @@
-"""Logs and metrics.
+"""Logs: the formats, and the ids that every line gets.
 
 Logs are one JSON object per line on stderr: time, level, event, and the fields that the caller passed as `extra` (task_id among them).
-The names of metrics end in their unit.
 """
 
 from __future__ import annotations
@@ -16,26 +15,10 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from prometheus_client import Counter, Gauge, Histogram
-
 from poiesis.domain.errors import ConfigurationError
 
 _STANDARD: Final = {*logging.LogRecord("", 0, "", 0, "", (), None).__dict__, "message", "asctime", "taskName"}
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s\"]+@")
-
-TASKS_CREATED = Counter("poiesis_tasks_created_total", "Tasks accepted by this process.")
-TASKS_ENDED = Counter("poiesis_tasks_ended_total", "Tasks that ended in this process.", ["state"])
-TASKS_ADMITTED = Counter("poiesis_tasks_admitted_total", "Tasks that this process has let start within the quotas.")
-LINK_SECONDS = Histogram("poiesis_link_duration_seconds", "Duration of a link.", ["link"])
-LINK_FAILURES = Counter("poiesis_link_failures_total", "Failed links.", ["link"])
-POKES = Counter("poiesis_pokes_total", "Pokes received from containers.", ["result"])
-WEBHOOK_ATTEMPTS = Counter("poiesis_webhook_attempts_total", "Messages sent to webhooks, by result.", ["result"])
-KUBERNETES_CALLS = Counter(
-    "poiesis_kubernetes_calls_total", "Requests to the Kubernetes API, as RBAC names them.", ["call"]
-)
-STORE_CALLS = Counter("poiesis_store_calls_total", "Commands to MongoDB.", ["command"])
-SWEPT = Counter("poiesis_swept_tasks_total", "Tasks with leftover objects found by the sweep.")
-LEADING = Gauge("poiesis_monitor_is_leader", "1 in the leading monitor.")
 
 
 def without_credentials(text: str) -> str:

@@ -98,10 +98,11 @@ def create_app(
         limiter=services.limiter,
         operations=_paths(specification, extended),
     )
+    requests = partial(Requests, audit=services.audit, routes=_routes(specification, extended))
     app = AsyncApp(
         __name__,
         lifespan=lifespan,
-        middlewares=_middlewares(services, gateway, authenticator, validate_responses=validate_responses),
+        middlewares=_middlewares(services, requests, gateway, authenticator, validate_responses=validate_responses),
         resolver=Resolver(lambda operation_id: getattr(handlers, operation_id)),
         validator_map=VALIDATORS,
         validate_responses=validate_responses,
@@ -131,11 +132,11 @@ def _pages(context: Context, authenticator: Authenticator, blueprints: Sequence[
 
 
 def _middlewares(
-    services: Services, gateway: Any, authenticator: Authenticator, *, validate_responses: bool
+    services: Services, requests: Any, gateway: Any, authenticator: Authenticator, *, validate_responses: bool
 ) -> list[Any]:
     """Outermost first."""
     return [
-        partial(Requests, audit=services.audit),
+        requests,
         *_cors(services.api),
         gateway,
         _Documents,
@@ -151,6 +152,17 @@ def _paths(specification: Mapping[str, Any], extended: Mapping[str, Any]) -> dic
     """The path items of both APIs, by their whole paths."""
     documents = [*((base, specification) for base in BASE_PATHS), (EXTENSIONS_PATH, extended)]
     return {base + path: item for base, document in documents for path, item in document["paths"].items()}
+
+
+def _routes(specification: Mapping[str, Any], extended: Mapping[str, Any]) -> dict[str, str]:
+    """The path of each operation, the same for both base paths of TES."""
+    return {
+        operation["operationId"]: base + path
+        for base, document in ((BASE_PATHS[0], specification), (EXTENSIONS_PATH, extended))
+        for path, item in document["paths"].items()
+        for operation in item.values()
+        if isinstance(operation, dict) and "operationId" in operation
+    }
 
 
 def _cors(settings: ApiSettings) -> tuple[partial[Cors], ...]:

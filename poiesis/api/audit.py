@@ -17,9 +17,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from prometheus_client import Counter
-
 from poiesis.domain.errors import ConfigurationError
+from poiesis.metrics import AUDIT_LOST
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +28,6 @@ MAX_WRITE_BYTES: Final = 4096  # PIPE_BUF: so much is written to a pipe at once,
 REPORT_EVERY_S: Final = 60.0
 CLOSE_S: Final = 2.0
 STREAMS: Final[Mapping[str, int]] = {"stdout": 1, "stderr": 2}
-
-AUDIT_LOST = Counter("poiesis_audit_lost_total", "Audit lines that could not be written.")
 
 
 class AuditLog:

@@ -22,7 +22,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from prometheus_client import Counter
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -30,6 +29,7 @@ from redis.exceptions import RedisError
 
 from poiesis.api.errors import Refused
 from poiesis.config import RateLimits
+from poiesis.metrics import LIMITED
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,6 @@ MAX_BATCH: Final = 200
 RETRY_S: Final = 1.0  # after Redis did not answer
 KEY: Final = "poiesis:limit:"
 
-LIMITED = Counter("poiesis_requests_limited_total", "Requests refused by a rate limit.", ["limit"])
 
 # For each key five arguments: request_ahead_us, request_us, body_ahead_us, body_us, and 1 to refuse or 0 to charge in any case. Times are
 # whole microseconds: Lua would write 1.7e15 with 14 digits.

@@ -23,7 +23,7 @@ from poiesis.api.bodies import BodyBudget, BodyReader, declared_bytes
 from poiesis.api.connections import network_key
 from poiesis.api.errors import Refused, plain, respond
 from poiesis.api.limits import RateLimiter, user_counter
-from poiesis.api.requests import REQUEST, RequestRecord
+from poiesis.api.requests import HEALTH_PATHS, REQUEST, RequestRecord
 from poiesis.api.same_origin import SAFE_METHODS, RequestGuard, came_from_browser
 from poiesis.api.users import USER, User
 from poiesis.config import ApiSettings
@@ -33,7 +33,6 @@ BASE_PATHS: Final = ("/ga4gh/tes/v1", "/v1")
 READING_OPERATIONS: Final = frozenset({"GetStates", "ValidateTask", "WaitForTasks"})
 """These change nothing, although they are POST."""
 EXTENSIONS_PATH: Final = "/poiesis/v1"
-HEALTH_PATHS: Final = ("/healthz", "/readyz")
 OPEN_OPERATIONS: Final = frozenset({"GetServiceInfo", "GetCapabilities"})
 """Clients call these before they know whether they need credentials."""
 REAUTHENTICATE: Final = "poiesis.reauthenticate"

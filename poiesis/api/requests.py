@@ -1,4 +1,5 @@
-"""What is known of each request: its id, in the response, in errors and in log lines; and a line of the audit for those that matter.
+"""What is known of each request: its id, in the response, in errors and in log lines; its metrics; and a line of the audit for those that
+matter.
 
 `Requests` is the outermost middleware, so that no response is without an id. What it does not see is refused by the HTTP server itself,
 as a malformed request or beyond the limits on connections (`connections`).
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -18,10 +20,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from poiesis.api.audit import AuditLog
 from poiesis.api.same_origin import SAFE_METHODS
 from poiesis.api.users import User
+from poiesis.metrics import HTTP_REQUESTS, HTTP_SECONDS
 from poiesis.observability import bind_request
 
 HEADER: Final = b"x-request-id"
 _WELL_FORMED: Final = re.compile(rb"[A-Za-z0-9._:=+/@-]{1,128}")
+
+METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+HEALTH_PATHS: Final = ("/healthz", "/readyz")
 
 REQUEST: Final = "poiesis.request"
 """Key of the ASGI scope: the `RequestRecord`."""
@@ -42,8 +48,11 @@ class RequestRecord:
 
 
 class Requests:
-    def __init__(self, app: ASGIApp, *, audit: AuditLog | None) -> None:
+    """`routes`: the paths of the specifications, by operation."""
+
+    def __init__(self, app: ASGIApp, *, audit: AuditLog | None, routes: Mapping[str, str]) -> None:
         self._app = app
+        self._routes = routes
         self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -52,11 +61,12 @@ class Requests:
             return
         record = scope[REQUEST] = RequestRecord(request_id(scope))
         began = time.perf_counter()
-        status = 0
+        status, seconds = 0, None
 
         async def marked_send(message: Message) -> None:
-            nonlocal status
+            nonlocal status, seconds
             if message["type"] == "http.response.start":
+                seconds = time.perf_counter() - began
                 status = message["status"]
                 headers = MutableHeaders(raw=list(message["headers"]))
                 headers["x-request-id"] = record.id
@@ -67,8 +77,24 @@ class Requests:
             try:
                 await self._app(scope, receive, marked_send)
             finally:
+                self._measure(scope, record, status, time.perf_counter() - began if seconds is None else seconds)
                 if self._audit is not None and is_audited(scope["method"], status):
                     self._audit.write(audit_entry(scope, record, status, time.perf_counter() - began))
+
+    def _measure(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
+        method = scope["method"] if scope["method"] in METHODS else "other"
+        route = self._routes.get(record.operation or "") or _page(scope["path"], status)
+        HTTP_REQUESTS.labels(method, route, str(status)).inc()
+        HTTP_SECONDS.labels(method, route).observe(seconds)
+
+
+def _page(path: str, status: int) -> str:
+    """The route of a path that is not an operation."""
+    if path in HEALTH_PATHS:
+        return path
+    if status == 404:
+        return "other"
+    return "/ui" if path.startswith("/ui") else "page"
 
 
 def request_id(scope: Scope) -> str:

@@ -54,6 +54,7 @@ class Embedded:
     def start(self) -> Self:
         from poiesis.queue.links import register
         from poiesis.queue.worker import ThreadWorker
+        from poiesis.roles.health import HealthServer
 
         parts = self.parts
         register(parts.celery, parts.orchestrator, parts.queue)
@@ -67,6 +68,10 @@ class Embedded:
         notifier = parts.notifier()
         notifier.start()
         self._closing.callback(notifier.close)
+        if parts.settings.metrics_listen is not None:
+            health = HealthServer(parts.settings.metrics_listen, parts.ready)
+            health.start()
+            self._closing.callback(health.close)
         monitor.resume()
         self._server.start()
         self._closing.callback(self._server.stop)

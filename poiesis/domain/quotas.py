@@ -143,6 +143,10 @@ class AdmissionRules:
         quotas += [*self.users.values(), *self.groups.values(), *self.classes.values()]
         return any(quota.caps != NO_CAPS for quota in quotas)
 
+    @property
+    def class_names(self) -> frozenset[str]:
+        return frozenset({*self.classes, *self.other_classes, self.default_class, DEFAULT_CLASS})
+
     def clamped(self, amount: Amount) -> Amount:
         if not self.clamp:
             return amount

@@ -15,7 +15,8 @@ from celery import Task as CeleryTask
 
 from poiesis.domain.errors import PoiesisError, QueueUnavailable, UnknownTask
 from poiesis.domain.task import TaskId
-from poiesis.observability import LINK_FAILURES, LINK_SECONDS, bind_task
+from poiesis.metrics import LINK_FAILURES, LINK_SECONDS
+from poiesis.observability import bind_task
 from poiesis.ports.queue import Queue
 from poiesis.queue.app import LINK_OF, LINKS, role_of
 from poiesis.services.orchestrator import Orchestrator, Reconciled, stages_of

@@ -1,14 +1,17 @@
-"""The API role. With several workers each creates its own application from the environment, and there are no metrics: a scrape would
-reach one worker at random."""
+"""The API role. With several workers each creates its own application from the environment; this process starts them again if they die, and
+serves the sums of their metrics, which they share by files of a temporary directory (`poiesis.metrics`)."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from poiesis.bootstrap import Bootstrap
+from poiesis.metrics import SHARED
 from poiesis.roles.health import HealthServer
 from poiesis.roles.shutdown import end_within_after_signal
 
@@ -19,12 +22,25 @@ def main(environ: Mapping[str, str]) -> int:
     with Bootstrap.from_environ(environ) as parts:
         settings, grace = parts.settings.api, parts.settings.shutdown_grace
         if settings.workers > 1:
-            serve("poiesis.roles.api:make_app", settings, grace)
-            return 0
+            return _serve_with_workers(parts)
         health = HealthServer(parts.settings.listen, parts.api_ready)
         health.start()
         try:
             serve(_create(parts), settings, grace)
+        finally:
+            health.close()
+    return 0
+
+
+def _serve_with_workers(parts: Bootstrap) -> int:
+    from poiesis.api.server import serve
+
+    with TemporaryDirectory(prefix="poiesis-metrics-") as directory:
+        os.environ[SHARED] = directory  # of the workers
+        health = HealthServer(parts.settings.listen, parts.api_ready, metrics=Path(directory))
+        health.start()
+        try:
+            serve("poiesis.roles.api:make_app", parts.settings.api, parts.settings.shutdown_grace)
         finally:
             health.close()
     return 0

@@ -5,21 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
-
-from prometheus_client import generate_latest
 
 from poiesis.domain.errors import Unavailable
 from poiesis.http_listener import Bounds, HttpListener, Request, Response
+from poiesis.metrics import CONTENT_TYPE, exposition
 
 READY_FOR_S: Final = 1.0  # that long a result of `ready` is repeated: many requests must not become many for the store
 
 
 class HealthServer(HttpListener):
-    """`ready` raises Unavailable while the role cannot work. /healthz needs no thread, so that nothing can delay it."""
+    """`ready` raises Unavailable while the role cannot work. /healthz needs no thread, so that nothing can delay it. `metrics`: the
+    directory in which workers share theirs; None: the metrics of this process."""
 
-    def __init__(self, address: str, ready: Callable[[], None], bounds: Bounds | None = None) -> None:
+    def __init__(
+        self, address: str, ready: Callable[[], None], bounds: Bounds | None = None, *, metrics: Path | None = None
+    ) -> None:
         super().__init__(address, self._respond, bounds, name="health")
+        self._metrics = metrics
         self._ready = ready
         self._ready_lock = threading.Lock()
         self._last: tuple[float, Response] | None = None
@@ -32,7 +36,7 @@ class HealthServer(HttpListener):
         if request.path == "/readyz":
             return self._readiness
         if request.path == "/metrics":
-            return lambda: Response(200, generate_latest(), "text/plain; version=0.0.4; charset=utf-8")
+            return lambda: Response(200, exposition(self._metrics), CONTENT_TYPE)
         return Response(404, b"not found\n")
 
     def _readiness(self) -> Response:

@@ -10,9 +10,10 @@ import threading
 from collections.abc import Mapping
 
 from poiesis.bootstrap import Bootstrap
-from poiesis.observability import LEADING
+from poiesis.metrics import LEADING
 from poiesis.roles.health import HealthServer
 from poiesis.roles.shutdown import end_within, stop_on_signal
+from poiesis.services.monitor import Monitor
 
 log = logging.getLogger(__name__)
 
@@ -39,9 +40,7 @@ def main(environ: Mapping[str, str]) -> int:
         while not stop.wait(0.1):
             if elected.is_set() and not leads:
                 leads = True
-                log.info("leading")
-                LEADING.set(1)
-                monitor.start()
+                lead(monitor)
         lost_leadership = deposed.is_set()  # closing the election deposes too
         if lost_leadership:
             end_within(parts.settings.shutdown_grace)
@@ -50,3 +49,9 @@ def main(environ: Mapping[str, str]) -> int:
         health.close()
         monitor.close()
     return 1 if lost_leadership else 0
+
+
+def lead(monitor: Monitor) -> None:
+    log.info("leading")
+    LEADING.set(1)
+    monitor.start()

@@ -24,13 +24,22 @@ from typing import Any, Final
 from poiesis.domain.decide.admission import admit, is_held, is_queued, refuse
 from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.errors import PoiesisError, QueueUnavailable, UnknownTask
-from poiesis.domain.fair_share import Account, Candidate, Ledger, Pool, Queue, QueueKey, decide, ordinal, why
+from poiesis.domain.fair_share import SITE, Account, Candidate, Ledger, Pool, Queue, QueueKey, decide, ordinal, why
 from poiesis.domain.plan import first_stages
 from poiesis.domain.policy import Policy
 from poiesis.domain.quotas import Amount
 from poiesis.domain.states import Stage
 from poiesis.domain.task import Task, TaskId
-from poiesis.observability import TASKS_ADMITTED, bind_task
+from poiesis.metrics import (
+    ADMISSION_FULL,
+    ADMISSION_HELD,
+    ADMISSION_LIMIT,
+    ADMISSION_ROUND,
+    ADMISSION_WAIT,
+    ADMISSIONS,
+    known_class,
+)
+from poiesis.observability import bind_task
 from poiesis.ports.admission import AdmissionStore
 from poiesis.ports.clock import Clock
 from poiesis.ports.queue import Queue as LinkQueue
@@ -124,7 +133,10 @@ class Admitter:
 
     def run_once(self) -> int:
         """Do one round; return how many tasks it admitted. Raises: RepositoryUnavailable; the next call continues."""
-        now = self.clock.now()
+        with ADMISSION_ROUND.time():
+            return self._round(self.clock.now())
+
+    def _round(self, now: datetime) -> int:
         ledger = self._ledger or self._load(now)
         self._carry_out(ledger, now)
         self._release_ended(ledger, now)
@@ -193,10 +205,16 @@ class Admitter:
                 now = self.clock.now()
                 admitted = admit(task, now).recorded(now)
                 if self.repository.save(admitted, seen=task.version):
-                    TASKS_ADMITTED.inc()
+                    self._count(admitted, "admitted", now - (task.stage_since or task.created_at))
                     self._publish(admitted)
                     return admitted
         raise PoiesisError(f"task {task_id} is changing too often")
+
+    def _count(self, task: Task, decision: str, waited: timedelta | None = None) -> None:
+        service_class = known_class(task.claim.service_class if task.claim else "", self.policy.admission.class_names)
+        ADMISSIONS.labels(service_class, decision).inc()
+        if waited is not None:
+            ADMISSION_WAIT.labels(service_class).observe(max(0.0, waited.total_seconds()))
 
     def _publish(self, task: Task) -> None:
         try:
@@ -260,6 +278,7 @@ class Admitter:
             task = self.repository.get(candidate.id)
             refused = refuse(task, problem, now).recorded(now)
             if is_queued(task) and self.repository.save(refused, seen=task.version):
+                self._count(refused, "refused")
                 self._publish(refused)
 
     # ── report ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -269,10 +288,19 @@ class Admitter:
         if now - self._reported_at < REPORT_EVERY or not self.policy.admission.is_enabled:
             return
         self._reported_at = now
+        self._measure(ledger)
         text = json.dumps([(pool, amount) for pool, amount in list(ledger.sums.items())[:MAX_POOLS]])
         if text != self._reported:
             self.store.write_note(REPORT, text, seen=self.store.read_note(REPORT).version)
             self._reported = text
+
+    def _measure(self, ledger: Ledger) -> None:
+        held = ledger.sums.get(SITE, Amount())
+        for resource, value, limit in zip(Amount._fields, held, self.policy.admission.site.caps, strict=True):
+            ADMISSION_HELD.labels(resource).set(value)
+            if limit is not None:
+                ADMISSION_LIMIT.labels(resource).set(limit)
+        ADMISSION_FULL.set(ledger.is_full())
 
 
 class WaitingReasons:

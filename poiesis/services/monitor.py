@@ -22,7 +22,7 @@ from poiesis.domain.policy import Policy
 from poiesis.domain.records import parse_poke
 from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import Task, TaskId, Version, View
-from poiesis.observability import SWEPT
+from poiesis.metrics import LEAKED, LEAKS_FOUND, LEAKS_REMOVED, LOOP_FAILURES, LOOP_SUCCESS
 from poiesis.ports.clock import Clock
 from poiesis.ports.cluster import FollowedCluster, ReportsStarting
 from poiesis.ports.queue import Queue
@@ -186,13 +186,17 @@ class Monitor:
                 task = self.repository.get(task_id, View.BASIC)
                 if task.stage is Stage.DONE:
                     found += 1
+                    LEAKS_FOUND.labels("done").inc()
                     self.queue.publish(task_id, Stage.DONE)
+                    LEAKS_REMOVED.labels("done").inc()
             except UnknownTask:
                 found += 1
+                LEAKS_FOUND.labels("unknown").inc()
                 if has_tasks:  # a task is stored before its objects are created, so no more follow
                     log.warning("sweep_unknown_task", extra={"task_id": task_id})
                     self.cluster.delete_all(task_id, self.policy.max_attempts)
-        SWEPT.inc(found)
+                    LEAKS_REMOVED.labels("unknown").inc()
+        LEAKED.set(found)
         if found:
             log.warning("sweep_found", extra={"tasks": found})
         return found
@@ -269,10 +273,13 @@ class Monitor:
         while not self._stop.wait(every.total_seconds()):
             try:
                 work()
+                LOOP_SUCCESS.labels(work.__name__).set_to_current_time()
+                continue
             except Unavailable as error:
                 log.warning("loop_failed", extra={"loop": work.__name__, "error": str(error)})
             except Exception:
                 log.exception("loop_bug", extra={"loop": work.__name__})
+            LOOP_FAILURES.labels(work.__name__).inc()
 
 
 def _remember(recent: OrderedDict[Key, Value], key: Key, value: Value) -> None:

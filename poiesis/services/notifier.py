@@ -13,6 +13,7 @@ from datetime import timedelta
 from typing import Final
 
 from poiesis.domain.errors import Unavailable
+from poiesis.metrics import LOOP_FAILURES, LOOP_SUCCESS
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,12 @@ class Notifier:
             try:
                 wait_s = (job.pause if job.run() else job.every).total_seconds()
                 failures = 0
+                LOOP_SUCCESS.labels(job.name).set_to_current_time()
                 continue
             except Unavailable as error:
                 log.warning("job_failed", extra={"job": job.name, "error": str(error)})
             except Exception:
                 log.exception("job_bug", extra={"job": job.name})
             failures += 1
+            LOOP_FAILURES.labels(job.name).inc()
             wait_s = min(max(job.every.total_seconds(), 0.25) * 2 ** min(failures, 10), MAX_BACK_OFF_S)

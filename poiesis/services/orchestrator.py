@@ -29,10 +29,12 @@ from poiesis.domain.plan import Plan
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import Outcome, Task, TaskId, Version
-from poiesis.observability import TASKS_ENDED, bind_task
+from poiesis.metrics import RECONCILE_CONFLICTS, RECONCILE_SECONDS
+from poiesis.observability import bind_task
 from poiesis.ports.clock import Clock
 from poiesis.ports.cluster import AcceptsRecords, Cluster
 from poiesis.ports.repository import TaskRepository
+from poiesis.services.task_metrics import count_saved
 
 log = logging.getLogger(__name__)
 
@@ -120,15 +122,12 @@ class Orchestrator:
         also read the output of running executors.
         Raises: UnknownTask, RepositoryUnavailable. An unavailable cluster is not an error: the task waits, and resync repeats the call.
         """
+        began = time.monotonic()
         with bind_task(task_id):
             task = self.repository.get(task_id)
-            run = _Run(task, task, self.policy, frozenset(acts_for), poked, records, tails)
-            for _ in range(MAX_STEPS):
-                reconciled = self._step(run)
-                if reconciled is not None:
-                    return reconciled
-            log.error("reconcile_did_not_settle", extra={"stage": run.desired.stage.value})
-            return Reconciled(run.stored, Reason.UNSETTLED)
+            reconciled = self._run(_Run(task, task, self.policy, frozenset(acts_for), poked, records, tails))
+        RECONCILE_SECONDS.labels(reconciled.reason.value).observe(time.monotonic() - began)
+        return reconciled
 
     def give_up(self, task_id: TaskId, error: BaseException) -> None:
         """Reconciling met a bug: end the task as SYSTEM_ERROR instead of meeting the bug again."""
@@ -150,6 +149,14 @@ class Orchestrator:
             outcome=Outcome(State.SYSTEM_ERROR, "InternalError", message),
         )
         self.repository.save(ended.recorded(now), seen=task.version)
+
+    def _run(self, run: _Run) -> Reconciled:
+        for _ in range(MAX_STEPS):
+            reconciled = self._step(run)
+            if reconciled is not None:
+                return reconciled
+        log.error("reconcile_did_not_settle", extra={"stage": run.desired.stage.value})
+        return Reconciled(run.stored, Reason.UNSETTLED)
 
     def _step(self, run: _Run) -> Reconciled | None:
         """Decide once and act on it. None: decide again, about what was done or about what another process has saved."""
@@ -303,10 +310,10 @@ class Orchestrator:
             return True
         task = task.recorded(self.clock.now())
         if not self.repository.save(task, seen=stored.version):
+            RECONCILE_CONFLICTS.inc()
             run.stored = run.desired = self.repository.get(stored.id)
             return False
-        if task.state.is_terminal and not stored.state.is_terminal:
-            TASKS_ENDED.labels(task.state.value).inc()
+        count_saved(stored, task)
         extra = {"state": task.state.value, "stage": task.stage.value, "attempt": task.attempt}
         log.info("task_saved", extra=extra)
         run.stored = run.desired = replace(task, version=Version(stored.version + 1))

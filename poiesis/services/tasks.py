@@ -24,12 +24,14 @@ from poiesis.domain.policy import Policy
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Task, TaskId, TaskLog, TaskSpec, TaskSummary, View
 from poiesis.domain.validate import check
-from poiesis.observability import TASKS_CREATED, TASKS_ENDED, bind_task
+from poiesis.metrics import TASKS_CREATED
+from poiesis.observability import bind_task
 from poiesis.ports.clock import Clock
 from poiesis.ports.idempotency import IdempotencyKey, IdempotencyStore, Reservation
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import Page, TaskFilter, TaskRepository
 from poiesis.services.admission import WaitingReasons
+from poiesis.services.task_metrics import count_saved
 
 log = logging.getLogger(__name__)
 
@@ -172,7 +174,7 @@ class TaskService:
             canceled = cancel_at_once(task, now)
             if canceled is not None:
                 if self.repository.save(canceled.recorded(now), seen=task.version):
-                    TASKS_ENDED.labels(State.CANCELED.value).inc()
+                    count_saved(task, canceled)
                     return True
                 continue
             wanted = replace(task, cancel_requested_at=now, state=State.CANCELING, wake_at=now + FIRST_WAKE_UP)

@@ -38,7 +38,7 @@ from poiesis.domain.webhooks import (
     pause,
     retry_at,
 )
-from poiesis.observability import WEBHOOK_ATTEMPTS
+from poiesis.metrics import WEBHOOK_DELIVERIES
 from poiesis.ports.clock import Clock
 from poiesis.ports.events import Event, EventLog
 from poiesis.ports.webhooks import Answer, WebhookSender, WebhookStore
@@ -231,11 +231,11 @@ class WebhookDispatcher:
             now = self.clock.now()
             answer = self.sender.send(webhook.url, _headers(webhook, message, now), message.body.encode())
             if answer.status is not None and 200 <= answer.status < 300:
-                WEBHOOK_ATTEMPTS.labels("delivered").inc()
+                WEBHOOK_DELIVERIES.labels("delivered").inc()
                 failures = 0
                 self.store.remove(webhook.id, message.seq)
                 continue
-            WEBHOOK_ATTEMPTS.labels("failed").inc()
+            WEBHOOK_DELIVERIES.labels("failed").inc()
             failures += 1
             self._failed(webhook, message, answer)
             if answer.status == 410:  # Standard Webhooks: the receiver does not want any more
@@ -252,7 +252,7 @@ class WebhookDispatcher:
         next_at = retry_at(attempts, self.clock.now(), self.jitter())
         error = answer.error or f"the receiver answered with status {answer.status}"
         if next_at is None:
-            WEBHOOK_ATTEMPTS.labels("dead").inc()
+            WEBHOOK_DELIVERIES.labels("dead").inc()
         extra = {"webhook": webhook.id, "message": message.message_id, "attempts": attempts, "error": error}
         log.info("webhook_failed", extra=extra)
         self.store.save(replace(message, attempts=attempts, next_at=next_at, error=error))

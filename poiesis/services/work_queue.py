@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Final
 
 from poiesis.domain.task import TaskId
+from poiesis.metrics import WORK_QUEUE
 from poiesis.observability import bind_task
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class WorkQueue:
         ]
 
     def start(self) -> None:
+        WORK_QUEUE.set_function(lambda: len(self._hints))
         for thread in self._threads:
             thread.start()
 

@@ -44,7 +44,7 @@ spec:
     matchLabels:
       {{- include "poiesis.selector" . | nindent 6 }}
   policyTypes: [Ingress{{ if .noEgress }}, Egress{{ end }}]
-  {{- $metricsFrom := ternary .root.Values.networkPolicy.metricsFrom list (has .component (list "torc" "tif" "texam" "tof" "monitor" "notifier")) }}
+  {{- $metricsFrom := ternary .root.Values.networkPolicy.metricsFrom list (has .component (list "api" "torc" "tif" "texam" "tof" "monitor" "notifier")) }}
   {{- if or .ingress $metricsFrom }}
   ingress:
     {{- with .ingress }}

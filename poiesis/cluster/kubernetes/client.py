@@ -27,7 +27,7 @@ from poiesis.cluster.kubernetes.errors import ApiError, from_answer, rule_for
 from poiesis.cluster.kubernetes.pace import Pace
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.domain.errors import ConfigurationError
-from poiesis.observability import KUBERNETES_CALLS
+from poiesis.metrics import KUBERNETES_REQUESTS, KUBERNETES_SECONDS
 
 log = logging.getLogger(__name__)
 
@@ -215,7 +215,7 @@ class Client:
             headers["Authorization"] = token
         verb = _verb(method, path, query)
         self.calls[verb] += 1
-        KUBERNETES_CALLS.labels(verb).inc()
+        began = time.monotonic()
         response = None
         try:
             response = self._api.rest_client.pool_manager.request(
@@ -235,6 +235,15 @@ class Client:
             if response is not None:
                 response.close()
             raise ApiError(0, type(error).__name__, str(error)) from error
+        finally:
+            _measure(verb, 0 if response is None else response.status, time.monotonic() - began)
+
+
+def _measure(verb: str, status: int, seconds: float) -> None:
+    """`verb`: of `_verb`, such as `create pods`."""
+    name, _, resource = verb.partition(" ")
+    KUBERNETES_REQUESTS.labels(name, resource, str(status)).inc()
+    KUBERNETES_SECONDS.labels(name).observe(seconds)
 
 
 def _body(response: urllib3.BaseHTTPResponse) -> bytes:

@@ -18,7 +18,7 @@ from typing import Final
 
 from poiesis.domain.task import TaskId
 from poiesis.http_listener import Bounds, HttpListener, Request, Response
-from poiesis.observability import POKES
+from poiesis.metrics import POKES
 
 log = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from poiesis.cluster.kubernetes.cache import Cache, View
 from poiesis.cluster.kubernetes.client import Client, Stream
 from poiesis.cluster.kubernetes.errors import ApiError
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
+from poiesis.metrics import WATCH_AGE
 
 log = logging.getLogger(__name__)
 
@@ -63,10 +64,12 @@ class Watch:
         self._stream: Stream | None = None
         self._last_contact: float | None = None  # None: not listed yet
         self._listed_at = 0.0
+        self._last_sent_at = monotonic()  # when the API server last sent something
         self._thread = threading.Thread(target=self.run, name=f"watch-{kind}", daemon=True)
         self.synced = threading.Event()
 
     def start(self) -> None:
+        WATCH_AGE.labels(self._kind).set_function(lambda: self._monotonic() - self._last_sent_at)
         self._thread.start()
 
     def is_fresh(self) -> bool:
@@ -125,7 +128,7 @@ class Watch:
         now = self._monotonic()
         with self._lock:
             self._last_contact = now
-        self._listed_at = now
+        self._listed_at = self._last_sent_at = now
         self.synced.set()
         return str(metadata.get("resourceVersion") or "0")
 
@@ -147,6 +150,7 @@ class Watch:
             if self._closed.is_set():
                 stream.close()
             for line in stream:
+                self._last_sent_at = self._monotonic()
                 self._take(line)
         except ApiError as error:
             if error.status != 0:

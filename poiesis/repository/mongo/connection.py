@@ -26,7 +26,7 @@ from pymongo.errors import PyMongoError
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
-from poiesis.observability import STORE_CALLS
+from poiesis.metrics import STORE_ERRORS, STORE_SECONDS
 from poiesis.repository.documents import Document
 
 INDEX_TIMEOUT_S: Final = 6 * 3600  # the build of all indexes on a large collection
@@ -40,15 +40,16 @@ class _Indexed:
     upgrade: Callable[[], None]
 
 
-class _CommandCounter(CommandListener):
+class _CommandMetrics(CommandListener):
     def started(self, event: CommandStartedEvent) -> None:
-        STORE_CALLS.labels(event.command_name).inc()
+        pass
 
     def succeeded(self, event: CommandSucceededEvent) -> None:
-        pass
+        STORE_SECONDS.labels(event.command_name).observe(event.duration_micros / 1e6)
 
     def failed(self, event: CommandFailedEvent) -> None:
-        pass
+        STORE_SECONDS.labels(event.command_name).observe(event.duration_micros / 1e6)
+        STORE_ERRORS.labels(event.command_name).inc()
 
 
 class MongoDatabase:
@@ -80,7 +81,7 @@ class MongoDatabase:
                 w="majority",
                 readConcernLevel="majority",
                 readPreference="primary",
-                event_listeners=[_CommandCounter()],
+                event_listeners=[_CommandMetrics()],
             )
             self._database = self.client[database]
         except (PyMongoError, ValueError, TypeError) as error:

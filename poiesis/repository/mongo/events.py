@@ -13,7 +13,7 @@ relay appends the changes of marked tasks. Any number of relays may run and any 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
@@ -21,7 +21,8 @@ from pymongo.errors import BulkWriteError
 
 from poiesis.domain.access import Access, reader_tokens
 from poiesis.domain.history import Change
-from poiesis.domain.task import Task, TaskId
+from poiesis.domain.task import Task, TaskId, Version
+from poiesis.metrics import RELAY_LAG
 from poiesis.ports.events import Event, event_of
 from poiesis.repository.documents import Document, decode_event, encode_event, format_time
 from poiesis.repository.mongo.connection import MongoDatabase
@@ -48,6 +49,7 @@ class MongoEventLog:
         with self._database.available():
             last = self._end(DESCENDING)  # before anything else
             marked = self._tasks.marked(limit)
+            RELAY_LAG.set(_lag(marked, datetime.now(UTC)))
             if marked and self._append(last, self._missing([(task, first) for task, first, _ in marked])):
                 self._tasks.unmark([(task.id, version) for task, _, version in marked])
             return len(marked)
@@ -122,6 +124,11 @@ class MongoEventLog:
             oldest = self._events.find({"_id": {"$lt": self._end(DESCENDING)}}, {"at": 1}).sort("_id", ASCENDING)
             old = [document["_id"] for document in oldest.limit(limit) if document["at"] < moment]
             return self._events.delete_many({"_id": {"$in": old}}).deleted_count if old else 0
+
+
+def _lag(marked: Sequence[tuple[Task, int, Version]], now: datetime) -> float:
+    oldest = min((c.at for task, first, _ in marked for c in task.history if c.n >= first), default=now)
+    return max(0.0, (now - oldest).total_seconds())
 
 
 def _document(task: Task, change: Change, seq: int) -> Document:

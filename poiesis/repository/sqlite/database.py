@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
+from poiesis.metrics import STORE_ERRORS, STORE_SECONDS
 
 MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
     (
@@ -219,7 +220,7 @@ class SqliteDatabase:
     @contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
         """All statements of the block see one snapshot."""
-        with self._translated(), self._connection() as db:
+        with _measured("read"), self._translated(), self._connection() as db:
             db.execute("BEGIN")
             try:
                 yield db
@@ -229,7 +230,7 @@ class SqliteDatabase:
     @contextmanager
     def writing(self, *, is_large: bool = False) -> Iterator[sqlite3.Connection]:
         """A transaction that holds the write lock from its beginning; committed unless the block raises."""
-        with self._translated():
+        with _measured("write"), self._translated():
             if not self._write_lock.acquire(timeout=self._busy_s):
                 raise RepositoryUnavailable(f"the task store {self._path.name} is busy")
             try:
@@ -297,6 +298,18 @@ class SqliteDatabase:
                 if time.monotonic() >= deadline:
                     raise
                 time.sleep(0.01)
+
+
+@contextmanager
+def _measured(operation: str) -> Iterator[None]:
+    began = time.monotonic()
+    try:
+        yield
+    except RepositoryUnavailable:
+        STORE_ERRORS.labels(operation).inc()
+        raise
+    finally:
+        STORE_SECONDS.labels(operation).observe(time.monotonic() - began)
 
 
 def _roll_back(db: sqlite3.Connection) -> None:
