@@ -13,9 +13,10 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 from urllib.parse import urlsplit
@@ -329,13 +330,19 @@ def read(cls: type[T], environ: Mapping[str, str], prefix: str = PREFIX, *, othe
     """
     reader = _Reader(environ)
     value = reader.build(cls, prefix)
-    candidates = [n for n in environ if n.startswith(prefix) and not any(n.startswith(o) for o in others)]
-    unknown = sorted(set(candidates) - reader.seen)
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], sorted(reader.names), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigurationError(f"unknown setting {unknown[0]}{hint}")
+    for _, message in reader.unknown(prefix, others):
+        raise ConfigurationError(message)
     return value
+
+
+def read_all(
+    cls: type[T], environ: Mapping[str, str], prefix: str = PREFIX, *, others: tuple[str, ...] = ()
+) -> tuple[T, list[tuple[str, str]]]:
+    """Like `read`, but with every problem instead of the first one: (variable, or prefix of several; message). The value has defaults in
+    place of what is invalid."""
+    reader = _Reader(environ, [])
+    value = reader.build(cls, prefix)
+    return value, [*reader.problems, *reader.unknown(prefix, others)]
 
 
 def is_setting(item: dataclasses.Field[Any]) -> bool:
@@ -344,10 +351,29 @@ def is_setting(item: dataclasses.Field[Any]) -> bool:
 
 
 class _Reader:
-    def __init__(self, environ: Mapping[str, str]) -> None:
+    """`problems`: a list where problems are collected; None: the first one is raised."""
+
+    def __init__(self, environ: Mapping[str, str], problems: list[tuple[str, str]] | None = None) -> None:
         self._environ = environ
+        self._collects = problems is not None
+        self.problems = problems or []
         self.seen: set[str] = set()
         self.names: set[str] = set()
+
+    def unknown(self, prefix: str, others: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+        candidates = {n for n in self._environ if n.startswith(prefix) and not any(n.startswith(o) for o in others)}
+        for name in sorted(candidates - self.seen):
+            near = difflib.get_close_matches(name, sorted(self.names), n=1)
+            yield name, f"unknown setting {name}" + (f"; did you mean {near[0]}?" if near else "")
+
+    def _attempt(self, name: str, made: Callable[[], T], default: Callable[[], T]) -> T:
+        try:
+            return made()
+        except ConfigurationError as error:
+            if not self._collects:
+                raise
+            self.problems.append((name, str(error)))
+            return default()
 
     def build(self, cls: type[T], prefix: str) -> T:
         hints = typing.get_type_hints(cls)
@@ -359,13 +385,20 @@ class _Reader:
             if dataclasses.is_dataclass(kind) and isinstance(kind, type):
                 values[item.name] = self.build(kind, name + "__")
                 continue
-            text = self._text(name)
-            if text is not None:
-                try:
-                    values[item.name] = _parse(kind, text)
-                except (ValueError, TypeError) as error:
-                    raise ConfigurationError(f"invalid {name}: {error}") from None
-        return cls(**values)
+            value = self._attempt(name, partial(self._value, kind, name), lambda: MISSING)
+            if value is not MISSING:
+                values[item.name] = value
+        return self._attempt(prefix, lambda: cls(**values), cls)
+
+    def _value(self, kind: Any, name: str) -> Any:
+        """MISSING: the variable is not set."""
+        text = self._text(name)
+        if text is None:
+            return MISSING
+        try:
+            return _parse(kind, text)
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"invalid {name}: {error}") from None
 
     def _text(self, name: str) -> str | None:
         self.names |= {name, name + "_FILE"}

@@ -25,6 +25,7 @@ ROLES: Final = {
     "flower": "Celery Flower, for operators",
 }
 
+CODES_OF_DOCTOR: Final = "Exit codes: 0 no errors, with --strict no warnings either; 1 errors; 2 invalid command line; 3 warnings, with --strict only."
 SHELLS: Final = ("bash", "zsh", "fish")
 
 
@@ -79,6 +80,7 @@ def _add_service_commands(add: Add) -> None:
     _add_embedded_options(demo)
     for role, text in ROLES.items():
         add(role, text, codes=False)
+    _add_doctor(add)
     hash_ = add(
         "hash-secret",
         "hash a secret from standard input for the credentials file",
@@ -86,6 +88,27 @@ def _add_service_commands(add: Add) -> None:
         codes=False,
     )
     hash_.add_argument("kind", choices=["basic", "bearer", "api_key"])
+
+
+def _add_doctor(add: Add) -> None:
+    doctor = add(
+        "doctor",
+        "check a site: what does not work, what follows from it, and how to repair it",
+        "poiesis doctor                                  # what the settings of this shell configure",
+        "poiesis doctor --role torc                      # what one role needs, with the rights of this account",
+        "helm test tes --logs                            # everything, in the cluster",
+        more=f"Guide: docs/doctor.md.\n\n{CODES_OF_DOCTOR}",
+        codes=False,
+    )
+    mode = "what to check; auto: kubernetes where the settings are those of the server mode, else machine"
+    doctor.add_argument("--mode", choices=["auto", "kubernetes", "machine"], default="auto", help=mode)
+    roles = [role for role in ROLES if role != "flower"]
+    doctor.add_argument("--role", choices=roles, help="check only what this role needs, with its own rights")
+    trial = "create what has to be tried out (a volume, a pod, a collection, an object), and remove it (default: unless --role)"
+    doctor.add_argument("--trial", action=argparse.BooleanOptionalAction, default=None, help=trial)
+    doctor.add_argument("--api", metavar="URL", help="also check that the API answers there")
+    doctor.add_argument("--strict", action="store_true", help="exit with 3 if there are warnings")
+    doctor.add_argument("--json", action="store_true", help="print only JSON")
 
 
 def _add_webhook_actions(parser: argparse.ArgumentParser) -> None:

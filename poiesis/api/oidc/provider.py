@@ -138,7 +138,7 @@ class Provider:
         try:
             self._endpoints = {}
             found = await self._fetch("GET", await self._endpoint("jwks_uri"))
-            keys = [(jwk, key) for jwk in _items(found.get("keys")) if (key := _usable_key(jwk)) is not None]
+            keys = [(jwk, key) for jwk in _items(found.get("keys")) if (key := usable_key(jwk)) is not None]
             if not keys:
                 raise ProviderUnavailable(self.issuer)
             self._keys = keys
@@ -213,7 +213,7 @@ def _items(value: Any) -> list[Claims]:
     return [item for item in value if isinstance(item, dict)][:MAX_KEYS] if isinstance(value, list) else []
 
 
-def _usable_key(jwk: Claims) -> PublicKey | None:
+def usable_key(jwk: Claims) -> PublicKey | None:
     """A public key for signatures; None for others, and for those that are too short to be safe or too long to be fast."""
     if jwk.get("use", "sig") != "sig" or jwk.get("kty") not in ("RSA", "EC", "OKP"):
         return None

@@ -115,6 +115,19 @@ class MongoDatabase:
         with self.available():
             return self._indexed.wait(timeout.total_seconds())
 
+    def missing_indexes(self) -> dict[str, list[str]]:
+        """Names of the indexes that do not exist, by collection; those of collections that do not exist are not missing. Creates nothing.
+        Raises: the driver's errors."""
+        existing = set(self._database.list_collection_names())
+        found: dict[str, list[str]] = {}
+        for each in self._collections:
+            if each.collection.name in existing:
+                present = each.collection.index_information()
+                names = [str(i.document["name"]) for i in each.indexes if i.document["name"] not in present]
+                if names:
+                    found[each.collection.name] = names
+        return found
+
     def close(self) -> None:
         self._closed.set()
         self.client.close()

@@ -1,0 +1,88 @@
+"""Checks of the settings, and of the files that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from poiesis.config import PREFIX
+from poiesis.doctor.result import Findings, error, ok, warning
+from poiesis.doctor.site import Site
+from poiesis.domain.errors import ConfigurationError
+
+REFERENCE: Final = "docs/configuration.md has every setting with its default"
+
+
+def check_settings(site: Site) -> Findings:
+    """Every problem at once, where a role stops at its first one."""
+    for name, message in site.problems:
+        what = message if name in message else f"{name}…: {message}"
+        yield error(what, "Every process of the service ends at its start.", f"Correct or remove it; {REFERENCE}.")
+    if not site.problems:
+        count = sum(name.startswith(PREFIX) for name in site.environ)
+        yield ok(f"{count} variables, all known and valid")
+    api = site.settings.api
+    if site.is_for("api") and site.mode == "kubernetes" and not api.auth and api.allow_anonymous:
+        yield warning(
+            "the API has no authentication (POIESIS_API__ALLOW_ANONYMOUS)",
+            "Everyone who can connect to it can run commands in the cluster, and see and cancel all tasks.",
+            "Set api.auth.methods in the chart's values (POIESIS_API__AUTH), unless a proxy in front authenticates.",
+        )
+
+
+def check_files(site: Site) -> Findings:
+    """Files that the settings name are there and can be read by this process."""
+    found = 0
+    for name, path, read in _files(site):
+        try:
+            read(Path(path))
+            found += 1
+        except ConfigurationError as failure:
+            yield error(str(failure), "The processes that use it end at their start.", f"Correct the file, or {name}.")
+        except OSError as failure:
+            what = f"{name}: cannot read {path}: {failure.strerror}"
+            yield error(what, "What uses it fails.", "Mount the file there, or correct the path.")
+    for root in site.filer.file_roots if site.mode == "machine" else ():
+        if not Path(root).is_dir():
+            what = f"POIESIS_FILER__FILE_ROOTS: no such directory: {root}"
+            yield warning(what, "Tasks with file:// URLs below it fail.", "Create it, or remove it from the setting.")
+    yield ok(f"{found} files can be read" if found else "the settings name none")
+
+
+def _files(site: Site) -> list[tuple[str, str, Callable[[Path], object]]]:
+    api, found = site.settings.api, []
+    credentials: list[tuple[str, str | None, Callable[[Path], object]]] = []
+    if site.is_for("api"):
+        from poiesis.api.credentials import read_credentials
+
+        credentials = [("POIESIS_API__CREDENTIALS_FILE", api.credentials_file, read_credentials)]
+    others = [("POIESIS_WEBHOOKS__CA_FILE", site.settings.webhooks.ca_file)]
+    if site.is_for("api", "monitor"):
+        others.append(("POIESIS_LOGS__CA_FILE", site.settings.logs.ca_file))
+    if site.mode == "machine":  # in a cluster they are in filer containers, see `inside`
+        filer = site.filer
+        for field in ("ca_file", "netrc_file", "ssh_key_file", "known_hosts_file", "drs_token_file"):
+            others.append((f"POIESIS_FILER__{field.upper()}", getattr(filer, field)))
+    for name, path, read in [*credentials, *((name, path, Path.read_bytes) for name, path in others)]:
+        if path is not None:
+            found.append((name, path, read))
+    return found
+
+
+def check_authentication(site: Site) -> Findings:
+    api = site.settings.api
+    if {"basic", "bearer"} & set(api.auth) and api.credentials_file is None:
+        yield error(
+            "POIESIS_API__AUTH has basic or bearer, but there is no POIESIS_API__CREDENTIALS_FILE",
+            "The API does not start.",
+            "Create the file as in docs/operators.md (`poiesis hash-secret`), or set api.auth.existingSecret.",
+        )
+    elif not api.auth and not api.allow_anonymous and api.host not in ("127.0.0.1", "::1", "localhost"):
+        yield error(
+            f"no authentication is configured, and the API listens on {api.host}",
+            "The API does not start.",
+            "Set POIESIS_API__AUTH, or POIESIS_API__ALLOW_ANONYMOUS=true where everyone may do everything.",
+        )
+    else:
+        yield ok(f"methods: {', '.join(api.auth) or 'none'}")
