@@ -25,7 +25,10 @@ ROLES: Final = {
     "flower": "Celery Flower, for operators",
 }
 
-CODES_OF_DOCTOR: Final = "Exit codes: 0 no errors, with --strict no warnings either; 1 errors; 2 invalid command line; 3 warnings, with --strict only."
+CODES_OF_DOCTOR: Final = (
+    "Exit codes: 0 no errors, with --strict no warnings either; 1 errors; 2 invalid command line; "
+    "3 warnings, with --strict only."
+)
 SHELLS: Final = ("bash", "zsh", "fish")
 
 
