@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from redis import Redis
 from redis.exceptions import (
@@ -122,8 +123,8 @@ def explained(failure: RedisError, site: Site) -> Finding:
             "Give the user all commands on all keys and channels of its database: ACL SETUSER NAME ~* &* +@all -@dangerous +info.",
         )
     if isinstance(failure, AuthenticationError) or "NOAUTH" in text or "WRONGPASS" in text:
-        missing = "required" in text.lower() and "invalid" not in text.lower()
-        what = "requires a password" if missing else "refuses the user name or password"
+        has_password = urlsplit(site.settings.redis_uri).password is not None
+        what = "refuses the user name or password" if has_password else "requires a password"
         return error(f"Redis at {place} {what}", NO_TASKS, f"Correct {SECRET}: redis://USER:PASSWORD@HOST:PORT/0.")
     if isinstance(failure, ReadOnlyError):
         return error(f"Redis at {place} is a read-only replica", NO_TASKS, f"Put the primary's address into {SECRET}.")
