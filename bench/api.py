@@ -1,8 +1,9 @@
 """The cost of a request: stock FlaskApp and AsyncApp of Connexion, and the application of Poiesis.
 
-    python bench/api.py [--seconds 3] [--rounds 3] [--connections 16]
+    python bench/api.py [--seconds 3] [--rounds 3] [--connections 16] [--funnel PROGRAM]
 
-Each variant runs in one uvicorn worker, over a store that does nothing except for `Poiesis, SQLite`; a generator in a separate process
+Each variant runs in one uvicorn worker, over a store that does nothing except for `Poiesis, SQLite`, which also runs with two workers;
+Funnel, if its program is given, runs with BoltDB and without a compute backend. A generator in a separate process
 keeps a fixed number of connections busy. Variants alternate within a round, so that a busy machine slows all of them equally, and the
 CPU time of the server process is reported beside the rate: it hardly depends on other load. Everything ends after rounds x variants x
 requests x seconds.
@@ -16,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections import defaultdict
@@ -125,12 +127,14 @@ def _poiesis(*, stores: bool = False, **settings: Any) -> Any:
 
 
 def _sqlite() -> Any:
-    import tempfile
-
     from poiesis.repository.sqlite.database import SqliteDatabase
     from poiesis.repository.sqlite.tasks import SqliteTaskRepository
 
-    return SqliteTaskRepository(SqliteDatabase(Path(tempfile.mkdtemp(prefix="bench-")) / "tasks.sqlite"))
+    return SqliteTaskRepository(SqliteDatabase(Path(os.environ["BENCH_DIRECTORY"]) / "tasks.sqlite"))
+
+
+def sqlite_app() -> Any:
+    return _poiesis(stores=True)
 
 
 def _stock(kind: str, handlers: str) -> Any:
@@ -193,18 +197,50 @@ VARIANTS: dict[str, Callable[[], Any]] = {
 }
 
 
+TWO_WORKERS = "Poiesis, SQLite, two workers"
+FUNNEL = "Funnel, BoltDB"
+
+
 def serve(variant: str, port: int) -> None:
     import warnings
 
     warnings.simplefilter("ignore")
     import uvicorn
 
-    uvicorn.run(VARIANTS[variant](), port=port, access_log=False, log_level="error")
+    if variant == TWO_WORKERS:
+        uvicorn.run("bench.api:sqlite_app", factory=True, workers=2, port=port, access_log=False, log_level="error")
+    else:
+        uvicorn.run(VARIANTS[variant](), port=port, access_log=False, log_level="error")
+
+
+def _funnel(program: str, port: int, directory: Path) -> list[str]:
+    config = {
+        "Database": "boltdb",
+        "BoltDB": {"Path": str(directory / "funnel.db")},
+        "EventWriters": ["boltdb"],
+        "Compute": "noop",
+        "Logger": {"Level": "error"},
+        "Server": {"HostName": "127.0.0.1", "HTTPPort": str(port), "RPCPort": str(port + 500)},
+    }
+    path = directory / "config.json"  # JSON is YAML
+    path.write_text(json.dumps(config))
+    return [program, "server", "run", "--config", str(path)]
 
 
 @contextmanager
-def server(variant: str, port: int) -> Iterator[int]:
-    process = subprocess.Popen([sys.executable, __file__, "--serve", variant, "--port", str(port)])
+def server(variant: str, port: int, funnel: str) -> Iterator[int]:
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory:
+        command = [sys.executable, __file__, "--serve", variant, "--port", str(port)]
+        if variant == FUNNEL:
+            command = _funnel(funnel, port, Path(directory))
+        environ = os.environ | {"BENCH_DIRECTORY": directory, "PYTHONPATH": str(ROOT)}
+        with _running(variant, command, environ, port) as pid:
+            yield pid
+
+
+@contextmanager
+def _running(variant: str, command: list[str], environ: dict[str, str], port: int) -> Iterator[int]:
+    process = subprocess.Popen(command, env=environ, cwd=environ["BENCH_DIRECTORY"])
     try:
         for _ in range(300):
             try:
@@ -221,8 +257,10 @@ def server(variant: str, port: int) -> Iterator[int]:
 
 
 def cpu_s(pid: int) -> float:
+    """Of the process and its children."""
     fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") + sum(cpu_s(int(child)) for child in children)
 
 
 # Load
@@ -278,6 +316,7 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=16)
     parser.add_argument("--only", help="variants whose name holds this")
     parser.add_argument("--requests", default="", help="requests whose name begins with this")
+    parser.add_argument("--funnel", default="", help="the program of Funnel")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=18_900)
     args = parser.parse_args()
@@ -288,10 +327,11 @@ def main() -> None:
 
     rates: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
     requests = {name: request for name, request in REQUESTS.items() if name.startswith(args.requests)}
-    variants = [v for v in VARIANTS if not args.only or args.only in v]
+    every = [*VARIANTS, TWO_WORKERS, *([FUNNEL] if args.funnel else [])]
+    variants = [v for v in every if not args.only or args.only in v]
     for _ in range(args.rounds):
         for i, variant in enumerate(variants):
-            with server(variant, args.port + i) as pid:
+            with server(variant, args.port + i, args.funnel) as pid:
                 for name, request in requests.items():
                     load = _load(args.port + i, request, args.seconds, args.connections, pid)
                     rates[variant, name].append(uvloop.run(load))

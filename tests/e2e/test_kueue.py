@@ -11,8 +11,8 @@ from typing import Any, Final
 
 import pytest
 
-from poiesis.api.credentials import hash_secret
-from tests.e2e.conftest import OURS, Cluster, Installation, Json, installation, until
+from tests.e2e import users
+from tests.e2e.conftest import Cluster, Installation, Json, installation, until
 from tests.e2e.site import BUSYBOX, TERMINAL
 
 pytestmark = [pytest.mark.addon, pytest.mark.timeout(600)]
@@ -22,7 +22,6 @@ USERS: Final = ("ada", "bob")
 WAITS_S: Final = 300.0
 LONG_S: Final = 90.0  # of tasks that hold their quota while others wait
 CORES: Final = 0.1  # of one task, and of a queue
-CREDENTIALS: Final = "kueue-users"
 
 
 class Queues:
@@ -61,15 +60,7 @@ class Queues:
         }
 
     def call(self, user: str, method: str, path: str, body: Json | None = None) -> Any:
-        answer = self.service._http.request(
-            method,
-            f"{self.service.url}/ga4gh/tes/v1{path}",
-            body=None if body is None else json.dumps(body),
-            headers={"Content-Type": "application/json", "Authorization": f"Bearer {user}-token"},
-            timeout=30,
-        )
-        assert answer.status == 200, answer.data
-        return json.loads(answer.data)
+        return users.call(self.service, user, method, path, body)
 
     def post(self, user: str, seconds: float, queue: str | None = None) -> str:
         resources = {"cpu_cores": CORES, "backend_parameters": {"queue": queue} if queue else {}}
@@ -107,14 +98,14 @@ def queues(cluster: Cluster, image: str) -> Iterator[Queues]:
     if "workloads.kueue.x-k8s.io" not in cluster.kubectl("get", "crd", "-o", "name"):
         pytest.skip("this cluster has no Kueue")
     values: dict[str, Any] = {
-        "api": {"auth": {"allowAnonymous": False, "methods": ["bearer"], "existingSecret": CREDENTIALS}},
+        "api": users.VALUES,
         "tasks": {
             "defaultQueues": {user: user for user in USERS},
             "queues": {"*": ["missing", "stopped"]},
         },
         "settings": {"POIESIS_POLICY__RECHECK": "5s", "POIESIS_POLICY__GRACE": "3s"},
     }
-    with installation(cluster, image, before=credentials, **values) as service:
+    with installation(cluster, image, before=users.credentials(USERS), **values) as service:
         made = Queues(service)
         cluster.kubectl("label", "namespace", service.namespace, "kueue=on")
         flavor = {"apiVersion": KUEUE, "kind": "ResourceFlavor", "metadata": {"name": made.name}}
@@ -129,17 +120,6 @@ def queues(cluster: Cluster, image: str) -> Iterator[Queues]:
             names = [n for n in cluster.kubectl("get", kind, "-o", "name").split() if made.name in n]
             service.kubectl("delete", "localqueue", "--all", check=False)
             cluster.kubectl("delete", *names, "--timeout=30s", check=False)
-
-
-def credentials(service: Installation) -> None:
-    users = [{"name": user, "token_hash": hash_secret(f"{user}-token", "bearer")} for user in USERS]
-    secret = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": CREDENTIALS, "labels": OURS},
-        "stringData": {"credentials.json": json.dumps(users)},
-    }
-    service.kubectl("apply", "-f", "-", stdin=json.dumps(secret))
 
 
 def test_users_borrow_in_their_cohort_and_its_owner_takes_the_quota_back(queues: Queues) -> None:
