@@ -107,6 +107,13 @@ class TaskRepository(Protocol):
         """How many tasks match, counted up to `limit`: `limit` means that many or more. So a count never reads a whole store."""
         ...
 
+    def count_unfinished(
+        self, *, owner: str | None = None, limit: int = COUNT_LIMIT
+    ) -> Mapping[tuple[State, str], int]:
+        """How many tasks have not ended, of one owner or of all, by state and the word for why they wait ("": they do not).
+        Each number is counted up to `limit`, from an index that has only such tasks."""
+        ...
+
     def delete(self, task_ids: Collection[TaskId]) -> int:
         """Delete those that are done, and whose changes are in the log of events (retention). Return how many."""
         ...

@@ -9,7 +9,7 @@ what remains decodes to a task in that view.
 - `tags` in the head has tokens to compare for equality: for each tag one of its key and one of key and value (`tag_token`),
   so that a list filtered by tags scans an index in the order of ids.
 - `readers` in the head has the tokens of who may see the task (`domain.access`).
-- `queued` and `held` are keys of tasks under quotas (`repository.claims`).
+- `queued` and `held` are keys of tasks under quotas (`repository.claims`), `unfinished` one of tasks that have not ended.
 - `due_at` and `due_stage` are what resync queries, on a small index; null when the task is done.
 
 `schema` is raised when old code can no longer read what new code writes; `MIGRATIONS` then upgrades older documents, one
@@ -34,6 +34,7 @@ from poiesis.domain.states import Stage, State, path
 from poiesis.domain.task import Task, TaskLog
 from poiesis.ports.events import Event
 from poiesis.repository.claims import held_key, queued_key
+from poiesis.repository.unfinished import unfinished_key
 
 Document = dict[str, Any]
 Encoded = TypeVar("Encoded")
@@ -79,6 +80,7 @@ def to_document(task: Task) -> Document:
         "readers": reader_tokens(task.owner, task.groups),
         "queued": queued_key(task),
         "held": held_key(task),
+        "unfinished": unfinished_key(task),
         "bulk": bulk,
     }
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 
 from poiesis.domain.access import Access
+from poiesis.domain.decide.admission import waiting_word
 from poiesis.domain.errors import PoiesisError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, State, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
@@ -88,6 +90,14 @@ class MemoryTaskRepository:
     def count(self, where: TaskFilter, *, limit: int = COUNT_LIMIT) -> int:
         with self.available():
             return min(limit, sum(_matches(task, where) for task in self._tasks.values()))
+
+    def count_unfinished(
+        self, *, owner: str | None = None, limit: int = COUNT_LIMIT
+    ) -> Mapping[tuple[State, str], int]:
+        with self.available():
+            mine = [task for task in self._tasks.values() if owner in (None, task.owner)]
+        counts = Counter((task.state, waiting_word(task)) for task in mine if not task.state.is_terminal)
+        return {group: min(limit, count) for group, count in counts.items()}
 
     def delete(self, task_ids: Collection[TaskId]) -> int:
         with self.available():

@@ -5,7 +5,7 @@
  3. save: compare-and-set, unknown ids, one winner among many writers for each version
  4. states: only along the table; terminal states never change
  5. list: newest first, exact pages, nothing lost or repeated while tasks arrive
- 6. filters: name prefix, states, tags, owner, access, all together, with any characters; count agrees
+ 6. filters: name prefix, states, tags, owner, access, all together, with any characters; count agrees; counts of unfinished tasks
  7. due and postpone
  8. delete: only what is done
  9. contents: exact to the microsecond and the last bit, keys of any text
@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 from poiesis.domain.access import Access
 from poiesis.domain.errors import IllegalTransition, InvalidTask, PoiesisError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.naming import new_task_id
+from poiesis.domain.quotas import Amount, Claim
 from poiesis.domain.states import TERMINAL, TRANSITIONS, Stage, State
 from poiesis.domain.states import path as path_of_states
 from poiesis.domain.task import (
@@ -608,6 +609,40 @@ def test_a_count_stops_at_its_limit(repository):
         added(repository, owner="ada")
     for where in (EVERYTHING, TaskFilter(access=Access("ada")), TaskFilter(states=frozenset({State.QUEUED}))):
         assert [repository.count(where, limit=limit) for limit in (1, 4, 5, 6)] == [1, 4, 5, 5]
+
+
+def test_unfinished_tasks_are_counted_by_state_and_reason(repository):
+    claim = Claim("ada", Amount(1), "default")
+    waits = "NodesBusy: 0/3 nodes are available: 3 Insufficient memory"
+    for changes in (
+        {"owner": "ada", "stage": Stage.ADMIT, "claim": claim},
+        {"owner": "ada", "stage": Stage.ADMIT, "claim": claim, "cancel_requested_at": NOW, "state": State.CANCELING},
+        {"owner": "ada", "state": State.INITIALIZING, "waiting": waits},
+        {"owner": "bob", "state": State.INITIALIZING, "waiting": waits},
+        {"owner": "a/b", "state": State.INITIALIZING, "waiting": "an unusual / text"},
+        {"owner": "ada/", "state": State.RUNNING},
+        {"owner": None, "state": State.RUNNING},
+        {"owner": "ada", "state": State.COMPLETE},
+    ):
+        added(repository, **changes)
+    busy, waiting, running = (State.INITIALIZING, "NodesBusy"), (State.QUEUED, "Queued"), (State.RUNNING, "")
+    other, canceling = (State.INITIALIZING, "Other"), (State.CANCELING, "")
+    assert repository.count_unfinished() == {waiting: 1, canceling: 1, busy: 2, other: 1, running: 2}
+    assert repository.count_unfinished(limit=1) == {waiting: 1, canceling: 1, busy: 1, other: 1, running: 1}
+    assert repository.count_unfinished(owner="ada") == {waiting: 1, canceling: 1, busy: 1}
+    assert repository.count_unfinished(owner="a/b") == {other: 1}
+    assert repository.count_unfinished(owner="ad") == {}
+
+
+def test_a_task_is_counted_once_where_it_is_until_it_has_ended(repository):
+    task = added(repository, owner="ada")
+    seen = [repository.count_unfinished(owner="ada")]
+    for changes in ({"waiting": "NoNode: none"}, {"waiting": None, "state": State.RUNNING}, {"state": State.COMPLETE}):
+        assert repository.save(replace(task, **changes), seen=task.version)
+        task = repository.get(task.id)
+        seen.append(repository.count_unfinished(owner="ada"))
+    groups = [(State.QUEUED, ""), (State.QUEUED, "NoNode"), (State.RUNNING, "")]
+    assert seen == [*({group: 1} for group in groups), {}]
 
 
 # 7. due and postpone

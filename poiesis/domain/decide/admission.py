@@ -7,6 +7,7 @@ until its state is final, through all its attempts; an attempt that asks for mor
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -25,6 +26,7 @@ from poiesis.domain.timeline import admitted
 
 MEMORY: Final = Amount._fields.index("memory_bytes")
 AGAIN: Final = timedelta(seconds=5)
+_WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 SOON: Final = timedelta(seconds=20)  # the first link is published at once; this is for a lost message
 
 
@@ -114,6 +116,14 @@ def is_queued(task: Task) -> bool:
 def is_held(task: Task) -> bool:
     """Whether the task is in flight."""
     return task.claim is not None and task.stage is not Stage.ADMIT and not task.state.is_terminal
+
+
+def waiting_word(task: Task) -> str:
+    """The word before the colon of why the task waits, `Other` for an unusual one; empty: it does not wait."""
+    if is_queued(task):
+        return "Queued"
+    word = (task.waiting or "").split(":")[0]
+    return word if not word or _WORD.fullmatch(word) else "Other"
 
 
 def candidate_of(task: Task) -> Candidate:

@@ -23,7 +23,7 @@ from pymongo.errors import DuplicateKeyError
 from poiesis.domain.access import Access, reader_tokens
 from poiesis.domain.errors import UnknownTask
 from poiesis.domain.history import Change
-from poiesis.domain.states import Stage, State, path
+from poiesis.domain.states import TRANSITIONS, Stage, State, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
 from poiesis.ports.repository import COUNT_LIMIT, Page, TaskFilter, take_page
 from poiesis.repository.documents import (
@@ -40,6 +40,7 @@ from poiesis.repository.documents import (
     tag_token,
 )
 from poiesis.repository.mongo.connection import MongoDatabase
+from poiesis.repository.unfinished import AFTER, MAX_GROUPS, group_key, group_of
 
 INDEXES: Final = (
     # lists: newest first for one value of each filter; MongoDB merges the scans for several states or readers
@@ -55,11 +56,15 @@ INDEXES: Final = (
     # sparse: only tasks that wait for admission or are in flight where there are quotas (`repository.claims`)
     IndexModel([("queued", ASCENDING)], name="queued", sparse=True),
     IndexModel([("held", ASCENDING)], name="held", sparse=True),
+    # sparse: only tasks that have not ended (`repository.unfinished`)
+    IndexModel([("unfinished", ASCENDING)], name="unfinished", sparse=True),
 )
 RETIRED_INDEXES: Final = ("owner", "owner_state")  # of older releases: `readers` serves their queries
 # that MongoDB merges for a query with $in (its internalQueryMaxScansToExplode); with more it sorts in memory
 MAX_SCANS: Final = 200
-HEAD: Final = ("_id", "version", "state", "due_stage", "due_at", "owner", "name", "tags", "readers", "queued", "held")
+HEAD: Final = (
+    "_id", "version", "state", "due_stage", "due_at", "owner", "name", "tags", "readers", "queued", "held", "unfinished",
+)  # fmt: skip
 PROJECTIONS: Final[Mapping[View, Mapping[str, int] | None]] = {
     View.MINIMAL: {"_id": 1, "state": 1},
     View.BASIC: {"bulk": 0},
@@ -73,7 +78,7 @@ class MongoTaskRepository:
     def __init__(self, database: MongoDatabase) -> None:
         self._database = database
         self._filled = threading.Event()
-        self._tasks = database.collection("tasks", INDEXES, retired=RETIRED_INDEXES, upgrade=self._fill_readers)
+        self._tasks = database.collection("tasks", INDEXES, retired=RETIRED_INDEXES, upgrade=self._upgrade)
 
     def add(self, task: Task) -> None:
         document = encode_within_bounds(task, lambda plain: _encode({**plain, "version": 1}))
@@ -156,6 +161,24 @@ class MongoTaskRepository:
         with self._database.available():
             return self._tasks.count_documents(_query(where, is_filled=self._filled.is_set()), limit=limit)
 
+    def count_unfinished(
+        self, *, owner: str | None = None, limit: int = COUNT_LIMIT
+    ) -> Mapping[tuple[State, str], int]:
+        counts: dict[tuple[State, str], int] = {}
+        begin = ""
+        with self._database.available():
+            for _ in range(MAX_GROUPS):
+                first = self._tasks.find_one(
+                    {"unfinished": {"$gte": begin}}, {"_id": 0, "unfinished": 1}, sort=[("unfinished", ASCENDING)]
+                )
+                if first is None:
+                    break
+                group = group_of(first["unfinished"])
+                prefix, begin = group_key(*group) + "/", group_key(*group) + AFTER
+                key: Any = {"$gte": prefix, "$lt": begin} if owner is None else prefix + owner
+                counts[group] = self._tasks.count_documents({"unfinished": key}, limit=limit)
+        return {group: count for group, count in counts.items() if count}
+
     def delete(self, task_ids: Collection[TaskId]) -> int:
         done = {"_id": {"$in": list(task_ids)}, "due_stage": {"$exists": False}, "outbox": {"$exists": False}}
         with self._database.available():
@@ -185,6 +208,20 @@ class MongoTaskRepository:
 
     def close(self) -> None:
         self._database.close()
+
+    def _upgrade(self, present: Collection[str]) -> None:
+        """`present`: the indexes that were there before."""
+        self._fill_readers()
+        if "unfinished" not in present:
+            self._fill_unfinished()
+
+    def _fill_unfinished(self) -> None:
+        """Add `unfinished` to tasks of older releases, without the reason, which comes with their next save."""
+        missing = {"state": {"$in": sorted(state.value for state in TRANSITIONS)}, "unfinished": {"$exists": False}}
+        while found := self._tasks.find_one(missing, {"state": 1, "owner": 1}):  # once for each state and owner
+            owner, state = found.get("owner"), State(found["state"])
+            key = f"{group_key(state)}/{owner or ''}"
+            self._tasks.update_many({**missing, "state": state.value, "owner": owner}, {"$set": {"unfinished": key}})
 
     def _fill_readers(self) -> None:
         """Add `readers` to tasks of older releases. Until that has been done once, queries also compare the owner."""

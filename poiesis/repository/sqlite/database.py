@@ -132,6 +132,12 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         'CREATE INDEX keys_by_user ON keys ("user", created_at)',
         "CREATE INDEX keys_by_time ON keys (created_at)",
     ),
+    (
+        "ALTER TABLE tasks ADD COLUMN unfinished TEXT",  # of a task that has not ended (`repository.unfinished`)
+        "CREATE INDEX tasks_unfinished ON tasks (unfinished) WHERE unfinished IS NOT NULL",
+        """UPDATE tasks SET unfinished = state || CASE WHEN queued IS NULL THEN '//' ELSE '/Queued/' END || coalesce(owner, '')
+            WHERE state IN ('QUEUED', 'INITIALIZING', 'RUNNING', 'CANCELING')""",
+    ),
 )
 """Statements that take the file from version i to i + 1 (`PRAGMA user_version`)."""
 

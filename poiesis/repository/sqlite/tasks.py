@@ -35,6 +35,7 @@ from poiesis.repository.documents import (
 )
 from poiesis.repository.sqlite.database import SqliteDatabase
 from poiesis.repository.sqlite.events import write_event
+from poiesis.repository.unfinished import AFTER, MAX_GROUPS, group_key, group_of
 
 FEW_NAMES: Final = (
     5_000  # sorted in 3 ms, about as long as it takes to find a page of so many among a million in the order of ids
@@ -87,7 +88,7 @@ class SqliteTaskRepository:
             saved = db.execute(
                 "UPDATE tasks SET version = version + 1, state = :state, wake_at = :wake_at, due_stage = :due_stage,"
                 " owner = :owner, name = :name, tags = :tags,"
-                " readers = :readers, queued = :queued, held = :held WHERE id = :_id AND version = :seen"
+                " readers = :readers, queued = :queued, held = :held, unfinished = :unfinished WHERE id = :_id AND version = :seen"
                 f" AND state IN ({_quoted(allowed)})",
                 {**head, "seen": int(seen)},
             )
@@ -131,6 +132,27 @@ class SqliteTaskRepository:
     def count(self, where: TaskFilter, *, limit: int = COUNT_LIMIT) -> int:
         with self._database.reading() as db:
             return len(self._page(db, *_planned(db, where), limit, None))
+
+    def count_unfinished(
+        self, *, owner: str | None = None, limit: int = COUNT_LIMIT
+    ) -> Mapping[tuple[State, str], int]:
+        counts: dict[tuple[State, str], int] = {}
+        begin = ""
+        with self._database.reading() as db:
+            for _ in range(MAX_GROUPS):
+                query = "SELECT unfinished FROM tasks INDEXED BY tasks_unfinished WHERE unfinished >= ? ORDER BY unfinished LIMIT 1"
+                row = db.execute(query, (begin,)).fetchone()
+                if row is None:
+                    break
+                group = group_of(row[0])
+                prefix, begin = group_key(*group) + "/", group_key(*group) + AFTER
+                query = "SELECT count(*) FROM (SELECT 1 FROM tasks INDEXED BY tasks_unfinished WHERE {} LIMIT ?)"
+                if owner is None:
+                    found = db.execute(query.format("unfinished >= ? AND unfinished < ?"), (prefix, begin, limit))
+                else:
+                    found = db.execute(query.format("unfinished = ?"), (prefix + owner, limit))
+                counts[group] = found.fetchone()[0]
+        return {group: count for group, count in counts.items() if count}
 
     def delete(self, task_ids: Collection[TaskId]) -> int:
         deleted = 0
@@ -184,8 +206,8 @@ def insert_task(db: sqlite3.Connection, task: Task, encoded: Encoded | None = No
     """Insert a new task as version 1, with its event. False: the id exists."""
     head, core, bulk, tags, readers = encoded or encode_within_bounds(task, _encode)
     added = db.execute(
-        "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags, readers, queued, held)"
-        " VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags, :readers, :queued, :held)"
+        "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags, readers, queued, held, unfinished)"
+        " VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags, :readers, :queued, :held, :unfinished)"
         " ON CONFLICT (id) DO NOTHING",
         head,
     )
@@ -214,7 +236,7 @@ def _encode(document: Document) -> tuple[Encoded, int]:
     """Columns of `tasks`, both parts of the document, and the tokens of tags and readers; with the size of the parts in bytes."""
     bulk = encode_json(document.pop("bulk"))
     tags, readers = document.pop("tags"), document.pop("readers")
-    keys = {key: document.pop(key) for key in ("queued", "held")}
+    keys = {key: document.pop(key) for key in ("queued", "held", "unfinished")}
     core = encode_json(document)
     columns = ("_id", "state", "wake_at", "due_stage", "owner", "name")
     head = {**{key: document[key] for key in columns}, **keys, "tags": encode_json(tags).decode()}

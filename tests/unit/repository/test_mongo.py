@@ -161,7 +161,7 @@ def test_a_document_has_the_queried_fields_and_two_texts():
     raw, size = mongo._encode(to_document(task))
     document = bson.decode(raw.raw)
     assert size == len(raw.raw)
-    assert set(document) == {"_id", "version", "state", "readers", "core", "bulk"}, (
+    assert set(document) == {"_id", "version", "state", "readers", "unfinished", "core", "bulk"}, (
         "no field that is null, none that is never queried"
     )
     assert mongo._decode(document) == task
@@ -202,7 +202,7 @@ def test_tasks_of_an_older_release_are_found_by_their_owner(mongo_url):
         tasks = client.get_default_database()["tasks"]
         for task_id, owner in (("one", "ada"), ("two", "bob"), ("three", None)):
             raw, _ = mongo._encode(to_document(replace(a_task(task_id), owner=owner, version=Version(1))))
-            old = {key: value for key, value in bson.decode(raw.raw).items() if key != "readers"}
+            old = {key: value for key, value in bson.decode(raw.raw).items() if key not in ("readers", "unfinished")}
             tasks.insert_one(old)
         tasks.create_index("owner", name="owner")
         repository = MongoTaskRepository(
@@ -220,6 +220,8 @@ def test_tasks_of_an_older_release_are_found_by_their_owner(mongo_url):
         check()
         assert {d["_id"]: d["readers"] for d in tasks.find()} == {"one": ["u:ada"], "two": ["u:bob"], "three": []}
         assert "owner" not in tasks.index_information()
+        assert repository.count_unfinished() == {(State.QUEUED, ""): 3}
+        assert repository.count_unfinished(owner="ada") == {(State.QUEUED, ""): 1}
     repository.close()
 
 

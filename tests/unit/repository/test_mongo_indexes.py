@@ -248,6 +248,9 @@ def test_every_other_query_is_served_by_an_index(asked):
         TaskFilter(tags=(("k", ""),)),
     ):
         repository.count(where, limit=5)
+    repository._tasks._answer["unfinished"] = "RUNNING//ada"
+    repository.count_unfinished()
+    repository.count_unfinished(owner="ada")
     log._missing([(task, 1)])
     log.first_seq()
     log.last_seq()
@@ -278,4 +281,5 @@ def test_a_done_task_is_in_no_index_of_work(asked):
         "outbox",
         "queued",
         "held",
+        "unfinished",
     }

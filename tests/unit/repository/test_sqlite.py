@@ -256,6 +256,8 @@ def test_tasks_of_a_file_from_before_groups_are_found_by_their_owner(file, monke
             for where in (TaskFilter(access=Access(owner)), TaskFilter(states=STATES | {State.QUEUED}, owner=owner)):
                 page = repository.list(where, limit=9, after=None, view=View.MINIMAL)
                 assert [task.id for task in page.tasks] == expected
+        assert repository.count_unfinished() == {(State.QUEUED, ""): 3}
+        assert repository.count_unfinished(owner='b"o\\b') == {(State.QUEUED, ""): 1}
         task = repository.get(TaskId("two"), access=Access('b"o\\b'))
         assert repository.save(replace(task, state=State.RUNNING), seen=Version(1))
         assert repository.count(TaskFilter(states=STATES, access=Access('b"o\\b'))) == 1
