@@ -15,10 +15,10 @@ from typing import Final
 import flask
 
 from poiesis.api.extensions.context import Context
-from poiesis.api.ui import login, tasks
+from poiesis.api.ui import login, task, tasks
 from poiesis.api.ui.site import Ui
 
-_TOPICS: Final = (login, tasks)
+_TOPICS: Final = (login, tasks, task)
 
 
 def create_blueprint(context: Context) -> flask.Blueprint:
