@@ -16,12 +16,13 @@ CLIENTS ?= pydantic-tes cwl-tes snakemake snakemake7 toil generated schemathesis
 TEST_RUNNER ?= https://github.com/elixir-cloud-aai/openapi-test-runner
 TEST_RUNNER_COMMIT := 552ff3c
 SPROCKET := 0.33.0
+PROMETHEUS := v0.313.5
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help venv launcher launcher-build launcher-check demo up test large-log emulators browser screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs reference docs-test clean distclean
+.PHONY: monitoring help venv launcher launcher-build launcher-check demo up test large-log emulators browser screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs reference docs-test clean distclean
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
@@ -87,6 +88,16 @@ emulators: ## what tests need and no Python package has: OpenID providers, Azure
 	GOBIN=$(CURDIR)/.cache/emulators/bin go install github.com/fsouza/fake-gcs-server@v1.56.1
 	GOBIN=$(CURDIR)/.cache/emulators/zitadel go install github.com/zitadel/oidc/v3/example/server@v3.45.0
 	cp .cache/emulators/zitadel/server .cache/emulators/bin/zitadel-oidc-server
+
+# `go install` refuses a module whose go.mod excludes versions, so each is built from an empty module that requires it.
+MONITORING := .cache/monitoring
+monitoring: ## promtool and Prometheus, for the tests of alerts; needs go, and some minutes
+	@command -v go >/dev/null || { echo "monitoring: needs go" >&2; exit 1; }
+	mkdir -p $(MONITORING)/src
+	cd $(MONITORING)/src && { test -f go.mod || go mod init monitoring; } && \
+	  go get github.com/prometheus/prometheus/cmd/promtool@$(PROMETHEUS) github.com/prometheus/prometheus/cmd/prometheus@$(PROMETHEUS)
+	for program in promtool prometheus; do (cd $(MONITORING)/src && \
+	  go build -p 1 -tags remove_all_sd -trimpath -ldflags '-s -w' -o ../$$program github.com/prometheus/prometheus/cmd/$$program) || exit 1; done
 
 clients: $(CLIENTS:%=$(CLIENT_DIR)/%/.installed) ## TES clients for tests, each in an environment of its own (CLIENTS='toil snakemake' for some)
 

@@ -117,6 +117,12 @@ TASKS_ENDED = _counter(
 TASKS = _gauge(
     "poiesis_tasks", "Tasks that have not ended, by state, counted up to 10,000 for each, by the notifier.", "state"
 )
+PHASE_SECONDS = _histogram(
+    "poiesis_task_phase_duration_seconds",
+    "Duration of each phase of the tasks that have ended, of all attempts; `executor` is that of each executor.",
+    "phase",
+    buckets=LONG,
+)
 STAGED_BYTES = _counter(
     "poiesis_staged_bytes_total", "Bytes staged for tasks that have ended: `in` or `out`.", "direction"
 )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from poiesis.domain.history import Phase
+from poiesis.domain.states import Stage
 from poiesis.domain.task import Task
-from poiesis.metrics import STAGED_BYTES, STAGED_FILES, TASKS_ENDED, known_reason
+from poiesis.domain.timeline import timeline
+from poiesis.metrics import PHASE_SECONDS, STAGED_BYTES, STAGED_FILES, TASKS_ENDED, known_reason
 
 DIRECTIONS = (("in", "inputs"), ("out", "outputs"))
 
@@ -12,6 +15,17 @@ def count_saved(before: Task, saved: Task) -> None:
     """`before`: the task that the save replaced."""
     if saved.state.is_terminal and not before.state.is_terminal:
         _count_ended(saved)
+    for phase in ended_phases(before, saved):
+        if phase.end is not None:
+            PHASE_SECONDS.labels(phase.name.split(" ")[0]).observe((phase.end - phase.start).total_seconds())
+
+
+def ended_phases(before: Task, saved: Task) -> list[Phase]:
+    """What this save completed: all phases but the last cleanup when the task ends, and that when everything is gone."""
+    if not saved.state.is_terminal:
+        return []
+    ended, gone = not before.state.is_terminal, saved.stage is Stage.DONE and before.stage is not Stage.DONE
+    return [p for p in timeline(saved) if (gone if p.name == "cleanup" and p.attempt == saved.attempt else ended)]
 
 
 def _count_ended(task: Task) -> None:

@@ -152,6 +152,7 @@ def test_invented_methods_and_paths_make_one_series() -> None:
 @moves(
     "poiesis_tasks_ended_total",
     "poiesis_reconcile_duration_seconds",
+    "poiesis_task_phase_duration_seconds",
 )
 def test_a_task_ends() -> None:
     world = World(SMALL)
@@ -160,8 +161,16 @@ def test_a_task_ends() -> None:
     with (
         adds(1, "poiesis_tasks_ended_total", state="COMPLETE", reason=""),
         adds(1, "poiesis_reconcile_duration_seconds", reason="other_role"),
+        adds(1, "poiesis_task_phase_duration_seconds", phase="executor"),
+        adds(1, "poiesis_task_phase_duration_seconds", phase="queued"),
+        adds(0, "poiesis_task_phase_duration_seconds", phase="cleanup"),
     ):
         world.monitor()
+    with (
+        adds(0, "poiesis_task_phase_duration_seconds", phase="executor"),
+        adds(1, "poiesis_task_phase_duration_seconds", phase="cleanup"),
+    ):
+        world.to_the_end()
 
 
 @moves("poiesis_staged_bytes_total", "poiesis_staged_files_total")

@@ -127,7 +127,8 @@ def test_objects_are_unique_and_have_a_namespace(chart: Rendered):
     keys = [(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in chart.objects]
     assert len(keys) == len(set(keys))
     tasks = (chart.given.get("tasks") or {}).get("namespace", NAMESPACE)
-    assert {namespace for _, namespace, _ in keys} <= {NAMESPACE, tasks}
+    grafana = chart.given.get("metrics", {}).get("dashboards", {}).get("namespace", NAMESPACE)
+    assert {namespace for _, namespace, _ in keys} <= {NAMESPACE, tasks, grafana}
     assert all(len(name) <= 63 for _, _, name in keys)
 
 
@@ -521,10 +522,13 @@ def test_every_variable_of_every_role_is_a_setting(chart: Rendered, tmp_path):
 
 # Settings that are not values of the chart. Any of them can be set in `settings`, except those that the chart or the image determines.
 NOT_VALUES: Final = {
-    "of the embedded service only": "CREDENTIALS DIRECTORY RUNTIME MAX_PARALLEL MAX_PROCESSES VISIBLE_DIRECTORIES FILER__FILE_HIDDEN",
+    "of the embedded service only": (
+        "CREDENTIALS METRICS_LISTEN DIRECTORY RUNTIME MAX_PARALLEL MAX_PROCESSES VISIBLE_DIRECTORIES FILER__FILE_HIDDEN"
+    ),
     "secrets, which are mounted as files or come from Secrets": "MONGO_URI REDIS_URI LOGS__ACCESS_KEY LOGS__SECRET_KEY FILER__PROXY",
     "set by the service itself": "FILER__CACHE_DIR",
     "part of the image": "KUBERNETES__FILER_COMMAND KUBERNETES__INIT_COMMAND KUBERNETES__LAUNCHERS KUBERNETES__POKE_PATH",
+    "set in `settings`": "API__DASHBOARD__ENABLED API__DASHBOARD__SESSION_LIFETIME API__DASHBOARD__URL",
     "for a service outside of the cluster": "KUBERNETES__KUBECONFIG KUBERNETES__CONTEXT",
     "log collectors expect JSON": "LOG_FORMAT",
     "limits on a single request or task that protect the service: there is no reason of a site to change them": (
@@ -603,7 +607,7 @@ def test_listeners_and_ports_agree(chart: Rendered):
             listening += [kubernetes_settings(chart).poke_listen] if component == "monitor" else []
             assert ports == [int(address.rpartition(":")[2]) for address in listening]
         elif component == "api":
-            assert ports == [settings.api.port]
+            assert ports == [settings.api.port, int(settings.listen.rpartition(":")[2])]
 
 
 def test_the_values_configure_the_tasks(render: Callable[[str], Rendered]):
