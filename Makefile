@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: monitoring help venv launcher launcher-build launcher-check demo up test large-log emulators browser screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs reference docs-test clean distclean
+.PHONY: monitoring help venv launcher launcher-build launcher-check demo up test large-log emulators browser screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs reference docs-test clean distclean image-archive image-check upgrade-e2e
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
@@ -153,18 +153,38 @@ kueue-e2e: venv ## tests on a real cluster that has Kueue
 netpol-e2e: venv ## tests on a real cluster that enforces NetworkPolicy
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e/test_netpol.py --timeout 600 $(ARGS)
 
+upgrade-e2e: venv ## on a real cluster: install the version before, with OLD_IMAGE, then upgrade and roll back with tasks in flight
+	POIESIS_TEST_IMAGE=$(IMAGE) POIESIS_TEST_OLD_IMAGE=$(OLD_IMAGE) $(BIN)/pytest tests/e2e/test_upgrade.py --timeout 1200 $(ARGS)
+
 chaos: venv ## kill processes at every step on a real cluster, and count what was lost
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e -m chaos -s --timeout 1200 $(ARGS)
 
 bench: venv ## the benchmarks of bench/
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/python -m bench $(ARGS)
 
-image: launcher ## IMAGE from docker/Dockerfile, with the first builder found
-	@if [ -x $(CLUSTER)/build ]; then set -x; $(CLUSTER)/build -t $(IMAGE) -f docker/Dockerfile .; \
-	elif command -v docker >/dev/null; then set -x; docker build -t $(IMAGE) -f docker/Dockerfile .; \
-	elif command -v podman >/dev/null; then set -x; podman build -t $(IMAGE) -f docker/Dockerfile .; \
-	elif command -v buildah >/dev/null; then set -x; buildah build -t $(IMAGE) -f docker/Dockerfile .; \
+# One timestamp for all files, and by default the same for every commit, so that layers of earlier builds can be used again.
+SOURCE_DATE_EPOCH ?= 1767225600
+BUILD_ARGS = --build-arg VERSION=$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' poiesis/__init__.py) \
+	--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null) $(if $(BASE),--build-arg BASE=$(BASE)) $(ARGS) -f docker/Dockerfile .
+image: launcher ## IMAGE from docker/Dockerfile, with the first builder found (ARGS=--no-cache; BASE=python@sha256:… for another base)
+	@if [ -x $(CLUSTER)/build ]; then set -x; $(CLUSTER)/build -t $(IMAGE) --timestamp $(SOURCE_DATE_EPOCH) $(BUILD_ARGS); \
+	elif command -v docker >/dev/null; then set -x; SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) docker build -t $(IMAGE) $(BUILD_ARGS); \
+	elif command -v podman >/dev/null; then set -x; podman build -t $(IMAGE) --timestamp $(SOURCE_DATE_EPOCH) $(BUILD_ARGS); \
+	elif command -v buildah >/dev/null; then set -x; buildah build -t $(IMAGE) --timestamp $(SOURCE_DATE_EPOCH) $(BUILD_ARGS); \
 	else echo "image: found none of docker, podman, buildah" >&2; exit 1; fi
+
+OUT ?= build/image.tar
+image-archive: image ## IMAGE as the archive OUT
+	@mkdir -p $(dir $(OUT)) && rm -f $(OUT)
+	@if [ -x $(CLUSTER)/build ]; then BUILDAH_ISOLATION=chroot STORAGE_DRIVER=overlay STORAGE_OPTS= buildah push --quiet $(IMAGE) docker-archive:$(OUT):$(IMAGE); \
+	elif command -v docker >/dev/null; then docker save -o $(OUT) $(IMAGE); \
+	elif command -v podman >/dev/null; then podman save -q -o $(OUT) $(IMAGE); \
+	else buildah push --quiet $(IMAGE) docker-archive:$(OUT):$(IMAGE); fi
+
+image-check: venv ## build the image twice from scratch and compare the digests of the layers
+	$(MAKE) image-archive IMAGE=$(IMAGE)-1 ARGS=--no-cache OUT=build/image-1.tar
+	$(MAKE) image-archive IMAGE=$(IMAGE)-2 ARGS=--no-cache OUT=build/image-2.tar
+	$(BIN)/python -m release compare build/image-1.tar build/image-2.tar
 
 # The pins are kept until `make lock ARGS=--upgrade`. One resolution for every platform from Python 3.11 on; no index URL is written.
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \

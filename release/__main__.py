@@ -1,0 +1,7 @@
+"""`python -m release COMMAND`."""
+
+import sys
+
+from release.commands import main
+
+sys.exit(main())
