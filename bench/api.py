@@ -121,6 +121,7 @@ def _poiesis(*, stores: bool = False, **settings: Any) -> Any:
             usage=nothing,
             logs=nothing,
             webhooks=nothing,
+            sessions=nothing,
         ),
         **settings,
     )

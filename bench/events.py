@@ -108,6 +108,7 @@ def serve(directory: str, mongo: str | None, port: int) -> None:
         usage=cast(Any, None),
         logs=cast(Any, None),
         webhooks=cast(Any, None),
+        sessions=cast(Any, None),
     )
     run(create_app(services), settings, timedelta(seconds=10))
 

@@ -36,6 +36,7 @@ from poiesis.ports.idempotency import IdempotencyStore
 from poiesis.ports.logs import LogStore
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskRepository
+from poiesis.ports.sessions import SessionRepository
 from poiesis.ports.usage import UsageStore
 from poiesis.ports.webhooks import WebhookStore
 from poiesis.services.admission import Admitter, WaitingReasons
@@ -229,6 +230,16 @@ class Bootstrap(ExitStack):
         from poiesis.repository.mongo.keys import MongoKeyRepository
 
         return KeyService(MongoKeyRepository(self._mongo), self.clock, lifetime)
+
+    @cached_property
+    def sessions(self) -> SessionRepository:
+        if self.is_embedded:
+            from poiesis.repository.sqlite.sessions import SqliteSessionRepository
+
+            return SqliteSessionRepository(self._sqlite)
+        from poiesis.repository.mongo.sessions import MongoSessionRepository
+
+        return MongoSessionRepository(self._mongo)
 
     @cached_property
     def _sqlite(self) -> SqliteDatabase:
@@ -489,6 +500,7 @@ class Bootstrap(ExitStack):
             service=self.settings.service,
             describe=self.describe(),
             keys=self.keys,
+            sessions=self.sessions,
             ready=self.api_ready,
             events=self.events,
             logs=self.logs,

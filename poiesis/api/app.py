@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import flask
 import msgspec
@@ -49,6 +49,9 @@ from poiesis.api.streams import StreamLimits
 from poiesis.api.validation import VALIDATORS, TaskReader
 from poiesis.api.views import Views
 from poiesis.config import ApiSettings
+
+if TYPE_CHECKING:
+    from poiesis.api.ui import Dashboard
 
 THREADS: Final = 16
 """Concurrent service calls of one process: they block on the store, where more of them would only queue."""
@@ -85,13 +88,16 @@ def create_app(
         on_start()
         yield
         feed.close()
+        if dashboard is not None:
+            dashboard.close()
         await authenticator.close()
         threads.shutdown(wait=True, cancel_futures=True)
         await services.close()
 
+    dashboard = _dashboard(context, authenticator)
     gateway = partial(
         Gateway,
-        pages=_pages(context, authenticator, blueprints),
+        pages=_pages(services, dashboard, blueprints),
         ready=services.ready,
         threads=threads,
         settings=services.api,
@@ -102,7 +108,9 @@ def create_app(
     app = AsyncApp(
         __name__,
         lifespan=lifespan,
-        middlewares=_middlewares(services, requests, gateway, authenticator, validate_responses=validate_responses),
+        middlewares=_middlewares(
+            services, requests, gateway, authenticator, dashboard, validate_responses=validate_responses
+        ),
         resolver=Resolver(lambda operation_id: getattr(handlers, operation_id)),
         validator_map=VALIDATORS,
         validate_responses=validate_responses,
@@ -115,24 +123,32 @@ def create_app(
     return app
 
 
-def _pages(context: Context, authenticator: Authenticator, blueprints: Sequence[flask.Blueprint]) -> ASGIApp:
-    """Flask's pages, with the dashboard where the site has it."""
-    services = context.services
-    if services.api.dashboard.enabled:
-        from poiesis.api.ui import create_blueprint
+def _dashboard(context: Context, authenticator: Authenticator) -> Dashboard | None:
+    """None where the site has none: then nothing of it is imported."""
+    if not context.services.api.dashboard.enabled:
+        return None
+    from poiesis.api.ui import Dashboard
 
-        blueprints = (*blueprints, create_blueprint(context))
+    return Dashboard(context, authenticator)
+
+
+def _pages(services: Services, dashboard: Dashboard | None, blueprints: Sequence[flask.Blueprint]) -> ASGIApp:
+    """Flask's pages, with the dashboard where the site has it."""
+    if dashboard is not None:
+        blueprints = (*blueprints, dashboard.blueprint)
     flask_app = create_pages(services.service, services.api, services.describe, blueprints)
     pages = cast(ASGIApp, WSGIMiddleware(cast(Any, flask_app.wsgi_app), workers=PAGE_THREADS))
-    if not services.api.dashboard.enabled:
-        return pages
-    from poiesis.api.ui.gate import Gate
-
-    return Gate(pages, settings=services.api, authenticator=authenticator, limiter=services.limiter)
+    return pages if dashboard is None else dashboard.gate(pages)
 
 
 def _middlewares(
-    services: Services, requests: Any, gateway: Any, authenticator: Authenticator, *, validate_responses: bool
+    services: Services,
+    requests: Any,
+    gateway: Any,
+    authenticator: Authenticator,
+    dashboard: Dashboard | None,
+    *,
+    validate_responses: bool,
 ) -> list[Any]:
     """Outermost first."""
     return [
@@ -141,7 +157,12 @@ def _middlewares(
         gateway,
         _Documents,
         RoutingMiddleware,
-        partial(Authentication, authenticator=authenticator, limiter=services.limiter),
+        partial(
+            Authentication,
+            authenticator=authenticator,
+            limiter=services.limiter,
+            browser_user=None if dashboard is None else dashboard.api_visitor,
+        ),
         RequestValidationMiddleware,
         *((ResponseValidationMiddleware,) if validate_responses else ()),
         LifespanMiddleware,

@@ -16,7 +16,7 @@ import hmac
 import ipaddress
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
@@ -29,6 +29,7 @@ from poiesis.api.logins import LoginGate
 from poiesis.api.users import ANONYMOUS, Method, User
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
+from poiesis.domain.sessions import Session, SessionMethod
 from poiesis.services.keys import KeyService, is_key
 
 if TYPE_CHECKING:
@@ -41,6 +42,15 @@ _CHALLENGE: Final[Mapping[Method, str]] = {
     "oidc": 'Bearer realm="poiesis"',
     "api_key": 'ApiKey realm="poiesis"',
 }
+
+
+@dataclass(frozen=True)
+class Login:
+    """A user who has logged in, and what a session has to remember of how (`Session`)."""
+
+    user: User
+    method: SessionMethod
+    credential: str
 
 
 class Authenticator:
@@ -67,7 +77,7 @@ class Authenticator:
         """Return the user of a request that came from `address`. Raises: Refused, Unavailable."""
         if not self._methods:
             return ANONYMOUS
-        credentials = self._file.content() if self._file else Credentials()
+        credentials = self._content()
         given = {k.lower(): v for k, v in headers if k.lower() in (b"authorization", b"x-api-key")}
         scheme, _, value = given.get(b"authorization", b"").decode("latin-1").strip().partition(" ")
         value = value.strip()
@@ -90,6 +100,76 @@ class Authenticator:
             raise self._unauthenticated(problem, is_given=bool(given) or b"api_key=" in query)
         return user
 
+    # ---- logins in a browser, whose session counts while the credential does
+
+    async def password_login(self, name: str, password: str, address: str) -> Login | None:
+        """Raises: Refused."""
+        if "basic" not in self._methods:
+            return None
+        credentials = self._content()
+        user = await self._password(name, password, credentials, address)
+        return None if user is None else Login(user, "basic", _fingerprint(credentials, name))
+
+    async def key_login(self, secret: bytes, address: str) -> Login | None:
+        """By an API key, or a token of the credentials file. Raises: Refused, Unavailable."""
+        digest = hashlib.sha256(secret).hexdigest()
+        methods: tuple[SessionMethod, ...] = ("api_key", "bearer")
+        for method in methods:
+            user = await self._by_digest(method, digest, address)
+            if user is not None:
+                return Login(user, method, digest)
+        return None
+
+    async def token_login(self, token: bytes, issuer: str, address: str) -> Login:
+        """By an access token of a provider. Raises: Refused, Unavailable."""
+        user, problem = await self._bearer(token, Credentials(), address)
+        if user is None:
+            raise self._unauthenticated(problem, is_given=True)
+        return Login(user, "oidc", issuer)
+
+    async def still_user(self, session: Session, address: str) -> User | None:
+        """The user of a session with their rights of now; None where its credential no longer counts. Not for sessions of providers.
+
+        Raises: Refused, Unavailable.
+        """
+        user: User | None = None
+        if session.method == "basic" and "basic" in self._methods:
+            credentials = self._content()
+            if hmac.compare_digest(_fingerprint(credentials, session.user), session.credential):
+                found = credentials.passwords.get(session.user)
+                user = replace(found[0], method="basic") if found else None
+        elif session.method in ("api_key", "bearer"):
+            user = await self._by_digest(session.method, session.credential, address)
+        return user if user is not None and user.name == session.user else None
+
+    async def _by_digest(self, method: Method, digest: str, address: str) -> User | None:
+        if method not in self._methods:
+            return None
+        credentials = self._content()
+        found = (credentials.keys if method == "api_key" else credentials.tokens).get(bytes.fromhex(digest))
+        if found is not None:
+            return replace(found, method=method)
+        if method == "api_key" and self._keys is not None:
+            return await self._keys.user_of_digest(digest, credentials, address)
+        return None
+
+    def _content(self) -> Credentials:
+        return self._file.content() if self._file else Credentials()
+
+    @property
+    def is_required(self) -> bool:
+        """Whether a request needs credentials at all."""
+        return bool(self._methods)
+
+    @property
+    def verifier(self) -> Verifier | None:
+        """None: there are no providers."""
+        return self._verifier
+
+    @property
+    def attempts(self) -> Attempts:
+        return self._attempts
+
     async def close(self) -> None:
         self._logins.close()
         if self._verifier is not None:
@@ -102,8 +182,10 @@ class Authenticator:
             name, separator, password = base64.b64decode(value, validate=True).decode().partition(":")
         except ValueError:
             return None
-        if not separator:
-            return None
+        return await self._password(name, password, credentials, address) if separator else None
+
+    async def _password(self, name: str, password: str, credentials: Credentials, address: str) -> User | None:
+        """Raises: Refused."""
         # an unknown name takes as long as a known one
         user, salt, expected = credentials.passwords.get(name, (None, b"no such user", b""))
         is_right = await self._logins.check(
@@ -167,6 +249,12 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def _fingerprint(credentials: Credentials, name: str) -> str:
+    """Of a user's password: another one, or none, ends the sessions of the old one."""
+    _, salt, expected = credentials.passwords.get(name, (None, b"", b""))
+    return hashlib.sha256(salt + b"\0" + expected).hexdigest()
 
 
 def _found(secret: bytes, users: Mapping[bytes, User], method: Method) -> User | None:

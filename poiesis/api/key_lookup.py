@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Final
 
 from poiesis.api.attempts import Attempts, Rate
@@ -38,9 +40,16 @@ class KeyLookup:
 
     async def user(self, secret: bytes, credentials: Credentials, address: str) -> User | None:
         """The user of a key, None for one that does not exist or has expired. Raises: Refused, RepositoryUnavailable."""
+        return await self._user(partial(self._keys.find, secret), credentials, address)
+
+    async def user_of_digest(self, digest: str, credentials: Credentials, address: str) -> User | None:
+        """The same by the digest of a key."""
+        return await self._user(partial(self._keys.find_digest, digest), credentials, address)
+
+    async def _user(self, find: Callable[[], ApiKey | None], credentials: Credentials, address: str) -> User | None:
         self._attempts.take("key", address, UNKNOWN_KEYS)
         try:
-            key = await asyncio.get_running_loop().run_in_executor(self._threads, self._keys.find, secret)
+            key = await asyncio.get_running_loop().run_in_executor(self._threads, find)
         except PoiesisError:
             self._attempts.give_back("key", address, UNKNOWN_KEYS)
             raise

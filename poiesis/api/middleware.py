@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import partial
@@ -37,6 +37,10 @@ OPEN_OPERATIONS: Final = frozenset({"GetServiceInfo", "GetCapabilities"})
 """Clients call these before they know whether they need credentials."""
 REAUTHENTICATE: Final = "poiesis.reauthenticate"
 """Key of the ASGI scope: determines the user of the request again, for one that lasts. Raises: Refused."""
+LEAVES: Final = "poiesis.leaves"
+"""Key of the ASGI scope: the answer redirects to a configured OpenID provider, so its address stays as it is."""
+BrowserUser = Callable[[Scope], Awaitable[User | None]]
+"""The user of a session in a browser's cookie; None: there is none. Raises: Refused, Unavailable."""
 JSON: Final = b"application/json"
 MERGE_PATCH: Final = b"application/merge-patch+json"
 SECURITY_HEADERS: Final = {
@@ -87,7 +91,8 @@ class Gateway:
             nonlocal started, replaced
             if message["type"] == "http.response.start":
                 started = True
-                _make_redirect_relative(message)
+                if LEAVES not in scope:
+                    _make_redirect_relative(message)
                 headers = Headers(raw=message["headers"])
                 if (
                     message["status"] >= 400
@@ -148,8 +153,16 @@ class Gateway:
 class Authentication:
     """Determines the user of each operation of the API. Runs behind Connexion's routing, so that unknown paths are 404 and never 401."""
 
-    def __init__(self, app: ASGIApp, *, authenticator: Authenticator, limiter: RateLimiter | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        authenticator: Authenticator,
+        limiter: RateLimiter | None = None,
+        browser_user: BrowserUser | None = None,
+    ) -> None:
         self._app = app
+        self._browser_user = browser_user
         self._authenticator = authenticator
         self._limiter = limiter
 
@@ -175,13 +188,22 @@ class Authentication:
     async def _user(self, scope: Scope) -> User:
         """Raises: Refused."""
         address = client_network(scope)
-        scope[REAUTHENTICATE] = partial(self._authenticator.user, scope["headers"], scope["query_string"], address)
+        scope[REAUTHENTICATE] = partial(self._identify, scope, address)
         try:
             return await scope[REAUTHENTICATE]()  # type: ignore[no-any-return]
         except Refused as error:
             if error.status_code == 401 and self._limiter is not None:
                 await self._limiter.admit_address(address)
             raise
+
+    async def _identify(self, scope: Scope, address: str) -> User:
+        """Raises: Refused, Unavailable."""
+        headers = scope["headers"]
+        if self._browser_user is not None and not any(n in (b"authorization", b"x-api-key") for n, _ in headers):
+            user = await self._browser_user(scope)
+            if user is not None:
+                return user
+        return await self._authenticator.user(headers, scope["query_string"], address)
 
     async def _limited(self, user: User, scope: Scope, receive: Receive, send: Send) -> None:
         if self._limiter is None:

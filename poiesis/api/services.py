@@ -10,6 +10,7 @@ from poiesis.api.limits import RateLimiter
 from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
 from poiesis.ports.events import EventLog
+from poiesis.ports.sessions import SessionRepository
 from poiesis.services.keys import KeyService
 from poiesis.services.logs import LogService
 from poiesis.services.tasks import TaskService
@@ -47,6 +48,7 @@ class Services:
     webhooks: WebhookService = field(kw_only=True)
     keys: KeyService | None = None
     """None: there is no store for API keys."""
+    sessions: SessionRepository = field(kw_only=True)
 
     async def close(self) -> None:
         """Close what belongs to the application."""

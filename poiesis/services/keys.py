@@ -81,7 +81,11 @@ class KeyService:
 
     def find(self, secret: bytes) -> ApiKey | None:
         """The key with this secret; its use is recorded at most every RECORD_USE_EVERY. Raises: RepositoryUnavailable."""
-        key = self.repository.find(_digest(secret)) if is_key(secret) else None
+        return self.find_digest(_digest(secret)) if is_key(secret) else None
+
+    def find_digest(self, digest: str) -> ApiKey | None:
+        """The same by the SHA-256 of the secret."""
+        key = self.repository.find(digest)
         if key is None or self.has_expired(key):
             return None
         now = self.clock.now()

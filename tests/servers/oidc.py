@@ -31,7 +31,11 @@ RESOURCE: Final = "urn:poiesis"
 """The audience of the tokens that `cli` and `OidcServer.token` get."""
 TTL_S: Final = 600
 TIMEOUT_S: Final = 30.0
-REDIRECTS: Final = ("http://127.0.0.1/oidc/callback", "http://localhost/oidc/callback")
+REDIRECTS: Final = (
+    "http://127.0.0.1/oidc/callback",
+    "http://localhost/oidc/callback",
+    "http://127.0.0.1/ui/login/oidc/lab/callback",
+)
 """Of the client `dashboard`; any port."""
 
 
@@ -117,6 +121,24 @@ def make_keys(*algorithms: str) -> KeySet:
         else:
             made.append(RSAKey.generate_key(2048, parameters))
     return KeySet(made)
+
+
+def follow_forms(address: str, user: str, *, until: str) -> str:
+    """Log in as `user` at the provider's pages, and return the address with `until` in it that the browser is sent to in the end."""
+    with httpx.Client(timeout=TIMEOUT_S) as browser:
+        page = browser.get(address)
+        for _ in range(12):
+            if page.is_redirect:
+                target = urljoin(str(page.url), page.headers["location"])
+                if until in target:
+                    return target
+                page = browser.get(target)
+                continue
+            form = _form(page)
+            assert form is not None, page.text[-600:]
+            action, values = form
+            page = browser.post(urljoin(str(page.url), action), data={**values, "login": user, "password": "any"})
+    raise AssertionError("the provider's pages do not end")
 
 
 def _form(page: httpx.Response) -> tuple[str, dict[str, str]] | None:

@@ -14,6 +14,10 @@
 {{- $_ := set $c "POIESIS_API__MAX_STREAMS" $v.api.maxStreams -}}
 {{- $_ := set $c "POIESIS_API__MAX_STREAMS_PER_USER" $v.api.maxStreamsPerUser -}}
 {{- $_ := set $c "POIESIS_API__KEY_LIFETIME" $v.api.auth.keyLifetime -}}
+{{- $_ := set $c "POIESIS_API__DASHBOARD__ENABLED" $v.api.dashboard.enabled -}}
+{{- $tls := and $v.ingress.enabled $v.ingress.tls $v.ingress.host -}}
+{{- $_ := set $c "POIESIS_API__DASHBOARD__URL" ($v.api.dashboard.url | default (ternary (printf "https://%s" $v.ingress.host) "" (not (empty $tls)))) -}}
+{{- $_ := set $c "POIESIS_API__DASHBOARD__SESSION_LIFETIME" $v.api.dashboard.sessionLifetime -}}
 {{- $_ := set $c "POIESIS_API__CLIENT_SAFE_STATES" $v.api.clientSafeStates -}}
 {{- $_ := set $c "POIESIS_API__QUEUED_AS_INITIALIZING" $v.api.queuedAsInitializing -}}
 {{- $_ := set $c "POIESIS_API__PREEMPTED_AS_SYSTEM_ERROR" $v.api.preemptedAsSystemError -}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -39,6 +40,22 @@ def check_claims(claims: Claims, issuer: Issuer, now: float, *, must_expire: boo
     granted = claims.get("scope", claims.get("scp"))
     if not set(issuer.scopes) <= {scope for text in _texts(granted) for scope in text.split(" ")}:
         raise InsufficientScope(issuer.scopes)
+
+
+def check_id_token(claims: Claims, issuer: Issuer, nonce: str, now: float) -> None:
+    """OpenID Connect Core 1.0, section 3.1.3.7. Raises: TokenRefused."""
+    audience = _texts(claims.get("aud"))
+    if claims.get("iss") != issuer.url:
+        raise TokenRefused("the ID token is of another issuer")
+    if issuer.browser_client not in audience or claims.get("azp", issuer.browser_client) != issuer.browser_client:
+        raise TokenRefused("the ID token is for another client")
+    if (_time(claims, "exp") or 0.0) <= now - issuer.leeway_s or (_time(claims, "iat") or 0.0) > now + issuer.leeway_s:
+        raise TokenRefused("the ID token has expired, or is not valid yet")
+    given = claims.get("nonce")
+    if not isinstance(given, str) or not hmac.compare_digest(given.encode(), nonce.encode()):
+        raise TokenRefused("the ID token is of another login")
+    if not isinstance(claims.get("sub"), str) or not claims["sub"]:
+        raise TokenRefused("the ID token has no subject")
 
 
 def expiry(claims: Claims) -> float:

@@ -55,6 +55,7 @@ class Provider:
         self._clock = clock
         self._tls = issuer.tls()
         self._auth = httpx.BasicAuth(issuer.client_id or "", issuer.secret() or "")
+        self._browser_secret = issuer.browser_client_secret() if issuer.browser_client else None
         self._http: httpx.AsyncClient | None = None
         self._turns = asyncio.Semaphore(MAX_REQUESTS)
         self._endpoints: dict[str, str] = {}
@@ -103,6 +104,18 @@ class Provider:
         except _Rejected:
             return None
         return found if found.get("sub") == subject else None  # OpenID Connect Core 1.0, section 5.3.2
+
+    async def authorization_endpoint(self) -> str:
+        """Where browsers log in. Raises: ProviderUnavailable."""
+        return await self._endpoint("authorization_endpoint")
+
+    async def token(self, form: Mapping[str, str]) -> Claims:
+        """The answer of the token endpoint to the client for browsers. Raises: TokenRefused for a refused grant; ProviderUnavailable."""
+        client, secret = self.issuer.browser_client or "", self._browser_secret
+        auth = None if secret is None else httpx.BasicAuth(client, secret)
+        data = dict(form) if secret is not None else {**form, "client_id": client}
+        url = await self._endpoint("token_endpoint")
+        return await self._fetch("POST", url, data=data, auth=auth, refuses_by_400=True)
 
     async def close(self) -> None:
         if self._refreshing is not None:
@@ -163,8 +176,8 @@ class Provider:
             raise self._unavailable(f"its discovery document has no usable {name}")
         return self._endpoints[name]
 
-    async def _fetch(self, method: str, url: str, **options: Any) -> Claims:
-        """The JSON object at an address of the provider. Raises: ProviderUnavailable; _Rejected for 401 and 403."""
+    async def _fetch(self, method: str, url: str, *, refuses_by_400: bool = False, **options: Any) -> Claims:
+        """The JSON object at an address of the provider. Raises: ProviderUnavailable; _Rejected for 401 and 403; TokenRefused for 400."""
         if self._http is None:
             limits = httpx.Limits(max_connections=MAX_REQUESTS, max_keepalive_connections=2)
             self._http = httpx.AsyncClient(verify=self._tls, timeout=DEADLINE_S, limits=limits, follow_redirects=False)
@@ -185,6 +198,8 @@ class Provider:
         if response.status_code in (401, 403):
             log.warning("provider_rejected", extra={"issuer": self.issuer.name, "status": response.status_code})
             raise _Rejected(self.issuer)
+        if response.status_code == 400 and refuses_by_400:
+            raise TokenRefused("the provider refuses the code or the refresh token")
         if response.status_code != 200:
             raise self._unavailable(f"status {response.status_code}")
         try:

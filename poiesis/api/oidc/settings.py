@@ -73,6 +73,17 @@ class Issuer:
     """Public client for `poiesis login` (device flow), which the service advertises in its capabilities; None: users name one."""
     login_scope: str = "openid profile offline_access"
     """Scopes that `poiesis login` asks for, with the ones that tokens need."""
+    title: str | None = None
+    """What the button of the dashboard's login page calls the provider; None: `name`."""
+    browser_client: str | None = None
+    """Client for the login in the dashboard (authorization code flow with PKCE), registered at the provider with the redirect address
+    `https://SERVICE/ui/login/oidc/NAME/callback`; None: no button."""
+    browser_secret: str | None = field(default=None, repr=False)
+    """Of `browser_client`, unless it is a public client; better in a file."""
+    browser_secret_file: str | None = None
+    """Path of a file with the secret, read at start."""
+    browser_scope: str = "openid profile"
+    """Scopes that the dashboard asks for, with the ones that tokens need; with `offline_access` some providers issue refresh tokens."""
     ca_file: str | None = None
     """Certificates for the provider's own, where a private authority has signed it."""
 
@@ -84,6 +95,15 @@ class Issuer:
             return Path(self.client_secret_file).read_text(encoding="utf-8").strip()
         except (OSError, ValueError):
             raise ValueError(f"client_secret_file: cannot read {self.client_secret_file}") from None
+
+    def browser_client_secret(self) -> str | None:
+        """Raises: ValueError."""
+        if self.browser_secret_file is None:
+            return self.browser_secret
+        try:
+            return Path(self.browser_secret_file).read_text(encoding="utf-8").strip()
+        except (OSError, ValueError):
+            raise ValueError(f"browser_secret_file: cannot read {self.browser_secret_file}") from None
 
     def tls(self) -> ssl.SSLContext:
         """Raises: ValueError."""
@@ -151,6 +171,8 @@ def _check(issuer: Issuer) -> None:
         )
     if issuer.introspection != "never" and not (issuer.client_id and issuer.secret()):
         raise ValueError("introspection: needs client_id, and client_secret or client_secret_file")
+    if issuer.browser_client and "openid" not in issuer.browser_scope.split():
+        raise ValueError("browser_scope: must contain openid")
     if issuer.admin_values and not (issuer.admin_claims or issuer.group_claims):
         raise ValueError("admin_values: needs admin_claims or group_claims")
     try:

@@ -84,6 +84,10 @@ class Verifier:
             return await self._remembered(provider, token, parsed.claims, address)
         return self._user(parsed.claims, provider.issuer)
 
+    def browser_providers(self) -> dict[str, Provider]:
+        """Those with a client for logins in a browser, by name."""
+        return {p.issuer.name: p for p in self._providers.values() if p.issuer.browser_client}
+
     async def close(self) -> None:
         for provider in self._providers.values():
             await provider.close()

@@ -1,6 +1,7 @@
 """The dashboard at /ui: pages rendered by Flask, usable without JavaScript; htmx and events make them live (docs/dashboard.md).
 
-    gate       in front of the pages, in the event loop: the user of a request, static files, login and logout
+    gate       in front of the pages, in the event loop: the user of a request, static files
+    entrance   logging in and out; `session`: what a login leaves
     site       what the modules of pages share: registration, rendering, CSRF tokens, errors
     one module for each topic: `tasks`, …
 
@@ -12,19 +13,49 @@ from __future__ import annotations
 
 from typing import Final
 
-import flask
+from starlette.types import ASGIApp, Scope
 
+from poiesis.api.auth import Authenticator
 from poiesis.api.extensions.context import Context
 from poiesis.api.ui import login, task, tasks
+from poiesis.api.ui.entrance import Entrance
+from poiesis.api.ui.gate import Gate
+from poiesis.api.ui.session import Sessions
 from poiesis.api.ui.site import Ui
+from poiesis.api.users import User
 
 _TOPICS: Final = (login, tasks, task)
 
 
-def create_blueprint(context: Context) -> flask.Blueprint:
-    """All pages of the dashboard."""
-    ui = Ui(context)
-    for topic in _TOPICS:
-        topic.register(ui)
-    ui.finish()
-    return ui.blueprint
+class Dashboard:
+    """All of it, for the application: `blueprint` has the pages."""
+
+    def __init__(self, context: Context, authenticator: Authenticator) -> None:
+        services = context.services
+        self._authenticator = authenticator
+        self._settings = services.api
+        self._limiter = services.limiter
+        self._sessions = Sessions(services.sessions, authenticator, services.api, services.tasks.clock)
+        ui = Ui(context)
+        for topic in _TOPICS:
+            topic.register(ui)
+        ui.finish()
+        self.blueprint = ui.blueprint
+
+    def gate(self, pages: ASGIApp) -> ASGIApp:
+        """`pages` behind the gate."""
+        entrance = Entrance(self._settings, self._authenticator, self._sessions)
+        return Gate(
+            pages,
+            authenticator=self._authenticator,
+            sessions=self._sessions,
+            entrance=entrance,
+            limiter=self._limiter,
+        )
+
+    async def api_visitor(self, scope: Scope) -> User | None:
+        """The user of a session for a request to the API (`Sessions.api_visitor`)."""
+        return await self._sessions.api_visitor(scope)
+
+    def close(self) -> None:
+        self._sessions.close()

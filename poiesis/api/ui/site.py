@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +16,7 @@ from poiesis.api.extensions.context import Context
 from poiesis.api.requests import REQUEST
 from poiesis.api.ui.assets import assets
 from poiesis.api.ui.formats import FILTERS
-from poiesis.api.ui.gate import is_unauthenticated
-from poiesis.api.ui.visit import VISIT, Visit
+from poiesis.api.ui.visit import VISIT, Visit, is_csrf_token
 from poiesis.api.users import User
 from poiesis.observability import current_request_id
 
@@ -161,7 +159,7 @@ def _scope() -> dict[str, Any]:
 def _refuse() -> None:
     """Raises: what the gate refuses, and requests that change something without the right or the token."""
     visit = current_visit()
-    if visit.error is not None and (visit.user is not None or not is_unauthenticated(visit.error)):
+    if visit.error is not None:
         raise visit.error
     _scope()[REQUEST].operation = flask.request.endpoint
     if flask.request.method not in ("GET", "HEAD", "OPTIONS"):
@@ -174,7 +172,7 @@ def _refuse() -> None:
 
 def check_csrf(visit: Visit, token: str) -> None:
     """Raises: Refused."""
-    if not hmac.compare_digest(token.encode(), visit.csrf.encode()):
+    if not is_csrf_token(token, visit.csrf):
         raise Refused(
             403,
             "This form is out of date: you have logged in or out since it was opened. Go back, reload the page and try again.",

@@ -138,6 +138,18 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         """UPDATE tasks SET unfinished = state || CASE WHEN queued IS NULL THEN '//' ELSE '/Queued/' END || coalesce(owner, '')
             WHERE state IN ('QUEUED', 'INITIALIZING', 'RUNNING', 'CANCELING')""",
     ),
+    (
+        """CREATE TABLE sessions (
+            digest TEXT NOT NULL PRIMARY KEY,
+            "user" TEXT NOT NULL,
+            created_at TEXT NOT NULL,
+            expires_at TEXT NOT NULL,
+            version INTEGER NOT NULL,
+            core TEXT NOT NULL -- JSON of all
+        ) WITHOUT ROWID""",
+        'CREATE INDEX sessions_by_user ON sessions ("user", created_at)',
+        "CREATE INDEX sessions_by_end ON sessions (expires_at)",
+    ),
 )
 """Statements that take the file from version i to i + 1 (`PRAGMA user_version`)."""
 

@@ -145,6 +145,7 @@ def main() -> None:
     from poiesis.repository.sqlite.database import SqliteDatabase
     from poiesis.repository.sqlite.events import SqliteEventLog
     from poiesis.repository.sqlite.idempotency import SqliteIdempotencyStore
+    from poiesis.repository.sqlite.sessions import SqliteSessionRepository
     from poiesis.repository.sqlite.tasks import SqliteTaskRepository
     from poiesis.repository.sqlite.usage import SqliteUsageStore
     from poiesis.repository.sqlite.webhooks import SqliteWebhookStore
@@ -169,7 +170,17 @@ def main() -> None:
     events, logs = SqliteEventLog(database), LogService(repository, SystemClock())
     usage = UsageService(events, SqliteUsageStore(database), SystemClock(), ())
     services = Services(
-        tasks, policy, settings, ServiceSettings(), "", lambda: None, events, usage=usage, webhooks=webhooks, logs=logs
+        tasks,
+        policy,
+        settings,
+        ServiceSettings(),
+        "",
+        lambda: None,
+        events,
+        usage=usage,
+        webhooks=webhooks,
+        logs=logs,
+        sessions=SqliteSessionRepository(database),
     )
     serve(create_app(services, on_start=partial(end_within_after_signal, grace)), settings, grace)
 

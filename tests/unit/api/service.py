@@ -29,6 +29,7 @@ from poiesis.testing.idempotency import MemoryIdempotencyStore
 from poiesis.testing.keys import MemoryKeyRepository
 from poiesis.testing.queue import RecordingQueue
 from poiesis.testing.repository import MemoryTaskRepository
+from poiesis.testing.sessions import MemorySessionRepository
 from poiesis.testing.usage import MemoryUsageStore
 from tests.unit.api.event_log import ListEventLog
 
@@ -54,6 +55,7 @@ class Site:
     limiter: RateLimiter | None = None
     webhook_store: WebhookStore | None = None
     keys: KeyService | None = None
+    sessions: MemorySessionRepository = field(default_factory=MemorySessionRepository)
 
     def __post_init__(self) -> None:
         self.keys = self.keys or KeyService(MemoryKeyRepository(), self.clock, self.api.key_lifetime)
@@ -80,6 +82,7 @@ class Site:
             usage=UsageService(self.events, MemoryUsageStore(), self.clock, ("project",)),
             webhooks=self.webhooks,
             keys=self.keys,
+            sessions=self.sessions,
         )
 
     def ready(self) -> None:

@@ -142,12 +142,12 @@ class TestTheStartPage:
         assert words in Site(api=ApiSettings(auth=(auth,), credentials_file=str(file))).client.get("/").text
 
     def test_other_pages_can_be_mounted(self, site: Site) -> None:
-        dashboard = flask.Blueprint("dashboard", __name__)
-        dashboard.get("/ui/")(lambda: "tasks")
-        client = create_app(site.services(), blueprints=[dashboard]).test_client(base_url="http://127.0.0.1:8000")
-        assert client.get("/ui/").text == "tasks"
-        assert_error(client.get("/ui/none"), 404, "not_found")
-        assert_error(client.post("/ui/"), 405, "method_not_allowed")
+        others = flask.Blueprint("others", __name__)
+        others.get("/more/")(lambda: "tasks")
+        client = create_app(site.services(), blueprints=[others]).test_client(base_url="http://127.0.0.1:8000")
+        assert client.get("/more/").text == "tasks"
+        assert_error(client.get("/more/none"), 404, "not_found")
+        assert_error(client.post("/more/"), 405, "method_not_allowed")
 
     def test_refuses_large_bodies(self) -> None:
         site = Site(api=ApiSettings(max_body_bytes=10))

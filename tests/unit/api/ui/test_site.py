@@ -9,7 +9,7 @@ import re
 import pytest
 
 from poiesis.api.ui import assets
-from poiesis.api.ui.gate import next_path
+from poiesis.api.ui.visit import next_path
 from poiesis.config import ApiSettings, DashboardSettings
 from poiesis.domain.errors import ConfigurationError
 from tests.unit.api.service import Site
