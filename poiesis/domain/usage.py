@@ -23,6 +23,7 @@ def usage_of(task: Task) -> Mapping[str, float]:
     | `cpu_seconds` | used by the commands |
     | `cpu_core_seconds_requested` | `cpu_cores` times `running_seconds` |
     | `ram_gb_seconds_requested` | `ram_gb` times `running_seconds` |
+    | `cpu_core_seconds_idle`, `ram_gb_seconds_idle` | what was requested and not used; of memory, more than the peak |
     | `peak_memory_bytes` | the largest of any command |
     | `output_bytes` | of all files uploaded |
     """
@@ -34,13 +35,18 @@ def usage_of(task: Task) -> Mapping[str, float]:
     cores = resources.cpu_cores if resources else None
     cpu = _numbers(task, _CPU_SECONDS)
     memory = _numbers(task, _PEAK_MEMORY)
+    peak = max(memory, default=None)
+    asked_cores = None if cores is None else cores * running
+    idle_ram = None if task.ram_gb is None or peak is None else max(0.0, task.ram_gb - peak / 1e9) * running
     figures = {
         "waiting_seconds": _seconds(task.created_at, begun),
         "running_seconds": running,
         "cpu_seconds": sum(cpu) if cpu else None,
-        "cpu_core_seconds_requested": None if cores is None else cores * running,
+        "cpu_core_seconds_requested": asked_cores,
+        "cpu_core_seconds_idle": None if asked_cores is None or not cpu else max(0.0, asked_cores - sum(cpu)),
         "ram_gb_seconds_requested": None if task.ram_gb is None else task.ram_gb * running,
-        "peak_memory_bytes": max(memory, default=None),
+        "ram_gb_seconds_idle": idle_ram,
+        "peak_memory_bytes": peak,
         "output_bytes": float(sum(item.size_bytes for item in task.log.outputs)),
     }
     return {name: value for name, value in figures.items() if value is not None}

@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from poiesis.domain.decide.admission import admit, is_held, is_queued, refuse
 from poiesis.domain.decide.stages import plan_of
@@ -27,7 +27,7 @@ from poiesis.domain.errors import PoiesisError, QueueUnavailable, UnknownTask
 from poiesis.domain.fair_share import SITE, Account, Candidate, Ledger, Pool, Queue, QueueKey, decide, ordinal, why
 from poiesis.domain.plan import first_stages
 from poiesis.domain.policy import Policy
-from poiesis.domain.quotas import Amount
+from poiesis.domain.quotas import Amount, Caps
 from poiesis.domain.states import Stage
 from poiesis.domain.task import Task, TaskId
 from poiesis.metrics import (
@@ -61,6 +61,7 @@ REPORT_EVERY: Final = timedelta(seconds=1)
 MAX_USERS: Final = 10_000  # whose past usage is remembered
 MAX_POOLS: Final = 10_000  # in the report
 MAX_PLACE: Final = 1000
+MAX_SHOWN: Final = 50  # pools
 MAX_RACES: Final = 20
 MAX_HINTS: Final = 100_000
 
@@ -303,6 +304,17 @@ class Admitter:
         ADMISSION_FULL.set(ledger.is_full())
 
 
+class PoolUse(NamedTuple):
+    """What tasks in flight hold of a quota. `share`: of the site, the largest part of any of its caps; None: the site has no cap.
+    `weight` None: it has none of its own."""
+
+    pool: Pool
+    held: Amount
+    caps: Caps
+    share: float | None
+    weight: float | None
+
+
 class WaitingReasons:
     """Why a queued task waits, and its place in its queue: computed for each reader from the admitter's report, never written."""
 
@@ -326,6 +338,23 @@ class WaitingReasons:
         metadata: dict[str, Any] = {**task.log.metadata, "waiting_reason": text}
         since = task.stage_since or task.created_at
         return replace(task, waiting=text, waiting_since=since, log=replace(task.log, metadata=metadata))
+
+    def pools(self, user: str | None, groups: Sequence[str]) -> list[PoolUse]:
+        """The quotas of a user and of `groups`; user None: all that hold something, and the site's. Raises: RepositoryUnavailable."""
+        ledger, rules = self._current(), self._policy.admission
+        if user is None:
+            order = {"site": 0, "class": 1, "group": 2, "user": 3}
+            held = {pool for pool, amount in ledger.sums.items() if amount != Amount()} - {SITE}
+            found = [SITE, *sorted(held, key=lambda p: (order[p.kind], -ledger.sum(p).tasks, p.name))]
+        else:
+            found = [Pool("user", user), *(Pool("group", group) for group in rules.groups_with_caps(groups))]
+        shown = []
+        for pool in found[:MAX_SHOWN]:
+            sums = ledger.sum(pool)
+            parts = [held / max(cap, 1) for held, cap in zip(sums, rules.site.caps, strict=True) if cap is not None]
+            weight = rules.weight(pool.name, groups if user else ()) if pool.kind == "user" else None
+            shown.append(PoolUse(pool, sums, ledger.caps(pool), max(parts, default=None), weight))
+        return shown
 
     def _current(self) -> Ledger:
         now = self._clock.now()

@@ -1,17 +1,25 @@
 """Who has used how much: hourly sums of the figures in the events of tasks that have ended.
 
 The sums of each hour that is over are stored, by whichever process asks for usage next, or by a job that calls `roll_up`; they are computed
-from the events alone, so doing it again after a crash, or in two processes, gives the same. The last hours are summed from their events.
+from the events alone, so doing it again after a crash, or in two processes, gives the same. The last hours are summed from their events,
+each of which is read once by a process.
+
+Beside the figures of `domain.usage`, sums have counts that only the overview shows: `ended:STATE`, `failed:REASON`, and `waited:SECONDS` of
+tasks that waited for at most so long (one of WAIT_BOUNDS, or `more`).
 """
 
 from __future__ import annotations
 
+import re
 import threading
+from bisect import bisect_left
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
 
+from poiesis.domain.states import State
 from poiesis.ports.clock import Clock
 from poiesis.ports.events import Event, EventLog
 from poiesis.ports.usage import HOUR, Kind, UsageStore, Use
@@ -21,12 +29,19 @@ SETTLE: Final = timedelta(minutes=5)
 HOURS_AT_ONCE: Final = 24
 RELAYED_AT_ONCE: Final = 500
 MAX_OPEN: Final = 3 * HOUR  # that is summed on request
-OPEN_FOR: Final = timedelta(seconds=30)  # how old sums of hours that are not over may be
+OPEN_FOR: Final = timedelta(seconds=3)  # how old sums of hours that are not over may be
+EVENTS_AT_ONCE: Final = 500
+MAX_BEHIND: Final = 20_000  # events of all kinds; after more, only the ends of tasks are read
+WAIT_BOUNDS: Final = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
+MAX_KEPT: Final = 256
+"""Owners whose stored hours are kept in memory."""
 MAX_VALUES: Final = 1_000
 """Of a tag in one hour; the tasks with further values are summed as OTHER."""
 OTHER: Final = "(other)"
 MAX_NAME: Final = 256
 _LARGEST: Final = "peak_memory_bytes"
+_FAILED: Final = frozenset({State.EXECUTOR_ERROR, State.SYSTEM_ERROR, State.PREEMPTED})
+_WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _Key = tuple[datetime, Kind, str, str]
 
 
@@ -38,6 +53,41 @@ class Usage:
     uses: Mapping[str, Mapping[str, float]]
 
 
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True)
+class ByHour:
+    """`until`: the time up to which the sums are complete. `hours`: what ended in each; `names`: of each user in the whole period."""
+
+    until: datetime
+    hours: Mapping[datetime, Mapping[str, float]]
+    names: Mapping[str, Mapping[str, float]]
+
+
+class _Open:
+    """Sums of hours that are not over, from `since` on, of all events up to number `seq`, as of `at`."""
+
+    def __init__(self, since: datetime, seq: int) -> None:
+        self.since = self.at = since
+        self.seq = seq
+        self._sums: dict[_Key, Figures] = {}
+        self._values: dict[tuple[datetime, str], set[str]] = {}
+
+    def add(self, event: Event, tags: Sequence[str]) -> None:
+        for key in _keys(event, tags, self._values):
+            _add(self._sums.setdefault(key, {}), _figures(event))
+
+    def drop_before(self, since: datetime) -> None:
+        self.since = since
+        self._sums = {key: figures for key, figures in self._sums.items() if key[0] >= since}
+        self._values = {key: values for key, values in self._values.items() if key[0] >= since}
+
+    @property
+    def uses(self) -> list[Use]:
+        return [Use(*key, figures) for key, figures in self._sums.items()]
+
+
 @dataclass(eq=False)
 class UsageService:
     """`tags`: the keys of tags that usage is summed by."""
@@ -46,8 +96,12 @@ class UsageService:
     store: UsageStore
     clock: Clock
     tags: Sequence[str]
-    _open: tuple[datetime, datetime, list[Use]] | None = field(default=None, init=False)
+    _open: _Open | None = field(default=None, init=False)
+    _stored: OrderedDict[str | None, tuple[tuple[datetime, datetime], ByHour]] = field(
+        default_factory=OrderedDict, init=False
+    )
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _opening: threading.Lock = field(default_factory=threading.Lock, init=False)
     _rolling: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     def roll_up(self) -> int:
@@ -81,20 +135,42 @@ class UsageService:
         )
         until = end
         if end > rolled:
-            at, since, open_uses = self._open_uses(rolled)
+            at, since, open_uses = self._open_uses(rolled, kind, begin, end, owner)
             until = min(end, at) if since <= max(rolled, begin) else rolled
-            found += [
-                use
-                for use in open_uses
-                if use.kind is kind
-                and begin <= use.hour < end
-                and owner in (None, use.owner)
-                and (names is None or use.name in names)
-            ]
-        sums: dict[str, dict[str, float]] = {}
+            found += [use for use in open_uses if names is None or use.name in names]
+        sums: dict[str, Figures] = {}
         for use in found:
-            _add(sums.setdefault(use.name, {}), use.figures)
+            _add(sums.setdefault(use.name, {}), {name: value for name, value in use.figures.items() if ":" not in name})
         return Usage(until, sums)
+
+    def by_hour(self, begin: datetime, end: datetime, *, owner: str | None = None) -> ByHour:
+        """What tasks of one owner or all have used in each hour of a period of whole hours. Stores nothing, unlike `usage`."""
+        rolled = max(begin, min(end, self.store.rolled_until() or self._first_hour() or begin))
+        stored = self._stored_hours(begin, rolled, owner)
+        if rolled == end:
+            return stored
+        at, since, open_uses = self._open_uses(rolled, Kind.USER, begin, end, owner)
+        added = _by_hour(min(end, at) if since <= rolled else rolled, open_uses)
+        names = {name: dict(figures) for name, figures in stored.names.items()}
+        for name, figures in added.names.items():
+            _add(names.setdefault(name, {}), figures)
+        return ByHour(added.until, {**stored.hours, **added.hours}, names)
+
+    def _stored_hours(self, begin: datetime, end: datetime, owner: str | None) -> ByHour:
+        """They do not change, so those of the last period are kept."""
+        with self._lock:
+            kept = self._stored.get(owner)
+            if kept is not None and kept[0] == (begin, end):
+                self._stored.move_to_end(owner)
+                return kept[1]
+        uses = self.store.between(Kind.USER, begin, end, owner=owner) if begin < end else ()
+        found = _by_hour(end, uses)
+        with self._lock:
+            self._stored[owner] = ((begin, end), found)
+            self._stored.move_to_end(owner)
+            while len(self._stored) > MAX_KEPT:
+                self._stored.popitem(last=False)
+        return found
 
     def _catch_up(self) -> None:
         """A bounded part of the hours that are over, in one thread at a time."""
@@ -107,39 +183,89 @@ class UsageService:
             finally:
                 self._rolling.release()
 
-    def _open_uses(self, rolled: datetime) -> tuple[datetime, datetime, list[Use]]:
-        """When they were summed, from when on, and the sums of the hours since then."""
-        with self._lock:
+    def _open_uses(
+        self, rolled: datetime, kind: Kind, begin: datetime, end: datetime, owner: str | None
+    ) -> tuple[datetime, datetime, list[Use]]:
+        """When they were summed, from when on, and those sums of the hours since then that are asked for."""
+        with self._opening:
             now = self.clock.now()
             since = max(rolled, hour_of(now - MAX_OPEN))
-            if self._open is None or self._open[1] != since or now - self._open[0] > OPEN_FOR:
-                self._open = (now, since, self._sums(self.events.ended_between(since, now)))
-            return self._open
+            if self._open is None or self._open.since > since or self._open.at + OPEN_FOR <= now:
+                self._open = self._follow(self._open, since)
+                self._open.at = now
+            elif self._open.since < since:
+                self._open.drop_before(since)
+            found = [
+                use
+                for use in self._open.uses
+                if use.kind is kind and begin <= use.hour < end and owner in (None, use.owner)
+            ]
+            return self._open.at, since, found
+
+    def _follow(self, known: _Open | None, since: datetime) -> _Open:
+        """Add the events since the last one that was summed, or begin again where that is more work."""
+        last = self.events.last_seq()
+        if known is None or known.since > since or last - known.seq > MAX_BEHIND:
+            made = _Open(since, last)
+            for event in self.events.ended_between(since, datetime.max.replace(tzinfo=since.tzinfo)):
+                if event.seq <= last:
+                    made.add(event, self.tags)
+            return made
+        known.drop_before(since)
+        while known.seq < last:
+            events = self.events.after(known.seq, limit=EVENTS_AT_ONCE)
+            for event in events:
+                if event.state.is_terminal and event.at >= since:
+                    known.add(event, self.tags)
+            known.seq = events[-1].seq if events else last
+        return known
 
     def _first_hour(self) -> datetime | None:
         oldest = self.events.after(self.events.first_seq() - 1, limit=1)
         return hour_of(oldest[0].at) if oldest else None
 
     def _sums(self, events: Iterable[Event]) -> list[Use]:
-        sums: dict[_Key, dict[str, float]] = {}
+        sums: dict[_Key, Figures] = {}
         values: dict[tuple[datetime, str], set[str]] = {}
         for event in events:
-            for key in self._keys(event, values):
-                _add(sums.setdefault(key, {}), {"tasks": 1.0, **event.usage})
+            for key in _keys(event, self.tags, values):
+                _add(sums.setdefault(key, {}), _figures(event))
         return [Use(*key, figures) for key, figures in sums.items()]
 
-    def _keys(self, event: Event, values: dict[tuple[datetime, str], set[str]]) -> Iterator[_Key]:
-        hour, owner = hour_of(event.at), event.owner or ""
-        yield hour, Kind.USER, owner, owner
-        for group in dict.fromkeys(event.groups):
-            yield hour, Kind.GROUP, group, ""
-        for tag in self.tags:
-            if tag in event.tags:
-                known, value = values.setdefault((hour, tag), set()), event.tags[tag]
-                if value not in known and len(known) >= MAX_VALUES:
-                    value = OTHER
-                known.add(value)
-                yield hour, Kind.TAG, f"{tag}={value}"[:MAX_NAME], owner
+
+def _keys(event: Event, tags: Sequence[str], values: dict[tuple[datetime, str], set[str]]) -> Iterator[_Key]:
+    hour, owner = hour_of(event.at), event.owner or ""
+    yield hour, Kind.USER, owner, owner
+    for group in dict.fromkeys(event.groups):
+        yield hour, Kind.GROUP, group, ""
+    for tag in tags:
+        if tag in event.tags:
+            known, value = values.setdefault((hour, tag), set()), event.tags[tag]
+            if value not in known and len(known) >= MAX_VALUES:
+                value = OTHER
+            known.add(value)
+            yield hour, Kind.TAG, f"{tag}={value}"[:MAX_NAME], owner
+
+
+def _figures(event: Event) -> Figures:
+    figures = {"tasks": 1.0, **event.usage, f"ended:{event.state.value}": 1.0}
+    if event.state in _FAILED:
+        word = (event.reason or "").split(":")[0]
+        figures[f"failed:{word if _WORD.fullmatch(word) else 'Other'}"] = 1.0
+    waited = event.usage.get("waiting_seconds")
+    if waited is not None:
+        place = bisect_left(WAIT_BOUNDS, waited)
+        figures[f"waited:{WAIT_BOUNDS[place] if place < len(WAIT_BOUNDS) else 'more'}"] = 1.0
+    return figures
+
+
+def _by_hour(until: datetime, uses: Iterable[Use]) -> ByHour:
+    hours: dict[datetime, Figures] = {}
+    names: dict[str, Figures] = {}
+    for use in uses:
+        _add(hours.setdefault(use.hour, {}), use.figures)
+        _add(names.setdefault(use.name, {}), use.figures)
+    return ByHour(until, hours, names)
 
 
 def hour_of(at: datetime) -> datetime:

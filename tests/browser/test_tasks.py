@@ -9,8 +9,7 @@ def test_the_list_in_light_dark_and_narrow_without_a_finding(site, browser, show
     ended, running = site.create("align sample 1"), site.create("a task with a rather long name " * 4)
     site.move(ended, State.INITIALIZING, State.RUNNING, State.COMPLETE)
     site.move(running, State.INITIALIZING, State.RUNNING)
-    browser.get(f"{site.url}/ui")
-    assert browser.current_url == f"{site.url}/ui/tasks"
+    browser.get(f"{site.url}/ui/tasks")
     for kind in ("light", "dark", "narrow"):
         show(kind)
         assert_accessible(browser)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from poiesis.domain.task import TaskId
 from poiesis.ports.events import Event
 from poiesis.ports.usage import HOUR, Kind
 from poiesis.services import usage as module
-from poiesis.services.usage import OTHER, UsageService
+from poiesis.services.usage import OTHER, UsageService, hour_of
 from poiesis.testing.clock import ManualClock
 from poiesis.testing.usage import MemoryUsageStore
 
@@ -31,7 +32,8 @@ class Log:
     def end(self, at: datetime, owner: str | None = "ada", **more: Any) -> None:
         usage = more.pop("usage", {"cpu_seconds": 2.0, "peak_memory_bytes": 5.0})
         seq = len(self.events) + 1
-        self.events.append(Event(seq, TaskId(f"t{seq}"), 5, State.COMPLETE, at, owner=owner, usage=usage, **more))
+        state = more.pop("state", State.COMPLETE)
+        self.events.append(Event(seq, TaskId(f"t{seq}"), 5, state, at, owner=owner, usage=usage, **more))
 
     def first_seq(self) -> int:
         return 1
@@ -151,9 +153,75 @@ def test_the_open_hour_is_read_from_the_events_and_kept_for_a_while(world: World
     assert found.until == NOON + 30 * MINUTE
     world.service.usage(Kind.TAG, NOON, NOON + 9 * HOUR)
     assert world.log.reads == 1
+    world.log.end(NOON + 31 * MINUTE, usage={})
     world.clock.advance(MINUTE)
-    assert world.service.usage(Kind.USER, NOON, NOON + 9 * HOUR).until == NOON + 31 * MINUTE
+    found = world.service.usage(Kind.USER, NOON, NOON + 9 * HOUR)
+    assert (found.until, found.uses["ada"]["tasks"], world.log.reads) == (NOON + 31 * MINUTE, 2.0, 1)
+
+
+def test_following_the_log_gives_the_same_as_reading_it_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "EVENTS_AT_ONCE", 3)
+    dice = random.Random(5)
+    for step in range(60):
+        for _ in range(dice.randrange(8)):
+            world.log.end(world.clock.now() - dice.randrange(60) * timedelta(seconds=1), dice.choice(["ada", "bob"]))
+        if dice.random() < 0.2:
+            world.service.roll_up()
+        if dice.random() < 0.6:
+            world.clock.advance(dice.randrange(1, 30) * MINUTE)
+        end = hour_of(world.clock.now()) + HOUR
+        fresh = UsageService(world.log, world.store, world.clock, ("project",))
+        for owner in (None, "ada"):
+            asked = (end - 24 * HOUR, end)
+            world.clock.advance(module.OPEN_FOR)
+            assert world.service.by_hour(*asked, owner=owner) == fresh.by_hour(*asked, owner=owner), step
+    assert world.log.reads > 60
+
+
+def test_after_many_events_only_ends_are_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_BEHIND", 3)
+    for _ in range(2):
+        for _ in range(4):
+            world.log.end(NOON)
+        world.clock.advance(MINUTE)
+        world.service.by_hour(NOON, NOON + HOUR)
     assert world.log.reads == 2
+    assert world.service.by_hour(NOON, NOON + HOUR).hours[NOON]["tasks"] == 8.0
+
+
+def test_hours_count_ends_failures_and_waits(world: World) -> None:
+    world.log.end(NOON, usage={"waiting_seconds": 1.0})
+    world.log.end(NOON, usage={"waiting_seconds": 1.1}, state=State.EXECUTOR_ERROR, reason="OutOfMemory: too much")
+    world.log.end(NOON, usage={"waiting_seconds": 1e9}, state=State.SYSTEM_ERROR, reason="<b>: odd")
+    world.log.end(NOON, usage={}, state=State.CANCELED, reason="Canceled: by request")
+    for _ in range(2):  # from the events, and then from the stored sums
+        found = world.service.by_hour(NOON - HOUR, NOON + 9 * HOUR, owner="ada")
+        counts = {name: value for name, value in found.hours[NOON].items() if ":" in name}
+        assert counts == {
+            **{f"ended:{state}": 1.0 for state in ("COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED")},
+            **{"failed:OutOfMemory": 1.0, "failed:Other": 1.0},
+            **{"waited:1": 1.0, "waited:5": 1.0, "waited:more": 1.0},
+        }
+        assert found.names["ada"]["tasks"] == 4.0
+        assert not any(":" in name for name in world.service.usage(Kind.USER, NOON, NOON + HOUR).uses["ada"])
+        world.at(NOON + 2 * HOUR)
+        world.service.roll_up()
+
+
+def test_stored_hours_are_read_once(world: World) -> None:
+    world.log.end(NOON)
+    world.at(NOON + 2 * HOUR)
+    world.service.roll_up()
+    reads: list[object] = []
+    between = world.store.between
+    world.store.between = lambda *a, **k: reads.append(a) or between(*a, **k)  # type: ignore[method-assign,func-returns-value]
+    for _ in range(5):
+        assert world.service.by_hour(NOON, NOON + 9 * HOUR).hours[NOON]["tasks"] == 1.0
+    assert len(reads) == 1
+    world.at(NOON + 3 * HOUR + 6 * MINUTE)
+    world.service.roll_up()
+    world.service.by_hour(NOON, NOON + 9 * HOUR)
+    assert len(reads) == 2
 
 
 def test_a_period_that_is_not_summed_yet_says_until_when_it_is_complete(world: World) -> None:

@@ -124,7 +124,7 @@ class TestLogin:
         assert "too many attempts" in site.client.get("/ui/login?error=too_many").text
 
     def test_without_authentication_there_is_no_login(self) -> None:
-        assert Site().client.get("/ui/login").url.path == "/ui/tasks"
+        assert Site().client.get("/ui/login").url.path == "/ui/overview"
 
     def test_credentials_of_a_header_count_as_in_the_api(self, site: Site) -> None:
         assert site.client.get("/ui/tasks", headers={"X-API-Key": "bob-key"}).url.path == "/ui/tasks"

@@ -18,8 +18,8 @@ from tests.unit.api.service import Site
 def test_the_list_shows_tasks_and_the_start_page_leads_there(site):
     task_id = site.create()
     assert 'href="ui"' in site.client.get("/").text
-    page = site.client.get("/ui")
-    assert page.url.path == "/ui/tasks"
+    assert site.client.get("/ui").url.path == "/ui/overview"
+    page = site.client.get("/ui/tasks")
     assert task_id in page.text and page.headers["content-type"] == "text/html; charset=utf-8"
 
 
