@@ -190,7 +190,7 @@ image-check: venv ## build the image twice from scratch and compare the digests 
 COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links \
 	--custom-compile-command 'make lock' $(ARGS)
 lock: venv ## requirements/*.txt again from setup.cfg (ARGS=--upgrade for newer versions)
-	$(COMPILE) setup.cfg requirements/build.in --extra flower --extra sftp -o requirements/lock.txt
+	$(COMPILE) setup.cfg requirements/build.in --extra flower --extra sftp --extra tracing -o requirements/lock.txt
 	$(COMPILE) setup.cfg requirements/build.in --all-extras -c requirements/lock.txt -o requirements/dev.txt
 	$(COMPILE) requirements/uv.in -c requirements/dev.txt -o requirements/uv.txt
 	$(COMPILE) requirements/launcher.in -o requirements/launcher.txt

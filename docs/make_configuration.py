@@ -24,6 +24,7 @@ from poiesis.config import (
     RateLimits,
     ServiceSettings,
     Settings,
+    TracingSettings,
     is_setting,
 )
 from poiesis.domain.policy import Policy
@@ -53,6 +54,7 @@ SECTIONS = (
     ("Service info", ServiceSettings(), f"{PREFIX}SERVICE__"),
     ("Tasks", Policy(), f"{PREFIX}POLICY__"),
     ("Whole logs", LogSettings(), f"{PREFIX}LOGS__"),
+    ("Traces", TracingSettings(), f"{PREFIX}TRACING__"),
     ("Filers", FilerSettings(), FILER_PREFIX),
     ("An S3 endpoint, a value of `POIESIS_FILER__S3`", S3Endpoint(""), ""),
     ("A cloud store, a value of `POIESIS_FILER__CLOUD`", CloudStore(), ""),

@@ -20,6 +20,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 
+from poiesis import tracing
 from poiesis.config import ARCHITECTURES, PREFIX, LogSettings, Settings, read, shipped_launchers
 from poiesis.domain.bindings import binding_of
 from poiesis.domain.errors import ConfigurationError
@@ -111,15 +112,22 @@ class Bootstrap(ExitStack):
         self.clock = SystemClock()
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str]) -> Self:
-        """For a role of the server mode. Raises: ConfigurationError."""
+    def from_environ(cls, environ: Mapping[str, str], role: str = "api") -> Self:
+        """For a role of the server mode, whose traces begin here. Raises: ConfigurationError."""
         from poiesis.cluster.kubernetes.settings import KubernetesSettings
 
         settings = read(Settings, environ, others=ADAPTER_PREFIXES)
         configure_logging(settings.log_level, settings.log_format)
-        return cls(
+        parts = cls(
             settings, read(FilerSettings, environ, FILER_PREFIX), read(KubernetesSettings, environ, KUBERNETES_PREFIX)
         )
+        parts.trace(role, environ)
+        return parts
+
+    def trace(self, role: str, environ: Mapping[str, str]) -> None:
+        """Record traces from now on, if a collector is configured. Raises: ConfigurationError."""
+        tracing.start(self._given.tracing.endpoint, self._given.tracing.ratio, role, environ)
+        self.callback(tracing.stop)
 
     @classmethod
     def of_store(cls, environ: Mapping[str, str], directory: str | None) -> Self:

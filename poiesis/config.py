@@ -249,6 +249,25 @@ class LogSettings:
 
 
 @dataclass(frozen=True)
+class TracingSettings:
+    """Traces of tasks (docs/observability.md)."""
+
+    endpoint: str | None = None
+    """Of a collector that takes OTLP over HTTP, such as http://otel-collector:4318. None: OTEL_EXPORTER_OTLP_ENDPOINT; without both,
+    nothing is recorded. The other OTEL_EXPORTER_OTLP_… variables (headers, certificates) are read as well."""
+    ratio: float = 1.0
+    """Which part of all traces is recorded, by their ids, so that a trace is recorded as a whole or not at all."""
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.ratio <= 1, f"invalid {PREFIX}TRACING__RATIO {self.ratio}: must be between 0 and 1")
+        if self.endpoint is not None:
+            _require(
+                self.endpoint.startswith(("http://", "https://")),
+                f"invalid {PREFIX}TRACING__ENDPOINT: must be http://HOST:PORT or https://HOST:PORT",
+            )
+
+
+@dataclass(frozen=True)
 class Settings:
     mongo_uri: str = field(default="mongodb://127.0.0.1:27017", repr=False)
     """Of the store. May contain a password: prefer POIESIS_MONGO_URI_FILE."""
@@ -298,6 +317,7 @@ class Settings:
     admission: AdmissionRules = field(default_factory=AdmissionRules)
     logs: LogSettings = field(default_factory=LogSettings)
     webhooks: WebhookSettings = field(default_factory=WebhookSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
 
     def __post_init__(self) -> None:
         for name in ("max_parallel", "max_processes", "role_threads", "monitor_threads"):

@@ -11,12 +11,14 @@ import re
 import secrets
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from poiesis import tracing
 from poiesis.api.audit import AuditLog
 from poiesis.api.same_origin import SAFE_METHODS
 from poiesis.api.users import User
@@ -73,17 +75,24 @@ class Requests:
                 message["headers"] = headers.raw
             await send(message)
 
-        with bind_request(record.id):
+        with bind_request(record.id), ExitStack() as stack:
+            is_traced = tracing.is_on() and scope["method"] == "POST"
+            span = stack.enter_context(tracing.request(traceparent(scope))) if is_traced else None
             try:
                 await self._app(scope, receive, marked_send)
             finally:
+                if span is not None:
+                    tracing.request_ended(span, scope["method"], self._route(scope, record, status), status)
                 self._measure(scope, record, status, time.perf_counter() - began if seconds is None else seconds)
                 if self._audit is not None and is_audited(scope["method"], status):
                     self._audit.write(audit_entry(scope, record, status, time.perf_counter() - began))
 
+    def _route(self, scope: Scope, record: RequestRecord, status: int) -> str:
+        return self._routes.get(record.operation or "") or _page(scope["path"], status)
+
     def _measure(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
         method = scope["method"] if scope["method"] in METHODS else "other"
-        route = self._routes.get(record.operation or "") or _page(scope["path"], status)
+        route = self._route(scope, record, status)
         HTTP_REQUESTS.labels(method, route, str(status)).inc()
         HTTP_SECONDS.labels(method, route).observe(seconds)
 
@@ -95,6 +104,11 @@ def _page(path: str, status: int) -> str:
     if status == 404:
         return "other"
     return "/ui" if path.startswith("/ui") else "page"
+
+
+def traceparent(scope: Scope) -> str | None:
+    found = [value for name, value in scope["headers"] if name == b"traceparent"]
+    return found[0].decode("latin-1") if len(found) == 1 else None
 
 
 def request_id(scope: Scope) -> str:

@@ -37,6 +37,7 @@ class Embedded:
             with ExitStack() as parts:
                 parts.enter_context(_lock(Path(settings.directory)))
                 self.parts = parts.enter_context(Bootstrap(settings, filer))
+                self.parts.trace("embedded", os.environ)
                 self.description = self.parts.describe()
                 app = create_app(self.parts.api_services())
                 try:

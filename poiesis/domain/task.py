@@ -177,7 +177,8 @@ class Task:
     started, from 1. `launching_at` is when a process claimed the right to create the next pod. `claim` is what the task holds of the
     site's quotas, from its admission until its state is final; None: it does not wait for admission. `preemptions` counts attempts that
     were lost with their node on preemptible capacity; with `on_demand` the task no longer uses it. `most_ram_gb` bounds what
-    out-of-memory retries ask for. `changes` counts all changes, of which `history` has the first and the last ones.
+    out-of-memory retries ask for. `changes` counts all changes, of which `history` has the first and the last ones. `trace` is the
+    `traceparent` of the request that created the task, where traces are recorded (`poiesis.tracing`).
     `phases` are times that `domain.timeline` needs and nothing else keeps.
     """
 
@@ -209,6 +210,7 @@ class Task:
     log: TaskLog = field(default_factory=TaskLog)
     history: tuple[Change, ...] = ()
     changes: int = 0
+    trace: str | None = None
     phases: tuple[Phase, ...] = ()
 
     @property

@@ -13,6 +13,7 @@ from typing import Any
 from celery import Celery
 from celery import Task as CeleryTask
 
+from poiesis import tracing
 from poiesis.domain.errors import PoiesisError, QueueUnavailable, UnknownTask
 from poiesis.domain.task import TaskId
 from poiesis.metrics import LINK_FAILURES, LINK_SECONDS
@@ -41,7 +42,7 @@ def _register(app: Celery, name: str, orchestrator: Orchestrator, queue: Queue) 
 
 def _run(name: str, task_id: TaskId, following: str | None, orchestrator: Orchestrator, queue: Queue) -> None:
     """`following`: the link that Celery runs after this one."""
-    began = time.monotonic()
+    began, began_ns = time.monotonic(), time.time_ns()
     reconciled = _reconcile(name, task_id, orchestrator)
     due = reconciled.due if reconciled is not None else None
     if due is not None and LINK_OF[due] != following:
@@ -52,6 +53,8 @@ def _run(name: str, task_id: TaskId, following: str | None, orchestrator: Orches
     seconds = time.monotonic() - began
     LINK_SECONDS.labels(name).observe(seconds)
     reason = reconciled.reason.value if reconciled is not None else "failed"
+    if reconciled is not None:
+        tracing.link(f"link {name}", reconciled.task, began_ns, reason)
     extra = {"link": name, "reason": reason, "due": due and due.value, "seconds": round(seconds, 4)}
     log.info("link_done", extra=extra)
 

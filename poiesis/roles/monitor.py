@@ -26,7 +26,7 @@ def main(environ: Mapping[str, str]) -> int:
         deposed.set()
         stop.set()
 
-    with Bootstrap.from_environ(environ) as parts:
+    with Bootstrap.from_environ(environ, "monitor") as parts:
         stop_on_signal(stop, parts.settings.shutdown_grace)
         monitor = parts.monitor()
         health = HealthServer(parts.settings.listen, parts.ready)

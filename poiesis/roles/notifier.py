@@ -12,7 +12,7 @@ from poiesis.roles.shutdown import stop_on_signal, wait_for
 
 def main(environ: Mapping[str, str]) -> int:
     stop = threading.Event()
-    with Bootstrap.from_environ(environ) as parts:
+    with Bootstrap.from_environ(environ, "notifier") as parts:
         stop_on_signal(stop, parts.settings.shutdown_grace)
         health = HealthServer(parts.settings.listen, parts.repository.ready)
         notifier = parts.notifier()

@@ -13,7 +13,7 @@ from poiesis.roles.shutdown import end_within
 
 
 def main(role: Role, environ: Mapping[str, str]) -> int:
-    with Bootstrap.from_environ(environ) as parts:
+    with Bootstrap.from_environ(environ, role.value) as parts:
         register(parts.celery, parts.orchestrator, parts.queue)
         health = HealthServer(parts.settings.listen, parts.ready)
         health.start()

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar
 
+from poiesis import tracing
 from poiesis.domain.errors import PoiesisError, QueueUnavailable, Unavailable, UnknownTask
 from poiesis.domain.naming import new_task_id
 from poiesis.domain.observed import Record
@@ -221,6 +223,7 @@ class Monitor:
         records = self._take_records(task_id, hint) if hint is not None else ()
         if self._cleanup.defers(task_id):
             return
+        began_ns = time.time_ns()
         try:
             reconciled = self.orchestrator.reconcile(task_id, MONITORED, poked=hint, records=records)
         except UnknownTask:
@@ -231,6 +234,8 @@ class Monitor:
             log.exception("reconcile_bug")
             self.orchestrator.give_up(task_id, error)
             return
+        if reconciled.due is not None:  # most events of a pod change nothing
+            tracing.link("reconcile", reconciled.task, began_ns, reconciled.reason.value)
         if self.admitter is not None and self._leads and reconciled.task.state.is_terminal:
             self.admitter.ended(task_id)
         if reconciled.due is not None and not self._is_in_its_first_chain(reconciled.task):

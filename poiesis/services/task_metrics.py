@@ -1,7 +1,8 @@
-"""What is counted of a task when it is saved: by the process whose save it was, so once."""
+"""What is counted and traced of a task when it is saved: by the process whose save it was, so once."""
 
 from __future__ import annotations
 
+from poiesis import tracing
 from poiesis.domain.history import Phase
 from poiesis.domain.states import Stage
 from poiesis.domain.task import Task
@@ -13,9 +14,13 @@ DIRECTIONS = (("in", "inputs"), ("out", "outputs"))
 
 def count_saved(before: Task, saved: Task) -> None:
     """`before`: the task that the save replaced."""
-    if saved.state.is_terminal and not before.state.is_terminal:
+    has_ended = saved.state.is_terminal and not before.state.is_terminal
+    if has_ended:
         _count_ended(saved)
-    for phase in ended_phases(before, saved):
+    phases = ended_phases(before, saved)
+    if phases or has_ended:
+        tracing.phases(saved, phases, has_ended=has_ended)
+    for phase in phases:
         if phase.end is not None:
             PHASE_SECONDS.labels(phase.name.split(" ")[0]).observe((phase.end - phase.start).total_seconds())
 

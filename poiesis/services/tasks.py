@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
 
+from poiesis import tracing
 from poiesis.domain.access import Access
 from poiesis.domain.decide.admission import cancel_at_once, check_admissible, claim_of, enqueue
 from poiesis.domain.decide.stages import plan_of
@@ -96,6 +97,7 @@ class TaskService:
             owner=owner,
             groups=tuple(groups),
             log=TaskLog(system_logs=(*notes, *dropped)),
+            trace=tracing.of_new_task(),
         )
         plan = plan_of(task, self.policy)
         if self.policy.admission.is_enabled:

@@ -12,11 +12,13 @@ from tests.servers.ftp import FtpServer, ftp
 from tests.servers.gcs import GcsServer, gcs, gcs_server
 from tests.servers.mongo import mongo_server, mongo_url
 from tests.servers.oidc import OidcServer, Zitadel, oidc, own_oidc, zitadel
+from tests.servers.otlp import Collector, collector
 from tests.servers.redis import redis_server, redis_url
 from tests.servers.s3 import S3Server, s3, s3_of_users, s3_server
 
 __all__ = [
     "AzureServer",
+    "Collector",
     "FtpServer",
     "GcsServer",
     "OidcServer",
@@ -24,6 +26,7 @@ __all__ = [
     "Zitadel",
     "azure",
     "azure_server",
+    "collector",
     "ftp",
     "gcs",
     "gcs_server",

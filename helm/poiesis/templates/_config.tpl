@@ -31,6 +31,8 @@
 {{- $hosts := list $service $inNamespace (printf "%s.svc" $inNamespace) $inCluster $v.ingress.host $v.route.host -}}
 {{- $_ := set $c "POIESIS_API__ALLOWED_HOSTS" (concat $hosts $v.api.allowedHosts | compact | uniq) -}}
 {{- $_ := set $c "POIESIS_LOG_LEVEL" $v.logLevel -}}
+{{- $_ := set $c "POIESIS_TRACING__ENDPOINT" $v.tracing.endpoint -}}
+{{- $_ := set $c "POIESIS_TRACING__RATIO" $v.tracing.ratio -}}
 {{- $_ := set $c "POIESIS_RETENTION" $v.retention -}}
 {{- $_ := set $c "POIESIS_EVENTS_RETENTION" $v.eventsRetention -}}
 {{- $_ := set $c "POIESIS_USAGE_TAGS" $v.usageTags -}}

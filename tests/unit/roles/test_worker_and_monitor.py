@@ -78,7 +78,7 @@ class Parts:
     def election(self, on_start, on_stop):
         return Part({on_start})
 
-role.Bootstrap = SimpleNamespace(from_environ=lambda environ: Parts())
+role.Bootstrap = SimpleNamespace(from_environ=lambda environ, role: Parts())
 sys.exit(role.main({}))
 """
 

@@ -1,0 +1,302 @@
+"""Traces of tasks by OpenTelemetry, off unless configured (docs/adr/0018-metrics-and-traces.md).
+
+One trace for each task:
+
+    the client's span, if it sent `traceparent`
+      └─ POST /ga4gh/tes/v1/tasks      of the API, in real time
+           └─ task                     of the process that saves its end, with the times of the task
+                ├─ link torc.prepare … of workers, in real time, and `reconcile` of the monitor
+                └─ queued, admitted, scheduled, images, inputs, executor 0 …, outputs, cleanup   with their recorded times
+
+Nothing is passed along beside the task: its span's id is derived from the task's id, and so is the id of the trace unless the request had
+one, which the task then carries (`Task.trace`). So every process can add its spans to the right trace at any time, and a lost one leaves
+a gap and nothing else.
+
+Of a client's `traceparent` only the ids are used, not the decision to record. The exporter has its own thread and a bounded queue: with a
+collector that is away, spans are dropped, and nothing waits. OpenTelemetry is imported by `start` only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import poiesis
+from poiesis.domain.errors import ConfigurationError
+from poiesis.domain.history import Phase
+from poiesis.domain.states import State
+from poiesis.domain.task import Task
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.trace import Tracer
+
+log = logging.getLogger(__name__)
+
+STANDARD: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
+QUEUE: Final = 2048  # spans
+BATCH: Final = 256
+DELAY_S: Final = 1.0  # how long a span waits for others
+TIMEOUT_S: Final = 5.0  # of one export
+CLOSE_S: Final = 2.0
+MAX_TEXT: Final = 256  # characters of an attribute: so a full queue is a few megabytes
+FAILED: Final = frozenset({State.EXECUTOR_ERROR, State.SYSTEM_ERROR, State.PREEMPTED})
+_TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
+
+Attributes = Mapping[str, str | int | float | bool]
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Where a span belongs. `span` 0: it has no parent."""
+
+    trace: int
+    span: int = 0
+
+    def __str__(self) -> str:
+        return f"00-{self.trace:032x}-{self.span:016x}-01"
+
+
+@dataclass
+class RequestSpan:
+    """The span of a request. It is recorded only if a task was created by it: clients ask for their tasks thousands of times."""
+
+    parent: Parent
+    id: int
+    began_ns: int
+    has_task: bool = False
+
+
+def parse(traceparent: str | None) -> Parent | None:
+    """None: missing or not valid (https://www.w3.org/TR/trace-context/)."""
+    match = _TRACEPARENT.fullmatch(traceparent or "")
+    if match is None or not int(match["trace"], 16) or not int(match["span"], 16):
+        return None
+    return Parent(int(match["trace"], 16), int(match["span"], 16))
+
+
+class _Ids:
+    """Generates what `take` was given, otherwise random ids."""
+
+    def __init__(self) -> None:
+        self._next = threading.local()
+
+    def take(self, trace: int, span: int) -> None:
+        self._next.trace, self._next.span = trace, span
+
+    def generate_trace_id(self) -> int:
+        return self._taken("trace") or secrets.randbits(128) or 1
+
+    def generate_span_id(self) -> int:
+        return self._taken("span") or secrets.randbits(64) or 1
+
+    def is_trace_id_random(self) -> bool:
+        return False
+
+    def _taken(self, name: str) -> int:
+        value = int(getattr(self._next, name, 0))
+        setattr(self._next, name, 0)
+        return value
+
+
+class _Recorder:
+    def __init__(self, provider: TracerProvider, ids: _Ids, ratio: float) -> None:
+        self._provider = provider
+        self._tracer: Tracer = provider.get_tracer("poiesis", poiesis.__version__)
+        self._ids = ids
+        self._bound = round(ratio * 2**64)
+
+    def is_recorded(self, trace: int) -> bool:
+        """The same for all spans of a trace, in every process."""
+        return trace % 2**64 < self._bound
+
+    def record(
+        self,
+        name: str,
+        parent: Parent,
+        began_ns: int,
+        ended_ns: int,
+        attributes: Attributes,
+        *,
+        span_id: int = 0,
+        kind: str = "INTERNAL",
+        error: str | None = None,
+    ) -> None:
+        from opentelemetry.context import Context
+        from opentelemetry.trace import (
+            NonRecordingSpan,
+            SpanContext,
+            SpanKind,
+            Status,
+            StatusCode,
+            TraceFlags,
+            set_span_in_context,
+        )
+
+        context = Context()
+        if parent.span:
+            remote = SpanContext(parent.trace, parent.span, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+            context = set_span_in_context(NonRecordingSpan(remote), context)
+        self._ids.take(parent.trace, span_id)
+        span = self._tracer.start_span(
+            name, context, SpanKind[kind], attributes=dict(attributes), start_time=min(began_ns, ended_ns)
+        )
+        if error is not None:
+            span.set_status(Status(StatusCode.ERROR, error[:MAX_TEXT]))
+        span.end(ended_ns)
+
+    def close(self) -> None:
+        """Send what waits, for a bounded time: the exporter tries again and again while its collector is away."""
+        closing = threading.Thread(target=self._provider.shutdown, name="tracing-close", daemon=True)
+        closing.start()
+        closing.join(CLOSE_S)
+
+
+_recorder: _Recorder | None = None
+_request: ContextVar[RequestSpan | None] = ContextVar("request_span", default=None)
+
+
+def start(endpoint: str | None, ratio: float, role: str, environ: Mapping[str, str]) -> None:
+    """Begin to record, if a collector is configured: by `endpoint`, or by OpenTelemetry's own variables, which the exporter reads.
+
+    `ratio`: which part of the traces is recorded. Raises: ConfigurationError.
+    """
+    global _recorder
+    is_off = environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+    if is_off or not (endpoint or any(environ.get(name) for name in STANDARD)):
+        return
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import SpanLimits, TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace.sampling import ALWAYS_ON
+    except ImportError:
+        raise ConfigurationError("traces need OpenTelemetry: pip install 'poiesis[tracing]'") from None
+    url = None if endpoint is None else endpoint.rstrip("/") + "/v1/traces"
+    attributes = {"service.name": f"poiesis-{role}", "service.version": poiesis.__version__}
+    limits = SpanLimits(max_span_attributes=32, max_span_attribute_length=MAX_TEXT, max_events=0, max_links=0)
+    ids: Any = _Ids()
+    provider = TracerProvider(
+        ALWAYS_ON, Resource.create(attributes), shutdown_on_exit=False, id_generator=ids, span_limits=limits
+    )  # fmt: skip
+    exporter = OTLPSpanExporter(url, timeout=TIMEOUT_S)
+    provider.add_span_processor(BatchSpanProcessor(exporter, QUEUE, DELAY_S * 1000, BATCH))
+    logging.getLogger("opentelemetry").setLevel(logging.ERROR)  # a warning for each span that is dropped
+    _recorder = _Recorder(provider, ids, ratio)
+    log.info("tracing", extra={"endpoint": url or "OTEL_EXPORTER_OTLP_…"})
+
+
+def stop() -> None:
+    global _recorder
+    recorder, _recorder = _recorder, None
+    if recorder is not None:
+        recorder.close()
+
+
+def is_on() -> bool:
+    return _recorder is not None
+
+
+# ── requests ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def request(traceparent: str | None) -> Iterator[RequestSpan]:
+    """Within the block, new tasks belong to this request, also in threads that run in a copy of its context."""
+    span = RequestSpan(
+        parse(traceparent) or Parent(secrets.randbits(128) or 1), secrets.randbits(64) or 1, time.time_ns()
+    )
+    token = _request.set(span)
+    try:
+        yield span
+    finally:
+        _request.reset(token)
+
+
+def request_ended(span: RequestSpan, method: str, route: str, status: int) -> None:
+    if _recorder is None or not span.has_task or not _recorder.is_recorded(span.parent.trace):
+        return
+    attributes: Attributes = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+    _recorder.record(
+        f"{method} {route}", span.parent, span.began_ns, time.time_ns(), attributes, span_id=span.id, kind="SERVER"
+    )  # fmt: skip
+
+
+def of_new_task() -> str | None:
+    """`Task.trace` of a task that is created now. None: its trace begins with it."""
+    span = _request.get()
+    if _recorder is None or span is None:
+        return None
+    span.has_task = True
+    return str(Parent(span.parent.trace, span.id))
+
+
+# ── tasks ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def parent_of(task: Task) -> Parent:
+    """Of the span `task`."""
+    return parse(task.trace) or Parent(_derived("trace", task, 16))
+
+
+def span_of(task: Task) -> Parent:
+    """What the spans of the task's parts belong to."""
+    return Parent(parent_of(task).trace, _derived("span", task, 8))
+
+
+def link(name: str, task: Task, began_ns: int, reason: str) -> None:
+    """A link, or a reconcile of the monitor, that has just ended."""
+    if _recorder is not None and _recorder.is_recorded((parent := span_of(task)).trace):
+        _recorder.record(name, parent, began_ns, time.time_ns(), {"poiesis.reason": reason}, kind="CONSUMER")
+
+
+def phases(task: Task, ended: Iterable[Phase], *, has_ended: bool) -> None:
+    """The phases that a save completed, and with `has_ended` the task itself."""
+    if _recorder is None or not _recorder.is_recorded((parent := span_of(task)).trace):
+        return
+    if has_ended:
+        end = task.log.end_time or task.created_at
+        failure = task.log.metadata.get("failure_reason", task.state.value) if task.state in FAILED else None
+        attributes: Attributes = {
+            "poiesis.task.id": task.id,
+            "poiesis.state": task.state.value,
+            "poiesis.attempts": task.attempt,
+        }
+        _recorder.record(
+            "task", parent_of(task), _ns(task.created_at), _ns(end), attributes, span_id=parent.span, error=failure
+        )  # fmt: skip
+    for phase in ended:
+        if phase.end is not None:
+            error = (phase.reason or "failed") if phase.outcome == "failed" else None
+            _recorder.record(
+                phase.name, parent, _ns(phase.start), _ns(phase.end), _attributes(task, phase), error=error
+            )
+
+
+def _attributes(task: Task, phase: Phase) -> Attributes:
+    found: dict[str, str | int | float | bool] = {"poiesis.attempt": phase.attempt}
+    if phase.name in ("inputs", "outputs"):
+        for unit in ("files", "bytes"):
+            text = task.log.metadata.get(f"{phase.name}_{unit}", "")
+            if text.isdecimal():
+                found[f"poiesis.{unit}"] = int(text)
+    return found
+
+
+def _derived(what: str, task: Task, size: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{what} {task.id}".encode()).digest()[:size]) or 1
+
+
+def _ns(at: datetime) -> int:
+    return int(at.timestamp() * 1_000_000) * 1000
