@@ -76,7 +76,7 @@ up: $(RUN) launcher ## start the whole service here and keep it running
 	$(BIN)/python -m poiesis up $(ARGS)
 
 test: venv launcher ## every test that needs no cluster; servers are started by the tests themselves
-	$(BIN)/pytest -n auto --dist loadgroup -m "not e2e and not chaos and not clients and not browser" $(ARGS)
+	$(BIN)/pytest -n auto --dist loadgroup -m "not e2e and not chaos and not clients and not browser and not docs" $(ARGS)
 
 large-log: venv launcher ## a log of a gigabyte, followed while it is written, with exact ranges and flat memory
 	POIESIS_TEST_LOG_BYTES=999999999 $(BIN)/pytest -s tests/integration/embedded/test_logs.py -k large $(ARGS)
@@ -207,6 +207,9 @@ clients-lock: venv ## requirements/clients/*.txt again from the *.in beside them
 docs: venv ## the documentation as HTML in docs/_build
 	$(BIN)/sphinx-build -q -W --keep-going -b html docs docs/_build $(ARGS)
 	@echo "open docs/_build/index.html"
+
+docs-test: venv launcher ## the commands of the tutorials and how-tos, as printed
+	$(BIN)/pytest tests/docs -n 2 $(ARGS)
 
 reference: venv ## the generated pages of docs again: settings, command line, chart, errors, APIs
 	$(BIN)/python docs/make_configuration.py
