@@ -138,7 +138,8 @@ Three kinds of words name what went wrong. Each is stable, so a program may comp
 `poiesis task why ID` and `GET /poiesis/v1/tasks/{id}/why` put them into one sentence.
 """,
     )
-    text += "\n## Why a task failed\n\n`metadata.failure_reason` of a task that ended with EXECUTOR_ERROR or SYSTEM_ERROR.\n\n"
+    text += "\n## Why a task failed\n\n`metadata.failure_reason` of a task that ended with EXECUTOR_ERROR or SYSTEM_ERROR.\n"
+    text += "[Find out why](../howto/stuck-task.md) shows how to look closer.\n\n"
     text += table(
         ("Reason", "The task failed because", "What to do"),
         *((f"`{k}`", v, failures[k]) for k, v in sorted(FAILURES.items())),

@@ -24,8 +24,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -39,7 +40,7 @@ PAGES: Final = [*sorted(DOCS.glob("tutorials/*.md")), *sorted(DOCS.glob("howto/*
 BLOCK_S: Final = 120.0
 STOP_S: Final = 20.0
 POLL_S: Final = 0.05
-_FENCE: Final = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE: Final = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _COMMENT: Final = re.compile(r"<!-- (file|run|not run): ([^\n]*) -->\n\Z")
 _PAGE: Final = re.compile(r"^<!-- page: (.*?) -->$", re.MULTILINE)
 
@@ -75,7 +76,7 @@ def parse(path: Path) -> Page:
     blocks: list[Block] = []
     end = 0
     for fence in _FENCE.finditer(text):
-        language, content = fence.groups()
+        language, content = fence[2], textwrap.dedent(fence[3])
         line = text.count("\n", 0, fence.start()) + 1
         comment = _COMMENT.search(text[: fence.start()])
         follows = blocks and blocks[-1].kind != "file" and not text[end : fence.start()].strip()
@@ -113,17 +114,29 @@ def isolation() -> tuple[str, ...] | None:
 class Run:
     """One shell for a page, in `directory`, which is empty."""
 
-    def __init__(self, page: Page, directory: Path, prefix: tuple[str, ...], variables: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        page: Page,
+        directory: Path,
+        prefix: tuple[str, ...] = (),
+        variables: Mapping[str, str] | None = None,
+        programs: Sequence[str] = (),
+        change_file: Callable[[str, str], str] = lambda name, text: text,
+    ) -> None:
+        """`change_file(name, text)`: what a file has in the test instead of the page's text, such as images of a test cluster."""
         self.page = page
         self.directory = directory
+        self._change_file = change_file
         self._outputs = directory.parent / f"{directory.name}-outputs"
         self._outputs.mkdir()
         needed = [str(programs_of(mark.removeprefix("needs "))) for mark in page.marks if mark.startswith("needs ")]
-        path = ":".join([str(Path(sys.executable).parent), *needed, os.environ["PATH"]])
+        path = ":".join([str(Path(sys.executable).parent), *needed, *programs, os.environ["PATH"]])
         self._shell = subprocess.Popen(
             [*prefix, "bash", "--noprofile", "--norc", "-eo", "pipefail"],
             cwd=directory,
-            env=environment(**{"PATH": path, "HOME": str(directory), "NO_COLOR": "1", "COLUMNS": "160", **variables}),
+            env=environment(
+                **{"PATH": path, "HOME": str(directory), "NO_COLOR": "1", "COLUMNS": "160", **(variables or {})}
+            ),
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -161,7 +174,7 @@ class Run:
             if block.kind == "file":
                 path = self.directory / block.detail
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(block.text)
+                path.write_text(self._change_file(block.detail, block.text))
             elif block.kind == "run":
                 self._block(index, block)
 
