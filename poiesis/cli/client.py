@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 from urllib.parse import quote, unquote, urlsplit
 
 import urllib3
@@ -16,6 +17,7 @@ import urllib3
 from poiesis.cli.exits import MissingExtension
 from poiesis.cli.logins import Logins
 from poiesis.cli.profiles import Server
+from poiesis.cli.text import printable
 from poiesis.domain.errors import (
     ConfigurationError,
     Forbidden,
@@ -54,6 +56,7 @@ class TesClient:
             raise ConfigurationError(f"invalid server URL {url!r}: use one such as http://127.0.0.1:8000")
         self._base = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
         self._prefix: str | None = None
+        self._missing: set[str] = set()
         self._headers = {"Accept": "application/json"}
         self._login: Callable[[], str | None] = lambda: None
         token = environ.get("POIESIS_TOKEN") or environ.get("TES_TOKEN")
@@ -74,6 +77,7 @@ class TesClient:
         )
         self._http = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=QUICK_S, read=QUICK_S) if quick else urllib3.Timeout(connect=10, read=60),
+            maxsize=4,  # the streams of a log are followed at once
             retries=urllib3.Retry(0, redirect=1, respect_retry_after_header=False) if quick else retries,
         )
 
@@ -98,24 +102,49 @@ class TesClient:
     def list(self, query: list[tuple[str, str]]) -> dict[str, Any]:
         return self._call("GET", "/tasks", query)
 
-    def cancel(self, task_id: str) -> None:
+    def cancel(self, task_id: str) -> str:
+        """Returns the id."""
         self._call("POST", f"/tasks/{quote(task_id, safe='')}:cancel")
+        return task_id
 
     def extension(self, method: str, path: str, query: Any = None, body: Any = None) -> dict[str, Any]:
         """Call an operation that only Poiesis has (`specs/poiesis.openapi.yaml`).
 
-        Raises: MissingExtension, if the server is another one; PoiesisError."""
+        Raises: MissingExtension, if the server is another one; UnknownTask, PoiesisError."""
         status, document = self._request(method, self._extensions + path, query, body)
         error = document if isinstance(document, dict) else {}
-        if status == 404:
-            self._check_extension(error)
-            raise PoiesisError(str(error.get("message")))
+        if status in (404, 405, 501):
+            self._raise_not_found(error)
+        if status < 300 and not isinstance(document, dict):  # a page for any path
+            self._raise_not_found({})
         return self._checked(status, document, path)
+
+    def try_extension(
+        self, method: str, path: str, query: Any = None, body: Any = None, *, instead: str, name: str | None = None
+    ) -> dict[str, Any] | None:
+        """The same; None where the server does not have the operation, or refuses it to these credentials. Stated once on stderr.
+
+        Raises: UnknownTask, PoiesisError."""
+        operation = name or (path.rpartition("/")[2] if path.count("/") > 1 else path[1:])
+        if operation in self._missing:
+            return None
+        try:
+            return self.extension(method, path, query, body)
+        except (MissingExtension, Unauthenticated, Forbidden) as error:
+            why = "does not have" if isinstance(error, MissingExtension) else "refuses"
+            self.state_missing(operation, f"{why} /poiesis/v1 {operation!r}, an extension of Poiesis: {instead}")
+            return None
+
+    def state_missing(self, operation: str, sentence: str) -> None:
+        if operation not in self._missing:
+            self._missing.add(operation)
+            server = self._extensions.removesuffix(EXTENSIONS)
+            print(f"poiesis: {printable(f'{server} {sentence}')}", file=sys.stderr, flush=True)
 
     def follow_log(self, task_id: str, executor: int, stream: str) -> Iterator[bytes]:
         """The bytes of a log from its beginning until the executor has ended; a broken connection is continued where it broke.
 
-        Raises: MissingExtension, PoiesisError."""
+        Raises: MissingExtension, also where the site keeps no whole logs; PoiesisError."""
         offset = failures = 0
         url = f"{self._extensions}/tasks/{quote(task_id, safe='')}/logs/{executor}/{stream}"
         while True:
@@ -125,9 +154,10 @@ class TesClient:
                 with self._http.request("GET", url, fields=query, headers=headers, preload_content=False) as response:
                     if response.status != 200:
                         document = _document(response.read(MAX_ERROR_BYTES))
-                        if response.status == 404:
-                            self._check_extension(document)
-                        raise PoiesisError(str(document.get("message") or f"HTTP status {response.status}"))
+                        if response.status in (404, 405, 501):
+                            self._raise_not_found(document)
+                        message = str(document.get("message") or f"HTTP status {response.status}")
+                        raise MissingExtension(message) if response.status == 400 else PoiesisError(message)
                     while piece := response.read1(PIECE_BYTES):
                         offset, failures = offset + len(piece), 0
                         yield piece
@@ -143,13 +173,16 @@ class TesClient:
         base = next((self._base.removesuffix(p) for p in PREFIXES if p and self._base.endswith(p)), self._base)
         return base + EXTENSIONS
 
-    def _check_extension(self, error: Mapping[str, Any]) -> None:
-        """Raises: MissingExtension, for a 404 that is not about an object of the user."""
-        if error.get("error") in (None, "not_found"):
+    def _raise_not_found(self, error: Mapping[str, Any]) -> NoReturn:
+        """Raises: MissingExtension; UnknownTask, PoiesisError, for a 404 about an object of the user."""
+        if error.get("error") in (None, "not_found", "method_not_allowed", "not_implemented"):
             server = self._extensions.removesuffix(EXTENSIONS)
             raise MissingExtension(
                 f"the server {server} does not have this operation, which is an extension of Poiesis"
             )
+        found = UnknownTask("") if error.get("error") == "unknown_task" else PoiesisError()
+        found.args = (str(error.get("message")),)
+        raise found
 
     def _call(self, method: str, path: str, query: Any = None, body: Any = None) -> dict[str, Any]:
         if self._prefix is None:

@@ -14,7 +14,7 @@ from string import Template
 from typing import Final
 
 from poiesis.cli.client import TesClient
-from poiesis.cli.task import render_logs
+from poiesis.cli.logs import render_logs
 from poiesis.cli.up import Embedded, embedded_settings
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.states import TERMINAL

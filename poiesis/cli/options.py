@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
 
 from poiesis.cli import exits
 
@@ -35,9 +37,70 @@ def sub_commands(parser: argparse.ArgumentParser) -> Add:
     return adder(parser.add_subparsers(dest="action", required=True, metavar="ACTION"))
 
 
-def add_client_options(parser: argparse.ArgumentParser, *, json: bool = True) -> None:
+def add_client_options(
+    parser: argparse.ArgumentParser, *, formats: Sequence[str] = (), option: str = "--output"
+) -> None:
+    """`formats`: those of `arguments.format`, for commands about tasks; the others have `arguments.json`."""
     url = "the server, with or without /ga4gh/tes/v1 (POIESIS_URL or TES_URL; default: the profile in use, else port 8000 of this machine)"
     parser.add_argument("--url", help=url)
     parser.add_argument("--profile", help="a server by its name (POIESIS_PROFILE; see `poiesis profile --help`)")
-    if json:
+    if formats:
+        names = "how to print the result"
+        parser.add_argument("-o", option, dest="format", choices=formats, help=names)
+        parser.add_argument(
+            "--json", dest="format", action="store_const", const="json", help=f"the same as {option} json"
+        )
+    else:
         parser.add_argument("--json", action="store_true", help="print only JSON")
+
+
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds(text: str) -> float:
+    """`90`, `1.5`, `10m`, `2h`, `3d`. Raises: argparse.ArgumentTypeError."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d+)?)([smhd]?)", text, re.ASCII)
+    if match is None:
+        raise argparse.ArgumentTypeError(
+            f"invalid time {text!r}: a number of seconds, or one with a unit: 30s, 10m, 2h, 3d"
+        )
+    return float(match[1]) * _UNITS[match[2] or "s"]
+
+
+def since(text: str) -> datetime:
+    """A time (RFC 3339, or a date; without a zone it is UTC), or how long ago: `2h`. Raises: argparse.ArgumentTypeError."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        try:
+            return datetime.now(UTC) - timedelta(seconds=seconds(text))
+        except (argparse.ArgumentTypeError, OverflowError):
+            raise argparse.ArgumentTypeError(
+                f"invalid time {text!r}: 2026-03-01, 2026-03-01T12:00:00Z, or how long ago: 10m, 2h, 3d"
+            ) from None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+
+
+def positive(text: str) -> float:
+    """Raises: argparse.ArgumentTypeError."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < 1e9:
+        raise argparse.ArgumentTypeError(f"invalid number {text!r}: it must be greater than 0")
+    return number
+
+
+_SIZE: Final = re.compile(r"(?P<number>\d+(\.\d+)?)(?P<unit>[KMGT]?)(?P<binary>i?)B?", re.IGNORECASE)
+
+
+def gigabytes(text: str) -> float:
+    """`4`, `0.5`, `4G`, `512M`, `2GiB`, in gigabytes of 10^9 bytes as TES has them. Raises: argparse.ArgumentTypeError."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None or float(match["number"]) == 0:
+        raise argparse.ArgumentTypeError(
+            f"invalid size {text!r}: a number of gigabytes, or with a unit as in 512M or 4G"
+        )
+    base = 1024.0 if match["binary"] else 1000.0
+    return float(f"{float(match['number']) * base ** (' KMGT'.index(match['unit'].upper() or 'G')) / 1e9:.6g}")

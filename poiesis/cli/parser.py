@@ -12,7 +12,7 @@ from typing import Final
 from poiesis import __version__
 from poiesis.cli import exits
 from poiesis.cli.options import Add, CommandHelp, add_client_options, adder, sub_commands
-from poiesis.cli.parser_task import add_task_actions
+from poiesis.cli.parser_task import add_run, add_task_actions
 
 ROLES: Final = {
     "api": "answer TES requests over HTTP",
@@ -39,13 +39,15 @@ def make_parser() -> argparse.ArgumentParser:
         description="GA4GH Task Execution Service (TES 1.1): the service, and a client of any TES server.",
         epilog=(
             "Examples:\n  poiesis up                                  # the service on this machine\n"
-            "  poiesis task create task.json --wait\n  poiesis COMMAND --help                      # examples of a command\n\n"
+            "  poiesis run alpine -- echo hello            # in another terminal\n  poiesis task list\n"
+            "  poiesis COMMAND --help                      # examples of a command\n\n"
             "Settings of the service are POIESIS_... variables: docs/configuration.md, `poiesis info`. "
             f"Guide: docs/cli.md.\n\n{exits.TEXT}"
         ),
     )
     parser.add_argument("--version", action="version", version=f"poiesis {__version__}")
     add = adder(parser.add_subparsers(dest="command", required=True, metavar="COMMAND"))
+    add_run(add)
     add_task_actions(add("task", "create, list, follow and cancel tasks on any TES server", "poiesis task list"))
     _add_service_commands(add)
     info = add("info", "show a server's service-info and the settings of this shell", "poiesis info")
@@ -216,4 +218,14 @@ def _add_embedded_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(argv: Sequence[str], parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
-    return (parser or make_parser()).parse_args(argv)
+    """Of `run`, everything after the first `--` is the command, which argparse must not interpret."""
+    parser, argv = parser or make_parser(), list(argv)
+    if argv[:1] != ["run"]:
+        return parser.parse_args(argv)
+    end = argv.index("--") if "--" in argv else len(argv)
+    arguments, unknown = parser.parse_known_args(argv[:end])
+    if unknown:
+        usage = "the command comes after --, as in: poiesis run IMAGE -- COMMAND"
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}; {usage}")
+    arguments.command_line = [*arguments.words, *argv[end + 1 :]]
+    return arguments

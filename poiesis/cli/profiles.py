@@ -43,6 +43,13 @@ class Server:
     source: str
     token: str | None = field(default=None, repr=False)
 
+    @property
+    def suffix(self) -> str:
+        """What to add to a command so that it means the same server in the same shell."""
+        if self.source == "--url":
+            return f" --url {url_without_user(self.url)}"
+        return f" --profile {self.source.removeprefix('--profile ')}" if self.source.startswith("--profile ") else ""
+
 
 def config_directory(environ: Mapping[str, str]) -> Path | None:
     root, home = environ.get("XDG_CONFIG_HOME"), environ.get("HOME")
@@ -68,7 +75,7 @@ def find_server(
         return Server(url, "--url")
     profiles = stored or Profiles(environ)
     if profile:
-        return _of_profile(profiles, profile)
+        return _of_profile(profiles, profile, "--profile")
     for variable in ("POIESIS_URL", "TES_URL"):
         if value := environ.get(variable):
             return Server(value, variable)
@@ -77,9 +84,9 @@ def find_server(
     return Server(DEFAULT_URL, "the default")
 
 
-def _of_profile(profiles: Profiles, name: str) -> Server:
+def _of_profile(profiles: Profiles, name: str, source: str = "profile") -> Server:
     profile = profiles.get(name)
-    return Server(profile.url, f"profile {name}", profile.token)
+    return Server(profile.url, f"{source} {name}", profile.token)
 
 
 class Profiles:

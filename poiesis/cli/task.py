@@ -1,33 +1,45 @@
-"""`poiesis task …`: a client of any TES server. The exit codes are those of `poiesis.cli.main`."""
+"""`poiesis task …`: a client of any TES server. The exit codes are those of `poiesis.cli.exits`."""
 
 from __future__ import annotations
 
 import argparse
-import codecs
 import json
 import sys
-import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 from urllib.parse import quote
 
+from poiesis.cli import exits
 from poiesis.cli.client import TesClient
+from poiesis.cli.columns import COLUMNS, DEFAULT, WIDE, dig, failure, table
+from poiesis.cli.exits import Exit
+from poiesis.cli.follow import Follower, shown, way_back
+from poiesis.cli.listing import Filter, list_tasks, top
+from poiesis.cli.logs import STREAMS, Sink, follow_logs, render_logs
+from poiesis.cli.output import Table, note, repeat, report, show_document, show_table
 from poiesis.cli.text import printable
-from poiesis.domain.errors import ConfigurationError, InvalidTask, Problem, Unavailable
-from poiesis.domain.states import TERMINAL
+from poiesis.domain.errors import ConfigurationError, InvalidTask, PoiesisError, Problem, Unauthenticated, Unavailable
 
-POLL_FROM_S: Final = 0.1
-POLL_TO_S: Final = 5.0
-MAX_OUTAGE_S: Final = 120.0
+MAX_IDS: Final = 100_000
+MAX_BULK: Final = 1000  # ids of one request
+MAX_INPUT_BYTES: Final = 256 * 1024 * 1024
+MAX_SHOWN_FAILURES: Final = 5
+READ_ONLY: Final = ("id", "state", "logs", "creation_time")
 
 
 def run(arguments: argparse.Namespace) -> int:
     client = TesClient.of(arguments.server)
-    if arguments.action == "wait":
-        return _follow(client, arguments.id, arguments.timeout, as_json=arguments.json)
-    actions = {
+    if hasattr(arguments, "id"):
+        arguments.id = list(_ids(arguments.id))
+        if not arguments.id:
+            note("no ids on standard input: nothing to do")
+            return Exit.OK
+    actions: dict[str, Callable[[TesClient, argparse.Namespace], int]] = {
         "create": _create,
         "get": _get,
         "list": _list,
+        "top": _top,
+        "wait": lambda client, arguments: _wait(client, arguments.id, arguments),
         "logs": _logs,
         "cancel": _cancel,
         "why": _why,
@@ -36,158 +48,333 @@ def run(arguments: argparse.Namespace) -> int:
     return actions[arguments.action](client, arguments)
 
 
+def _ids(values: Iterable[str]) -> Iterator[str]:
+    """`-` is replaced by the lines of standard input. Each id once."""
+    found: dict[str, None] = {}
+    for value in values:
+        lines = [line.strip() for line in sys.stdin] if value == "-" else [value]
+        found |= dict.fromkeys(line for line in lines if line)
+        if len(found) > MAX_IDS:
+            raise ConfigurationError(f"more than {MAX_IDS} ids")
+    return iter(found)
+
+
+def _each(ids: Sequence[str], call: Callable[[str], Any]) -> tuple[list[Any], int]:
+    """The results; errors about one task are reported, and the first one is the exit code. Raises: other errors."""
+    results, code = [], int(Exit.OK)
+    for task_id in ids:
+        try:
+            results.append(call(task_id))
+        except (Unauthenticated, Unavailable, exits.MissingExtension):
+            raise
+        except PoiesisError as error:
+            report(error)
+            code = code or exits.of_error(error)
+    return results, code
+
+
+# ── documents ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
 def _create(client: TesClient, arguments: argparse.Namespace) -> int:
-    return _created(client, client.create(_read_json(arguments.file)), arguments)
+    documents = [document for name in arguments.file for document in read_documents(name)]
+    created, code = [], int(Exit.OK)
+    for document in documents:
+        try:
+            created.append(client.create(document))
+        except InvalidTask as error:
+            report(error)
+            code = code or exits.of_error(error)
+    return _after_creation(client, created, arguments) or code
 
 
-def _read_json(name: str) -> Any:
-    """Of a file; `-` for standard input. Raises: ConfigurationError, InvalidTask."""
+def read_documents(name: str) -> list[Any]:
+    """Of a file, `-` for standard input: JSON documents one after the other, a list of them, or YAML by the file's name.
+
+    Raises: ConfigurationError, InvalidTask.
+    """
     try:
         if name == "-":
-            return json.load(sys.stdin)
-        with open(name, encoding="utf-8") as file:
-            return json.load(file)
+            text = sys.stdin.read(MAX_INPUT_BYTES)
+        else:
+            with open(name, encoding="utf-8") as file:
+                text = file.read(MAX_INPUT_BYTES)
+        documents = _yaml(text) if name.endswith((".yaml", ".yml")) else list(_json(text))
     except OSError as error:
         raise ConfigurationError(f"{name}: {error.strerror or error}") from error
-    except ValueError as error:
-        raise InvalidTask([Problem(name, f"invalid JSON: {error}")]) from error
+    except (ValueError, RecursionError) as error:
+        raise InvalidTask([Problem(name, f"invalid document: {error}")]) from error
+    if not documents:
+        raise InvalidTask([Problem(name, "invalid document: it is empty")])
+    return documents
 
 
-def _created(client: TesClient, task_id: str, arguments: argparse.Namespace) -> int:
-    if not arguments.wait:
-        print(json.dumps({"id": task_id}) if arguments.json else printable(task_id))
-        return 0
-    return _follow(client, [task_id], arguments.timeout, as_json=arguments.json)
+def _json(text: str) -> Iterator[Any]:
+    decoder, position = json.JSONDecoder(), 0
+    while text := text[position:].lstrip():
+        document, position = decoder.raw_decode(text)
+        yield from document if isinstance(document, list) else [document]
+
+
+def _yaml(text: str) -> list[Any]:
+    import yaml
+
+    try:
+        found = list(yaml.safe_load_all(text))
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
+    return [each for document in found for each in (document if isinstance(document, list) else [document])]
+
+
+def _after_creation(client: TesClient, ids: list[str], arguments: argparse.Namespace) -> int:
+    if not arguments.wait or not ids:
+        print_created(ids, arguments)
+        return Exit.OK
+    return _wait(client, ids, arguments)
+
+
+def print_created(ids: Sequence[str], arguments: argparse.Namespace) -> None:
+    if arguments.format in ("json", "yaml"):
+        document = {"id": ids[0]} if len(ids) == 1 else {"tasks": [{"id": task_id} for task_id in ids]}
+        print(printable(json.dumps(document))) if arguments.format == "json" else show_document(document, "yaml")
+        return
+    for task_id in ids:
+        print(printable(task_id))
 
 
 def _rerun(client: TesClient, arguments: argparse.Namespace) -> int:
-    changes = {} if arguments.changes is None else _read_json(arguments.changes)
-    new = client.extension("POST", f"/tasks/{quote(arguments.id, safe='')}:rerun", body=changes)
-    return _created(client, str(new["id"]), arguments)
+    changes = {} if arguments.changes is None else read_documents(arguments.changes)[0]
+    created, code = _each(arguments.id, lambda task_id: _rerun_one(client, task_id, changes))
+    return _after_creation(client, created, arguments) or code
 
 
-def _why(client: TesClient, arguments: argparse.Namespace) -> int:
-    found = [client.extension("GET", f"/tasks/{quote(task_id, safe='')}/why") for task_id in arguments.id]
-    if arguments.json:
-        _print_json({"tasks": found})
-        return 0
-    for explanation in found:
-        print(printable(f"{explanation.get('id')} {explanation.get('state')}: {explanation.get('why')}"))
-    return 0
+def _rerun_one(client: TesClient, task_id: str, changes: Any) -> str:
+    path = f"/tasks/{quote(task_id, safe='')}:rerun"
+    instead = "the task is read and posted again"
+    if (new := client.try_extension("POST", path, body=changes, instead=instead, name="rerun")) is not None:
+        return str(new["id"])
+    original = {key: value for key, value in client.get(task_id).items() if key not in READ_ONLY}
+    copy = merge_patch(original, changes)
+    if isinstance(copy, dict):
+        copy["tags"] = {**(copy.get("tags") or {}), "rerun_of": task_id}
+    return client.create(copy)
+
+
+def merge_patch(target: Any, patch: Any) -> Any:
+    """RFC 7396."""
+    if not isinstance(patch, dict):
+        return patch
+    merged = dict(target) if isinstance(target, dict) else {}
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        else:
+            merged[key] = merge_patch(merged.get(key), value)
+    return merged
+
+
+# ── looking ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _get(client: TesClient, arguments: argparse.Namespace) -> int:
-    _print_json(client.get(arguments.id, arguments.view))
-    return 0
+    found, code = _each(arguments.id, lambda task_id: client.get(task_id, arguments.view))
+    if found:
+        show_tasks(found, arguments)
+    return code
+
+
+def show_tasks(tasks: list[dict[str, Any]], arguments: argparse.Namespace) -> None:
+    """In the requested format; one task as a document of its own."""
+    form = arguments.format or "json"
+    if form in ("json", "yaml"):
+        show_document(tasks[0] if len(tasks) == 1 else {"tasks": tasks}, form)
+    elif form == "name":
+        print("\n".join(printable(str(dig(task, "id"))) for task in tasks))
+    else:
+        show_table(table(tasks, _columns(arguments)))
+
+
+def _columns(arguments: argparse.Namespace) -> Sequence[str]:
+    if chosen := getattr(arguments, "columns", None):
+        names: list[str] = chosen.lower().split(",")
+        if unknown := [name for name in names if name not in COLUMNS]:
+            raise ConfigurationError(f"unknown column {unknown[0]!r}: choose from {', '.join(COLUMNS)}")
+        return names
+    return WIDE if arguments.format == "wide" else DEFAULT
 
 
 def _list(client: TesClient, arguments: argparse.Namespace) -> int:
-    query = [("view", "BASIC"), ("page_size", str(max(1, min(arguments.limit, 2047))))]
-    query += [("state", arguments.state)] if arguments.state else []
-    query += [("name_prefix", arguments.name_prefix)] if arguments.name_prefix else []
-    for tag in arguments.tag:
-        key, _, value = tag.partition("=")
-        query += [("tag_key", key), ("tag_value", value)]
-    tasks: list[dict[str, Any]] = []
-    token = None
-    while len(tasks) < arguments.limit:
-        page = client.list([*query, ("page_token", token)] if token else query)
-        tasks += page.get("tasks") or []
-        token = page.get("next_page_token")
-        if not token:
-            break
-    tasks = tasks[: arguments.limit]
-    if arguments.json:
-        _print_json({"tasks": tasks})
-        return 0
-    for task in tasks:
-        created = str(task.get("creation_time", ""))[:19].replace("T", " ")
-        line = f"{task['id']:28} {task.get('state', 'UNKNOWN'):15} {created:20} {task.get('name') or ''}"
-        print(printable(line.replace("\n", " ")).rstrip())
-    return 0
+    filter_ = Filter.of(arguments)
+    form = arguments.format or "table"
+    columns = _columns(arguments)
+    if form in ("table", "wide"):
+        header = not arguments.no_header
+
+        def content() -> list[str | Table]:
+            found = list_tasks(client, filter_, arguments.limit)
+            return [table(found, columns)]
+
+        if arguments.watch is not None:
+            repeat(arguments.watch, content)
+        for part in content():
+            assert isinstance(part, Table)
+            show_table(part, header=header)
+        return Exit.OK
+    if arguments.watch is not None:
+        raise ConfigurationError("--watch shows a table: leave out --output")
+    tasks = list_tasks(client, filter_, arguments.limit)
+    if form == "name":
+        for task in tasks:
+            print(printable(str(dig(task, "id"))))
+    else:
+        show_document({"tasks": tasks}, form)
+    return Exit.OK
+
+
+def _top(client: TesClient, arguments: argparse.Namespace) -> int:
+    repeat(arguments.watch, lambda: top(client, Filter.of(arguments), arguments.limit))
+    return Exit.OK
 
 
 def _logs(client: TesClient, arguments: argparse.Namespace) -> int:
+    streams = ["stderr"] if arguments.stderr else ["stdout"] if arguments.stdout else list(STREAMS)
     if arguments.follow:
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        for piece in client.follow_log(arguments.id, arguments.executor, "stderr" if arguments.stderr else "stdout"):
-            parts = decoder.decode(piece).split("\r")  # progress bars use it
-            sys.stdout.write("\r".join(map(printable, parts)))
-            sys.stdout.flush()
-        return 0
-    task = client.get(arguments.id)
-    if arguments.json:
-        _print_json(task.get("logs") or [])
+        return _follow_logs(client, arguments, streams)
+    if arguments.executor is not None or len(streams) == 1 or arguments.raw:
+        return _print_output(client, arguments, streams)
+    found, code = _each(arguments.id, client.get)
+    if arguments.format in ("json", "yaml"):
+        logs = [task.get("logs") or [] for task in found]
+        many = {"tasks": [{"id": dig(t, "id"), "logs": each} for t, each in zip(found, logs, strict=True)]}
+        if found:
+            show_document(logs[0] if len(arguments.id) == 1 else many, arguments.format)
     else:
-        print(printable("\n".join(render_logs(task))))
-    return 0
+        for task in found:
+            print(printable("\n".join(render_logs(task))))
+    return code
+
+
+def _follow_logs(client: TesClient, arguments: argparse.Namespace, streams: Sequence[str]) -> int:
+    executors = None if arguments.executor is None else [arguments.executor]
+    for task_id in arguments.id:
+        sink = Sink(raw=arguments.raw)
+        try:
+            follow_logs(client, task_id, executors, streams, sink)
+        except KeyboardInterrupt:
+            sink.close()
+            way_back([task_id], arguments.server.suffix)
+            return Exit.INTERRUPTED
+        finally:
+            sink.close()
+    return Exit.OK
+
+
+def _print_output(client: TesClient, arguments: argparse.Namespace, streams: Sequence[str]) -> int:
+    """Only what a command wrote, as TES shows it, for pipes."""
+    found, code = _each(arguments.id, client.get)
+    sink = Sink(raw=arguments.raw)
+    for task in found:
+        logs = dig(task, "logs", -1, "logs") or []
+        for index, entry in enumerate(logs):
+            if arguments.executor in (None, index):
+                for stream in streams:
+                    text = str(dig(entry, stream) or "")
+                    sink.writer(stream)(text.encode("utf-8", "surrogatepass"), final=True)
+    sink.check()
+    return code
+
+
+def _why(client: TesClient, arguments: argparse.Namespace) -> int:
+    if arguments.format in ("json", "yaml"):
+        found, code = _each(arguments.id, lambda task_id: _explanation(client, task_id))
+        show_document({"tasks": found}, arguments.format)
+        return code
+    codes: list[int] = []
+
+    def content() -> list[str | Table]:
+        found, code = _each(arguments.id, lambda task_id: _explanation(client, task_id))
+        codes.append(code)
+        return [f"{each.get('id')} {each.get('state')}: {each.get('why')}" for each in found]
+
+    repeat(arguments.watch, content)
+    return codes[0]
+
+
+def _explanation(client: TesClient, task_id: str) -> dict[str, Any]:
+    path = f"/tasks/{quote(task_id, safe='')}/why"
+    found = client.try_extension("GET", path, instead="what the task itself shows")
+    if found is not None:
+        return found
+    task = client.get(task_id)
+    return {"id": task_id, "state": task.get("state"), "why": failure(task) or "the server gives no reason"}
+
+
+# ── changing and waiting ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def _cancel(client: TesClient, arguments: argparse.Namespace) -> int:
-    for task_id in arguments.id:
-        client.cancel(task_id)
-        if not arguments.json:
-            print(f"{task_id} is being canceled")
-    return 0
+    results, code = _cancel_bulk(client, arguments.id) if len(arguments.id) > 1 else (None, Exit.OK)
+    if results is None:
+        canceled, code = _each(arguments.id, client.cancel)
+        results = dict.fromkeys(canceled, "is being canceled")
+    if arguments.format in ("json", "yaml"):
+        show_document({"tasks": [{"id": i, "result": text} for i, text in results.items()]}, arguments.format)
+        return code
+    for task_id, text in results.items():
+        print(printable(task_id if arguments.format == "name" else f"{task_id} {text}"))
+    return code
 
 
-def _print_json(document: Any) -> None:
-    print(printable(json.dumps(document, indent=2, ensure_ascii=False)))
+def _cancel_bulk(client: TesClient, ids: Sequence[str]) -> tuple[dict[str, str] | None, int]:
+    results: dict[str, str] = {}
+    code = int(Exit.OK)
+    for start in range(0, len(ids), MAX_BULK):
+        body = {"ids": ids[start : start + MAX_BULK]}
+        found = client.try_extension("POST", "/tasks:cancel", body=body, instead="one request for each task")
+        if found is None:
+            return None, Exit.OK
+        results |= dict.fromkeys(found.get("canceled") or [], "is being canceled")
+        results |= dict.fromkeys(found.get("unchanged") or [], "has ended or is being canceled already")
+        for task_id in found.get("unknown") or []:
+            note(f"no such task: {task_id!r}")
+            code = code or Exit.UNKNOWN
+        for task_id in found.get("forbidden") or []:
+            note(f"not allowed to cancel {task_id!r}")
+            code = code or Exit.NOT_AUTHORIZED
+        for each in found.get("failed") or []:
+            note(f"{dig(each, 'id')} was not canceled, try again: {dig(each, 'message')}")
+            code = code or Exit.FAILED
+    return results, code
 
 
-def render_logs(task: dict[str, Any]) -> list[str]:
-    """Return the logs of a task in FULL view as lines of text."""
-    lines = [f"{task.get('id')} {task.get('state')}"]
-    for entry in task.get("logs") or []:
-        lines += [f"  | {line}" for line in entry.get("system_logs") or []]
-        for index, executor in enumerate(entry.get("logs") or []):
-            lines.append(f"  executor {index}: exit code {executor.get('exit_code')}")
-            for stream in ("stdout", "stderr"):
-                lines += [f"    {stream}: {line}" for line in (executor.get(stream) or "").splitlines()]
-        metadata = entry.get("metadata") or {}  # of Poiesis: the latest output of the running executor (docs/api.md)
-        if "live_executor" in metadata:
-            lines.append(f"  executor {metadata['live_executor']}: has not ended")
-            for stream in ("stdout", "stderr"):
-                lines += [f"    {stream}: {line}" for line in metadata.get(f"live_{stream}", "").splitlines()]
-        lines += [f"  output {o['path']} -> {o['url']} ({o['size_bytes']} bytes)" for o in entry.get("outputs") or []]
-    return lines
-
-
-def _follow(client: TesClient, ids: list[str], timeout_s: float | None, *, as_json: bool) -> int:
-    """Poll until all have ended, showing each change; tolerate server outages up to MAX_OUTAGE_S."""
-    begin = time.monotonic()
-    deadline = None if timeout_s is None else begin + timeout_s
-    states: dict[str, str] = {}
-    outage_since: float | None = None
-    pause = POLL_FROM_S
-    while any(states.get(i) not in TERMINAL for i in ids):
-        for task_id in ids:
-            if states.get(task_id) in TERMINAL:
-                continue
-            try:
-                state = str(client.get(task_id, "MINIMAL").get("state", "UNKNOWN"))
-            except Unavailable as error:
-                outage_since = outage_since or time.monotonic()
-                if time.monotonic() - outage_since > MAX_OUTAGE_S:
-                    raise
-                print(f"waiting for the server: {printable(str(error))}", file=sys.stderr)
-                break
-            outage_since = None
-            if states.get(task_id) != state:
-                states[task_id] = state
-                pause = POLL_FROM_S
-                if not as_json:
-                    print(f"{time.monotonic() - begin:6.1f} s  {task_id}  {printable(state)}", flush=True)
-        if deadline is not None and time.monotonic() > deadline:
-            print(f"poiesis: stopped waiting after {timeout_s:g} s; the tasks keep running", file=sys.stderr)
-            return 1
-        if any(states.get(i) not in TERMINAL for i in ids):
-            time.sleep(pause)
-            pause = min(pause * 1.3, POLL_TO_S)
-    failed = [i for i in ids if states[i] != "COMPLETE"]
-    if as_json:
-        print(json.dumps({"tasks": [{"id": i, "state": states[i]} for i in ids]}))
+def _wait(client: TesClient, ids: Sequence[str], arguments: argparse.Namespace) -> int:
+    is_table = arguments.format in (None, "table", "wide")
+    follower = Follower(client, ids, arguments.timeout, every_s=2 if is_table else 25)
+    try:
+        with shown(client, follower, plain=arguments.plain, silent=not is_table) as show:
+            has_ended = follower.run(show)
+    except KeyboardInterrupt:
+        way_back(follower.pending or follower.ids, arguments.server.suffix)
+        return Exit.INTERRUPTED
+    states = follower.states
+    if not has_ended:
+        count = len(follower.pending)
+        note(
+            f"stopped waiting after {arguments.timeout:g} s; {count} task{'s continue' if count > 1 else ' continues'}"
+        )
+        return Exit.TIMEOUT
+    if arguments.format in ("json", "yaml"):
+        document = {"tasks": [{"id": task_id, "state": states[task_id]} for task_id in follower.ids]}
+        print(printable(json.dumps(document))) if arguments.format == "json" else show_document(document, "yaml")
+    elif arguments.format == "name":
+        print("\n".join(map(printable, follower.ids)))
     else:
-        for task_id in failed:
-            print(printable("\n".join(render_logs(client.get(task_id)))))
-    return 1 if failed else 0
+        _show_failures(client, [task_id for task_id in follower.ids if states[task_id] != "COMPLETE"])
+    return exits.of_states(states.values())
+
+
+def _show_failures(client: TesClient, failed: Sequence[str]) -> None:
+    for task_id in failed[:MAX_SHOWN_FAILURES]:
+        print(printable("\n".join(render_logs(client.get(task_id)))))
+    if len(failed) > MAX_SHOWN_FAILURES:
+        print(f"{len(failed) - MAX_SHOWN_FAILURES} more did not complete; for each: poiesis task logs ID")

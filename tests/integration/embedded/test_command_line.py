@@ -40,7 +40,7 @@ def test_a_task_is_created_followed_and_shown(service: Service, tmp_path: Path) 
 
 def test_a_failed_task_is_reported_by_exit_code_and_logs(service: Service, tmp_path: Path) -> None:
     done = task(service, "create", write(tmp_path, sh("echo why >&2; exit 3")), "--wait", "--timeout", "60")
-    assert done.returncode == 1
+    assert done.returncode == 100
     assert "EXECUTOR_ERROR" in done.stdout and "exit code 3" in done.stdout and "stderr: why" in done.stdout
     done = task(service, "create", "-", "--wait", "--json", stdin=json.dumps({"executors": [sh("true")]}))
     assert done.returncode == 0 and json.loads(done.stdout)["tasks"][0]["state"] == "COMPLETE"
@@ -50,11 +50,11 @@ def test_waiting_can_time_out_and_tasks_be_canceled(service: Service, tmp_path: 
     made = task(service, "create", write(tmp_path, sh("while :; do sleep 0.1; done")), "--json")
     task_id = json.loads(made.stdout)["id"]
     waited = task(service, "wait", task_id, "--timeout", "0.3")
-    assert waited.returncode == 1 and "0.3 s" in waited.stderr
+    assert waited.returncode == 124 and "0.3 s" in waited.stderr
     canceled = task(service, "cancel", task_id, task_id)
-    assert canceled.returncode == 0 and canceled.stdout.count(task_id) == 2
+    assert canceled.returncode == 0 and canceled.stdout.count(task_id) == 1
     ended = task(service, "wait", task_id, "--timeout", "60", "--json")
-    assert ended.returncode == 1 and json.loads(ended.stdout)["tasks"] == [{"id": task_id, "state": "CANCELED"}]
+    assert ended.returncode == 102 and json.loads(ended.stdout)["tasks"] == [{"id": task_id, "state": "CANCELED"}]
 
 
 def test_problems_of_a_task_are_reported_line_by_line(service: Service, tmp_path: Path) -> None:
@@ -105,3 +105,24 @@ def test_a_task_is_explained_and_repeated_with_changes(service: Service, tmp_pat
     assert again.returncode == 0, again.stderr
     copy = service.get(json.loads(again.stdout)["tasks"][0]["id"])
     assert (copy["name"], copy["state"], copy["tags"]["rerun_of"]) == ("two", "COMPLETE", task_id)
+
+
+def test_run_shows_the_output_and_exits_as_the_command_did(service: Service, tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("world\n")
+    content = f"{tmp_path}/names.txt:/in/names.txt"
+    script = 'echo "hello $(cat /in/names.txt) $WORD"; echo loud >&2; exit $CODE'
+    for code in ("0", "7"):
+        options = ["--input-content", content, "--env", "WORD=again", "--env", f"CODE={code}", "--tag", "run=cli"]
+        done = run_poiesis("run", *options, "alpine", "--", "sh", "-c", script, POIESIS_URL=service.url)
+        assert (done.returncode, done.stdout) == (int(code), "hello world again\n")
+        assert "loud\n" in done.stderr and "created task" in done.stderr
+    listed = task(service, "list", "--tag", "run=cli", "--since", "1h", "--columns", "exit,state", "--no-header")
+    assert sorted(listed.stdout.split()) == ["0", "7", "COMPLETE", "EXECUTOR_ERROR"]
+
+
+def test_run_follows_a_whole_log(make_service: Callable[..., Service], tmp_path: Path) -> None:
+    service = make_service(POIESIS_LOGS__URL=(tmp_path / "logs").as_uri()).start()
+    script = "for i in 1 2 3; do echo $i; echo e$i >&2; sleep 0.3; done; head -c 100000 /dev/zero | tr '\\0' x"
+    done = run_poiesis("run", "-q", "alpine", "--", "sh", "-c", script, POIESIS_URL=service.url)
+    assert (done.returncode, done.stdout) == (0, "1\n2\n3\n" + "x" * 100000)
+    assert done.stderr == "e1\ne2\ne3\n"

@@ -83,7 +83,7 @@ def test_a_file_that_others_can_read_is_refused(poiesis: Poiesis, home: Path) ->
         (None, None, {"POIESIS_PROFILE": "lab"}, ("http://lab", "profile lab")),
         (None, None, {"POIESIS_PROFILE": "lab", "TES_URL": "http://e"}, ("http://e", "TES_URL")),
         (None, None, {"POIESIS_URL": "http://p", "TES_URL": "http://e"}, ("http://p", "POIESIS_URL")),
-        (None, "lab", {"POIESIS_URL": "http://p"}, ("http://lab", "profile lab")),
+        (None, "lab", {"POIESIS_URL": "http://p"}, ("http://lab", "--profile lab")),
         ("http://u", None, {"POIESIS_PROFILE": "lab"}, ("http://u", "--url")),
     ],
 )

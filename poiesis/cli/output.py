@@ -1,0 +1,146 @@
+"""What commands print: documents, tables and errors. Colours and widths only on a terminal; `rich` is imported only for one."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final
+
+from poiesis.cli.text import one_line, printable
+from poiesis.domain.errors import PoiesisError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table as RichTable
+
+STYLES: Final = {
+    "COMPLETE": "green",
+    "EXECUTOR_ERROR": "red",
+    "SYSTEM_ERROR": "red",
+    "CANCELED": "yellow",
+    "CANCELING": "yellow",
+    "PREEMPTED": "yellow",
+    "RUNNING": "cyan",
+}
+KEPT_WHOLE: Final = ("ID", "STATE")
+"""Columns that a narrow terminal does not shorten."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """`rows` may have any text; it is made printable here."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+    def plain(self, *, header: bool = True) -> list[str]:
+        """Lines with columns as wide as their widest value, for pipes and files."""
+        rows = [[one_line(cell) for cell in row] for row in self.rows]
+        rows = [[column.upper() for column in self.columns], *rows] if header and rows else rows
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+    def rich(self, *, header: bool = True) -> RichTable:
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table = RichTable(box=None, show_header=header, header_style="bold", pad_edge=False)
+        for column in (column.upper() for column in self.columns):
+            table.add_column(column, no_wrap=True, overflow="fold" if column in KEPT_WHOLE else "ellipsis")
+        for row in self.rows:
+            table.add_row(*(Text(one_line(cell), style=STYLES.get(cell, "")) for cell in row))
+        return table
+
+
+def is_terminal() -> bool:
+    return sys.stdout.isatty()
+
+
+def console() -> Console:
+    """Of the terminal. It honours NO_COLOR and TERM=dumb."""
+    from rich.console import Console
+
+    return Console(highlight=False, emoji=False, markup=False, soft_wrap=False)
+
+
+def show_table(table: Table, *, header: bool = True) -> None:
+    if not table.rows:
+        return
+    if is_terminal():
+        console().print(table.rich(header=header))
+    else:
+        print("\n".join(table.plain(header=header)))
+
+
+def show_document(document: Any, form: str = "json") -> None:
+    print(as_text(document, form))
+
+
+def as_text(document: Any, form: str) -> str:
+    if form != "yaml":
+        return printable(json.dumps(document, indent=2, ensure_ascii=False))
+    import yaml
+
+    text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip("\n")
+    # an escape is only valid in quotes, which PyYAML uses when it may not write Unicode
+    return text if printable(text) == text else yaml.safe_dump(document, sort_keys=False).rstrip("\n")
+
+
+def report(error: PoiesisError) -> None:
+    from poiesis.observability import without_credentials
+
+    note(without_credentials(str(error)))
+
+
+def note(message: str) -> None:
+    print(f"poiesis: {printable(message)}", file=sys.stderr, flush=True)
+
+
+def repeat(every_s: float | None, content: Callable[[], Sequence[str | Table]]) -> None:
+    """Show tables and lines, once or with `every_s` until Ctrl-C: on a terminal in place, else one after the other.
+
+    An outage of the server is shown, and ends the command only the first time. Raises: PoiesisError, KeyboardInterrupt.
+    """
+    if every_s is None:
+        for part in content():
+            show_table(part) if isinstance(part, Table) else print(printable(part))
+        return
+    from time import sleep
+
+    first = content()
+    if not is_terminal():
+        for parts in chain([first], _again(every_s, content)):
+            print("\n".join(_lines(parts)), flush=True)
+        return
+    from rich.console import Group
+    from rich.live import Live
+    from rich.text import Text
+
+    def drawn(parts: Sequence[str | Table]) -> Group:
+        return Group(*(part.rich() if isinstance(part, Table) else Text(printable(part)) for part in parts))
+
+    with Live(drawn(first), console=console(), auto_refresh=False, vertical_overflow="crop") as live:
+        while True:
+            sleep(every_s)
+            try:
+                live.update(drawn(content()), refresh=True)
+            except PoiesisError as error:
+                live.update(Text(printable(str(error)), style="red"), refresh=True)
+
+
+def _again(every_s: float, content: Callable[[], Sequence[str | Table]]) -> Iterable[Sequence[str | Table]]:
+    from time import sleep
+
+    while True:
+        sleep(every_s)
+        try:
+            yield content()
+        except PoiesisError as error:
+            report(error)
+
+
+def _lines(parts: Sequence[str | Table]) -> Iterable[str]:
+    return chain.from_iterable(part.plain() if isinstance(part, Table) else [printable(part)] for part in parts)
