@@ -37,7 +37,7 @@ from tests.integration.embedded.service import descendants, environment, is_zomb
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 PAGES: Final = [*sorted(DOCS.glob("tutorials/*.md")), *sorted(DOCS.glob("howto/*.md"))]
-BLOCK_S: Final = 120.0
+BLOCK_S: Final = 300.0
 STOP_S: Final = 20.0
 POLL_S: Final = 0.05
 _FENCE: Final = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)

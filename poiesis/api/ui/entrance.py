@@ -228,7 +228,7 @@ async def _form(scope: Scope, receive: Receive) -> dict[str, str]:
     if scope["method"] == "POST":
         body = (await receive())["body"]
         if len(body) > MAX_FORM_BYTES:
-            raise Refused(413, "the form is too large")
+            raise Refused(413, "the form is too large", "body_too_large")
     try:
         fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20)
     except ValueError:
