@@ -14,7 +14,7 @@ HERE = [page for page in ALL if not page.is_for_a_cluster and any(block.kind == 
 
 
 @pytest.mark.docs
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("page", HERE, ids=lambda page: page.name)
 def test_the_commands_of_a_page(page: Page, can_run: None, tmp_path: Path) -> None:  # noqa: F811
     prefix = isolation()
