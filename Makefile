@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: monitoring help venv launcher launcher-build launcher-check demo up test large-log emulators browser screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs reference docs-test clean distclean image-archive image-check upgrade-e2e
+.PHONY: monitoring help venv launcher launcher-build launcher-check demo up test large-log emulators browser browser-large-log screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs reference docs-test clean distclean image-archive image-check upgrade-e2e
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
@@ -124,6 +124,9 @@ sprocket: ## Sprocket with its TES backend, for clients-test: cargo builds it, a
 
 browser: venv launcher ## the dashboard in a real browser: needs chromium and chromedriver, and make emulators
 	$(BIN)/pytest tests/browser $(ARGS)
+
+browser-large-log: venv launcher ## a log of a gigabyte in a real browser: windows of it, a search through it, and the memory of the page
+	POIESIS_TEST_LOG_BYTES=999999980 $(BIN)/pytest -s tests/browser/test_logs.py -k large $(ARGS)
 
 screenshots: venv launcher ## docs/screenshots, by the tests that show each page
 	POIESIS_SCREENSHOTS=$(CURDIR)/docs/screenshots $(BIN)/pytest tests/browser -k "light_dark_and_narrow" $(ARGS)

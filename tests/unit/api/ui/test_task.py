@@ -216,7 +216,7 @@ def test_texts_of_users_do_nothing(site, attack):
         task_id, state=State.SYSTEM_ERROR, stage=Stage.DONE, wake_at=None, log=log, waiting=attack,
         outcome=Outcome(State.SYSTEM_ERROR, attack, attack), phases=(Phase("cleanup", 1, at, at, "ok", attack),),
     )  # fmt: skip
-    for name in ("", "/json", "/cancel"):
+    for name in ("", "/json", "/cancel", "/logs"):
         page = site.client.get(f"/ui/tasks/{task_id}{name}")
         assert page.status_code == 200
         text = page.text
