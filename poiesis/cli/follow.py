@@ -159,7 +159,7 @@ class LiveTable:
         from rich.text import Text
 
         head, table = self.table()
-        return Group(Text(printable(head), style="bold"), table.rich())
+        return Group(Text(printable(head), style="bold"), table.rich(self.console.width))
 
     def _ask_sentences(self) -> None:
         self._asked_at = time.monotonic()

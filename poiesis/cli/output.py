@@ -14,7 +14,7 @@ from poiesis.domain.errors import PoiesisError
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.table import Table as RichTable
+    from rich.text import Text as RichText
 
 STYLES: Final = {
     "COMPLETE": "green",
@@ -27,6 +27,9 @@ STYLES: Final = {
 }
 KEPT_WHOLE: Final = ("ID", "STATE")
 """Columns that a narrow terminal does not shorten."""
+GAP: Final = "  "
+MIN_WIDTH: Final = 4
+MAX_CELL: Final = 500
 
 
 @dataclass(frozen=True)
@@ -41,18 +44,32 @@ class Table:
         rows = [[one_line(cell) for cell in row] for row in self.rows]
         rows = [[column.upper() for column in self.columns], *rows] if header and rows else rows
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return [GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
-    def rich(self, *, header: bool = True) -> RichTable:
-        from rich.table import Table as RichTable
+    def rich(self, width: int, *, header: bool = True) -> RichText:
+        """Lines of at most `width` cells: the widest columns are cut first, ids and states never."""
+        from rich.cells import cell_len, set_cell_size
         from rich.text import Text
 
-        table = RichTable(box=None, show_header=header, header_style="bold", pad_edge=False)
-        for column in (column.upper() for column in self.columns):
-            table.add_column(column, no_wrap=True, overflow="fold" if column in KEPT_WHOLE else "ellipsis")
-        for row in self.rows:
-            table.add_row(*(Text(one_line(cell), style=STYLES.get(cell, "")) for cell in row))
-        return table
+        titles = [column.upper() for column in self.columns]
+        rows = [[one_line(cell)[:MAX_CELL] for cell in row] for row in self.rows]
+        widths = [max(map(cell_len, column)) for column in zip(titles, *rows, strict=True)]
+        shrinkable = [index for index, title in enumerate(titles) if title not in KEPT_WHOLE]
+        excess = sum(widths) + len(GAP) * (len(widths) - 1) - width
+        for _ in range(excess):
+            widest = max(shrinkable, key=lambda index: widths[index], default=None)
+            if widest is None or widths[widest] <= MIN_WIDTH:
+                break
+            widths[widest] -= 1
+        text = Text(no_wrap=True, overflow="crop", end="")
+        for number, row in enumerate([titles, *rows] if header else rows):
+            text.append("\n" if number else "")
+            for index, (cell, room) in enumerate(zip(row, widths, strict=True)):
+                text.append(GAP if index else "")
+                cut = cell if cell_len(cell) <= room else set_cell_size(cell, room - 1) + "\u2026"
+                style = "bold" if header and number == 0 else STYLES.get(cell, "")
+                text.append(set_cell_size(cut, room) if index < len(widths) - 1 else cut, style)
+        return text
 
 
 def is_terminal() -> bool:
@@ -70,7 +87,8 @@ def show_table(table: Table, *, header: bool = True) -> None:
     if not table.rows:
         return
     if is_terminal():
-        console().print(table.rich(header=header))
+        screen = console()
+        screen.print(table.rich(screen.width, header=header))
     else:
         print("\n".join(table.plain(header=header)))
 
@@ -119,10 +137,12 @@ def repeat(every_s: float | None, content: Callable[[], Sequence[str | Table]]) 
     from rich.live import Live
     from rich.text import Text
 
-    def drawn(parts: Sequence[str | Table]) -> Group:
-        return Group(*(part.rich() if isinstance(part, Table) else Text(printable(part)) for part in parts))
+    screen = console()
 
-    with Live(drawn(first), console=console(), auto_refresh=False, vertical_overflow="crop") as live:
+    def drawn(parts: Sequence[str | Table]) -> Group:
+        return Group(*(part.rich(screen.width) if isinstance(part, Table) else Text(printable(part)) for part in parts))
+
+    with Live(drawn(first), console=screen, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
             sleep(every_s)
             try:
