@@ -31,7 +31,7 @@ def create_pages(
             about=f"{sentence(service.description)} {describe}".strip(),
             version=__version__,
             has_dashboard=api.dashboard.enabled,
-            credentials=_credentials(api),
+            credentials=curl_credentials(api),
             sample=json.dumps(SAMPLE),
             base=flask.request.url_root.rstrip("/") + "/ga4gh/tes/v1",
         )
@@ -41,7 +41,7 @@ def create_pages(
     return pages
 
 
-def _credentials(api: ApiSettings) -> str:
+def curl_credentials(api: ApiSettings) -> str:
     """Return the arguments for curl's command line."""
     if "bearer" in api.auth:
         return '-H "Authorization: Bearer $TES_TOKEN" '

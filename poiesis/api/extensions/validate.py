@@ -18,28 +18,29 @@ from poiesis.domain.task import Resources, TaskSpec
 
 
 def operations(context: Context) -> dict[str, Handler]:
-    policy = context.services.policy
-
-    def dry_run(document: Any, user: User) -> Document:
-        try:
-            spec = context.tasks.read(document)
-            spec, notes = context.services.tasks.check(spec, owner=user.name, groups=user.groups)
-        except InvalidTask as error:
-            problems = [{"path": p.path, "message": p.message} for p in error.problems]
-            return {"valid": False, "problems": problems}
-        planned = plan(spec, policy)
-        return {
-            "valid": True,
-            "problems": [],
-            "notes": list(notes),
-            "plan": describe_plan(planned, spec) | requests(spec, context.services.defaults),
-            "defaults": defaults(spec, planned, policy, context.services.defaults),
-        }
-
     async def validate(scope: Scope) -> Document:
-        return await context.call(dry_run, scope.pop(DOCUMENT), scope[USER])
+        return await context.call(dry_run, context, scope.pop(DOCUMENT), scope[USER])
 
     return {"ValidateTask": validate}
+
+
+def dry_run(context: Context, document: Any, user: User) -> Document:
+    """The answer of ValidateTask."""
+    policy = context.services.policy
+    try:
+        spec = context.tasks.read(document)
+        spec, notes = context.services.tasks.check(spec, owner=user.name, groups=user.groups)
+    except InvalidTask as error:
+        problems = [{"path": p.path, "message": p.message} for p in error.problems]
+        return {"valid": False, "problems": problems}
+    planned = plan(spec, policy)
+    return {
+        "valid": True,
+        "problems": [],
+        "notes": list(notes),
+        "plan": describe_plan(planned, spec) | requests(spec, context.services.defaults),
+        "defaults": defaults(spec, planned, policy, context.services.defaults),
+    }
 
 
 def describe_plan(made: Plan, spec: TaskSpec) -> dict[str, Any]:

@@ -17,14 +17,14 @@ from starlette.types import ASGIApp, Scope
 
 from poiesis.api.auth import Authenticator
 from poiesis.api.extensions.context import Context
-from poiesis.api.ui import login, logs, overview, task, tasks
+from poiesis.api.ui import login, logs, new_task, overview, task, tasks
 from poiesis.api.ui.entrance import Entrance
 from poiesis.api.ui.gate import Gate
 from poiesis.api.ui.session import Sessions
 from poiesis.api.ui.site import Ui
 from poiesis.api.users import User
 
-_TOPICS: Final = (login, overview, tasks, task, logs)
+_TOPICS: Final = (login, overview, tasks, task, logs, new_task)
 
 
 class Dashboard:

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 from poiesis import __version__
 from poiesis.api.errors import Refused, respond
 from poiesis.api.extensions.context import Context
-from poiesis.api.requests import REQUEST
+from poiesis.api.requests import REQUEST, RequestRecord
 from poiesis.api.ui.assets import assets
 from poiesis.api.ui.formats import FILTERS
 from poiesis.api.ui.visit import VISIT, Visit, is_csrf_token
@@ -22,6 +22,7 @@ from poiesis.observability import current_request_id
 
 Page = Callable[..., Any]
 CSRF_FIELD: Final = "csrf_token"
+MAX_FORM_BYTES: Final = 512 * 1024
 CSRF_HEADER: Final = "X-CSRF-Token"
 _ERROR_TITLES: Final = {
     400: "This request is not valid",
@@ -151,6 +152,12 @@ def current_user() -> User:
     return user
 
 
+def current_request() -> RequestRecord:
+    """What the audit records of the request."""
+    found: RequestRecord = _scope()[REQUEST]
+    return found
+
+
 def _scope() -> dict[str, Any]:
     scope: dict[str, Any] = flask.request.environ["asgi.scope"]
     return scope
@@ -162,6 +169,7 @@ def _refuse() -> None:
     if visit.error is not None:
         raise visit.error
     _scope()[REQUEST].operation = flask.request.endpoint
+    flask.request.max_content_length = MAX_FORM_BYTES
     if flask.request.method not in ("GET", "HEAD", "OPTIONS"):
         check_csrf(visit, flask.request.form.get(CSRF_FIELD) or flask.request.headers.get(CSRF_HEADER, ""))
         if visit.user is not None and "write" not in visit.user.scopes:
