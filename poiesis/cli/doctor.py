@@ -24,7 +24,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     logging.disable(logging.CRITICAL)  # findings say what is wrong
     trial = arguments.role is None if arguments.trial is None else arguments.trial
-    site = read_site(os.environ, mode=arguments.mode, role=arguments.role, trial=trial, url=arguments.api)
+    accounts = dict(arguments.account)
+    site = read_site(
+        os.environ, mode=arguments.mode, role=arguments.role, trial=trial, url=arguments.api, accounts=accounts
+    )
     results = run_checks(checks_for(site), lambda text: printable(site.clean(text)))
     if arguments.json:
         print(json.dumps(as_json(results, site.mode, site.role), indent=2))

@@ -111,9 +111,22 @@ def _add_doctor(add: Add) -> None:
     doctor.add_argument("--role", choices=roles, help="check only what this role needs, with its own rights")
     trial = "create what has to be tried out (a volume, a pod, a collection, an object), and remove it (default: unless --role)"
     doctor.add_argument("--trial", action=argparse.BooleanOptionalAction, default=None, help=trial)
+    account = "service account of a role, whose rights in the tasks' namespace are checked (repeatable; see the chart)"
+    doctor.add_argument(
+        "--account", action="append", default=[], type=_account, metavar="ROLE=NAMESPACE:NAME", help=account
+    )
     doctor.add_argument("--api", metavar="URL", help="also check that the API answers there")
     doctor.add_argument("--strict", action="store_true", help="exit with 3 if there are warnings")
     doctor.add_argument("--json", action="store_true", help="print only JSON")
+
+
+def _account(text: str) -> tuple[str, str]:
+    role, equals, account = text.partition("=")
+    if role not in ROLES or not equals or account.count(":") != 1:
+        raise argparse.ArgumentTypeError(
+            f"invalid account {text!r}: use ROLE=NAMESPACE:NAME, such as torc=tes:tes-poiesis-torc"
+        )
+    return role, account
 
 
 def _add_webhook_actions(parser: argparse.ArgumentParser) -> None:

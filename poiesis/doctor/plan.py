@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from poiesis.config import PREFIX
@@ -15,6 +15,8 @@ WORKERS = ("torc", "tif", "texam", "tof", "monitor")
 
 def checks_for(site: Site) -> list[Check]:
     made = [*_of_settings(site), *(_of_cluster(site) if site.mode == "kubernetes" else _of_machine(site))]
+    if site.mode == "kubernetes" and (site.role is None or site.role in WORKERS):
+        made += _of_kubernetes(site)
     made += [*_of_identity(site), *_of_storage(site), *_of_service(site)]
     return made
 
@@ -44,6 +46,39 @@ def _of_cluster(site: Site) -> Iterator[Check]:
         yield Check("redis", "Broker", partial(broker.check_broker, site))
         if site.role is None or site.is_for("torc", "tif", "texam", "tof"):
             yield Check("workers", "Broker", partial(broker.check_workers, site), "redis")
+
+
+def _of_kubernetes(site: Site) -> Iterator[Check]:
+    group = "Kubernetes"
+    if site.is_invalid(f"{PREFIX}KUBERNETES") or site.is_invalid(f"{PREFIX}POLICY"):
+        yield _blocked("api-server", group)
+        return
+    from poiesis.doctor import kubernetes as cluster
+
+    api, first = cluster.Api(site), "api-server"
+
+    def check(name: str, what: str, run: Callable[[cluster.Api], Findings]) -> Check:
+        return Check(name, group, lambda: cluster.guarded(what, partial(run, api)), first)
+
+    yield Check(first, group, partial(cluster.check_api_server, api))
+    for role, account in ({site.role: None} if site.role else site.accounts).items():
+        yield check(f"rights-{role}", "rights", partial(cluster.check_rights, role=role, account=account))
+    if site.is_for("monitor"):
+        yield check("monitor", "the Lease", cluster.check_monitor)
+    if site.role is not None:
+        return
+    yield check("namespace", "the namespace", cluster.check_namespace)
+    yield check("quotas", "ResourceQuotas", cluster.check_quotas)
+    yield check("admission", "what is admitted", cluster.check_admission)
+    yield check("storage-class", "StorageClasses", cluster.check_storage_class)
+    yield check("objects", "the objects that the settings name", cluster.check_objects)
+    yield check("network-policy", "NetworkPolicies", cluster.check_network_policy)
+    if not site.trial:
+        yield Check("trial", "Trial pod", lambda: iter([skipped("not tried out", "Run without --no-trial.")]))
+        return
+    from poiesis.doctor import trial
+
+    yield Check("trial", "Trial pod", partial(trial.check_trial, api), first, trial.DEADLINE_S)
 
 
 def _of_machine(site: Site) -> Iterator[Check]:

@@ -22,7 +22,8 @@ HIDDEN: Final = "(hidden)"
 
 @dataclass(frozen=True)
 class Site:
-    """`role` None: everything. `trial`: whether checks may create things. `url`: of the API, if it is to be checked."""
+    """`role` None: everything. `trial`: whether checks may create things. `url`: of the API, if it is to be checked.
+    `accounts`: service accounts, `NAMESPACE:NAME` by role, whose rights are checked."""
 
     environ: Mapping[str, str] = field(repr=False)
     settings: Settings
@@ -33,6 +34,7 @@ class Site:
     role: str | None = None
     trial: bool = True
     url: str | None = None
+    accounts: Mapping[str, str] = field(default_factory=dict)
 
     def is_for(self, *roles: str) -> bool:
         """Whether a check is wanted that only these roles need."""
@@ -51,9 +53,9 @@ class Site:
         for uri in (settings.mongo_uri, settings.redis_uri):
             found |= {uri, *re.findall(r"//[^/@]*:([^/@]+)@", uri)}
         found |= {unquote(text) for text in found}
-        found |= {str(settings.logs.secret_key or ""), str(settings.logs.access_key or "")}
+        found.add(str(settings.logs.secret_key or ""))
         for options in self.filer.s3.values():
-            found |= {str(options.get(name) or "") for name in ("access_key", "secret_key", "session_token")}
+            found |= {str(options.get(name) or "") for name in ("secret_key", "session_token")}
         found |= {self.environ.get(name, "") for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
         return tuple(sorted((s for s in found if len(s) >= LEAST_SECRET), key=len, reverse=True))
 
@@ -76,6 +78,7 @@ def read_site(
     role: str | None = None,
     trial: bool = True,
     url: str | None = None,
+    accounts: Mapping[str, str] | None = None,
 ) -> Site:
     """Never raises for invalid settings: they are in `problems`."""
     settings, problems = read_all(Settings, environ, others=ADAPTER_PREFIXES)
@@ -91,6 +94,7 @@ def read_site(
         role,
         trial,
         url,
+        accounts or {},
     )
 
 

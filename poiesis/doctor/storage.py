@@ -7,13 +7,14 @@ import secrets
 import tempfile
 import time
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from typing import Final
 
 from poiesis.config import LogSettings
 from poiesis.doctor.clock import date_skew_s, shown_skew
 from poiesis.doctor.result import Finding, Findings, error, ok, warning
 from poiesis.domain.errors import AccessDenied, ConfigurationError, NotFound, PoiesisError, StorageUnavailable
-from poiesis.domain.task import TaskId
+from poiesis.domain.naming import new_task_id
 from poiesis.filer.network import network_errors
 from poiesis.filer.s3_client import S3Client
 from poiesis.filer.s3_errors import WrongRegion, response_error
@@ -27,7 +28,6 @@ MAX_BODY_BYTES: Final = 64 * 1024
 WILDCARDS: Final = "*?["
 FAIL: Final = "Tasks with URLs there end with SYSTEM_ERROR."
 KEYS: Final = "the Secret of filer.envSecrets (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY)"
-LOG_TASK_PREFIX: Final = "doctor-"
 
 
 def endpoints_to_check(settings: FilerSettings) -> tuple[S3Endpoint, ...]:
@@ -136,7 +136,7 @@ def check_log_store(settings: LogSettings) -> Findings:
     store = open_store(settings)
     if store is None:
         return
-    task = TaskId(f"{LOG_TASK_PREFIX}{secrets.token_hex(8)}")
+    task = new_task_id(datetime.now(UTC))
     follows = "Whole logs are not kept: only the ends of outputs are in tasks."
     try:
         with ExitStack() as stack, tempfile.TemporaryFile() as source:

@@ -97,7 +97,7 @@ class Stream:
 
 
 class Client:
-    """`calls` counts requests by verb and kind. Every method raises ApiError."""
+    """`calls` counts requests by verb and kind. `host`: the API server's URL. Every method raises ApiError."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class Client:
     ) -> None:
         self._configuration = configuration_ or configuration(settings)
         self._api = ApiClient(self._configuration)
-        self._host = self._configuration.host.rstrip("/")
+        self.host: str = self._configuration.host.rstrip("/")
         self._connect_s = settings.connect_timeout.total_seconds()
         self._read_s = settings.read_timeout.total_seconds()
         self._attempts = max(1, settings.attempts)
@@ -220,7 +220,7 @@ class Client:
         try:
             response = self._api.rest_client.pool_manager.request(
                 method,
-                f"{self._host}{path}" + (f"?{urlencode(query)}" if query else ""),
+                f"{self.host}{path}" + (f"?{urlencode(query)}" if query else ""),
                 body=payload,
                 headers=headers,
                 timeout=urllib3.Timeout(connect=self._connect_s, read=read_s),

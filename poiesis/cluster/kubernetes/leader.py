@@ -24,6 +24,7 @@ from typing import Any, Final
 from poiesis.cluster.kubernetes import labels
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.errors import ApiError
+from poiesis.cluster.kubernetes.rights import lease_name
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Election:
         self._settings = settings
         self._on_start = on_start
         self._on_stop = on_stop
-        self.name = name or f"{settings.instance}-monitor"
+        self.name = name or lease_name(settings)
         self.identity = identity or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._path = f"/apis/coordination.k8s.io/v1/namespaces/{settings.namespace}/leases"
         self._lease = lease

@@ -64,12 +64,12 @@ def test_secrets_are_removed_from_every_text() -> None:
         {
             "POIESIS_MONGO_URI": "mongodb://ada:s3cr%40t@db:27017/x",
             "POIESIS_REDIS_URI": "redis://:hunter22@r:6379/0",
-            "POIESIS_LOGS__ACCESS_KEY": "AKIDEXAMPLE",
+            "POIESIS_LOGS__ACCESS_KEY": "test",
             "POIESIS_LOGS__SECRET_KEY": "wJalrXUtnFEMI",
             "AWS_SECRET_ACCESS_KEY": "anotherKey",
         }
     )
-    text = site.clean("a s3cr%40t b s3cr@t c hunter22 d wJalrXUtnFEMI e anotherKey f AKIDEXAMPLE g redis://u:p@h/0")
+    text = site.clean("a s3cr%40t b s3cr@t c hunter22 d wJalrXUtnFEMI e anotherKey f test g redis://u:p@h/0")
     assert text == f"a {HIDDEN} b {HIDDEN} c {HIDDEN} d {HIDDEN} e {HIDDEN} f {HIDDEN} g redis://h/0"
     assert "hunter22" not in repr(site)
 

@@ -16,8 +16,10 @@ import yaml
 
 import poiesis
 from poiesis.bootstrap import ADAPTER_PREFIXES, FILER_PREFIX, KUBERNETES_PREFIX
+from poiesis.cli.parser import make_parser
 from poiesis.cluster.kubernetes import labels
 from poiesis.cluster.kubernetes.pods import pod
+from poiesis.cluster.kubernetes.rights import KUEUE_RIGHTS, RIGHTS
 from poiesis.cluster.kubernetes.settings import CacheVolume, KubernetesSettings, Placement
 from poiesis.config import Settings, read
 from poiesis.domain.plan import plan
@@ -29,42 +31,7 @@ from tests.unit.helm.conftest import CASES, CHART, NAMESPACE, RELEASE, Json, Ren
 
 ROLES: Final = ("torc", "tif", "texam", "tof", "monitor")
 OURS: Final = ("api", *ROLES, "notifier", "flower")
-
-# Role → resource → verbs. Any permission that is not listed here is too much.
-RIGHTS: Final[dict[str, dict[str, set[str]]]] = {
-    "torc": {
-        "persistentvolumeclaims": {"create", "get", "list", "delete"},
-        "pods": {"list", "delete"},
-        "pods/log": {"get"},
-        "configmaps": {"get"},
-    },
-    "tif": {
-        "persistentvolumeclaims": {"get", "list", "delete"},
-        "pods": {"create", "get", "list", "delete"},
-        "pods/log": {"get"},
-        "configmaps": {"create", "get"},
-        "secrets": {"create"},
-    },
-    "texam": {
-        "persistentvolumeclaims": {"get", "list", "delete"},
-        "pods": {"create", "get", "list", "delete"},
-        "pods/log": {"get"},
-        "configmaps": {"create", "get"},
-    },
-    "tof": {
-        "persistentvolumeclaims": {"list", "delete"},
-        "pods": {"create", "get", "list", "delete"},
-        "pods/log": {"get"},
-        "configmaps": {"create", "get"},
-    },
-    "monitor": {
-        "persistentvolumeclaims": {"list", "watch", "delete"},
-        "pods": {"create", "get", "list", "watch", "delete"},
-        "pods/log": {"get"},
-        "configmaps": {"create", "get"},
-        "leases": {"get", "update"},
-    },
-}
+TESTS: Final = ("test", "doctor")  # pods of `helm test`
 
 
 def containers(template: Json) -> Iterator[Json]:
@@ -318,7 +285,7 @@ def test_on_openshift_no_container_sets_a_user(template: Run):
     assert done.returncode == 0, done.stderr
     made = Rendered("bundled", tuple(o for o in yaml.safe_load_all(done.stdout) if o), {})
     pods = dict(made.pods())
-    assert set(pods) == {*OURS, "mongodb", "redis", "test"}
+    assert set(pods) == {*OURS, "mongodb", "redis", *TESTS}
     for component, found in pods.items():
         assert_no_user(component, found)
 
@@ -333,8 +300,9 @@ def test_every_container_has_a_memory_request_and_limit(chart: Rendered):
 def test_a_token_is_mounted_only_with_permissions(chart: Rendered):
     for component, template in chart.pods():
         pod = template["spec"]
-        assert pod["automountServiceAccountToken"] is (component in ROLES), component
-        assert ("serviceAccountName" in pod) is (component in ROLES), component
+        has_rights = component in (*ROLES, "doctor")
+        assert pod["automountServiceAccountToken"] is has_rights, component
+        assert ("serviceAccountName" in pod) is has_rights, component
     assert all(account["automountServiceAccountToken"] is False for account in chart.of("ServiceAccount"))
 
 
@@ -344,7 +312,7 @@ def test_no_pod_gets_service_links_which_would_look_like_settings(chart: Rendere
 
 def test_every_role_has_the_three_probes(chart: Rendered):
     for component, template in chart.pods():
-        if component == "test":
+        if component in TESTS:
             continue
         for container in containers(template):
             ports = {port["name"] for port in container["ports"]}
@@ -442,15 +410,19 @@ def test_each_role_has_exactly_the_permissions_of_the_table(chart: Rendered):
         return
     found: dict[str, dict[str, set[str]]] = {}
     for role in chart.of("Role"):
+        if role["metadata"]["labels"]["app.kubernetes.io/component"] == "doctor":
+            continue
         rights = found.setdefault(role["metadata"]["labels"]["app.kubernetes.io/component"], {})
         for rule in role["rules"]:
-            if "kueue" in rule["apiGroups"][0]:
-                assert set(rule["verbs"]) <= {"get", "list", "watch"}
+            [group] = rule["apiGroups"]
+            if "kueue" in group:
+                kind, *sub = rule["resources"][0].split("/")
+                assert set(rule["verbs"]) == KUEUE_RIGHTS["/".join([f"{kind}.{group}", *sub])]
                 continue
             assert rule["apiGroups"] in ([""], ["coordination.k8s.io"])
             for resource in rule["resources"]:
                 rights[resource] = set(rule["verbs"])
-    assert found == RIGHTS
+    assert found == RIGHTS, "any permission that is not in poiesis/cluster/kubernetes/rights.py is too much"
 
 
 def test_permissions_on_single_objects_refer_to_objects_of_the_chart(chart: Rendered):
@@ -458,7 +430,34 @@ def test_permissions_on_single_objects_refer_to_objects_of_the_chart(chart: Rend
     for role in chart.of("Role"):
         for rule in role["rules"]:
             for name in rule.get("resourceNames", []):
+                if rule["resources"] == ["namespaces"]:
+                    assert name == role["metadata"]["namespace"]
+                    continue
                 assert (rule["resources"][0], role["metadata"]["namespace"], name) in made
+
+
+def test_the_doctor_has_rights_during_a_test_only_and_may_not_read_secrets(chart: Rendered):
+    made = [o for o in chart.objects if o["metadata"]["labels"]["app.kubernetes.io/component"] == "doctor"]
+    assert made
+    for item in made:
+        annotations = item["metadata"]["annotations"]
+        assert annotations["helm.sh/hook"] == "test"
+        assert annotations["helm.sh/hook-delete-policy"] == "before-hook-creation,hook-succeeded"
+    for role in (o for o in made if o["kind"] == "Role"):
+        rights = [(r, v) for rule in role["rules"] for r in rule["resources"] for v in rule["verbs"]]
+        assert {verb for resource, verb in rights if resource == "secrets"} == {"create"}
+        assert not any(verb in ("update", "patch", "*") or resource == "*" for resource, verb in rights)
+        for wanted in RIGHTS.values():  # else the trial could not do what the roles do
+            for resource in ("pods", "persistentvolumeclaims", "pods/log", "secrets"):
+                assert {(resource, verb) for verb in wanted.get(resource, ()) if verb != "watch"} <= set(rights)
+
+
+def test_the_doctor_asks_about_the_account_of_each_role(chart: Rendered):
+    pods = dict(chart.pods())
+    [doctor] = pods["doctor"]["spec"]["containers"]
+    accounts = {f"--account={role}={NAMESPACE}:{pods[role]['spec']['serviceAccountName']}" for role in ROLES}
+    assert accounts == {word for word in doctor["args"] if word.startswith("--account")}
+    assert make_parser().parse_args(doctor["args"]).command == "doctor"
 
 
 def test_permissions_are_bound_in_the_tasks_namespace_to_the_pods_account(chart: Rendered):
@@ -786,7 +785,7 @@ def test_the_log_store_is_reached_by_the_roles_that_read_or_delete_logs(render: 
     chart = render("everything")
     for component, template in chart.pods():
         found = set(strings(template))
-        assert ({"log-store", "log-store-ca"} <= found) is (component in ("api", "monitor")), component
+        assert ({"log-store", "log-store-ca"} <= found) is (component in ("api", "monitor", "doctor")), component
     assert chart.variables()["POIESIS_LOGS__URL"] == "s3://logs/poiesis"
     assert chart.variables()["POIESIS_LOGS__MAX_BYTES"] == "2000000000"
     assert kubernetes_settings(chart).logs_env_secrets == ("log-store",)
