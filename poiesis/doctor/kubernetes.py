@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import secrets
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -215,7 +216,7 @@ def trial_task(image: str, command: tuple[str, ...], **changes: Any) -> Task:
         inputs=(Input("/data/trial.txt", content="trial"),),
         resources=Resources(disk_gb=0.01, **changes),
     )
-    return Task(new_task_id(now), spec, now, nonce="doctor", stage_since=now)
+    return Task(new_task_id(now), spec, now, nonce=secrets.token_hex(8), stage_since=now)
 
 
 def variants(settings: KubernetesSettings) -> Iterator[tuple[str, Task, KubernetesSettings]]:

@@ -38,6 +38,8 @@ POD_DEADLINE_S: Final = 240  # after which the kubelet ends a pod that a killed 
 LEFT_AFTER_S: Final = 600.0
 POLL_S: Final = 1.0
 STUCK_S: Final = 15.0  # that long a pod may wait for something before its events are asked for the reason
+LOG_S: Final = 10.0
+MAX_LOG_BYTES: Final = 1024 * 1024
 STARTING: Final = frozenset({None, "ContainerCreating", "PodInitializing"})
 FATAL: Final = frozenset(
     {"ErrImageNeverPull", "InvalidImageName", "CreateContainerConfigError", "CreateContainerError"}
@@ -268,7 +270,7 @@ class _Trial:
                     "'exec format error': set tasks.launcher.architecture to that of the nodes.",
                 )
                 continue
-            found = findings_of(record.stdout)
+            found = findings_of(self._log(pod.name, name) if name == TIF else record.stdout)
             if not found:
                 is_complete = False
                 text = record.message or record.stderr[-300:] or record.reason or "no output"
@@ -276,6 +278,14 @@ class _Trial:
             yield from found
         if is_complete:
             yield ok(f"a volume and a pod of a task work: started on {pod.node}, and its records were read")
+
+    def _log(self, pod: str, container: str) -> str:
+        """A filer's record comes without its output, which is a report."""
+        path = f"{self._api.core}/pods/{pod}/log"
+        try:
+            return self._api.client.text(path, {"container": container}, MAX_LOG_BYTES, LOG_S)
+        except ApiError:
+            return ""
 
     def close(self) -> None:
         """Delete everything, and wait for it a while."""

@@ -757,7 +757,7 @@ def test_credentials_of_users_are_only_mounted_in_the_api(render: Callable[[str]
         mounted = [
             v for v in template["spec"].get("volumes", []) if v.get("secret", {}).get("secretName") == "tes-users"
         ]
-        assert bool(mounted) is (component == "api")
+        assert bool(mounted) is (component in ("api", "doctor"))
     found = environment(render("everything"), "api")
     settings = read(Settings, {k: v for k, v in found.items() if not k.endswith("_URI_FILE")}, others=ADAPTER_PREFIXES)
     assert settings.api.auth == ("basic", "bearer")
@@ -768,7 +768,7 @@ def test_issuers_are_only_configured_in_the_api(render: Callable[[str], Rendered
     chart = render("openshift")
     for component, template in chart.pods():
         names = {v.get("secret", {}).get("secretName") for v in template["spec"].get("volumes", [])}
-        assert ("oidc-client" in names) is (component == "api")
+        assert ("oidc-client" in names) is (component in ("api", "doctor"))
     found = environment(chart, "api")
     settings = read(Settings, {k: v for k, v in found.items() if not k.endswith("_URI_FILE")}, others=ADAPTER_PREFIXES)
     assert (settings.api.auth, settings.api.credentials_file) == (("oidc",), None)
