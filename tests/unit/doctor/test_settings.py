@@ -70,7 +70,7 @@ def test_secrets_are_removed_from_every_text() -> None:
         }
     )
     text = site.clean("a s3cr%40t b s3cr@t c hunter22 d wJalrXUtnFEMI e anotherKey f test g redis://u:p@h/0")
-    assert text == f"a {HIDDEN} b {HIDDEN} c {HIDDEN} d {HIDDEN} e {HIDDEN} f {HIDDEN} g redis://h/0"
+    assert text == f"a {HIDDEN} b {HIDDEN} c {HIDDEN} d {HIDDEN} e {HIDDEN} f test g redis://h/0"
     assert "hunter22" not in repr(site)
 
 
