@@ -22,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: monitoring help venv launcher launcher-build launcher-check demo up test large-log emulators browser browser-large-log screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs reference docs-test clean distclean image-archive image-check upgrade-e2e
+.PHONY: monitoring trace-picture help venv launcher launcher-build launcher-check demo up test large-log emulators browser browser-large-log screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e bench chaos image lock docs reference docs-test clean distclean image-archive image-check upgrade-e2e
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
@@ -98,6 +98,9 @@ monitoring: ## promtool and Prometheus, for the tests of alerts; needs go, and s
 	  go get github.com/prometheus/prometheus/cmd/promtool@$(PROMETHEUS) github.com/prometheus/prometheus/cmd/prometheus@$(PROMETHEUS)
 	for program in promtool prometheus; do (cd $(MONITORING)/src && \
 	  go build -p 1 -tags remove_all_sd -trimpath -ldflags '-s -w' -o ../$$program github.com/prometheus/prometheus/cmd/$$program) || exit 1; done
+
+trace-picture: venv launcher ## docs/images/trace.svg again, from the spans of a real task
+	POIESIS_TRACE_PICTURE=docs/images/trace.svg $(BIN)/pytest tests/integration/embedded/test_traces.py $(ARGS)
 
 clients: $(CLIENTS:%=$(CLIENT_DIR)/%/.installed) ## TES clients for tests, each in an environment of its own (CLIENTS='toil snakemake' for some)
 

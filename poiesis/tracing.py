@@ -45,8 +45,8 @@ log = logging.getLogger(__name__)
 
 STANDARD: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 QUEUE: Final = 2048  # spans
-BATCH: Final = 256
-DELAY_S: Final = 1.0  # how long a span waits for others
+BATCH: Final = 512
+DELAY_S: Final = 2.0  # how long a span waits for others
 TIMEOUT_S: Final = 5.0  # of one export
 CLOSE_S: Final = 2.0
 MAX_TEXT: Final = 256  # characters of an attribute: so a full queue is a few megabytes
@@ -111,6 +111,10 @@ class _Ids:
 
 class _Recorder:
     def __init__(self, provider: TracerProvider, ids: _Ids, ratio: float) -> None:
+        from opentelemetry import context, trace
+
+        self._api, self._no_parent = trace, context.Context()
+        self._sampled = trace.TraceFlags(trace.TraceFlags.SAMPLED)
         self._provider = provider
         self._tracer: Tracer = provider.get_tracer("poiesis", poiesis.__version__)
         self._ids = ids
@@ -132,27 +136,17 @@ class _Recorder:
         kind: str = "INTERNAL",
         error: str | None = None,
     ) -> None:
-        from opentelemetry.context import Context
-        from opentelemetry.trace import (
-            NonRecordingSpan,
-            SpanContext,
-            SpanKind,
-            Status,
-            StatusCode,
-            TraceFlags,
-            set_span_in_context,
-        )
-
-        context = Context()
+        api = self._api
+        context = self._no_parent
         if parent.span:
-            remote = SpanContext(parent.trace, parent.span, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
-            context = set_span_in_context(NonRecordingSpan(remote), context)
+            remote = api.SpanContext(parent.trace, parent.span, is_remote=True, trace_flags=self._sampled)
+            context = api.set_span_in_context(api.NonRecordingSpan(remote), context)
         self._ids.take(parent.trace, span_id)
         span = self._tracer.start_span(
-            name, context, SpanKind[kind], attributes=dict(attributes), start_time=min(began_ns, ended_ns)
+            name, context, api.SpanKind[kind], attributes=dict(attributes), start_time=min(began_ns, ended_ns)
         )
         if error is not None:
-            span.set_status(Status(StatusCode.ERROR, error[:MAX_TEXT]))
+            span.set_status(api.Status(api.StatusCode.ERROR, error[:MAX_TEXT]))
         span.end(ended_ns)
 
     def close(self) -> None:

@@ -21,6 +21,9 @@ from poiesis.domain.errors import ConfigurationError
 
 CLEANUP_S: Final = 5  # seconds of the grace period that remain after requests in progress have had their share
 START_S: Final = 30.0
+WORKER_START_S: Final = (
+    60  # a worker that does not answer for so long is replaced; on a busy machine its imports take longer than 5 s
+)
 
 # uvicorn logs a warning for each malformed request, so a client could fill the log
 logging.getLogger("uvicorn.error").addFilter(lambda record: record.levelno != logging.WARNING)
@@ -33,7 +36,13 @@ def serve(app: Any, settings: ApiSettings, grace: timedelta) -> None:
     """
     if settings.workers > 1 and not isinstance(app, str):
         raise ConfigurationError("more than one worker requires an import string for the application")
-    uvicorn.run(app, factory=isinstance(app, str), workers=settings.workers, **_options(settings, grace))
+    uvicorn.run(
+        app,
+        factory=isinstance(app, str),
+        workers=settings.workers,
+        timeout_worker_healthcheck=WORKER_START_S,
+        **_options(settings, grace),
+    )
 
 
 class BackgroundServer:
