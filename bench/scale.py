@@ -34,7 +34,7 @@ from bench.tasks import IMAGE, Tes
 ROLES = ("api", "torc", "tif", "texam", "tof", "monitor", "notifier", "admitter")
 RECORD = (
     'message: {{ printf "{\\"v\\":1,\\"name\\":\\"%s\\",\\"ok\\":true,\\"exit_code\\":0,'
-    '\\"started\\":\\"%s\\",\\"ended\\":\\"%s\\"}" .name $start $now | Quote }}, '
+    '\\"started\\":\\"%s\\",\\"ended\\":\\"%s\\"}" .name $now $now | Quote }}, '
 )
 SAMPLE = re.compile(r"(?m)^(\w+)(?:\{([^}]*)\})? ([0-9.e+-]+)$")
 DEADLINE_S = 1800
