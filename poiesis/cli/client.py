@@ -91,7 +91,11 @@ class TesClient:
         return self._call("GET", "/service-info")
 
     def create(self, task: Any) -> str:
-        task_id = self._call("POST", "/tasks", body=task).get("id")
+        try:
+            task_id = self._call("POST", "/tasks", body=task).get("id")
+        except Unavailable as error:
+            message = f"{error}; if the request arrived, the task exists: see `poiesis task list`"
+            raise Unavailable(message) from error
         if not isinstance(task_id, str):
             raise PoiesisError(f"invalid response of {self._base}: missing id of the new task")
         return task_id

@@ -76,7 +76,10 @@ class Follower:
 
     def _ask(self, pending: list[str]) -> dict[str, str]:
         try:
-            found = self._ask_extension(pending)
+            try:
+                found = self._ask_extension(pending)
+            except Unavailable:  # perhaps only of waiting requests, which are limited
+                found = None
             self._polls = found is None
             if found is None:
                 found = {task_id: _state(self._client.get(task_id, "MINIMAL")) for task_id in pending}

@@ -6,10 +6,12 @@ import argparse
 import dataclasses
 import json
 import os
-import sys
 from typing import Any
 
 from poiesis.cli.client import TesClient
+from poiesis.cli.output import report
+from poiesis.cli.profiles import url_without_user
+from poiesis.cli.text import printable
 from poiesis.config import PREFIX, Settings, is_setting, read
 from poiesis.domain.errors import PoiesisError
 
@@ -19,7 +21,7 @@ def run(arguments: argparse.Namespace) -> int:
         service: Any = TesClient.of(arguments.server).service_info()
     except PoiesisError as error:
         service = None
-        print(f"poiesis: {error}", file=sys.stderr)
+        report(error)
     from poiesis.bootstrap import ADAPTER_PREFIXES
 
     settings = read(Settings, os.environ, others=ADAPTER_PREFIXES)
@@ -28,12 +30,15 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"service": service, "settings": shown}, indent=2, default=str))
         return 0 if service is not None else 1
     if service is not None:
-        print(f"{service.get('name')} {service.get('version')} at {arguments.url}")
         kind = service.get("type") or {}
-        print(f"  {kind.get('group')}:{kind.get('artifact')}:{kind.get('version')}")
-        print(f"  {service.get('description', '')}")
-        print(f"  storage: {', '.join(service.get('storage') or [])}")
-        print(f"  backend parameters: {', '.join(service.get('tesResources_backend_parameters') or [])}")
+        lines = [
+            f"{service.get('name')} {service.get('version')} at {url_without_user(arguments.url)}",
+            f"  {kind.get('group')}:{kind.get('artifact')}:{kind.get('version')}",
+            f"  {service.get('description', '')}",
+            f"  storage: {', '.join(map(str, service.get('storage') or []))}",
+            f"  backend parameters: {', '.join(map(str, service.get('tesResources_backend_parameters') or []))}",
+        ]
+        print("\n".join(printable(line.replace("\n", " ")) for line in lines))
     print("settings of this shell that differ from the defaults:")
     default = dict(_flat(Settings()))
     for name, value in shown.items():

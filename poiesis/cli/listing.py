@@ -16,6 +16,8 @@ from poiesis.domain.states import TERMINAL
 PAGE: Final = 256
 MAX_SCANNED: Final = 20_000
 """Tasks read from a server for one list."""
+TOP_SCANNED: Final = 2_000
+"""Tasks of each state that `top` reads each time."""
 WAITING: Final = ("QUEUED", "INITIALIZING")
 OLDEST: Final = datetime.min.replace(tzinfo=UTC)
 
@@ -96,18 +98,21 @@ def _is_past(tasks: list[dict[str, Any]], since: datetime | None) -> bool:
 def top(client: TesClient, filter_: Filter, limit: int) -> list[str | Table]:
     """What is going on: the longest running first, then the oldest waiting, and what they asked for and used."""
     states = filter_.states or ("RUNNING", *WAITING)
-    tasks = [
-        task
-        for task in list_tasks(client, Filter(states, filter_.name_prefix, filter_.tags, filter_.since), MAX_SCANNED)
-        if dig(task, "state") not in TERMINAL
-    ]
+    tasks = []
+    counts: dict[str, str] = {}
+    for state in states:
+        of_state = Filter((state,), filter_.name_prefix, filter_.tags, filter_.since)
+        found = [t for t in list_tasks(client, of_state, TOP_SCANNED) if dig(t, "state") not in TERMINAL]
+        if found:
+            counts[state] = (
+                f"{len(found)} {state}"
+                if len(found) < TOP_SCANNED
+                else f"more than {TOP_SCANNED} {state} (the newest are considered)"
+            )
+        tasks += found
     now = datetime.now(UTC)
     tasks.sort(key=lambda task: (dig(task, "state") in WAITING, -(seconds(task, now) or 0)))
-    counts: dict[str, int] = {}
-    for task in tasks:
-        state = str(dig(task, "state"))
-        counts[state] = counts.get(state, 0) + 1
-    head = ", ".join(f"{count} {state}" for state, count in counts.items()) or "nothing runs or waits"
+    head = ", ".join(counts.values()) or "nothing runs or waits"
     rows = [
         [
             *(COLUMNS[name](task) for name in ("id", "state")),

@@ -30,6 +30,7 @@ KEPT_WHOLE: Final = ("ID", "STATE")
 GAP: Final = "  "
 MIN_WIDTH: Final = 4
 MAX_CELL: Final = 500
+MIN_REPEAT_S: Final = 0.2
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ def repeat(every_s: float | None, content: Callable[[], Sequence[str | Table]]) 
         return
     from time import sleep
 
+    every_s = max(MIN_REPEAT_S, every_s)
     first = content()
     if not is_terminal():
         for parts in chain([first], _again(every_s, content)):
