@@ -47,6 +47,8 @@ class RequestRecord:
     error: str | None = None
     body_bytes: int = 0
     """So many have arrived."""
+    only_reads: bool = False
+    """Whether it changes nothing, whatever its method: it is audited only if it is refused."""
 
 
 class Requests:
@@ -84,7 +86,7 @@ class Requests:
                 if span is not None:
                     tracing.request_ended(span, scope["method"], self._route(scope, record, status), status)
                 self._measure(scope, record, status, time.perf_counter() - began if seconds is None else seconds)
-                if self._audit is not None and is_audited(scope["method"], status):
+                if self._audit is not None and is_audited(scope["method"], status, record):
                     self._audit.write(audit_entry(scope, record, status, time.perf_counter() - began))
 
     def _route(self, scope: Scope, record: RequestRecord, status: int) -> str:
@@ -119,9 +121,9 @@ def request_id(scope: Scope) -> str:
     return secrets.token_hex(16)
 
 
-def is_audited(method: str, status: int) -> bool:
+def is_audited(method: str, status: int, record: RequestRecord) -> bool:
     """Writes, whatever comes of them, and refused requests. `status` 0: there was no response."""
-    return method not in SAFE_METHODS or 400 <= status < 500
+    return (method not in SAFE_METHODS and not record.only_reads) or 400 <= status < 500
 
 
 def audit_entry(scope: Scope, record: RequestRecord, status: int, seconds: float) -> dict[str, str | int | None]:

@@ -157,6 +157,7 @@ def register(ui: Ui) -> None:
     def submit() -> Any:
         fields, user = flask.request.form, current_user()
         action = fields.get("action", "check")
+        current_request().only_reads = action != "create"
         draft = _read(fields)
         if draft.form is not None and (focus := draft.form.change_rows(action)):
             draft.focus = focus

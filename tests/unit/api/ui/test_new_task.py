@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from poiesis.api.audit import AuditLog
 from poiesis.api.ui.new_task import EXAMPLES
 from poiesis.api.ui.task_form import MAX_BASE_BYTES
 from poiesis.config import ApiSettings
@@ -233,6 +234,19 @@ def test_commands_have_no_secret(tmp_path):
     site = Site(ApiSettings(auth=("bearer",), credentials_file=str(file)))
     page, _ = opened(site, headers={"Authorization": "Bearer very-secret"})
     assert "very-secret" not in page.text and "Bearer $TES_TOKEN" in page.text
+
+
+def test_only_the_creation_is_audited(tmp_path):
+    audit = AuditLog(str(tmp_path / "audit"))
+    site = Site(audit=audit)
+    _, fields = opened(site)
+    for action in ("preview", "check", "add-inputs", "json", "create"):
+        send(site, fields, action)
+    send(site, {**fields, "csrf_token": "0"}, "check")
+    audit.close()
+    lines = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()]
+    assert [line["status"] for line in lines] == [303, 403]
+    assert lines[0]["task"] is not None
 
 
 def test_the_task_of_another_user_is_unknown(tmp_path):
