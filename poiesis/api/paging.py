@@ -47,4 +47,6 @@ def read_token(token: str | None, where: TaskFilter) -> TaskId | None:
 def _digest(where: TaskFilter) -> bytes:
     reader = where.access and where.access.owner  # not the groups: a listing goes on when they change
     text = repr((where.name_prefix, sorted(where.states), sorted(where.tags), where.owner, reader))
+    if where.created_from or where.created_to or where.oldest_first:
+        text += repr((where.created_from, where.created_to, where.oldest_first))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:_DIGEST_BYTES]

@@ -28,6 +28,11 @@ def new_task_id(now: datetime, random_bytes: Callable[[int], bytes] = secrets.to
     return TaskId(base64.b32hexencode(raw).decode().rstrip("=").translate(_B32HEX_LOWER))
 
 
+def first_task_id(moment: datetime) -> TaskId:
+    """The smallest id that a task created at this moment can have: ids of earlier tasks are below it, of later ones above."""
+    return new_task_id(moment, bytes)
+
+
 def is_task_id(text: str) -> bool:
     """Whether `new_task_id` can have made it; any other id need not be looked up."""
     return _ID.fullmatch(text) is not None

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Final, Protocol, TypeVar
 
 from poiesis.domain.access import Access
+from poiesis.domain.naming import first_task_id
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
 
@@ -24,7 +25,8 @@ class TaskFilter:
     """What a list is narrowed to; all given conditions hold at once (spec: ListTasks).
 
     `tags` pairs of (key, value); an empty value matches any value of that key. `owner` None: any.
-    `access`: only tasks that this user may see; None: all.
+    `access`: only tasks that this user may see; None: all. `created_from` (inclusive) and `created_to` (exclusive) bound the time of
+    creation. `oldest_first`: the order of a list.
     """
 
     name_prefix: str = ""
@@ -32,11 +34,25 @@ class TaskFilter:
     tags: tuple[tuple[str, str], ...] = ()
     owner: str | None = None
     access: Access | None = None
+    created_from: datetime | None = None
+    created_to: datetime | None = None
+    oldest_first: bool = False
+
+    def id_bounds(self, after: TaskId | None = None) -> tuple[TaskId | None, bool, TaskId | None]:
+        """The bounds of ids, which sort by the time of creation, of a list that goes on after an id: the lower one, whether it is one of
+        them, and the upper one, which is not."""
+        lowest = None if self.created_from is None else first_task_id(self.created_from)
+        above = None if self.created_to is None else first_task_id(self.created_to)
+        if after is None:
+            return lowest, True, above
+        if self.oldest_first:
+            return (lowest, True, above) if lowest is not None and after < lowest else (after, False, above)
+        return lowest, True, after if above is None else min(after, above)
 
 
 @dataclass(frozen=True)
 class Page:
-    """`tasks` newest first, summaries in the view MINIMAL; `next_after` is the id to go on after, None on the last page."""
+    """`tasks` in the order of the list, summaries in the view MINIMAL; `next_after` is the id to go on after, None on the last page."""
 
     tasks: tuple[Task | TaskSummary, ...]
     next_after: TaskId | None
@@ -89,7 +105,9 @@ class TaskRepository(Protocol):
         ...
 
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
-        """At most `limit` tasks with ids below `after`, newest (largest id) first; fewer where their documents reach MAX_PAGE_BYTES.
+        """At most `limit` tasks with ids below `after`, newest (largest id) first, or above it with `oldest_first`.
+
+        Fewer where their documents reach MAX_PAGE_BYTES.
 
         Stable while tasks arrive: nothing lost or repeated.
         """

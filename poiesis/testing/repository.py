@@ -66,8 +66,10 @@ class MemoryTaskRepository:
 
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
         with self.available():
-            matching = [t for t in self._tasks.values() if (after is None or t.id < after) and _matches(t, where)]
-        found = sorted(matching, key=lambda task: task.id, reverse=True)
+            matching = [t for t in self._tasks.values() if _matches(t, where)]
+        found = sorted(matching, key=lambda task: task.id, reverse=not where.oldest_first)
+        if after is not None:
+            found = [t for t in found if (t.id > after if where.oldest_first else t.id < after)]
         tasks = tuple(task.summary if view is View.MINIMAL else _shown(task, view) for task in found[:limit])
         return Page(tasks, next_after=tasks[-1].id if len(found) > limit else None)
 
@@ -144,6 +146,8 @@ def _matches(task: Task, where: TaskFilter) -> bool:
         and (not where.states or task.state in where.states)
         and (where.owner is None or task.owner == where.owner)
         and (where.access is None or where.access.allows(task.owner, task.groups))
+        and (where.created_from is None or task.created_at >= where.created_from)
+        and (where.created_to is None or task.created_at < where.created_to)
         and all(key in task.spec.tags and (not value or task.spec.tags[key] == value) for key, value in where.tags)
     )
 

@@ -604,6 +604,45 @@ def test_all_conditions_hold_at_once(repository):
         assert repository.count(where) == len(expected)
 
 
+def test_a_list_is_bounded_by_the_time_of_creation(repository):
+    made = [added(repository) for _ in range(5)]
+    for bounds, expected in (
+        ({"created_from": made[1].created_at}, made[1:]),
+        ({"created_to": made[3].created_at}, made[:3]),
+        ({"created_from": made[1].created_at, "created_to": made[3].created_at}, made[1:3]),
+        ({"created_from": made[4].created_at + SECOND}, []),
+    ):
+        where = TaskFilter(**bounds)
+        for oldest_first in (False, True):
+            pages = all_pages(repository, replace(where, oldest_first=oldest_first), limit=1)
+            assert [t.id for page in pages for t in page] == [
+                t.id for t in (expected if oldest_first else expected[::-1])
+            ], bounds
+        assert repository.count(where) == len(expected)
+
+
+@pytest.mark.parametrize(
+    "narrowed",
+    [
+        {},
+        {"states": frozenset({State.QUEUED, State.RUNNING})},
+        {"access": Access("ada", frozenset({"lab"}))},
+        {"tags": (("k", "v"),)},
+        {"name_prefix": "n"},
+    ],
+)
+def test_a_list_may_begin_with_the_oldest(repository, narrowed):
+    states = (State.QUEUED, State.RUNNING)
+    made = [
+        added(repository, owner="ada", groups=("lab",), state=states[i % 2], tags={"k": "v"}, name=f"n{9 - i}")
+        for i in range(7)
+    ]
+    where = TaskFilter(oldest_first=True, **narrowed)
+    for limit in (1, 3, 50):
+        found = [task.id for page in all_pages(repository, where, limit) for task in page]
+        assert found == [task.id for task in made]
+
+
 def test_a_count_stops_at_its_limit(repository):
     for _ in range(5):
         added(repository, owner="ada")

@@ -130,17 +130,16 @@ class MongoTaskRepository:
         return False
 
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
-        position = {} if after is None else {"_id": {"$lt": after}}
         with self._database.available(), ExitStack() as cursors:
             found = [
                 cursors.enter_context(
-                    self._tasks.find({**_query(part, is_filled=self._filled.is_set()), **position}, PROJECTIONS[view])
-                    .sort("_id", DESCENDING)
+                    self._tasks.find(_query(part, after, is_filled=self._filled.is_set()), PROJECTIONS[view])
+                    .sort("_id", ASCENDING if where.oldest_first else DESCENDING)
                     .limit(limit + 1)
                 )
                 for part in _parts(where)
             ]
-            documents, has_more = take_page(_merged(found), limit, _size_bytes)
+            documents, has_more = take_page(_merged(found, is_reversed=not where.oldest_first), limit, _size_bytes)
         decode = _summary if view is View.MINIMAL else _decode
         tasks = tuple(decode(document) for document in documents)
         return Page(tasks, next_after=tasks[-1].id if has_more else None)
@@ -262,9 +261,13 @@ def _decode(document: Document) -> Task:
     return from_document(found)
 
 
-def _query(where: TaskFilter, *, is_filled: bool) -> dict[str, Any]:
+def _query(where: TaskFilter, after: TaskId | None = None, *, is_filled: bool) -> dict[str, Any]:
     """`is_filled`: whether all tasks have `readers`."""
     query: dict[str, Any] = {}
+    lowest, is_included, above = where.id_bounds(after)
+    bounds = {"$gte" if is_included else "$gt": lowest, "$lt": above}
+    if bounds := {operator: bound for operator, bound in bounds.items() if bound is not None}:
+        query["_id"] = bounds
     if where.states:
         query["state"] = {"$in": sorted(state.value for state in where.states)}
     if where.access is not None:
@@ -292,13 +295,13 @@ def _parts(where: TaskFilter) -> Iterator[TaskFilter]:
         yield replace(where, access=replace(where.access, groups=frozenset(groups[i : i + size])))
 
 
-def _merged(parts: Sequence[Iterable[Document]]) -> Iterator[Document]:
+def _merged(parts: Sequence[Iterable[Document]], *, is_reversed: bool) -> Iterator[Document]:
     """Documents in the order of ids, each once, from several results in that order."""
     if len(parts) == 1:
         yield from parts[0]
         return
     last = None
-    for document in heapq.merge(*parts, key=itemgetter("_id"), reverse=True):
+    for document in heapq.merge(*parts, key=itemgetter("_id"), reverse=is_reversed):
         if document["_id"] != last:
             yield document
         last = document["_id"]

@@ -194,7 +194,7 @@ class SqliteTaskRepository:
         for i in range(0, len(groups), MAX_READERS):
             part = replace(where.access, groups=frozenset(groups[i : i + MAX_READERS]))
             found.update(db.execute(*_list_query(replace(where, access=part), limit, after, scan=scan)))
-        return sorted(found, reverse=True)[:limit]
+        return sorted(found, reverse=not where.oldest_first)[:limit]
 
     @staticmethod
     def _delete_tokens(db: sqlite3.Connection, task_id: TaskId, tags: str, readers: str) -> None:
@@ -357,7 +357,7 @@ def _list_query(where: TaskFilter, limit: int, after: TaskId | None, *, scan: st
     Each branch scans one index that is in the order of ids, from `after` on. Several states or readers are as many scans, merged.
     """
     found, values = _scans(where, after, scan)
-    return found + " ORDER BY id DESC LIMIT ?", [*values, limit]
+    return f"{found} ORDER BY id {'ASC' if where.oldest_first else 'DESC'} LIMIT ?", [*values, limit]
 
 
 def _scans(where: TaskFilter, after: TaskId | None, scan: str) -> tuple[str, list[object]]:
@@ -396,8 +396,11 @@ def _conditions(where: TaskFilter, after: TaskId | None, scan: str, key: str) ->
         conditions.append(condition)
         values.extend(given)
 
-    if after is not None:
-        add(f"{key} < ?", after)
+    lowest, is_included, above = where.id_bounds(after)
+    if lowest is not None:
+        add(f"{key} >= ?" if is_included else f"{key} > ?", lowest)
+    if above is not None:
+        add(f"{key} < ?", above)
     if where.name_prefix:
         condition, bounds = _name_condition(where.name_prefix)
         # the plus sign keeps the planner from scanning names where ids must be scanned
