@@ -22,24 +22,26 @@ RERUN_OF: Final = "rerun_of"
 def operations(context: Context) -> dict[str, Handler]:
     tasks = context.services.tasks
 
-    def copy(task_id: str, patch: Any, user: User) -> TaskSpec:
-        task = tasks.get(task_id, View.FULL, access=user.access)
-        assert isinstance(task, Task)
-        document = msgspec.json.decode(msgspec.json.encode(task.spec))
-        try:
-            document = merge_patch(document, {} if patch is None else patch)
-        except RecursionError:
-            raise NotJson("invalid JSON: nested too deeply") from None
-        if isinstance(document, dict) and isinstance(document.setdefault("tags", {}), dict):
-            document["tags"] = {**document["tags"], RERUN_OF: task.id}
-        return context.tasks.read(document)
-
     async def rerun(scope: Scope) -> Document:
         user: User = scope[USER]
         original, patch = scope["path_params"]["id"], scope.pop(DOCUMENT)
         key = idempotency_key(scope, original, patch)
-        spec = await context.call(copy, original, patch, user)
+        spec = await context.call(copy_of, context, original, patch, user)
         task_id = await context.call(tasks.create, spec, owner=user.name, groups=user.groups, key=key)
         return {"id": task_id, "rerun_of": original}
 
     return {"RerunTask": rerun}
+
+
+def copy_of(context: Context, task_id: str, patch: Any, user: User) -> TaskSpec:
+    """A task that the user may see, with changes and the tag RERUN_OF. Raises: UnknownTask, InvalidTask."""
+    task = context.services.tasks.get(task_id, View.FULL, access=user.access)
+    assert isinstance(task, Task)
+    document = msgspec.json.decode(msgspec.json.encode(task.spec))
+    try:
+        document = merge_patch(document, {} if patch is None else patch)
+    except RecursionError:
+        raise NotJson("invalid JSON: nested too deeply") from None
+    if isinstance(document, dict) and isinstance(document.setdefault("tags", {}), dict):
+        document["tags"] = {**document["tags"], RERUN_OF: task.id}
+    return context.tasks.read(document)
