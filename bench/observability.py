@@ -108,7 +108,7 @@ def measure(app: Any, loop: asyncio.AbstractEventLoop, creates: int) -> float:
     began = time.process_time()
     loop.run_until_complete(batch())
     if tracing._recorder is not None:
-        tracing._recorder._provider.force_flush()
+        tracing._recorder.processor.force_flush()
     return (time.process_time() - began) / creates
 
 

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import random
 import re
-import secrets
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import poiesis
 from poiesis.domain.errors import ConfigurationError
@@ -38,8 +38,8 @@ from poiesis.domain.states import State
 from poiesis.domain.task import Task
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import Tracer
+    from opentelemetry.sdk.resources import Resource
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,6 @@ BATCH: Final = 512
 DELAY_S: Final = 2.0  # how long a span waits for others
 TIMEOUT_S: Final = 5.0  # of one export
 CLOSE_S: Final = 2.0
-MAX_TEXT: Final = 256  # characters of an attribute: so a full queue is a few megabytes
 FAILED: Final = frozenset({State.EXECUTOR_ERROR, State.SYSTEM_ERROR, State.PREEMPTED})
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 
@@ -85,39 +84,18 @@ def parse(traceparent: str | None) -> Parent | None:
     return Parent(int(match["trace"], 16), int(match["span"], 16))
 
 
-class _Ids:
-    """Generates what `take` was given, otherwise random ids."""
-
-    def __init__(self) -> None:
-        self._next = threading.local()
-
-    def take(self, trace: int, span: int) -> None:
-        self._next.trace, self._next.span = trace, span
-
-    def generate_trace_id(self) -> int:
-        return self._taken("trace") or secrets.randbits(128) or 1
-
-    def generate_span_id(self) -> int:
-        return self._taken("span") or secrets.randbits(64) or 1
-
-    def is_trace_id_random(self) -> bool:
-        return False
-
-    def _taken(self, name: str) -> int:
-        value = int(getattr(self._next, name, 0))
-        setattr(self._next, name, 0)
-        return value
-
-
 class _Recorder:
-    def __init__(self, provider: TracerProvider, ids: _Ids, ratio: float) -> None:
-        from opentelemetry import context, trace
+    """All spans are recorded when they have ended, so each is made as a whole, without a tracer."""
 
-        self._api, self._no_parent = trace, context.Context()
+    def __init__(self, processor: BatchSpanProcessor, resource: Resource, ratio: float) -> None:
+        from opentelemetry import trace
+        from opentelemetry.sdk.trace import ReadableSpan
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+
+        self.processor = processor
+        self._resource, self._scope = resource, InstrumentationScope("poiesis", poiesis.__version__)
+        self._api, self._span = trace, ReadableSpan
         self._sampled = trace.TraceFlags(trace.TraceFlags.SAMPLED)
-        self._provider = provider
-        self._tracer: Tracer = provider.get_tracer("poiesis", poiesis.__version__)
-        self._ids = ids
         self._bound = round(ratio * 2**64)
 
     def is_recorded(self, trace: int) -> bool:
@@ -137,23 +115,31 @@ class _Recorder:
         error: str | None = None,
     ) -> None:
         api = self._api
-        context = self._no_parent
-        if parent.span:
-            remote = api.SpanContext(parent.trace, parent.span, is_remote=True, trace_flags=self._sampled)
-            context = api.set_span_in_context(api.NonRecordingSpan(remote), context)
-        self._ids.take(parent.trace, span_id)
-        span = self._tracer.start_span(
-            name, context, api.SpanKind[kind], attributes=dict(attributes), start_time=min(began_ns, ended_ns)
+        span = self._span(
+            name,
+            api.SpanContext(parent.trace, span_id or random_id(64), is_remote=False, trace_flags=self._sampled),
+            api.SpanContext(parent.trace, parent.span, is_remote=True, trace_flags=self._sampled)
+            if parent.span
+            else None,
+            self._resource,
+            attributes,
+            kind=api.SpanKind[kind],
+            status=api.Status(api.StatusCode.UNSET if error is None else api.StatusCode.ERROR, error),
+            start_time=min(began_ns, ended_ns),
+            end_time=ended_ns,
+            instrumentation_scope=self._scope,
         )
-        if error is not None:
-            span.set_status(api.Status(api.StatusCode.ERROR, error[:MAX_TEXT]))
-        span.end(ended_ns)
+        self.processor.on_end(span)
 
     def close(self) -> None:
         """Send what waits, for a bounded time: the exporter tries again and again while its collector is away."""
-        closing = threading.Thread(target=self._provider.shutdown, name="tracing-close", daemon=True)
+        closing = threading.Thread(target=self.processor.shutdown, name="tracing-close", daemon=True)
         closing.start()
         closing.join(CLOSE_S)
+
+
+def random_id(bits: int) -> int:
+    return random.getrandbits(bits) or 1
 
 
 _recorder: _Recorder | None = None
@@ -172,22 +158,15 @@ def start(endpoint: str | None, ratio: float, role: str, environ: Mapping[str, s
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import SpanLimits, TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
-        from opentelemetry.sdk.trace.sampling import ALWAYS_ON
     except ImportError:
         raise ConfigurationError("traces need OpenTelemetry: pip install 'poiesis[tracing]'") from None
     url = None if endpoint is None else endpoint.rstrip("/") + "/v1/traces"
     attributes = {"service.name": f"poiesis-{role}", "service.version": poiesis.__version__}
-    limits = SpanLimits(max_span_attributes=32, max_span_attribute_length=MAX_TEXT, max_events=0, max_links=0)
-    ids: Any = _Ids()
-    provider = TracerProvider(
-        ALWAYS_ON, Resource.create(attributes), shutdown_on_exit=False, id_generator=ids, span_limits=limits
-    )  # fmt: skip
     exporter = OTLPSpanExporter(url, timeout=TIMEOUT_S)
-    provider.add_span_processor(BatchSpanProcessor(exporter, QUEUE, DELAY_S * 1000, BATCH))
+    processor = BatchSpanProcessor(exporter, QUEUE, DELAY_S * 1000, BATCH)
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)  # a warning for each span that is dropped
-    _recorder = _Recorder(provider, ids, ratio)
+    _recorder = _Recorder(processor, Resource.create(attributes), ratio)
     log.info("tracing", extra={"endpoint": url or "OTEL_EXPORTER_OTLP_…"})
 
 
@@ -208,9 +187,7 @@ def is_on() -> bool:
 @contextmanager
 def request(traceparent: str | None) -> Iterator[RequestSpan]:
     """Within the block, new tasks belong to this request, also in threads that run in a copy of its context."""
-    span = RequestSpan(
-        parse(traceparent) or Parent(secrets.randbits(128) or 1), secrets.randbits(64) or 1, time.time_ns()
-    )
+    span = RequestSpan(parse(traceparent) or Parent(random_id(128)), random_id(64), time.time_ns())
     token = _request.set(span)
     try:
         yield span
