@@ -52,9 +52,10 @@ def check_directory(site: Site) -> Findings:
             "Tasks with large files may fail.",
             f"Free space there. {choose}.",
         )
-    if space.f_files and space.f_favail < LEAST_FREE_INODES:
+    elif space.f_files and space.f_favail < LEAST_FREE_INODES:
         yield error(f"only {space.f_favail} more files fit into the file system of {path}", "Tasks fail.", f"{choose}.")
-    yield ok(f"{path}: {_gigabytes(free)} free")
+    else:
+        yield ok(f"{path}: {_gigabytes(free)} free")
 
 
 def _gigabytes(size: int) -> str:
