@@ -7,7 +7,7 @@
       app.kubernetes.io/name: {{ include "poiesis.name" . }}
       app.kubernetes.io/instance: {{ .Release.Name }}
     matchExpressions:
-      - {key: app.kubernetes.io/component, operator: In, values: [api, torc, tif, texam, tof, monitor, notifier, flower]}
+      - {key: app.kubernetes.io/component, operator: In, values: [api, torc, tif, texam, tof, monitor, notifier, flower, doctor]}
 {{- end -}}
 
 {{- define "poiesis.peers.tasks" -}}
