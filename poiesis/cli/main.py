@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _run(parse(sys.argv[1:] if argv is None else argv))
         finally:
-            sys.stdout.flush()  # its errors belong to the command, not to the end of Python
+            sys.stdout.flush()  # its errors belong to the command; at the end of Python they would be shown with a traceback
     except PoiesisError as error:
         from poiesis.observability import without_credentials
 
@@ -46,12 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        _discard_output()
         return Exit.CLOSED_PIPE
     except OSError as error:
         if error.errno not in WRITE_ERRORS or error.filename is not None:
             raise
-        _discard_output()
         print(f"poiesis: cannot write the output: {error.strerror}", file=sys.stderr)
         return Exit.FAILED
 
@@ -64,14 +62,6 @@ def _prepare_streams() -> None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _discard_output() -> None:
-    """So that Python does not report at its end that what is left in the buffer cannot be written."""
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError):
-        return
 
 
 def _run(arguments: argparse.Namespace) -> int:

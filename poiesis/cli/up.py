@@ -152,6 +152,7 @@ def example(url: str) -> str:
     """Return commands to copy."""
     task = '{"name": "hello", "executors": [{"image": "alpine", "command": ["echo", "hello"]}]}'
     return (
+        f"  poiesis run --url {url} alpine -- echo hello\n"
         f"  curl -s {url}/ga4gh/tes/v1/tasks -H 'Content-Type: application/json' -d '{task}'\n"
         f"  curl -s '{url}/ga4gh/tes/v1/tasks?view=FULL'"
     )

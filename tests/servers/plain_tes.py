@@ -6,6 +6,7 @@ It ignores filters that TES 1.0 does not have, shows only id and state in the vi
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import ssl
@@ -32,6 +33,7 @@ class PlainTesServer:
         self.requests: list[tuple[str, str, dict[str, str]]] = []
         self.fault: Callable[[str, str], Response | None] = lambda method, path: None
         self.delay_s = 0.0
+        self.drip_s = 0.0  # after each byte of a body
         self.reads_until_end = reads_until_end
         self._reads: dict[str, int] = {}
         self._numbers = itertools.count(1)
@@ -129,7 +131,13 @@ class PlainTesServer:
                 for name, value in {**headers, "Content-Length": str(len(data))}.items():
                     self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(data)
+                if not outer.drip_s:
+                    self.wfile.write(data)
+                    return
+                with contextlib.suppress(OSError):
+                    for byte in data:
+                        self.wfile.write(bytes([byte]))
+                        time.sleep(outer.drip_s)
 
             do_POST = do_GET
 

@@ -149,8 +149,8 @@ def test_a_closed_pipe_is_harmless(server: PlainTesServer, env: dict[str, str]) 
     list_ = f"{sys.executable} -m poiesis task list --limit 3000 | head -1; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", list_], env=env, capture_output=True, text=True, timeout=DEADLINE_S)
     assert (done.stdout.splitlines()[-1], done.stderr) == ("141", "")
-    for closed, code in ((">&-", 0), ("> /dev/full", 1)):
-        command = f"{sys.executable} -m poiesis task list {closed}"
+    for closed, code in ((">&-", 0), ("> /dev/full", 1)):  # the output waits in Python's buffer until the end
+        command = f"{sys.executable} -m poiesis task list --limit 1 {closed}"
         done = subprocess.run(["bash", "-c", command], env=env, capture_output=True, text=True, timeout=DEADLINE_S)
         assert done.returncode == code and "Traceback" not in done.stderr and "Exception" not in done.stderr
     assert "cannot write the output: No space left" in done.stderr
@@ -175,7 +175,7 @@ def test_an_interrupt_says_what_goes_on_and_how_to_come_back(
 
 def test_a_slow_server_is_waited_for_but_not_by_the_completion(server: PlainTesServer, env: dict[str, str]) -> None:
     server.add({"executors": [{"command": ["x"]}]})
-    server.delay_s = 3.0
+    server.drip_s = 0.3
     line = "poiesis task get "
     asked = {
         "_ARGCOMPLETE": "1",
@@ -190,5 +190,5 @@ def test_a_slow_server_is_waited_for_but_not_by_the_completion(server: PlainTesS
     subprocess.run([*POIESIS, "--version"], env=env, capture_output=True, timeout=DEADLINE_S, check=True)
     start = time.monotonic() - begin
     assert took < 3.0 + 3 * start
-    server.delay_s = 0.5
+    server.drip_s, server.delay_s = 0.0, 0.5
     assert poiesis(env, "task", "list", "-o", "name").stdout == "plain-1\n"
