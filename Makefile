@@ -17,6 +17,7 @@ TEST_RUNNER ?= https://github.com/elixir-cloud-aai/openapi-test-runner
 TEST_RUNNER_COMMIT := 552ff3c
 SPROCKET := 0.33.0
 PROMETHEUS := v0.313.5
+JAEGER := v1.76.0
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
@@ -91,13 +92,17 @@ emulators: ## what tests need and no Python package has: OpenID providers, Azure
 
 # `go install` refuses a module whose go.mod excludes versions, so each is built from an empty module that requires it.
 MONITORING := .cache/monitoring
-monitoring: ## promtool and Prometheus, for the tests of alerts; needs go, and some minutes
+monitoring: ## promtool, Prometheus and Jaeger, for the tests of alerts and traces; needs go, and an hour of one core
 	@command -v go >/dev/null || { echo "monitoring: needs go" >&2; exit 1; }
 	mkdir -p $(MONITORING)/src
 	cd $(MONITORING)/src && { test -f go.mod || go mod init monitoring; } && \
 	  go get github.com/prometheus/prometheus/cmd/promtool@$(PROMETHEUS) github.com/prometheus/prometheus/cmd/prometheus@$(PROMETHEUS)
 	for program in promtool prometheus; do (cd $(MONITORING)/src && \
 	  go build -p 1 -tags remove_all_sd -trimpath -ldflags '-s -w' -o ../$$program github.com/prometheus/prometheus/cmd/$$program) || exit 1; done
+	mkdir -p $(MONITORING)/jaeger-src
+	cd $(MONITORING)/jaeger-src && { test -f go.mod || go mod init monitoring; } && \
+	  go get github.com/jaegertracing/jaeger/cmd/all-in-one@$(JAEGER) && \
+	  go build -p 1 -trimpath -ldflags '-s -w' -o ../jaeger github.com/jaegertracing/jaeger/cmd/all-in-one
 
 trace-picture: venv launcher ## docs/images/trace.svg again, from the spans of a real task
 	POIESIS_TRACE_PICTURE=docs/images/trace.svg $(BIN)/pytest tests/integration/embedded/test_traces.py $(ARGS)

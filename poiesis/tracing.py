@@ -166,7 +166,14 @@ def start(endpoint: str | None, ratio: float, role: str, environ: Mapping[str, s
     exporter = OTLPSpanExporter(url, timeout=TIMEOUT_S)
     processor = BatchSpanProcessor(exporter, QUEUE, DELAY_S * 1000, BATCH)
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)  # a warning for each span that is dropped
-    _recorder = _Recorder(processor, Resource.create(attributes), ratio)
+
+    class OneResource(Resource):
+        """The exporter groups spans by it, and would encode it as JSON for each of them."""
+
+        def __hash__(self) -> int:
+            return id(self)
+
+    _recorder = _Recorder(processor, OneResource(Resource.create(attributes).attributes), ratio)
     log.info("tracing", extra={"endpoint": url or "OTEL_EXPORTER_OTLP_…"})
 
 
@@ -198,7 +205,7 @@ def request(traceparent: str | None) -> Iterator[RequestSpan]:
 def request_ended(span: RequestSpan, method: str, route: str, status: int) -> None:
     if _recorder is None or not span.has_task or not _recorder.is_recorded(span.parent.trace):
         return
-    attributes: Attributes = {"http.request.method": method, "http.route": route, "http.response.status_code": status}
+    attributes: Attributes = {"http.response.status_code": status}
     _recorder.record(
         f"{method} {route}", span.parent, span.began_ns, time.time_ns(), attributes, span_id=span.id, kind="SERVER"
     )  # fmt: skip

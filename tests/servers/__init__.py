@@ -10,6 +10,7 @@ new bucket, a new FTP root.
 from tests.servers.azure import AzureServer, azure, azure_server
 from tests.servers.ftp import FtpServer, ftp
 from tests.servers.gcs import GcsServer, gcs, gcs_server
+from tests.servers.jaeger import Jaeger, jaeger
 from tests.servers.mongo import mongo_server, mongo_url
 from tests.servers.oidc import OidcServer, Zitadel, oidc, own_oidc, zitadel
 from tests.servers.otlp import Collector, collector
@@ -21,6 +22,7 @@ __all__ = [
     "Collector",
     "FtpServer",
     "GcsServer",
+    "Jaeger",
     "OidcServer",
     "S3Server",
     "Zitadel",
@@ -30,6 +32,7 @@ __all__ = [
     "ftp",
     "gcs",
     "gcs_server",
+    "jaeger",
     "mongo_server",
     "mongo_url",
     "oidc",

@@ -1,4 +1,5 @@
-"""One real task of the embedded service is one trace in a collector, with every phase; `make trace-picture` draws it for the docs."""
+"""One real task of the embedded service is one trace with every phase, in a collector and in Jaeger. `make trace-picture` draws it for the
+docs."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.integration.embedded.service import Service, eventually, request
-from tests.servers import Collector
+from tests.servers import Collector, Jaeger
 from tests.servers.otlp import Span
 from tests.trace_picture import draw
 
@@ -17,11 +18,8 @@ TRACE, CLIENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 PHASES = {"queued", "admitted", "inputs", "executor 0", "executor 1", "outputs", "cleanup"}
 
 
-def test_a_task_with_all_its_phases_is_one_trace(
-    make_service: Callable[..., Service], collector: Collector, tmp_path: Path
-) -> None:
-    service = make_service(POIESIS_TRACING__ENDPOINT=collector.url).start()
-    source, target = tmp_path / "files" / "reads.txt", tmp_path / "files" / "lines.txt"
+def run_task(service: Service, files: Path) -> None:
+    source, target = files / "reads.txt", files / "lines.txt"
     source.write_text("a\nb\n" * 1000)
     task: dict[str, Any] = {
         "name": "count lines",
@@ -36,6 +34,13 @@ def test_a_task_with_all_its_phases_is_one_trace(
     url = f"{service.url}/ga4gh/tes/v1/tasks"
     task_id = request("POST", url, task, traceparent=f"00-{TRACE}-{CLIENT}-01").document["id"]
     eventually(lambda: request("GET", f"{url}/{task_id}").document["state"] == "COMPLETE", "end of the task")
+
+
+def test_a_task_with_all_its_phases_is_one_trace(
+    make_service: Callable[..., Service], collector: Collector, tmp_path: Path
+) -> None:
+    service = make_service(POIESIS_TRACING__ENDPOINT=collector.url).start()
+    run_task(service, tmp_path / "files")
     spans = collector.wait(lambda found: {"task", "cleanup"} <= {span.name for span in found})
     assert {span.trace_id for span in spans} == {TRACE}
     by_name = {span.name: span for span in spans}
@@ -55,3 +60,24 @@ def test_a_task_with_all_its_phases_is_one_trace(
 
 def ordered(spans: list[Span]) -> bool:
     return all(a.start_ns <= b.start_ns for a, b in itertools.pairwise(spans))
+
+
+def test_jaeger_has_the_whole_trace_also_with_the_standard_variable(
+    make_service: Callable[..., Service], jaeger: Jaeger, tmp_path: Path
+) -> None:
+    service = make_service(OTEL_EXPORTER_OTLP_ENDPOINT=jaeger.otlp).start()
+    run_task(service, tmp_path / "files")
+
+    def whole() -> list[dict[str, Any]] | None:
+        found = jaeger.trace(TRACE)
+        return found if {"task", "cleanup"} <= {span["operationName"] for span in found} else None
+
+    spans = eventually(whole, "trace in Jaeger")
+    parents = {s["operationName"]: s["references"][0]["spanID"] for s in spans if s["references"]}
+    ids = {s["operationName"]: s["spanID"] for s in spans}
+    assert {s["serviceName"] for s in spans} == {"poiesis-embedded"}
+    assert ids.keys() >= PHASES | {"POST /ga4gh/tes/v1/tasks", "task", "link texam.launch"}
+    assert parents["POST /ga4gh/tes/v1/tasks"] == CLIENT and parents["task"] == ids["POST /ga4gh/tes/v1/tasks"]
+    assert {parents[name] for name in PHASES} == {ids["task"]}
+    uploaded = next(s for s in spans if s["operationName"] == "outputs")
+    assert uploaded["duration"] > 0 and {"key": "poiesis.files", "type": "int64", "value": 1} in uploaded["tags"]
