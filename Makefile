@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: monitoring trace-picture help venv launcher launcher-build launcher-check demo up test large-log emulators browser browser-large-log screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e nodes-e2e bench chaos image lock docs reference docs-test clean distclean image-archive image-check upgrade-e2e
+.PHONY: monitoring trace-picture help venv launcher launcher-build launcher-check demo up test large-log emulators browser browser-large-log screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e nodes-e2e bench chaos image lock docs reference docs-test clean distclean image-archive image-check upgrade-e2e old-image
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
@@ -156,7 +156,7 @@ format: venv ## fix what ruff can fix
 	$(BIN)/ruff format
 
 e2e: venv ## tests on a real cluster: KUBECONFIG, with IMAGE on its node
-	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/integration/kubernetes tests/e2e -m "e2e and not chaos and not addon" --timeout 600 $(ARGS)
+	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/integration/kubernetes tests/e2e -m "e2e and not chaos and not addon and not upgrade" --timeout 600 $(ARGS)
 
 kueue-e2e: venv ## tests on a real cluster that has Kueue
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e/test_kueue.py --timeout 600 $(ARGS)
@@ -164,8 +164,16 @@ kueue-e2e: venv ## tests on a real cluster that has Kueue
 netpol-e2e: venv ## tests on a real cluster that enforces NetworkPolicy
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e/test_netpol.py --timeout 600 $(ARGS)
 
-upgrade-e2e: venv ## on a real cluster: install the version before, with OLD_IMAGE, then upgrade and roll back with tasks in flight
-	POIESIS_TEST_IMAGE=$(IMAGE) POIESIS_TEST_OLD_IMAGE=$(OLD_IMAGE) $(BIN)/pytest tests/e2e/test_upgrade.py --timeout 1200 $(ARGS)
+# The commit that test_upgrade.py upgrades from, unless POIESIS_TEST_OLD_COMMIT is another.
+OLD_COMMIT ?= 6eac920
+OLD_IMAGE ?= $(IMAGE)-old
+old-image: ## OLD_IMAGE from OLD_COMMIT, for upgrade-e2e
+	rm -rf build/old && mkdir -p build/old && git archive $(OLD_COMMIT) | tar -x -C build/old
+	$(MAKE) -C build/old image IMAGE=$(OLD_IMAGE) CLUSTER=$(abspath $(CLUSTER))
+
+upgrade-e2e: venv ## on a real cluster: install OLD_COMMIT with OLD_IMAGE, upgrade to IMAGE and roll back, with tasks in flight
+	POIESIS_TEST_IMAGE=$(IMAGE) POIESIS_TEST_OLD_IMAGE=$(OLD_IMAGE) POIESIS_TEST_OLD_COMMIT=$(OLD_COMMIT) \
+	  $(BIN)/pytest tests/e2e/test_upgrade.py -s --timeout 1200 $(ARGS)
 
 nodes-e2e: venv ## tests on a real cluster that has kwok: nodes that are lost and drained
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e/test_nodes.py --timeout 600 $(ARGS)

@@ -11,6 +11,7 @@ from poiesis.domain.report import FilerReport
 
 TIF = "tif"  # names of containers
 TOF = "tof"
+DISK_LIMIT = "DiskLimit"  # why a pod was lost: it wrote more outside of the task's volume than allowed
 
 
 def executor_name(index: int) -> str:

@@ -11,6 +11,7 @@ from poiesis.domain.task import Task
 
 _CPU_SECONDS: Final = re.compile(r"executor_\d+_cpu_seconds")
 _PEAK_MEMORY: Final = re.compile(r"executor_\d+_peak_memory_bytes")
+_INPUT_BYTES: Final = re.compile("inputs_bytes")
 
 
 def usage_of(task: Task) -> Mapping[str, float]:
@@ -25,6 +26,7 @@ def usage_of(task: Task) -> Mapping[str, float]:
     | `ram_gb_seconds_requested` | `ram_gb` times `running_seconds` |
     | `cpu_core_seconds_idle`, `ram_gb_seconds_idle` | what was requested and not used; of memory, more than the peak |
     | `peak_memory_bytes` | the largest of any command |
+    | `input_bytes` | of all files that were downloaded or written as inputs, in the last attempt |
     | `output_bytes` | of all files uploaded |
     """
     starts = [entry.start_time for entry in task.log.logs if entry.start_time is not None]
@@ -38,6 +40,7 @@ def usage_of(task: Task) -> Mapping[str, float]:
     peak = max(memory, default=None)
     asked_cores = None if cores is None else cores * running
     idle_ram = None if task.ram_gb is None or peak is None else max(0.0, task.ram_gb - peak / 1e9) * running
+    inputs = _numbers(task, _INPUT_BYTES)
     figures = {
         "waiting_seconds": _seconds(task.created_at, begun),
         "running_seconds": running,
@@ -47,6 +50,7 @@ def usage_of(task: Task) -> Mapping[str, float]:
         "ram_gb_seconds_requested": None if task.ram_gb is None else task.ram_gb * running,
         "ram_gb_seconds_idle": idle_ram,
         "peak_memory_bytes": peak,
+        "input_bytes": max(inputs, default=None),
         "output_bytes": float(sum(item.size_bytes for item in task.log.outputs)),
     }
     return {name: value for name, value in figures.items() if value is not None}

@@ -40,7 +40,10 @@ def main(arguments: list[str]) -> int:
             raise ValueError("the document is not a JSON object")
         settings = FilerSettings.from_json(_read(options["--settings"])) if "--settings" in options else FilerSettings()
     except (OSError, ValueError, PoiesisError) as error:
-        report = FilerReport(error=f"the filer cannot start: {error}", error_code="configuration")
+        is_retryable = isinstance(error, PoiesisError) and error.retryable
+        report = FilerReport(
+            error=f"the filer cannot start: {error}", error_code="configuration", retryable=is_retryable
+        )
     else:
         if settings.credentials_dir is not None:
             from poiesis.filer.bound_credentials import AMBIENT

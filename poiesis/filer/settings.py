@@ -73,6 +73,12 @@ class CloudStore:
     """Only in-process: the values of bound credentials, by obstore's names."""
 
 
+class OtherVersion(ConfigurationError):
+    """The service that wrote the settings is newer than this filer: during an upgrade or a rollback. The next attempt has one version."""
+
+    retryable = True
+
+
 @dataclass(frozen=True)
 class FilerSettings:
     file_roots: tuple[str, ...] = ()
@@ -184,10 +190,14 @@ class FilerSettings:
         return tuple(found)
 
     def to_json(self) -> str:
-        """All but the secrets."""
+        """What differs from the defaults, except secrets. During an upgrade or a rollback it may be read by a filer of another version,
+        which does not know newer fields."""
         values: dict[str, Any] = {}
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
+            default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
+            if value == default:
+                continue
             if item.name in ("s3", "cloud"):
                 value = {n: {k: v for k, v in o.items() if k not in SECRET} for n, o in value.items()}
             elif item.name == "proxy" and value is not None and "@" in value:
@@ -203,8 +213,12 @@ class FilerSettings:
         try:
             values = json.loads(text)
             known = {f.name: f for f in dataclasses.fields(cls)}
-            if not isinstance(values, dict) or set(values) - set(known):
-                raise ValueError("not an object of known fields")
+            if not isinstance(values, dict):
+                raise ValueError("not an object")
+            if unknown := sorted(set(values) - set(known)):
+                raise OtherVersion(
+                    f"the filer's settings have unknown fields, of another version: {', '.join(unknown)[:200]}"
+                )
             for name, value in values.items():
                 if "timedelta" in str(known[name].type):
                     values[name] = timedelta(seconds=value)

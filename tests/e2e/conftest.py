@@ -207,6 +207,7 @@ class Installation:
     values: Json
     release: str = RELEASE
     notes: str = ""
+    chart: Path = CHART
     _api: ServiceAddress | None = None
     _s3: S3 | None = None
     _http: urllib3.PoolManager = field(default_factory=lambda: urllib3.PoolManager(retries=False, maxsize=16))
@@ -324,7 +325,7 @@ class Installation:
         return "\n".join(parts)
 
     def _apply(self, verb: str, values: Json) -> str:
-        command = [verb, self.release, str(CHART), "--wait", "--timeout", f"{INSTALL_S}s", "-f", "-"]
+        command = [verb, self.release, str(self.chart), "--wait", "--timeout", f"{INSTALL_S}s", "-f", "-"]
         extra = os.environ.get("POIESIS_TEST_VALUES")
         command += ["-f", extra] if extra else []
         done = subprocess.run(
@@ -464,11 +465,12 @@ def installation(
     *,
     keep: bool = False,
     before: Callable[[Installation], object] = lambda _: None,
+    chart: Path = CHART,
     **values: Any,
 ) -> Iterator[Installation]:
     """In a new namespace, which is removed afterwards. `before` creates what the release needs there."""
     namespace = f"poiesis-e2e-{secrets.token_hex(3)}"
-    made = Installation(cluster, namespace, image, _merged(values_for(image, namespace), values))
+    made = Installation(cluster, namespace, image, _merged(values_for(image, namespace), values), chart=chart)
     with ExitStack() as stack:
         cluster.kubectl("create", "namespace", namespace)
         if not keep:

@@ -8,6 +8,7 @@ Why a pod was lost (`lost`), first match:
                … EvictionByEvictionAPI                     Evicted
                … DeletionByTaintManager, DeletionByPodGC   NodeLost
                … TerminationByKubelet                      the pod's own (Evicted, NodeShutdown, …), else Evicted
+    evicted for the size of an emptyDir or its ephemeral storage    DiskLimit
     phase Unknown                                          NodeLost
     phase Failed with a reason of the pod's own            that: Evicted, NodeShutdown, OutOfcpu, NodeAffinity, DeadlineExceeded, …
     a container whose state the kubelet does not know           ContainerStatusUnknown
@@ -17,13 +18,14 @@ Why a pod was lost (`lost`), first match:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
 from poiesis.cluster.kubernetes.cache import ContainerView, PodView
 from poiesis.cluster.kubernetes.pods import COPY_LAUNCHER
 from poiesis.cluster.kubernetes.scheduling import room_of
-from poiesis.domain.observed import Container, Phase, Pod, Record
+from poiesis.domain.observed import DISK_LIMIT, Container, Phase, Pod, Record
 from poiesis.domain.records import parse_time
 from poiesis.domain.states import Stage
 from poiesis.domain.task import Task
@@ -38,6 +40,10 @@ EVICTIONS_BY_KUEUE: Final = frozenset({"WorkloadEvicted", "WorkloadDeleted", "No
 POD_REASONS: Final = {"Terminated": "NodeShutdown", "Preempting": "Preempted", "Shutdown": "NodeShutdown"}
 _PHASES: Final = {"waiting": Phase.WAITING, "running": Phase.RUNNING, "terminated": Phase.ENDED}
 _OURS: Final = (Stage.FINISH, Stage.CLEAN, Stage.DONE)
+# The kubelet's messages about a pod's own limits, in contrast to "The node was low on resource".
+_OVER_DISK_LIMIT: Final = re.compile(
+    "exceeds the limit|exceeds the total limit of containers|exceeded its local ephemeral storage limit"
+)
 _NOT_STARTED: Final = frozenset({None, "ContainerCreating", "PodInitializing"})
 
 
@@ -110,6 +116,8 @@ def _log_problem(view: ContainerView | None) -> str | None:
 
 def _lost(view: PodView, task: Task) -> tuple[str | None, str | None]:
     own = POD_REASONS.get(view.reason or "", view.reason)
+    if own == "Evicted" and _OVER_DISK_LIMIT.search(view.message or ""):
+        return DISK_LIMIT, view.message
     if view.disruption in EVICTIONS_BY_KUEUE:
         preempted = "preempt" in (view.disruption_message or "").lower()
         return "Preempted" if preempted else "Evicted", view.disruption_message

@@ -134,6 +134,8 @@ def executor_resources(
     if ram_gb is not None:
         limits["memory"] = bytes_quantity(ram_gb)
         requests["memory"] = limits["memory"] if counts else "0"
+    if settings.ephemeral_storage_limit is not None:
+        requests["ephemeral-storage"], limits["ephemeral-storage"] = "0", settings.ephemeral_storage_limit
     gpus = gpu_count(asked.backend_parameters)
     if gpus:
         limits[settings.gpu_resource] = str(gpus)

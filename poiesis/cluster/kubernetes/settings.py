@@ -198,6 +198,9 @@ class KubernetesSettings:
     """Request of tasks that do not set cpu_cores. None: none, so that idle tasks do not fill a small cluster."""
     default_ram_gb: float | None = None
     """Request and limit of tasks that do not set ram_gb. None: none."""
+    ephemeral_storage_limit: str | None = None
+    """Of what an executor writes outside of the task's volume (the root file system of its container), such as `20Gi`; a task that writes
+    more ends as DiskLimit. At least 1Gi, since the control files of the pod count too, and with whole logs 2Gi. None: no limit."""
     cpu_limit: bool = False
     """Whether cpu_cores is also a limit. False: a task may use idle CPUs. The memory limit always equals its request."""
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from poiesis.domain.decide.admission import most_ram_gb
 from poiesis.domain.decide.journal import MAX_MESSAGE, add_metadata, note, note_progress, with_executor_logs
-from poiesis.domain.observed import TIF, TOF, Container, Pod, Record, executor_name
+from poiesis.domain.observed import DISK_LIMIT, TIF, TOF, Container, Pod, Record, executor_name
 from poiesis.domain.parameters import parse_count
 from poiesis.domain.plan import PodPlan
 from poiesis.domain.policy import GIGABYTE, Policy
@@ -126,13 +126,22 @@ def read_executors(task: Task, pod: Pod, pod_plan: PodPlan, now: datetime, polic
                 text = f"executor {index} continued after one of its processes was killed for running out of memory."
                 task = note(task, now, text)
             cause = _cause_of_record(task, index, record, policy)
-            if record.reason == "Terminated" and pod.lost is not None:  # by whom is known better than by the record
+            if record.reason == "Terminated" and pod.lost == DISK_LIMIT:
+                cause = over_disk_limit(pod)
+            elif record.reason == "Terminated" and pod.lost is not None:  # by whom is known better than by the record
                 cause = Fault(pod.lost, pod.message or "the cluster removed the pod", began=True)
         if cause is not None:
             break
     hint = resource_hint(task, pod) if cause is None else None
     usage |= {"resource_hint": hint} if hint is not None else {}
     return with_executor_logs(add_metadata(task, usage), tuple(logs)), cause
+
+
+def over_disk_limit(pod: Pod) -> Outcome:
+    """Another attempt would end in the same way."""
+    return Outcome(
+        State.EXECUTOR_ERROR, DISK_LIMIT, pod.message or "more was written outside of the task's volume than allowed"
+    )
 
 
 def resource_hint(task: Task, pod: Pod) -> str | None:

@@ -8,7 +8,15 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from poiesis.domain.decide.endings import START_FAILURES, Cause, Fault, describe_end, log_entry, read_executors
+from poiesis.domain.decide.endings import (
+    START_FAILURES,
+    Cause,
+    Fault,
+    describe_end,
+    log_entry,
+    over_disk_limit,
+    read_executors,
+)
 from poiesis.domain.decide.journal import (
     MAX_MESSAGE,
     add_metadata,
@@ -19,7 +27,7 @@ from poiesis.domain.decide.journal import (
     waiting_since,
     with_executor_logs,
 )
-from poiesis.domain.observed import TIF, TOF, Container, Observed, Phase, Pod, Room, executor_name
+from poiesis.domain.observed import DISK_LIMIT, TIF, TOF, Container, Observed, Phase, Pod, Room, executor_name
 from poiesis.domain.plan import PodPlan
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import State
@@ -111,6 +119,9 @@ def _lost_by_the_cluster(
         task, cause = read_executors(task, pod, pod_plan, now, policy)
         if cause is not None:
             return Lost(note(task, now, f"{reason}: the pod was lost before its outputs were uploaded."), cause)
+    if reason == DISK_LIMIT:
+        task, cause = read_executors(task, pod, pod_plan, now, policy)
+        return Lost(task, cause if isinstance(cause, Outcome) else over_disk_limit(pod))
     message = pod.message or "the cluster removed the pod"
     task = commands_lost(task, [pod.record(executor_name(index)) for index in range(len(task.spec.executors))])
     return Lost(task, Fault(reason, message, began=_began(task, pod)))
@@ -183,12 +194,18 @@ def show(task: Task, pod: Pod, now: datetime, tails: Mapping[str, tuple[str, str
         task = add_metadata(task, {"node": pod.node})
     if task.state is State.INITIALIZING and _executors_run(pod):
         task = replace(move(task, State.RUNNING, now), waiting=None, waiting_since=None)
-    if pod.log_problem is not None and LOGS_INCOMPLETE not in task.log.metadata:
-        task = add_metadata(task, {LOGS_INCOMPLETE: "true"})
-        task = note_progress(task, now, f"The whole output is not stored: {pod.log_problem[:MAX_MESSAGE]}")
+    task = note_log_problem(task, pod, now)
     if tails and task.state is State.RUNNING:
         task = with_executor_logs(task, _live_logs(task, pod, tails))
     return task
+
+
+def note_log_problem(task: Task, pod: Pod, now: datetime) -> Task:
+    """Note once that the log store lacks a part of the output. If the store is away, this is known only after the task's end."""
+    if pod.log_problem is None or LOGS_INCOMPLETE in task.log.metadata:
+        return task
+    task = add_metadata(task, {LOGS_INCOMPLETE: "true"})
+    return note_progress(task, now, f"The whole output is not stored: {pod.log_problem[:MAX_MESSAGE]}")
 
 
 def _live_logs(task: Task, pod: Pod, tails: Mapping[str, tuple[str, str]]) -> tuple[ExecutorLog, ...]:

@@ -41,15 +41,16 @@ from poiesis.domain.decide.endings import (
     fault_state,
     interrupted_upload,
     outcome_of,
+    over_disk_limit,
     read_executors,
     read_tif,
     read_tof,
     with_more_memory,
 )
 from poiesis.domain.decide.journal import MAX_MESSAGE, add_metadata, move, note, wait, waiting_since
-from poiesis.domain.decide.progress import Ended, Lost, Waiting, follow, look_again, still_runs
+from poiesis.domain.decide.progress import Ended, Lost, Waiting, follow, look_again, note_log_problem, still_runs
 from poiesis.domain.errors import ClusterRefused, PoiesisError, QuotaExceeded
-from poiesis.domain.observed import TIF, TOF, Observed, Room
+from poiesis.domain.observed import DISK_LIMIT, TIF, TOF, Observed, Room
 from poiesis.domain.plan import Layout, Plan, plan
 from poiesis.domain.policy import Policy
 from poiesis.domain.report import FilerReport
@@ -238,6 +239,10 @@ def _finish(task: Task, observed: Observed | None, now: datetime, policy: Policy
         if observed is None:
             return Decision(task)
         if not observed.is_empty:
+            over = next((p for p in observed.pods if p.lost == DISK_LIMIT and p.attempt == task.attempt), None)
+            if over is not None:  # the launchers' records of a termination arrive before the cluster shows why
+                task = add_metadata(task, {"attempts": str(task.attempt)})
+                return Decision(replace(task, outcome=over_disk_limit(over)), again=True)
             return Decision(replace(task, wake_at=now + CLEAN_AGAIN), (Effect.DELETE_ALL,))
         task = attempt_ended(task, now)
         task = replace(task, attempt=task.attempt + 1, uploads=1, outcome=None, layout=None)
@@ -265,6 +270,8 @@ def _clean(task: Task, observed: Observed | None, now: datetime, policy: Policy)
         return Decision(look_again(task, now, kept_until))
     if observed is None:
         return Decision(task, (Effect.DELETE_ALL,))
+    for pod in observed.pods:
+        task = note_log_problem(task, pod, now) if pod.attempt == task.attempt else task
     if observed.is_empty:
         return Decision(replace(_enter(task, Stage.DONE, now, wake=now), wake_at=None))
     if task.wake_at is not None and now < task.wake_at:

@@ -39,3 +39,11 @@ def test_nothing_counts_as_idle_where_the_use_is_not_known():
     figures = usage_of(ended(Resources(cpu_cores=2, ram_gb=4)))
     assert figures["cpu_core_seconds_requested"] == 20.0
     assert not {"cpu_core_seconds_idle", "ram_gb_seconds_idle"} & figures.keys()
+
+
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [({"inputs_bytes": "1024"}, 1024.0), ({"inputs_bytes": "0"}, 0.0), ({"outputs_bytes": "5"}, None), ({}, None)],
+)
+def test_bytes_of_inputs_are_those_that_were_staged(metadata: dict[str, str], expected: float | None):
+    assert usage_of(ended(None, **metadata)).get("input_bytes") == expected

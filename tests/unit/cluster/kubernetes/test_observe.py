@@ -103,6 +103,19 @@ def test_the_runtimes_message_is_kept_and_a_truncated_record_is_not() -> None:
         (condition("DisruptionTarget", "False", "PreemptionByScheduler"), None),
         ({"phase": "Unknown"}, "NodeLost"),
         ({"phase": "Failed", "reason": "Evicted", "message": "low on memory"}, "Evicted"),
+        *(
+            ({"phase": phase, "reason": "Evicted", "message": message}, "DiskLimit")
+            for phase in ("Running", "Failed")
+            for message in (
+                'Usage of EmptyDir volume "control" exceeds the limit "64Mi". ',
+                "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
+                'Container executor-0 exceeded its local ephemeral storage limit "1Gi". ',
+            )
+        ),
+        (
+            {"phase": "Failed", "reason": "Evicted", "message": "The node was low on resource: ephemeral-storage."},
+            "Evicted",
+        ),
         ({"phase": "Failed", "reason": "NodeShutdown"}, "NodeShutdown"),
         ({"phase": "Failed", "reason": "OutOfcpu"}, "OutOfcpu"),
         ({"phase": "Failed", "reason": "DeadlineExceeded"}, "DeadlineExceeded"),

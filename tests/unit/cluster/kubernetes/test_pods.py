@@ -353,6 +353,14 @@ def test_filers_may_have_limits() -> None:
     assert container(made, "tif")["resources"] == {"requests": {"cpu": "10m"}, "limits": {"cpu": "1", "memory": "1Gi"}}
 
 
+def test_what_executors_write_outside_of_the_volume_may_be_limited_without_a_request() -> None:
+    made = build(TaskSpec((TRUE,), inputs=(IN,)), replace(PLAIN, ephemeral_storage_limit="20Gi"))[0]
+    resources = container(made, "executor-0")["resources"]
+    assert (resources["requests"]["ephemeral-storage"], resources["limits"]["ephemeral-storage"]) == ("0", "20Gi")
+    assert "ephemeral-storage" not in str(container(made, "tif")["resources"])
+    assert "ephemeral-storage" not in str(build(TaskSpec((TRUE,)), PLAIN)[0])
+
+
 def test_an_id_that_is_not_a_valid_label_is_in_an_annotation() -> None:
     made = build(TaskSpec((TRUE,)), id="Task_With.Odd/Id")[0]
     assert made["metadata"]["annotations"] == {"poiesis/task-id": "Task_With.Odd/Id"}
