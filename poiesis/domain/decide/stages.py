@@ -270,8 +270,9 @@ def _clean(task: Task, observed: Observed | None, now: datetime, policy: Policy)
         return Decision(look_again(task, now, kept_until))
     if observed is None:
         return Decision(task, (Effect.DELETE_ALL,))
-    for pod in observed.pods:
-        task = note_log_problem(task, pod, now) if pod.attempt == task.attempt else task
+    problems = [pod for pod in observed.pods if pod.log_problem is not None and pod.attempt == task.attempt]
+    if problems and (noted := note_log_problem(task, problems[0], now)) is not task:
+        return Decision(noted, again=True)
     if observed.is_empty:
         return Decision(replace(_enter(task, Stage.DONE, now, wake=now), wake_at=None))
     if task.wake_at is not None and now < task.wake_at:
