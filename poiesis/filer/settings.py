@@ -193,10 +193,10 @@ class FilerSettings:
         """What differs from the defaults, except secrets. During an upgrade or a rollback it may be read by a filer of another version,
         which does not know newer fields."""
         values: dict[str, Any] = {}
+        defaults = FilerSettings()
         for item in dataclasses.fields(self):
             value = getattr(self, item.name)
-            default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
-            if value == default:
+            if value == getattr(defaults, item.name):
                 continue
             if item.name in ("s3", "cloud"):
                 value = {n: {k: v for k, v in o.items() if k not in SECRET} for n, o in value.items()}
