@@ -5,7 +5,7 @@ import { render } from './ansi.js';
 
 const STEP = 256 * 1024;
 const MAX_CHUNKS = 4;
-const SEARCH_STEP = 1024 * 1024;
+const SEARCH_STEP = 4 * 1024 * 1024;
 const POLL_MS = 1000;
 const QUIET_POLL_MS = 3000;
 const QUIET_AFTER_MS = 60_000;

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+from poiesis.domain.history import Phase
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import TaskLog
 from poiesis.testing.clock import START
@@ -25,6 +28,20 @@ def test_a_task_that_failed(site: Site) -> None:
     assert answer["why"] == "The task failed after 2 attempts because a file does not exist: s3://b/k does not exist."
     assert answer["attempt"] == 2
     assert "waiting_since" not in answer
+
+
+def test_the_timeline_has_the_phases_of_every_attempt(site: Site) -> None:
+    task_id = site.create()
+    lost = Phase("cleanup", 1, START + timedelta(seconds=9), START + timedelta(seconds=11), "ok", "NodeLost")
+    site.change(task_id, attempt=2, phases=(lost,))
+    queued, cleanup, again = site.client.get(f"/poiesis/v1/tasks/{task_id}/why").json()["timeline"]
+    assert (queued["name"], queued["attempt"], queued["outcome"]) == ("queued", 1, "failed")
+    assert (cleanup["name"], cleanup["reason"], cleanup["end"]) == (
+        "cleanup",
+        "NodeLost",
+        "2026-01-31T12:00:11.000000+00:00",
+    )
+    assert again == {"name": "queued", "attempt": 2, "start": "2026-01-31T12:00:11.000000+00:00"}
 
 
 def test_an_unknown_task_is_404(site: Site) -> None:

@@ -1,0 +1,133 @@
+"""A real task of the embedded service, watched in a browser from its submission to its end; canceled; run again with changes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests.integration.embedded.conftest import GRACE, can_run  # noqa: F401
+from tests.integration.embedded.service import Service, sh
+
+WAIT_S = 60
+
+
+@pytest.fixture(scope="module")
+def service(can_run: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:  # noqa: F811
+    root = tmp_path_factory.mktemp("live")
+    files = root / "files"
+    files.mkdir()
+    with Service(
+        root / "service", allow=[files], POIESIS_POLICY__GRACE=GRACE, POIESIS_LOGS__URL=f"file://{root}/logs"
+    ) as made:
+        yield made
+
+
+def eventually(condition: Callable[[], Any], what: str, seconds: float = WAIT_S) -> Any:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def text_of(browser: Any, selector: str) -> str:
+    """At once, because parts of the page are replaced while it is read."""
+    return str(browser.execute_script("return document.querySelector(arguments[0])?.innerText ?? ''", selector))
+
+
+def test_a_task_is_watched_from_its_submission_to_its_end(service, browser):
+    source = service.allow[0] / "in.txt"
+    source.write_text("hello")
+    result = service.allow[0] / "out.txt"
+    task_id = service.post(
+        {
+            "name": "watched",
+            "inputs": [{"path": "/in/x", "url": f"file://{source}"}],
+            "outputs": [{"path": "/out/y", "url": f"file://{result}"}],
+            "executors": [
+                sh("cat /in/x > /out/y; for i in 1 2 3 4 5 6 7 8; do echo step $i; sleep 1; done"),
+                sh("echo second >&2"),
+            ],
+        }
+    )
+    browser.get(f"{service.url}/ui/tasks/{task_id}")
+    browser.execute_script("window.isTheSamePage = true")
+    states = [text_of(browser, "#task-state")]
+
+    def ended() -> bool:
+        state = text_of(browser, "#task-state")
+        if state and states[-1] != state:
+            states.append(state)
+        return state == "Complete"
+
+    eventually(ended, f"the end; seen {states}")
+    assert "Running" in states, states
+    assert browser.execute_script("return window.isTheSamePage"), "the page was loaded again"
+    eventually(lambda: "The task is complete" in text_of(browser, "#task-why"), "the sentence")
+    eventually(lambda: "Cleanup" in text_of(browser, "#task-timeline"), "the timeline")
+    timeline = text_of(browser, "#task-timeline")
+    for phase in ("Queued", "Inputs", "Executor 0", "Executor 1", "Outputs"):
+        assert phase in timeline, timeline
+    assert "/out/y" in text_of(browser, "#task-outputs") and "5 B" in text_of(browser, "#task-outputs")
+    assert "exit code 0" in text_of(browser, "#task-commands")
+    browser.find_element("link text", "Logs").click()
+    eventually(lambda: "second" in text_of(browser, "[data-stream=stderr] .log"), "the log of the last command")
+    browser.get(f"{service.url}/ui/tasks/{task_id}/logs?executor=0&stream=stdout")
+    eventually(lambda: "step 8" in text_of(browser, ".log"), "the log of the first command")
+
+
+def test_the_log_of_a_running_command_is_followed(service, browser):
+    task_id = service.post(
+        {"name": "counts", "executors": [sh("for i in $(seq 200); do echo line $i; sleep 0.05; done")]}
+    )
+    browser.get(f"{service.url}/ui/tasks/{task_id}/logs?stream=stdout")
+    seen: list[int] = []
+
+    def grown() -> bool:
+        lines = [line for line in text_of(browser, ".log").splitlines() if line.startswith("line")]
+        if lines and (not seen or len(lines) > seen[-1]):
+            seen.append(len(lines))
+        return bool(lines) and lines[-1] == "line 200"
+
+    eventually(grown, "the last line")
+    assert len(seen) >= 3, f"it did not grow while it ran: {seen}"
+    eventually(lambda: text_of(browser, "#task-state") == "Complete", "the state on the page of logs")
+
+
+def test_a_task_is_canceled_after_a_question(service, browser, assert_accessible):
+    task_id = service.post({"name": "too long", "executors": [sh("sleep 600")]})
+    service.wait(task_id, "RUNNING")
+    browser.get(f"{service.url}/ui/tasks/{task_id}")
+    browser.find_element("link text", "Cancel task").click()
+    dialog = browser.find_element("id", "cancel-dialog")
+    assert dialog.is_displayed()
+    assert_accessible(browser)
+    dialog.find_element("link text", "Keep it").click()
+    assert not dialog.is_displayed() and service.state(task_id) == "RUNNING"
+    browser.find_element("link text", "Cancel task").click()
+    dialog.find_element("xpath", ".//button[text()='Cancel the task']").click()
+    eventually(lambda: text_of(browser, "#task-state") == "Canceled", "the state")
+    assert service.state(task_id) == "CANCELED"
+    eventually(lambda: "canceled by request" in text_of(browser, "#task-why"), "the sentence")
+    assert "Cancel task" not in text_of(browser, "#task-actions")
+
+
+def test_a_task_is_canceled_without_javascript(service, browser):
+    task_id = service.post({"executors": [sh("sleep 600")]})
+    service.wait(task_id, "RUNNING")
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
+    browser.get(f"{service.url}/ui/tasks/{task_id}")
+    browser.find_element("link text", "Cancel task").click()
+    browser.find_element("xpath", "//main//button[text()='Cancel the task']").click()
+    eventually(lambda: service.state(task_id) == "CANCELED", "the end")
+
+
+def test_why_a_task_failed_is_read_without_leaving_its_page(service, browser):
+    task_id = service.post({"executors": [sh("echo 'no such genome: GRCh39' >&2; exit 3")]})
+    browser.get(f"{service.url}/ui/tasks/{task_id}")
+    eventually(lambda: "no such genome: GRCh39" in text_of(browser, "#task-why"), "the reason")
+    assert "exit code 3" in text_of(browser, "#task-why")
