@@ -246,7 +246,10 @@ class TesClient:
 
 def _reason(error: Exception) -> str:
     """In words, without the classes and addresses of the library."""
-    reason = str(getattr(error, "reason", error) or error).split(">: ")[-1].split("): ")[-1]
+    cause = getattr(error, "reason", error) or error
+    if isinstance(cause, urllib3.exceptions.ProtocolError):  # its text is a tuple
+        return str(cause.args[-1])
+    reason = str(cause).split(">: ")[-1].split("): ")[-1]
     if "CERTIFICATE_VERIFY_FAILED" in reason:
         detail = reason.partition("certificate verify failed: ")[2].partition(" (_ssl")[0] or "it cannot be verified"
         return f"invalid certificate: {detail}; for a private CA set SSL_CERT_FILE to its certificate"

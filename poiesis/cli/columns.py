@@ -80,7 +80,7 @@ def size(value: Any) -> str:
     return f"{number:.3g} TB"
 
 
-def _time(value: Any) -> str:
+def time_text(value: Any) -> str:
     found = when(value)
     return "" if found is None else found.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
@@ -115,13 +115,19 @@ def _peak_memory(task: Any) -> str:
     return size(max((float(v) for v in peaks if str(v).isdigit()), default=None))
 
 
+def _staged(task: Any, kind: str) -> str:
+    known = metadata_of(task)
+    files, total = known.get(f"{kind}_files"), size(known.get(f"{kind}_bytes"))
+    return f"{files} files, {total}" if files is not None and total else ""
+
+
 COLUMNS: Final[Mapping[str, Callable[[Any], str]]] = {
     "id": lambda task: _text(dig(task, "id")),
     "state": lambda task: _text(dig(task, "state")) or "UNKNOWN",
     "name": lambda task: _text(dig(task, "name")),
-    "created": lambda task: _time(dig(task, "creation_time")),
-    "started": lambda task: _time(log_of(task).get("start_time")),
-    "ended": lambda task: _time(log_of(task).get("end_time")),
+    "created": lambda task: time_text(dig(task, "creation_time")),
+    "started": lambda task: time_text(log_of(task).get("start_time")),
+    "ended": lambda task: time_text(log_of(task).get("end_time")),
     "duration": lambda task: span(seconds(task)),
     "cpu": lambda task: _text(dig(task, "resources", "cpu_cores")),
     "ram": lambda task: _text(dig(task, "resources", "ram_gb")),
@@ -133,6 +139,8 @@ COLUMNS: Final[Mapping[str, Callable[[Any], str]]] = {
     "node": lambda task: _text(metadata_of(task).get("node")),
     "attempts": lambda task: _text(metadata_of(task).get("attempts")),
     "peak": _peak_memory,
+    "inputs": lambda task: _staged(task, "inputs"),
+    "outputs": lambda task: _staged(task, "outputs"),
 }
 
 

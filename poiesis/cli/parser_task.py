@@ -197,7 +197,10 @@ def _add_create(add: Add) -> None:
 
 
 def _add_looks(add: Add) -> None:
-    columns = "id, state, name, created, started, ended, duration, cpu, ram, disk, image, tags, exit, reason, node, attempts, peak"
+    columns = (
+        "id, state, name, created, started, ended, duration, cpu, ram, disk, image, tags, exit, reason, node, attempts, "
+        "peak, inputs, outputs"
+    )
     column: dict[str, Any] = {"metavar": "NAMES", "help": f"columns of a table, separated by commas, of {columns}"}
     get = add(
         "get", "show tasks", "poiesis task get ID", "poiesis task get ID ID -o table --columns id,exit,reason,peak"
@@ -231,10 +234,13 @@ def _add_looks(add: Add) -> None:
         "why",
         "show why tasks wait, what they do, or why they failed",
         "poiesis task why ID",
-        "poiesis task why ID --watch",
+        "poiesis task why ID --history",
         more="Without the extension of Poiesis it is what the task itself shows.",
     )
     _add_ids(why)
+    why.add_argument(
+        "--history", action="store_true", help="also the changes of state and reason so far, with their times (UTC)"
+    )
     _add_watch(why)
     add_client_options(get, formats=ALL)
     add_client_options(list_, formats=ALL)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from poiesis.cli import exits
 from poiesis.cli.client import TesClient
-from poiesis.cli.columns import COLUMNS, DEFAULT, WIDE, dig, failure, table
+from poiesis.cli.columns import COLUMNS, DEFAULT, WIDE, dig, failure, table, time_text
 from poiesis.cli.exits import Exit
 from poiesis.cli.follow import Follower, shown, way_back
 from poiesis.cli.listing import Filter, list_tasks, top
@@ -294,10 +294,18 @@ def _why(client: TesClient, arguments: argparse.Namespace) -> int:
     def content() -> list[str | Table]:
         found, code = _each(arguments.id, lambda task_id: _explanation(client, task_id))
         codes.append(code)
-        return [f"{each.get('id')} {each.get('state')}: {each.get('why')}" for each in found]
+        return [part for each in found for part in _explained(each, with_history=arguments.history)]
 
     repeat(arguments.watch, content)
     return codes[0]
+
+
+def _explained(explanation: dict[str, Any], *, with_history: bool) -> Iterator[str | Table]:
+    yield f"{explanation.get('id')} {explanation.get('state')}: {explanation.get('why')}"
+    changes = explanation.get("history") if with_history else None
+    if isinstance(changes, list) and changes:
+        keys = ("at", "state", "reason")
+        yield Table(keys, [[time_text(dig(c, "at")), *(str(dig(c, key) or "") for key in keys[1:])] for c in changes])
 
 
 def _explanation(client: TesClient, task_id: str) -> dict[str, Any]:

@@ -158,7 +158,7 @@ def _json(document: Document, status: int = 200) -> Response:
 
 
 def failing(
-    status: int, times: int = 1_000_000, body: bytes = b"", **headers: str
+    status: int, headers: dict[str, str] | None = None, *, times: int = 1_000_000, body: bytes = b""
 ) -> Callable[[str, str], Response | None]:
     """A `fault` for so many requests below /tasks."""
     left = [times]
@@ -167,6 +167,6 @@ def failing(
         if not path.startswith(f"{PREFIX}/tasks") or left[0] == 0:
             return None
         left[0] -= 1
-        return status, {name.replace("_", "-"): value for name, value in headers.items()}, body
+        return status, headers or {}, body
 
     return fault

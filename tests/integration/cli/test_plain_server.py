@@ -89,15 +89,15 @@ def test_tasks_are_created_waited_for_and_canceled_in_bulk(
         (401, {}, 77, "poiesis login"),
         (403, {}, 77, "HTTP status 403"),
         (404, {}, 66, "no such task"),
-        (429, {"Retry_After": "1"}, 69, "HTTP status 429"),
+        (429, {"Retry-After": "1"}, 69, "HTTP status 429"),
         (500, {}, 1, "HTTP status 500"),
-        (503, {"Retry_After": "0"}, 69, "HTTP status 503"),
+        (503, {"Retry-After": "0"}, 69, "HTTP status 503"),
     ],
 )
 def test_refusals_have_codes_and_one_line(
     server: PlainTesServer, env: dict[str, str], status: int, headers: dict[str, str], code: int, words: str
 ) -> None:
-    server.fault = failing(status, body=b"<html>", **headers)
+    server.fault = failing(status, headers, body=b"<html>")
     done = poiesis(env, "task", "get", "x")
     assert (done.returncode, done.stdout) == (code, "") and words in done.stderr and done.stderr.count("\n") == 1
 
@@ -106,7 +106,7 @@ def test_a_busy_server_is_asked_again_when_it_says_but_not_for_an_hour(
     server: PlainTesServer, env: dict[str, str]
 ) -> None:
     task_id = server.add({"executors": [{"command": ["x"]}]})
-    server.fault = failing(429, times=2, Retry_After="1")
+    server.fault = failing(429, {"Retry-After": "1"}, times=2)
     begin = time.monotonic()
     assert poiesis(env, "task", "get", task_id).returncode == 0
     assert time.monotonic() - begin > 2

@@ -16,7 +16,7 @@ from poiesis.domain.errors import (
     Unavailable,
     UnknownTask,
 )
-from tests.unit.cli.conftest import Answer, TesServer
+from tests.unit.cli.conftest import Answer, Asked, TesServer
 
 
 @pytest.mark.parametrize("prefix", ["/ga4gh/tes/v1", "/v1", ""])
@@ -117,3 +117,13 @@ def test_an_unreachable_server_is_reported_without_the_password() -> None:
 def test_an_invalid_url_is_a_configuration_error(url: str) -> None:
     with pytest.raises(ConfigurationError, match="invalid server URL"):
         TesClient(url, {})
+
+
+def test_a_connection_that_breaks_is_explained_in_words(server: TesServer) -> None:
+    def broken(asked: Asked) -> Answer:
+        raise ConnectionResetError
+
+    server.answer = broken
+    with pytest.raises(Unavailable) as caught:
+        TesClient(server.url, {}, quick=True).service_info()
+    assert str(caught.value) == f"no response from {server.url}: Remote end closed connection without response"

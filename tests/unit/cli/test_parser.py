@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from poiesis.cli.columns import COLUMNS
 from poiesis.cli.parser import ROLES, make_parser, parse
 
 HEAVY = ("urllib3", "rich", "yaml", "argcomplete", "prometheus_client", "flask", "celery", "kubernetes", "msgspec")
@@ -44,3 +45,12 @@ def test_every_command_has_examples_which_are_valid(path: str, parser: argparse.
             words = shlex.split(part)
             if words[0] == "poiesis" and words[1] != "COMMAND":
                 parse(words[1:])
+
+
+def test_the_help_names_every_column() -> None:
+    text = next(
+        " ".join(parser.format_help().split())
+        for path, parser in commands(make_parser())
+        if path == "poiesis task list"
+    )
+    assert f"of {', '.join(COLUMNS)}" in text

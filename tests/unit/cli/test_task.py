@@ -353,3 +353,23 @@ def test_output_of_commands_is_printed_for_pipes(poiesis: Poiesis, server: TesSe
     followed = poiesis("task", "logs", "-f", "t", *url)
     assert (followed.code, followed.out) == (0, "one\n")  # the document shows no executors: one is assumed
     assert poiesis("task", "logs", "-f", "t", "--executor", "3", *url).code == 66
+
+
+def test_the_history_of_an_explanation_is_a_table(poiesis: Poiesis, server: TesServer) -> None:
+    history = [{"at": "2026-03-02T08:15:30Z", "state": "QUEUED"}, {"at": "odd", "state": "RUNNING", "reason": "x\x1b"}]
+    found = {"id": "a", "state": "RUNNING", "why": "It runs.", "attempt": 1, "history": history}
+    server.answer = lambda asked: (200, found)
+    assert poiesis("task", "why", "a", "--url", server.url).out == "a RUNNING: It runs.\n"
+    assert poiesis("task", "why", "a", "--history", "--url", server.url).out.splitlines() == [
+        "a RUNNING: It runs.",
+        "AT                   STATE    REASON",
+        "2026-03-02 08:15:30  QUEUED",
+        "                     RUNNING  x\\u001b",
+    ]
+
+
+def test_columns_show_what_was_staged(poiesis: Poiesis, server: TesServer) -> None:
+    staged = {"inputs_files": "3", "inputs_bytes": "1200000"}
+    server.serve({"GET /tasks": (200, {"tasks": [{"id": "a", "logs": [{"metadata": staged}]}]})})
+    listed = poiesis("task", "list", "--columns", "id,inputs,outputs", "--no-header", "--url", server.url)
+    assert listed.out == "a  3 files, 1.2 MB\n"
