@@ -178,6 +178,20 @@ def test_following_the_log_gives_the_same_as_reading_it_again(world: World, monk
     assert world.log.reads > 60
 
 
+def test_an_event_that_comes_while_the_open_hour_is_read_counts_once(world: World) -> None:
+    read = world.log.ended_between
+
+    def slow(begin: datetime, end: datetime) -> Iterator[Event]:
+        world.log.end(NOON)
+        return read(begin, end)
+
+    world.log.end(NOON)
+    world.log.ended_between = slow  # type: ignore[method-assign]
+    world.service.by_hour(NOON, NOON + HOUR)
+    world.clock.advance(module.OPEN_FOR)
+    assert world.service.by_hour(NOON, NOON + HOUR).hours[NOON]["tasks"] == 2.0
+
+
 def test_after_many_events_only_ends_are_read(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_BEHIND", 3)
     for _ in range(2):
