@@ -24,7 +24,6 @@ from poiesis.api.pages import SAMPLE, curl_credentials
 from poiesis.api.ui.site import Ui, current_request, current_user, page
 from poiesis.api.ui.task_form import (
     MAX_JSON_BYTES,
-    MAX_ROWS,
     Document,
     Form,
     cli_command,
@@ -118,43 +117,29 @@ class Draft:
 
 def register(ui: Ui) -> None:
     ui.add_link("New task", "/ui/new", order=30)
-    context, services = ui.context, ui.services
-    examples = {
-        name: title
-        for name, (title, _) in EXAMPLES.items()
-        if name != "gpu" or "gpu" in services.policy.backend_parameters
-    }
+    pages = _Pages(ui)
+    ui.get("/new")(pages.new)
+    ui.post("/new")(pages.submit)
 
-    def show(draft: Draft, status: int = 200) -> Any:
-        base = (services.api.dashboard.url or flask.request.url_root.rstrip("/")) + "/ga4gh/tes/v1"
-        return page(
-            "new_task.html",
-            status=status,
-            draft=draft,
-            form=draft.form,
-            examples=examples,
-            by_field=draft.by_field,
-            preview=pretty(draft.document),
-            curl=curl_command(draft.document, base, curl_credentials(services.api).strip()),
-            cli=cli_command(draft.document, base),
-            max_rows=MAX_ROWS,
-            parameters=sorted(services.policy.backend_parameters),
-            schemes=sorted(services.policy.url_schemes_in),
-        )
 
-    @ui.get("/new")
-    def new() -> Any:
+class _Pages:
+    def __init__(self, ui: Ui) -> None:
+        self._context = ui.context
+        self._services = ui.services
+        has_gpu = "gpu" in ui.services.policy.backend_parameters
+        self._examples = {name: title for name, (title, _) in EXAMPLES.items() if name != "gpu" or has_gpu}
+
+    def new(self) -> Any:
         asked = flask.request.args
         if not (original := asked.get("from", "")):
-            return show(_draft(EXAMPLES.get(asked.get("example", ""), EXAMPLES["hello"])[1]))
-        task = services.tasks.get(original, View.FULL, access=current_user().access)
+            return self._show(_draft(EXAMPLES.get(asked.get("example", ""), EXAMPLES["hello"])[1]))
+        task = self._services.tasks.get(original, View.FULL, access=current_user().access)
         assert isinstance(task, Task)
         document = _document_of(task.spec)
         document["tags"] = {**document.get("tags", {}), RERUN_OF: task.id}
-        return show(_draft(document, task.id))
+        return self._show(_draft(document, task.id))
 
-    @ui.post("/new")
-    def submit() -> Any:
+    def submit(self) -> Any:
         fields, user = flask.request.form, current_user()
         action = fields.get("action", "check")
         current_request().only_reads = action != "create"
@@ -162,33 +147,50 @@ def register(ui: Ui) -> None:
         if draft.form is not None and (focus := draft.form.change_rows(action)):
             draft.focus = focus
             draft.document, _ = draft.form.document()
-            return show(draft)
+            return self._show(draft)
         if action in ("json", "form") and not draft.problems:
-            return show(_switched(draft, to_json=action == "json"))
+            return self._show(_switched(draft, to_json=action == "json"))
         if not draft.problems and action != "preview":
-            _check(draft, user)
+            self._check(draft, user)
         if action == "create" and not draft.problems:
             try:
-                return _create(draft, user)
+                return self._create(draft, user)
             except InvalidTask as error:
                 draft.problems = list(error.problems)
             except Conflict:
                 draft.key = secrets.token_hex(16)
                 draft.message = "This form has already created a task, and was changed afterwards. Press Create again for another task."
-                return show(draft, 409)
+                return self._show(draft, 409)
         draft.focus = "problems" if draft.problems else "checked" if action == "check" else ""
-        return show(draft)
+        return self._show(draft)
 
-    def _check(draft: Draft, user: User) -> None:
-        result = dry_run(context, draft.document, user)
+    def _show(self, draft: Draft, status: int = 200) -> Any:
+        api, policy = self._services.api, self._services.policy
+        base = (api.dashboard.url or flask.request.url_root.rstrip("/")) + "/ga4gh/tes/v1"
+        return page(
+            "new_task.html",
+            status=status,
+            draft=draft,
+            form=draft.form,
+            examples=self._examples,
+            by_field=draft.by_field,
+            preview=pretty(draft.document),
+            curl=curl_command(draft.document, base, curl_credentials(api).strip()),
+            cli=cli_command(draft.document, base),
+            parameters=sorted(policy.backend_parameters),
+            schemes=sorted(policy.url_schemes_in),
+        )
+
+    def _check(self, draft: Draft, user: User) -> None:
+        result = dry_run(self._context, draft.document, user)
         draft.problems = [Problem(each["path"], each["message"]) for each in result["problems"]]
         draft.checked = result if result["valid"] else None
 
-    def _create(draft: Draft, user: User) -> Any:
-        spec = context.tasks.read(draft.document)
+    def _create(self, draft: Draft, user: User) -> Any:
+        spec = self._context.tasks.read(draft.document)
         digest = hashlib.sha256(json.dumps(["dashboard", draft.document], sort_keys=True).encode()).hexdigest()
         key = IdempotencyKey(f"dashboard-{draft.key}", digest)
-        task_id = services.tasks.create(spec, owner=user.name, groups=user.groups, key=key)
+        task_id = self._services.tasks.create(spec, owner=user.name, groups=user.groups, key=key)
         current_request().task = task_id
         return flask.redirect(f"/ui/tasks/{task_id}", 303)
 
