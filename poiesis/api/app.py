@@ -80,7 +80,6 @@ def create_app(
     feed = EventFeed(services.events)
     reader = TaskReader(resolve_refs(specification)["components"]["schemas"]["tesTask"])
     context = Context(services, views, threads, reader, feed, StreamLimits(services.api))
-    extensions = operations(context)
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -108,9 +107,7 @@ def create_app(
     app = AsyncApp(
         __name__,
         lifespan=lifespan,
-        middlewares=_middlewares(
-            services, requests, gateway, authenticator, dashboard, validate_responses=validate_responses
-        ),
+        middlewares=_middlewares(services, requests, gateway, authenticator, dashboard, checked=validate_responses),
         resolver=Resolver(lambda operation_id: getattr(handlers, operation_id)),
         validator_map=VALIDATORS,
         validate_responses=validate_responses,
@@ -118,7 +115,7 @@ def create_app(
     app._middleware_app.api_cls = _Api
     for base_path in BASE_PATHS:
         app.add_api(specification, base_path=base_path)
-    resolver = Resolver(extensions.__getitem__)
+    resolver = Resolver(operations(context).__getitem__)
     app.add_api(extended, base_path=EXTENSIONS_PATH, resolver=resolver, validator_map=EXTENSION_VALIDATORS)
     return app
 
@@ -148,9 +145,9 @@ def _middlewares(
     authenticator: Authenticator,
     dashboard: Dashboard | None,
     *,
-    validate_responses: bool,
+    checked: bool,
 ) -> list[Any]:
-    """Outermost first."""
+    """Outermost first. `checked`: responses are checked against the spec."""
     return [
         requests,
         *_cors(services.api),
@@ -164,7 +161,7 @@ def _middlewares(
             browser_user=None if dashboard is None else dashboard.api_visitor,
         ),
         RequestValidationMiddleware,
-        *((ResponseValidationMiddleware,) if validate_responses else ()),
+        *((ResponseValidationMiddleware,) if checked else ()),
         LifespanMiddleware,
     ]
 

@@ -147,6 +147,7 @@ def tasks(ids=IDS):
         memory_scale=st.integers(1, 64),
         uploads=st.integers(1, 3),
         claim=st.none() | CLAIMS,
+        trace=st.none() | st.just("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
         preemptions=st.integers(0, 3),
         on_demand=st.booleans(),
         most_ram_gb=st.none() | st.floats(0, 100),

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from poiesis.domain.errors import IllegalTransition, RepositoryUnavailable
-from poiesis.domain.history import Change
+from poiesis.domain.history import Change, Phase
 from poiesis.domain.quotas import Amount, Claim
 from poiesis.domain.states import TERMINAL, Stage, State, path
 from poiesis.domain.task import (
@@ -88,6 +88,8 @@ EVERY_FIELD = Task(
     most_ram_gb=4.5,
     history=(Change(3, NOW, State.RUNNING, "Reason: message"),),
     changes=2,
+    trace="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+    phases=(Phase("cleanup", 1, NOW, NOW, "ok", "Reason"),),
     outcome=Outcome(State.SYSTEM_ERROR, "Reason", "message", True),
     log=TaskLog(
         logs=(ExecutorLog(1, NOW, NOW, "out", "err"),),
@@ -198,7 +200,7 @@ def test_an_older_document_is_upgraded_one_schema_at_a_time():
 def test_a_document_of_the_previous_release_is_read(store):
     """Written by its code, `data/schema_1.json`."""
     stored = json.loads((Path(__file__).parent / "data/schema_1.json").read_text())[store]
-    added = ("groups", "claim", "preemptions", "on_demand", "most_ram_gb", "history", "changes")
+    added = ("groups", "claim", "preemptions", "on_demand", "most_ram_gb", "history", "changes", "trace", "phases")
     defaults: dict[str, Any] = {field.name: field.default for field in dataclasses.fields(Task) if field.name in added}
     expected = replace(EVERY_FIELD, **defaults)
     if store == "mongo":
