@@ -154,8 +154,12 @@ class LiveTable:
         return head, Table(("id", "state", "now"), rows)
 
     def __call__(self, changes: Mapping[str, str]) -> None:
-        if changes or time.monotonic() - self._asked_at > SENTENCES_EVERY_S:
-            self._ask_sentences()
+        ended = [task_id for task_id, state in changes.items() if state in TERMINAL]
+        for task_id in ended:
+            self._sentences.pop(task_id, None)
+        failed = [task_id for task_id in ended if changes[task_id] != "COMPLETE"]
+        is_due = time.monotonic() - self._asked_at > SENTENCES_EVERY_S
+        self._ask_sentences(failed + (self._follower.pending if changes or is_due else []))
 
     def __rich__(self) -> Group:
         from rich.console import Group
@@ -164,9 +168,9 @@ class LiveTable:
         head, table = self.table()
         return Group(Text(printable(head), style="bold"), table.rich(self.console.width))
 
-    def _ask_sentences(self) -> None:
-        self._asked_at = time.monotonic()
-        for task_id in self._follower.pending[:MAX_SENTENCES]:
+    def _ask_sentences(self, ids: Sequence[str]) -> None:
+        self._asked_at = time.monotonic() if ids else self._asked_at
+        for task_id in ids[:MAX_SENTENCES]:
             path = f"/tasks/{quote(task_id, safe='')}/why"
             try:
                 found = self._client.try_extension("GET", path, instead="states only")

@@ -78,3 +78,34 @@ def test_too_many_waiting_requests_are_replaced_by_polling(server: TesServer) ->
 
     server.answer = answer
     assert followed(server, ["a"]) == (True, {"a": "COMPLETE"})
+
+
+def test_the_live_table_says_what_tasks_do_now_and_why_some_failed(server: TesServer) -> None:
+    def answer(asked: Asked) -> Answer:
+        task_id = asked.path.split("/")[4]
+        return 200, {"id": task_id, "why": f"why {task_id}\x1b"}
+
+    server.answer = answer
+    client = TesClient(server.url, {})
+    follower = follow.Follower(client, ["a", "b", "c"])
+    table = follow.LiveTable(client, follower)
+
+    def shown(**states: str) -> list[str]:
+        follower.states |= states
+        table(states)
+        head, rows = table.table()
+        return [head.partition("  ")[2], *rows.plain(header=False)]
+
+    assert shown(a="QUEUED", b="RUNNING", c="QUEUED") == [
+        "2 QUEUED, 1 RUNNING",
+        "a  QUEUED   why a\\u001b",
+        "b  RUNNING  why b\\u001b",
+        "c  QUEUED   why c\\u001b",
+    ]
+    asked = len(server.asked)
+    assert len(shown()) == 4 and len(server.asked) == asked  # nothing has changed, and it is too early
+    assert shown(a="COMPLETE", c="SYSTEM_ERROR")[1:] == [
+        "b  RUNNING       why b\\u001b",
+        "a  COMPLETE",
+        "c  SYSTEM_ERROR  why c\\u001b",
+    ]
