@@ -6,7 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from poiesis.cli import exits
@@ -20,6 +20,7 @@ from poiesis.cli.output import Table, note, repeat, report, show_document, show_
 from poiesis.cli.text import printable
 from poiesis.domain.errors import ConfigurationError, InvalidTask, PoiesisError, Problem, Unauthenticated, Unavailable
 
+T = TypeVar("T")
 MAX_IDS: Final = 100_000
 MAX_BULK: Final = 1000  # ids of one request
 MAX_INPUT_BYTES: Final = 256 * 1024 * 1024
@@ -59,12 +60,12 @@ def _ids(values: Iterable[str]) -> Iterator[str]:
     return iter(found)
 
 
-def _each(ids: Sequence[str], call: Callable[[str], Any]) -> tuple[list[Any], int]:
+def _each(ids: Sequence[T], call: Callable[[T], Any]) -> tuple[list[Any], int]:
     """The results; errors about one task are reported, and the first one is the exit code. Raises: other errors."""
     results, code = [], int(Exit.OK)
-    for task_id in ids:
+    for each in ids:
         try:
-            results.append(call(task_id))
+            results.append(call(each))
         except (Unauthenticated, Unavailable, exits.MissingExtension):
             raise
         except PoiesisError as error:
@@ -78,13 +79,18 @@ def _each(ids: Sequence[str], call: Callable[[str], Any]) -> tuple[list[Any], in
 
 def _create(client: TesClient, arguments: argparse.Namespace) -> int:
     documents = [document for name in arguments.file for document in read_documents(name)]
-    created, code = [], int(Exit.OK)
-    for document in documents:
-        try:
-            created.append(client.create(document))
-        except InvalidTask as error:
-            report(error)
-            code = code or exits.of_error(error)
+    return _created(client, documents, client.create, arguments)
+
+
+def _created(client: TesClient, sources: Sequence[T], create: Callable[[T], str], arguments: argparse.Namespace) -> int:
+    """Tasks from all sources; what cannot be created does not hinder the others. Whatever happens, the new ids are shown."""
+    created: list[str] = []
+    try:
+        _, code = _each(sources, lambda source: created.append(create(source)))
+    except BaseException:
+        if created:
+            print_created(created, arguments)
+        raise
     return _after_creation(client, created, arguments) or code
 
 
@@ -144,8 +150,7 @@ def print_created(ids: Sequence[str], arguments: argparse.Namespace) -> None:
 
 def _rerun(client: TesClient, arguments: argparse.Namespace) -> int:
     changes = {} if arguments.changes is None else read_documents(arguments.changes)[0]
-    created, code = _each(arguments.id, lambda task_id: _rerun_one(client, task_id, changes))
-    return _after_creation(client, created, arguments) or code
+    return _created(client, arguments.id, lambda task_id: _rerun_one(client, task_id, changes), arguments)
 
 
 def _rerun_one(client: TesClient, task_id: str, changes: Any) -> str:

@@ -373,3 +373,11 @@ def test_columns_show_what_was_staged(poiesis: Poiesis, server: TesServer) -> No
     server.serve({"GET /tasks": (200, {"tasks": [{"id": "a", "logs": [{"metadata": staged}]}]})})
     listed = poiesis("task", "list", "--columns", "id,inputs,outputs", "--no-header", "--url", server.url)
     assert listed.out == "a  3 files, 1.2 MB\n"
+
+
+def test_ids_of_created_tasks_are_shown_whatever_happens_next(poiesis: Poiesis, server: TesServer) -> None:
+    refused = (400, {"message": "m", "problems": [{"path": "$.x", "message": "is wrong"}]})
+    server.serve({"POST /tasks": [(200, {"id": "a"}), refused, (200, {"id": "b"}), (503, {"message": "gone"})]})
+    done = poiesis("task", "create", "-", "--url", server.url, stdin="{} {} {} {} {}")
+    assert (done.code, done.out) == (69, "a\nb\n")
+    assert "$.x: is wrong" in done.err and "gone; if the request arrived, the task exists" in done.err
