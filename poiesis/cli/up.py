@@ -11,16 +11,19 @@ import threading
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Self
+from typing import IO, Final, Self
 
 from poiesis.bootstrap import ADAPTER_PREFIXES, FILER_PREFIX, Bootstrap
-from poiesis.config import PREFIX, Settings, read
+from poiesis.config import PREFIX, LogSettings, Settings, read
 from poiesis.domain.errors import ConfigurationError, PoiesisError
 from poiesis.domain.states import TERMINAL, State
 from poiesis.filer.settings import FilerSettings
 from poiesis.observability import configure_logging
 from poiesis.ports.repository import COUNT_LIMIT, TaskFilter
 from poiesis.roles.shutdown import stop_on_signal, wait_for
+
+LOGS_URL: Final = f"{PREFIX}LOGS__URL"
+LOCAL_LOG_BYTES: Final = 100_000_000  # of each stream of each command, unless POIESIS_LOGS__MAX_BYTES is less
 
 
 class Embedded:
@@ -122,6 +125,7 @@ def embedded_settings(arguments: argparse.Namespace, *, port: int | None) -> tup
         directory=str(directory),
         runtime=arguments.runtime or settings.runtime,
         policy=replace(settings.policy, retry_started=False, layout="single"),
+        logs=settings.logs if LOGS_URL in os.environ else _logs_in(directory, settings.logs),
         api=replace(
             settings.api,
             host=settings.api.host if arguments.host is None else arguments.host,
@@ -133,6 +137,12 @@ def embedded_settings(arguments: argparse.Namespace, *, port: int | None) -> tup
     return settings, filer
 
 
+def _logs_in(directory: Path, settings: LogSettings) -> LogSettings:
+    """Whole logs beside the database, so that output can be followed; deleted with their tasks."""
+    max_bytes = min(settings.max_bytes, LOCAL_LOG_BYTES)
+    return replace(settings, url=(directory / "logs").as_uri(), max_bytes=max_bytes)
+
+
 def run(arguments: argparse.Namespace) -> int:
     settings, filer = embedded_settings(arguments, port=arguments.port)
     configure_logging(settings.log_level, settings.log_format)
@@ -140,6 +150,8 @@ def run(arguments: argparse.Namespace) -> int:
     stop_on_signal(stop, settings.shutdown_grace)
     with Embedded(settings, filer) as service:
         print(f"Poiesis is up at {service.url} (TES 1.1 at {service.url}/ga4gh/tes/v1, stop with Ctrl-C).")
+        if settings.api.dashboard.enabled:
+            print(f"Dashboard: {service.url}/ui")
         print(service.description)
         print("Try:\n" + example(service.url))
         sys.stdout.flush()

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 import pytest
 
@@ -129,6 +130,21 @@ def test_the_command_line_takes_precedence_over_variables(monkeypatch: pytest.Mo
     given = cli.make_parser().parse_args(["up", "--host", "127.0.0.2", "--port", "0", "--verbose"])
     settings, _ = embedded_settings(given, port=given.port)
     assert (settings.api.host, settings.api.port, settings.log_level) == ("127.0.0.2", 0, "INFO")
+
+
+def test_whole_logs_are_kept_beside_the_database_unless_a_store_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = cli.make_parser().parse_args(["up", "--dir", str(tmp_path / "a b%20")])
+    settings, _ = embedded_settings(given, port=0)
+    assert settings.logs.url is not None
+    assert unquote(urlsplit(settings.logs.url).path) == str(tmp_path / "a b%20" / "logs")
+    assert settings.logs.max_bytes == 100_000_000
+    monkeypatch.setenv("POIESIS_LOGS__MAX_BYTES", "5000")
+    assert embedded_settings(given, port=0)[0].logs.max_bytes == 5000
+    for value, url in (("file:///srv/logs", "file:///srv/logs"), ("", None)):
+        monkeypatch.setenv("POIESIS_LOGS__URL", value)
+        assert embedded_settings(given, port=0)[0].logs.url == url
 
 
 def test_allowed_directories_are_not_inside_the_services_directory(tmp_path: Path) -> None:
