@@ -83,8 +83,17 @@ def _rows(default: Any, prefix: str, of: str = "") -> Iterator[str]:
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             yield from _rows(value, f"{name}__", docstrings.get(item.name, ""))
         else:
-            meaning = f"{of} {meaning}".strip().replace("|", "\\|")
+            meaning = _linked(f"{of} {meaning}".strip().replace("|", "\\|"))
             yield f"| `{name if prefix else item.name}` | {_shown(value)} | {meaning} |"
+
+
+def _linked(text: str) -> str:
+    """With links in place of the names of pages."""
+    return re.sub(
+        r"docs/(\w[\w-]*)\.md",
+        lambda m: f"[{m[1]}]({m[1]}.md)" if TARGET.with_name(f"{m[1]}.md").exists() else m[0],
+        text,
+    )
 
 
 def _shown(value: Any) -> str:

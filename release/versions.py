@@ -22,6 +22,7 @@ PLACES: Final = {
         rf"^      image: poiesis:({NUMBER})$",
     ),
     "README.md": (rf"/poiesis:({NUMBER})\b",),
+    "docs/tutorials/kubernetes.md": (rf"/poiesis:({NUMBER})\b", rf"tag: ({NUMBER})\b"),
     "docs/operators.md": (rf"/poiesis:({NUMBER})\b", rf"tag: ({NUMBER})\b"),
 }
 
