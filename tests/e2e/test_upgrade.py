@@ -31,6 +31,7 @@ OLD_COMMIT: Final = os.environ.get("POIESIS_TEST_OLD_COMMIT", "6eac920")
 OLD_IMAGE: Final = os.environ.get("POIESIS_TEST_OLD_IMAGE")
 IN_FLIGHT: Final = 30
 ENDS_S: Final = 420.0
+ENDED: Final = ("COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED")
 pytestmark = [pytest.mark.upgrade, pytest.mark.timeout(1200)]
 
 
@@ -130,17 +131,27 @@ def create_all(service: Installation, tasks: dict[str, int]) -> dict[str, str]:
         return dict(zip(tasks, ids, strict=True))
 
 
+def listed_by(service: Installation) -> list[Json] | None:
+    status, document = service.call("GET", "/tasks?page_size=1000&view=MINIMAL")
+    return document["tasks"] if status == 200 else None
+
+
 def end_of(service: Installation, task_id: str) -> Json:
     """The task when it has ended, whatever the state."""
+    return state_of(service, task_id, *ENDED)
+
+
+def state_of(service: Installation, task_id: str, *states: str) -> Json:
+    """The task when it is in one of the states. Requests are repeated, as clients do: the bundled store is replaced too."""
 
     def look() -> Json | None:
         try:
             found = service.task(task_id)
         except (urllib3.exceptions.HTTPError, OSError, AssertionError):
             return None  # the API is being replaced
-        return found if found["state"] in ("COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED") else None
+        return found if found["state"] in states else None
 
-    return until(look, ENDS_S, lambda: f"task {task_id} did not end\n{service.story()}")
+    return until(look, ENDS_S, lambda: f"task {task_id} is not {states}\n{service.story()}")
 
 
 def test_tasks_in_flight_survive_an_upgrade_and_a_rollback(service: Installation, image: str):
@@ -148,7 +159,7 @@ def test_tasks_in_flight_survive_an_upgrade_and_a_rollback(service: Installation
         ended = create_all(service, {f"ended-{n}": 1 for n in range(3)})
         before = {name: end_of(service, task_id) for name, task_id in ended.items()}
         in_flight = create_all(service, {f"flight-{n}": 5 + 5 * n for n in range(IN_FLIGHT)})
-        until(lambda: service.task(in_flight["flight-5"])["state"] == "RUNNING" or None, 120, service.story)
+        state_of(service, in_flight["flight-5"], "RUNNING", *ENDED)
         cancelled = service.create(task(service, "cancelled", 600))
 
         creator = Creator(service)
@@ -158,12 +169,12 @@ def test_tasks_in_flight_survive_an_upgrade_and_a_rollback(service: Installation
         with creator.running("during-upgrade"):
             service.upgrade()
         upgraded_s = time.monotonic() - started
-        assert service.call("POST", f"/tasks/{cancelled}:cancel", {})[0] == 200
+        until(lambda: service.call("POST", f"/tasks/{cancelled}:cancel", {})[0] == 200, 60, service.story)
         for name, task_id in ended.items():
-            assert is_kept(before[name], service.task(task_id)), (before[name], service.task(task_id))
-        still = sum(
-            service.task(task_id)["state"] in ("QUEUED", "INITIALIZING", "RUNNING") for task_id in in_flight.values()
-        )
+            after = end_of(service, task_id)
+            assert is_kept(before[name], after), (before[name], after)
+        listed = until(lambda: listed_by(service), 60, service.story)
+        still = sum(found["id"] in in_flight.values() and found["state"] not in ENDED for found in listed)
         for name, task_id in {**in_flight, **creator.accepted}.items():
             assert_ran_once(service, pods, name, end_of(service, task_id))
         assert end_of(service, cancelled)["state"] == "CANCELED"
@@ -173,15 +184,15 @@ def test_tasks_in_flight_survive_an_upgrade_and_a_rollback(service: Installation
         )
 
         newer = create_all(service, {f"back-{n}": 5 + 5 * n for n in range(10)})
-        until(lambda: service.task(newer["back-5"])["state"] == "RUNNING" or None, 120, service.story)
-        at_rollback = {name: service.task(task_id) for name, task_id in in_flight.items()}
+        state_of(service, newer["back-5"], "RUNNING", *ENDED)
+        at_rollback = {name: end_of(service, task_id) for name, task_id in in_flight.items()}
         creator = Creator(service)
         with creator.running("during-rollback"):
             service.helm("rollback", service.release, "--wait", "--timeout", "300s")
         for name, task_id in {**newer, **creator.accepted}.items():
             assert_ran_once(service, pods, name, end_of(service, task_id))
         for name, task_id in in_flight.items():  # what the newer version wrote is readable for the older one
-            found = service.task(task_id)
+            found = end_of(service, task_id)
             assert (found["state"], found["name"]) == ("COMPLETE", name)
             assert found["logs"][0]["logs"][0]["stdout"] == at_rollback[name]["logs"][0]["logs"][0]["stdout"]
         print(
