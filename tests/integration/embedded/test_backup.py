@@ -89,8 +89,8 @@ def test_a_restored_store_runs_nothing_twice_and_loses_no_task_of_the_backup(
     before = {name: service.wait(task_id) for name, task_id in done.items()}
     gate = "until [ -e /data/in ] && [ $(( $(date +%s) - START )) -ge SECONDS ]; do sleep 0.2; done; echo end"
     wait_s = gate.replace("until", "START=$(date +%s); until")
-    running = {n: post(service, inputs, n, wait_s.replace("SECONDS", "15")) for n in ("long-1", "long-2")}
-    ending = {n: post(service, inputs, n, wait_s.replace("SECONDS", "4")) for n in ("short-1", "short-2")}
+    running = {n: post(service, inputs, n, wait_s.replace("SECONDS", "30")) for n in ("long-1", "long-2")}
+    ending = {n: post(service, inputs, n, wait_s.replace("SECONDS", "8")) for n in ("short-1", "short-2")}
     for task_id in (*running.values(), *ending.values()):
         service.wait(task_id, "RUNNING")
 
@@ -115,9 +115,9 @@ def test_a_restored_store_runs_nothing_twice_and_loses_no_task_of_the_backup(
     client.join(30)
     with sqlite3.connect(backup) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        stored = {row[0] for row in db.execute("SELECT id FROM tasks")}
+        stored = dict(db.execute("SELECT id, state FROM tasks").fetchall())
     db.close()
-    assert {*done.values(), *running.values(), *ending.values()} <= stored
+    assert {*done.values(), *running.values(), *ending.values()} <= stored.keys()
     service.wait_all(ending.values())
     unknown = [task_id for task_id in later if task_id not in stored]
     assert unknown, "no task was created after the backup"
@@ -137,13 +137,16 @@ def test_a_restored_store_runs_nothing_twice_and_loses_no_task_of_the_backup(
         assert inputs.fetched[name] == 1
     for name, task_id in ending.items():  # ended after the backup: their ends are lost, and they are not run again
         found = service.wait(task_id)
-        assert found["state"] == "SYSTEM_ERROR", found
+        is_lost = stored[task_id] == "RUNNING"  # on a slow machine it may have ended before the backup
+        assert found["state"] == ("SYSTEM_ERROR" if is_lost else "COMPLETE"), found
         assert inputs.fetched[name] == 1
     for task_id in unknown:
         assert request("GET", f"{service.api}/tasks/{task_id}").status == 404
     known = [task_id for task_id in later if task_id in stored]
     assert set(service.wait_all(known).values()) <= {"COMPLETE", "SYSTEM_ERROR"}
-    assert {n: c for n, c in inputs.fetched.items() if c > 1} == {}
+    # what had not begun at the time of the backup begins, although it has run since: the store cannot know
+    not_begun = {f"later-{n}" for n, task_id in enumerate(later) if stored.get(task_id) in ("QUEUED", "INITIALIZING")}
+    assert {name for name, count in inputs.fetched.items() if count > 1} <= not_begun
 
 
 def dump(url: str, name: str) -> dict[str, list[dict[str, Any]]]:
