@@ -200,10 +200,12 @@ def _resolved(schema: Mapping[str, Any], node: dict[str, Any]) -> dict[str, Any]
 
 def cli() -> str:
     text = head(
-        "Command line",
+        "All commands and options",
         "the argument parser in poiesis/cli",
-        "`poiesis COMMAND`. Commands that talk to a server work with any TES server; those that need Poiesis say so. "
-        "[The guide](../cli.md) has the exit codes.",
+        """
+`poiesis COMMAND`. [The guide](../cli.md) introduces the commands and has the exit codes. Commands that talk to a server
+work with any TES server; those that need Poiesis say so.
+""",
     )
     for name, parser in commands(make_parser()):
         hashes = "##" if name.count(" ") <= 1 else "###"
