@@ -190,21 +190,21 @@ class TestLogin:
             assert code == 0, out
 
     @pytest.mark.parametrize(
-        ("flags", "words"),
+        ("flags", "words", "code"),
         [
-            (("--issuer", "http://127.0.0.1:1", "--client-id", "cli"), "no response from http://127.0.0.1:1"),
-            (("--issuer", "http://192.0.2.1", "--client-id", "cli"), "must begin with https://"),
-            (("--client-id", "nobody", "--issuer", "{issuer}"), "refuses the login: invalid_client"),
-            (("--client-id", "dashboard", "--issuer", "{issuer}"), "refuses the login"),
-            (("--client-id", "cli", "--issuer", "{issuer}/"), "it calls itself"),
-            (("--url", "http://192.0.2.1", "--client-id", "cli", "--issuer", "{issuer}"), "unencrypted"),
+            (("--issuer", "http://127.0.0.1:1", "--client-id", "cli"), "no response from http://127.0.0.1:1", 69),
+            (("--issuer", "http://192.0.2.1", "--client-id", "cli"), "must begin with https://", 2),
+            (("--client-id", "nobody", "--issuer", "{issuer}"), "refuses the login: invalid_client", 77),
+            (("--client-id", "dashboard", "--issuer", "{issuer}"), "refuses the login", 77),
+            (("--client-id", "cli", "--issuer", "{issuer}/"), "it calls itself", 2),
+            (("--url", "http://192.0.2.1", "--client-id", "cli", "--issuer", "{issuer}"), "unencrypted", 2),
         ],
     )
     def test_what_cannot_work_is_said(
-        self, oidc: OidcServer, poiesis: Callable[..., Any], flags: tuple[str, ...], words: str
+        self, oidc: OidcServer, poiesis: Callable[..., Any], flags: tuple[str, ...], words: str, code: int
     ) -> None:
         done = poiesis("login", *(flag.format(issuer=oidc.issuer) for flag in flags))
-        assert done.returncode in (1, 2) and words in done.stderr, done.stderr
+        assert done.returncode == code and words in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
 
 
