@@ -44,9 +44,12 @@ def test_prometheus_reads_every_role_and_an_alert_fires_when_redis_is_stopped(
         service.kubectl("scale", f"deployment/{service.fullname}-redis", "--replicas=0")
         until(lambda: "PoiesisRedisDown" in site.alerts(), 240, service.story)
         print(f"PoiesisRedisDown fired {time.monotonic() - stopped:.0f} s after Redis was stopped")
-        waiting = service.create(TASK)
         service.kubectl("scale", f"deployment/{service.fullname}-redis", "--replicas=1")
-        service.wait(waiting, ["COMPLETE"], timeout_s=240)
+        for name in ("redis", "api"):  # without Redis the API is not ready, so its Service has no endpoint
+            service.kubectl(
+                "rollout", "status", f"deployment/{service.fullname}-{name}", "--timeout=180s", timeout_s=200
+            )
+        service.wait(service.create(TASK), ["COMPLETE"], timeout_s=240)
         until(lambda: "PoiesisRedisDown" not in site.alerts(), 120, service.story)
 
 
