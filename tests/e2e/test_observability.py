@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 import pytest
+import urllib3
 
 from tests.e2e.conftest import Installation, until
 from tests.servers.prometheus import PROGRAM, Prometheus, prometheus
@@ -45,12 +46,18 @@ def test_prometheus_reads_every_role_and_an_alert_fires_when_redis_is_stopped(
         until(lambda: "PoiesisRedisDown" in site.alerts(), 240, service.story)
         print(f"PoiesisRedisDown fired {time.monotonic() - stopped:.0f} s after Redis was stopped")
         service.kubectl("scale", f"deployment/{service.fullname}-redis", "--replicas=1")
-        for name in ("redis", "api"):  # without Redis the API is not ready, so its Service has no endpoint
-            service.kubectl(
-                "rollout", "status", f"deployment/{service.fullname}-{name}", "--timeout=180s", timeout_s=200
-            )
+        until(
+            lambda: answers(service), 240, service.story
+        )  # without Redis the API is not ready: its Service has no endpoint
         service.wait(service.create(TASK), ["COMPLETE"], timeout_s=240)
         until(lambda: "PoiesisRedisDown" not in site.alerts(), 120, service.story)
+
+
+def answers(service: Installation) -> bool:
+    try:
+        return service.call("GET", "/service-info")[0] == 200
+    except urllib3.exceptions.HTTPError:
+        return False
 
 
 def measured(site: Prometheus) -> bool:
