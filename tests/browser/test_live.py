@@ -12,6 +12,7 @@ from tests.integration.embedded.conftest import GRACE, can_run  # noqa: F401
 from tests.integration.embedded.service import Service, sh
 
 WAIT_S = 60
+pytestmark = pytest.mark.timeout(300)  # starts a whole service
 
 
 @pytest.fixture(scope="module")
@@ -131,3 +132,25 @@ def test_why_a_task_failed_is_read_without_leaving_its_page(service, browser):
     browser.get(f"{service.url}/ui/tasks/{task_id}")
     eventually(lambda: "no such genome: GRCh39" in text_of(browser, "#task-why"), "the reason")
     assert "exit code 3" in text_of(browser, "#task-why")
+
+
+def test_a_failed_task_is_run_again_with_changes(service, browser):
+    original = service.post({"name": "first try", "executors": [sh("exit 3")]})
+    service.wait(original, "EXECUTOR_ERROR")
+    browser.get(f"{service.url}/ui/tasks/{original}")
+    browser.find_element("link text", "Rerun with changes").click()
+    name = browser.find_element("id", "f-name")
+    assert name.get_attribute("value") == "first try"
+    name.clear()
+    name.send_keys("second try")
+    command = browser.find_element("id", "f-executors-0-command")
+    command.clear()
+    command.send_keys("sh -c 'echo it works'")
+    browser.find_element("id", "create").click()
+    eventually(
+        lambda: "/ui/tasks/" in browser.current_url and original not in browser.current_url, "the page of the new task"
+    )
+    eventually(lambda: text_of(browser, "#task-state") == "Complete", "the end")
+    assert text_of(browser, "h1") == "second try"
+    browser.find_element("css selector", f"#task-facts a[href$='{original}']").click()
+    eventually(lambda: "Reruns:" in text_of(browser, "#task-details"), "the link to the rerun")

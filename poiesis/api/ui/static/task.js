@@ -8,6 +8,8 @@ const root = document.getElementById('task');
 let isOver = root.dataset.over === 'yes';
 let isAsking = false;
 let isAskedAgain = false;
+const shown = new Map(); // of each live part: as the service sent it
+for (const part of document.querySelectorAll('[data-live]')) shown.set(part.id, part.outerHTML);
 
 // ── live: parts with `data-live` are replaced by those of the page as it is now ──
 
@@ -28,7 +30,7 @@ function update(page) {
   const before = stateWord();
   for (const part of document.querySelectorAll('[data-live]')) {
     const now = page.getElementById(part.id);
-    if (now !== null && now.outerHTML !== part.dataset.html) replace(part, now);
+    if (now !== null && now.outerHTML !== shown.get(part.id)) replace(part, now);
   }
   const fresh = page.getElementById('task');
   isOver = fresh === null || fresh.dataset.over === 'yes';
@@ -39,14 +41,13 @@ function update(page) {
 }
 
 function replace(part, now) {
-  const html = now.outerHTML;
+  shown.set(part.id, now.outerHTML);
   for (const details of part.querySelectorAll('details[open]')) {
     const same = details.id && now.querySelector(`#${CSS.escape(details.id)}`);
     if (same) same.open = true;
   }
   const focused = part.contains(document.activeElement) ? document.activeElement : null;
   const index = focused && [...part.querySelectorAll('a, button, summary, [tabindex]')].indexOf(focused);
-  now.dataset.html = html;
   part.replaceWith(now);
   showCopyButtons(now);
   if (focused) [...now.querySelectorAll('a, button, summary, [tabindex]')][index]?.focus();
