@@ -17,6 +17,7 @@ ALLOWED: Final = frozenset(
     "0BSD Apache-2.0 BSD-2-Clause BSD-3-Clause CC0-1.0 ISC LGPL-2.1-only LGPL-2.1-or-later MIT MIT-0 MPL-2.0 PSF-2.0 Unlicense".split()  # noqa: SIM905
 )
 LEGACY: Final = {
+    "3-clause bsd license": "BSD-3-Clause",
     "apache 2": "Apache-2.0",
     "apache 2.0": "Apache-2.0",
     "apache license 2.0": "Apache-2.0",
