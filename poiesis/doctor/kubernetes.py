@@ -72,7 +72,7 @@ def guarded(what: str, check: Callable[[], Findings]) -> Findings:
         yield from check()
     except ApiError as failure:
         if failure.status == 403:
-            repair = "Run it as an administrator, or as `helm test`, whose account may."
+            repair = "Run it with an account that may. What is wrong there shows in `admission` and `trial`, too."
             yield skipped(f"this account may not read {what}", repair)
         else:
             yield error(f"{what}: {failure}"[:400], "Not known.", "See the check `api-server`.")

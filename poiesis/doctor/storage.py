@@ -106,7 +106,7 @@ def _explained(failure: Exception, endpoint: S3Endpoint, bucket: str, *, is_real
         return
     if isinstance(failure, AccessDenied):
         if "(AccessDenied)" in str(failure) and not is_real:
-            return  # the signature was accepted; nobody may see a bucket that does not exist
+            return  # the signature was accepted, and such a server hides whether a bucket exists
         repair = f"Correct {KEYS}, or the policy of the bucket."
         if "skew" in str(failure).lower() or "clocks" in str(failure):
             repair = "Synchronize the clocks of the nodes and of the store (chrony, systemd-timesyncd)."
