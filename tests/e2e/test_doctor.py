@@ -235,7 +235,7 @@ CASES: Final[dict[str, tuple[Break, str, str, bool]]] = {
     "the PriorityClass does not exist": (
         setting("KUBERNETES__DEFAULT_PRIORITY_CLASS", "no-such-class"),
         "admission",
-        "no PriorityClass with name no-such-class",
+        "PriorityClass with name no-such-class",
         False,
     ),
     "the RuntimeClass does not exist": (
