@@ -61,4 +61,11 @@ class Site:
         """Through these states; a final one ends the task."""
         for state in states:
             done: dict[str, Any] = {"stage": Stage.DONE, "wake_at": None} if state.is_terminal else {}
-            self.change(task_id, state=state, **done)
+            self.change(task_id, state=state, waiting=None, **done)
+
+    def age(self, task_id: TaskId, by: timedelta) -> None:
+        """Let the task have been created, and have changed, so much earlier, for a picture."""
+        task = self.parts.repository.get(task_id)
+        history = tuple(replace(change, at=change.at - by) for change in task.history)
+        aged = replace(task, created_at=task.created_at - by, history=history)
+        assert self.parts.repository.save(aged, seen=task.version)

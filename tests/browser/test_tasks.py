@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -53,7 +54,8 @@ def names(browser: Any) -> list[str]:
 
 
 def test_the_list_in_light_dark_and_narrow_without_a_finding(site, browser, show, assert_accessible, screenshot):
-    fill(site)
+    for i, task_id in enumerate(reversed(fill(site).values())):
+        site.age(task_id, timedelta(minutes=2 + 13 * i * i))
     browser.get(f"{site.url}/ui/tasks")
     for kind in ("light", "dark", "narrow"):
         show(kind)
@@ -193,12 +195,12 @@ def test_without_javascript(site, browser):
     browser.get(f"{site.url}/ui/tasks")
     css(browser, "input[name=state][value=RUNNING]").click()
     css(browser, ".filters .actions button").click()
-    assert names(browser) == ["align-NA12878"]
+    wait(browser, lambda: names(browser) == ["align-NA12878"])
     css(browser, "#tasks tbody input[name=id]").click()
     css(browser, "button[value=cancel]").click()
-    assert css(browser, "h1").text == "Cancel 1 task?"
+    wait(browser, lambda: css(browser, "h1").text == "Cancel 1 task?")
     css(browser, "form[method=post][action='/ui/tasks/bulk'] button").click()
-    assert css(browser, "h1").text == "1 task is being canceled"
+    wait(browser, lambda: css(browser, "h1").text == "1 task is being canceled")
 
 
 @pytest.fixture

@@ -1,0 +1,53 @@
+"""A login by a real OpenID provider in a real browser: the code flow from our page to theirs and back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from poiesis.config import ApiSettings
+from tests.browser.test_tasks import css, names, wait
+from tests.servers import OidcServer
+from tests.servers.oidc import RESOURCE
+
+pytestmark = pytest.mark.xdist_group("oidc")
+
+
+@pytest.fixture
+def site(make_site, oidc: OidcServer):
+    client, secret = oidc.dashboard
+    issuer = {"name": "lab", "title": "Example University", "url": oidc.issuer, "audiences": [RESOURCE]}
+    issuer |= {"group_claims": ["groups"], "browser_client": client, "browser_secret": secret}
+    oidc.set_claims("ada", {"groups": ["imaging"]})
+    return make_site(
+        ApiSettings(auth=("oidc",), oidc_issuers=json.dumps([{**issuer, "browser_scope": "openid groups"}]))
+    )
+
+
+def test_a_login_by_a_provider_and_light_dark_and_narrow_pages(
+    site, browser, oidc, expected_origins, expected_errors, assert_accessible, screenshot
+):
+    mine, other = site.create("of-ada", owner="lab:ada"), site.create("of-bob", owner="lab:bob")
+    expected_origins |= {oidc.issuer, "https://fonts.googleapis.com"}  # their page asks for a font
+    expected_errors += [oidc.issuer, "fonts.googleapis.com"]
+    browser.get(f"{site.url}/ui/tasks?name=of-")
+    assert_accessible(browser)
+    screenshot("login-provider")
+    browser.find_element("link text", "Log in with Example University").click()
+    wait(browser, lambda: browser.current_url.startswith(oidc.issuer))
+    css(browser, "input[name=login]").send_keys("ada")
+    css(browser, "input[name=password]").send_keys("any")
+    css(browser, "button[type=submit]").click()
+    wait(browser, lambda: "consent" in browser.page_source)  # what the client may know
+    css(browser, "button[type=submit]").click()
+    wait(browser, lambda: browser.current_url == f"{site.url}/ui/tasks?name=of-")
+    assert names(browser) == ["of-ada"] and mine != other
+    css(browser, ".menu summary").click()
+    assert "lab:imaging" in css(browser, ".menu-body").text
+    cookies = {cookie["name"]: cookie for cookie in browser.get_cookies()}
+    assert cookies["poiesis_session"]["httpOnly"] and cookies["poiesis_session"]["sameSite"] == "Lax"
+    assert "poiesis_login" not in cookies
+    assert browser.execute_script("return document.cookie") == ""
+    css(browser, ".menu-body button").click()
+    wait(browser, lambda: "You have logged out." in css(browser, "main").text)
