@@ -17,6 +17,7 @@ from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Executor, Task, TaskId, TaskSpec
 from poiesis.filer.settings import FilerSettings
 
+STAGES: Final = {State.INITIALIZING: Stage.LAUNCH, State.RUNNING: Stage.RUN}
 HELLO: Final = TaskSpec((Executor("docker.io/library/alpine:3.20", ("echo", "hello")),), name="hello")
 
 
@@ -60,8 +61,12 @@ class Site:
     def move(self, task_id: TaskId, *states: State) -> None:
         """Through these states; a final one ends the task."""
         for state in states:
-            done: dict[str, Any] = {"stage": Stage.DONE, "wake_at": None} if state.is_terminal else {}
-            self.change(task_id, state=state, waiting=None, **done)
+            changes: dict[str, Any] = {"state": state, "waiting": None}
+            if state.is_terminal:
+                changes |= {"stage": Stage.DONE, "wake_at": None, "claim": None}
+            elif state in STAGES:
+                changes["stage"] = STAGES[state]
+            self.change(task_id, **changes)
 
     def age(self, task_id: TaskId, by: timedelta) -> None:
         """Let the task have been created, and have changed, so much earlier, for a picture."""

@@ -1,6 +1,7 @@
 """The files for browsers in `static/`, read once and served from memory.
 
-Their URLs contain a digest of all of them, so that browsers may keep each for ever and modules import each other by relative paths.
+Their URLs contain a digest of all of them, so browsers may keep each file without asking again, and modules import each other by relative
+paths.
 """
 
 from __future__ import annotations

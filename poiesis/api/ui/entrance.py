@@ -1,4 +1,4 @@
-"""Logging in and out: by password, by API key or token, by an OpenID provider. Each ends with a redirect, which shows what came of it.
+"""Logging in and out: by password, by API key or token, by an OpenID provider. Each ends with a redirect, whose address has the result.
 
 No part of it renders anything or runs in a thread of the pages: checking a password is slow on purpose, and a provider may be.
 """

@@ -76,7 +76,7 @@ class Ui:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.services = context.services
-        self.blueprint = flask.Blueprint("ui", __name__, url_prefix="/ui", template_folder="templates")
+        self.blueprint = flask.Blueprint("ui", __name__, None, None, "templates", url_prefix="/ui")
         self.start = "/ui/tasks"
         """Where /ui leads."""
         self._links: list[Link] = []

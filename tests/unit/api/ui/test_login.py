@@ -203,7 +203,7 @@ class TestSession:
 
 class TestAttacks:
     def test_a_session_cannot_be_fixed_in_advance(self, site: Site) -> None:
-        """An attacker plants a cookie, invented or of their own session, and waits for the victim to log in."""
+        """An attacker plants a cookie, invented or of another session, and waits for the victim to log in."""
         log_in(site, key="bob-key")
         of_attacker = site.client.cookies[COOKIE]
         for planted in ("A" * 43, of_attacker):
@@ -267,7 +267,7 @@ class TestAttacks:
         assert is_in(site)
 
     @pytest.mark.parametrize("target", ["//evil.example", "https://evil.example/ui", "/\\evil.example", "/ui/../x"])
-    def test_a_login_leads_nowhere_else(self, site: Site, target: str) -> None:
+    def test_a_login_leads_only_to_the_dashboard(self, site: Site, target: str) -> None:
         assert log_in(site, name="ada", password=PASSWORD, next=target).headers["location"] == "/ui"
         site.client.cookies.clear()
         assert failure(log_in(site, name="ada", password="no", next=target)) == "credentials"
@@ -296,7 +296,7 @@ class TestAttacks:
         assert answers == [303, 303, 429]
 
     @pytest.mark.parametrize("cookie", ["", "x", "A" * 5000, '"; a=b', "A" * 42 + "é"])
-    def test_malformed_cookies_are_no_session(self, site: Site, cookie: str) -> None:
+    def test_malformed_cookies_are_refused(self, site: Site, cookie: str) -> None:
         headers = [(b"cookie", f"{COOKIE}={cookie}".encode("latin-1"))]
         answer = site.client.get("/ui/tasks", headers=headers, follow_redirects=False)
         assert answer.status_code == 303
