@@ -30,6 +30,7 @@ from tests.e2e.site import BUSYBOX, Pods
 OLD_COMMIT: Final = os.environ.get("POIESIS_TEST_OLD_COMMIT", "6eac920")
 OLD_IMAGE: Final = os.environ.get("POIESIS_TEST_OLD_IMAGE")
 IN_FLIGHT: Final = 30
+MAX_CREATED: Final = 20  # while pods of the service are replaced
 ENDS_S: Final = 420.0
 ENDED: Final = ("COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED")
 pytestmark = [pytest.mark.upgrade, pytest.mark.timeout(1200)]
@@ -62,7 +63,7 @@ def assert_ran_once(service: Installation, pods: Pods, name: str, found: Json) -
 
 @dataclass
 class Creator:
-    """A client that creates a task every two seconds, and repeats nothing: what is accepted has to end."""
+    """A client that creates a task every three seconds, and repeats nothing: what is accepted has to end."""
 
     service: Installation
     accepted: dict[str, str] = field(default_factory=dict)
@@ -74,7 +75,7 @@ class Creator:
 
         def run() -> None:
             number = 0
-            while not stop.wait(2):
+            while number < MAX_CREATED and not stop.wait(3):
                 number += 1
                 name = f"{prefix}-{number}"
                 try:
