@@ -26,8 +26,8 @@ def test_the_commands_of_a_page(page: Page, cluster: Cluster, image: str, tmp_pa
         if name != "values.yaml":
             return text.replace("busybox:1.36", BUSYBOX)
         printed, here = yaml.safe_load(text), values_for(image, namespace)
-        for key in ("image", "mongodb", "redis"):
-            printed[key] = {**printed[key], **here[key]}
+        for key in ("image", "mongodb", "redis", "api", "monitor"):  # one pod of each: a small cluster has room for few
+            printed[key] = {**printed.get(key, {}), **here[key]}
         return json.dumps(printed)
 
     directory = tmp_path / "page"

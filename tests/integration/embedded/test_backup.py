@@ -66,7 +66,7 @@ def inputs() -> Iterator[Inputs]:
 def commands_of_the_page(section: str) -> list[str]:
     """The shell commands of the first block of a section."""
     text = PAGE.read_text().partition(f"## {section}\n")[2]
-    block = re.search(r"```console\n(.*?)```", text, re.DOTALL)
+    block = re.search(r"```bash\n(.*?)```", text, re.DOTALL)
     assert block is not None, f"the page has no commands in {section}"
     return [line for line in block[1].splitlines() if line.strip()]
 
