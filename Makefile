@@ -231,7 +231,7 @@ docs: venv ## the documentation as HTML in docs/_build
 	@echo "open docs/_build/index.html"
 
 docs-test: venv launcher ## the commands of the tutorials and how-tos, as printed
-	$(BIN)/pytest tests/docs -n 2 $(ARGS)
+	$(BIN)/pytest tests/docs -n 2 --dist loadgroup $(ARGS)
 
 reference: venv ## the generated pages of docs again: settings, command line, chart, errors, APIs
 	$(BIN)/python docs/make_configuration.py

@@ -186,7 +186,7 @@ class Run:
         commands = {
             "": f"{source}\n{finish}",
             "fails": f"set +e\n{source}\n[ $? != 0 ] || exit 99\nset -e\n{finish}",
-            "in the background": f"( {source} ) &\n",
+            "in the background": f"( set +e; ( set -e; {source} ); touch {done} ) &\n",
             "stop the background": f"{source}\n{finish}",
         }
         if block.detail == "stop the background":
@@ -203,9 +203,7 @@ class Run:
         where = f"{self.page.name}:{block.line}"
         while not (matches(block.output or "…", text()) and text() if is_background else done.exists()):
             assert self._shell.poll() is None, f"{where}: exit code {self._shell.returncode}\n{text()}"
-            assert not is_background or self._others() or time.monotonic() < end - BLOCK_S + 5, (
-                f"{where}: ended\n{text()}"
-            )
+            assert not is_background or not done.exists(), f"{where}: ended\n{text()}"
             assert time.monotonic() < end, f"{where}: not done after {BLOCK_S:.0f} s\n{text()}"
             time.sleep(POLL_S)
         if block.output is not None:

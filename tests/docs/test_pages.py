@@ -13,9 +13,14 @@ ALL = [parse(path) for path in PAGES]
 HERE = [page for page in ALL if not page.is_for_a_cluster and any(block.kind == "run" for block in page.blocks)]
 
 
+def alone(page: Page) -> list[pytest.MarkDecorator]:
+    """SeaweedFS has sockets in /tmp with the numbers of its ports, so pages that start it take turns (`--dist loadgroup`)."""
+    return [pytest.mark.xdist_group("weed")] if any("weed server" in block.text for block in page.blocks) else []
+
+
 @pytest.mark.docs
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("page", HERE, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.name, marks=alone(page)) for page in HERE])
 def test_the_commands_of_a_page(page: Page, can_run: None, tmp_path: Path) -> None:  # noqa: F811
     prefix = isolation()
     if prefix is None:
