@@ -50,3 +50,16 @@ def test_a_broken_link_is_found(text: str, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"# Page\n\n{text} [b](other.md#other) [c](#page) [d](https://example.org/x#y)\n")
     assert [link.rpartition(": ")[2] for link in broken(page)] == [LINK.findall(text)[0]]
+
+
+def test_pages_that_code_names_exist() -> None:
+    named = {
+        (path, name)
+        for path in tracked(
+            "poiesis/*.py", "helm/*", "launcher/*", "docker/*", "bench/*.py", "specs/*", "Makefile", "setup.cfg"
+        )
+        if path.suffix not in {".png", ".woff2"} and b"\0" not in path.read_bytes()
+        for name in re.findall(r"\bdocs/[\w./-]+\.(?:md|svg)\b", path.read_text(errors="replace"))
+    }
+    assert len(named) > 20
+    assert sorted(f"{path.relative_to(ROOT)}: {name}" for path, name in named if not (ROOT / name).is_file()) == []
