@@ -53,7 +53,7 @@ def check_files(site: Site) -> Findings:
 def _files(site: Site) -> list[tuple[str, str, Callable[[Path], object]]]:
     api, found = site.settings.api, []
     credentials: list[tuple[str, str | None, Callable[[Path], object]]] = []
-    if site.is_for("api"):
+    if site.is_for("api") and api.credentials_file is not None:
         from poiesis.api.credentials import read_credentials
 
         credentials = [("POIESIS_API__CREDENTIALS_FILE", api.credentials_file, read_credentials)]
