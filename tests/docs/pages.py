@@ -156,13 +156,14 @@ class Run:
         shutil.rmtree(self._outputs, ignore_errors=True)
 
     def _stop(self) -> None:
-        """End what runs in the background."""
+        """End what runs in the background, also what has lost its parent meanwhile."""
+        left = self._others()
         for number in (signal.SIGTERM, signal.SIGKILL):
             end = time.monotonic() + STOP_S
-            for pid in self._others():
+            for pid in left:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
-            while self._others() and time.monotonic() < end:
+            while (left := [pid for pid in left if not is_zombie(pid)]) and time.monotonic() < end:
                 time.sleep(POLL_S)
 
     def _others(self) -> list[int]:
