@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -160,14 +161,18 @@ def test_the_next_and_the_previous_match_are_found_in_any_case(site, browser):
     site.move(task_id, State.COMPLETE)
     browser.get(f"{site.url}/ui/tasks/{task_id}/logs?stream=stdout")
     eventually(lambda: "x99999" in text_of(browser), "the end")
+
+    def is_marked(number: int) -> bool:
+        return browser.execute_script(MARKED) == f"Target {number:05d}"
+
     box = browser.find_element("css selector", ".needle")
     box.send_keys("TARGET")
     for number in (90_000, 60_000, 30_000, 0, 90_000):
         browser.find_element("css selector", ".previous").click()
-        eventually(lambda n=number: browser.execute_script(MARKED) == f"Target {n:05d}", f"the match {number}")
+        eventually(partial(is_marked, number), f"the match {number}")
     for number in (0, 30_000):
         browser.find_element("css selector", ".next").click()
-        eventually(lambda n=number: browser.execute_script(MARKED) == f"Target {n:05d}", f"the match {number}")
+        eventually(partial(is_marked, number), f"the match {number}")
     box.clear()
     box.send_keys("nowhere\n")
     eventually(lambda: "not found" in browser.find_element("css selector", ".pane-status").text, "that there is none")

@@ -207,7 +207,11 @@ def test_without_javascript(site, browser):
 def users(tmp_path, make_site) -> Site:
     """With logins by password; passwords and names are the same."""
     file = tmp_path / "users.json"
-    people = [{"name": "ada", "groups": ["imaging"]}, {"name": "eve"}, {"name": "root", "admin": True}]
+    people: list[dict[str, Any]] = [
+        {"name": "ada", "groups": ["imaging"]},
+        {"name": "eve"},
+        {"name": "root", "admin": True},
+    ]
     entries = [{**u, "password_hash": hash_secret(str(u["name"]), "basic")} for u in people]
     file.write_text(json.dumps(entries))
     return make_site(ApiSettings(auth=("basic", "api_key"), credentials_file=str(file)))

@@ -606,18 +606,17 @@ def test_all_conditions_hold_at_once(repository):
 
 def test_a_list_is_bounded_by_the_time_of_creation(repository):
     made = [added(repository) for _ in range(5)]
-    for bounds, expected in (
-        ({"created_from": made[1].created_at}, made[1:]),
-        ({"created_to": made[3].created_at}, made[:3]),
-        ({"created_from": made[1].created_at, "created_to": made[3].created_at}, made[1:3]),
-        ({"created_from": made[4].created_at + SECOND}, []),
+    for where, expected in (
+        (TaskFilter(created_from=made[1].created_at), made[1:]),
+        (TaskFilter(created_to=made[3].created_at), made[:3]),
+        (TaskFilter(created_from=made[1].created_at, created_to=made[3].created_at), made[1:3]),
+        (TaskFilter(created_from=made[4].created_at + SECOND), []),
     ):
-        where = TaskFilter(**bounds)
         for oldest_first in (False, True):
             pages = all_pages(repository, replace(where, oldest_first=oldest_first), limit=1)
             assert [t.id for page in pages for t in page] == [
                 t.id for t in (expected if oldest_first else expected[::-1])
-            ], bounds
+            ], where
         assert repository.count(where) == len(expected)
 
 

@@ -68,7 +68,7 @@ def own_address(client: Client) -> str:
     """The address of this machine for pods: POIESIS_TEST_HOST, else that of the route to the API server, else the node's."""
     if "POIESIS_TEST_HOST" in os.environ:
         return os.environ["POIESIS_TEST_HOST"]
-    url = urlsplit(client._host)
+    url = urlsplit(client.host)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect((url.hostname, url.port or 443))
         address = str(probe.getsockname()[0])

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import urllib3
 
+from poiesis import metrics
 from poiesis.api import audit
 from poiesis.api.audit import AuditLog
 from poiesis.api.credentials import hash_secret
@@ -168,10 +169,10 @@ class TestAudit:
                 raise OSError(28, "No space left on device")
             return real(descriptor, data)
 
-        before = audit.AUDIT_LOST._value.get()
+        before = metrics.AUDIT_LOST._value.get()
         monkeypatch.setattr(os, "write", write)
         audited.create(headers=ADA)
-        _wait(lambda: audit.AUDIT_LOST._value.get() == before + 1)
+        _wait(lambda: metrics.AUDIT_LOST._value.get() == before + 1)
         full.clear()
         task_id = audited.create(headers=ADA)
         assert [line["task"] for line in lines(stream, 1)] == [task_id]
@@ -191,9 +192,9 @@ class TestAudit:
             return real(descriptor, data)
 
         monkeypatch.setattr(os, "write", write)
-        before = audit.AUDIT_LOST._value.get()
+        before = metrics.AUDIT_LOST._value.get()
         audited.create(headers=ADA)
-        _wait(lambda: audit.AUDIT_LOST._value.get() == before + 1)
+        _wait(lambda: metrics.AUDIT_LOST._value.get() == before + 1)
         monkeypatch.setattr(os, "write", real)
         audited.create(headers=ADA)
         _wait(lambda: stream.read_bytes().count(b"\n") == 2)

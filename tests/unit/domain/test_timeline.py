@@ -256,7 +256,7 @@ def test_no_phase_ends_before_it_starts_however_wrong_the_clock_of_a_node_is():
 
 def test_recording_needs_no_additional_save():
     world = World(THREE)
-    saves = []
+    saves: list[object] = []
     world.repository.save = _counting(world.repository.save, saves)  # type: ignore[method-assign]
     world.launch()
     world.cluster.run(ID, "task")

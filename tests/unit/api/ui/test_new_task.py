@@ -135,8 +135,8 @@ def test_a_problem_is_beside_its_field_and_nothing_is_stored(site):
         page = send(site, {**fields, **changes}, action)
         assert page.status_code == 200 and site.stored() == 0
         for name in changes.keys() - {"tags"}:
-            field = re.search(rf'<(input|textarea)[^>]*id="f-{name}"[^>]*>', page.text)[0]
-            assert 'aria-invalid="true"' in field and f"{name}-problem" in field, name
+            field = re.search(rf'<(input|textarea)[^>]*id="f-{name}"[^>]*>', page.text)
+            assert field and 'aria-invalid="true"' in field[0] and f"{name}-problem" in field[0], name
             assert f'class="problem" id="{name}-problem"' in page.text
 
 

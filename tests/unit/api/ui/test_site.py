@@ -52,16 +52,22 @@ def test_text_of_users_is_escaped(site):
     assert "<script>alert" not in page.text and '"><script>' not in page.text
 
 
+def csrf_token(page: str) -> str:
+    found = re.search(r'"X-CSRF-Token": "(\w+)"', page)
+    assert found
+    return found[1]
+
+
 def test_a_form_needs_the_token_of_its_browser(site):
     refused = site.client.post("/ui/tasks")
     assert refused.status_code == 403 and "out of date" in refused.text
     other = site.client.get("/ui/tasks").text
-    token = re.search(r'"X-CSRF-Token": "(\w+)"', other)[1]
+    token = csrf_token(other)
     site.client.cookies.clear()
     assert site.client.post("/ui/none", headers={"X-CSRF-Token": token}).status_code == 403
     site.client.get("/ui/tasks")
     assert site.client.post("/ui/none", headers={"X-CSRF-Token": token}).status_code == 403
-    token = re.search(r'"X-CSRF-Token": "(\w+)"', site.client.get("/ui/tasks").text)[1]
+    token = csrf_token(site.client.get("/ui/tasks").text)
     assert site.client.post("/ui/none", headers={"X-CSRF-Token": token}).status_code == 404
 
 
@@ -87,7 +93,7 @@ def test_files_are_kept_by_their_digest(site):
 
 def test_files_of_others_are_those_of_the_list_with_their_licences():
     vendor = assets.DIRECTORY / "vendor"
-    listed = {}
+    listed: dict[str, str] = {}
     for package in json.loads((vendor / "versions.json").read_text()).values():
         assert package["version"]
         listed |= package["files"]

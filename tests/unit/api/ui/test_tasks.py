@@ -19,7 +19,7 @@ from poiesis.domain.policy import Policy
 from poiesis.domain.states import Stage, State
 from tests.unit.api.service import HELLO, Site
 
-USERS = [
+USERS: list[dict[str, Any]] = [
     {"name": "ada", "groups": ["lab"]},
     {"name": "bob", "groups": ["lab"]},
     {"name": "eve"},
