@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: monitoring trace-picture help venv launcher launcher-build launcher-check demo up test large-log emulators browser browser-large-log screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e nodes-e2e bench chaos image lock docs reference docs-test clean distclean image-archive image-check upgrade-e2e old-image
+.PHONY: monitoring trace-picture help venv launcher launcher-build launcher-check demo up test large-log emulators browser browser-large-log screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e nodes-e2e doctor-e2e bench chaos image lock docs reference docs-test clean distclean image-archive image-check upgrade-e2e old-image
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
@@ -177,6 +177,9 @@ upgrade-e2e: venv ## on a real cluster: install OLD_COMMIT with OLD_IMAGE, upgra
 
 nodes-e2e: venv ## tests on a real cluster that has kwok: nodes that are lost and drained
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e/test_nodes.py --timeout 600 $(ARGS)
+
+doctor-e2e: venv ## on a real cluster: poiesis doctor names some twenty broken set-ups, and their repair works
+	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e/test_doctor.py --timeout 600 $(ARGS)
 
 chaos: venv ## kill processes at every step on a real cluster, and count what was lost
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e -m chaos -s --timeout 1200 $(ARGS)

@@ -306,6 +306,7 @@ def broken(doctor: Doctor, name: str) -> Iterator[Mapping[str, str]]:
         yield CASES[name][0](doctor, stack)
 
 
+@pytest.mark.addon
 @pytest.mark.parametrize("name", CASES)
 def test_a_broken_set_up_is_named_and_the_repair_works(doctor: Doctor, name: str) -> None:
     _, check, words, trial = CASES[name]
