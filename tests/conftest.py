@@ -5,6 +5,7 @@ message, never a blanket ignore here.
 """
 
 import logging
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,10 @@ LEVELS = ("integration", "e2e", "clients", "browser")
 # A property must not fail because the machine is busy, so there is no deadline; `timeout` in tox.ini ends a test that hangs.
 settings.register_profile("poiesis", deadline=None, print_blob=True)
 settings.load_profile("poiesis")
+
+# A shell without job control starts background jobs with SIGINT ignored, and programs that tests start would inherit it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

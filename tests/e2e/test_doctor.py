@@ -233,15 +233,15 @@ CASES: Final[dict[str, tuple[Break, str, str, bool]]] = {
     ),
     "Pod Security is too strict": (pod_security, "namespace", "enforces Pod Security restricted", False),
     "the PriorityClass does not exist": (
-        setting("KUBERNETES__DEFAULT_PRIORITY_CLASS", "no-such-class"),
+        setting("KUBERNETES__DEFAULT_PRIORITY_CLASS", "missing-class"),
         "admission",
-        "PriorityClass with name no-such-class",
+        "PriorityClass with name missing-class",
         False,
     ),
     "the RuntimeClass does not exist": (
-        setting("KUBERNETES__ON_DEMAND__RUNTIME_CLASS", "no-such-class"),
+        setting("KUBERNETES__ON_DEMAND__RUNTIME_CLASS", "missing-class"),
         "admission",
-        'RuntimeClass "no-such-class" not found',
+        'RuntimeClass "missing-class" not found',
         False,
     ),
     "the service account of tasks does not exist": (

@@ -80,7 +80,7 @@ def test_sigkill_follows_the_grace_period(launcher: "Launcher") -> None:
 
 
 def test_the_whole_group_gets_the_signal(launcher: "Launcher") -> None:
-    script = "(trap 'echo child; exit' TERM; echo ready; while :; do sleep 0.02; done) & trap 'wait; exit 3' TERM; wait; wait"
+    script = "trap 'wait; exit 3' TERM; (trap 'echo child; exit' TERM; echo ready; while :; do sleep 0.02; done) & wait; wait"
     process = launcher.start(argv=["/bin/sh", "-c", script])
     ready(process)
     process.send_signal(signal.SIGTERM)
