@@ -106,6 +106,22 @@ class BodyReader:
             self._taken = size
 
 
+async def read_form(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """A body of at most `limit` bytes. Raises: Refused, without reading anything of a body that declares more."""
+    refused = Refused(413, f"the form is larger than {limit:,} bytes", "body_too_large")
+    if (declared_bytes(scope) or 0) > limit:
+        raise refused
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise refused
+        more = message.get("more_body", False)
+    return bytes(body)
+
+
 def declared_bytes(scope: Scope) -> int | None:
     """Content-Length; None for a chunked body. The parser has refused values that are not numbers."""
     for name, value in scope["headers"]:

@@ -49,6 +49,8 @@ class RequestRecord:
     """So many have arrived."""
     only_reads: bool = False
     """Whether it changes nothing, whatever its method: it is audited only if it is refused."""
+    is_login: bool = False
+    """Whether it logs a user in, although it is a GET: it is audited, whatever comes of it."""
 
 
 class Requests:
@@ -122,8 +124,9 @@ def request_id(scope: Scope) -> str:
 
 
 def is_audited(method: str, status: int, record: RequestRecord) -> bool:
-    """Writes, whatever comes of them, and refused requests. `status` 0: there was no response."""
-    return (method not in SAFE_METHODS and not record.only_reads) or 400 <= status < 500
+    """Writes and logins, whatever comes of them, and refused requests. `status` 0: there was no response."""
+    writes = method not in SAFE_METHODS and not record.only_reads
+    return writes or record.is_login or 400 <= status < 500
 
 
 def audit_entry(scope: Scope, record: RequestRecord, status: int, seconds: float) -> dict[str, str | int | None]:

@@ -21,6 +21,8 @@ STATES: Final = tuple(state for state in State if state not in (State.UNKNOWN, S
 WAITING: Final = (State.QUEUED, State.INITIALIZING)
 ORDERS: Final = {"": "Newest first", "oldest": "Oldest first", "longest": "Longest running first"}
 _TEXTS: Final = ("name", "tag", "owner", "group", "page")
+YEARS: Final = range(1970, 9999)
+"""What every store and time zone can express."""
 _MINUTE: Final = "%Y-%m-%dT%H:%M"
 
 
@@ -93,7 +95,9 @@ def _moment(given: MultiDict[str, str], name: str) -> datetime | None:
         return None
     for form in (_MINUTE, "%Y-%m-%d"):
         try:
-            return datetime.strptime(text, form).replace(tzinfo=UTC)
+            found = datetime.strptime(text, form).replace(tzinfo=UTC)
         except ValueError:
             continue
+        if found.year in YEARS:
+            return found
     raise InvalidRequest(name, "must be a time in UTC such as 2026-01-31T12:00, or a day such as 2026-01-31")

@@ -20,10 +20,10 @@ from werkzeug.datastructures import MultiDict
 from poiesis.api.extensions.bulk import UNFINISHED
 from poiesis.api.extensions.rerun import copy_of
 from poiesis.api.paging import page_token, read_token
-from poiesis.api.ui.asked import Asked, read_asked
+from poiesis.api.ui.asked import YEARS, Asked, read_asked
 from poiesis.api.ui.site import Ui, current_user, page
 from poiesis.api.users import User
-from poiesis.domain.errors import Forbidden, InvalidRequest, InvalidTask, PoiesisError, UnknownTask
+from poiesis.domain.errors import Forbidden, InvalidRequest, InvalidTask, PoiesisError, Unavailable, UnknownTask
 from poiesis.domain.naming import is_task_id
 from poiesis.domain.states import State
 from poiesis.domain.task import TaskId, View
@@ -53,6 +53,15 @@ class Done:
         self.failed += 1
         if len(self.problems) < MAX_PROBLEMS:
             self.problems.append(f"{task_id}: {error}")
+
+    def stop(self, ids: Sequence[str], error: Exception, *, goes_on: bool) -> None:
+        """After the first of `ids`. The others are left to the next step, or have failed where there is none."""
+        if goes_on:
+            self.next_after = TaskId(ids[0])
+            self.problems.append(str(error))
+            return
+        for task_id in ids[1:]:
+            self.fail(task_id, error)
 
 
 @dataclass(frozen=True)
@@ -112,6 +121,8 @@ def _read(given: MultiDict[str, str], now: datetime) -> Choice:
     try:
         until = datetime.fromisoformat(given["until"]) if given.get("until") else now
         until = min(until, now)
+        if until.year not in YEARS:
+            raise ValueError(until)
     except (ValueError, TypeError):
         raise InvalidRequest("until", "must be a time with its offset") from None
     asked = replace(read_asked(given), page="", group="", order="") if is_all else None
@@ -158,6 +169,9 @@ def _step(ui: Ui, choice: Choice, after: str | None) -> Done:
         except PoiesisError as error:
             if i == 0:
                 raise
+            if isinstance(error, Unavailable):  # each of the following would wait for the store as long
+                done.stop(ids[i - 1 :], error, goes_on=choice.asked is not None)
+                break
             done.fail(task_id, error)
         if choice.asked is not None and i + 1 < len(ids) and time.monotonic() > deadline:
             done.next_after = TaskId(task_id)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from http.cookies import CookieError, SimpleCookie
 from typing import Final
 
+from starlette.requests import cookie_parser
 from starlette.types import Scope
 
 MAX_COOKIES: Final = 16 * 1024  # bytes of the headers that are read
@@ -23,16 +23,12 @@ class Cookies:
     def __init__(self, scope: Scope, *, is_secure: bool) -> None:
         self._is_secure = is_secure
         header = b"; ".join(value for name, value in scope["headers"] if name == b"cookie")
-        self._given: SimpleCookie = SimpleCookie()
-        try:
-            self._given.load(header[:MAX_COOKIES].decode("latin-1"))
-        except CookieError:
-            self._given.clear()
+        # not http.cookies: one unusual cookie of another application of the host would hide all the others from it
+        self._given = cookie_parser(header[:MAX_COOKIES].decode("latin-1"))
 
     def get(self, name: str) -> str:
         """Empty where there is none."""
-        found = self._given.get(self._name(name))
-        return found.value if found else ""
+        return self._given.get(self._name(name), "")
 
     def set_header(self, name: str, value: str, *, max_age_s: int | None = None) -> tuple[bytes, bytes]:
         """`max_age_s` None: until the browser is closed; 0: delete it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qs, quote, urlencode
 
@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope
 
 from poiesis.api.auth import Authenticator, Login
+from poiesis.api.bodies import read_form
 from poiesis.api.errors import Refused
 from poiesis.api.middleware import LEAVES, client_network
 from poiesis.api.requests import REQUEST
@@ -155,6 +156,7 @@ class Entrance:
         return answer
 
     async def _come_back(self, scope: Scope, provider: Provider, query: dict[str, str], cookies: Cookies) -> Response:
+        scope[REQUEST].is_login = True
         pending = _pending(cookies)
         if (
             pending is None
@@ -217,18 +219,16 @@ class Entrance:
 
 def _pending(cookies: Cookies) -> Pending | None:
     try:
-        return msgspec.json.decode(base64.urlsafe_b64decode(cookies.get(LOGIN)), type=Pending)
+        found = msgspec.json.decode(base64.urlsafe_b64decode(cookies.get(LOGIN)), type=Pending)
+        return replace(found, next=next_path(found.next))
     except (ValueError, msgspec.MsgspecError):
         return None
 
 
 async def _form(scope: Scope, receive: Receive) -> dict[str, str]:
     """The fields of a form, or of the query for a GET. Raises: Refused."""
-    body = scope["query_string"]
-    if scope["method"] == "POST":
-        body = (await receive())["body"]
-        if len(body) > MAX_FORM_BYTES:
-            raise Refused(413, "the form is too large", "body_too_large")
+    is_form = scope["method"] == "POST"
+    body = await read_form(scope, receive, MAX_FORM_BYTES) if is_form else scope["query_string"]
     try:
         fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=20)
     except ValueError:

@@ -1,4 +1,4 @@
-"""In front of the pages, in the event loop: who visits, with which CSRF token, static files, and bodies that have arrived as a whole.
+"""In front of the pages, in the event loop: who visits, with which CSRF token, static files, and the bodies of requests.
 
 A page runs in one of few threads, so nothing that waits for a client or a provider may happen there; logins are `entrance`'s.
 """
@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poiesis.api.auth import Authenticator
+from poiesis.api.bodies import declared_bytes, read_form
 from poiesis.api.errors import Refused, plain
 from poiesis.api.limits import RateLimiter, user_counter
 from poiesis.api.middleware import client_network
@@ -21,6 +22,7 @@ from poiesis.api.ui import assets
 from poiesis.api.ui.cookies import SESSION, Cookies
 from poiesis.api.ui.entrance import Entrance
 from poiesis.api.ui.session import Sessions
+from poiesis.api.ui.site import MAX_FORM_BYTES
 from poiesis.api.ui.visit import LOGIN_PAGE, ROOT, VISIT, Visit, form_secret, is_dashboard, next_path
 from poiesis.api.users import User
 from poiesis.domain.errors import PoiesisError
@@ -55,25 +57,25 @@ class Gate:
         if path.startswith(assets.PREFIX):
             await (self._files.response(path) or plain(404))(scope, receive, send)
             return
-        receive = await _whole(scope, receive)
         cookies = self._sessions.cookies(scope)
         answer = await self._entrance.handle(scope, receive, cookies)
         if answer is not None:
             await answer(scope, receive, send)
             return
-        visit = scope[VISIT] = Visit(None, "")
+        visit, body = Visit(None, ""), b""
+        scope[VISIT] = visit
         try:
             visit.user, visit.has_session = await self._user(scope, cookies)
         except (Refused, PoiesisError) as error:
             visit.error = error
         if visit.user is not None:
             scope[REQUEST].user = visit.user
-            await self._limit(visit, scope)
+            body = await self._body(visit, scope, receive)
         elif visit.error is None and path != LOGIN_PAGE:
             await _to_login(scope, had_session=bool(cookies.get(SESSION)))(scope, receive, send)
             return
         visit.csrf, added = form_secret(cookies, has_session=visit.has_session)
-        await self._pages(scope, receive, _with_headers(send, added))
+        await self._pages(scope, _replay(body), _with_headers(send, added))
 
     async def _user(self, scope: Scope, cookies: Cookies) -> tuple[User | None, bool]:
         """The user, and whether by a session. Raises: Refused, PoiesisError."""
@@ -84,13 +86,25 @@ class Gate:
                 return None, False
         return await self._authenticator.user(scope["headers"], b"", client_network(scope)), False
 
-    async def _limit(self, visit: Visit, scope: Scope) -> None:
-        if self._limiter is None or visit.user is None:
-            return
+    async def _body(self, visit: Visit, scope: Scope, receive: Receive) -> bytes:
+        """The body of a user's request, within the limits on requests and bodies; a refusal is left in `visit`.
+
+        It is read before a thread is taken, which a slow client must not hold, and not before the user is known.
+        """
+        assert visit.user is not None
+        counter, declared = user_counter(visit.user.name, client_network(scope)), declared_bytes(scope)
         try:
-            await self._limiter.admit_user(user_counter(visit.user.name, client_network(scope)), 0)
+            if self._limiter is not None:
+                await self._limiter.admit_user(counter, declared or 0)
+            if scope["method"] in SAFE_METHODS:
+                return b""
+            body = await read_form(scope, receive, MAX_FORM_BYTES)
+            if self._limiter is not None and declared is None:
+                await self._limiter.charge_user(counter, len(body))
         except Refused as error:
             visit.error = error
+            return b""
+        return body
 
 
 def _to_login(scope: Scope, *, had_session: bool) -> Response:
@@ -105,22 +119,13 @@ def _to_login(scope: Scope, *, had_session: bool) -> Response:
     return Response(None, 303, {"Location": target, "Cache-Control": "no-store"})
 
 
-async def _whole(scope: Scope, receive: Receive) -> Receive:
-    """The body, read before a thread is taken: a slow client must not hold one. Its size has a limit by the `Gateway`."""
-    if scope["method"] in SAFE_METHODS:
-        return receive
-    parts: list[bytes] = []
-    while True:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            break
-    body: Message = {"type": "http.request", "body": b"".join(parts), "more_body": False}
+def _replay(body: bytes) -> Receive:
+    message: Message = {"type": "http.request", "body": body, "more_body": False}
 
-    async def replay() -> Message:
-        return body
+    async def receive() -> Message:
+        return message
 
-    return replay
+    return receive
 
 
 def _with_headers(send: Send, added: list[tuple[bytes, bytes]]) -> Send:

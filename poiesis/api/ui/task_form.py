@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from poiesis.api.errors import NotJson
+from poiesis.api.normalize import parse
+from poiesis.api.ui.text import STEERS
 from poiesis.domain.errors import Problem
 
 Document = dict[str, Any]
@@ -216,6 +219,10 @@ def reason_against(document: Any) -> str | None:
         return "a task is an object"
     if len(json.dumps(document)) > MAX_BASE_BYTES:
         return f"it is larger than {MAX_BASE_BYTES // 1000} kB"
+    try:
+        json.dumps(document, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return "it has an unpaired surrogate"
     resources = document.get("resources", {})
     if not isinstance(resources, dict):
         return "resources is not an object"
@@ -289,8 +296,8 @@ def _put(found: Document, name: str, value: Any, *, present: bool) -> None:
 def _base(text: str) -> Document:
     """An empty document for anything that is not usable, which a page of this service does not send."""
     try:
-        base = json.loads(text)
-    except (ValueError, RecursionError):
+        base = parse(text.encode())
+    except (NotJson, UnicodeEncodeError):
         return {}
     return base if reason_against(base) is None else {}
 
@@ -303,7 +310,9 @@ def _index(text: str) -> int | None:
 
 
 def pretty(document: Document) -> str:
-    return json.dumps(document, indent=2, ensure_ascii=False)
+    """With escapes of JSON for what would steer the terminal or the page that it is copied into, and for unpaired surrogates."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    return STEERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def curl_command(document: Document, url: str, credentials: str) -> str:

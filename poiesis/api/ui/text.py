@@ -11,7 +11,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 LINKED_SCHEMES: Final = frozenset({"http", "https"})
-_STEERS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufff9-\ufffb]")
+STEERS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufff9-\ufffb]")
 _ESCAPES: Final = re.compile(
     r"\x1b(?:\[[0-?]{0,64}[ -/]{0,8}[@-~]|[\]PX^_][^\x07\x1b]{0,4096}(?:\x07|\x1b\\)|[ -/]{0,8}[0-~])"
 )
@@ -19,7 +19,7 @@ _ESCAPES: Final = re.compile(
 
 def visible(text: str) -> str:
     """The text with a symbol or a code point for each character that steers: `␛`, `⟨U+202E⟩`."""
-    return _STEERS.sub(_symbol, text)
+    return STEERS.sub(_symbol, text)
 
 
 def _symbol(found: re.Match[str]) -> str:
@@ -36,7 +36,7 @@ def plain_log(text: str) -> str:
 
 def link_of(url: str | None) -> str | None:
     """The URL if a browser may follow it; None for any scheme but http and https, for credentials, and for text that is not a URL."""
-    if not url or _STEERS.search(url) or re.search(r"[\s\\]", url):
+    if not url or STEERS.search(url) or re.search(r"[\s\\]", url):
         return None
     try:
         parts = urlsplit(url)

@@ -53,6 +53,10 @@ def is_dashboard(path: str) -> bool:
 def next_path(text: str) -> str:
     """An address to go on to: a path of the dashboard, or its root for anything else."""
     is_usable = (
-        len(text) <= MAX_NEXT and text.isprintable() and "\\" not in text and is_dashboard(text.partition("?")[0])
+        len(text) <= MAX_NEXT
+        and text.isascii()  # as every address is that a browser sends
+        and text.isprintable()
+        and "\\" not in text
+        and is_dashboard(text.partition("?")[0])
     )
     return text if is_usable and "/../" not in text and "#" not in text else ROOT

@@ -119,6 +119,21 @@ class TestAudit:
         audited.get("/tasks", headers={})
         assert [line["status"] for line in lines(stream, 1)] == [401]
 
+    def test_what_comes_back_from_a_provider_is_recorded_without_its_code(self, tmp_path: Path, stream: Path) -> None:
+        log = AuditLog(str(stream))
+        issuer = {
+            "url": "https://login.example.org",
+            "name": "example",
+            "audiences": ["poiesis"],
+            "browser_client": "poiesis",
+        }
+        site = Site(ApiSettings(auth=("oidc",), oidc_issuers=json.dumps([issuer])), audit=log)
+        site.client.get("/ui/login/oidc/example/callback?code=secret&state=x", follow_redirects=False)
+        [line] = lines(stream, 1)
+        log.close()
+        assert (line["operation"], line["status"], line["result"]) == ("LogIn", 303, "login_pending")
+        assert "secret" not in stream.read_text()
+
     def test_each_kind_of_refusal_is_recorded(self, audited: Site, stream: Path) -> None:
         task_id = audited.create(headers=ADA)
         audited.get("/tasks", headers={"Authorization": "Bearer wrong"})

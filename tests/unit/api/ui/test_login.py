@@ -14,6 +14,7 @@ from httpx import Response
 
 from poiesis.api import logins
 from poiesis.api.attempts import Rate
+from poiesis.api.bodies import BodyBudget
 from poiesis.api.credentials import hash_secret
 from poiesis.api.ui import session as module
 from poiesis.api.ui.visit import csrf_token
@@ -300,6 +301,28 @@ class TestAttacks:
         headers = [(b"cookie", f"{COOKIE}={cookie}".encode("latin-1"))]
         answer = site.client.get("/ui/tasks", headers=headers, follow_redirects=False)
         assert answer.status_code == 303
+
+    @pytest.mark.parametrize("other", ['a={"x":1}', 'a="q"r', "a=ü", "a[b]=1", "x", "a=b c", "=", 'a="'])
+    def test_cookies_of_other_applications_of_the_host_change_nothing(self, site: Site, other: str) -> None:
+        log_in(site)
+        token = site.client.cookies[COOKIE]
+        site.client.cookies.clear()
+        for header in (f"{other}; {COOKIE}={token}", f"{COOKIE}={token}; {other}"):
+            headers = [(b"cookie", header.encode("latin-1"))]
+            assert site.client.get("/ui/tasks", headers=headers, follow_redirects=False).status_code == 200
+
+    def test_a_large_body_is_not_read_before_the_user_is_known(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Large bodies wait for each other, so those of strangers would keep users from sending theirs."""
+
+        async def take(*_: object) -> None:
+            raise AssertionError("it waits for its turn")
+
+        monkeypatch.setattr(BodyBudget, "take", take)
+        for path, status in (("/ui/login", 413), ("/ui/logout", 413), ("/ui/new", 303)):
+            answer = site.client.post(path, content=b"x" * 1_000_000, follow_redirects=False)
+            assert answer.status_code == status, path
 
     def test_what_is_not_the_users_is_not_shown(self, site: Site) -> None:
         site.create({**HELLO, "name": "secret of bob"}, headers={"X-API-Key": "bob-key"})

@@ -11,9 +11,10 @@ from html.parser import HTMLParser
 import pytest
 
 from poiesis.api.audit import AuditLog
+from poiesis.api.limits import RateLimiter
 from poiesis.api.ui.new_task import EXAMPLES
 from poiesis.api.ui.task_form import MAX_BASE_BYTES
-from poiesis.config import ApiSettings
+from poiesis.config import ApiSettings, RateLimits
 from poiesis.domain.naming import new_task_id
 from tests.unit.api.service import HELLO, Site
 
@@ -212,6 +213,29 @@ def test_json_that_is_not_a_task_is_shown_again_with_the_problem(site, text, mes
     assert send(site, {**fields, "mode": "json", "json": text}, "form").status_code == 200
 
 
+@pytest.mark.parametrize("action", ["check", "create", "form", "preview"])
+def test_half_of_a_character_is_shown_as_json_and_refused(site, action):
+    _, fields = opened(site)
+    text = '{"name": "\\ud800", "executors": [{"image": "a", "command": ["b"]}]}'
+    page = send(site, {**fields, "mode": "json", "json": text}, action)
+    assert page.status_code == 200 and "ud800" in page.text and site.stored() == 0
+
+
+def test_numbers_that_json_does_not_have_never_reach_the_store(site):
+    _, fields = opened(site)
+    base = json.dumps({**HELLO, "resources": {"cpu_cores": float("nan"), "ram_gb": float("inf")}})
+    fields = {**fields, "base": base, "resources-cpu_cores": "nan", "resources-ram_gb": "inf"}
+    page = send(site, fields, "create")
+    assert page.status_code == 200 and "must be a number" in page.text and site.stored() == 0
+
+
+def test_what_is_copied_steers_no_terminal(site):
+    task_id = site.create({**HELLO, "name": "a\u202eb\x9bc"})
+    page, _ = opened(site, f"?from={task_id}")
+    assert "a\\u202eb\\u009bc" in page.text.partition('id="preview"')[2]
+    assert "\u202e" not in page.text.partition('id="preview"')[2]
+
+
 def test_text_of_users_is_text(site):
     hostile = {**HELLO, "name": HOSTILE, "tags": {HOSTILE: HOSTILE}, "description": HOSTILE}
     original = site.create(hostile)
@@ -277,6 +301,13 @@ def test_bodies_have_a_limit(site, multipart):
     many = {f"field{i}": "x" for i in range(3000)}
     answer = send(site, {**fields, **many}, "create", multipart=multipart)
     assert answer.status_code in (413, 303)
+
+
+def test_bodies_count_for_the_limits_of_their_user():
+    site = Site(limiter=RateLimiter(RateLimits(body_bytes_per_s=1, body_burst_bytes=300_000)))
+    _, fields = opened(site)
+    fields["description"] = "x" * 250_000
+    assert [send(site, fields, "preview").status_code for _ in range(3)] == [200, 200, 429]
 
 
 def test_a_large_task_is_edited_as_json_and_a_huge_one_elsewhere(site):

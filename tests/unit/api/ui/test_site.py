@@ -108,7 +108,7 @@ def test_files_of_others_are_those_of_the_list_with_their_licences():
     "text",
     [
         *("https://evil.example/ui", "//evil.example/ui", "/\\evil.example", "/uix", "/ui/\\..", "/ui/../x"),
-        *("/ui\r\nx: y", "javascript:alert(1)", "", "/", "/ui/" + "x" * 3000, "/ui#x"),
+        *("/ui\r\nx: y", "javascript:alert(1)", "", "/", "/ui/" + "x" * 3000, "/ui#x", "/ui/日"),
     ],
 )
 def test_a_login_never_leads_elsewhere(text):

@@ -167,7 +167,18 @@ def test_what_is_not_a_form_stays_json(document, reason):
     assert reason in (reason_against(document) or "")
 
 
-@pytest.mark.parametrize("base", ["", "[]", "nonsense", '{"executors": 5}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "base",
+    [
+        "",
+        "[]",
+        "nonsense",
+        '{"executors": 5}',
+        "[" * 100_000,
+        '{"resources": {"cpu_cores": NaN}}',
+        '{"executors": [{"image": "\\ud800"}]}',
+    ],
+)
 def test_a_base_that_this_service_has_not_made_is_ignored(base):
     assert Form.of_fields({"base": base, "name": "x"}).document()[0] == {"name": "x"}
 

@@ -83,7 +83,9 @@ class TestFilters:
         assert listed(site, "?from=2026-01-31T12:00&to=2026-01-31T12:00") == [third, second, first]
         assert listed(site, "?from=2026-02-01") == listed(site, "?to=2026-01-31T11:59") == []
 
-    @pytest.mark.parametrize("query", ["state=NO", "from=yesterday", "to=2026-13-01", "order=up", "page=x"])
+    @pytest.mark.parametrize(
+        "query", ["state=NO", "from=yesterday", "to=2026-13-01", "to=9999-12-31T23:59", "order=up", "page=x"]
+    )
     def test_what_is_not_valid_is_named(self, site: Site, query: str) -> None:
         page = get(site, f"/ui/tasks?{query}")
         assert page.status_code == 400 and query.partition("=")[0] in page.text
@@ -208,6 +210,28 @@ class TestBulk:
         create(site)
         page = get(site, "/ui/tasks/bulk?do=cancel&all=1&until=2099-01-01T00:00:00%2B00:00")
         assert 'name="until" value="2026-01-31' in page.text
+
+    def test_a_time_before_all_others_reaches_none(self, site: Site) -> None:
+        create(site)
+        page = get(site, "/ui/tasks/bulk?do=cancel&all=1&until=0001-01-01T00:00:00%2B14:00")
+        assert page.status_code == 400 and "until" in page.text
+
+    def test_a_store_that_goes_away_is_not_asked_for_each_task(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        chosen = [create(site) for _ in range(5)]
+        page = get(site, "/ui/tasks/bulk?do=cancel&" + "&".join(f"id={i}" for i in chosen))
+        cancel, asked = site.tasks.cancel, []
+
+        def once(task_id: str, **options: Any) -> bool:
+            asked.append(task_id)
+            site.repository.down = len(asked) > 1
+            return cancel(task_id, **options)
+
+        monkeypatch.setattr(site.tasks, "cancel", once)
+        page = submit(site, page)
+        assert "1 task is being canceled" in page.text and "4 failed" in page.text
+        assert asked == chosen[:2]
 
     def test_too_many_boxes_are_refused(self, site: Site) -> None:
         ids = "&".join(f"id={i:026d}" for i in range(bulk.MAX_IDS + 1))
