@@ -22,8 +22,7 @@ from poiesis.observability import configure_logging
 from poiesis.ports.repository import COUNT_LIMIT, TaskFilter
 from poiesis.roles.shutdown import stop_on_signal, wait_for
 
-LOGS_URL: Final = f"{PREFIX}LOGS__URL"
-LOCAL_LOG_BYTES: Final = 100_000_000  # of each stream of each command, unless POIESIS_LOGS__MAX_BYTES is less
+LOCAL_LOG_BYTES: Final = 100_000_000  # of each stream of each command, unless POIESIS_LOGS__MAX_BYTES is set
 
 
 class Embedded:
@@ -125,7 +124,7 @@ def embedded_settings(arguments: argparse.Namespace, *, port: int | None) -> tup
         directory=str(directory),
         runtime=arguments.runtime or settings.runtime,
         policy=replace(settings.policy, retry_started=False, layout="single"),
-        logs=settings.logs if LOGS_URL in os.environ else _logs_in(directory, settings.logs),
+        logs=settings.logs if _is_set("LOGS__URL") else _logs_in(directory, settings.logs),
         api=replace(
             settings.api,
             host=settings.api.host if arguments.host is None else arguments.host,
@@ -137,9 +136,13 @@ def embedded_settings(arguments: argparse.Namespace, *, port: int | None) -> tup
     return settings, filer
 
 
+def _is_set(name: str) -> bool:
+    return f"{PREFIX}{name}" in os.environ or f"{PREFIX}{name}_FILE" in os.environ
+
+
 def _logs_in(directory: Path, settings: LogSettings) -> LogSettings:
     """Whole logs beside the database, so that output can be followed; deleted with their tasks."""
-    max_bytes = min(settings.max_bytes, LOCAL_LOG_BYTES)
+    max_bytes = settings.max_bytes if _is_set("LOGS__MAX_BYTES") else LOCAL_LOG_BYTES
     return replace(settings, url=(directory / "logs").as_uri(), max_bytes=max_bytes)
 
 

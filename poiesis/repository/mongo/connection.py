@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -37,7 +37,7 @@ class _Indexed:
     collection: MongoCollection[Document]
     indexes: Sequence[IndexModel]
     retired: Sequence[str]
-    upgrade: Callable[[Collection[str]], None]
+    upgrade: Callable[[], None]
 
 
 class _CommandMetrics(CommandListener):
@@ -101,10 +101,10 @@ class MongoDatabase:
         indexes: Sequence[IndexModel],
         *,
         retired: Sequence[str] = (),
-        upgrade: Callable[[Collection[str]], None] = lambda _: None,
+        upgrade: Callable[[], None] = lambda: None,
     ) -> MongoCollection[Document]:
-        """The collection `name`. Its missing indexes are created in the background, then `upgrade` is called there with the names of those
-        that were present, and the indexes `retired` of older releases are dropped."""
+        """The collection `name`. Its missing indexes are created in the background, then `upgrade` is called there, and the indexes
+        `retired` of older releases are dropped."""
         made = self._database[name]
         self._collections.append(_Indexed(made, indexes, retired, upgrade))
         self._indexed.clear()
@@ -172,7 +172,7 @@ class MongoDatabase:
         for index in each.indexes:
             if index.document["name"] not in present:
                 each.collection.create_indexes([index])
-        each.upgrade(present)
+        each.upgrade()
         for name in each.retired:
             if name in present:
                 each.collection.drop_index(name)

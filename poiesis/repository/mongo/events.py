@@ -51,7 +51,7 @@ class MongoEventLog:
             marked = self._tasks.marked(limit)
             RELAY_LAG.set(_lag(marked, datetime.now(UTC)))
             if marked and self._append(last, self._missing([(task, first) for task, first, _ in marked])):
-                self._tasks.unmark([(task.id, version) for task, _, version in marked])
+                self._tasks.unmark([(task, version) for task, _, version in marked])
             return len(marked)
 
     def _missing(self, marked: Sequence[tuple[Task, int]]) -> list[tuple[Task, Change]]:

@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from datetime import datetime
+from itertools import islice
 from operator import itemgetter
 from typing import Any, Final
 
@@ -23,7 +24,7 @@ from pymongo.errors import DuplicateKeyError
 from poiesis.domain.access import Access, reader_tokens
 from poiesis.domain.errors import UnknownTask
 from poiesis.domain.history import Change
-from poiesis.domain.states import TRANSITIONS, Stage, State, path
+from poiesis.domain.states import TERMINAL, TRANSITIONS, Stage, State, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
 from poiesis.ports.repository import COUNT_LIMIT, Page, TaskFilter, take_page
 from poiesis.repository.documents import (
@@ -62,6 +63,7 @@ INDEXES: Final = (
 RETIRED_INDEXES: Final = ("owner", "owner_state")  # of older releases: `readers` serves their queries
 # that MongoDB merges for a query with $in (its internalQueryMaxScansToExplode); with more it sorts in memory
 MAX_SCANS: Final = 200
+FILLED_AT_ONCE: Final = 1000  # tasks of older releases
 HEAD: Final = (
     "_id", "version", "state", "due_stage", "due_at", "owner", "name", "tags", "readers", "queued", "held", "unfinished",
 )  # fmt: skip
@@ -194,9 +196,15 @@ class MongoTaskRepository:
             documents, _ = take_page(found, limit, _size_bytes)
         return [(_decode(d), int(d["outbox"].split(" ")[1]), Version(d["version"])) for d in documents]
 
-    def unmark(self, tasks: Sequence[tuple[TaskId, Version]]) -> None:
-        """Remove the marks of tasks that are still at these versions."""
-        removals = [UpdateOne({"_id": i, "version": int(v)}, {"$unset": {"outbox": ""}}) for i, v in tasks]
+    def unmark(self, tasks: Sequence[tuple[Task, Version]]) -> None:
+        """Remove the marks of tasks that are still at these versions, and what a process of an older release has left in ended ones."""
+        removals = [
+            UpdateOne(
+                {"_id": task.id, "version": int(version)},
+                {"$unset": {"outbox": "", **({"unfinished": ""} if task.state.is_terminal else {})}},
+            )
+            for task, version in tasks
+        ]
         with self._database.available():
             self._tasks.bulk_write(removals, ordered=False)
 
@@ -208,19 +216,20 @@ class MongoTaskRepository:
     def close(self) -> None:
         self._database.close()
 
-    def _upgrade(self, present: Collection[str]) -> None:
-        """`present`: the indexes that were there before."""
+    def _upgrade(self) -> None:
         self._fill_readers()
-        if "unfinished" not in present:
-            self._fill_unfinished()
+        self._repair_unfinished()
 
-    def _fill_unfinished(self) -> None:
-        """Add `unfinished` to tasks of older releases, without the reason, which comes with their next save."""
-        missing = {"state": {"$in": sorted(state.value for state in TRANSITIONS)}, "unfinished": {"$exists": False}}
-        while found := self._tasks.find_one(missing, {"state": 1, "owner": 1}):  # once for each state and owner
-            owner, state = found.get("owner"), State(found["state"])
-            key = f"{group_key(state)}/{owner or ''}"
-            self._tasks.update_many({**missing, "state": state.value, "owner": owner}, {"$set": {"unfinished": key}})
+    def _repair_unfinished(self) -> None:
+        """Processes of older releases, before an upgrade, during it or after a rollback, do not know `unfinished`: remove it from ended
+        tasks, and add it where it is missing, without the reason, which comes with the next save."""
+        states = {"$in": sorted(state.value for state in TRANSITIONS)}
+        ended = {"unfinished": {"$gt": ""}, "state": {"$in": sorted(state.value for state in TERMINAL)}}
+        self._tasks.update_many(ended, {"$unset": {"unfinished": ""}}, hint="unfinished")
+        missing: Document = {"state": states, "unfinished": {"$exists": False}}
+        with self._tasks.find(missing, {"state": 1, "owner": 1}) as found:
+            while part := list(islice(found, FILLED_AT_ONCE)):
+                self._tasks.bulk_write([_with_key(task, missing) for task in part], ordered=False)
 
     def _fill_readers(self) -> None:
         """Add `readers` to tasks of older releases. Until that has been done once, queries also compare the owner."""
@@ -229,6 +238,11 @@ class MongoTaskRepository:
             owner = found.get("owner")  # a filter by None matches tasks without the field
             self._tasks.update_many({**missing, "owner": owner}, {"$set": {"readers": reader_tokens(owner, ())}})
         self._filled.set()
+
+
+def _with_key(found: Document, missing: Document) -> UpdateOne:
+    key = f"{group_key(State(found['state']))}/{found.get('owner') or ''}"
+    return UpdateOne({**missing, "_id": found["_id"], "state": found["state"]}, {"$set": {"unfinished": key}})
 
 
 def mark(change: Change) -> str:

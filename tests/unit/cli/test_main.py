@@ -140,8 +140,13 @@ def test_whole_logs_are_kept_beside_the_database_unless_a_store_is_named(
     assert settings.logs.url is not None
     assert unquote(urlsplit(settings.logs.url).path) == str(tmp_path / "a b%20" / "logs")
     assert settings.logs.max_bytes == 100_000_000
-    monkeypatch.setenv("POIESIS_LOGS__MAX_BYTES", "5000")
-    assert embedded_settings(given, port=0)[0].logs.max_bytes == 5000
+    for size in (5000, 2 * 10**9):
+        monkeypatch.setenv("POIESIS_LOGS__MAX_BYTES", str(size))
+        assert embedded_settings(given, port=0)[0].logs.max_bytes == size
+    (tmp_path / "url").write_text("file:///srv/named\n")
+    with monkeypatch.context() as named:
+        named.setenv("POIESIS_LOGS__URL_FILE", str(tmp_path / "url"))
+        assert embedded_settings(given, port=0)[0].logs.url == "file:///srv/named"
     for value, url in (("file:///srv/logs", "file:///srv/logs"), ("", None)):
         monkeypatch.setenv("POIESIS_LOGS__URL", value)
         assert embedded_settings(given, port=0)[0].logs.url == url

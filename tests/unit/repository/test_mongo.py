@@ -225,6 +225,38 @@ def test_tasks_of_an_older_release_are_found_by_their_owner(mongo_url):
     repository.close()
 
 
+def test_counts_of_unfinished_tasks_forget_what_an_older_release_has_ended(mongo_url):
+    """It writes neither the key of new tasks nor removes that of tasks it ends: found at the next start, the latter also by the relay."""
+    url, _, name = mongo_url.rpartition("/")
+
+    def opened() -> MongoTaskRepository:
+        made = MongoTaskRepository(MongoDatabase(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT))
+        made.ready()
+        assert made._database.wait_for_indexes(WAIT)
+        return made
+
+    repository = opened()
+    ended = [replace(a_task(str(n)), owner="ada") for n in range(3)]
+    for task in ended:
+        repository.add(task)
+    repository.add(replace(a_task("new"), owner="b/c"))
+    repository._tasks.update_one({"_id": "new"}, {"$unset": {"unfinished": ""}})
+    for task in ended[:2]:
+        gone = replace(repository.get(task.id), state=State.COMPLETE, stage=Stage.DONE, wake_at=None)
+        assert repository.save(gone.recorded(NOW), seen=Version(1))
+        repository._tasks.update_one({"_id": task.id}, {"$set": {"unfinished": "QUEUED//ada"}})
+    assert repository.count_unfinished() == {(State.QUEUED, ""): 3}
+    [marked, _] = repository.marked(9)
+    repository.unmark([(marked[0], marked[2])])
+    assert repository.count_unfinished() == {(State.QUEUED, ""): 2}
+    repository.close()
+    repository = opened()
+    assert repository.count_unfinished() == {(State.QUEUED, ""): 2}
+    assert repository.count_unfinished(owner="ada") == {(State.QUEUED, ""): 1}
+    assert repository.count_unfinished(owner="b/c") == {(State.QUEUED, ""): 1}
+    repository.close()
+
+
 def test_a_message_has_the_error_and_no_credentials():
     error = PyMongoError("mongodb://user:hunter2@host:1 failed, Timeout: 3s, Topology Description: <...>")
     assert connection._message(error) == "PyMongoError: mongodb://host:1 failed"

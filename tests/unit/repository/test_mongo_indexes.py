@@ -152,7 +152,7 @@ class Recorder:
         self._note(conditions)
         return 0
 
-    def update_one(self, conditions: Mapping[str, Any], _: Any) -> Any:
+    def update_one(self, conditions: Mapping[str, Any], _: Any, hint: str = "") -> Any:
         self._note(conditions)
         return type("Result", (), {"matched_count": 1})
 
@@ -240,7 +240,8 @@ def test_every_other_query_is_served_by_an_index(asked):
     repository.postpone([task.id], until=NOW)
     repository.delete([task.id])
     repository.marked(9)
-    repository.unmark([(task.id, Version(1))])
+    repository.unmark([(task, Version(1))])
+    repository._repair_unfinished()
     repository._find(task.id, SOME, None)
     for where in (
         TaskFilter(states=frozenset({State.RUNNING})),
