@@ -5,8 +5,11 @@ A page runs in one of few threads, so nothing that waits for a client or a provi
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Any, Final
 from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,6 +30,8 @@ from poiesis.api.ui.visit import LOGIN_PAGE, ROOT, VISIT, Visit, form_secret, is
 from poiesis.api.users import User
 from poiesis.domain.errors import PoiesisError
 
+AT_ONCE: Final = 2
+"""Pages of one user in one process, fewer than there are threads for all: some take seconds, such as canceling very many tasks."""
 CREDENTIALS: Final = (b"authorization", b"x-api-key")
 
 
@@ -48,6 +53,8 @@ class Gate:
         self._entrance = entrance
         self._limiter = limiter
         self._files = assets.assets()
+        self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """Of users with pages under way."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
@@ -75,7 +82,8 @@ class Gate:
             await _to_login(scope, had_session=bool(cookies.get(SESSION)))(scope, receive, send)
             return
         visit.csrf, added = form_secret(cookies, has_session=visit.has_session)
-        await self._pages(scope, _replay(body), _with_headers(send, added))
+        async with self._turn(visit.user):
+            await self._pages(scope, _replay(body), _with_headers(send, added))
 
     async def _user(self, scope: Scope, cookies: Cookies) -> tuple[User | None, bool]:
         """The user, and whether by a session. Raises: Refused, PoiesisError."""
@@ -85,6 +93,12 @@ class Gate:
             if self._authenticator.is_required:
                 return None, False
         return await self._authenticator.user(scope["headers"], b"", client_network(scope)), False
+
+    def _turn(self, user: User | None) -> AbstractAsyncContextManager[None]:
+        """Waits while the user has AT_ONCE pages under way."""
+        if user is None or user.name is None:
+            return nullcontext()
+        return self._turns.setdefault(user.name, asyncio.Semaphore(AT_ONCE))
 
     async def _body(self, visit: Visit, scope: Scope, receive: Receive) -> bytes:
         """The body of a user's request, within the limits on requests and bodies; a refusal is left in `visit`.

@@ -5,11 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from asyncio import Event, create_task, gather, run, sleep, wait_for
+from types import SimpleNamespace
 
 import pytest
 
+from poiesis.api.requests import REQUEST, RequestRecord
 from poiesis.api.ui import assets
+from poiesis.api.ui.cookies import Cookies
+from poiesis.api.ui.gate import Gate
 from poiesis.api.ui.visit import next_path
+from poiesis.api.users import User
 from poiesis.config import ApiSettings, DashboardSettings
 from poiesis.domain.errors import ConfigurationError
 from tests.unit.api.service import Site
@@ -80,6 +86,45 @@ def test_the_dashboard_can_be_switched_off():
     site = Site(ApiSettings(dashboard=DashboardSettings(enabled=False)))
     assert site.client.get("/ui/tasks").status_code == 404
     assert 'href="ui"' not in site.client.get("/").text
+
+
+def test_one_user_never_has_all_threads_of_pages():
+    """Pages run in four threads: a user who cancels thousands of tasks, several times at once, must not keep others waiting."""
+    open_pages: list[str] = []
+    gates: dict[str, Event] = {}
+
+    async def pages(scope, receive, send):
+        open_pages.append(scope[REQUEST].user.name)
+        await gates["end"].wait()
+
+    async def user(headers, query, address):
+        return User(headers[0][1].decode())
+
+    async def nothing(*_):
+        return None
+
+    async def visits() -> None:
+        gates["end"] = Event()
+        gate = Gate(
+            pages,
+            authenticator=SimpleNamespace(user=user, is_required=True),
+            sessions=SimpleNamespace(cookies=lambda scope: Cookies(scope, is_secure=False)),
+            entrance=SimpleNamespace(handle=nothing),
+            limiter=None,
+        )
+        scopes = [
+            {"path": "/ui/tasks", "method": "GET", "headers": [(b"x-api-key", name)], REQUEST: RequestRecord("x")}
+            for name in [b"ada"] * 10 + [b"bob"]
+        ]
+        visiting = [create_task(gate(scope, nothing, nothing)) for scope in scopes]
+        while "bob" not in open_pages:
+            await sleep(0)
+        assert open_pages == ["ada", "ada", "bob"]
+        gates["end"].set()
+        await wait_for(gather(*visiting), 10)
+        assert len(open_pages) == 11
+
+    run(wait_for(visits(), 10))
 
 
 def test_files_are_kept_by_their_digest(site):
