@@ -35,7 +35,7 @@
 {{- $_ := set $c "POIESIS_TRACING__RATIO" $v.tracing.ratio -}}
 {{- $_ := set $c "POIESIS_RETENTION" $v.retention -}}
 {{- $_ := set $c "POIESIS_EVENTS_RETENTION" $v.eventsRetention -}}
-{{- $_ := set $c "POIESIS_USAGE_TAGS" $v.usageTags -}}
+{{- $_ := set $c "POIESIS_USAGE_TAGS" (toJson ($v.usageTags | default list)) -}}
 {{- $_ := set $c "POIESIS_MONGO_DATABASE" $v.mongodb.database -}}
 {{- $_ := set $c "POIESIS_SERVICE__ID" $v.service.id -}}
 {{- $_ := set $c "POIESIS_SERVICE__NAME" $v.service.name -}}

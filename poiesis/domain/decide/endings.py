@@ -96,8 +96,10 @@ def read_tof(
 
 
 def interrupted_upload(pod: Pod, report: FilerReport | None) -> Fault | None:
-    """The fault if TOF ended without a result of the upload: terminated from outside, or without a record."""
+    """The fault if TOF ended without a result of the upload: terminated from outside, without a record, or of another version."""
     record = pod.record(TOF)
+    if report is not None and report.error_code == "configuration" and report.retryable:
+        return Fault("OutputFilerLost", report.error or "it could not read its settings", began=False)
     if (record is not None and record.reason != "Terminated") or (report is not None and report.error is None):
         return None
     return Fault("OutputFilerLost", describe_end(pod.container(TOF)), began=False)

@@ -592,6 +592,23 @@ def test_quotas_arrive_as_written_and_are_absent_by_default(render):
     assert not rules("external").is_enabled
 
 
+def test_empty_lists_and_labels_mean_none_instead_of_the_default(template: Run):
+    values = ("--set-json", "usageTags=[]", "--set", "metrics.dashboards.enabled=true")
+    done = template(
+        "-f",
+        str(CHART / "ci" / "external-values.yaml"),
+        *values,
+        "--set",
+        "metrics.dashboards.labels.grafana_dashboard=null",
+    )
+    assert done.returncode == 0, done.stderr
+    config = {o["metadata"]["name"]: o for o in yaml.safe_load_all(done.stdout) if o and o["kind"] == "ConfigMap"}
+    [settings] = [o["data"] for name, o in config.items() if name.endswith("-config")]
+    [boards] = [o for name, o in config.items() if name.endswith("-dashboards")]
+    assert read(Settings, {"POIESIS_USAGE_TAGS": settings["POIESIS_USAGE_TAGS"]}).usage_tags == ()
+    assert "grafana_dashboard" not in boards["metadata"]["labels"] and boards["data"]
+
+
 def test_listeners_and_ports_agree(chart: Rendered):
     settings = read(
         Settings,

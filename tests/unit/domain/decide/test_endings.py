@@ -179,8 +179,8 @@ MADE = {"staged": ONCE, "single": [(1, "task")]}
 @pytest.mark.parametrize(
     ("layout", "how"),
     [
-        *(("staged", how) for how in ("evicted", "deleted", "terminated", "silent", "not started")),
-        *(("single", how) for how in ("evicted", "terminated", "silent", "not started")),
+        *(("staged", how) for how in ("evicted", "deleted", "terminated", "silent", "not started", "other version")),
+        *(("single", how) for how in ("evicted", "terminated", "silent", "not started", "other version")),
     ],
 )
 def test_only_the_upload_is_repeated_after_tof_was_lost(layout, how, exit_code):
@@ -199,6 +199,11 @@ def test_only_the_upload_is_repeated_after_tof_was_lost(layout, how, exit_code):
             world.cluster.end(ID, first, "tof", reason="Error", exit_code=137)
         case "not started":
             world.cluster.set(ID, first, "tof", phase=Phase.ENDED, reason="StartError", exit_code=128)
+        case "other version":
+            report = FilerReport(error="unknown fields", error_code="configuration", retryable=True)
+            world.cluster.report(ID, "tof", report)
+            world.cluster.start(ID, first)
+            world.cluster.end(ID, first, "tof", world.cluster.record("tof", 1))
     task = world.settle()
     assert (task.part, task.stage, task.state) == (None, Stage.STAGE_OUT, State.RUNNING)
     assert world.wait(POLICY.retry_delay - timedelta(seconds=1)).part is None
