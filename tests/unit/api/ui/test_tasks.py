@@ -68,6 +68,15 @@ def state(site: Site, task_id: str) -> State:
     return site.repository.get(task_id).state  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("path", ["", "?group=k\u202e", "/bulk?do=cancel&all=1"])
+def test_no_name_looks_like_another_one(site: Site, path: str) -> None:
+    """By an override of the direction of text, or by characters that browsers do not show."""
+    create(site, "gnp.\u202eexe", tags={"k\u202e": "v\u2066"})
+    text = get(site, f"/ui/tasks{path}").text
+    shown = re.sub(r'(href|value)="[^"]*"', "", text)
+    assert "\u202e" not in shown and "\u2066" not in shown and "⟨U+20" in shown
+
+
 class TestFilters:
     def test_by_state_name_tag_and_time(self, site: Site) -> None:
         first = create(site, "align 1", tags={"project": "x", "sample": "s=1"})
