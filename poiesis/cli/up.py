@@ -34,6 +34,7 @@ class Embedded:
     def __init__(self, settings: Settings, filer: FilerSettings) -> None:
         from poiesis.api.app import create_app
         from poiesis.api.server import BackgroundServer
+        from poiesis.roles.health import HealthServer
 
         try:
             with ExitStack() as parts:
@@ -41,6 +42,10 @@ class Embedded:
                 self.parts = parts.enter_context(Bootstrap(settings, filer))
                 self.parts.trace("embedded", os.environ)
                 self.description = self.parts.describe()
+                self._health = None
+                if settings.metrics_listen is not None:
+                    self._health = HealthServer(settings.metrics_listen, self.parts.ready)
+                    parts.callback(self._health.close)
                 app = create_app(self.parts.api_services())
                 try:
                     self._server = BackgroundServer(app, settings.api, settings.shutdown_grace)
@@ -57,7 +62,6 @@ class Embedded:
     def start(self) -> Self:
         from poiesis.queue.links import register
         from poiesis.queue.worker import ThreadWorker
-        from poiesis.roles.health import HealthServer
 
         parts = self.parts
         register(parts.celery, parts.orchestrator, parts.queue)
@@ -71,10 +75,8 @@ class Embedded:
         notifier = parts.notifier()
         notifier.start()
         self._closing.callback(notifier.close)
-        if parts.settings.metrics_listen is not None:
-            health = HealthServer(parts.settings.metrics_listen, parts.ready)
-            health.start()
-            self._closing.callback(health.close)
+        if self._health is not None:
+            self._health.start()
         monitor.resume()
         self._server.start()
         self._closing.callback(self._server.stop)

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from poiesis.cli import main as cli
-from poiesis.cli.up import _lock, embedded_settings
+from poiesis.cli.up import Embedded, _lock, embedded_settings
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.states import Role
 from tests.unit.cli.conftest import Done, TesServer
@@ -150,6 +150,19 @@ def test_whole_logs_are_kept_beside_the_database_unless_a_store_is_named(
     for value, url in (("file:///srv/logs", "file:///srv/logs"), ("", None)):
         monkeypatch.setenv("POIESIS_LOGS__URL", value)
         assert embedded_settings(given, port=0)[0].logs.url == url
+
+
+def test_an_address_for_metrics_in_use_is_reported_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        monkeypatch.setenv("POIESIS_METRICS_LISTEN", address)
+        given = cli.make_parser().parse_args(["up", "--dir", str(tmp_path / "own"), "--runtime", "process"])
+        settings, filer = embedded_settings(given, port=0)
+        with pytest.raises(ConfigurationError, match=address):
+            Embedded(settings, filer)
+    _lock(tmp_path / "own").close()  # the directory is free again
 
 
 def test_allowed_directories_are_not_inside_the_services_directory(tmp_path: Path) -> None:
