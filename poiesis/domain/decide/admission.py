@@ -119,10 +119,10 @@ def is_held(task: Task) -> bool:
 
 
 def waiting_word(task: Task) -> str:
-    """The word before the colon of why the task waits, `Other` for an unusual one; empty: it does not wait."""
+    """The first word of why the task waits (`ErrImagePull in executor-0: …`), `Other` for an unusual one; empty: it does not wait."""
     if is_queued(task):
         return "Queued"
-    word = (task.waiting or "").split(":")[0]
+    word = (task.waiting or "").split(":")[0].split(" in ")[0]
     return word if not word or _WORD.fullmatch(word) else "Other"
 
 

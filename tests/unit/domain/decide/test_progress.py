@@ -5,6 +5,7 @@ from datetime import timedelta
 
 import pytest
 
+from poiesis.domain.decide.admission import waiting_word
 from poiesis.domain.decide.journal import KEPT_FOR_THE_END, MAX_SYSTEM_LOGS
 from poiesis.domain.decide.stages import decide_after
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, QuotaExceeded
@@ -287,3 +288,16 @@ def test_a_pod_that_no_node_could_ever_run_ends_soon_with_the_reason():
     assert (task.state, task.log.metadata["failure_reason"]) == (State.SYSTEM_ERROR, "Unschedulable")
     assert "no node of the cluster can run this task" in task.log.metadata["failure_message"]
     assert "1 Insufficient cpu" in task.log.metadata["failure_message"]
+
+
+@pytest.mark.parametrize(
+    ("why", "word"),
+    [
+        ("ErrImagePull in executor-0: not found", "ErrImagePull"),
+        ("NodesBusy: 0/3 nodes", "NodesBusy"),
+        ("an unusual text in words", "Other"),
+        (None, ""),
+    ],
+)
+def test_waiting_tasks_are_counted_by_the_word_for_why(why, word):
+    assert waiting_word(replace(running().task, waiting=why)) == word
