@@ -385,7 +385,8 @@ def assert_nothing_left(site: Site, timeout_s: float = 90) -> None:
     for name, pod in site.pods.last.items():
         tasks[pod["metadata"]["labels"][TASK_LABEL]].append(name)
     for task_id in tasks:
-        if site.service.task(task_id, "MINIMAL")["state"] not in TERMINAL:
+        status, task = site.service.call("GET", f"/tasks/{task_id}")
+        if status == 200 and task["state"] not in TERMINAL:  # the trial pod of `poiesis doctor` has no task
             site.cancel(task_id)
     left: list[str] = []
 
