@@ -320,6 +320,7 @@ def test_pokes_are_counted_by_result() -> None:
 @moves("poiesis_monitor_is_leader", "poiesis_loop_last_success_timestamp_seconds", "poiesis_loop_failures_total")
 def test_the_leading_monitor_repeats_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics.LEADING.set(0)
+    metrics.LOOP_SUCCESS.labels(loop="resync").set(0)  # another test may just have set it
     scene, failures = Scene(), value("poiesis_loop_failures_total", loop="resync")
     lead(scene.monitor)
     try:
@@ -340,6 +341,7 @@ def test_jobs_of_the_notifier_are_measured() -> None:
             raise RepositoryUnavailable("away")
         return 0
 
+    metrics.LOOP_SUCCESS.labels(loop="work").set(0)
     notifier = Notifier([Job("work", work, timedelta(hours=1))])
     notifier.start()
     until(lambda: value("poiesis_loop_failures_total", loop="work") == 1)
