@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 from kubernetes.client import Configuration
-from prometheus_client import REGISTRY
+from prometheus_client import REGISTRY, Gauge
 from prometheus_client.parser import text_string_to_metric_families
 
 from poiesis import metrics
@@ -79,12 +79,23 @@ def value(name: str, **labels: str) -> float:
     return values(name).get(tuple(sorted(labels.items())), 0.0)
 
 
+def forget_gauges(names: Sequence[str]) -> None:
+    """Another test may have left the very value that this one sets."""
+    for gauge in vars(metrics).values():
+        if isinstance(gauge, Gauge) and gauge.describe()[0].name in names:
+            if gauge.describe()[0].name in {d.name for d in metrics.CATALOGUE if d.labels}:
+                gauge.clear()
+            else:
+                gauge.set(-1)
+
+
 def moves(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     MOVED.update(names)
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @wraps(test)
         def checked(*arguments: Any, **fixtures: Any) -> None:
+            forget_gauges(names)
             before = {name: values(name) for name in names}
             test(*arguments, **fixtures)
             assert [name for name in names if values(name) == before[name]] == []
@@ -320,7 +331,6 @@ def test_pokes_are_counted_by_result() -> None:
 @moves("poiesis_monitor_is_leader", "poiesis_loop_last_success_timestamp_seconds", "poiesis_loop_failures_total")
 def test_the_leading_monitor_repeats_its_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
     metrics.LEADING.set(0)
-    metrics.LOOP_SUCCESS.labels(loop="resync").set(0)  # another test may just have set it
     scene, failures = Scene(), value("poiesis_loop_failures_total", loop="resync")
     lead(scene.monitor)
     try:
@@ -341,7 +351,6 @@ def test_jobs_of_the_notifier_are_measured() -> None:
             raise RepositoryUnavailable("away")
         return 0
 
-    metrics.LOOP_SUCCESS.labels(loop="work").set(0)
     notifier = Notifier([Job("work", work, timedelta(hours=1))])
     notifier.start()
     until(lambda: value("poiesis_loop_failures_total", loop="work") == 1)

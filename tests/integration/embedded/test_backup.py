@@ -137,8 +137,9 @@ def test_a_restored_store_runs_nothing_twice_and_loses_no_task_of_the_backup(
         assert inputs.fetched[name] == 1
     for name, task_id in ending.items():  # ended after the backup: their ends are lost, and they are not run again
         found = service.wait(task_id)
-        is_lost = stored[task_id] == "RUNNING"  # on a slow machine it may have ended before the backup
-        assert found["state"] == ("SYSTEM_ERROR" if is_lost else "COMPLETE"), found
+        # On a slow machine it may have ended before the backup, or not have been cleaned up when the disk was lost.
+        expected = {"SYSTEM_ERROR", "COMPLETE"} if stored[task_id] == "RUNNING" else {"COMPLETE"}
+        assert found["state"] in expected, found
         assert inputs.fetched[name] == 1
     for task_id in unknown:
         assert request("GET", f"{service.api}/tasks/{task_id}").status == 404
