@@ -81,12 +81,15 @@ def value(name: str, **labels: str) -> float:
 
 def forget_gauges(names: Sequence[str]) -> None:
     """Another test may have left the very value that this one sets."""
+    labelled = {described.name for described in metrics.CATALOGUE if described.labels}
     for gauge in vars(metrics).values():
-        if isinstance(gauge, Gauge) and gauge.describe()[0].name in names:
-            if gauge.describe()[0].name in {d.name for d in metrics.CATALOGUE if d.labels}:
-                gauge.clear()
-            else:
-                gauge.set(-1)
+        name = next(iter(gauge.describe())).name if isinstance(gauge, Gauge) else ""
+        if name not in names:
+            continue
+        if name in labelled:
+            gauge.clear()
+        else:
+            gauge.set(-1)
 
 
 def moves(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

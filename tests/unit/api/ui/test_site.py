@@ -7,6 +7,7 @@ import json
 import re
 from asyncio import Event, create_task, gather, run, sleep, wait_for
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -105,13 +106,12 @@ def test_one_user_never_has_all_threads_of_pages():
 
     async def visits() -> None:
         gates["end"] = Event()
-        gate = Gate(
-            pages,
-            authenticator=SimpleNamespace(user=user, is_required=True),
-            sessions=SimpleNamespace(cookies=lambda scope: Cookies(scope, is_secure=False)),
-            entrance=SimpleNamespace(handle=nothing),
-            limiter=None,
-        )
+        parts: dict[str, Any] = {
+            "authenticator": SimpleNamespace(user=user, is_required=True),
+            "sessions": SimpleNamespace(cookies=lambda scope: Cookies(scope, is_secure=False)),
+            "entrance": SimpleNamespace(handle=nothing),
+        }
+        gate = Gate(pages, **parts, limiter=None)
         scopes = [
             {"path": "/ui/tasks", "method": "GET", "headers": [(b"x-api-key", name)], REQUEST: RequestRecord("x")}
             for name in [b"ada"] * 10 + [b"bob"]
