@@ -230,11 +230,12 @@ class Service:
     def wait_all(self, task_ids: Iterable[str], deadline_s: float = DEADLINE_S) -> dict[str, str]:
         ids = list(task_ids)
 
-        def ended() -> dict[str, str] | None:
+        def ended() -> bool:
             states = self.states(ids)
-            return states if len(states) == len(ids) and set(states.values()) <= TERMINAL else None
+            return len(states) == len(ids) and set(states.values()) <= TERMINAL
 
-        return eventually(ended, f"the end of {len(ids)} tasks", deadline_s)
+        eventually(ended, f"the end of {len(ids)} tasks", deadline_s)
+        return self.states(ids)
 
     def run(self, *executors: Document, **task: Any) -> Document:
         return self.wait(self.post({"executors": list(executors), **task}))
