@@ -124,6 +124,9 @@ def test_without_javascript(site, browser):
     browser.find_element("id", "add-outputs").send_keys(
         " "
     )  # a click does not scroll it above the buttons at the bottom
+    wait_for(
+        browser, lambda: browser.find_elements("id", "f-outputs-0-path")
+    )  # the driver waits for the page after a click only
     fill(browser, outputs__0__path="/tmp/out", outputs__0__url="s3://bucket/out", executors__0__image="")
     browser.find_element("id", "create").click()
     browser.find_element("id", "executors-0-image-problem")
