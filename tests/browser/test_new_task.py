@@ -119,22 +119,30 @@ def test_editing_as_json_and_back(site, browser):
 
 
 def test_without_javascript(site, browser):
+    from selenium.common.exceptions import WebDriverException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def to_next_page(button, use=lambda element: element.click()):
+        """The driver does not wait for a page by itself after a key, nor always after a click where scripts are off."""
+        seen = browser.execute_script("return performance.timeOrigin")
+        use(browser.find_element("id", button))
+        is_next = f"return performance.timeOrigin !== {seen} && document.readyState === 'complete'"
+        waiting = WebDriverWait(browser, 15, 0.1, ignored_exceptions=[WebDriverException])  # while the page changes
+        waiting.until(lambda _: browser.execute_script(is_next))
+
     without_javascript(browser)
     browser.get(f"{site.url}/ui/new")
-    browser.find_element("id", "add-outputs").send_keys(
-        " "
-    )  # a click does not scroll it above the buttons at the bottom
-    wait_for(
-        browser, lambda: browser.find_elements("id", "f-outputs-0-path")
-    )  # the driver waits for the page after a click only
+    to_next_page(
+        "add-outputs", lambda element: element.send_keys(" ")
+    )  # a click does not scroll it above the bar of buttons
     fill(browser, outputs__0__path="/tmp/out", outputs__0__url="s3://bucket/out", executors__0__image="")
-    browser.find_element("id", "create").click()
+    to_next_page("create")
     browser.find_element("id", "executors-0-image-problem")
     fill(browser, executors__0__image="alpine")
-    browser.find_element("id", "json").click()
+    to_next_page("json")
     assert json.loads(field(browser, "json").get_attribute("value"))["outputs"][0]["path"] == "/tmp/out"
-    browser.find_element("id", "form").click()
-    browser.find_element("id", "create").click()
+    to_next_page("form")
+    to_next_page("create")
     task = created(site, browser)
     assert task.spec.executors == (Executor("alpine", ("echo", "hello from a task")),)
     assert task.spec.outputs[0].url == "s3://bucket/out"
