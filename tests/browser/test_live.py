@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 
+from tests.browser import waiting
+from tests.browser.waiting import to_next_page
 from tests.integration.embedded.conftest import GRACE, can_run  # noqa: F401
 from tests.integration.embedded.service import Service, sh
 
-WAIT_S = 60
+eventually = partial(waiting.eventually, seconds=60)  # for a whole service
 pytestmark = pytest.mark.timeout(300)  # starts a whole service
 
 
@@ -24,15 +26,6 @@ def service(can_run: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         root / "service", allow=[files], POIESIS_POLICY__GRACE=GRACE, POIESIS_LOGS__URL=f"file://{root}/logs"
     ) as made:
         yield made
-
-
-def eventually(condition: Callable[[], Any], what: str, seconds: float = WAIT_S) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 def text_of(browser: Any, selector: str) -> str:
@@ -75,7 +68,7 @@ def test_a_task_is_watched_from_its_submission_to_its_end(service, browser):
         assert phase in timeline, timeline
     assert "/out/y" in text_of(browser, "#task-outputs") and "5 B" in text_of(browser, "#task-outputs")
     assert "exit code 0" in text_of(browser, "#task-commands")
-    browser.find_element("link text", "Logs").click()
+    to_next_page(browser, browser.find_element("link text", "Logs").click)
     eventually(lambda: "second" in text_of(browser, "[data-stream=stderr] .log"), "the log of the last command")
     browser.get(f"{service.url}/ui/tasks/{task_id}/logs?executor=0&stream=stdout")
     eventually(lambda: "step 8" in text_of(browser, ".log"), "the log of the first command")
@@ -103,14 +96,21 @@ def test_a_task_is_canceled_after_a_question(service, browser, assert_accessible
     task_id = service.post({"name": "too long", "executors": [sh("sleep 600")]})
     service.wait(task_id, "RUNNING")
     browser.get(f"{service.url}/ui/tasks/{task_id}")
-    browser.find_element("link text", "Cancel task").click()
     dialog = browser.find_element("id", "cancel-dialog")
-    assert dialog.is_displayed()
+
+    def ask() -> bool:
+        browser.find_element("link text", "Cancel task").click()  # a part that may be replaced meanwhile
+        return True
+
+    eventually(ask, "the button")
+    eventually(dialog.is_displayed, "the question")
     assert_accessible(browser)
     dialog.find_element("link text", "Keep it").click()
-    assert not dialog.is_displayed() and service.state(task_id) == "RUNNING"
-    browser.find_element("link text", "Cancel task").click()
-    dialog.find_element("xpath", ".//button[text()='Cancel the task']").click()
+    eventually(lambda: not dialog.is_displayed(), "the end of the question")
+    assert service.state(task_id) == "RUNNING"
+    eventually(ask, "the button")
+    button = dialog.find_element("xpath", ".//button[text()='Cancel the task']")
+    to_next_page(browser, button.click)
     eventually(lambda: text_of(browser, "#task-state") == "Canceled", "the state")
     assert service.state(task_id) == "CANCELED"
     eventually(lambda: "canceled by request" in text_of(browser, "#task-why"), "the sentence")
@@ -122,8 +122,8 @@ def test_a_task_is_canceled_without_javascript(service, browser):
     service.wait(task_id, "RUNNING")
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     browser.get(f"{service.url}/ui/tasks/{task_id}")
-    browser.find_element("link text", "Cancel task").click()
-    browser.find_element("xpath", "//main//button[text()='Cancel the task']").click()
+    to_next_page(browser, browser.find_element("link text", "Cancel task").click)
+    to_next_page(browser, browser.find_element("xpath", "//main//button[text()='Cancel the task']").click)
     eventually(lambda: service.state(task_id) == "CANCELED", "the end")
 
 
@@ -138,7 +138,7 @@ def test_a_failed_task_is_run_again_with_changes(service, browser):
     original = service.post({"name": "first try", "executors": [sh("exit 3")]})
     service.wait(original, "EXECUTOR_ERROR")
     browser.get(f"{service.url}/ui/tasks/{original}")
-    browser.find_element("link text", "Rerun with changes").click()
+    to_next_page(browser, browser.find_element("link text", "Rerun with changes").click)
     name = browser.find_element("id", "f-name")
     assert name.get_attribute("value") == "first try"
     name.clear()
@@ -146,11 +146,9 @@ def test_a_failed_task_is_run_again_with_changes(service, browser):
     command = browser.find_element("id", "f-executors-0-command")
     command.clear()
     command.send_keys("sh -c 'echo it works'")
-    browser.find_element("id", "create").click()
-    eventually(
-        lambda: "/ui/tasks/" in browser.current_url and original not in browser.current_url, "the page of the new task"
-    )
+    to_next_page(browser, browser.find_element("id", "create").click)
+    assert "/ui/tasks/" in browser.current_url and original not in browser.current_url
     eventually(lambda: text_of(browser, "#task-state") == "Complete", "the end")
     assert text_of(browser, "h1") == "second try"
-    browser.find_element("css selector", f"#task-facts a[href$='{original}']").click()
+    to_next_page(browser, browser.find_element("css selector", f"#task-facts a[href$='{original}']").click)
     eventually(lambda: "Reruns:" in text_of(browser, "#task-details"), "the link to the rerun")

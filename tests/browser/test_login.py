@@ -7,7 +7,8 @@ import json
 import pytest
 
 from poiesis.config import ApiSettings
-from tests.browser.test_tasks import css, names, wait
+from tests.browser.test_tasks import css, names
+from tests.browser.waiting import eventually, to_next_page
 from tests.servers import OidcServer
 from tests.servers.oidc import RESOURCE
 
@@ -34,20 +35,21 @@ def test_a_login_by_a_provider_and_light_dark_and_narrow_pages(
     browser.get(f"{site.url}/ui/tasks?name=of-")
     assert_accessible(browser)
     screenshot("login-provider")
-    browser.find_element("link text", "Log in with Example University").click()
-    wait(browser, lambda: browser.current_url.startswith(oidc.issuer))
+    to_next_page(browser, browser.find_element("link text", "Log in with Example University").click)
+    assert browser.current_url.startswith(oidc.issuer)
     css(browser, "input[name=login]").send_keys("ada")
     css(browser, "input[name=password]").send_keys("any")
+    to_next_page(browser, css(browser, "button[type=submit]").click)
+    assert "consent" in browser.page_source  # what the client may know
     css(browser, "button[type=submit]").click()
-    wait(browser, lambda: "consent" in browser.page_source)  # what the client may know
-    css(browser, "button[type=submit]").click()
-    wait(browser, lambda: browser.current_url == f"{site.url}/ui/tasks?name=of-")
-    assert names(browser) == ["of-ada"] and mine != other
+    eventually(lambda: browser.current_url == f"{site.url}/ui/tasks?name=of-", "the page asked for first")
+    eventually(lambda: names(browser) == ["of-ada"], "the list")
+    assert mine != other
     css(browser, ".menu summary").click()
     assert "lab:imaging" in css(browser, ".menu-body").text
     cookies = {cookie["name"]: cookie for cookie in browser.get_cookies()}
     assert cookies["poiesis_session"]["httpOnly"] and cookies["poiesis_session"]["sameSite"] == "Lax"
     assert "poiesis_login" not in cookies
     assert browser.execute_script("return document.cookie") == ""
-    css(browser, ".menu-body button").click()
-    wait(browser, lambda: "You have logged out." in css(browser, "main").text)
+    to_next_page(browser, css(browser, ".menu-body button").click)
+    assert "You have logged out." in css(browser, "main").text

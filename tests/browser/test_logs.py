@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,9 +14,9 @@ import pytest
 
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import ExecutorLog, TaskLog
-from tests.browser.conftest import WAIT_S
 from tests.browser.log_samples import Written, settings_of
 from tests.browser.samples import completed
+from tests.browser.waiting import eventually
 
 SIZE = int(os.environ.get("POIESIS_TEST_LOG_BYTES", "30000000"))
 LINE = 20  # bytes of each line of the large log
@@ -40,15 +39,6 @@ def running(site: Any, **more: Any) -> Any:
     return task_id
 
 
-def eventually(condition: Callable[[], Any], what: str, seconds: float = WAIT_S) -> Any:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if found := condition():
-            return found
-        time.sleep(0.1)
-    raise AssertionError(f"not within {seconds} s: {what}")
-
-
 def text_of(browser: Any, stream: str = "stdout") -> str:
     return str(
         browser.execute_script(
@@ -60,6 +50,16 @@ def text_of(browser: Any, stream: str = "stdout") -> str:
 MARKED = """
 const mark = document.querySelector('.log mark');
 return mark?.nextSibling && mark.textContent + mark.nextSibling.textContent.split('\\n')[0];
+"""
+SCROLL = """
+const log = document.querySelector('.log');
+log.scrollTop = arguments[0] === 'start' ? 0 : log.scrollHeight;
+const text = log.textContent.trimEnd(); // the numbers of the first and the last line of the large log
+return [text.slice(0, text.indexOf('\\n')), text.slice(text.lastIndexOf('\\n') + 1)].map((line) => Number(line.split(' ')[1]));
+"""
+SCROLL_UP = """
+document.querySelector('.log').scrollTop = 0;
+return document.querySelector('.chunk') !== window.first;
 """
 MARK_IS_IN_VIEW = """
 const mark = document.querySelector('.log mark').getBoundingClientRect(), log = document.querySelector('.log').getBoundingClientRect();
@@ -82,7 +82,7 @@ def test_a_log_is_followed_from_its_first_byte_to_its_end(site, browser):
     site.move(task_id, State.COMPLETE)
     eventually(lambda: text_of(browser).endswith("row 059999\nthe last line\n"), "the end")
     scrolled = "const l = document.querySelector('.log'); return l.scrollHeight - l.scrollTop - l.clientHeight < 50"
-    assert browser.execute_script(scrolled)
+    eventually(lambda: browser.execute_script(scrolled), "the end in view")
 
 
 @pytest.mark.timeout(900)
@@ -102,31 +102,33 @@ def test_a_large_log_is_seen_everywhere_and_the_page_stays_small(site, browser):
     browser.get(f"{site.url}/ui/tasks/{task_id}/logs?stream=stdout")
     most = 0
 
-    def check() -> None:
+    def check() -> list[int]:
+        """The numbers of the lines that the page holds."""
         nonlocal most
         text = text_of(browser)
         most = max(most, len(text))
         numbers = [int(line.split()[1]) for line in text.splitlines()]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "lines are missing or doubled"
+        return numbers
+
+    def later() -> None:
+        last = check()[-1]
+        eventually(lambda: browser.execute_script(SCROLL, "end")[1] > last, f"lines after {last}")
+
+    def earlier() -> None:
+        first = check()[0]
+        eventually(lambda: browser.execute_script(SCROLL, "start")[0] < first, f"lines before {first}")
 
     eventually(lambda: f"{lines - 1:014d}" in text_of(browser), "the end")
     check()
     began = time.monotonic()
     browser.find_element("css selector", ".to-start").click()
     eventually(lambda: f"line {0:014d}" in text_of(browser), "the start")
-    check()
     for _ in range(12):  # more than the page keeps
-        browser.execute_script("const l = document.querySelector('.log'); l.scrollTop = l.scrollHeight")
-        time.sleep(0.3)
-        check()
-    assert f"line {0:014d}" not in text_of(browser)
-    for _ in range(30):
-        browser.execute_script("document.querySelector('.log').scrollTop = 0")
-        time.sleep(0.3)
-        check()
-        if f"line {0:014d}" in text_of(browser):
-            break
-    assert f"line {0:014d}" in text_of(browser), "the start cannot be reached by scrolling"
+        later()
+    assert check()[0] > 0
+    while check()[0] > 0:
+        earlier()
     browser.execute_script(
         "const s = document.querySelector('.position'); s.value = 500; s.dispatchEvent(new Event('change'))"
     )
@@ -137,15 +139,13 @@ def test_a_large_log_is_seen_everywhere_and_the_page_stays_small(site, browser):
     browser.find_element("css selector", ".to-start").click()
     box = browser.find_element("css selector", ".needle")
     box.send_keys("needle\n")
-    eventually(
-        lambda: browser.execute_script("return document.querySelector('.log mark')?.textContent"), "the match", 300
-    )
+    eventually(lambda: browser.execute_script(MARKED), "the match", 300)
     assert browser.execute_script(MARKED) == f"NEEDLE {needle:012d}"
-    assert browser.execute_script(MARK_IS_IN_VIEW)
+    eventually(lambda: browser.execute_script(MARK_IS_IN_VIEW), "the match in view")
     check()
     searched = time.monotonic() - began
     browser.execute_cdp_cmd("HeapProfiler.collectGarbage", {})
-    heap = browser.execute_script("return performance.memory.usedJSHeapSize")
+    heap = browser.execute_cdp_cmd("Runtime.getHeapUsage", {})["usedSize"]  # performance.memory is rounded and old
     print(
         f"{log.size} bytes: moved in {moved:.1f} s, found in {searched:.1f} s, at most {most} characters, heap {heap}"
     )
@@ -217,8 +217,8 @@ def test_a_log_without_lines_and_one_of_odd_characters_are_read_piece_by_piece(s
     browser.get(f"{site.url}/ui/tasks/{task_id}/logs?stream=stdout")
     eventually(lambda: text_of(browser).endswith("éEND"), "the end")
     for _ in range(4):
-        browser.execute_script("document.querySelector('.log').scrollTop = 0")
-        time.sleep(0.4)
+        browser.execute_script("window.first = document.querySelector('.chunk')")
+        eventually(lambda: browser.execute_script(SCROLL_UP), "an earlier piece")
     assert set(text_of(browser)) <= {"é", "E", "N", "D"}, "a character was cut"
     assert len(text_of(browser)) < MOST_TEXT
 

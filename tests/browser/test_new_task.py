@@ -7,14 +7,7 @@ import json
 import pytest
 
 from poiesis.domain.task import Executor, Resources
-
-
-def wait_for(browser, condition):
-    from selenium.common.exceptions import StaleElementReferenceException
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    waiting = WebDriverWait(browser, 15, ignored_exceptions=[StaleElementReferenceException])
-    return waiting.until(lambda _: condition())
+from tests.browser.waiting import eventually, to_next_page
 
 
 def field(browser, name):
@@ -32,8 +25,12 @@ def has_focus(browser, name):
     return browser.switch_to.active_element.get_attribute("id") == name
 
 
+def focused(browser, name):
+    eventually(lambda: has_focus(browser, name), f"the focus on {name}")
+
+
 def created(site, browser):
-    wait_for(browser, lambda: "/ui/tasks/" in browser.current_url)
+    eventually(lambda: "/ui/tasks/" in browser.current_url, "the page of the new task")
     return site.parts.repository.get(browser.current_url.rpartition("/")[2])
 
 
@@ -52,26 +49,30 @@ def test_the_form_in_light_dark_and_narrow_without_a_finding(site, browser, show
     show("light")
     fill(browser, executors__0__image="")
     browser.find_element("id", "check").click()
-    wait_for(browser, lambda: has_focus(browser, "problems"))
-    assert_accessible(browser)
+    focused(browser, "problems")
     browser.find_element("id", "executors-0-image-problem")
+    assert_accessible(browser)
 
 
 def test_a_task_is_filled_in_checked_and_created(site, browser):
     browser.get(f"{site.url}/ui/new")
     fill(browser, name="my task", executors__0__command="sh -c 'echo $HOME'", resources__cpu_cores="2")
     browser.find_element("id", "add-inputs").click()
-    wait_for(browser, lambda: has_focus(browser, "f-inputs-0-url"))
+    focused(browser, "f-inputs-0-url")
     fill(browser, inputs__0__url="https://example.org/x", inputs__0__path="/data/x")
     browser.find_element("id", "add-executors").click()
-    wait_for(browser, lambda: has_focus(browser, "f-executors-1-image"))
+    focused(browser, "f-executors-1-image")
     fill(browser, executors__1__image="alpine", executors__1__command="true")
-    wait_for(browser, lambda: '"alpine"' in browser.find_element("id", "code-json").text)
-    shown = json.loads(browser.find_element("id", "code-json").text)
+
+    def preview():
+        text = browser.find_element("id", "code-json").text
+        return json.loads(text) if '"alpine"' in text else None
+
+    shown = eventually(preview, "the new command in the preview")
     assert shown["executors"][0]["command"] == ["sh", "-c", "echo $HOME"]
     assert shown["inputs"] == [{"url": "https://example.org/x", "path": "/data/x"}]
     browser.find_element("id", "check").click()
-    wait_for(browser, lambda: has_focus(browser, "checked"))
+    focused(browser, "checked")
     browser.find_element("id", "create").click()
     task = created(site, browser)
     assert task.spec.name == "my task" and len(task.spec.executors) == 2
@@ -83,9 +84,9 @@ def test_rows_are_removed_and_what_is_open_in_the_preview_stays_open(site, brows
     browser.get(f"{site.url}/ui/new?example=steps")
     browser.find_element("css selector", "#preview-curl summary").click()
     browser.find_element("id", "remove-executors-0").click()
-    wait_for(browser, lambda: not browser.find_elements("id", "remove-executors-1"))
+    eventually(lambda: not browser.find_elements("id", "remove-executors-1"), "the form without the row")
     assert field(browser, "executors-0-image").get_attribute("value").endswith("python:3.12-slim")
-    wait_for(browser, lambda: browser.find_element("id", "preview-curl").get_attribute("open"))
+    eventually(lambda: browser.find_element("id", "preview-curl").get_attribute("open"), "the open preview")
 
 
 def test_a_double_click_makes_one_task(site, browser):
@@ -110,39 +111,30 @@ def test_a_rerun_with_changes(site, browser):
 def test_editing_as_json_and_back(site, browser):
     browser.get(f"{site.url}/ui/new")
     browser.find_element("id", "json").click()
-    wait_for(browser, lambda: has_focus(browser, "f-json"))
+    focused(browser, "f-json")
     document = json.loads(field(browser, "json").get_attribute("value")) | {"volumes": ["/v"]}
     fill(browser, json=json.dumps(document))
     browser.find_element("id", "form").click()
-    wait_for(browser, lambda: browser.find_elements("id", "f-volumes"))
+    eventually(lambda: browser.find_elements("id", "f-volumes"), "the form")
     assert field(browser, "volumes").get_attribute("value") == "/v"
 
 
 def test_without_javascript(site, browser):
-    from selenium.common.exceptions import WebDriverException
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    def to_next_page(button, use=lambda element: element.click()):
-        """The driver does not wait for a page by itself after a key, nor always after a click where scripts are off."""
-        seen = browser.execute_script("return performance.timeOrigin")
-        use(browser.find_element("id", button))
-        is_next = f"return performance.timeOrigin !== {seen} && document.readyState === 'complete'"
-        waiting = WebDriverWait(browser, 15, 0.1, ignored_exceptions=[WebDriverException])  # while the page changes
-        waiting.until(lambda _: browser.execute_script(is_next))
+    def use(button):
+        to_next_page(browser, browser.find_element("id", button).click)
 
     without_javascript(browser)
     browser.get(f"{site.url}/ui/new")
-    to_next_page(
-        "add-outputs", lambda element: element.send_keys(" ")
-    )  # a click does not scroll it above the bar of buttons
+    add = browser.find_element("id", "add-outputs")
+    to_next_page(browser, lambda: add.send_keys(" "))  # a click does not scroll it above the bar of buttons
     fill(browser, outputs__0__path="/tmp/out", outputs__0__url="s3://bucket/out", executors__0__image="")
-    to_next_page("create")
+    use("create")
     browser.find_element("id", "executors-0-image-problem")
     fill(browser, executors__0__image="alpine")
-    to_next_page("json")
+    use("json")
     assert json.loads(field(browser, "json").get_attribute("value"))["outputs"][0]["path"] == "/tmp/out"
-    to_next_page("form")
-    to_next_page("create")
+    use("form")
+    use("create")
     task = created(site, browser)
     assert task.spec.executors == (Executor("alpine", ("echo", "hello from a task")),)
     assert task.spec.outputs[0].url == "s3://bucket/out"
@@ -166,11 +158,11 @@ def test_by_keyboard_only(site, browser):
     press("by keyboard")
     tab_to("add-executors")
     press(Keys.ENTER)
-    wait_for(browser, lambda: has_focus(browser, "f-executors-1-image"))
+    focused(browser, "f-executors-1-image")
     press("alpine", Keys.TAB, "true")
     tab_to("check")
     press(" ")
-    wait_for(browser, lambda: has_focus(browser, "checked"))
+    focused(browser, "checked")
     assert browser.find_element("id", "checked").is_displayed()
     tab_to("create")
     press(Keys.ENTER)
@@ -183,6 +175,6 @@ def test_enter_in_a_field_checks_and_creates_nothing(site, browser):
 
     browser.get(f"{site.url}/ui/new")
     field(browser, "name").send_keys(Keys.ENTER)
-    wait_for(browser, lambda: browser.find_elements("id", "checked"))
+    eventually(lambda: browser.find_elements("id", "checked"), "the result of the check")
     browser.get(f"{site.url}/ui/tasks")
     assert not browser.find_elements("css selector", "#tasks tbody tr")

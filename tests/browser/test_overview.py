@@ -7,13 +7,13 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from poiesis.api.ui.overview import PATIENCE_S
 from poiesis.domain.naming import new_task_id
 from poiesis.domain.quotas import AdmissionRules, Quota
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import ExecutorLog, Outcome, Resources, Task, TaskLog
 from poiesis.services.admission import Admitter
 from tests.browser.site import HELLO, Site
+from tests.browser.waiting import eventually, to_next_page
 
 QUOTAS = AdmissionRules(
     site=Quota(max_tasks=40, max_cpu_cores=160, max_ram_gb=640, max_gpus=8),
@@ -83,12 +83,6 @@ def text(browser, name: str) -> str:
     return str(browser.find_element("css selector", f"#tile-{name} strong").text)
 
 
-def wait_for(browser, condition) -> None:
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    WebDriverWait(browser, 15).until(lambda _: condition())
-
-
 def test_the_overview_in_light_dark_and_narrow_without_a_finding(
     make_site, browser, show, screenshot, assert_accessible
 ):
@@ -96,9 +90,8 @@ def test_the_overview_in_light_dark_and_narrow_without_a_finding(
     a_day(site, random.Random(3))
     admit(site)
     browser.get(f"{site.url}/ui")
-    wait_for(browser, lambda: browser.find_elements("css selector", "#tile-running"))
+    eventually(lambda: text(browser, "running") == "31", "the figures")
     assert browser.current_url == f"{site.url}/ui/overview"
-    assert text(browser, "running") == "31"
     for kind in ("light", "dark", "narrow"):
         show(kind)
         assert_accessible(browser)
@@ -110,22 +103,26 @@ def test_the_overview_in_light_dark_and_narrow_without_a_finding(
 def test_figures_change_while_the_page_is_open_and_what_is_open_stays_open(site, browser):
     site.create()
     browser.get(f"{site.url}/ui/overview")
-    wait_for(browser, lambda: text(browser, "waiting") == "1")
-    summary = browser.find_element("id", "figures-summary")
-    summary.send_keys(" ")
+    eventually(lambda: text(browser, "waiting") == "1", "the first figures")
+    is_open = "return document.getElementById('figures').open && document.activeElement.id === 'figures-summary'"
+
+    def opened() -> bool:
+        if not browser.execute_script(is_open):
+            browser.find_element("id", "figures-summary").send_keys(" ")
+        return bool(browser.execute_script(is_open))
+
+    eventually(opened, "the open figures")
     site.move(site.create(), State.INITIALIZING, State.RUNNING)
-    wait_for(browser, lambda: text(browser, "running") == "1")
-    assert browser.find_element("id", "figures").get_attribute("open")
-    assert browser.switch_to.active_element.get_attribute("id") == "figures-summary"
+    eventually(lambda: text(browser, "running") == "1", "the next figures")
+    assert browser.execute_script(is_open)
 
 
 def test_the_overview_without_javascript(site, browser):
     site.create()
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     browser.get(f"{site.url}/ui/overview")
-    if not browser.find_elements("id", "tile-waiting"):  # they have not been read yet
-        assert PATIENCE_S < 1
+    while not browser.find_elements("id", "tile-waiting"):  # they have not been read yet
         browser.refresh()
     assert text(browser, "waiting") == "1"
-    browser.find_element("id", "tile-waiting").click()
+    to_next_page(browser, browser.find_element("id", "tile-waiting").click)
     assert "state=QUEUED" in browser.current_url and "hello" in browser.find_element("id", "tasks").text

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 
 import pytest
 
 from poiesis.config import ApiSettings
 from poiesis.domain.states import State
 from tests.browser import samples
+from tests.browser.waiting import eventually, to_next_page
 
-Keys = pytest.importorskip("selenium.webdriver.common.keys").Keys
+webdriver = pytest.importorskip("selenium.webdriver")
+ActionChains, Keys = webdriver.ActionChains, webdriver.Keys
+FOCUSED = """
+const focused = document.activeElement, box = focused.getBoundingClientRect();
+return [focused.getAttribute('aria-label') || focused.innerText.trim() || focused.tagName, box.width, box.height];
+"""
 
 
 @pytest.mark.parametrize("kind", ["completed", "failed", "waiting"])
@@ -32,14 +37,15 @@ def test_a_task_is_read_and_canceled_with_the_keyboard_only(site, browser):
     browser.get(f"{site.url}/ui/tasks/{task_id}")
     seen: list[str] = []
 
+    def press(key: str) -> None:
+        ActionChains(browser).send_keys(key).perform()
+
     def go_to(name: str) -> None:
         """By Tab, each stop of which must be seen."""
         for _ in range(80):
-            browser.switch_to.active_element.send_keys(Keys.TAB)
-            now = browser.switch_to.active_element
-            label = now.get_attribute("aria-label") or now.text or now.tag_name
-            box = now.rect
-            assert box["width"] > 0 and box["height"] > 0, f"{label} has the focus and is not visible"
+            press(Keys.TAB)
+            label, width, height = browser.execute_script(FOCUSED)
+            assert width > 0 and height > 0, f"{label} has the focus and is not visible"
             seen.append(label)
             if label == name:
                 return
@@ -59,22 +65,22 @@ def test_a_task_is_read_and_canceled_with_the_keyboard_only(site, browser):
         go_to(name)
     go_to("Command of executor 0")
     go_to("Environment (1)")
-    browser.switch_to.active_element.send_keys(Keys.ENTER)
-    assert "OMP_NUM_THREADS" in browser.find_element("id", "task-commands").text
+    press(Keys.ENTER)
+    eventually(lambda: "OMP_NUM_THREADS" in browser.find_element("id", "task-commands").text, "the open part")
     go_to("History (2)")
     browser.get(f"{site.url}/ui/tasks/{task_id}")
     go_to("Cancel task")
-    browser.switch_to.active_element.send_keys(Keys.ENTER)
-    assert browser.find_element("id", "cancel-dialog").is_displayed()
-    browser.switch_to.active_element.send_keys(Keys.ESCAPE)
-    assert not browser.find_element("id", "cancel-dialog").is_displayed()
-    assert browser.switch_to.active_element.text == "Cancel task", "the focus is lost after the dialog"
-    browser.switch_to.active_element.send_keys(Keys.ENTER)
+    dialog = browser.find_element("id", "cancel-dialog")
+    press(Keys.ENTER)
+    eventually(dialog.is_displayed, "the question")
+    press(Keys.ESCAPE)
+    eventually(lambda: not dialog.is_displayed(), "the end of the question")
+    eventually(lambda: browser.switch_to.active_element.text == "Cancel task", "the focus after the dialog")
+    press(Keys.ENTER)
+    eventually(dialog.is_displayed, "the question")
     go_to("Cancel the task")
-    browser.switch_to.active_element.send_keys(Keys.ENTER)
-    until = time.monotonic() + 10
-    while "Cancel task" in browser.find_element("id", "task-actions").text and time.monotonic() < until:
-        time.sleep(0.1)
+    to_next_page(browser, lambda: press(Keys.ENTER))
+    assert "Cancel task" not in browser.find_element("id", "task-actions").text
     assert site.parts.repository.get(task_id).cancel_requested_at is not None
 
 
@@ -92,39 +98,34 @@ def test_the_logs_are_moved_through_with_the_keyboard_only(make_site, browser, t
     def text() -> str:
         return str(browser.execute_script("return document.querySelector('.log').textContent"))
 
-    def wait_for(part: str) -> None:
-        until = time.monotonic() + 15
-        while part not in text():
-            assert time.monotonic() < until, f"no {part}"
-            time.sleep(0.1)
+    def shows(part: str) -> None:
+        eventually(lambda: part in text(), part)
 
-    wait_for("row 0199999")
+    shows("row 0199999")
     view = browser.find_element("css selector", ".log")
     view.send_keys(Keys.HOME)
-    wait_for("row 0000000")
+    shows("row 0000000")
     view.send_keys(Keys.END)
-    wait_for("row 0199999")
+    shows("row 0199999")
     view.send_keys("/")
-    needle = browser.switch_to.active_element
-    assert needle.get_attribute("aria-label") == "Text to find in stdout"
+    needle = browser.find_element("css selector", "[aria-label='Text to find in stdout']")
+    eventually(lambda: browser.switch_to.active_element == needle, "the focus on the search")
     needle.send_keys("row 0000777", Keys.ENTER)
-    wait_for("row 0000777")
+    shows("row 0000777")
 
 
 def test_a_live_part_keeps_the_focus_and_what_is_open(site, browser):
     task_id = samples.waiting(site)
     browser.get(f"{site.url}/ui/tasks/{task_id}")
     summary = browser.find_element("css selector", "#history > summary")
-    summary.send_keys(Keys.ENTER)
-    site.change(task_id, state=State.INITIALIZING, waiting=None)
-    until = time.monotonic() + 15
-    while "Initializing" not in browser.find_element("id", "task-state").text:
-        assert time.monotonic() < until, "the state does not change"
-        time.sleep(0.1)
-    time.sleep(0.5)
     is_open = (
         "return document.getElementById('history').open && document.activeElement.closest('details')?.id === 'history'"
     )
+    summary.send_keys(Keys.ENTER)
+    eventually(lambda: browser.execute_script(is_open), "the open history")
+    site.change(task_id, state=State.INITIALIZING, waiting=None)
+    eventually(lambda: "Initializing" in browser.find_element("id", "task-state").text, "the state")
+    eventually(lambda: "History (3)" in browser.find_element("id", "history").text, "the history")
     assert browser.execute_script(is_open)
     assert "Initializing" in browser.find_element("id", "announce").get_attribute("textContent")
 
@@ -139,10 +140,9 @@ def test_a_task_of_another_user_is_not_found(make_site, browser, tmp_path, expec
     site = make_site(ApiSettings(auth=("api_key",), credentials_file=str(users)))
     mine, other = site.create("mine", owner="eve"), site.create("hers", owner="ada")
     browser.get(f"{site.url}/ui/login")
-    browser.find_element("css selector", "input[name=key]").send_keys("eve", Keys.ENTER)
-    until = time.monotonic() + 15
-    while "/ui/login" in browser.current_url and time.monotonic() < until:
-        time.sleep(0.1)
+    key = browser.find_element("css selector", "input[name=key]")
+    to_next_page(browser, lambda: key.send_keys("eve", Keys.ENTER))
+    assert "/ui/login" not in browser.current_url
     expected_errors.append("404")
     browser.get(f"{site.url}/ui/tasks/{mine}")
     assert browser.find_element("css selector", "h1").text == "mine"
@@ -158,7 +158,7 @@ def test_what_is_copied_is_the_text_itself(site, browser):
         "Browser.grantPermissions", {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
     )
     browser.find_element("css selector", "#task-outputs [aria-label='Copy the URL']").click()
-    time.sleep(0.5)
+    eventually(lambda: browser.find_element("id", "announce").get_attribute("textContent") == "Copied", "the copy")
     copied = browser.execute_async_script(
         "navigator.clipboard.readText().then(arguments[0], (e) => arguments[0](String(e)))"
     )

@@ -13,9 +13,10 @@ from poiesis.api.credentials import hash_secret
 from poiesis.config import ApiSettings
 from poiesis.domain.states import State
 from poiesis.domain.task import Outcome, TaskId
-from tests.browser.conftest import WAIT_S
 from tests.browser.site import Site
+from tests.browser.waiting import eventually, to_next_page
 
+CONFIRM = "form[method=post][action='/ui/tasks/bulk'] button"
 OUT_OF_MEMORY = Outcome(State.EXECUTOR_ERROR, "OutOfMemory", "the command used more than its 4 GB of memory")
 
 
@@ -37,16 +38,26 @@ def fill(site: Site, owner: str | None = None) -> dict[str, TaskId]:
     return made
 
 
-def wait(browser: Any, look: Callable[[], Any]) -> Any:
-    from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    ignored = (NoSuchElementException, StaleElementReferenceException)
-    return WebDriverWait(browser, WAIT_S, 0.1, ignored_exceptions=ignored).until(lambda _: look())
-
-
 def css(browser: Any, selector: str) -> Any:
     return browser.find_element("css selector", selector)
+
+
+def click(browser: Any, selector: str) -> None:
+    """What leads to another page."""
+    to_next_page(browser, css(browser, selector).click)
+
+
+def follow(browser: Any, text: str) -> None:
+    to_next_page(browser, browser.find_element("link text", text).click)
+
+
+def heading(browser: Any) -> str:
+    return str(css(browser, "h1").text)
+
+
+def listed(browser: Any, *expected: str) -> None:
+    """Wait for a list of exactly these tasks."""
+    eventually(lambda: names(browser) == [*expected], f"the list of {expected}")
 
 
 def names(browser: Any) -> list[str]:
@@ -79,17 +90,17 @@ def test_filters_narrow_the_list_in_place_and_stay_in_the_address(site, browser)
     fill(site)
     browser.get(f"{site.url}/ui/tasks")
     css(browser, "input[name=state][value=RUNNING]").click()
-    wait(browser, lambda: names(browser) == ["align-NA12878"])
-    wait(browser, lambda: browser.current_url == f"{site.url}/ui/tasks?state=RUNNING")
+    listed(browser, "align-NA12878")
+    eventually(lambda: browser.current_url == f"{site.url}/ui/tasks?state=RUNNING", "the address")
     css(browser, "input[name=state][value=QUEUED]").click()
-    wait(browser, lambda: len(names(browser)) == 3)
+    eventually(lambda: len(names(browser)) == 3, "the list of both states")
     css(browser, "input[name=name]").send_keys("align")
-    wait(browser, lambda: names(browser) == ["align-NA12891", "align-NA12878"])
-    assert "name=align" in browser.current_url and "tag=" not in browser.current_url
+    listed(browser, "align-NA12891", "align-NA12878")
+    eventually(lambda: "name=align" in browser.current_url and "tag=" not in browser.current_url, "the address")
     browser.refresh()
     assert names(browser) == ["align-NA12891", "align-NA12878"]
     browser.back()
-    wait(browser, lambda: len(names(browser)) == 3)
+    eventually(lambda: len(names(browser)) == 3, "the list before")
 
 
 def test_a_state_changes_and_new_tasks_are_announced_while_the_page_is_open(site, browser):
@@ -99,14 +110,13 @@ def test_a_state_changes_and_new_tasks_are_announced_while_the_page_is_open(site
     assert css(browser, badge).text == "Running"
     site.move(made["align-NA12878"], State.COMPLETE)
     site.create("late")
-    wait(
-        browser, lambda: css(browser, badge).text == "Complete" and "done" in css(browser, badge).get_attribute("class")
-    )
-    wait(browser, lambda: css(browser, "#news").is_displayed())
+    done = f"#task-{made['align-NA12878']} .badge.done"
+    eventually(lambda: css(browser, done).text == "Complete", "the next state")
+    eventually(lambda: css(browser, "#news").is_displayed(), "the new task")
     assert css(browser, "#news-count").text == "1 new task."
     assert css(browser, "#announce").get_attribute("textContent") == "1 new task."
     css(browser, "#news-show").click()
-    wait(browser, lambda: names(browser)[0] == "late")
+    eventually(lambda: names(browser)[:1] == ["late"], "the list with the new task")
 
 
 def test_chosen_tasks_are_canceled_after_a_count(site, browser):
@@ -117,36 +127,36 @@ def test_chosen_tasks_are_canceled_after_a_count(site, browser):
     for name in ("align-NA12878", "align-NA12891"):
         css(browser, f"#task-{made[name]} input").click()
     assert css(browser, "#chosen-count").text == "2 chosen:"
-    cancel.click()
-    wait(browser, lambda: css(browser, "h1").text == "Cancel 2 tasks?")
-    css(browser, "form[method=post][action='/ui/tasks/bulk'] button").click()
-    wait(browser, lambda: css(browser, "h1").text == "2 tasks are being canceled")
+    to_next_page(browser, cancel.click)
+    assert heading(browser) == "Cancel 2 tasks?"
+    click(browser, CONFIRM)
+    assert heading(browser) == "2 tasks are being canceled"
     assert site.parts.repository.get(made["align-NA12878"]).cancel_requested_at
 
 
 def test_all_that_match_run_again(site, browser):
     fill(site)
     browser.get(f"{site.url}/ui/tasks?name=align")
-    browser.find_element("link text", "Run all again…").click()
-    wait(browser, lambda: css(browser, "h1").text == "Run 2 tasks again?")
-    css(browser, "form[method=post][action='/ui/tasks/bulk'] button").click()
-    wait(browser, lambda: css(browser, "h1").text == "2 new tasks")
-    browser.find_element("link text", "Show the tasks").click()
-    wait(browser, lambda: len(names(browser)) == 9)
+    follow(browser, "Run all again…")
+    assert heading(browser) == "Run 2 tasks again?"
+    click(browser, CONFIRM)
+    assert heading(browser) == "2 new tasks"
+    follow(browser, "Show the tasks")
+    assert len(names(browser)) == 9
 
 
 def test_longest_running_and_oldest_waiting_and_groups_lead_back_to_the_list(site, browser):
     fill(site)
     browser.get(f"{site.url}/ui/tasks")
-    browser.find_element("link text", "Oldest waiting first").click()
-    wait(browser, lambda: names(browser) == ["align-NA12891", "call-variants", "report"])
-    browser.find_element("link text", "Longest running first").click()
-    wait(browser, lambda: names(browser) == ["align-NA12878"])
+    follow(browser, "Oldest waiting first")
+    assert names(browser) == ["align-NA12891", "call-variants", "report"]
+    follow(browser, "Longest running first")
+    assert names(browser) == ["align-NA12878"]
     browser.get(f"{site.url}/ui/tasks")
-    css(browser, ".group-by input[name=group]").send_keys("project\n")
-    wait(browser, lambda: names(browser) == ["1000g", "qc"])
-    browser.find_element("link text", "qc").click()
-    wait(browser, lambda: names(browser) == ["report", "index-reference", "fastqc"])
+    to_next_page(browser, lambda: css(browser, ".group-by input[name=group]").send_keys("project\n"))
+    assert names(browser) == ["1000g", "qc"]
+    follow(browser, "qc")
+    assert names(browser) == ["report", "index-reference", "fastqc"]
 
 
 def test_by_keyboard_only(site, browser):
@@ -159,9 +169,12 @@ def test_by_keyboard_only(site, browser):
     def press(*keys: str) -> None:
         ActionChains(browser).send_keys(*keys).perform()
 
-    def tab_to(is_there: Callable[[Any], bool]) -> None:
+    def press_back() -> None:
+        ActionChains(browser).key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform()
+
+    def tab_to(is_there: Callable[[Any], bool], step: Callable[[], None] = lambda: press(Keys.TAB)) -> None:
         for _ in range(60):
-            press(Keys.TAB)
+            step()
             if is_there(browser.switch_to.active_element):
                 return
         raise AssertionError("not reached by the Tab key")
@@ -169,24 +182,22 @@ def test_by_keyboard_only(site, browser):
     press(Keys.TAB)
     assert browser.switch_to.active_element.text == "Skip to the content"
     press(Keys.ENTER)
+    eventually(lambda: browser.current_url.endswith("#main"), "the content")
     tab_to(lambda e: e.get_attribute("value") == "QUEUED")
     press(Keys.SPACE)
-    wait(browser, lambda: len(names(browser)) == 2)
+    eventually(lambda: len(names(browser)) == 2, "the list of waiting tasks")
     tab_to(lambda e: e.get_attribute("value") == made["report"])
     press(Keys.SPACE)
-    ActionChains(browser).key_down(Keys.SHIFT).send_keys(Keys.TAB).perform()
-    for _ in range(20):
-        if browser.switch_to.active_element.get_attribute("value") == "cancel":
-            break
-        ActionChains(browser).key_down(Keys.SHIFT).send_keys(Keys.TAB).key_up(Keys.SHIFT).perform()
-    press(Keys.ENTER)
-    wait(browser, lambda: css(browser, "h1").text == "Cancel 1 task?")
+    eventually(lambda: css(browser, "#chosen-count").text == "1 chosen:", "the choice")
+    tab_to(lambda e: e.get_attribute("value") == "cancel", press_back)
+    to_next_page(browser, lambda: press(Keys.ENTER))
+    assert heading(browser) == "Cancel 1 task?"
     tab_to(lambda e: e.text == "Cancel 1 task")
-    press(Keys.ENTER)
-    wait(browser, lambda: css(browser, "h1").text == "1 task is being canceled")
+    to_next_page(browser, lambda: press(Keys.ENTER))
+    assert heading(browser) == "1 task is being canceled"
     tab_to(lambda e: e.text == "Show the tasks")
-    press(Keys.ENTER)
-    wait(browser, lambda: len(names(browser)) == 7)
+    to_next_page(browser, lambda: press(Keys.ENTER))
+    assert len(names(browser)) == 7
 
 
 def test_without_javascript(site, browser):
@@ -194,13 +205,13 @@ def test_without_javascript(site, browser):
     browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": True})
     browser.get(f"{site.url}/ui/tasks")
     css(browser, "input[name=state][value=RUNNING]").click()
-    css(browser, ".filters .actions button").click()
-    wait(browser, lambda: names(browser) == ["align-NA12878"])
+    click(browser, ".filters .actions button")
+    assert names(browser) == ["align-NA12878"]
     css(browser, "#tasks tbody input[name=id]").click()
-    css(browser, "button[value=cancel]").click()
-    wait(browser, lambda: css(browser, "h1").text == "Cancel 1 task?")
-    css(browser, "form[method=post][action='/ui/tasks/bulk'] button").click()
-    wait(browser, lambda: css(browser, "h1").text == "1 task is being canceled")
+    click(browser, "button[value=cancel]")
+    assert heading(browser) == "Cancel 1 task?"
+    click(browser, CONFIRM)
+    assert heading(browser) == "1 task is being canceled"
 
 
 @pytest.fixture
@@ -220,8 +231,8 @@ def users(tmp_path, make_site) -> Site:
 def log_in(browser: Any, site: Site, name: str) -> None:
     browser.get(f"{site.url}/ui/tasks")
     css(browser, "input[name=name]").send_keys(name)
-    css(browser, "input[name=password]").send_keys(name + "\n")
-    wait(browser, lambda: css(browser, "h1").text == "Tasks")
+    to_next_page(browser, lambda: css(browser, "input[name=password]").send_keys(name + "\n"))
+    assert heading(browser) == "Tasks"
 
 
 def test_a_password_login_its_tasks_and_the_logout(users, browser, assert_accessible):
@@ -231,8 +242,8 @@ def test_a_password_login_its_tasks_and_the_logout(users, browser, assert_access
     css(browser, ".menu summary").click()
     assert_accessible(browser)
     assert "imaging" in css(browser, ".menu-body").text
-    css(browser, ".menu-body button").click()
-    wait(browser, lambda: "You have logged out." in css(browser, "main").text)
+    click(browser, ".menu-body button")
+    assert "You have logged out." in css(browser, "main").text
     browser.get(f"{users.url}/ui/tasks")
     assert "/ui/login" in browser.current_url
 
@@ -246,7 +257,7 @@ def test_tasks_of_another_user_are_invisible(users, browser, expected_errors):
         browser.get(users.url + path)
         assert "secret-of-eve" not in browser.page_source
     css(browser, ".menu summary").click()
-    css(browser, ".menu-body button").click()
+    click(browser, ".menu-body button")
     log_in(browser, users, "root")
     assert names(browser) == ["secret-of-eve"] and "eve" in css(browser, ".owner-cell").text
 
@@ -255,8 +266,8 @@ def test_a_wrong_password_and_the_login_in_light_dark_and_narrow(users, browser,
     browser.get(f"{users.url}/ui/login")
     screenshot("login")
     css(browser, "input[name=name]").send_keys("ada")
-    css(browser, "input[name=password]").send_keys("wrong\n")
-    wait(browser, lambda: "not right" in css(browser, "[role=alert]").text)
+    to_next_page(browser, lambda: css(browser, "input[name=password]").send_keys("wrong\n"))
+    assert "not right" in css(browser, "[role=alert]").text
     for kind in ("light", "dark", "narrow"):
         show(kind)
         assert_accessible(browser)
