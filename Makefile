@@ -112,11 +112,13 @@ clients: $(CLIENTS:%=$(CLIENT_DIR)/%/.installed) ## TES clients for tests, each 
 clients-test: venv launcher ## a real workflow by each client that is installed, and schemathesis
 	$(BIN)/pytest tests/clients -n 2 $(ARGS)
 
-# rdflib-jsonld, which cwl-tes needs, can only be built with an old setuptools; all others come as wheels or bring their own build system.
+# rdflib-jsonld, which cwl-tes needs, can only be built with an old setuptools, so before the one that cwl-tes runs with is installed; all others
+# come as wheels or bring their own build system.
 $(CLIENT_DIR)/%/.installed: requirements/clients/%.txt | $(RUN)
 	$(BIN)/uv venv --quiet --clear --seed --python $(BIN)/python $(@D)
 	$(BIN)/uv pip install --quiet --python $(@D)/bin/python 'setuptools<58' wheel
-	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --no-deps --no-build-isolation-package rdflib-jsonld -r $< || \
+	@old=$$(grep '^rdflib-jsonld==' $<) && $(BIN)/uv pip install --quiet --python $(@D)/bin/python --no-deps --no-build-isolation "$$old" || test -z "$$old"
+	$(BIN)/uv pip install --quiet --python $(@D)/bin/python --no-deps -r $< || \
 	  $(@D)/bin/python -m pip install --quiet --no-deps -r $<
 	@touch $@
 
@@ -129,6 +131,7 @@ $(CLIENT_DIR)/openapi-test-runner/.installed: | $(RUN)
 sprocket: ## Sprocket with its TES backend, for clients-test: cargo builds it, about an hour of one core
 	CARGO_PROFILE_DEV_DEBUG=0 nice cargo install sprocket --version $(SPROCKET) --locked --debug --jobs 1 \
 	  --root $(CLIENT_DIR)/sprocket --target-dir $(CLIENT_DIR)/sprocket-target
+	@touch $(CLIENT_DIR)/sprocket/.installed
 
 browser: venv launcher ## the dashboard in a real browser: needs chromium and chromedriver, and make emulators
 	$(BIN)/pytest tests/browser $(ARGS)
