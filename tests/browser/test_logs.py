@@ -178,6 +178,33 @@ def test_the_next_and_the_previous_match_are_found_in_any_case(site, browser):
     eventually(lambda: "not found" in browser.find_element("css selector", ".pane-status").text, "that there is none")
 
 
+SEARCH_TWICE = """
+const read = window.fetch, next = document.querySelector('.next');
+let reads = 0;
+window.fetch = async (...request) => {
+  const number = reads += 1;
+  if (number === 2) next.click(); // the first match has been found and is being loaded
+  while (number === 3 && document.querySelector('.log mark') === null) await new Promise((done) => setTimeout(done, 20));
+  return read(...request);
+};
+next.click();
+"""
+
+
+def test_a_search_goes_on_that_began_while_the_match_before_was_loaded(site, browser):
+    task_id = running(site)
+    log = Written(site.parts.log_store, task_id)
+    log.add(b"".join(b"Target %05d\n" % n if n in (50_000, 90_000) else b"x%05d\n" % n for n in range(100_000)))
+    log.end()
+    site.move(task_id, State.COMPLETE)
+    browser.get(f"{site.url}/ui/tasks/{task_id}/logs?stream=stdout")
+    browser.find_element("css selector", ".to-start").click()
+    eventually(lambda: text_of(browser).startswith("x00000"), "the start")
+    browser.find_element("css selector", ".needle").send_keys("target")
+    browser.execute_script(SEARCH_TWICE)
+    eventually(lambda: browser.execute_script(MARKED) == "Target 90000", "the second match")
+
+
 HOSTILE = (
     b"<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">\n"
     b"\x1b]8;;javascript:document.title='owned'\x1b\\a link\x1b]8;;\x1b\\\n"

@@ -325,7 +325,7 @@ class Pane {
       this.match = { text, start: found, end: found + needle.length };
       await this.queue(() => this.reveal());
       announce(`Found at ${Math.round((100 * found) / this.log.size)} %`);
-    } catch (error) { this.say(error.message); } finally { this.isSearching = false; }
+    } catch (error) { this.isSearching = false; this.say(error.message); }
   }
 
   // The position of the first match from `from` on, up to `until` in a second round; null: there is none.
