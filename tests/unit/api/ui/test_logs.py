@@ -87,6 +87,16 @@ def test_the_executor_that_failed_or_runs_is_shown_first():
     assert "logs/0/stdout" in site.client.get(f"/ui/tasks/{task_id}/logs").text
 
 
+@pytest.mark.parametrize("attempt", [1, 2500, 5000])
+def test_of_very_many_attempts_those_around_the_chosen_one_can_be_chosen(attempt):
+    site, _ = with_store(b"out\n")
+    task_id = site.create()
+    site.change(task_id, attempt=5000)
+    text = site.client.get(f"/ui/tasks/{task_id}/logs?attempt={attempt}").text
+    assert text.count(" of 5000</option>") == 1000
+    assert f'<option value="{attempt}" selected>' in text
+
+
 def test_without_a_log_store_the_page_says_so_and_what_to_set(site):
     task_id = site.create()
     at = site.clock.now()

@@ -87,6 +87,26 @@ def test_a_failed_task_shows_the_end_of_the_output_of_its_command(site):
     assert text.count("line\n") <= 12
 
 
+def test_the_page_of_a_task_with_very_many_files_and_long_texts_is_bounded(site):
+    executor = {"image": "alpine", "command": ["echo", "c" * 60_000], "env": {f"E{n}": "e" * 60_000 for n in range(3)}}
+    task_id = site.create(
+        {
+            "executors": [executor],
+            "inputs": [{"path": f"/in/{n}", "url": f"https://example.org/{n}"} for n in range(250)],
+            "outputs": [{"path": f"/out/{n}", "url": f"file:///srv/data/{n}"} for n in range(260)],
+        }
+    )
+    log = TaskLog(metadata={f"key-{n}": "m" * 60_000 for n in range(3)})
+    site.change(task_id, log=log)
+    text = site.client.get(f"/ui/tasks/{task_id}").text
+    inputs, outputs = (
+        text.partition(f'id="task-{what}"')[2].partition("</section>")[0] for what in ("inputs", "outputs")
+    )
+    assert inputs.count("<li>") == outputs.count("<li>") == 200
+    assert "50 more are in the" in inputs and "60 more are in the" in outputs
+    assert max(map(len, re.findall(r"c{100,}|e{100,}|m{100,}", text))) == 4096
+
+
 def test_the_document_is_shown_and_downloaded(site):
     task_id = site.create(FILES)
     page = site.client.get(f"/ui/tasks/{task_id}/json")

@@ -7,6 +7,8 @@ import re
 from dataclasses import replace
 from datetime import timedelta
 from html import unescape
+from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -180,6 +182,16 @@ class TestBulk:
         assert "4 tasks are being canceled" in done.text
         assert {state(site, i) for i in made} == {State.CANCELING, State.CANCELED}
         assert (state(site, other), state(site, late)) == (State.QUEUED, State.QUEUED)
+
+    def test_a_slow_step_stops_and_offers_to_go_on(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+        for _ in range(9):
+            create(site)
+        seconds = count(step=2)  # of each task
+        monkeypatch.setattr(bulk, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+        done = submit(site, get(site, "/ui/tasks/bulk?do=cancel&all=1"))
+        assert "3 tasks are being canceled" in done.text and "Go on with the next" in done.text
+        done = submit(site, submit(site, done))
+        assert "9 tasks are being canceled" in done.text and "Go on with the next" not in done.text
 
     def test_a_filter_for_ended_tasks_cancels_nothing(self, site: Site) -> None:
         create(site)
