@@ -80,6 +80,11 @@ class ReportsStarting(Protocol):
         """Tasks with a scheduled pod whose containers do not all run yet, except those that cannot start. Makes no call."""
         ...
 
+    def is_on_its_way(self, task_id: TaskId) -> bool:
+        """Whether the task has pods which show no end, no fault and no reason to wait: what they show can be looked at a moment later.
+        Makes no call."""
+        ...
+
 
 @runtime_checkable
 class AcceptsRecords(Protocol):

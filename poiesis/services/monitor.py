@@ -33,6 +33,7 @@ from poiesis.services.admission import Admitter
 from poiesis.services.deferred_cleanup import DeferredCleanup
 from poiesis.services.logs import LogRetention
 from poiesis.services.orchestrator import Orchestrator
+from poiesis.services.recent_tasks import RecentTasks
 from poiesis.services.work_queue import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Monitor:
         self._records: dict[tuple[TaskId, str], list[tuple[int, tuple[Record, ...]]]] = {}
         self._records_bytes = 0
         self._records_lock = threading.Lock()
+        self._recent = RecentTasks()
         # how often resync has published a link without any change of its task
         self._published: OrderedDict[tuple[TaskId, Stage], int] = OrderedDict()
         # the last publication of each task: the events of its pod find the same stage due repeatedly
@@ -105,7 +107,7 @@ class Monitor:
             self._loops.append(thread)
         if self.admitter is not None:
             self.admitter.start()
-        self.cluster.follow(self._work.wake)
+        self.cluster.follow(self._changed)
 
     def poke(self, task_id: TaskId, nonce: str, body: bytes = b"") -> None:
         """A container reports its end; `body` may be its record and those of its pod's other containers. User code can forge them, but only
@@ -219,13 +221,19 @@ class Monitor:
             self._stop.wait(PURGE_PAUSE_S)  # for writers of new tasks
         return purged
 
+    def _changed(self, task_id: TaskId) -> None:
+        """What a starting or running pod shows can wait: if it ends soon, its whole life costs one look at it and one save."""
+        patient = isinstance(self.cluster, ReportsStarting) and self.cluster.is_on_its_way(task_id)
+        self._work.wake(task_id, patient=patient)
+
     def _reconcile(self, task_id: TaskId, hint: str | None) -> None:
         records = self._take_records(task_id, hint) if hint is not None else ()
         if self._cleanup.defers(task_id):
             return
         began_ns = time.time_ns()
         try:
-            reconciled = self.orchestrator.reconcile(task_id, MONITORED, poked=hint, records=records)
+            known = self._recent.take(task_id)
+            reconciled = self.orchestrator.reconcile(task_id, MONITORED, poked=hint, records=records, known=known)
         except UnknownTask:
             return
         except PoiesisError:
@@ -234,6 +242,8 @@ class Monitor:
             log.exception("reconcile_bug")
             self.orchestrator.give_up(task_id, error)
             return
+        if reconciled.task.stage is not Stage.DONE:
+            self._recent.put(reconciled.task)
         if reconciled.due is not None:  # most events of a pod change nothing
             tracing.link("reconcile", reconciled.task, began_ns, reconciled.reason.value)
         if self.admitter is not None and self._leads and reconciled.task.state.is_terminal:

@@ -115,17 +115,23 @@ class Orchestrator:
         poked: str | None = None,
         records: Sequence[Record] = (),
         tails: bool = False,
+        known: Task | None = None,
     ) -> Reconciled:
         """Move the task as far as possible now.
 
         `poked`: the nonce of a poke, and `records` what came with it; they are ignored if the nonce is not the task's. `tails`:
-        also read the output of running executors.
+        also read the output of running executors. `known`: the task as it once was stored, to begin with instead of reading it; not for
+        a role that deletes. If nothing is saved, which would prove that it is current, the task is read and decided about again.
         Raises: UnknownTask, RepositoryUnavailable. An unavailable cluster is not an error: the task waits, and resync repeats the call.
         """
         began = time.perf_counter()
         with bind_task(task_id):
-            task = self.repository.get(task_id)
-            reconciled = self._run(_Run(task, task, self.policy, frozenset(acts_for), poked, records, tails))
+            task = known or self.repository.get(task_id)
+            begun = _Run(task, task, self.policy, frozenset(acts_for), poked, records, tails)
+            reconciled = self._run(begun)
+            if reconciled.task is known and reconciled.reason is not Reason.CLUSTER_UNAVAILABLE:
+                task = self.repository.get(task_id)
+                reconciled = self._run(replace(begun, stored=task, desired=task))
         RECONCILE_SECONDS.labels(reconciled.reason.value).observe(time.perf_counter() - began)
         return reconciled
 

@@ -23,6 +23,7 @@ MAX_BACK_OFF_S: Final = 30.0
 MAX_KEYS: Final = 100_000
 TASKS_PER_SETTLE: Final = 10
 MAX_SETTLES: Final = 4
+PATIENCE: Final = 3
 
 
 def back_off_s(failures: int) -> float:
@@ -35,8 +36,8 @@ class WorkQueue:
     Wake-ups merge: a task is queued once, and a task that is being handled is handled again afterwards. The newest hint that is not None
     wins. A handler that raises is retried with back-off at most MAX_FAILURES times, after which resync takes over. At most MAX_KEYS tasks
     are queued; more are dropped (resync finds them). A wake-up without a hint waits for `settle`, so that the events of one pod, which
-    come in bursts, are handled together and cost one read of the store. The more tasks are queued, the longer it waits, up to MAX_SETTLES
-    times `settle`.
+    come in bursts, are handled together and cost one read of the store; a patient one, which can wait for what comes next, for
+    PATIENCE times as long. The more tasks are queued, the longer they wait, up to MAX_SETTLES times that; patient ones delay no others.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class WorkQueue:
         ] = {}  # queued tasks, also those that are being handled and were woken since
         self._due: dict[TaskId, float] = {}  # when to handle them, by the monotonic clock
         self._heap: list[tuple[float, TaskId]] = []  # of `_due`, and of what it was before a hint moved a task forward
+        self._patient: set[TaskId] = set()  # queued by patient wake-ups only
         self._busy: set[TaskId] = set()
         self._failures: dict[TaskId, int] = {}  # in a row
         self._closed = False
@@ -62,16 +64,19 @@ class WorkQueue:
         for thread in self._threads:
             thread.start()
 
-    def wake(self, task_id: TaskId, hint: str | None = None) -> None:
+    def wake(self, task_id: TaskId, hint: str | None = None, *, patient: bool = False) -> None:
         with self._lock:
             if self._closed or (task_id not in self._hints and len(self._hints) >= MAX_KEYS):
                 return
-            queued = task_id in self._hints
+            queued = task_id in self._hints and not (task_id in self._patient and not patient)
             self._hints[task_id] = hint or self._hints.get(task_id)
             if task_id in self._busy or task_id in self._failures or (queued and hint is None):
                 return
-            settles = 0 if hint is not None else min(1 + len(self._hints) // TASKS_PER_SETTLE, MAX_SETTLES)
-            self._schedule(task_id, settles * self._settle_s)
+            if patient:
+                self._patient.add(task_id)
+            else:
+                self._patient.discard(task_id)
+            self._schedule(task_id, 0 if hint is not None else self._delay_s(patient))
 
     def close(self, timeout: timedelta = timedelta(seconds=10)) -> None:
         with self._lock:
@@ -115,8 +120,14 @@ class WorkQueue:
                     del self._due[task_id]
                     self._busy.add(task_id)
                     self._lock.notify()  # another thread waits for the next one from now on
+                    self._patient.discard(task_id)
                     return task_id, self._hints.pop(task_id, None)
             return None
+
+    def _delay_s(self, patient: bool) -> float:
+        ahead = len(self._hints) if patient else len(self._hints) - len(self._patient)
+        settles = min(1 + ahead // TASKS_PER_SETTLE, MAX_SETTLES)
+        return settles * self._settle_s * (PATIENCE if patient else 1)
 
     def _schedule(self, task_id: TaskId, delay_s: float) -> None:
         due = time.monotonic() + delay_s

@@ -340,6 +340,9 @@ class KubernetesCluster:
     def starting(self) -> Collection[TaskId]:
         return self._cache.starting() if self._is_followed() else ()
 
+    def is_on_its_way(self, task_id: TaskId) -> bool:
+        return self._cache.is_on_its_way(task_id)
+
     def _is_followed(self) -> bool:
         return bool(self._watches) and all(w.is_fresh() for w in self._watches)
 

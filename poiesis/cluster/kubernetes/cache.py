@@ -23,6 +23,8 @@ MAX_TEXT: Final = 1024
 LOGS: Final = "logs"  # `whole_logs.CONTAINER`
 RELEASED: Final = "Admitted: the pod's scheduling gates have been removed"  # and the scheduler has not looked at it yet
 
+ON_ITS_WAY: Final = ("", "Pending", "Running")  # phases
+
 PODS: Final = "pods"
 VOLUMES: Final = "persistentvolumeclaims"
 
@@ -227,6 +229,11 @@ class Cache:
         with self._lock:
             return list(self._starting.values())
 
+    def is_on_its_way(self, task_id: TaskId) -> bool:
+        """Whether the task has pods, and all that they show is that they are being scheduled, start, or run without a fault."""
+        pods = self.pods(task_id)
+        return bool(pods) and all(map(_is_on_its_way, pods))
+
     def __len__(self) -> int:
         with self._lock:
             return len(self._views)
@@ -276,9 +283,20 @@ class Cache:
 def _starts(view: PodView) -> bool:
     if not view.scheduled or view.deleting or view.phase != "Pending":
         return False
-    return all(
-        c.state != "waiting" or c.reason in (None, "ContainerCreating", "PodInitializing") for c in view.containers
-    )
+    return not any(map(_is_stuck, view.containers))
+
+
+def _is_on_its_way(view: PodView) -> bool:
+    if view.deleting or view.gated or view.waiting or view.disruption or view.reason or view.phase not in ON_ITS_WAY:
+        return False
+    shown = (*view.containers, view.logs) if view.logs is not None else view.containers
+    if any(c.exit_code or _is_stuck(c) for c in shown):
+        return False
+    return not all(c.state == "terminated" for c in view.containers)
+
+
+def _is_stuck(container: ContainerView) -> bool:
+    return container.state == "waiting" and container.reason not in (None, "ContainerCreating", "PodInitializing")
 
 
 def _message_bytes(view: View) -> int:

@@ -111,12 +111,17 @@ class Gated:
 
 
 class CheckedRepository(MemoryTaskRepository):
-    """Checks every save."""
+    """Checks every save. `earlier` has the task as it was before each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.earlier: list[Task] = []
 
     def save(self, task: Task, *, seen: Version) -> bool:
         before = self.get(task.id)
         saved = super().save(task, seen=seen)
         if saved:
+            self.earlier.append(before)
             assert not before.state.is_terminal or task.state is before.state, "a terminal state changed"
             states.path(before.state, task.state)
             assert (task.wake_at is None) == (task.stage is Stage.DONE), "a task without a wake-up"
@@ -139,7 +144,7 @@ class Play:
     """The test bed. `stalls`: a process may pause for longer than a pod lives."""
 
     def __init__(self, task_spec: TaskSpec, policy: Policy, *, stalls: bool) -> None:
-        repository = CheckedRepository()
+        repository = self.repository = CheckedRepository()
         self.world = World(task_spec, policy, repository=repository)
         self.cluster: MemoryCluster = self.world.cluster
         self.cluster.slow = True
@@ -157,7 +162,10 @@ class Play:
                 role = list(Role)[which % 4]
                 self.actors.append(Actor(lambda: self.orchestrator.reconcile(ID, stages_of(role), tails=which > 3)))
             case "monitor":
-                self.actors.append(Actor(lambda: self.orchestrator.reconcile(ID, {Stage.RUN}, poked="nonce-1-1")))
+                known = self.known(which)
+                self.actors.append(
+                    Actor(lambda: self.orchestrator.reconcile(ID, {Stage.RUN}, poked="nonce-1-1", known=known))
+                )
             case "cancel":
                 self.actors.append(Actor(lambda: self.tasks.cancel(ID)))
             case "kill" if self.actors:
@@ -175,6 +183,10 @@ class Play:
                 self.world.clock.advance(timedelta(seconds=(1, 3, 6, 11)[which % 4]))
             case "bad" if pods := self.cluster.pods(ID):
                 self.spoil(pods[which % len(pods)], which)
+
+    def known(self, which: int) -> Task | None:
+        """What a monitor remembers: nothing, the task as it is, or as it was up to six saves ago."""
+        return [None, self.world.task, *self.repository.earlier[::-1]][: which + 1][-1]
 
     def move(self, pod: Pod, which: int = 0) -> None:
         """The next step of a pod without faults."""

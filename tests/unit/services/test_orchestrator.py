@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -9,8 +10,8 @@ from poiesis.domain.decide.stages import CLEAN_AGAIN
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, QuotaExceeded, RepositoryUnavailable, UnknownTask
 from poiesis.domain.plan import plan
 from poiesis.domain.states import Role, Stage, State
-from poiesis.domain.task import Outcome, Resources, Task, TaskId, Version
-from poiesis.services.orchestrator import stages_of
+from poiesis.domain.task import Outcome, Resources, Task, TaskId, Version, View
+from poiesis.services.orchestrator import Reason, stages_of
 from poiesis.testing.cluster import Call, MemoryCluster
 from poiesis.testing.repository import MemoryTaskRepository
 from tests.unit.domain.samples import FILES, GPUS, ID, POLICY, SMALL, World, spec
@@ -24,6 +25,11 @@ class RacedRepository(MemoryTaskRepository):
         self.rival: Task | None = None
         self.after = 0
         self.saves = 0
+        self.reads = 0
+
+    def get(self, task_id: TaskId, view: View = View.FULL, **options: Any) -> Task:
+        self.reads += 1
+        return super().get(task_id, view, **options)
 
     def save(self, task: Task, *, seen: Version) -> bool:
         if self.rival is not None and self.after == 0:
@@ -80,6 +86,38 @@ def test_a_small_task_is_saved_few_times():
     assert repository.saves == 3  # its end; the deletion of its objects needs no further save
     world.to_the_end()
     assert repository.saves == 4  # everything is gone
+
+
+def test_a_known_task_is_read_only_if_nothing_proves_that_it_is_current():
+    repository = RacedRepository()
+    world = World(SMALL, repository=repository)
+    launched = world.launch()
+    world.cluster.start(ID, "task")
+    repository.reads = 0
+    running = world.monitor(known=launched).task
+    assert (running.state, repository.reads) == (State.RUNNING, 0)
+    assert world.monitor(known=running).task == running
+    assert repository.reads == 1
+    world.cluster.run(ID, "task")
+    assert world.monitor(known=launched).task.state is State.COMPLETE
+    assert repository.reads == 2, "the save of the stale task was refused"
+
+
+def test_a_known_task_that_is_stale_hides_nothing_that_is_to_be_done():
+    world = World(SMALL)
+    claimed = replace(world.task, launching_at=world.now)
+    world.launch()
+    world.cluster.run(ID, "task")
+    assert world.monitor(known=claimed).task.state is State.COMPLETE
+
+
+def test_a_cluster_that_cannot_be_observed_is_not_asked_twice_about_a_known_task():
+    world = World(SMALL)
+    known = world.launch()
+    world.cluster.down = True
+    world.cluster.calls.clear()
+    assert world.monitor(known=known).reason is Reason.CLUSTER_UNAVAILABLE
+    assert calls(world) == ["observe"]
 
 
 def test_the_first_deletion_needs_no_observation_and_a_later_one_does():

@@ -10,7 +10,7 @@ import pytest
 from poiesis.domain.errors import ClusterUnavailable
 from poiesis.domain.task import TaskId
 from poiesis.services import work_queue as module
-from poiesis.services.work_queue import MAX_FAILURES, MAX_SETTLES, WorkQueue, back_off_s
+from poiesis.services.work_queue import MAX_FAILURES, MAX_SETTLES, PATIENCE, WorkQueue, back_off_s
 
 PATIENCE_S = 20.0
 A, B = TaskId("a"), TaskId("b")
@@ -176,3 +176,29 @@ def test_a_hint_waits_for_nothing(handler):
     handler.wait(1)
     queue.close()
     assert handler.calls == [("a", "hint")]
+
+
+def test_a_patient_wake_up_waits_longer_but_neither_delays_nor_replaces_another(handler):
+    queue = WorkQueue(handler, 1, settle=timedelta(seconds=1))
+    began = time.monotonic()
+    for i in range(100):
+        queue.wake(TaskId(str(i)), patient=True)
+    assert PATIENCE <= queue._due[TaskId("0")] - began < PATIENCE + 1
+    assert queue._due[TaskId("99")] - began >= PATIENCE * MAX_SETTLES
+    queue.wake(A)
+    queue.wake(TaskId("0"))
+    queue.wake(A, patient=True)
+    queue.wake(TaskId("0"), patient=True)
+    assert all(1 <= queue._due[task_id] - began < 2 for task_id in (A, TaskId("0")))
+
+
+def test_every_patient_wake_up_is_handled_in_the_end(handler):
+    queue = WorkQueue(handler, 2, settle=timedelta(seconds=0.001))
+    queue.start()
+    for i in range(20):
+        queue.wake(TaskId(str(i)), patient=True)
+        queue.wake(TaskId(str(i)), "hint" if i % 2 else None)
+    handler.wait(20)
+    queue.close()
+    assert {task_id for task_id, _ in handler.calls} == {str(i) for i in range(20)}
+    assert not (queue._hints or queue._patient or queue._due)

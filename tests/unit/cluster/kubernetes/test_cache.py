@@ -94,3 +94,43 @@ def test_a_pod_is_starting_from_scheduling_until_all_containers_run(
     kept = Cache(lambda _: None)
     kept.put(PODS, 1, replace(view_of(containers=containers), phase=phase, node=node, scheduled=node is not None))
     assert kept.starting() == ([TASK_ID] if starts else [])
+
+
+def test_a_task_without_pods_is_not_on_its_way() -> None:
+    assert not Cache(lambda _: None).is_on_its_way(TASK_ID)
+
+
+ENDED = {"terminated": {"exitCode": 0}}
+ON_ITS_WAY: list[dict[str, Any]] = [
+    {"containers": {"executor-0": {}}, "node": None},
+    {"containers": WAITS},
+    {"containers": RUNS, "phase": "Running"},
+    {"containers": {"tif": ENDED, **RUNS}, "phase": "Running"},
+]
+TO_BE_LOOKED_AT: list[dict[str, Any]] = [
+    {"containers": STUCK},
+    {"containers": {**STUCK, "tof": {"running": {}}}},
+    {"containers": {"executor-0": ENDED}, "phase": "Running"},
+    {"containers": {"executor-0": {"terminated": {"exitCode": 1}}, "tof": {"running": {}}}, "phase": "Running"},
+    {"containers": RUNS, "phase": "Succeeded"},
+    {"containers": RUNS, "phase": "Unknown"},
+    {"containers": RUNS, "metadata": {"deletionTimestamp": "2026-01-02T03:04:05Z"}},
+    {"node": None, "status": {"conditions": [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable"}]}},
+    {"containers": RUNS, "status": {"conditions": [{"type": "DisruptionTarget", "status": "True"}]}},
+    {"containers": RUNS, "status": {"reason": "NodeLost"}},
+    {"containers": {**RUNS, "logs": {"waiting": {"reason": "CreateContainerConfigError"}}}},
+    {"containers": {**RUNS, "logs": {"terminated": {"exitCode": 1}}}},
+]
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"), [(s, True) for s in ON_ITS_WAY] + [(s, False) for s in TO_BE_LOOKED_AT], ids=str
+)
+def test_only_what_shows_no_end_no_fault_and_no_reason_to_wait_can_be_looked_at_later(
+    shown: dict[str, Any], expected: bool
+) -> None:
+    kept = Cache(lambda _: None)
+    kept.put(PODS, 1, view_of(**shown))
+    assert kept.is_on_its_way(TASK_ID) is expected
+    kept.put(PODS, 2, replace(view_of(name="another", containers=STUCK), gated=True))
+    assert not kept.is_on_its_way(TASK_ID)
