@@ -67,7 +67,7 @@ def make_app(broker_url: str) -> Celery:
         worker_prefetch_multiplier=1,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
-        worker_send_task_events=not in_memory,
+        worker_send_task_events=False,  # three messages for each link; Flower asks for them while it runs
         worker_cancel_long_running_tasks_on_connection_loss=False,
         worker_enable_remote_control=not in_memory,
         task_send_sent_event=False,

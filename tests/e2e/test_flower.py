@@ -48,17 +48,23 @@ def test_only_an_operator_sees_workers_and_links(installed: Callable[..., Instal
         for name, worker in workers.items():
             assert [queue["name"] for queue in worker["active_queues"]] == [name.partition("@")[0]]
 
-        task = service.create({"executors": [{"image": "localhost/busybox:1", "command": ["true"]}]})
-        service.wait(task, ["COMPLETE"])
+        tasks: list[str] = []
 
         def ran() -> dict[str, dict[str, Any]]:
-            links = shown("/api/tasks").values()
-            return {link["name"]: link for link in links if link["state"] == "SUCCESS" and task in str(link["args"])}
+            """The links of a task that Flower has seen whole: it asks workers for their events every five seconds."""
+            links = [link for link in shown("/api/tasks").values() if link["state"] == "SUCCESS"]
+            of = [{link["name"]: link for link in links if task in str(link["args"])} for task in tasks]
+            return max(of, key=len, default={})
 
-        until(lambda: set(ran()) >= set(LINKS), 30, lambda: f"{shown('/api/tasks')}\n{service.story()}")
+        def has_seen_one() -> bool:
+            tasks.append(service.create({"executors": [{"image": "localhost/busybox:1", "command": ["true"]}]}))
+            service.wait(tasks[-1], ["COMPLETE"])
+            return set(ran()) >= set(LINKS)
+
+        until(has_seen_one, 60, lambda: f"{shown('/api/tasks')}\n{service.story()}")
         for name, link in ran().items():
             assert str(link["worker"]).partition("@")[0] == name.partition(".")[0]
-            assert link["root_id"] == task  # the group that docs/adr/0007 describes
+            assert link["root_id"] in tasks  # the group that docs/adr/0007 describes
 
         page = ask("/workers", allowed)
         assert page.status == 200

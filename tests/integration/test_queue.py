@@ -98,6 +98,29 @@ def test_links_run_in_a_worker_process_that_exits_cleanly_on_sigterm(redis_url, 
     queue.close()
 
 
+def test_workers_send_events_of_links_only_after_flower_asked_for_them(redis_url, repository, workers):
+    workers(redis_url)
+    app = make_app(redis_url)
+    queue = CeleryQueue(app)
+    seen: list[str] = []
+    with app.connection() as connection:
+        receiver = app.events.Receiver(connection, handlers={"*": lambda event: seen.append(event["type"])})
+        thread = threading.Thread(target=lambda: receiver.capture(wakeup=False))
+        thread.start()
+        try:
+            until(lambda: "worker-heartbeat" in seen)
+            queue.publish(ID, Stage.PREPARE)
+            until(lambda: repository.get(ID).part == "task")
+            until(lambda: app.control.broadcast("enable_events", reply=True, timeout=1))
+            queue.publish(ID, Stage.PREPARE)
+            until(lambda: "task-received" in seen and "task-succeeded" in seen)
+        finally:
+            receiver.should_stop = True
+            thread.join(DEADLINE_S)
+    assert seen.count("task-received") == 1
+    queue.close()
+
+
 def test_a_worker_killed_in_the_middle_of_a_link_loses_nothing(redis_url, repository, workers):
     first = workers(redis_url, hold=True)
     queue = CeleryQueue(make_app(redis_url))
