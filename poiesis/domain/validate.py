@@ -25,6 +25,9 @@ from poiesis.domain.task import Executor, FileType, Input, Output, Resources, Ta
 
 _UNUSABLE: Final = re.compile(r"\\(x00|ud[89a-f])")  # a NUL character or an unpaired surrogate, in a repr
 _WITH_HOST: Final = frozenset({"http", "https", "ftp", "ftps", "sftp", "drs"})
+_WITHOUT_USER: Final = frozenset({"s3", "gs", "az"})  # their credentials are the site's or those of a binding
+_SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")  # RFC 3986
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _CONTENT: Final = re.compile(r"\$\.inputs\[\d+\]\.content")
 MAX_PATH_BYTES: Final = 4096  # Linux: PATH_MAX
 MAX_NAME_BYTES: Final = 255  # Linux: NAME_MAX
@@ -174,14 +177,14 @@ def _url(url: str, schemes: frozenset[str], policy: Policy) -> str | None:
     if len(url.encode()) > MAX_URL_BYTES:
         return f"invalid URL: must be at most {MAX_URL_BYTES} bytes"
     known = ", ".join(sorted(schemes)) or "none"
+    if not url.startswith("/") and not _SCHEME.match(url):  # urlsplit drops blanks and control characters
+        return f"invalid URL: missing scheme; use one of: {known}, such as s3://bucket/key"
     try:
         parts = urlsplit("file://" + url if url.startswith("/") else url)
         host = parts.hostname
         _ = parts.port
     except ValueError:
         return "invalid URL: host and port must be host, host:port or [IPv6 address]:port, with a port from 0 to 65535"
-    if not parts.scheme:
-        return f"invalid URL: missing scheme; use one of: {known}, such as s3://bucket/key"
     if parts.scheme not in schemes:
         return f"unsupported URL scheme {_quoted(parts.scheme)}: must be one of: {known}"
     if parts.scheme == "file":
@@ -196,6 +199,10 @@ def _url(url: str, schemes: frozenset[str], policy: Policy) -> str | None:
     elif not host:
         part, example = ("host", "host/path") if parts.scheme in _WITH_HOST else ("bucket", "bucket/key")
         return f"invalid URL: missing {part}; use {parts.scheme}://{example}"
+    elif parts.scheme in _WITH_HOST and (_CONTROL.search(url) or any(map(str.isspace, parts.netloc))):
+        return "invalid URL: must not contain control characters, or blanks in the host; percent-encode them"
+    elif parts.scheme in _WITHOUT_USER and "@" in parts.netloc:
+        return f"invalid URL: must not contain a user or password; use {parts.scheme}://bucket/key"
     return None
 
 

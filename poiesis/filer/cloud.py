@@ -212,7 +212,7 @@ class CloudFiler:
         """The bucket's store, and the key. Raises: UnsupportedUrl, ConfigurationError."""
         scheme, (bucket, _, key) = scheme_of(url), url.partition("://")[2].partition("/")
         if not _BUCKET.fullmatch(bucket):
-            problem = f"invalid bucket name {bucket!r}" if bucket else "missing bucket"
+            problem = f"invalid bucket name {bucket.rpartition('@')[2]!r}" if bucket else "missing bucket"
             raise UnsupportedUrl(f'{problem} in "{shown(url)}": use {scheme}://bucket/key')
         with self._lock:
             if (scheme, bucket) not in self._stores:

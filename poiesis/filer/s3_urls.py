@@ -30,7 +30,7 @@ def parse_s3_url(url: str, endpoints: Sequence[S3Endpoint]) -> tuple[S3Endpoint,
         claiming = (e for e in endpoints if any(_claims(pattern, first) for pattern in e.buckets))
         endpoint = next(claiming, endpoints[0])
     if not _BUCKET.fullmatch(first):
-        problem = f"invalid bucket name {first!r}" if first else "missing bucket"
+        problem = f"invalid bucket name {first.rpartition('@')[2]!r}" if first else "missing bucket"
         raise UnsupportedUrl(f'{problem} in "{shown(url)}": use s3://bucket/key')
     return endpoint, first, tail
 

@@ -13,6 +13,7 @@ LITERAL: Final = frozenset(
 )  # names in these URLs are written as they are; elsewhere percent-encoded
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _USERINFO: Final = re.compile(r"(?<=://)[^/?#]*@")
+_SIGNATURE: Final = re.compile(r"([?&](?:x-(?:amz|goog)-[a-z-]+|awsaccesskeyid|signature|sig|token)=)[^&]+", re.IGNORECASE)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 MAX_SHOWN: Final = 500
 _WITHOUT_QUERY: Final = ("/", "s3:", "gs:", "az:", "file:")  # a question mark in these is part of a name
@@ -31,7 +32,9 @@ def scheme_of(url: str) -> str:
 def shown(url: str) -> str:
     """The URL for messages: without user, password and query, which may contain a signature."""
     text = _USERINFO.sub("", url)
-    if not text.startswith(_WITHOUT_QUERY):
+    if text.startswith(_WITHOUT_QUERY):
+        text = _SIGNATURE.sub(r"\1…", text)
+    else:
         head, mark, _ = text.partition("?")
         text = head.partition("#")[0] + ("?…" if mark else "")
     text = _CONTROL.sub("?", text)
