@@ -209,7 +209,7 @@ class TesClient:
                 f"{message} (run `poiesis login`, set POIESIS_TOKEN, or add user:password@ to the URL)"
             )
         if status == 404 and error.get("error") in (None, "not_found", "unknown_task"):
-            raise UnknownTask(path.split("/")[-1].removesuffix(":cancel"))
+            raise UnknownTask(unquote(path.split("/")[-1].removesuffix(":cancel")))
         raise {403: Forbidden, 429: Unavailable, 503: Unavailable}.get(status, PoiesisError)(message)
 
     def _find_prefix(self) -> str:

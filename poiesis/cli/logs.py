@@ -153,12 +153,8 @@ def follow_logs(
     """Print the output of executors (None: all) until the task has ended, and return its state. Raises: PoiesisError, OSError."""
     from poiesis.cli.follow import Follower
 
-    first = client.get(task_id)
-    count = len(first.get("executors") or []) or 1
-    chosen = list(range(count)) if executors is None else list(executors)
-    for index in chosen:
-        if not 0 <= index < count:
-            raise UnknownLog(f"the task {task_id} has {count} executors, numbered from 0: there is no executor {index}")
+    first = with_executors(client.get(task_id), executors)
+    chosen = list(range(_count(first))) if executors is None else list(executors)
     live = LiveLogs(client, task_id, sink, chosen, streams)
     follower = Follower(client, [task_id], every_s=1)
 
@@ -173,6 +169,20 @@ def follow_logs(
         follower.run(show)
     live.finish({} if live.is_done else client.get(task_id))
     return follower.states[task_id]
+
+
+def with_executors(task: dict[str, Any], executors: Sequence[int] | None) -> dict[str, Any]:
+    """The task, if it has these executors (None: all). Raises: UnknownLog."""
+    count = _count(task)
+    for index in executors or []:
+        if not 0 <= index < count:
+            have = "1 executor" if count == 1 else f"{count} executors"
+            raise UnknownLog(f"no executor {index}: the task {task.get('id')} has {have}, numbered from 0")
+    return task
+
+
+def _count(task: dict[str, Any]) -> int:
+    return len(task.get("executors") or []) or len(dig(task, "logs", -1, "logs") or []) or 1
 
 
 class _AllRead(Exception):

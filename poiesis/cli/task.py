@@ -15,7 +15,7 @@ from poiesis.cli.columns import COLUMNS, DEFAULT, WIDE, dig, failure, table, tim
 from poiesis.cli.exits import Exit
 from poiesis.cli.follow import Follower, shown, way_back
 from poiesis.cli.listing import Filter, list_tasks, top
-from poiesis.cli.logs import STREAMS, Sink, follow_logs, render_logs
+from poiesis.cli.logs import STREAMS, Sink, follow_logs, render_logs, with_executors
 from poiesis.cli.output import Table, note, repeat, report, show_document, show_table
 from poiesis.cli.text import printable
 from poiesis.domain.errors import ConfigurationError, InvalidTask, PoiesisError, Problem, Unauthenticated, Unavailable
@@ -50,9 +50,11 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _ids(values: Iterable[str]) -> Iterator[str]:
-    """`-` is replaced by the lines of standard input. Each id once."""
+    """`-` is replaced by the lines of standard input. Each id once. Raises: ConfigurationError."""
     found: dict[str, None] = {}
     for value in values:
+        if not value.strip():  # of a variable that is not set; the others must not be taken for all
+            raise ConfigurationError("invalid task id '': it is empty")
         lines = [line.strip() for line in sys.stdin] if value == "-" else [value]
         found |= dict.fromkeys(line for line in lines if line)
         if len(found) > MAX_IDS:
@@ -276,7 +278,8 @@ def _follow_logs(client: TesClient, arguments: argparse.Namespace, streams: Sequ
 
 def _print_output(client: TesClient, arguments: argparse.Namespace, streams: Sequence[str]) -> int:
     """Only what a command wrote, as TES shows it, for pipes."""
-    found, code = _each(arguments.id, client.get)
+    executors = None if arguments.executor is None else [arguments.executor]
+    found, code = _each(arguments.id, lambda task_id: with_executors(client.get(task_id), executors))
     sink = Sink(raw=arguments.raw)
     for task in found:
         logs = dig(task, "logs", -1, "logs") or []

@@ -212,6 +212,19 @@ def test_ids_and_documents_come_from_standard_input(poiesis: Poiesis, server: Te
     assert (nothing.code, nothing.out) == (0, "") and "nothing to do" in nothing.err
 
 
+@pytest.mark.parametrize("action", ["get", "wait", "cancel", "logs", "why", "rerun"])
+def test_an_empty_id_is_an_error_and_not_success(poiesis: Poiesis, server: TesServer, action: str) -> None:
+    for ids in ([""], ["a", " "]):
+        done = poiesis("task", action, *ids, "--url", server.url)
+        assert (done.code, done.out, server.asked) == (2, "", []) and "empty" in done.err
+
+
+def test_an_unknown_id_is_shown_as_it_was_typed(poiesis: Poiesis, server: TesServer) -> None:
+    server.serve({})
+    for action in ("get", "cancel"):
+        assert "'a b/c%'" in poiesis("task", action, "a b/c%", "--url", server.url).err
+
+
 def test_an_unknown_id_among_many_does_not_hide_the_others(poiesis: Poiesis, server: TesServer) -> None:
     server.serve({"GET /tasks/a": (200, {"id": "a"}), "GET /tasks/b": (200, {"id": "b"})})
     done = poiesis("task", "get", "a", "none", "b", "--url", server.url)
@@ -351,8 +364,9 @@ def test_output_of_commands_is_printed_for_pipes(poiesis: Poiesis, server: TesSe
     assert poiesis("task", "logs", "t", "--executor", "1", *url) == Done(0, "two\\u001b\n", "err\n")
     assert poiesis("task", "logs", "t", "--executor", "1", "--stdout", "--raw", *url).out == "two\x1b\n"
     followed = poiesis("task", "logs", "-f", "t", *url)
-    assert (followed.code, followed.out) == (0, "one\n")  # the document shows no executors: one is assumed
-    assert poiesis("task", "logs", "-f", "t", "--executor", "3", *url).code == 66
+    assert followed.code == 0 and "one\n" in followed.out and "two" in followed.out  # as many executors as have ended
+    for options in (["-f", "--executor", "3"], ["--executor", "3"], ["--executor", "-1", "--raw"]):
+        assert poiesis("task", "logs", "t", *options, *url).code == 66
 
 
 def test_the_history_of_an_explanation_is_a_table(poiesis: Poiesis, server: TesServer) -> None:
