@@ -141,6 +141,17 @@ def _message(error: ValidationError) -> str:
             return f"invalid type: must be {wanted}, not {_kind(error.instance)}"
         case "enum":
             return "unsupported value: must be one of: " + ", ".join(str(v) for v in error.validator_value)
+        case "additionalProperties":
+            known = error.schema.get("properties", {})
+            unknown = next(key for key in error.instance if key not in known)
+            return f"unknown field {unknown[:60]!r}: must be one of: {', '.join(known) or 'none'}"
+        case "minItems" | "minLength" | "maxItems" | "maxLength":
+            bound = "at least" if error.validator.startswith("min") else "at most"
+            unit = "elements" if error.validator.endswith("Items") else "characters"
+            return f"invalid length {len(error.instance)}: must have {bound} {error.validator_value} {unit}"
+        case "minimum" | "maximum":
+            bound = "at least" if error.validator == "minimum" else "at most"
+            return f"invalid number {str(error.instance)[:30]}: must be {bound} {error.validator_value}"
     return re.sub(r"\s+", " ", error.message)[:200]
 
 

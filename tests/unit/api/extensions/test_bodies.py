@@ -12,3 +12,22 @@ from tests.unit.api.service import Site, assert_error
 def test_text_that_is_not_unicode_is_refused(site: Site, path: str, body: bytes) -> None:
     response = site.client.post(f"/poiesis/v1{path}", content=body, headers={"Content-Type": "application/json"})
     assert_error(response, 400)
+
+
+@pytest.mark.parametrize(
+    ("path", "document", "problem"),
+    [
+        ("states", {"ids": []}, "$.ids: invalid length 0: must have at least 1 elements"),
+        ("states", {"ids": ["x" * 26] * 1001}, "$.ids: invalid length 1001: must have at most 1000 elements"),
+        ("wait", {"ids": ["x"], "timeout": -1}, "$.timeout: invalid number -1: must be at least 0"),
+        ("wait", {"ids": ["x"], "timeout": 61}, "$.timeout: invalid number 61: must be at most 60"),
+        ("cancel", {"filter": {"x": 1}}, "$.filter: unknown field 'x': must be one of: "),
+    ],
+)
+def test_a_problem_is_stated_in_our_words_and_without_the_whole_value(
+    site: Site, path: str, document: object, problem: str
+) -> None:
+    response = site.client.post(f"/poiesis/v1/tasks:{path}", json=document)
+    assert_error(response, 400)
+    assert response.json()["message"].startswith(problem)
+    assert len(response.content) < 500
