@@ -143,7 +143,7 @@ screenshots: venv launcher ## docs/screenshots, by the tests that show each page
 	POIESIS_SCREENSHOTS=$(CURDIR)/docs/screenshots $(BIN)/pytest tests/browser -k "light_dark_and_narrow" $(ARGS)
 
 mutations: venv ## 10,000 mutated documents and 10,000 mutated queries; POIESIS_SEED for others
-	POIESIS_MUTATIONS=10000 $(BIN)/pytest tests/integration/api/test_mutations.py tests/integration/api/test_mutated_extensions.py $(ARGS)
+	POIESIS_MUTATIONS=10000 $(BIN)/pytest tests/integration/api/test_mutations.py tests/integration/api/test_mutated_extensions.py tests/integration/api/test_mutated_dashboard.py $(ARGS)
 
 wheel-smoke: venv launcher ## sdist and wheel, installed into an empty environment, as root and as an ordinary user: `poiesis up` runs a task
 	$(BIN)/pytest tests/integration/test_wheel.py $(ARGS)

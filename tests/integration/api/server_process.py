@@ -145,11 +145,13 @@ def main() -> None:
     from poiesis.repository.sqlite.database import SqliteDatabase
     from poiesis.repository.sqlite.events import SqliteEventLog
     from poiesis.repository.sqlite.idempotency import SqliteIdempotencyStore
+    from poiesis.repository.sqlite.keys import SqliteKeyRepository
     from poiesis.repository.sqlite.sessions import SqliteSessionRepository
     from poiesis.repository.sqlite.tasks import SqliteTaskRepository
     from poiesis.repository.sqlite.usage import SqliteUsageStore
     from poiesis.repository.sqlite.webhooks import SqliteWebhookStore
     from poiesis.roles.shutdown import end_within_after_signal
+    from poiesis.services.keys import KeyService
     from poiesis.services.logs import LogService
     from poiesis.services.tasks import TaskService
     from poiesis.services.usage import UsageService
@@ -180,6 +182,7 @@ def main() -> None:
         usage=usage,
         webhooks=webhooks,
         logs=logs,
+        keys=KeyService(SqliteKeyRepository(database), SystemClock()),
         sessions=SqliteSessionRepository(database),
     )
     serve(create_app(services, on_start=partial(end_within_after_signal, grace)), settings, grace)
