@@ -85,6 +85,10 @@ class WebhookStore(Protocol):
         """Delete dead letters of events before a time, at most `limit`. Return how many."""
         ...
 
+    def trim(self, owner: str | None, *, keep: int, limit: int) -> int:
+        """Of the dead letters of all webhooks of an owner keep the newest `keep`. Delete at most `limit`, and return how many."""
+        ...
+
 
 @dataclass(frozen=True)
 class Answer:

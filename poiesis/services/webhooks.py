@@ -26,6 +26,7 @@ from poiesis.domain.errors import Forbidden, InvalidRequest, PoiesisError
 from poiesis.domain.states import State
 from poiesis.domain.webhooks import (
     MAX_BODY_BYTES,
+    MAX_DEAD,
     MAX_PENDING,
     TAG,
     Delivery,
@@ -57,6 +58,8 @@ THREADS_PER_USER: Final = 3
 BUSY_S: Final = 1.0  # until a webhook is claimed again for which no thread was free
 PURGED_AT_ONCE: Final = 200
 DEAD_FOR: Final = timedelta(days=7)
+TRIM_EVERY: Final = 500  # dead letters of a user, which may be above MAX_DEAD until then
+TRIMMED_AT_ONCE: Final = 4 * TRIM_EVERY
 
 
 @dataclass(eq=False)
@@ -163,6 +166,8 @@ class WebhookDispatcher:
 
     def __post_init__(self) -> None:
         self._slots = _Slots()
+        self._untrimmed: dict[str | None, int] = {}
+        self._untrimmed_lock = threading.Lock()
 
     def close(self) -> None:
         """Returns when the messages that are being sent have ended; each has a deadline."""
@@ -189,7 +194,11 @@ class WebhookDispatcher:
             )
         ]
         if messages:
-            self.store.enqueue(self._bounded(messages), self.clock.now())
+            bounded = self._bounded(messages)
+            self.store.enqueue(bounded, self.clock.now())
+            owners = {webhook.id: webhook.owner for webhook in webhooks}
+            for owner, added in Counter(owners[m.webhook_id] for m in bounded if m.next_at is None).items():
+                self._bound_dead(owner, added)
         self.store.set_position(events[-1].seq)
         return len(events)
 
@@ -222,6 +231,15 @@ class WebhookDispatcher:
     def purge(self) -> int:
         """Delete some of the dead letters that are too old, and return how many. Raises: RepositoryUnavailable."""
         return self.store.purge(self.clock.now() - DEAD_FOR, PURGED_AT_ONCE)
+
+    def _bound_dead(self, owner: str | None, added: int) -> None:
+        """Delete the oldest dead letters of a user above MAX_DEAD, with the first that are added in this process and then every so many."""
+        with self._untrimmed_lock:
+            count = self._untrimmed.get(owner, TRIM_EVERY) + added
+            is_due = count > TRIM_EVERY
+            self._untrimmed[owner] = 0 if is_due else count
+        if is_due and (deleted := self.store.trim(owner, keep=MAX_DEAD, limit=TRIMMED_AT_ONCE)):
+            log.warning("webhook_dead_letters_deleted", extra={"user": owner, "count": deleted, "kept": MAX_DEAD})
 
     def _send_due(self, webhook: Webhook) -> None:
         failures, begun, not_before = webhook.failures, self.clock.now(), None
@@ -256,6 +274,8 @@ class WebhookDispatcher:
         extra = {"webhook": webhook.id, "message": message.message_id, "attempts": attempts, "error": error}
         log.info("webhook_failed", extra=extra)
         self.store.save(replace(message, attempts=attempts, next_at=next_at, error=error))
+        if next_at is None:
+            self._bound_dead(webhook.owner, 1)
 
     def _send_in_thread(self, webhook: Webhook) -> None:
         try:

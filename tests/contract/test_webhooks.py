@@ -250,6 +250,28 @@ def test_dead_letters_are_listed_replayed_and_purged(store: WebhookStore) -> Non
     assert store.replay(webhook.id, None, NOW) == 0
 
 
+def test_only_the_newest_dead_letters_of_a_user_are_kept(store: WebhookStore) -> None:
+    mine, other, foreign = (
+        replace(a_webhook(), id=f"wh-{i}", owner=owner) for i, owner in enumerate(("ada", "ada", "bob"))
+    )
+    for webhook in (mine, other, foreign):
+        store.add(webhook)
+        store.enqueue(
+            [a_message(webhook, seq, next_at=None, error="late", created_at=NOW + seq * SECOND) for seq in (1, 2, 3)],
+            NOW,
+        )
+        store.enqueue([a_message(webhook, 4)], NOW)
+
+    assert store.trim("ada", keep=3, limit=2) == 2
+    assert store.trim("ada", keep=3, limit=2) == 1
+    assert store.trim("ada", keep=3, limit=2) == 0
+    left = [(w.id, m.seq) for w in (mine, other, foreign) for m in store.dead(w.id, after=0, limit=9)]
+    assert sorted(seq for webhook, seq in left if webhook != foreign.id) == [2, 3, 3]
+    assert [seq for webhook, seq in left if webhook == foreign.id] == [1, 2, 3]
+    assert [store.pending(w.id) for w in (mine, other, foreign)] == [1, 1, 1]
+    assert store.trim(None, keep=0, limit=9) == 0
+
+
 def test_a_disabled_webhook_is_not_claimed_until_it_is_enabled(store: WebhookStore) -> None:
     webhook = with_a_message(store)
     store.set_disabled(webhook.id, "gone")

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from pymongo import ASCENDING, IndexModel, ReturnDocument
+from pymongo import ASCENDING, DESCENDING, IndexModel, ReturnDocument
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from poiesis.domain.states import State
@@ -30,6 +30,7 @@ MESSAGE_INDEXES: Final = (
     IndexModel([("webhook", ASCENDING), ("next_at", ASCENDING)], name="waiting"),
     IndexModel([("webhook", ASCENDING), ("seq", ASCENDING)], name="order"),
     IndexModel([("dead_since", ASCENDING)], name="dead", sparse=True),
+    IndexModel([("webhook", ASCENDING), ("dead_since", ASCENDING), ("seq", ASCENDING)], name="dead_of"),
 )
 
 
@@ -192,6 +193,15 @@ class MongoWebhookStore:
         with self._database.available():
             old = self._messages.find({"dead_since": {"$lt": format_time(before)}}, {"_id": 1}).limit(limit)
             ids = [document["_id"] for document in old]
+            return self._messages.delete_many({"_id": {"$in": ids}}).deleted_count if ids else 0
+
+    def trim(self, owner: str | None, *, keep: int, limit: int) -> int:
+        with self._database.available():
+            webhooks = [document["_id"] for document in self._webhooks.find({"owner": owner}, {"_id": 1})]
+            query = {"webhook": {"$in": webhooks}, "dead_since": {"$gt": ""}}
+            newest = [("dead_since", DESCENDING), ("seq", DESCENDING)]
+            found = self._messages.find(query, {"_id": 1}).sort(newest).skip(keep).limit(limit)
+            ids = [document["_id"] for document in found]
             return self._messages.delete_many({"_id": {"$in": ids}}).deleted_count if ids else 0
 
     def _make_due(self, webhook_ids: Collection[str], now: datetime) -> None:

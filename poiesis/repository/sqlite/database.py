@@ -150,6 +150,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         'CREATE INDEX sessions_by_user ON sessions ("user", created_at)',
         "CREATE INDEX sessions_by_end ON sessions (expires_at)",
     ),
+    ("CREATE INDEX webhook_messages_dead_of ON webhook_messages (webhook_id, created_at) WHERE next_at IS NULL",),
 )
 """Statements that take the file from version i to i + 1 (`PRAGMA user_version`)."""
 

@@ -155,6 +155,16 @@ class SqliteWebhookStore:
         with self._database.writing() as db:
             return db.execute(query, (format_time(before), limit)).rowcount
 
+    def trim(self, owner: str | None, *, keep: int, limit: int) -> int:
+        query = (
+            "DELETE FROM webhook_messages WHERE (webhook_id, seq) IN (SELECT dead.webhook_id, dead.seq"
+            " FROM webhooks CROSS JOIN webhook_messages AS dead INDEXED BY webhook_messages_dead_of"
+            " ON dead.webhook_id = webhooks.id AND dead.next_at IS NULL WHERE webhooks.owner IS ?"
+            " ORDER BY dead.created_at DESC, dead.seq DESC LIMIT ? OFFSET ?)"
+        )
+        with self._database.writing() as db:
+            return db.execute(query, (owner, limit, keep)).rowcount
+
     @staticmethod
     def _make_due(db: Any, webhook_ids: Collection[str], now: datetime) -> None:
         moment = format_time(now)

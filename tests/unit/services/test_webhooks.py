@@ -263,6 +263,45 @@ def test_messages_beyond_the_bound_are_dead_letters(site: Site, monkeypatch: pyt
     assert [m.seq for m in site.service.dead(webhook.id, "ada", after=0, limit=9)] == [4, 5]
 
 
+def test_the_oldest_dead_letters_of_a_user_above_the_bound_are_deleted(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("MAX_PENDING", 0), ("MAX_DEAD", 6), ("TRIM_EVERY", 3)):
+        monkeypatch.setattr(module, name, value)
+    webhooks = [
+        site.service.create(f"https://r.example/{n}", owner=owner) for n, owner in enumerate(("ada", "ada", "bob"))
+    ]
+
+    def dead() -> list[list[int]]:
+        return [[m.seq for m in site.service.dead(w.id, w.owner, after=0, limit=99)] for w in webhooks]
+
+    for _ in range(9):
+        site.events.add(at=site.clock.now())
+        site.dispatcher.make_messages()
+        site.advance(timedelta(seconds=1))
+        assert sum(map(len, dead())) <= 6 + 3
+    for _ in range(3):
+        site.events.add(owner="bob")
+    site.dispatcher.make_messages()
+    assert dead()[0][-1] == 9 and min(dead()[0] + dead()[1]) > 4
+    assert dead()[2] == [10, 11, 12]
+
+
+def test_dead_letters_after_all_attempts_are_bounded_too(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("MAX_DEAD", 2), ("TRIM_EVERY", 1)):
+        monkeypatch.setattr(module, name, value)
+    webhook = site.service.create("https://r.example/x", owner="ada")
+    for _ in range(9):
+        site.events.add(at=site.clock.now())
+        site.advance(timedelta(seconds=1))
+    site.receiver.answers = [Answer(400)]
+    for _ in range(30):
+        site.deliver()
+        site.advance(timedelta(hours=15))
+    left = [m.seq for m in site.service.dead(webhook.id, "ada", after=0, limit=9)]
+    assert left[-2:] == [8, 9] and len(left) <= 3
+
+
 def test_a_receiver_that_is_gone_gets_no_more(site: Site) -> None:
     webhook = site.service.create("https://r.example/x", owner="ada")
     for _ in range(2):
