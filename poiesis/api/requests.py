@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
@@ -44,6 +44,8 @@ class RequestRecord:
     user: User | None = None
     operation: str | None = None
     task: str | None = None
+    tasks: Sequence[str] = ()
+    """Those that one request for many has changed or created: each has a line of the audit."""
     error: str | None = None
     body_bytes: int = 0
     """So many have arrived."""
@@ -89,7 +91,10 @@ class Requests:
                     tracing.request_ended(span, scope["method"], self._route(scope, record, status), status)
                 self._measure(scope, record, status, time.perf_counter() - began if seconds is None else seconds)
                 if self._audit is not None and is_audited(scope["method"], status, record):
-                    self._audit.write(audit_entry(scope, record, status, time.perf_counter() - began))
+                    entry = audit_entry(scope, record, status, time.perf_counter() - began)
+                    self._audit.write(entry)
+                    for task in record.tasks:
+                        self._audit.write({**entry, "task": task})
 
     def _route(self, scope: Scope, record: RequestRecord, status: int) -> str:
         return self._routes.get(record.operation or "") or _page(scope["path"], status)

@@ -9,6 +9,7 @@ from starlette.types import Scope
 from poiesis.api.errors import InvalidBody
 from poiesis.api.extensions.context import Context, Document, Handler
 from poiesis.api.paging import page_token, read_token
+from poiesis.api.requests import REQUEST, RequestRecord
 from poiesis.api.users import USER, User
 from poiesis.api.validation import DOCUMENT
 from poiesis.domain.access import Access
@@ -35,17 +36,20 @@ def operations(context: Context) -> dict[str, Handler]:
 
     async def cancel(scope: Scope) -> Document:
         document, user = scope.pop(DOCUMENT), scope[USER]
+        record: RequestRecord = scope[REQUEST]
         if ("ids" in document) is ("filter" in document):
             raise InvalidBody([Problem("$", "must have either ids or filter")])
         if "ids" not in document:
-            return await cancel_by_filter(document, user)
+            return await cancel_by_filter(document, user, record)
         ids = list(dict.fromkeys(document["ids"]))
         if not document.get("dry_run"):
-            return _shown(await context.call(cancel_each, tasks, ids, access=user.access))
+            done = await context.call(cancel_each, tasks, ids, access=user.access)
+            record.tasks = done.canceled
+            return _shown(done)
         found = await context.call(tasks.states, ids, access=user.access)
         return _count([i for i in ids if found.get(TaskId(i)) in UNFINISHED])
 
-    async def cancel_by_filter(document: dict[str, Any], user: User) -> Document:
+    async def cancel_by_filter(document: dict[str, Any], user: User, record: RequestRecord) -> Document:
         where = _filter(context, document["filter"], user)
         limit = document.get("limit", DEFAULT_LIMIT)
         if document.get("dry_run"):
@@ -53,6 +57,7 @@ def operations(context: Context) -> dict[str, Handler]:
             return _count(ids, number)
         after = read_token(document.get("page_token"), where)
         done = await context.call(cancel_matching, tasks, where, limit=limit, after=after)
+        record.tasks = done.canceled
         shown = _shown(done)
         return shown if done.next_after is None else {**shown, "next_page_token": page_token(where, done.next_after)}
 

@@ -11,6 +11,7 @@ from poiesis.api.errors import NotJson
 from poiesis.api.extensions.context import Context, Document, Handler
 from poiesis.api.idempotency import idempotency_key
 from poiesis.api.merge_patch import merge_patch
+from poiesis.api.requests import REQUEST
 from poiesis.api.users import USER, User
 from poiesis.api.validation import DOCUMENT
 from poiesis.domain.task import Task, TaskSpec, View
@@ -28,6 +29,7 @@ def operations(context: Context) -> dict[str, Handler]:
         key = idempotency_key(scope, original, patch)
         spec = await context.call(copy_of, context, original, patch, user)
         task_id = await context.call(tasks.create, spec, owner=user.name, groups=user.groups, key=key)
+        scope[REQUEST].task = task_id
         return {"id": task_id, "rerun_of": original}
 
     return {"RerunTask": rerun}

@@ -21,7 +21,7 @@ from poiesis.api.extensions.bulk import UNFINISHED
 from poiesis.api.extensions.rerun import copy_of
 from poiesis.api.paging import page_token, read_token
 from poiesis.api.ui.asked import YEARS, Asked, read_asked
-from poiesis.api.ui.site import Ui, current_user, page
+from poiesis.api.ui.site import Ui, current_request, current_user, page
 from poiesis.api.users import User
 from poiesis.domain.errors import Forbidden, InvalidRequest, InvalidTask, PoiesisError, Unavailable, UnknownTask
 from poiesis.domain.naming import is_task_id
@@ -43,11 +43,16 @@ MAX_PROBLEMS: Final = 20
 class Done:
     """What one step did. `next_after`: where the next goes on."""
 
-    changed: int = 0
+    tasks: list[str] = field(default_factory=list)
+    """The ids of those that were canceled, or created."""
     unchanged: int = 0
     problems: list[str] = field(default_factory=list)
     failed: int = 0
     next_after: TaskId | None = None
+
+    @property
+    def changed(self) -> int:
+        return len(self.tasks)
 
     def fail(self, task_id: str, error: Exception) -> None:
         self.failed += 1
@@ -102,6 +107,7 @@ def register(ui: Ui) -> None:
         choice = _read(form, ui.services.tasks.clock.now())
         before = {name: _number(form.get(name, "0")) for name in ("changed", "unchanged", "failed")}
         done = _step(ui, choice, form.get("after") or None)
+        current_request().tasks = done.tasks
         total = {name: before[name] + getattr(done, name) for name in before}
         after = None
         if done.next_after is not None:
@@ -161,9 +167,12 @@ def _step(ui: Ui, choice: Choice, after: str | None) -> Done:
     deadline = time.monotonic() + STEP_S
     for i, task_id in enumerate(ids):
         try:
-            changed = _cancel(ui, task_id, user) if choice.do == "cancel" else _rerun(ui, task_id, user, choice.nonce)
-            done.changed += changed
-            done.unchanged += not changed
+            if choice.do == "rerun":
+                done.tasks.append(_rerun(ui, task_id, user, choice.nonce))
+            elif ui.services.tasks.cancel(task_id, access=user.access):
+                done.tasks.append(task_id)
+            else:
+                done.unchanged += 1
         except (UnknownTask, Forbidden, InvalidTask) as error:
             done.fail(task_id, error)
         except PoiesisError as error:
@@ -179,17 +188,12 @@ def _step(ui: Ui, choice: Choice, after: str | None) -> Done:
     return done
 
 
-def _cancel(ui: Ui, task_id: str, user: User) -> bool:
-    return ui.services.tasks.cancel(task_id, access=user.access)
-
-
-def _rerun(ui: Ui, task_id: str, user: User, nonce: str) -> bool:
-    """The form sent twice creates each task once."""
+def _rerun(ui: Ui, task_id: str, user: User, nonce: str) -> TaskId:
+    """The id of the new task. The form sent twice creates each task once."""
     spec = copy_of(ui.context, task_id, None, user)
     digest = hashlib.sha256(f"{nonce} {task_id}".encode()).hexdigest()
     key = IdempotencyKey(f"ui-{digest[:40]}", digest)
-    ui.services.tasks.create(spec, owner=user.name, groups=user.groups, key=key)
-    return True
+    return ui.services.tasks.create(spec, owner=user.name, groups=user.groups, key=key)
 
 
 def _number(text: str) -> int:

@@ -168,7 +168,8 @@ def _refuse() -> None:
     visit = current_visit()
     if visit.error is not None:
         raise visit.error
-    _scope()[REQUEST].operation = flask.request.endpoint
+    record = current_request()
+    record.operation, record.task = flask.request.endpoint, (flask.request.view_args or {}).get("task_id")
     flask.request.max_content_length = MAX_FORM_BYTES
     if flask.request.method not in ("GET", "HEAD", "OPTIONS"):
         check_csrf(visit, flask.request.form.get(CSRF_FIELD) or flask.request.headers.get(CSRF_HEADER, ""))

@@ -21,6 +21,7 @@ from poiesis.api.credentials import hash_secret
 from poiesis.api.server import BackgroundServer
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
+from poiesis.domain.states import State
 from poiesis.observability import BoundIdsFilter
 from tests.unit.api.service import HELLO, Site, assert_error
 
@@ -112,6 +113,30 @@ class TestAudit:
         )  # fmt: skip
         assert create["address"] == "testclient" and create["event"] == "audit" and create["time"]
         assert (cancel["operation"], cancel["task"]) == ("CancelTask", task_id)
+
+    def test_each_task_that_a_request_for_many_cancels_has_a_line(self, audited: Site, stream: Path) -> None:
+        mine, ended, foreign = (audited.create(headers=user) for user in (ADA, ADA, EVE))
+        audited.change(ended, state=State.CANCELED)
+        lines(stream, 3)
+        for body in ({"ids": [mine, ended, foreign, "x"], "dry_run": True}, {"ids": [mine, ended, foreign, "x"]}):
+            audited.client.post("/poiesis/v1/tasks:cancel", json=body, headers=ADA)
+        dry, request, task = lines(stream, 6)[3:]
+        assert "task" not in dry and "task" not in request
+        assert task["task"] == mine
+        same = ("request_id", "user", "auth", "address", "operation", "status", "result")
+        assert [task[name] for name in same] == [request[name] for name in same]
+
+        more = [audited.create({**HELLO, "name": "many"}, headers=ADA) for _ in range(3)]
+        audited.client.post(
+            "/poiesis/v1/tasks:cancel", json={"filter": {"name_prefix": "many"}, "limit": 2}, headers=ADA
+        )
+        assert [line.get("task") for line in lines(stream, 12)[9:]] == [None, *sorted(more)[:0:-1]]
+
+    def test_a_rerun_is_recorded_with_its_task(self, audited: Site, stream: Path) -> None:
+        original = audited.create(headers=ADA)
+        answer = audited.client.post(f"/poiesis/v1/tasks/{original}:rerun", headers=ADA)
+        rerun = lines(stream, 2)[1]
+        assert rerun["task"] == answer.json()["id"] and original in rerun["path"]
 
     def test_reads_that_succeed_are_not(self, audited: Site, stream: Path) -> None:
         audited.get("/tasks", headers=ADA)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from httpx import Response
 
+from poiesis.api.audit import AuditLog
 from poiesis.api.credentials import hash_secret
 from poiesis.api.ui import bulk, tasks
 from poiesis.config import ApiSettings
@@ -207,6 +208,20 @@ class TestBulk:
         assert site.stored() == 4
         new = [site.repository.get(i) for i in listed(site)[:2]]  # type: ignore[arg-type]
         assert {t.spec.tags["rerun_of"] for t in new} == set(made) and {t.spec.tags["k"] for t in new} == {"v"}
+
+    def test_each_task_has_a_line_of_the_audit(self, tmp_path: Any) -> None:
+        audit = AuditLog(str(tmp_path / "audit"))
+        site = Site(audit=audit)
+        made = [create(site, "align") for _ in range(2)]
+        submit(site, get(site, "/ui/tasks/bulk?do=cancel&all=1&name=align"))
+        site.clock.advance(timedelta(seconds=1))
+        submit(site, get(site, f"/ui/tasks/bulk?do=rerun&id={made[0]}"))
+        new = listed(site)[0]
+        submit(site, get(site, f"/ui/tasks/{new}/cancel"))
+        audit.close()
+        lines = [json.loads(line) for line in (tmp_path / "audit").read_text().splitlines()][2:]
+        assert [line.get("task") for line in lines] == [None, made[1], made[0], None, new, new]
+        assert len({line["request_id"] for line in lines}) == 3
 
     def test_tasks_of_others_are_neither_shown_nor_changed(self, shared: Site) -> None:
         foreign, grouped, own = create(shared, "f", "eve"), create(shared, "g", "bob"), create(shared, "o", "ada")
