@@ -43,7 +43,7 @@ const provider = new Provider(issuer, {
   clientDefaults: { id_token_signed_response_alg: jwks.keys[0].alg },
   cookies: { keys: ['only for tests'] },
   scopes: SCOPES.split(' '),
-  claims: { openid: ['sub'], profile: ['preferred_username'], email: ['email', 'email_verified'], groups: ['groups', 'realm_access', 'eduperson_entitlement'] },
+  claims: { openid: ['sub'], profile: ['preferred_username'], email: ['email', 'email_verified'], groups: ['groups', 'realm_access', 'eduperson_entitlement', 'ga4gh_passport_v1'] },
   findAccount,
   extraTokenClaims: (_, token) => (token.accountId ? claimsOf(token.accountId) : undefined),
   issueRefreshToken: (_, client, code) => client.grantTypeAllowed('refresh_token') && code.scopes.has('offline_access'),

@@ -20,6 +20,7 @@ ALGORITHMS: Final = (
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
     *("ES256", "ES384", "ES512", "EdDSA", "Ed25519"),
 )
+PASSPORT: Final = "ga4gh_passport_v1"
 ANY: Final = "*"
 SETTING: Final = "POIESIS_API__OIDC_ISSUERS"
 _Texts = tuple[Annotated[str, msgspec.Meta(min_length=1)], ...]
@@ -175,6 +176,9 @@ def _check(issuer: Issuer) -> None:
         raise ValueError("browser_scope: must contain openid")
     if issuer.admin_values and not (issuer.admin_claims or issuer.group_claims):
         raise ValueError("admin_values: needs admin_claims or group_claims")
+    for path in (issuer.user_claim, *issuer.group_claims, *issuer.admin_claims):
+        if path.split(".")[0] == PASSPORT:  # its visas are signed by others, and nothing here checks them (ADR 12)
+            raise ValueError(f"{path}: visas of a GA4GH passport give no names or groups here")
     try:
         re.compile(issuer.group_pattern or "")
     except re.error as error:

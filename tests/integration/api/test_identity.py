@@ -8,20 +8,29 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 
+from poiesis.api.audit import AuditLog
 from poiesis.api.credentials import hash_secret
 from poiesis.api.oidc import provider as provider_module
 from poiesis.api.server import BackgroundServer
+from poiesis.cluster.kubernetes import objects
 from poiesis.config import ApiSettings
+from poiesis.domain.plan import plan
+from poiesis.domain.policy import Policy
 from poiesis.domain.task import TaskId
+from poiesis.repository.sqlite.database import SqliteDatabase
+from poiesis.repository.sqlite.events import SqliteEventLog
+from poiesis.repository.sqlite.tasks import SqliteTaskRepository
+from poiesis.repository.sqlite.webhooks import SqliteWebhookStore
 from tests.servers import OidcServer, Zitadel
 from tests.servers.oidc import RESOURCE, make_keys
 from tests.unit.api.service import BASE, HELLO, Site
@@ -83,8 +92,14 @@ def _opaque(oidc: OidcServer, **more: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def serving(*issuers: dict[str, Any], auth: tuple[str, ...] = ("oidc",), **settings: Any) -> Iterator[Tes]:
-    site = Site(api=ApiSettings(auth=auth, oidc_issuers=json.dumps(issuers), port=0, **settings))
+def serving(
+    *issuers: dict[str, Any],
+    auth: tuple[str, ...] = ("oidc",),
+    parts: Mapping[str, Any] = MappingProxyType({}),
+    **settings: Any,
+) -> Iterator[Tes]:
+    """`parts`: of the `Site`, instead of its fakes."""
+    site = Site(api=ApiSettings(auth=auth, oidc_issuers=json.dumps(issuers), port=0, **settings), **parts)
     with BackgroundServer(site.app, site.api) as server:
         tes = Tes(site, server.url + BASE)
         yield tes
@@ -598,3 +613,53 @@ def test_nothing_of_a_token_is_logged(
         assert token not in written
         assert token.rpartition(".")[2] not in written
     assert oidc.introspection[1] not in written
+
+
+@pytest.mark.parametrize("kind", ["jwt", "userinfo"])
+def test_visas_reach_neither_store_nor_log_nor_audit_nor_events_nor_filers(
+    serve: Callable[..., Tes], oidc: OidcServer, kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """I82"""
+    visa = "eyJhbGciOiJSUzI1NiJ9.dmlzYS1vZi1hZGE.c2lnbmF0dXJl"
+    oidc.set_claims("visitor", {"groups": ["imaging"], "ga4gh_passport_v1": [visa]})
+    token = oidc.token("visitor", audience="opaque") if kind == "userinfo" else oidc.token("visitor")
+    if kind == "userinfo":
+        told = httpx.get(f"{oidc.issuer}/me", headers=_headers(token), timeout=30)
+        assert told.json()["ga4gh_passport_v1"] == [visa]
+    else:
+        assert visa in _payload(token)
+    caplog.set_level("DEBUG")
+    database, audit = SqliteDatabase(tmp_path / "tasks.sqlite"), AuditLog(str(tmp_path / "audit"))
+    policy, events = Policy(url_schemes_in=frozenset({"drs"})), SqliteEventLog(database)
+    parts = {"repository": SqliteTaskRepository(database), "events": events, "policy": policy, "audit": audit}
+    parts |= {"webhook_store": SqliteWebhookStore(database)}
+    issuer = _opaque(oidc, userinfo=True) if kind == "userinfo" else _issuer(oidc)
+    tes = serve(issuer, parts=parts)
+    base = tes.url.removesuffix(BASE) + "/poiesis/v1"
+    document = {**HELLO, "inputs": [{"url": "drs://data.example.org/1", "path": "/data/in"}]}
+    hook = tes.http.post(f"{base}/webhooks", headers=_headers(token), json={"url": "https://r.example/x"})
+    assert hook.status_code == 200, hook.text
+    created = tes.post("/tasks", token, document)
+    assert created.status_code == 200, created.text
+    task = tes.site.repository.get(TaskId(created.json()["id"]))
+    for path in ("whoami", f"tasks/{task.id}/why", "usage"):
+        assert tes.http.get(f"{base}/{path}", headers=_headers(token)).status_code == 200
+    assert tes.http.post(f"{base}/tasks/{task.id}:rerun", headers=_headers(token)).status_code == 200
+    tes.post(f"/tasks/{task.id}:cancel", token)
+    audit.close()
+
+    documents = objects.documents(task, plan(task.spec, policy), {})
+    assert b"drs://data.example.org/1" in documents["tif.json"] and task.owner == "lab:visitor"
+    stored = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert str(task.id).encode() in stored and b"CancelTask" in stored
+    logged = caplog.text + "".join(str(record.__dict__) for record in caplog.records)
+    changes = repr(events.after(0, limit=100))
+    assert task.id in changes
+    for part in (visa, *visa.split(".")[1:], "ga4gh_passport_v1"):
+        assert part.encode() not in stored + b"".join(documents.values())
+        assert part not in logged + changes
+
+
+def _payload(token: str) -> str:
+    part = token.split(".")[1]
+    return base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)).decode()

@@ -42,6 +42,7 @@ def test_an_issuer_needs_three_fields() -> None:
         ([{**LAB, "algorithms": ["none"]}], "algorithms"),
         ([{**LAB, "algorithms": []}], "algorithms"),
         ([{**LAB, "leeway_s": 3600}], "leeway_s"),
+        ([{**LAB, "group_claims": ["groups", "ga4gh_passport_v1"]}], "ga4gh_passport_v1: visas"),
         ([{**LAB, "group_pattern": "("}], "group_pattern"),
         ([{**LAB, "admin_values": ["x"]}], "admin_claims or group_claims"),
         ([{**LAB, "introspection": "always"}], "client_id"),
