@@ -22,6 +22,7 @@ def create_pages(
     service: ServiceSettings, api: ApiSettings, describe: str, blueprints: Sequence[flask.Blueprint] = ()
 ) -> flask.Flask:
     pages = flask.Flask(__name__, static_folder=None)
+    pages.url_map.merge_slashes = False  # its redirects would have the address of `Host`
 
     @pages.get("/")
     def start() -> str:

@@ -624,8 +624,8 @@ def test_visas_reach_neither_store_nor_log_nor_audit_nor_events_nor_filers(
     oidc.set_claims("visitor", {"groups": ["imaging"], "ga4gh_passport_v1": [visa]})
     token = oidc.token("visitor", audience="opaque") if kind == "userinfo" else oidc.token("visitor")
     if kind == "userinfo":
-        told = httpx.get(f"{oidc.issuer}/me", headers=_headers(token), timeout=30)
-        assert told.json()["ga4gh_passport_v1"] == [visa]
+        reported = httpx.get(f"{oidc.issuer}/me", headers=_headers(token), timeout=30)
+        assert reported.json()["ga4gh_passport_v1"] == [visa]
     else:
         assert visa in _payload(token)
     caplog.set_level("DEBUG")
