@@ -569,6 +569,22 @@ def test_a_user_of_hundreds_of_groups_sees_all_their_tasks(repository):
         assert repository.count(where) == len(found)
 
 
+def test_no_text_in_a_tag_or_a_group_is_taken_for_another_one(repository):
+    """Also where a store looks for them in the text of a list, as for those that most tasks have."""
+    for _ in range(3):
+        added(repository, owner="eve", groups=("x",), tags={"p": "x", "q": "1"})
+    texts = ["x", 'y"x', '"x', 'y,"g:x', 'y"g:x', ',"1:p=x', '"1:p=x', "x\\", '\\"1:p=x', '["1:p=x', "x]", "x,"]
+    groups = {"x", *(f"g{i}" for i in range(1200))}
+    for n, text in enumerate(texts):
+        task = added(repository, owner=f"u{n}", groups=(text,), tags={"p": text, "own": str(n), "q": "1"})
+        by_user = TaskFilter(tags=(("p", "x"), ("q", "1")), access=Access(f"u{n}"))
+        own = (("own", str(n)), ("q", "1"))
+        by_group = [TaskFilter(tags=own, access=Access(None, frozenset(g))) for g in ({"x"}, groups)]
+        for where in (by_user, *by_group):
+            found = [found.id for page in all_pages(repository, where) for found in page]
+            assert found == ([task.id] if text == "x" else []), (where.tags, text)
+
+
 def test_all_conditions_hold_at_once(repository):
     dice = random.Random(11)
     tasks = [

@@ -40,7 +40,8 @@ from poiesis.repository.unfinished import AFTER, MAX_GROUPS, group_key, group_of
 FEW_NAMES: Final = (
     5_000  # sorted in 3 ms, about as long as it takes to find a page of so many among a million in the order of ids
 )
-COUNTED: Final = (2_000, 50_000)  # entries, to find the rarest condition; the first takes 0.1 ms
+COUNTED: Final = (500, 5_000)  # entries, to find the rarest condition; 5,000 take 0.2 ms
+SAMPLED: Final = 500  # entries, to compare conditions that all have more
 Candidate = tuple[str, tuple[str, str]]
 Encoded = tuple[Document, str, str, Sequence[str], Sequence[str]]
 MAX_READERS: Final = 50  # groups in one query: with several states each is as many scans, and SQLite merges up to 500
@@ -109,7 +110,7 @@ class SqliteTaskRepository:
 
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
         with self._database.reading() as db:
-            where, scan = _planned(db, where)
+            where, scan = _planned(db, where, after)
             found = self._page(db, where, scan, limit + 1, after)
             rows, has_more = found[:limit], len(found) > limit
             if view is not View.MINIMAL:  # one by one: a join would sort all documents together with the ids
@@ -289,11 +290,12 @@ def _has_few_names(db: sqlite3.Connection, prefix: str) -> bool:
     return bool(db.execute(query, (*values, FEW_NAMES + 1)).fetchone()[0] <= FEW_NAMES)
 
 
-def _planned(db: sqlite3.Connection, where: TaskFilter) -> tuple[TaskFilter, str]:
+def _planned(db: sqlite3.Connection, where: TaskFilter, after: TaskId | None = None) -> tuple[TaskFilter, str]:
     """The filter with its rarest tag first, and what to scan: `name`, `tag`, `reader`, `state` or `id`.
 
     One condition is scanned and the others are looked up for each of its tasks, so the rarest is scanned. The planner does not know
-    how many tasks each value has (that would need regular ANALYZE), so entries are counted here, up to a bound.
+    how many tasks each value has (that would need regular ANALYZE), so entries are counted here, up to a bound; above it, those near
+    the beginning of the page are compared.
     """
     if _has_few_names(db, where.name_prefix):
         return where, "name"
@@ -314,8 +316,46 @@ def _planned(db: sqlite3.Connection, where: TaskFilter) -> tuple[TaskFilter, str
     if not candidates:
         return where, "id"
     counts = _counts(db, candidates)
-    where = replace(where, tags=tuple(sorted(where.tags, key=lambda tag: counts["tag", tag])))
-    return where, min(candidates, key=counts.__getitem__)[0]
+    rarest = min(candidates, key=counts.__getitem__)
+    if len(candidates) > 1 and counts[rarest] == COUNTED[-1]:
+        rarest = _sparsest(db, candidates, where, after)
+    tags = sorted(where.tags, key=lambda tag: (("tag", tag) != rarest, counts["tag", tag]))
+    return replace(where, tags=tuple(tags)), rarest[0]
+
+
+def _sparsest(
+    db: sqlite3.Connection,
+    candidates: Mapping[Candidate, Sequence[tuple[str, tuple[str, ...]]]],
+    where: TaskFilter,
+    after: TaskId | None,
+) -> Candidate:
+    """Of candidates with many entries each, the one of which SAMPLED entries reach furthest from the beginning of the page.
+
+    Several scans of one candidate cannot be compared so without merging them: their entries up to there are counted.
+    """
+    bounds, values = _id_bounds(where, after, "id")
+    condition = "".join(f" AND {bound}" for bound in bounds)
+    order, within = ("ASC", "<=") if where.oldest_first else ("DESC", ">=")
+    best: Candidate | None = None
+    edge = ""
+    for candidate, [(source, given), *others] in sorted(candidates.items(), key=lambda item: len(item[1])):
+        if best is None or not others:
+            query = f"SELECT id FROM {source}{condition} ORDER BY id {order} LIMIT 1 OFFSET {SAMPLED - 1}"
+            row = db.execute(query, (*given, *values)).fetchone()
+            if row is None:
+                return candidate
+            if best is None or (row[0] > edge) is where.oldest_first:
+                best, edge = candidate, row[0]
+            continue
+        left = SAMPLED
+        for source, given in candidates[candidate]:
+            query = f"SELECT count(*) FROM (SELECT 1 FROM {source}{condition} AND id {within} ? LIMIT ?)"
+            left -= db.execute(query, (*given, *values, edge, left)).fetchone()[0]
+            if left == 0:
+                break
+        best = candidate if left else best
+    assert best is not None
+    return best
 
 
 def _counts(
@@ -357,7 +397,15 @@ def _list_query(where: TaskFilter, limit: int, after: TaskId | None, *, scan: st
     Each branch scans one index that is in the order of ids, from `after` on. Several states or readers are as many scans, merged.
     """
     found, values = _scans(where, after, scan)
-    return f"{found} ORDER BY id {'ASC' if where.oldest_first else 'DESC'} LIMIT ?", [*values, limit]
+    order = f" ORDER BY id {'ASC' if where.oldest_first else 'DESC'}"
+    if (
+        scan == "name" and not where.states and where.owner is None
+    ):  # the index has names and ids: rows only of the page
+        conditions, _ = _conditions(where, after, scan, "tasks.id")
+        named = f"SELECT id FROM tasks INDEXED BY tasks_by_name WHERE {' AND '.join(conditions)}{order} LIMIT ?"
+        source = f"({named}) AS named CROSS JOIN tasks ON tasks.id = named.id"
+        return f"SELECT tasks.id AS id, tasks.state AS state FROM {source}{order}", [*values, limit]
+    return f"{found}{order} LIMIT ?", [*values, limit]
 
 
 def _scans(where: TaskFilter, after: TaskId | None, scan: str) -> tuple[str, list[object]]:
@@ -366,7 +414,7 @@ def _scans(where: TaskFilter, after: TaskId | None, scan: str) -> tuple[str, lis
     states = sorted(state.value for state in where.states)
     if scan == "reader":
         source = "readers AS reading" + (" INDEXED BY readers_by_state" if states else "")
-        if where.name_prefix:
+        if where.name_prefix or _reads_rows(where, scan):
             source += " CROSS JOIN tasks ON tasks.id = reading.id"
         tokens = _scanned_readers(where) or ["none"]  # no user and no group: no task has this token
         each: list[list[object]] = [[token, state] for token in tokens for state in states] if states else []
@@ -396,22 +444,48 @@ def _conditions(where: TaskFilter, after: TaskId | None, scan: str, key: str) ->
         conditions.append(condition)
         values.extend(given)
 
-    lowest, is_included, above = where.id_bounds(after)
-    if lowest is not None:
-        add(f"{key} >= ?" if is_included else f"{key} > ?", lowest)
-    if above is not None:
-        add(f"{key} < ?", above)
+    bounds, ids = _id_bounds(where, after, key)
+    conditions += bounds
+    values += ids
     if where.name_prefix:
         condition, bounds = _name_condition(where.name_prefix)
         # the plus sign keeps the planner from scanning names where ids must be scanned
         add(condition if scan == "name" else condition.replace("tasks.name", "+tasks.name"), *bounds)
-    for tag in where.tags[1:] if scan == "tag" else where.tags:
-        add(f"EXISTS (SELECT 1 FROM tags WHERE tags.token = ? AND tags.id = {key})", tag_token(*tag))
     if where.owner is not None and scan != "reader":
         add("tasks.owner = ?", where.owner)
+    has_row = _reads_rows(where, scan)
+    for tag in where.tags[1:] if scan == "tag" else where.tags:
+        if has_row:
+            add(*_has_token("tags", [tag_token(*tag)]))
+        else:
+            add(f"EXISTS (SELECT 1 FROM tags WHERE tags.token = ? AND tags.id = {key})", tag_token(*tag))
     if where.access is not None and (scan != "reader" or where.owner is not None):
-        add(*_may_read(where.access, key))
+        tokens = where.access.tokens
+        in_row = has_row and len(tokens) <= MAX_READERS
+        add(*(_has_token("readers", tokens) if in_row else _may_read(where.access, key)))
     return conditions, values
+
+
+def _id_bounds(where: TaskFilter, after: TaskId | None, key: str) -> tuple[list[str], list[object]]:
+    lowest, is_included, above = where.id_bounds(after)
+    bounds = [(f"{key} >= ?" if is_included else f"{key} > ?", lowest), (f"{key} < ?", above)]
+    return [bound for bound, value in bounds if value is not None], [value for _, value in bounds if value is not None]
+
+
+def _reads_rows(where: TaskFilter, scan: str) -> bool:
+    """Whether each task's row is read for other conditions. It has the tokens too, so that they need not be looked up one by one."""
+    if scan == "tag":
+        return True
+    lookups = len(where.tags) + (where.access is not None and (scan != "reader" or where.owner is not None))
+    return lookups > 0 and (bool(where.name_prefix) or lookups > 1 or (where.owner is not None and scan != "reader"))
+
+
+def _has_token(column: str, tokens: Sequence[str]) -> tuple[str, ...]:
+    """The condition that a row has one of these tokens, and its values. A quote after `[` or `,` begins an element of the JSON list:
+    within an element it would follow a backslash."""
+    needles = [before + encode_json(token).decode() for token in tokens for before in "[,"]
+    condition = " OR ".join([f"instr(tasks.{column}, ?) > 0"] * len(needles))
+    return f"({condition or 'FALSE'})", *needles
 
 
 def _may_read(access: Access, key: str) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def test_nothing_is_read_of_a_task_that_the_user_may_not_see_but_its_row_and_rea
 
 def test_a_rare_name_is_found_by_its_index(repository, file):
     steps = plan(file, *_list_query(TaskFilter("rare"), 257, None, scan="name"))
-    assert "SEARCH tasks USING INDEX tasks_by_name (name>? AND name<?)" in steps
+    assert "SEARCH tasks USING COVERING INDEX tasks_by_name (name>? AND name<?)" in steps
 
 
 def test_many_names_are_scanned_in_the_order_of_ids(repository, monkeypatch):
@@ -133,6 +133,39 @@ def test_the_rarer_of_tags_and_readers_is_scanned(repository, tag, groups, scan)
     with repository._database.reading() as db:
         where = TaskFilter(tags=((tag, ""),), access=Access("ada", frozenset(groups)))
         assert _planned(db, where)[1] == scan
+
+
+@pytest.mark.parametrize("oldest_first", [False, True])
+@pytest.mark.parametrize("groups", [("g",), ("g", "h")])
+def test_of_common_conditions_the_one_that_is_rarer_near_the_page_is_scanned(
+    repository, monkeypatch, groups, oldest_first
+):
+    """Those with `old` are all at one end of the list, those with `new` at the other, and readers are everywhere."""
+    monkeypatch.setattr(sqlite, "COUNTED", (2, 4))
+    monkeypatch.setattr(sqlite, "SAMPLED", 3)
+    for i in range(20):
+        tags = {"old" if i < 10 else "new": "x", "all": "x"}
+        repository.add(
+            replace(
+                a_task(f"{i:02}"), spec=replace(SPEC, tags=tags), groups=((*groups, "x", "y")[i % (len(groups) + 2)],)
+            )
+        )
+    where = TaskFilter(
+        tags=(("all", ""), ("old", ""), ("new", "")), access=Access(None, frozenset(groups)), oldest_first=oldest_first
+    )
+    with repository._database.reading() as db:
+        ordered, scan = _planned(db, where)
+        assert (scan, ordered.tags[0]) == ("tag", ("new" if oldest_first else "old", ""))
+        ordered, scan = _planned(db, where, TaskId("09"))
+        assert (scan, ordered.tags[0]) == ("tag", ("old" if oldest_first else "new", ""))
+        assert _planned(db, replace(where, tags=(("all", ""),)))[1] == "reader"
+
+
+def test_a_list_by_many_conditions_reads_each_row_once_and_no_other_index(repository, file):
+    tags = (("k", "v"), ("l", ""))
+    for scan in ("tag", "reader"):
+        query, values = _list_query(TaskFilter("n", STATES, tags, "ada", ACCESS), 257, None, scan=scan)
+        assert "EXISTS" not in query and not [step for step in plan(file, query, values) if "SUBQUERY" in step]
 
 
 def test_due_scans_its_index_in_order(repository, file):
