@@ -13,7 +13,9 @@ LITERAL: Final = frozenset(
 )  # names in these URLs are written as they are; elsewhere percent-encoded
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _USERINFO: Final = re.compile(r"(?<=://)[^/?#]*@")
-_SIGNATURE: Final = re.compile(r"([?&](?:x-(?:amz|goog)-[a-z-]+|awsaccesskeyid|signature|sig|token)=)[^&]+", re.IGNORECASE)
+_SIGNATURE: Final = re.compile(
+    r"([?&](?:x-(?:amz|goog)-[a-z-]+|awsaccesskeyid|signature|sig|token)=)[^&]+", re.IGNORECASE
+)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 MAX_SHOWN: Final = 500
 _WITHOUT_QUERY: Final = ("/", "s3:", "gs:", "az:", "file:")  # a question mark in these is part of a name
