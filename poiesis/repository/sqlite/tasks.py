@@ -361,19 +361,21 @@ def _sparsest(
 def _counts(
     db: sqlite3.Connection, candidates: Mapping[Candidate, Sequence[tuple[str, tuple[str, ...]]]]
 ) -> dict[Candidate, int]:
-    """How many index entries each candidate has: exact for the rarest, if it has fewer than the last of COUNTED."""
+    """How many index entries each candidate has: exact for the rarest, if it has fewer than the last of COUNTED. Others are counted up
+    to the fewest so far."""
     counts = dict.fromkeys(candidates, 0)
     if len(candidates) < 2:
         return counts
     for bound in COUNTED:
+        fewest = bound
         for candidate, parts in candidates.items():
-            left = bound
+            left = fewest
             for source, values in parts:
                 if left > 0:
                     query = f"SELECT count(*) FROM (SELECT 1 FROM {source} LIMIT ?)"
                     left -= db.execute(query, (*values, left)).fetchone()[0]
-            counts[candidate] = bound - left
-        if min(counts.values()) < bound:
+            fewest = counts[candidate] = fewest - left
+        if fewest < bound:
             break
     return counts
 
