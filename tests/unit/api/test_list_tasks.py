@@ -28,6 +28,14 @@ class TestAListing:
         ids = [site.create() for _ in range(3)]
         assert site.get("/tasks").json() == {"tasks": [{"id": i, "state": "QUEUED"} for i in reversed(ids)]}
 
+    def test_has_tasks_of_every_state(self, site: Site) -> None:
+        states = [state for state in State if state not in (State.UNKNOWN, State.PAUSED, State.PREEMPTED)]
+        ids = [site.create() for _ in states]
+        for task_id, state in zip(ids, states, strict=True):
+            site.change(task_id, state=state)
+        listed = site.get("/tasks").json()["tasks"]
+        assert listed == [{"id": i, "state": s} for i, s in zip(ids[::-1], states[::-1], strict=True)]
+
     @pytest.mark.parametrize("view", ["BASIC", "full"])
     def test_shows_tasks_as_get_does(self, site: Site, view: str) -> None:
         task_id = site.create()
