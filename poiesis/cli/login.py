@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from typing import Any
+import threading
+from typing import Any, Final
 
 from poiesis.cli.client import TesClient
 from poiesis.cli.exits import MissingExtension
@@ -16,6 +17,8 @@ from poiesis.cli.text import printable
 from poiesis.domain.errors import ConfigurationError, PoiesisError, Unauthenticated
 
 DEFAULT_SCOPE = "openid profile offline_access"
+REVOKE_S: Final = 2.0
+"""That a logout waits for the provider."""
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -75,13 +78,24 @@ def _logout(arguments: argparse.Namespace) -> int:
     if not logins.remove(arguments.url):
         print(f"There is no login to {server_key(arguments.url)}.")
         return 0
-    revoked = False
-    if login is not None:
-        with contextlib.suppress(PoiesisError):
-            revoked = OidcClient(login.issuer, login.client_id).revoke(login.tokens)
+    revoked = login is not None and _revoked(login)
     end = "" if revoked else " The provider did not revoke its tokens, which stay valid until they expire."
     print(f"Logged out of {server_key(arguments.url)}.{end}")
     return 0
+
+
+def _revoked(login: Login) -> bool:
+    """Whether the provider has ended the login, within REVOKE_S: a thread, because each of its requests may take longer."""
+    ended: list[bool] = []
+
+    def revoke() -> None:
+        with contextlib.suppress(PoiesisError):
+            ended.append(OidcClient(login.issuer, login.client_id).revoke(login.tokens))
+
+    thread = threading.Thread(target=revoke, name="revoke", daemon=True)
+    thread.start()
+    thread.join(REVOKE_S)
+    return ended == [True]
 
 
 def _whoami(arguments: argparse.Namespace) -> int:

@@ -30,6 +30,7 @@ MAX_STALE_S: Final = 24 * 3600.0
 MIN_REFRESH_S: Final = 10.0
 STALE_WAIT_S: Final = 1.0  # how long a request waits for new keys where old ones would do
 DEADLINE_S: Final = 5.0  # of a request, including its turn
+REVOKE_S: Final = 2.0  # that a logout may wait for
 MAX_REQUESTS: Final = 8  # at once, to one provider
 MAX_BODY_BYTES: Final = 256 * 1024
 MAX_KEYS: Final = 100
@@ -111,11 +112,31 @@ class Provider:
 
     async def token(self, form: Mapping[str, str]) -> Claims:
         """The answer of the token endpoint to the client for browsers. Raises: TokenRefused for a refused grant; ProviderUnavailable."""
-        client, secret = self.issuer.browser_client or "", self._browser_secret
-        auth = None if secret is None else httpx.BasicAuth(client, secret)
-        data = dict(form) if secret is not None else {**form, "client_id": client}
         url = await self._endpoint("token_endpoint")
-        return await self._fetch("POST", url, data=data, auth=auth, refuses_by_400=True)
+        return await self._fetch("POST", url, **self._browser_form(form), refuses_by_400=True)
+
+    async def revoke(self, token: str) -> bool:
+        """Whether the provider has ended a refresh token (RFC 7009). It is asked once, for REVOKE_S, and may have no way to."""
+        form = self._browser_form({"token": token, "token_type_hint": "refresh_token"})
+        try:
+            async with asyncio.timeout(REVOKE_S):
+                await self._discover()
+                if "revocation_endpoint" not in self._endpoints:
+                    return False
+                await self._fetch("POST", self._endpoints["revocation_endpoint"], **form, has_answer=False)
+                return True
+        except TimeoutError:
+            self._unavailable(f"no revocation within {REVOKE_S:.0f} s")
+        except ProviderUnavailable:  # is logged
+            pass
+        return False
+
+    def _browser_form(self, form: Mapping[str, str]) -> dict[str, Any]:
+        """A form of the client for browsers, with its credentials."""
+        client, secret = self.issuer.browser_client or "", self._browser_secret
+        if secret is None:
+            return {"data": {**form, "client_id": client}}
+        return {"data": dict(form), "auth": httpx.BasicAuth(client, secret)}
 
     async def close(self) -> None:
         if self._refreshing is not None:
@@ -166,18 +187,27 @@ class Provider:
     # ---- requests
 
     async def _endpoint(self, name: str) -> str:
+        await self._discover()
+        if name not in self._endpoints:
+            raise self._unavailable(f"its discovery document has no usable {name}")
+        return self._endpoints[name]
+
+    async def _discover(self) -> None:
+        """Read the addresses of the provider's endpoints, once. Raises: ProviderUnavailable."""
         if not self._endpoints:
             base = self.issuer.url.removesuffix("/")
             found = await self._fetch("GET", f"{base}/.well-known/openid-configuration")
             if found.get("issuer") != self.issuer.url:
                 raise self._unavailable("its discovery document is of another issuer")
             self._endpoints = {key: url for key, url in found.items() if isinstance(url, str) and is_secure(url)}
-        if name not in self._endpoints:
-            raise self._unavailable(f"its discovery document has no usable {name}")
-        return self._endpoints[name]
 
-    async def _fetch(self, method: str, url: str, *, refuses_by_400: bool = False, **options: Any) -> Claims:
-        """The JSON object at an address of the provider. Raises: ProviderUnavailable; _Rejected for 401 and 403; TokenRefused for 400."""
+    async def _fetch(
+        self, method: str, url: str, *, refuses_by_400: bool = False, has_answer: bool = True, **options: Any
+    ) -> Claims:
+        """The JSON object at an address of the provider. `has_answer`: whether there is one.
+
+        Raises: ProviderUnavailable; _Rejected for 401 and 403; TokenRefused for 400.
+        """
         if self._http is None:
             limits = httpx.Limits(max_connections=MAX_REQUESTS, max_keepalive_connections=2)
             self._http = httpx.AsyncClient(verify=self._tls, timeout=DEADLINE_S, limits=limits, follow_redirects=False)
@@ -202,6 +232,8 @@ class Provider:
             raise TokenRefused("the provider refuses the code or the refresh token")
         if response.status_code != 200:
             raise self._unavailable(f"status {response.status_code}")
+        if not has_answer:
+            return {}
         try:
             found = parse_json(bytes(body))
         except ValueError:

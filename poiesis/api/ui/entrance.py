@@ -126,7 +126,7 @@ class Entrance:
         token = cookies.get(SESSION)
         if not token or not is_csrf_token(form.get("csrf_token", ""), csrf_token(token)):
             raise Failed("form")
-        await self._sessions.end(token)
+        await self._sessions.log_out(token)
         answer = _to_page("out", ROOT)
         answer.raw_headers.append(cookies.set_header(SESSION, "", max_age_s=0))
         return answer

@@ -102,6 +102,16 @@ class Sessions:
         if _TOKEN.fullmatch(token):
             await self._call(self._repository.remove, _digest(token))
 
+    async def log_out(self, token: str) -> None:
+        """End the session, then its refresh token at the provider, if that responds soon. Raises: RepositoryUnavailable."""
+        session = await self._call(self._repository.find, _digest(token)) if _TOKEN.fullmatch(token) else None
+        await self.end(token)
+        if session is None or session.method != "oidc":
+            return
+        provider, tokens = self._provider(session.credential), _unseal(token, session)
+        if provider is not None and tokens.refresh is not None:
+            await provider.revoke(tokens.refresh)
+
     async def visitor(self, scope: Scope) -> User | None:
         """The user of the session in a request's cookie; None: there is none, or it has ended. Raises: Refused, Unavailable."""
         token = self.cookies(scope).get(SESSION)

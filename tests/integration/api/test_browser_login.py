@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +18,12 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 
+from poiesis.api.oidc import provider as provider_module
+from poiesis.api.oidc.provider import Provider
+from poiesis.api.oidc.settings import Issuer
 from poiesis.api.server import BackgroundServer
 from poiesis.api.ui import session as sessions
+from poiesis.api.ui.visit import csrf_token
 from poiesis.config import ApiSettings
 from poiesis.domain.sessions import Session
 from poiesis.testing.clock import ManualClock
@@ -105,6 +111,14 @@ def failure(answer: httpx.Response) -> str:
     found = re.search(r"error=(\w+)", answer.headers["location"])
     assert found is not None, answer.headers
     return found[1]
+
+
+def log_out(site: Tes) -> str:
+    """The word for how it went."""
+    form = {"csrf_token": csrf_token(site.client.cookies[COOKIE])}
+    answer = site.client.post("/ui/logout", data=form, follow_redirects=False)
+    assert answer.status_code == 303, answer.text
+    return str(parse_qs(urlsplit(answer.headers["location"]).query)["error"][0])
 
 
 def shown(site: Tes) -> str:
@@ -250,6 +264,56 @@ class TestLater:
         oidc.revoke(refresh)
         site.wait_for_expiry()
         assert shown(site) == "" and not site.stored
+
+    def test_a_logout_ends_the_refresh_token_at_the_provider(
+        self, site: Tes, oidc: OidcServer, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("DEBUG")
+        log_in(site)
+        [stored] = site.stored
+        refresh = sessions._unseal(site.client.cookies[COOKIE], stored).refresh
+        assert refresh is not None
+        assert log_out(site) == "out" and not site.stored
+        form = {"grant_type": "refresh_token", "refresh_token": refresh}
+        renewed = httpx.post(f"{oidc.issuer}/token", data=form, auth=oidc.dashboard, timeout=30)
+        assert (renewed.status_code, renewed.json()["error"]) == (400, "invalid_grant")
+        assert refresh not in caplog.text + "".join(str(record.__dict__) for record in caplog.records)
+
+    def test_a_logout_works_while_the_provider_is_away(
+        self, own_oidc: OidcServer, serve: Callable[..., Tes], caplog: pytest.LogCaptureFixture
+    ) -> None:
+        site = serve(settings_for(own_oidc))
+        log_in(site)
+        own_oidc.stop()
+        assert log_out(site) == "out" and not site.stored
+        assert "provider_unavailable" in caplog.text
+
+    @pytest.mark.parametrize("secret", ["dashboard-secret", None])
+    def test_a_provider_that_does_not_respond_delays_no_logout(
+        self, oidc: OidcServer, monkeypatch: pytest.MonkeyPatch, secret: str | None
+    ) -> None:
+        monkeypatch.setattr(provider_module, "REVOKE_S", 0.2)
+        issuer = Issuer(
+            name="lab", url=oidc.issuer, audiences=("x",), browser_client="dashboard", browser_secret=secret
+        )
+
+        async def revoke() -> tuple[bool, bool, bytes]:
+            provider = Provider(issuer, time.monotonic)
+            await provider.authorization_endpoint()
+            with socket.create_server(("127.0.0.1", 0)) as silent:
+                provider._endpoints["revocation_endpoint"] = f"http://127.0.0.1:{silent.getsockname()[1]}/"
+                hanging = await provider.revoke("token-1")
+                connection, _ = silent.accept()
+                received = connection.recv(65536)
+                connection.close()
+            del provider._endpoints["revocation_endpoint"]
+            without = await provider.revoke("token-1")
+            await provider.close()
+            return hanging, without, received
+
+        hanging, without, received = asyncio.run(revoke())
+        assert (hanging, without) == (False, False)
+        assert (b"authorization: basic" in received.lower()) is (secret is not None)
 
     def test_without_a_refresh_token_the_session_ends_with_its_token(
         self, oidc: OidcServer, serve: Callable[..., Tes]

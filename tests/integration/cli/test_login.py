@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import stat
 import subprocess
 import sys
@@ -17,6 +18,10 @@ from typing import Any
 import pytest
 
 from poiesis.api.server import BackgroundServer
+from poiesis.cli import login
+from poiesis.cli import main as cli
+from poiesis.cli.logins import Login, Logins
+from poiesis.cli.oidc import Tokens
 from poiesis.config import ApiSettings
 from tests.servers.oidc import RESOURCE, OidcServer
 from tests.unit.api.service import Site
@@ -266,3 +271,19 @@ class TestLogout:
         path.chmod(0o600)
         done = poiesis("logout", "--url", service.url)
         assert done.returncode == 0 and "did not revoke" in done.stdout and not path.exists()
+
+    def test_does_not_wait_for_a_provider_that_does_not_respond(
+        self, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(login, "REVOKE_S", 0.2)
+        monkeypatch.setenv("HOME", str(home))
+        monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            issuer = f"http://127.0.0.1:{silent.getsockname()[1]}"
+            tokens = Tokens("access-1", "refresh-1", 0.0)
+            logins = Logins()
+            logins.save(Login("http://127.0.0.1:1", issuer, "cli", "openid", tokens))
+            assert cli.main(["logout", "--url", "http://127.0.0.1:1"]) == 0
+            shown = capsys.readouterr()
+        assert "did not revoke" in shown.out and "-1" not in shown.out + shown.err
+        assert logins.get("http://127.0.0.1:1") is None
