@@ -59,10 +59,11 @@ class Asked:
         return bool(self.states or self.name or self.tag or self.owner or self.created_from or self.created_to)
 
     def where(self, ui: Ui, user: User, *, only_own: bool = False) -> TaskFilter:
-        """`only_own`: without the tasks of other members of the user's groups."""
+        """`only_own`: without the tasks of other members of the user's groups, also where `owner` is the user."""
         stored = frozenset(state for shown in self.states for state in ui.context.views.stored_states(shown))
         key, _, value = self.tag.partition("=")
         access = user.access
+        only_own = only_own or self.owner == user.name
         return TaskFilter(
             name_prefix=self.name,
             states=stored or (frozenset({State.UNKNOWN}) if self.states else frozenset()),

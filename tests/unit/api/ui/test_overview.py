@@ -52,8 +52,13 @@ def test_nothing_is_inline_and_names_are_text(site):
 def test_users_see_only_their_own_figures(tmp_path):
     file = tmp_path / "users.json"
     users = [
-        {"name": name, "token_hash": "sha256$" + hashlib.sha256(name.encode()).hexdigest(), "admin": name == "root"}
-        for name in ("ada", "bob", "root")
+        {
+            "name": name,
+            "token_hash": "sha256$" + hashlib.sha256(name.encode()).hexdigest(),
+            "admin": name == "root",
+            "groups": ["lab"] if name == "cy" else [],
+        }
+        for name in ("ada", "bob", "root", "cy")
     ]
     file.write_text(json.dumps(users))
     site = Site(ApiSettings(auth=("bearer",), credentials_file=str(file)))
@@ -70,7 +75,10 @@ def test_users_see_only_their_own_figures(tmp_path):
     assert (tile(mine, "running"), tile(mine, "waiting"), tile(mine, "failed")) == ("1", "0", "1")
     assert (tile(whole, "running"), tile(whole, "waiting"), tile(whole, "failed")) == ("2", "1", "3")
     assert "bob" not in mine.lower() and "BobsReason" in whole and "bobFailed" in whole
-    assert "Your tasks" in mine and "All tasks of this service" in whole
+    assert "Your tasks," in mine and "All tasks of this service" in whole and "owner=" not in mine + whole
+    member = page("cy")
+    assert "Your own tasks," in member and "other members of your groups are not counted" in member
+    assert 'href="/ui/tasks?state=RUNNING&amp;owner=cy"' in member
     assert site.client.get("/ui/overview", follow_redirects=False).status_code == 303
 
 

@@ -152,6 +152,13 @@ class TestFilters:
         assert listed(shared, "?owner=eve", user="root") == [other]
         assert "Owner" not in get(shared, "/ui/tasks", "bob").text
 
+    def test_members_of_a_group_may_list_only_their_own(self, shared: Site) -> None:
+        mine, other = create(shared, user="bob"), create(shared, user="ada")
+        assert listed(shared, user="bob") == [other, mine]
+        assert listed(shared, "?owner=bob", user="bob") == [mine]
+        assert "Only mine" in get(shared, "/ui/tasks", "bob").text
+        assert "Only mine" not in get(shared, "/ui/tasks", "eve").text
+
 
 class TestBulk:
     def test_chosen_tasks_are_canceled_after_a_page_with_their_count(self, site: Site) -> None:
