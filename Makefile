@@ -18,12 +18,14 @@ TEST_RUNNER_COMMIT := 552ff3c
 SPROCKET := 0.33.0
 PROMETHEUS := v0.313.5
 JAEGER := v1.76.0
+KEYCLOAK := 26.7.3
+KEYCLOAK_SHA256 := 77657f30b7e90d70f727712ce1c967f430fd6a5e9f458d32d8c6df0635345f47
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export UV_CACHE_DIR ?= $(CURDIR)/.cache/uv
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: monitoring trace-picture help venv launcher launcher-build launcher-check demo up test large-log emulators browser browser-large-log screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e nodes-e2e doctor-e2e bench chaos image lock docs reference docs-test clean distclean image-archive image-check upgrade-e2e old-image
+.PHONY: keycloak monitoring trace-picture help venv launcher launcher-build launcher-check demo up test large-log emulators browser browser-large-log screenshots clients clients-test clients-lock sprocket mutations wheel-smoke lint format e2e kueue-e2e netpol-e2e nodes-e2e doctor-e2e bench chaos image lock docs reference docs-test clean distclean image-archive image-check upgrade-e2e old-image
 
 help: ## this list
 	@echo "make TARGET [PYTHON=python3] [ARGS='more arguments for the command']"
@@ -89,6 +91,21 @@ emulators: ## what tests need and no Python package has: OpenID providers, Azure
 	GOBIN=$(CURDIR)/.cache/emulators/bin go install github.com/fsouza/fake-gcs-server@v1.56.1
 	GOBIN=$(CURDIR)/.cache/emulators/zitadel go install github.com/zitadel/oidc/v3/example/server@v3.45.0
 	cp .cache/emulators/zitadel/server .cache/emulators/bin/zitadel-oidc-server
+
+# The test starts it once, which builds the server that later starts use; two first starts at the same time would be in each other's way.
+KEYCLOAK_DIR := .cache/emulators/keycloak
+keycloak: venv $(KEYCLOAK_DIR)/.installed ## Keycloak, for the tests of logins by it; 180 MB; needs mvn and Java 17
+	$(BIN)/pytest tests/integration/test_servers.py -k keycloak $(ARGS)
+
+$(KEYCLOAK_DIR)/.installed:
+	@command -v mvn >/dev/null && command -v java >/dev/null || { echo "keycloak: needs mvn and java" >&2; exit 1; }
+	rm -rf $(KEYCLOAK_DIR) && mkdir -p $(KEYCLOAK_DIR)/download
+	cd $(KEYCLOAK_DIR)/download && mvn -B -q -Dmaven.repo.local=$$PWD/m2 org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy \
+	  -Dartifact=org.keycloak:keycloak-quarkus-dist:$(KEYCLOAK):tar.gz -DoutputDirectory=$$PWD
+	echo "$(KEYCLOAK_SHA256)  $(KEYCLOAK_DIR)/download/keycloak-quarkus-dist-$(KEYCLOAK).tar.gz" | sha256sum --check --quiet
+	tar -xzf $(KEYCLOAK_DIR)/download/keycloak-quarkus-dist-$(KEYCLOAK).tar.gz --strip-components 1 -C $(KEYCLOAK_DIR)
+	rm -rf $(KEYCLOAK_DIR)/download
+	@touch $@
 
 # `go install` refuses a module whose go.mod excludes versions, so each is built from an empty module that requires it.
 MONITORING := .cache/monitoring

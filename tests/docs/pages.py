@@ -7,10 +7,11 @@ A comment on the line before a block says what is special about it; readers of t
 | `<!-- file: NAME -->` | the text says that the reader saves the block under this name |
 | `<!-- run: in the background -->` | as in a second terminal; the run continues once its output matches |
 | `<!-- run: stop the background -->` | what runs in the background is stopped first, as by Ctrl-C |
+| `<!-- run: logged in as USER -->` | meanwhile the user opens the address that `poiesis login` shows, and confirms |
 | `<!-- run: fails -->` | it ends with an exit code other than 0 |
 | `<!-- not run: REASON -->` | it cannot be run in tests; they are counted |
 | `<!-- page: cluster -->` | at the top: the commands need a Kubernetes cluster |
-| `<!-- page: needs NAME -->` | at the top: a client of `make clients` |
+| `<!-- page: needs NAME -->` | at the top: a client of `make clients`, or keycloak |
 
 A ```text block directly after a ```bash block is its output, where … stands for anything.
 """
@@ -34,12 +35,14 @@ from typing import Final
 
 from tests.clients.conftest import programs_of
 from tests.integration.embedded.service import descendants, environment, is_zombie, processes_of
+from tests.servers.keycloak import keycloak_programs
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 PAGES: Final = [*sorted(DOCS.glob("tutorials/*.md")), *sorted(DOCS.glob("howto/*.md"))]
 BLOCK_S: Final = 300.0
 STOP_S: Final = 20.0
 POLL_S: Final = 0.05
+AS_USER: Final = "logged in as "
 _FENCE: Final = re.compile(r"^( *)```(\w*)[^\n]*\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 _COMMENT: Final = re.compile(r"<!-- (file|run|not run): ([^\n]*) -->\n\Z")
 _PAGE: Final = re.compile(r"^<!-- page: (.*?) -->$", re.MULTILINE)
@@ -111,6 +114,11 @@ def isolation() -> tuple[str, ...] | None:
     return None
 
 
+def _programs(name: str) -> Path:
+    """Skips the test where it is not installed."""
+    return keycloak_programs() if name == "keycloak" else programs_of(name)
+
+
 class Run:
     """One shell for a page, in `directory`, which is empty."""
 
@@ -129,7 +137,7 @@ class Run:
         self._change_file = change_file
         self._outputs = directory.parent / f"{directory.name}-outputs"
         self._outputs.mkdir()
-        needed = [str(programs_of(mark.removeprefix("needs "))) for mark in page.marks if mark.startswith("needs ")]
+        needed = [str(_programs(mark.removeprefix("needs "))) for mark in page.marks if mark.startswith("needs ")]
         path = ":".join([str(Path(sys.executable).parent), *needed, *programs, os.environ["PATH"]])
         self._shell = subprocess.Popen(
             [*prefix, "bash", "--noprofile", "--norc", "-eo", "pipefail"],
@@ -190,6 +198,9 @@ class Run:
             "in the background": f"( set +e; ( set -e; {source} ); touch {done} ) &\n",
             "stop the background": f"{source}\n{finish}",
         }
+        if block.detail.startswith(AS_USER):
+            user = f"PYTHONPATH={DOCS.parent} {sys.executable} -m tests.servers.keycloak {out} {block.detail.removeprefix(AS_USER)}"
+            commands[block.detail] = f"{user} >&2 &\n{source}\nwait $!\n{finish}"
         if block.detail == "stop the background":
             self._stop()
         assert self._shell.stdin is not None

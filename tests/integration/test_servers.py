@@ -12,7 +12,7 @@ import pytest
 import redis
 from pymongo import MongoClient
 
-from tests.servers import FtpServer, OidcServer, S3Server, Zitadel
+from tests.servers import FtpServer, Keycloak, OidcServer, S3Server, Zitadel
 from tests.servers.process import HOST, ServerFailed, running
 
 
@@ -141,3 +141,10 @@ def test_the_second_provider_issues_opaque_tokens(zitadel: Zitadel) -> None:
     token = zitadel.token("test-user2")
     answer = httpx.post(f"{zitadel.issuer}oauth/introspect", data={"token": token}, auth=zitadel.client).json()
     assert (answer["active"], answer["sub"]) == (True, "id2")
+
+
+@pytest.mark.timeout(900)
+def test_keycloak_has_the_clients_of_its_page(keycloak: Keycloak) -> None:
+    assert {client["clientId"] for client in keycloak.admin("GET", "/clients").json()} >= {"tes-cli", "tes-dashboard"}
+    tokens = keycloak.tokens("ada")
+    assert tokens["expires_in"] == 300 and "offline_access" in tokens["scope"]

@@ -11,6 +11,7 @@ from tests.servers.azure import AzureServer, azure, azure_server
 from tests.servers.ftp import FtpServer, ftp
 from tests.servers.gcs import GcsServer, gcs, gcs_server
 from tests.servers.jaeger import Jaeger, jaeger
+from tests.servers.keycloak import Keycloak, keycloak
 from tests.servers.mongo import mongo_server, mongo_url
 from tests.servers.oidc import OidcServer, Zitadel, oidc, own_oidc, zitadel
 from tests.servers.otlp import Collector, collector
@@ -23,6 +24,7 @@ __all__ = [
     "FtpServer",
     "GcsServer",
     "Jaeger",
+    "Keycloak",
     "OidcServer",
     "S3Server",
     "Zitadel",
@@ -33,6 +35,7 @@ __all__ = [
     "gcs",
     "gcs_server",
     "jaeger",
+    "keycloak",
     "mongo_server",
     "mongo_url",
     "oidc",

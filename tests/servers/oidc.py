@@ -1,7 +1,7 @@
 """Two real OpenID providers, which `make emulators` installs: `oidc-provider` (npm) and the server of zitadel/oidc (Go).
 
 `oidc` is the first: clients, users and grants of `oidc_provider.mjs`. `zitadel` is the second; it issues opaque tokens by the code flow.
-Both expect a browser; `approve` and `Zitadel.token` are small ones.
+Both expect a browser; `approve` and `Zitadel.token` are small ones. A third provider is in `keycloak.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SCRIPT: Final = Path(__file__).with_name("oidc_provider.mjs")
 RESOURCE: Final = "urn:poiesis"
 """The audience of the tokens that `cli` and `OidcServer.token` get."""
 TTL_S: Final = 600
-TIMEOUT_S: Final = 30.0
+TIMEOUT_S: Final = 120.0
 REDIRECTS: Final = (
     "http://127.0.0.1/oidc/callback",
     "http://localhost/oidc/callback",
@@ -60,6 +60,9 @@ class OidcServer:
         form = {"grant_type": "urn:poiesis:test", "username": user, "audience": audience, "scope": scope}
         return str(self.post("/token", form, ("test", "test-secret"))["access_token"])
 
+    def subject(self, user: str) -> str:
+        return user
+
     def revoke(self, token: str) -> None:
         self.post("/token/revocation", {"token": token}, ("test", "test-secret"))
 
@@ -69,15 +72,7 @@ class OidcServer:
 
     def approve(self, verification_uri: str, user: str) -> None:
         """Log in as `user` at the provider's page and approve what a device has asked for."""
-        with httpx.Client(follow_redirects=True, timeout=TIMEOUT_S) as browser:
-            page = browser.get(verification_uri)
-            for _ in range(6):
-                form = _form(page)
-                if form is None:
-                    break
-                action, values = form
-                page = browser.post(urljoin(str(page.url), action), data={**values, "login": user, "password": "any"})
-            assert page.status_code == 200 and "Sign-in Success" in page.text, page.text[-600:]
+        approve(verification_uri, user)
 
     def post(self, path: str, form: Mapping[str, str], client: tuple[str, str]) -> dict[str, Any]:
         answer = httpx.post(self.issuer + path, data=dict(form), auth=client, timeout=TIMEOUT_S)
@@ -123,9 +118,51 @@ def make_keys(*algorithms: str) -> KeySet:
     return KeySet(made)
 
 
+class _Loopback(httpx.HTTPTransport):
+    """Cookies with `Secure` count on http://127.0.0.1 too, as in browsers."""
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        answer = super().handle_request(request)
+        fields = [
+            (name, re.sub(rb"(?i);\s*secure\b", b"", value) if name.lower() == b"set-cookie" else value)
+            for name, value in answer.headers.raw
+        ]
+        answer.headers = httpx.Headers(fields)
+        return answer
+
+
+def browser_client(*, follow_redirects: bool = False) -> httpx.Client:
+    """A small browser for the pages of providers."""
+    return httpx.Client(transport=_Loopback(), follow_redirects=follow_redirects, timeout=TIMEOUT_S)
+
+
+def password_of(user: str) -> str:
+    return f"{user}-secret"
+
+
+def _submit(browser: httpx.Client, page: httpx.Response, form: tuple[str, dict[str, str]], user: str) -> httpx.Response:
+    """Fill in a form for login, or agree to one."""
+    action, values = form
+    filled = {**values, "login": user, "username": user, "password": password_of(user)}
+    return browser.post(urljoin(str(page.url), action), data=filled)
+
+
+def approve(verification_uri: str, user: str) -> None:
+    """Log in as `user` at a provider's page and approve what a device has asked for."""
+    with browser_client(follow_redirects=True) as browser:
+        page = browser.get(verification_uri)
+        for _ in range(6):
+            form = _form(page)
+            if form is None:
+                break
+            page = _submit(browser, page, form, user)
+        assert page.status_code == 200, page.text[-600:]
+        assert "Sign-in Success" in page.text or "Device Login Successful" in page.text, page.text[-600:]
+
+
 def follow_forms(address: str, user: str, *, until: str) -> str:
     """Log in as `user` at the provider's pages, and return the address with `until` in it that the browser is sent to in the end."""
-    with httpx.Client(timeout=TIMEOUT_S) as browser:
+    with browser_client() as browser:
         page = browser.get(address)
         for _ in range(12):
             if page.is_redirect:
@@ -136,8 +173,7 @@ def follow_forms(address: str, user: str, *, until: str) -> str:
                 continue
             form = _form(page)
             assert form is not None, page.text[-600:]
-            action, values = form
-            page = browser.post(urljoin(str(page.url), action), data={**values, "login": user, "password": "any"})
+            page = _submit(browser, page, form, user)
     raise AssertionError("the provider's pages do not end")
 
 

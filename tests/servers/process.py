@@ -65,9 +65,10 @@ def running(
     command: Callable[[Path, list[int]], Sequence[str]],
     connect: Callable[[list[int]], T],
     *,
+    start_s: float = START_S,
     stop_s: float = STOP_S,
 ) -> Iterator[T]:
-    """Run `command(directory, ports)` until the block ends; yield what `connect(ports)` returned.
+    """Run `command(directory, ports)` until the block ends; yield what `connect(ports)` returned, tried for `start_s` seconds.
 
     At the end the server gets SIGTERM, and SIGKILL after `stop_s` seconds; its directory is removed.
     """
@@ -88,7 +89,7 @@ def running(
                     stderr=subprocess.STDOUT,
                 )
             try:
-                server = _wait(name, process, log, partial(connect, chosen))
+                server = _wait(name, process, log, partial(connect, chosen), start_s)
             except ServerFailed:
                 if attempt == ATTEMPTS:
                     raise
@@ -106,8 +107,8 @@ def _bound_to_parent() -> list[str]:
     return [setpriv, "--pdeathsig", "KILL", "--"] if setpriv else []
 
 
-def _wait(name: str, process: subprocess.Popen[bytes], log: Path, connect: Callable[[], T]) -> T:
-    deadline = time.monotonic() + START_S
+def _wait(name: str, process: subprocess.Popen[bytes], log: Path, connect: Callable[[], T], start_s: float) -> T:
+    deadline = time.monotonic() + start_s
     last: Exception | None = None
     while process.poll() is None and time.monotonic() < deadline:
         try:
@@ -118,7 +119,7 @@ def _wait(name: str, process: subprocess.Popen[bytes], log: Path, connect: Calla
             last = error
             time.sleep(POLL_S)
     what = (
-        f"ended with {process.returncode}" if process.poll() is not None else f"did not respond within {START_S:.0f} s"
+        f"ended with {process.returncode}" if process.poll() is not None else f"did not respond within {start_s:.0f} s"
     )
     raise ServerFailed(f"{name} {what}: {log.read_bytes()[-2000:].decode(errors='replace')}") from last
 

@@ -1,4 +1,4 @@
-"""`poiesis login`, `logout` and `whoami` with a real OpenID provider; the user's browser is an HTTP client."""
+"""`poiesis login`, `logout` and `whoami` with real OpenID providers; the user's browser is an HTTP client."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from poiesis.cli import main as cli
 from poiesis.cli.logins import Login, Logins
 from poiesis.cli.oidc import Tokens
 from poiesis.config import ApiSettings
+from tests.servers import Keycloak
 from tests.servers.oidc import RESOURCE, OidcServer
 from tests.unit.api.service import Site
 
@@ -57,23 +59,48 @@ def environment(home: Path) -> dict[str, str]:
     return {**own, "HOME": str(home), "PYTHONUNBUFFERED": "1"}
 
 
-@pytest.fixture
-def service(oidc: OidcServer) -> Iterator[BackgroundServer]:
-    """A TES server that accepts the provider's tokens, and advertises the client for the command line."""
-    issuer = {
-        "name": "lab",
-        "url": oidc.issuer,
-        "audiences": [RESOURCE],
-        "group_claims": ["groups"],
-        "login_client": "cli",
-        "login_scope": SCOPE,
-    }
+def issuer_of(provider: OidcServer | Keycloak, **more: Any) -> dict[str, Any]:
+    if isinstance(provider, Keycloak):
+        return provider.settings(**more)
+    settings = {"name": "lab", "url": provider.issuer, "audiences": [RESOURCE], "group_claims": ["groups"]}
+    return {**settings, "login_client": "cli", "login_scope": SCOPE, **more}
+
+
+@contextmanager
+def serving(issuer: dict[str, Any]) -> Iterator[BackgroundServer]:
     settings = ApiSettings(port=0, auth=("oidc",), oidc_issuers=json.dumps([issuer]))
     with BackgroundServer(Site(api=settings).app, settings) as server:
         yield server
 
 
-def log_in(oidc: OidcServer, home: Path, user: str, *arguments: str, approve: bool = True) -> tuple[int, str]:
+@pytest.fixture(
+    params=[
+        "oidc",
+        pytest.param("keycloak", marks=[pytest.mark.xdist_group("oidc"), pytest.mark.timeout(600)]),
+    ]
+)
+def provider(request: pytest.FixtureRequest) -> OidcServer | Keycloak:
+    found: OidcServer | Keycloak = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def service(oidc: OidcServer) -> Iterator[BackgroundServer]:
+    """A TES server that accepts the provider's tokens, and advertises the client for the command line."""
+    with serving(issuer_of(oidc)) as server:
+        yield server
+
+
+@pytest.fixture
+def provided(provider: OidcServer | Keycloak) -> Iterator[BackgroundServer]:
+    """The same for each of the providers."""
+    with serving(issuer_of(provider)) as server:
+        yield server
+
+
+def log_in(
+    oidc: OidcServer | Keycloak, home: Path, user: str, *arguments: str, approve: bool = True
+) -> tuple[int, str]:
     """Exit code and output of `poiesis login`, whose instructions the user follows."""
     process = subprocess.Popen(
         [sys.executable, "-m", "poiesis", "login", *arguments],
@@ -108,25 +135,31 @@ def change(home: Path, **tokens: Any) -> None:
 
 class TestLogin:
     def test_needs_only_the_servers_url_and_tasks_then_belong_to_the_user(
-        self, oidc: OidcServer, service: BackgroundServer, home: Path, poiesis: Callable[..., Any], tmp_path: Path
+        self,
+        provider: OidcServer | Keycloak,
+        provided: BackgroundServer,
+        home: Path,
+        poiesis: Callable[..., Any],
+        tmp_path: Path,
     ) -> None:
-        refused = poiesis("task", "list", "--url", service.url)
+        name = f"lab:{provider.subject('ada')}"
+        refused = poiesis("task", "list", "--url", provided.url)
         assert refused.returncode == 77 and "run `poiesis login`" in refused.stderr
 
-        code, out = log_in(oidc, home, "ada", "--url", service.url)
+        code, out = log_in(provider, home, "ada", "--url", provided.url)
         assert code == 0, out
-        assert f"Log in to {service.url} at {oidc.issuer}" in out
-        assert f"Logged in to {service.url} as lab:ada." in out
+        assert f"Log in to {provided.url} at {provider.issuer}" in out
+        assert f"Logged in to {provided.url} as {name}." in out
 
         (tmp_path / "task.json").write_text(json.dumps({"executors": [{"image": "alpine", "command": ["true"]}]}))
-        created = poiesis("task", "create", str(tmp_path / "task.json"), "--url", service.url)
+        created = poiesis("task", "create", str(tmp_path / "task.json"), "--url", provided.url)
         assert created.returncode == 0, created.stderr
-        listed = poiesis("task", "list", "--url", f"{service.url}/ga4gh/tes/v1")
+        listed = poiesis("task", "list", "--url", f"{provided.url}/ga4gh/tes/v1")
         assert created.stdout.strip() in listed.stdout
 
-        who = json.loads(poiesis("whoami", "--json", "--url", service.url).stdout)
-        assert (who["name"], who["groups"], who["method"], who["admin"]) == ("lab:ada", ["lab:imaging"], "oidc", False)
-        assert "lab:ada\n  method: oidc" in poiesis("whoami", "--url", service.url).stdout
+        who = json.loads(poiesis("whoami", "--json", "--url", provided.url).stdout)
+        assert (who["name"], who["groups"], who["method"], who["admin"]) == (name, ["lab:imaging"], "oidc", False)
+        assert f"{name}\n  method: oidc" in poiesis("whoami", "--url", provided.url).stdout
 
     def test_is_kept_for_its_owner_only_and_shows_no_token(
         self, oidc: OidcServer, service: BackgroundServer, home: Path, poiesis: Callable[..., Any]
@@ -215,14 +248,14 @@ class TestLogin:
 
 class TestRefresh:
     def test_an_expired_token_is_renewed_once_by_many_processes(
-        self, oidc: OidcServer, service: BackgroundServer, home: Path, poiesis: Callable[..., Any]
+        self, provider: OidcServer | Keycloak, provided: BackgroundServer, home: Path, poiesis: Callable[..., Any]
     ) -> None:
         """The provider rotates refresh tokens, and would end the login at the second use of one."""
-        log_in(oidc, home, "ada", "--url", service.url)
+        log_in(provider, home, "ada", "--url", provided.url)
         _, before = saved(home)
         change(home, expires_at=time.time() - 5)
         with ThreadPoolExecutor(4) as pool:
-            done = list(pool.map(lambda _: poiesis("task", "list", "--url", service.url), range(4)))
+            done = list(pool.map(lambda _: poiesis("task", "list", "--url", provided.url), range(4)))
         assert [d.returncode for d in done] == [0] * 4, [d.stderr for d in done]
         path, after = saved(home)
         assert after["tokens"]["access_token"] != before["tokens"]["access_token"]
@@ -230,7 +263,7 @@ class TestRefresh:
         assert after["tokens"]["expires_at"] > time.time() + 60
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         change(home, expires_at=0)
-        assert poiesis("task", "list", "--url", service.url).returncode == 0
+        assert poiesis("task", "list", "--url", provided.url).returncode == 0
 
     @pytest.mark.parametrize("token", ["gone", None])
     def test_a_login_that_cannot_be_renewed_asks_for_another(
@@ -245,19 +278,19 @@ class TestRefresh:
 
 class TestLogout:
     def test_forgets_and_revokes(
-        self, oidc: OidcServer, service: BackgroundServer, home: Path, poiesis: Callable[..., Any]
+        self, provider: OidcServer | Keycloak, provided: BackgroundServer, home: Path, poiesis: Callable[..., Any]
     ) -> None:
-        log_in(oidc, home, "ada", "--url", service.url)
+        log_in(provider, home, "ada", "--url", provided.url)
         path, document = saved(home)
-        done = poiesis("logout", "--url", service.url)
-        assert done.returncode == 0 and done.stdout == f"Logged out of {service.url}.\n", done.stdout
+        done = poiesis("logout", "--url", provided.url)
+        assert done.returncode == 0 and done.stdout == f"Logged out of {provided.url}.\n", done.stdout
         assert not path.exists()
-        assert poiesis("task", "list", "--url", service.url).returncode == 77
-        assert "There is no login" in poiesis("logout", "--url", service.url).stdout
+        assert poiesis("task", "list", "--url", provided.url).returncode == 77
+        assert "There is no login" in poiesis("logout", "--url", provided.url).stdout
         # the refresh token is of no more use
         path.write_text(json.dumps(document | {"tokens": document["tokens"] | {"expires_at": 0}}))
         path.chmod(0o600)
-        assert "the login has expired" in poiesis("task", "list", "--url", service.url).stderr
+        assert "the login has expired" in poiesis("task", "list", "--url", provided.url).stderr
 
     def test_works_with_a_damaged_file_and_without_the_provider(
         self, oidc: OidcServer, service: BackgroundServer, home: Path, poiesis: Callable[..., Any]
