@@ -33,6 +33,7 @@ PIECE_BYTES: Final = 64 * 1024
 MAX_ERROR_BYTES: Final = 64 * 1024
 MAX_BREAKS: Final = 8  # of a connection in succession
 EXTENSIONS: Final = "/poiesis/v1"
+HOW_TO_AUTHENTICATE: Final = " (run `poiesis login`, set POIESIS_TOKEN, or add user:password@ to the URL)"
 PREFIXES: Final = ("/ga4gh/tes/v1", "/v1", "")
 MAX_BODY_BYTES: Final = 256 * 1024 * 1024
 MAX_RETRY_AFTER_S: Final = 30
@@ -205,9 +206,7 @@ class TesClient:
             found = [Problem(str(p.get("path")), str(p.get("message"))) for p in problems]
             raise InvalidTask(found or [Problem("$", message)])
         if status == 401:
-            raise Unauthenticated(
-                f"{message} (run `poiesis login`, set POIESIS_TOKEN, or add user:password@ to the URL)"
-            )
+            raise Unauthenticated(message + HOW_TO_AUTHENTICATE)
         if status == 404 and error.get("error") in (None, "not_found", "unknown_task"):
             raise UnknownTask(unquote(path.split("/")[-1].removesuffix(":cancel")))
         raise {403: Forbidden, 429: Unavailable, 503: Unavailable}.get(status, PoiesisError)(message)

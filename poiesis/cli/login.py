@@ -8,13 +8,13 @@ import json
 import threading
 from typing import Any, Final
 
-from poiesis.cli.client import TesClient
+from poiesis.cli.client import HOW_TO_AUTHENTICATE, TesClient
 from poiesis.cli.exits import MissingExtension
 from poiesis.cli.logins import Login, Logins, server_key
 from poiesis.cli.oidc import OidcClient, is_safe
 from poiesis.cli.profiles import Server
 from poiesis.cli.text import printable
-from poiesis.domain.errors import ConfigurationError, PoiesisError, Unauthenticated
+from poiesis.domain.errors import ConfigurationError, Forbidden, PoiesisError, Unauthenticated
 
 DEFAULT_SCOPE = "openid profile offline_access"
 REVOKE_S: Final = 2.0
@@ -37,7 +37,7 @@ def _login(arguments: argparse.Namespace) -> int:
     print(printable(f"Log in to {server} at {issuer}:\n  open     {login.uri}"))
     print(printable(f"  {'check' if login.has_code else 'enter'}    {login.user_code}"), flush=True)
     Logins().save(Login(server, issuer, client_id, scope, client.finish(login)))
-    print(printable(f"Logged in to {server} as {_name(arguments.server)}."))
+    print(printable(f"Logged in to {server} as {_name(arguments.server, issuer)}."))
     return 0
 
 
@@ -125,8 +125,12 @@ def _identity(server: Server) -> dict[str, Any]:
         return {"name": OidcClient(login.issuer, login.client_id).user(login.tokens), "issuer": login.issuer}
 
 
-def _name(server: Server) -> str:
+def _name(server: Server, issuer: str) -> str:
+    """Raises: Unauthenticated, Forbidden, when the server does not accept what the provider has issued."""
     try:
         return str(_identity(server).get("name") or "an unknown user")
+    except (Unauthenticated, Forbidden) as error:
+        reason = str(error).removesuffix(HOW_TO_AUTHENTICATE)
+        raise type(error)(f"{server_key(server.url)} does not accept the token of {issuer}: {reason}") from None
     except PoiesisError:
         return "an unknown user"

@@ -194,6 +194,13 @@ class TestLogin:
             assert poiesis("task", "list", "--url", other.url.replace("127.0.0.1", "localhost")).returncode == 0
         assert seen == []
 
+    def test_whose_token_the_server_refuses_fails_with_the_reason(self, oidc: OidcServer, home: Path) -> None:
+        with serving(issuer_of(oidc, audiences=["another-service"])) as server:
+            code, out = log_in(oidc, home, "ada", "--url", server.url)
+        assert code == 77, out
+        assert f"{server.url} does not accept the token of {oidc.issuer}: " in out
+        assert "the token is for another audience\n" in out and "Logged in" not in out
+
     def test_that_is_not_approved_fails(
         self, oidc: OidcServer, service: BackgroundServer, home: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
