@@ -271,7 +271,7 @@ class WebhookDispatcher:
         error = answer.error or f"the receiver answered with status {answer.status}"
         if next_at is None:
             WEBHOOK_DELIVERIES.labels("dead").inc()
-        extra = {"webhook": webhook.id, "message": message.message_id, "attempts": attempts, "error": error}
+        extra = {"webhook": webhook.id, "message_id": message.message_id, "attempts": attempts, "error": error}
         log.info("webhook_failed", extra=extra)
         self.store.save(replace(message, attempts=attempts, next_at=next_at, error=error))
         if next_at is None:

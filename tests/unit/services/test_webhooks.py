@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -30,6 +31,11 @@ OK = Answer(204)
 
 
 EVENT: Final[dict[str, Any]] = {"reason": None, "groups": (), "tags": {}}
+
+
+@pytest.fixture(autouse=True)
+def _log_as_the_service_does(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)  # by default log.info does not even look at its arguments
 
 
 @dataclass
