@@ -64,6 +64,13 @@ def _header(made: dict[str, Any]) -> dict[str, str]:
     return {"X-API-Key": made["key"]}
 
 
+@pytest.mark.parametrize("field", [{"scope": ["read"]}, {"days": 1}, {"expires": "2026-12-01"}])
+def test_a_limit_that_is_misspelled_makes_no_key(keys: Keys, field: dict[str, Any]) -> None:
+    response = keys.create(ADA, **field)
+    assert_error(response, 400)
+    assert f"unknown field '{next(iter(field))}'" in response.json()["message"]
+
+
 class TestAKey:
     def test_works_in_each_place_of_a_request(self, keys: Keys) -> None:
         secret = keys.made(ADA)["key"]
