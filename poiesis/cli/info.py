@@ -30,14 +30,13 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps({"service": service, "settings": shown}, indent=2, default=str))
         return 0 if service is not None else 1
     if service is not None:
-        kind = service.get("type") or {}
-        lines = [
-            f"{service.get('name')} {service.get('version')} at {url_without_user(arguments.url)}",
-            f"  {kind.get('group')}:{kind.get('artifact')}:{kind.get('version')}",
-            f"  {service.get('description', '')}",
-            f"  storage: {', '.join(map(str, service.get('storage') or []))}",
-            f"  backend parameters: {', '.join(map(str, service.get('tesResources_backend_parameters') or []))}",
-        ]
+        name = " ".join(_texts(service, "name", "version")) or "a TES server"
+        kind = ":".join(_texts(service.get("type"), "group", "artifact", "version"))
+        lines = [f"{name} at {url_without_user(arguments.url)}", *(f"  {text}" for text in (kind,) if text)]
+        lines += [f"  {text}" for text in _texts(service, "description")]
+        for title, key in (("storage", "storage"), ("backend parameters", "tesResources_backend_parameters")):
+            found = service.get(key)
+            lines += [f"  {title}: {', '.join(map(str, found))}"] if isinstance(found, list) and found else []
         print("\n".join(printable(line.replace("\n", " ")) for line in lines))
     print("settings of this shell that differ from the defaults:")
     default = dict(_flat(Settings()))
@@ -45,6 +44,12 @@ def run(arguments: argparse.Namespace) -> int:
         if value != default[name]:
             print(f"  {name}={value}")
     return 0 if service is not None else 1
+
+
+def _texts(document: Any, *keys: str) -> list[str]:
+    """Those of the fields that the document has; servers leave out what the standard requires."""
+    found = [document.get(key) for key in keys] if isinstance(document, dict) else []
+    return [str(value) for value in found if value not in (None, "")]
 
 
 def _flat(value: Any, prefix: str = PREFIX) -> list[tuple[str, Any]]:

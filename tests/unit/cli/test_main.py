@@ -197,6 +197,15 @@ def test_info_shows_the_settings_even_without_a_server(poiesis: Poiesis) -> None
     assert "secret" not in done.out + done.err
 
 
+@pytest.mark.parametrize("service", [{}, {"type": ["tes"], "storage": "s3://", "name": None, "description": None}])
+def test_info_leaves_out_what_another_server_does_not_say(
+    poiesis: Poiesis, server: TesServer, service: dict[str, object]
+) -> None:
+    server.serve({"GET /service-info": (200, service)})
+    done = poiesis("info", "--url", server.url)
+    assert done.code == 0 and done.out.startswith(f"a TES server at {server.url}\nsettings ") and "None" not in done.out
+
+
 def test_a_secret_is_hashed_and_an_empty_one_refused(poiesis: Poiesis) -> None:
     for kind in ("basic", "bearer", "api_key"):
         done = poiesis("hash-secret", kind, stdin="secret\n")
