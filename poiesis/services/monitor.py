@@ -143,6 +143,8 @@ class Monitor:
             pause = REPUBLISH
             if stage in MONITORED:
                 self._work.wake(task_id)
+            elif self._cleanup.defers(task_id):
+                pass  # it is published when its time comes
             elif queue_is_away:  # one try per round: each may take seconds
                 continue
             else:
