@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from poiesis.domain.decide.stages import SOON
+from poiesis.domain.decide.stages import CLEAN_AGAIN, SOON
 from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.states import Role, Stage, State
 from poiesis.domain.task import TaskId
@@ -150,6 +150,25 @@ def test_events_of_an_ended_task_with_deferred_cleanup_are_ignored(scene):
     scene.monitor.listen()
     starting.clear()
     scene.until(lambda: scene.queue.published == [(ID, Stage.CLEAN)])
+
+
+def test_resync_does_not_publish_a_cleanup_that_is_deferred(scene):
+    world = scene.world
+    starting = [TaskId("7" * 26)]
+    scene.monitor._cleanup = DeferredCleanup(
+        lambda task_id: scene.queue.publish(task_id, Stage.CLEAN), lambda: starting
+    )
+    world.launch()
+    world.cluster.run(ID, "task")
+    scene.monitor._reconcile(ID, None)
+    world.clock.advance(CLEAN_AGAIN)
+    assert scene.monitor.resync() == 1
+    assert scene.queue.published == []
+    starting.clear()
+    assert scene.monitor._cleanup._take() == [ID]
+    world.clock.advance(REPUBLISH)
+    assert scene.monitor.resync() == 1
+    assert scene.queue.published == [(ID, Stage.CLEAN)], "a lost publication"
 
 
 def test_a_failed_publication_is_retried_by_the_next_event(scene):
