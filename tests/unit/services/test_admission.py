@@ -329,7 +329,9 @@ def test_an_admitter_that_was_stopped_within_a_round_and_goes_on_later_passes_no
     assert all(is_held(service.repository.get(i)) for i in ids)
 
 
-@pytest.mark.parametrize(("rules", "woken"), [(AdmissionRules(), False), (AdmissionRules(site=Quota(max_tasks=2)), True)])
+@pytest.mark.parametrize(
+    ("rules", "woken"), [(AdmissionRules(), False), (AdmissionRules(site=Quota(max_tasks=2)), True)]
+)
 def test_an_ended_task_causes_a_round_only_where_there_are_quotas(rules, woken):
     admitter = Service(rules).admitter()
     admitter.ended(TaskId("1" * 26))
