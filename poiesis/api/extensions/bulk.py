@@ -9,6 +9,7 @@ from starlette.types import Scope
 from poiesis.api.errors import InvalidBody
 from poiesis.api.extensions.context import Context, Document, Handler
 from poiesis.api.paging import page_token, read_token
+from poiesis.api.query import MAX_TAGS
 from poiesis.api.requests import REQUEST, RequestRecord
 from poiesis.api.users import USER, User
 from poiesis.api.validation import DOCUMENT
@@ -70,6 +71,8 @@ def _mine(given: dict[str, Any], user: User) -> Access | None:
 
 
 def _filter(context: Context, given: dict[str, Any], user: User) -> TaskFilter:
+    if len(given.get("tags", {})) > MAX_TAGS:
+        raise InvalidBody([Problem("$.filter.tags", f"invalid length: must have at most {MAX_TAGS} tags")])
     shown = given.get("state")
     states = context.views.stored_states(State(shown)) & UNFINISHED if shown else UNFINISHED
     return TaskFilter(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from connexion.json_schema import Draft4RequestValidator
 
 from tests.unit.api.service import Site, assert_error
 
@@ -21,6 +24,7 @@ def test_text_that_is_not_unicode_is_refused(site: Site, path: str, body: bytes)
         ("states", {"ids": ["x" * 26] * 1001}, "$.ids: invalid length 1001: must have at most 1000 elements"),
         ("wait", {"ids": ["x"], "timeout": -1}, "$.timeout: invalid number -1: must be at least 0"),
         ("wait", {"ids": ["x"], "timeout": 61}, "$.timeout: invalid number 61: must be at most 60"),
+        ("cancel", {"filter": {"tags": {str(i): "x" for i in range(101)}}}, "$.filter.tags: invalid length: must have"),
         ("cancel", {"filter": {"x": 1}}, "$.filter: unknown field 'x': must be one of: "),
     ],
 )
@@ -31,3 +35,19 @@ def test_a_problem_is_stated_in_our_words_and_without_the_whole_value(
     assert_error(response, 400)
     assert response.json()["message"].startswith(problem)
     assert len(response.content) < 500
+
+
+def test_a_list_that_is_too_long_is_refused_without_its_elements(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[object] = []
+    original = Draft4RequestValidator.VALIDATORS["items"]
+
+    def items(validator: Any, items: Any, instance: Any, schema: Any) -> Any:
+        checked.append(instance)
+        return original(validator, items, instance, schema)
+
+    monkeypatch.setitem(Draft4RequestValidator.VALIDATORS, "items", items)
+    response = site.client.post("/poiesis/v1/webhooks/x/dead-letters:replay", json={"sequences": [1] * 490_000})
+    assert_error(response, 400)
+    assert "at most 1000" in response.json()["message"] and not checked
+    site.client.post("/poiesis/v1/webhooks/x/dead-letters:replay", json={"sequences": ["x"]})
+    assert checked == [["x"]]
