@@ -56,6 +56,7 @@ PARTS: Final[dict[str, tuple[bytes, ...]]] = {
     "stream": (b"stdout", b"stderr", b"STDOUT", b"both", b"0"),
 }
 """Of a path, other than ids."""
+KEPT: Final = 3
 
 pytestmark = pytest.mark.timeout(3600 if COUNT > 1000 else 300)
 
@@ -91,7 +92,7 @@ def finish_a_task(log: Path, task_id: str) -> None:
 
 
 def usable_ids(session: Session) -> tuple[list[str], list[str]]:
-    """Ids, and page tokens. The last ids are those of a finished task, and of a webhook and a key which are not deleted."""
+    """Ids, and page tokens. The last KEPT ids are those of a finished task, a webhook and a key, which requests do not delete."""
     ids, tokens = some_tasks(session)
     finish_a_task(session.log, ids[-1])
     webhook = next(each.body for each in WITH_BODY if each.path == "/webhooks")
@@ -102,13 +103,23 @@ def usable_ids(session: Session) -> tuple[list[str], list[str]]:
 
 
 def target(chance: random.Random, operation: Operation, ids: list[str], query: bytes) -> bytes:
+    usable = ids[:-KEPT] if operation.method == "DELETE" else ids
+
     def part(match: re.Match[str]) -> str:
-        values = PARTS.get(match[1])
-        found = chance.choice(values) if values and chance.random() < 0.8 else mutated_id(chance, ids)
+        values = PARTS.get(match[1], [name.encode() for name in usable[-KEPT:]])
+        found = chance.choice(values) if chance.random() < 0.5 else mutated_id(chance, usable)
         return found.decode("latin-1")
 
     path = re.sub(r"\{(\w+)\}", part, BASE + operation.path)
     return path.encode("latin-1") + (b"?" + query if query else b"")
+
+
+def body_of(chance: random.Random, operation: Operation, ids: list[str]) -> Any:
+    """A valid one, which often has the ids of tasks that exist, and waits for nothing."""
+    body = chance.choice((operation.body, *BODIES.get(operation.path, ())))
+    if isinstance(body, dict) and "ids" in body and chance.random() < 0.5:
+        body = {**body, "ids": ids[-KEPT - 1 : -KEPT + 1]}
+    return {**body, "timeout": 0} if isinstance(body, dict) and "timeout" in body else body
 
 
 def headers_of(chance: random.Random, operation: Operation) -> list[tuple[bytes, bytes]]:
@@ -137,14 +148,14 @@ def test_no_query_makes_an_extension_fail(session: Session, capsys: pytest.Captu
     ids, tokens = usable_ids(session)
     for what, chance in chances("extension query"):
         operation = chance.choice(OPERATIONS)
-        sent = json.dumps(operation.body).encode() if operation.body is not None else None
+        sent = json.dumps(body_of(chance, operation, ids)).encode() if operation.body is not None else None
         query = mutated_query(chance, operation.query, tokens)
         if "timeout" in operation.query:  # of a repeated parameter the last one counts: nothing waits for long
             query += b"&timeout=" + chance.choice((b"0", b"0", b"-1", b"61", b"1e9", b"%00"))
         headers = headers_of(chance, operation) + ([JSON] if sent is not None else [])
         answer = session.ask(what, operation.method.encode(), target(chance, operation, ids, query), headers, sent)
         created = ids_in(answer.body)
-        ids = [*ids, *created[:1]] if len(ids) < 40 else ids
+        ids = [*created[:1], *ids] if len(ids) < 40 else ids
         remove(session, operation, created)
     session.finish("queries of extensions", capsys)
 
@@ -153,7 +164,7 @@ def test_no_document_makes_an_extension_fail(session: Session, capsys: pytest.Ca
     ids, _ = usable_ids(session)
     for what, chance in chances("extension document"):
         operation = chance.choice(WITH_BODY)
-        body = mutated(chance, chance.choice((operation.body, *BODIES.get(operation.path, ()))))
+        body = mutated(chance, body_of(chance, operation, ids))
         headers = headers_of_a_body(chance) + headers_of(chance, operation)
         if chance.random() < 0.05:
             headers, body = [*headers, (b"Transfer-Encoding", b"chunked")], as_chunks(chance, body)
