@@ -13,8 +13,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from connexion.datastructures import MediaTypeDict
-from connexion.json_schema import Draft4RequestValidator
-from jsonschema import ValidationError, validators
+from connexion.json_schema import Draft4RequestValidator, extend
 
 from poiesis.api.errors import InvalidBody, NotJson
 from poiesis.api.normalize import parse
@@ -37,13 +36,13 @@ class ParameterValidator:
         scope[PARAMETERS] = read_parameters(scope["query_string"], self._known)
 
 
-def _bounded_items(validator: Any, items: Any, instance: Any, schema: Mapping[str, Any]) -> Iterator[ValidationError]:
+def _bounded_items(validator: Any, items: Any, instance: Any, schema: Mapping[str, Any]) -> Iterator[Any]:
     """The elements of a list, unless it has more than `maxItems`: half a million of them take seconds, in the event loop."""
     if not isinstance(instance, list) or len(instance) <= schema.get("maxItems", len(instance)):
         yield from Draft4RequestValidator.VALIDATORS["items"](validator, items, instance, schema)
 
 
-BoundedValidator: Final = validators.extend(Draft4RequestValidator, {"items": _bounded_items})
+BoundedValidator: Final = extend(Draft4RequestValidator, {"items": _bounded_items})
 
 
 class JsonBodyValidator:
