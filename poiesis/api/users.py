@@ -31,6 +31,11 @@ class User:
         """The tasks that the user may see; None: all."""
         return None if self.admin or self.name is None else Access(self.name, frozenset(self.groups))
 
+    @property
+    def rights(self) -> frozenset[Right]:
+        """`scopes` without `admin`, which is nothing for users who are not administrators."""
+        return self.scopes if self.access is None else self.scopes - {"admin"}
+
 
 ANONYMOUS: Final = User(None)
 """Of every request without authentication."""

@@ -15,6 +15,6 @@ def operations(_: Context) -> dict[str, Handler]:
 async def _get(scope: Scope) -> Document:
     """Without authentication everyone has all rights, and no name."""
     user: User = scope[USER]
-    found = {"name": user.name, "method": user.method, "admin": user.admin or user.name is None}
+    found = {"name": user.name, "method": user.method, "admin": user.access is None}
     known = {name: value for name, value in found.items() if value is not None}
-    return {**known, "groups": sorted(user.groups), "scopes": sorted(user.scopes)}
+    return {**known, "groups": sorted(user.groups), "scopes": sorted(user.rights)}

@@ -27,13 +27,14 @@ def test_shows_the_callers_name_method_groups_and_rights(tmp_path: Path) -> None
         False,
         ["core", "lab"],
     )
-    assert "read" in found["scopes"] and "write" in found["scopes"]
+    assert found["scopes"] == ["read", "write"]
     found = site.client.get(WHOAMI, headers={"X-API-Key": "k"}).json()
     assert (found["name"], found["method"], found["admin"]) == ("root", "api_key", True)
+    assert found["scopes"] == ["admin", "read", "write"]
     assert_error(site.client.get(WHOAMI), 401, "unauthenticated")
 
 
 def test_without_authentication_everyone_may_do_everything_and_has_no_name(site: Site) -> None:
     found = site.client.get(WHOAMI).json()
     assert "name" not in found and "method" not in found
-    assert found["admin"] is True
+    assert found["admin"] is True and "admin" in found["scopes"]
