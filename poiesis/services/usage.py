@@ -47,8 +47,10 @@ _Key = tuple[datetime, Kind, str, str]
 
 @dataclass(frozen=True)
 class Usage:
-    """`until`: the time up to which `uses` is complete."""
+    """`begin` and `end`: the period, in whole hours. `until`: the time up to which `uses` is complete."""
 
+    begin: datetime
+    end: datetime
     until: datetime
     uses: Mapping[str, Mapping[str, float]]
 
@@ -141,7 +143,7 @@ class UsageService:
         sums: dict[str, Figures] = {}
         for use in found:
             _add(sums.setdefault(use.name, {}), {name: value for name, value in use.figures.items() if ":" not in name})
-        return Usage(until, sums)
+        return Usage(begin, end, until, sums)
 
     def by_hour(self, begin: datetime, end: datetime, *, owner: str | None = None) -> ByHour:
         """What tasks of one owner or all have used in each hour of a period of whole hours. Stores nothing, unlike `usage`."""

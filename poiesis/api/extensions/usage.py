@@ -36,8 +36,8 @@ def operations(context: Context) -> dict[str, Handler]:
         found = await context.call(service.usage, kind, begin, end, owner=owner, names=names)
         rows = sorted(found.uses.items(), key=lambda row: (-row[1].get("cpu_seconds", 0.0), row[0]))
         return {
-            "from": time_text(begin),
-            "to": time_text(end),
+            "from": time_text(found.begin),
+            "to": time_text(found.end),
             "complete_until": time_text(found.until),
             "by": kind.value,
             "rows": [{"name": name, "figures": dict(figures)} for name, figures in rows[:MAX_ROWS]],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -54,6 +55,15 @@ def test_admins_see_all_the_largest_first(site: Site) -> None:
     assert list(_rows(site, "root").items()) == [("bob", 7.0), ("ada", 5.0), ("eve", 1.0)]
     assert _rows(site, "root", "TAG") == {"project=p": 13.0}
     assert _rows(site, "root", "group") == {"lab": 12.0}
+
+
+def test_the_period_of_the_response_is_what_was_summed(site: Site) -> None:
+    asked = {"from": "2025-12-31T23:59:59Z", "to": "2026-01-01T01:00:01Z"}
+    found = site.client.get(PATH, params=asked, headers={"Authorization": "Bearer ada"}).json()
+    begin, end = (datetime.fromisoformat(found[name]) for name in ("from", "to"))
+    assert (begin, end) == (datetime(2025, 12, 31, 23, tzinfo=UTC), datetime(2026, 1, 1, 2, tzinfo=UTC))
+    again = {"from": found["from"], "to": found["to"]}
+    assert site.client.get(PATH, params=again, headers={"Authorization": "Bearer ada"}).json() == found
 
 
 @pytest.mark.parametrize(
