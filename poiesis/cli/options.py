@@ -54,6 +54,13 @@ def add_client_options(
         parser.add_argument("--json", action="store_true", help="print only JSON")
 
 
+def object_id(text: str) -> str:
+    """For the path of a URL, where these would name another resource; an empty one comes of a variable that is not set."""
+    if text.strip() in ("", ".", ".."):
+        raise argparse.ArgumentTypeError(f"invalid id {text!r}: it must not be empty, '.' or '..'")
+    return text
+
+
 _UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 

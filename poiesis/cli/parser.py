@@ -11,7 +11,7 @@ from typing import Final
 
 from poiesis import __version__
 from poiesis.cli import exits
-from poiesis.cli.options import Add, CommandHelp, add_client_options, adder, sub_commands
+from poiesis.cli.options import Add, CommandHelp, add_client_options, adder, object_id, sub_commands
 from poiesis.cli.parser_task import add_run, add_task_actions
 
 ROLES: Final = {
@@ -147,9 +147,9 @@ def _add_webhook_actions(parser: argparse.ArgumentParser) -> None:
     dead = add("dead-letters", "list messages that could not be delivered", "poiesis webhook dead-letters ID")
     replay = add("replay", "send dead letters again, with the same ids", "poiesis webhook replay ID 4711")
     for action in (delete, enable):
-        action.add_argument("id", nargs="+")
+        action.add_argument("id", nargs="+", type=object_id)
     for action in (dead, replay):
-        action.add_argument("id")
+        action.add_argument("id", type=object_id)
     replay.add_argument("sequence", nargs="*", type=int, help="only the messages with these numbers")
     for action in (create, list_, delete, enable, dead, replay):
         add_client_options(action)
@@ -206,7 +206,7 @@ def _add_key_actions(parser: argparse.ArgumentParser) -> None:
     list_ = add("list", "list your keys, or all for administrators", "poiesis key list")
     list_.add_argument("--user", help="only those of this user")
     revoke = add("revoke", "revoke keys", "poiesis key revoke ID")
-    revoke.add_argument("id", nargs="+")
+    revoke.add_argument("id", nargs="+", type=object_id)
     local = "on the server: use its store instead of its API, for the first key of an administrator (needs --user)"
     for action in (create, list_, revoke):
         action.add_argument("--local", action="store_true", help=local)

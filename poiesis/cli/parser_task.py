@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from poiesis.cli.options import Add, add_client_options, gigabytes, positive, seconds, since, sub_commands
+from poiesis.cli.options import Add, add_client_options, gigabytes, object_id, positive, seconds, since, sub_commands
 
 DOCUMENT = ("json", "yaml")
 WITH_NAME = (*DOCUMENT, "name")
@@ -166,7 +166,7 @@ def add_task_actions(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_ids(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("id", nargs="+", metavar="ID", help=ID)
+    parser.add_argument("id", nargs="+", metavar="ID", type=object_id, help=ID)
 
 
 def _add_create(add: Add) -> None:

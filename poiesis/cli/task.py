@@ -53,8 +53,6 @@ def _ids(values: Iterable[str]) -> Iterator[str]:
     """`-` is replaced by the lines of standard input. Each id once. Raises: ConfigurationError."""
     found: dict[str, None] = {}
     for value in values:
-        if not value.strip():  # of a variable that is not set; the others must not be taken for all
-            raise ConfigurationError("invalid task id '': it is empty")
         lines = [line.strip() for line in sys.stdin] if value == "-" else [value]
         found |= dict.fromkeys(line for line in lines if line)
         if len(found) > MAX_IDS:

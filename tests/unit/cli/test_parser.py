@@ -47,6 +47,16 @@ def test_every_command_has_examples_which_are_valid(path: str, parser: argparse.
                 parse(words[1:])
 
 
+def test_ids_that_would_change_the_path_of_a_url_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with_id = [path for path, parser in commands(make_parser()) if any(a.dest == "id" for a in parser._actions)]
+    assert {"poiesis task get", "poiesis webhook delete", "poiesis webhook replay", "poiesis key revoke"} <= {*with_id}
+    for path in with_id:
+        for wrong in ("", " ", ".", ".."):
+            with pytest.raises(SystemExit) as ended:
+                parse([*path.split()[1:], wrong])
+            assert ended.value.code == 2 and f"invalid id {wrong!r}" in capsys.readouterr().err
+
+
 def test_the_help_names_every_column() -> None:
     text = next(
         " ".join(parser.format_help().split())
