@@ -57,12 +57,12 @@ class Filter:
 
 def list_tasks(client: TesClient, filter_: Filter, limit: int) -> list[dict[str, Any]]:
     """In BASIC view, in the server's order; of several states, the newest first. Raises: PoiesisError."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str | int, dict[str, Any]] = {}
     queries = list(filter_.queries())
     for query in queries:
         before = len(found)
         for task in _matching(client, filter_, query, limit):
-            found.setdefault(str(dig(task, "id")), task)
+            found.setdefault(str(dig(task, "id") or "") or len(found), task)
             if len(found) - before >= limit:
                 break
     tasks = list(found.values())

@@ -194,9 +194,17 @@ def show_tasks(tasks: list[dict[str, Any]], arguments: argparse.Namespace) -> No
     if form in ("json", "yaml"):
         show_document(tasks[0] if len(tasks) == 1 else {"tasks": tasks}, form)
     elif form == "name":
-        print("\n".join(printable(str(dig(task, "id"))) for task in tasks))
+        _print_ids(tasks)
     else:
         show_table(table(tasks, _columns(arguments)))
+
+
+def _print_ids(tasks: Sequence[Any]) -> None:
+    ids = [str(task_id) for task in tasks if (task_id := dig(task, "id"))]
+    for task_id in ids:
+        print(printable(task_id))
+    if left_out := len(tasks) - len(ids):
+        note(f"{left_out} of {len(tasks)} tasks have no id in the response of the server")
 
 
 def _columns(arguments: argparse.Namespace) -> Sequence[str]:
@@ -229,8 +237,7 @@ def _list(client: TesClient, arguments: argparse.Namespace) -> int:
         raise ConfigurationError("--watch shows a table: leave out --output")
     tasks = list_tasks(client, filter_, arguments.limit)
     if form == "name":
-        for task in tasks:
-            print(printable(str(dig(task, "id"))))
+        _print_ids(tasks)
     else:
         show_document({"tasks": tasks}, form)
     return Exit.OK

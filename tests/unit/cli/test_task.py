@@ -219,6 +219,15 @@ def test_an_empty_id_is_an_error_and_not_success(poiesis: Poiesis, server: TesSe
         assert (done.code, done.out, server.asked) == (2, "", []) and "empty" in done.err
 
 
+def test_tasks_without_an_id_are_counted_and_not_named(poiesis: Poiesis, server: TesServer) -> None:
+    tasks = [{"state": "RUNNING"}, {"id": "a", "state": "RUNNING"}, {"id": None, "state": "COMPLETE"}]
+    server.serve({"GET /tasks": (200, {"tasks": tasks}), "GET /tasks/a": (200, tasks[0])})
+    done = poiesis("task", "list", "-o", "name", "--url", server.url)
+    assert (done.code, done.out) == (0, "a\n") and "2 of 3 tasks have no id" in done.err
+    done = poiesis("task", "get", "a", "-o", "name", "--url", server.url)
+    assert done.out == "" and "1 of 1 tasks have no id" in done.err
+
+
 def test_an_unknown_id_is_shown_as_it_was_typed(poiesis: Poiesis, server: TesServer) -> None:
     server.serve({})
     for action in ("get", "cancel"):
