@@ -43,9 +43,7 @@ def create_pages(
 
 
 def curl_credentials(api: ApiSettings) -> str:
-    """Return the arguments for curl's command line."""
-    if "bearer" in api.auth:
-        return '-H "Authorization: Bearer $TES_TOKEN" '
-    if "api_key" in api.auth:
-        return '-H "X-API-Key: $TES_KEY" '
-    return '-u "$TES_USER:$TES_PASSWORD" ' if "basic" in api.auth else ""
+    """Return the arguments for curl's command line, by the first authentication method."""
+    bearer = '-H "Authorization: Bearer $TES_TOKEN" '
+    basic, key = '-u "$TES_USER:$TES_PASSWORD" ', '-H "X-API-Key: $TES_KEY" '
+    return {"": "", "basic": basic, "bearer": bearer, "oidc": bearer, "api_key": key}[next(iter(api.auth), "")]

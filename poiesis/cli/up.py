@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, Final, Self
 
 from poiesis.bootstrap import ADAPTER_PREFIXES, FILER_PREFIX, Bootstrap
-from poiesis.config import PREFIX, LogSettings, Settings, read
+from poiesis.config import PREFIX, ApiSettings, LogSettings, Settings, read
 from poiesis.domain.errors import ConfigurationError, PoiesisError
 from poiesis.domain.states import TERMINAL, State
 from poiesis.filer.settings import FilerSettings
@@ -158,21 +158,37 @@ def run(arguments: argparse.Namespace) -> int:
         if settings.api.dashboard.enabled:
             print(f"Dashboard: {service.url}/ui")
         print(service.description)
-        print("Try:\n" + example(service.url))
+        print("Try:\n" + example(service.url, settings.api))
         sys.stdout.flush()
         wait_for(stop)
         print(f"Stopping.{service.unfinished_notice()}", flush=True)
     return 0
 
 
-def example(url: str) -> str:
-    """Return commands to copy."""
-    task = '{"name": "hello", "executors": [{"image": "alpine", "command": ["echo", "hello"]}]}'
-    return (
-        f"  poiesis run --url {url} alpine -- echo hello\n"
-        f"  curl -s {url}/ga4gh/tes/v1/tasks -H 'Content-Type: application/json' -d '{task}'\n"
-        f"  curl -s '{url}/ga4gh/tes/v1/tasks?view=FULL'"
-    )
+def example(url: str, api: ApiSettings) -> str:
+    """Return commands to copy, with credentials by the first authentication method; the user's own go into the line before."""
+    scheme, _, address = url.partition("//")
+    run = f"poiesis run --url {url} alpine -- echo hello"
+    lines = {
+        "": [run],
+        "basic": [
+            "export TES_USER=USER TES_PASSWORD=PASSWORD",
+            run.replace(url, f'"{scheme}//$TES_USER:$TES_PASSWORD@{address}"'),
+        ],
+        "bearer": ["export TES_TOKEN=TOKEN", run],
+        "oidc": [f"poiesis login --url {url}", run],
+        "api_key": ["export TES_KEY=KEY", f'POIESIS_TOKEN="$TES_KEY" {run}'],
+    }[next(iter(api.auth), "")]
+    if "oidc" in api.auth[:1]:  # only the command line has the token
+        lines.append(f"poiesis task list --url {url}")
+    else:
+        from poiesis.api.pages import curl_credentials
+
+        curl = f"curl -s {curl_credentials(api)}"
+        task = '{"name": "hello", "executors": [{"image": "alpine", "command": ["echo", "hello"]}]}'
+        lines.append(f"{curl}{url}/ga4gh/tes/v1/tasks -H 'Content-Type: application/json' -d '{task}'")
+        lines.append(f"{curl}'{url}/ga4gh/tes/v1/tasks?view=FULL'")
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def _lock(directory: Path) -> IO[str]:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.integration.embedded.service import Service, run_poiesis, sh
+import pytest
+
+from poiesis.api.credentials import hash_secret
+from tests.integration.embedded.service import Service, command, environment, run_poiesis, sh
 
 
 def write(directory: Path, *executors: Any, **more: Any) -> str:
@@ -126,3 +131,23 @@ def test_run_follows_a_whole_log(make_service: Callable[..., Service], tmp_path:
     done = run_poiesis("run", "-q", "alpine", "--", "sh", "-c", script, POIESIS_URL=service.url)
     assert (done.returncode, done.stdout) == (0, "1\n2\n3\n" + "x" * 100000)
     assert done.stderr == "e1\ne2\ne3\n"
+
+
+@pytest.mark.parametrize("method", ["basic", "api_key"])
+def test_the_commands_that_up_prints_work_with_authentication(tmp_path: Path, method: str) -> None:
+    users = [{"name": "ada", "password_hash": hash_secret("p", "basic"), "token_hash": hash_secret("t", "bearer")}]
+    (tmp_path / "users.json").write_text(json.dumps(users))
+    auth: dict[str, Any] = {"POIESIS_API__AUTH": method, "POIESIS_API__CREDENTIALS_FILE": str(tmp_path / "users.json")}
+    with Service(tmp_path / "service", **auth) as service:
+        key = ""
+        if method == "api_key":
+            create = ("key", "create", "k", "--user", "ada", "--local", "--dir", str(service.directory))
+            key = run_poiesis(*create, **auth).stdout.strip()
+        lines = service.log.read_text().partition("Try:\n")[2]
+        for name, value in (("=USER", "=ada"), ("=PASSWORD", "=p"), ("=TOKEN", "=t"), ("=KEY", f"={key}")):
+            lines = lines.replace(name, value)
+        functions = f'poiesis() {{ {shlex.join(command())} "$@"; }}; curl() {{ command curl -f "$@"; }}'
+        script = ["sh", "-ec", f"{functions}\n{lines}"]
+        done = subprocess.run(script, capture_output=True, text=True, env=environment(), check=False)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("hello\n") and done.stdout.count('"tasks"') == 1

@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from poiesis.cli import main as cli
-from poiesis.cli.up import Embedded, _lock, embedded_settings
+from poiesis.cli.up import Embedded, _lock, embedded_settings, example
+from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.states import Role
 from tests.unit.cli.conftest import Done, TesServer
@@ -239,3 +240,9 @@ def test_a_directory_that_another_user_can_write_is_refused(tmp_path: Path, mode
 
     with pytest.raises(ConfigurationError, match="another user"):
         _lock(directory)
+
+
+def test_up_with_a_provider_begins_with_a_login() -> None:
+    commands = example("http://127.0.0.1:8000", ApiSettings(auth=("oidc", "basic"))).splitlines()
+    assert commands[0].strip() == "poiesis login --url http://127.0.0.1:8000" and "curl" not in "".join(commands)
+    assert "login" not in example("http://127.0.0.1:8000", ApiSettings())
