@@ -32,7 +32,7 @@ __all__ = ["Phase", "admitted", "attempt_ended", "commands_lost", "scheduled", "
 IMAGE_REASONS: Final = frozenset(
     {"ErrImagePull", "ImagePullBackOff", "ImageInspectError", "InvalidImageName", "ErrImageNeverPull", "ImageRefused"}
 )
-_ORDER: Final = ("queued", "admitted", "scheduled", "images", "inputs")
+_ORDER: Final = ("queued", "admitted", "scheduled", "images", "inputs", "executor", "outputs")
 
 
 # ── recording: each is part of a save that happens anyway ──────────────────────────────────────────────────────────────────────────
@@ -113,17 +113,32 @@ def _attempt(task: Task, attempt: int, begin: datetime, recorded: list[Phase], c
     if is_last:
         work += _executors(task, finish)
         work += [] if cleanup is not None else _in_progress(task, work)
+    work = list(_in_sequence(work))
     admission, schedule = _named(recorded, "admitted"), _named(recorded, "scheduled")
     placed = schedule.start if schedule is not None else (task.log.start_time if attempt == 1 else None)
     first = min((phase.start for phase in work), default=None)
+    placed = _earliest(placed, first)  # a short command may have begun before its pod was seen
     milestones = [
         ("queued", begin),
-        ("admitted", None if admission is None else admission.start),
-        ("scheduled", placed if placed is not None else first),
+        ("admitted", None if admission is None else _earliest(admission.start, placed)),
+        ("scheduled", placed),
     ]
     phases = [*_between(attempt, milestones, first, finish), *_images(task, attempt, begin, finish), *work]
     phases = [_clipped(phase, begin, finish) for phase in phases]
     return _with_failure(phases, task, is_last, finish)
+
+
+def _in_sequence(work: Iterable[Phase]) -> Iterator[Phase]:
+    """Clocks of nodes differ: no filer or command starts before the end of the one before it."""
+    ended: datetime | None = None
+    for phase in sorted(work, key=lambda phase: (_rank(phase), phase.start)):
+        start = phase.start if ended is None else max(phase.start, ended)
+        ended = phase.end and max(start, phase.end)
+        yield replace(phase, start=start, end=ended)
+
+
+def _earliest(*times: datetime | None) -> datetime | None:
+    return min((at for at in times if at is not None), default=None)
 
 
 def _between(
@@ -235,5 +250,6 @@ def _named(phases: Iterable[Phase], name: str) -> Phase | None:
     return next((phase for phase in phases if phase.name == name), None)
 
 
-def _rank(phase: Phase) -> int:
-    return _ORDER.index(phase.name) if phase.name in _ORDER else len(_ORDER)
+def _rank(phase: Phase) -> tuple[int, int]:
+    name, _, number = phase.name.partition(" ")
+    return (_ORDER.index(name) if name in _ORDER else len(_ORDER)), int(number or 0)

@@ -65,6 +65,37 @@ def test_a_task_with_files_has_every_phase():
     ]  # fmt: skip
 
 
+def test_times_of_different_clocks_are_put_in_the_order_of_the_phases():
+    world = World(THREE)
+    to_running(world)
+    end(world, "tif", "executor-0", "executor-1", "executor-2", "tof")
+    world.to_the_end()
+    task = world.task
+    late = {"scheduled": 21 * S, "inputs": -2 * S}
+    phases = (replace(phase, start=phase.start + late.get(phase.name, 0 * S)) for phase in task.phases)
+    early = (replace(entry, start_time=entry.start_time - 1 * S) for entry in task.log.logs)
+    task = replace(task, phases=tuple(phases), log=replace(task.log, logs=tuple(early)))
+    assert shown(task) == [
+        "queued/1 0-18 ok", "scheduled/1 18-18 ok", "inputs/1 18-30 ok", "executor 0/1 30-40 ok", "executor 1/1 40-50 ok",
+        "executor 2/1 50-60 ok", "outputs/1 60-70 ok", "cleanup/1 70-70 ok",
+    ]  # fmt: skip
+
+
+def test_a_command_that_begins_before_its_pod_was_seen_follows_the_schedule():
+    world = World(SMALL)
+    to_running(world)
+    end(world, "executor-0")
+    world.to_the_end()
+    entry = replace(world.task.log.logs[0], start_time=world.task.created_at + 9.99 * S)
+    task = replace(world.task, log=replace(world.task.log, logs=(entry,)))
+    assert shown(task) == [
+        "queued/1 0-9.99 ok",
+        "scheduled/1 9.99-9.99 ok",
+        "executor 0/1 9.99-30 ok",
+        "cleanup/1 30-30 ok",
+    ]
+
+
 def test_the_staged_layout_has_the_same_phases():
     world = World(FILES, STAGED)
     to_running(world, "tif")
