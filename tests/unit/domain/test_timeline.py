@@ -73,7 +73,7 @@ def test_times_of_different_clocks_are_put_in_the_order_of_the_phases():
     task = world.task
     late = {"scheduled": 21 * S, "inputs": -2 * S}
     phases = (replace(phase, start=phase.start + late.get(phase.name, 0 * S)) for phase in task.phases)
-    early = (replace(entry, start_time=entry.start_time - 1 * S) for entry in task.log.logs)
+    early = (replace(entry, start_time=entry.start_time and entry.start_time - 1 * S) for entry in task.log.logs)
     task = replace(task, phases=tuple(phases), log=replace(task.log, logs=tuple(early)))
     assert shown(task) == [
         "queued/1 0-18 ok", "scheduled/1 18-18 ok", "inputs/1 18-30 ok", "executor 0/1 30-40 ok", "executor 1/1 40-50 ok",
