@@ -3,7 +3,7 @@
     basic      passwords of the credentials file; they hash slowly, so attempts are limited (`logins`)
     bearer     tokens of the credentials file
     oidc       access tokens of OpenID providers (`oidc`)
-    api_key    keys of the credentials file, and those of the store, which are bearer tokens too
+    api_key    keys of the credentials file and of the store; also as bearer tokens
 
 Users see their own tasks and those of their groups, admins all tasks. Secrets never appear in a log, an error or a repr.
 """
@@ -87,17 +87,23 @@ class Authenticator:
             user = await self._basic(value, credentials, address)
         elif scheme.lower() == "bearer":
             token = value.encode("latin-1")
-            if self._keys is not None and is_key(token):  # a secret of ours is never sent to a provider
-                user = await self._keys.user(token, credentials, address)
-            else:
+            if "api_key" in self._methods:
+                user = await self._key(token, credentials, address)
+            if user is None and not (
+                self._keys is not None and is_key(token)
+            ):  # a secret of ours is never sent to a provider
                 user, problem = await self._bearer(token, credentials, address)
         if user is None and "api_key" in self._methods:
-            key = given.get(b"x-api-key") or _query_key(query)
-            user = _found(key, credentials.keys, "api_key") if key else None
-            if user is None and self._keys is not None and is_key(key):
-                user = await self._keys.user(key, credentials, address)
+            user = await self._key(given.get(b"x-api-key") or _query_key(query), credentials, address)
         if user is None:
             raise self._unauthenticated(problem, is_given=bool(given) or b"api_key=" in query)
+        return user
+
+    async def _key(self, key: bytes, credentials: Credentials, address: str) -> User | None:
+        """Of the credentials file or the store."""
+        user = _found(key, credentials.keys, "api_key") if key else None
+        if user is None and self._keys is not None and is_key(key):
+            user = await self._keys.user(key, credentials, address)
         return user
 
     # ---- logins in a browser, whose session counts while the credential does

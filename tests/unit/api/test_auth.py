@@ -62,6 +62,7 @@ class TestCredentials:
             (ADA, ""),
             ({"Authorization": "bearer   ada-token"}, ""),
             ({"X-API-Key": "bob-key"}, ""),
+            ({"Authorization": "Bearer bob-key"}, ""),  # what clients that know only bearer tokens send
             ({}, "?api_key=bob-key"),
             ({}, "?view=BASIC&api_key=bob-key"),
             ({"Authorization": "Bearer wrong", "X-API-Key": "bob-key"}, ""),
@@ -69,6 +70,11 @@ class TestCredentials:
     )
     def test_that_are_valid_are_accepted(self, file: Path, headers: dict[str, str], query: str) -> None:
         assert _site(file).get(f"/tasks{query}", headers=headers).status_code == 200
+
+    def test_keys_as_bearer_tokens_need_the_method_api_key(self, file: Path) -> None:
+        headers = {"Authorization": "Bearer bob-key"}
+        assert _site(file, "api_key").get("/tasks", headers=headers).status_code == 200
+        assert _site(file, "basic", "bearer").get("/tasks", headers=headers).status_code == 401
 
     @pytest.mark.parametrize(
         ("headers", "query"),
@@ -82,7 +88,6 @@ class TestCredentials:
             ({"Authorization": "Basic " + base64.b64encode(b"\xff\xfe").decode()}, ""),
             ({"Authorization": "Basic " + base64.b64encode(b"ada").decode()}, ""),
             ({"Authorization": "Bearer"}, ""),
-            ({"Authorization": "Bearer bob-key"}, ""),
             ({"Authorization": "ada-token"}, ""),
             ({"Authorization": "Digest ada-token"}, ""),
             ({"X-API-Key": ""}, ""),
