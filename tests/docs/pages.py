@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.clients.conftest import programs_of
-from tests.integration.embedded.service import descendants, environment, is_zombie, processes_of
+from tests.integration.embedded.service import descendants, environment, is_zombie, of_session, processes_of
 from tests.servers.keycloak import keycloak_programs
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
@@ -67,7 +67,7 @@ class Page:
 
     @property
     def name(self) -> str:
-        return str(self.path.relative_to(DOCS.parent))
+        return os.path.relpath(self.path, DOCS.parent)
 
     @property
     def is_for_a_cluster(self) -> bool:
@@ -175,7 +175,8 @@ class Run:
                 time.sleep(POLL_S)
 
     def _others(self) -> list[int]:
-        found = {*descendants(self._shell.pid), *processes_of(self.directory / ".poiesis")}
+        shell = self._shell.pid
+        found = {*descendants(shell), *of_session(shell), *processes_of(self.directory / ".poiesis")}
         return [pid for pid in found if not is_zombie(pid)]
 
     def all(self) -> None:

@@ -1,11 +1,13 @@
 """The commands of tutorials and how-tos are run as printed, each page in a directory and a network of its own (`make docs-test`)."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tests.docs.pages import PAGES, Page, Run, isolation, matches, parse
 from tests.integration.embedded.conftest import can_run  # noqa: F401
+from tests.integration.embedded.service import is_zombie
 
 NOT_RUN = 15  # blocks that tests cannot run, each with a reason; it may only become less
 
@@ -51,6 +53,19 @@ def test_the_number_of_blocks_that_are_not_run() -> None:
 )
 def test_an_ellipsis_stands_for_anything(pattern: str, output: str, expected: bool) -> None:
     assert matches(pattern, output) is expected
+
+
+def test_a_page_that_fails_leaves_no_process_behind(tmp_path: Path) -> None:
+    """The shell ends with the failure, so what it had started has lost its parent."""
+    path, directory = tmp_path / "page.md", tmp_path / "page"
+    background = "<!-- run: in the background -->\n```bash\nsleep 600 &\necho $!\nwait\n```\n\n```text\n…\n```\n\n"
+    path.write_text(f"{background}```bash\nps -o pid= -C sleep >all\nfalse\n```\n")
+    directory.mkdir()
+    with pytest.raises(AssertionError, match="exit code 1"), Run(parse(path), directory) as run:
+        run.all()
+    started = {int(pid) for pid in (directory / "all").read_text().split()}
+    left = {pid for pid in started if not is_zombie(pid) and os.path.realpath(f"/proc/{pid}/cwd") == str(directory)}
+    assert started and not left
 
 
 def test_what_a_page_says_about_its_blocks(tmp_path: Path) -> None:

@@ -345,6 +345,11 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def of_session(leader: int) -> list[int]:
+    """Its processes, also when the leader has ended and they have no parent left; not the leader."""
+    return [p for p in _pids() if p != leader and _stat(p)[3:4] == [str(leader)]]
+
+
 def resident_bytes(pid: int) -> int:
     """Memory of a process and all its descendants now; pages that they share are counted for each."""
     pages = 0
