@@ -53,6 +53,8 @@ def _serve_and_run(arguments: argparse.Namespace, directory: Path, runtime: str 
     options.allow_dir = [*arguments.allow_dir, str(EXAMPLES), str(out)]
     options.runtime = runtime
     settings, filer = embedded_settings(options, port=0)
+    if settings.api.auth:
+        raise ConfigurationError("the demo has no credentials for its own service: unset POIESIS_API__AUTH")
     settings = replace(settings, policy=replace(settings.policy, image_deadline=IMAGE_DEADLINE))
     configure_logging(settings.log_level, settings.log_format)
     with Embedded(settings, filer) as service:

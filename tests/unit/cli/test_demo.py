@@ -8,6 +8,7 @@ import pytest
 
 from poiesis.cli import demo
 from poiesis.cli.client import TesClient
+from poiesis.cli.main import main
 from tests.unit.cli.conftest import TesServer
 
 
@@ -39,3 +40,13 @@ def test_a_demo_whose_task_does_not_end_gives_up(
     monkeypatch.setattr(demo, "CANCEL_S", 0)
     assert demo._run_task(TesClient(server.url, {}), tmp_path) == 1
     assert "did not end" in capsys.readouterr().out
+
+
+def test_a_demo_with_authentication_says_what_to_unset(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its own client has no credentials, and switching authentication off would open its service to other users of the machine."""
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setenv("POIESIS_API__AUTH", "api_key")
+    assert main(["demo"]) == 2
+    assert "unset POIESIS_API__AUTH" in capsys.readouterr().err
