@@ -89,9 +89,8 @@ class Authenticator:
             token = value.encode("latin-1")
             if "api_key" in self._methods:
                 user = await self._key(token, credentials, address)
-            if user is None and not (
-                self._keys is not None and is_key(token)
-            ):  # a secret of ours is never sent to a provider
+            is_ours = self._keys is not None and is_key(token)  # never sent to a provider
+            if user is None and not is_ours:
                 user, problem = await self._bearer(token, credentials, address)
         if user is None and "api_key" in self._methods:
             user = await self._key(given.get(b"x-api-key") or _query_key(query), credentials, address)

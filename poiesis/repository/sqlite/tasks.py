@@ -400,9 +400,8 @@ def _list_query(where: TaskFilter, limit: int, after: TaskId | None, *, scan: st
     """
     found, values = _scans(where, after, scan)
     order = f" ORDER BY id {'ASC' if where.oldest_first else 'DESC'}"
-    if (
-        scan == "name" and not where.states and where.owner is None
-    ):  # the index has names and ids: rows only of the page
+    if scan == "name" and not where.states and where.owner is None:
+        # the index has names and ids, so that only the rows of the page are read
         conditions, _ = _conditions(where, after, scan, "tasks.id")
         named = f"SELECT id FROM tasks INDEXED BY tasks_by_name WHERE {' AND '.join(conditions)}{order} LIMIT ?"
         source = f"({named}) AS named CROSS JOIN tasks ON tasks.id = named.id"
