@@ -85,7 +85,8 @@ class Monitor:
         # the last publication of each task: the events of its pod find the same stage due repeatedly
         self._last: OrderedDict[TaskId, tuple[Version, Stage, datetime]] = OrderedDict()
         self._last_lock = threading.Lock()
-        starting = self.cluster.starting if isinstance(self.cluster, ReportsStarting) else tuple
+        self._starts = self.cluster if isinstance(self.cluster, ReportsStarting) else None
+        starting = self._starts.starting if self._starts is not None else tuple
         self._cleanup = DeferredCleanup(lambda task_id: self.queue.publish(task_id, Stage.CLEAN), starting)
         self._leads = False
         self._stop = threading.Event()
@@ -225,8 +226,7 @@ class Monitor:
 
     def _changed(self, task_id: TaskId) -> None:
         """What a starting or running pod shows can wait: if it ends soon, its whole life costs one look at it and one save."""
-        patient = isinstance(self.cluster, ReportsStarting) and self.cluster.is_on_its_way(task_id)
-        self._work.wake(task_id, patient=patient)
+        self._work.wake(task_id, patient=self._starts is not None and self._starts.is_on_its_way(task_id))
 
     def _reconcile(self, task_id: TaskId, hint: str | None) -> None:
         records = self._take_records(task_id, hint) if hint is not None else ()

@@ -165,6 +165,10 @@ def test_no_document_makes_an_extension_fail(session: Session, capsys: pytest.Ca
     for what, chance in chances("extension document"):
         operation = chance.choice(WITH_BODY)
         body = mutated(chance, body_of(chance, operation, ids))
+        if (
+            operation.path == "/tasks:wait" and b'"timeout":' not in body
+        ):  # lost by a mutation: by default it waits for 30 s
+            body = body.replace(b"{", b'{"timeout":0,', 1)
         headers = headers_of_a_body(chance) + headers_of(chance, operation)
         if chance.random() < 0.05:
             headers, body = [*headers, (b"Transfer-Encoding", b"chunked")], as_chunks(chance, body)

@@ -135,15 +135,20 @@ def test_a_due_link_is_published_once_however_many_events_come(scene):
     assert scene.queue.published == [(ID, Stage.CLEAN)] * 2
 
 
-def test_events_of_an_ended_task_with_deferred_cleanup_are_ignored(scene):
-    world = scene.world
+def ended_while_another_starts(scene):
+    """The tasks with pods that start, for which the clean-up of the ended one is deferred."""
     starting = [TaskId("7" * 26)]
     scene.monitor._cleanup = DeferredCleanup(
         lambda task_id: scene.queue.publish(task_id, Stage.CLEAN), lambda: starting
     )
-    world.launch()
-    world.cluster.run(ID, "task")
+    scene.world.launch()
+    scene.world.cluster.run(ID, "task")
     scene.monitor._reconcile(ID, None)
+    return starting
+
+
+def test_events_of_an_ended_task_with_deferred_cleanup_are_ignored(scene):
+    world, starting = scene.world, ended_while_another_starts(scene)
     world.cluster.calls.clear()
     scene.monitor._reconcile(ID, None)
     assert (world.cluster.calls, scene.queue.published) == ([], [])
@@ -153,14 +158,7 @@ def test_events_of_an_ended_task_with_deferred_cleanup_are_ignored(scene):
 
 
 def test_resync_does_not_publish_a_cleanup_that_is_deferred(scene):
-    world = scene.world
-    starting = [TaskId("7" * 26)]
-    scene.monitor._cleanup = DeferredCleanup(
-        lambda task_id: scene.queue.publish(task_id, Stage.CLEAN), lambda: starting
-    )
-    world.launch()
-    world.cluster.run(ID, "task")
-    scene.monitor._reconcile(ID, None)
+    world, starting = scene.world, ended_while_another_starts(scene)
     world.clock.advance(CLEAN_AGAIN)
     assert scene.monitor.resync() == 1
     assert scene.queue.published == []
