@@ -54,11 +54,17 @@ def end(world: World, *containers: str, part: str = "task", code: int = 0, secon
         world.settle()
 
 
-def test_a_task_with_files_has_every_phase():
-    world = World(THREE)
+def ended(spec, *containers):
+    """A world whose task has run, with the ends of these containers, and is cleaned up."""
+    world = World(spec)
     to_running(world)
-    end(world, "tif", "executor-0", "executor-1", "executor-2", "tof")
+    end(world, *containers)
     world.to_the_end()
+    return world
+
+
+def test_a_task_with_files_has_every_phase():
+    world = ended(THREE, "tif", "executor-0", "executor-1", "executor-2", "tof")
     assert shown(world.task) == [
         "queued/1 0-10 ok", "scheduled/1 10-20 ok", "inputs/1 20-30 ok", "executor 0/1 30-40 ok", "executor 1/1 40-50 ok",
         "executor 2/1 50-60 ok", "outputs/1 60-70 ok", "cleanup/1 70-70 ok",
@@ -66,10 +72,7 @@ def test_a_task_with_files_has_every_phase():
 
 
 def test_times_of_different_clocks_are_put_in_the_order_of_the_phases():
-    world = World(THREE)
-    to_running(world)
-    end(world, "tif", "executor-0", "executor-1", "executor-2", "tof")
-    world.to_the_end()
+    world = ended(THREE, "tif", "executor-0", "executor-1", "executor-2", "tof")
     task = world.task
     late = {"scheduled": 21 * S, "inputs": -2 * S}
     phases = (replace(phase, start=phase.start + late.get(phase.name, 0 * S)) for phase in task.phases)
@@ -82,10 +85,7 @@ def test_times_of_different_clocks_are_put_in_the_order_of_the_phases():
 
 
 def test_a_command_that_begins_before_its_pod_was_seen_follows_the_schedule():
-    world = World(SMALL)
-    to_running(world)
-    end(world, "executor-0")
-    world.to_the_end()
+    world = ended(SMALL, "executor-0")
     entry = replace(world.task.log.logs[0], start_time=world.task.created_at + 9.99 * S)
     task = replace(world.task, log=replace(world.task.log, logs=(entry,)))
     assert shown(task) == [
@@ -256,10 +256,7 @@ def test_with_quotas_the_wait_for_admission_is_apart_from_the_wait_for_a_node():
 
 
 def test_a_task_of_an_older_release_has_the_phases_that_its_log_knows():
-    world = World(THREE)
-    to_running(world)
-    end(world, "tif", "executor-0", "executor-1", "executor-2", "tof")
-    world.to_the_end()
+    world = ended(THREE, "tif", "executor-0", "executor-1", "executor-2", "tof")
     old = replace(world.task, phases=(), history=())
     assert shown(old) == [
         "queued/1 0-10 ok", "scheduled/1 10-30 ok", "executor 0/1 30-40 ok", "executor 1/1 40-50 ok", "executor 2/1 50-60 ok",
