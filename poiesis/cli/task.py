@@ -16,6 +16,7 @@ from poiesis.cli.exits import Exit
 from poiesis.cli.follow import Follower, shown, way_back
 from poiesis.cli.listing import Filter, list_tasks, top
 from poiesis.cli.logs import STREAMS, Sink, follow_logs, render_logs, with_executors
+from poiesis.cli.options import object_id
 from poiesis.cli.output import Table, note, repeat, report, show_document, show_table
 from poiesis.cli.text import printable
 from poiesis.domain.errors import ConfigurationError, InvalidTask, PoiesisError, Problem, Unauthenticated, Unavailable
@@ -54,7 +55,10 @@ def _ids(values: Iterable[str]) -> Iterator[str]:
     found: dict[str, None] = {}
     for value in values:
         lines = [line.strip() for line in sys.stdin] if value == "-" else [value]
-        found |= dict.fromkeys(line for line in lines if line)
+        try:
+            found |= dict.fromkeys(object_id(line) for line in lines if line)
+        except argparse.ArgumentTypeError as error:
+            raise ConfigurationError(str(error)) from None
         if len(found) > MAX_IDS:
             raise ConfigurationError(f"more than {MAX_IDS} ids")
     return iter(found)

@@ -23,8 +23,9 @@ MAX_PAUSE: Final = timedelta(minutes=5)
 """Between two attempts to reach a receiver that does not answer, whatever the number of messages that wait."""
 SECRET_BYTES: Final = 32
 MAX_PENDING: Final = 10_000
-MAX_DEAD: Final = 10_000  # of all webhooks of a user; the oldest are deleted
 """Messages that wait for one webhook; further ones become dead letters at once."""
+MAX_DEAD: Final = 10_000
+"""Dead letters of all webhooks of a user; the oldest are deleted."""
 MAX_BODY_BYTES: Final = 16 * 1024
 
 

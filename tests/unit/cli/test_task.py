@@ -404,3 +404,9 @@ def test_ids_of_created_tasks_are_shown_whatever_happens_next(poiesis: Poiesis, 
     done = poiesis("task", "create", "-", "--url", server.url, stdin="{} {} {} {} {}")
     assert (done.code, done.out) == (69, "a\nb\n")
     assert "$.x: is wrong" in done.err and "gone; if the request arrived, the task exists" in done.err
+
+
+@pytest.mark.parametrize("name", [".", ".."])
+def test_ids_of_standard_input_must_not_name_another_resource(poiesis: Poiesis, server: TesServer, name: str) -> None:
+    done = poiesis("task", "get", "-", stdin=f"t\n{name}\n", TES_URL=server.url)
+    assert done.code == 2 and f"invalid id '{name}'" in done.err and server.asked == []
