@@ -40,3 +40,11 @@ def test_a_task_of_many_parts_is_not_kept_nor_what_was_kept_of_it_before():
     recent.put(stored())
     recent.put(stored(spec(inputs=(input_file(),) * MAX_ITEMS)))
     assert recent.take(stored().id) is None
+
+
+def test_the_bounds_of_a_process():
+    recent = RecentTasks()
+    for i in range(20):  # of 4 MiB each, at worst
+        recent.put(numbered(i, stored(spec((executor(command=("x" * 2**20,)),)))))
+    assert kept(recent, 20) == list(range(13, 20))
+    assert MAX_ITEMS == 200
