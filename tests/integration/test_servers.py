@@ -4,6 +4,7 @@ import ftplib
 import io
 import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -112,6 +113,18 @@ def test_a_server_and_its_directory_are_removed_when_the_block_ends() -> None:
     assert not directories[-1].exists()
     with pytest.raises(ConnectionRefusedError):
         _connect([port])
+
+
+def test_a_server_behind_a_script_ends_with_it() -> None:
+    def command(_: Path, ports: list[int]) -> list[str]:
+        return ["sh", "-c", f"{sys.executable} -m http.server --bind {HOST} {ports[0]}; true"]
+
+    with running("script", 1, command, _connect) as port:
+        pass
+    end = time.monotonic() + 10
+    with pytest.raises(OSError, match=r"refused|reset"):  # the kernel ends what was killed a moment later
+        while time.monotonic() < end:
+            _connect([port])
 
 
 def test_the_error_of_a_server_that_ends_at_once_has_its_output() -> None:

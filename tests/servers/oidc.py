@@ -10,7 +10,8 @@ import html
 import json
 import re
 import secrets
-from collections.abc import Iterator, Mapping
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ from tests.servers.process import HOST, free_ports, missing, running
 
 if TYPE_CHECKING:
     from joserfc.jwk import KeySet
+
+    from tests.servers.tls import Authority
 
 SCRIPT: Final = Path(__file__).with_name("oidc_provider.mjs")
 RESOURCE: Final = "urn:poiesis"
@@ -46,6 +49,9 @@ class OidcServer:
     issuer: str
     keys: KeySet
     _port: int = 0
+    _host: str = HOST
+    _authority: Authority | None = None
+    _redirects: Sequence[str] = REDIRECTS
     _running: ExitStack = field(default_factory=ExitStack, repr=False)
 
     client_id = "cli"
@@ -68,14 +74,20 @@ class OidcServer:
 
     def set_claims(self, user: str, claims: Mapping[str, Any]) -> None:
         """Replace the claims of a user in tokens and UserInfo."""
-        httpx.put(f"{self.issuer}/test/accounts/{quote(user)}", json=claims, timeout=TIMEOUT_S).raise_for_status()
+        address = f"{self.issuer}/test/accounts/{quote(user)}"
+        httpx.put(address, json=claims, timeout=TIMEOUT_S, verify=self.verify).raise_for_status()
+
+    @property
+    def verify(self) -> ssl.SSLContext | bool:
+        """For clients of the provider."""
+        return ssl.create_default_context(cafile=self._authority.ca_file) if self._authority else True
 
     def approve(self, verification_uri: str, user: str) -> None:
         """Log in as `user` at the provider's page and approve what a device has asked for."""
         approve(verification_uri, user)
 
     def post(self, path: str, form: Mapping[str, str], client: tuple[str, str]) -> dict[str, Any]:
-        answer = httpx.post(self.issuer + path, data=dict(form), auth=client, timeout=TIMEOUT_S)
+        answer = httpx.post(self.issuer + path, data=dict(form), auth=client, timeout=TIMEOUT_S, verify=self.verify)
         assert answer.status_code == 200, answer.text
         document: dict[str, Any] = answer.json() if answer.content else {}
         return document
@@ -86,13 +98,16 @@ class OidcServer:
 
         def command(directory: Path, _: list[int]) -> list[str]:
             file = directory / "provider.json"
-            configuration = {"issuer": self.issuer, "port": self._port, "resource": RESOURCE, "ttl": TTL_S}
-            jwks = self.keys.as_dict(private=True)
-            file.write_text(json.dumps({**configuration, "jwks": jwks, "redirects": REDIRECTS}))
+            configuration = {"issuer": self.issuer, "host": self._host, "port": self._port, "resource": RESOURCE}
+            configuration |= {"jwks": self.keys.as_dict(private=True), "redirects": self._redirects, "ttl": TTL_S}
+            if self._authority is not None:
+                configuration["pem"] = str(self._authority.key_file)
+            file.write_text(json.dumps(configuration))
             return ["node", "--max-old-space-size=128", str(SCRIPT), str(module), str(file)]
 
         def connect(_: list[int]) -> None:
-            httpx.get(f"{self.issuer}/.well-known/openid-configuration", timeout=2).raise_for_status()
+            address = f"{self.issuer}/.well-known/openid-configuration"
+            httpx.get(address, timeout=2, verify=self.verify).raise_for_status()
 
         self._running.enter_context(running("oidc", 0, command, connect))
 
@@ -131,9 +146,9 @@ class _Loopback(httpx.HTTPTransport):
         return answer
 
 
-def browser_client(*, follow_redirects: bool = False) -> httpx.Client:
+def browser_client(*, follow_redirects: bool = False, verify: ssl.SSLContext | bool = True) -> httpx.Client:
     """A small browser for the pages of providers."""
-    return httpx.Client(transport=_Loopback(), follow_redirects=follow_redirects, timeout=TIMEOUT_S)
+    return httpx.Client(transport=_Loopback(verify=verify), follow_redirects=follow_redirects, timeout=TIMEOUT_S)
 
 
 def password_of(user: str) -> str:
@@ -160,9 +175,9 @@ def approve(verification_uri: str, user: str) -> None:
         assert "Sign-in Success" in page.text or "Device Login Successful" in page.text, page.text[-600:]
 
 
-def follow_forms(address: str, user: str, *, until: str) -> str:
+def follow_forms(address: str, user: str, *, until: str, verify: ssl.SSLContext | bool = True) -> str:
     """Log in as `user` at the provider's pages, and return the address with `until` in it that the browser is sent to in the end."""
-    with browser_client() as browser:
+    with browser_client(verify=verify) as browser:
         page = browser.get(address)
         for _ in range(12):
             if page.is_redirect:
@@ -187,13 +202,17 @@ def _form(page: httpx.Response) -> tuple[str, dict[str, str]] | None:
     return html.unescape(found[1]), {name: html.unescape(value) for name, value in values}
 
 
-def make_oidc_server(*algorithms: str) -> OidcServer:
-    """Not started. Skips the test where the provider is not installed."""
+def make_oidc_server(
+    *algorithms: str, host: str = HOST, authority: Authority | None = None, redirects: Sequence[str] = REDIRECTS
+) -> OidcServer:
+    """Not started. With an authority: over TLS. Skips the test where the provider is not installed."""
     program("node")
     if not (FOLDER / "node_modules" / "oidc-provider").is_dir():
         missing("no oidc-provider: run `make emulators`, which needs npm and go")
     [port] = free_ports(1)
-    return OidcServer(f"http://{HOST}:{port}", make_keys(*(algorithms or ("RS256",))), port)
+    scheme = "https" if authority else "http"
+    keys = make_keys(*(algorithms or ("RS256",)))
+    return OidcServer(f"{scheme}://{host}:{port}", keys, port, host, authority, redirects)
 
 
 @pytest.fixture(scope="session")

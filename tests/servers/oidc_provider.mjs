@@ -1,15 +1,16 @@
 // A real OpenID provider for tests: `oidc-provider` from npm with a few users and clients. It runs as
 //   node oidc_provider.mjs MODULE CONFIGURATION
-// MODULE: path of oidc-provider's index.js. CONFIGURATION: JSON file with issuer, port, resource and jwks; a restart with other keys on the same
-// port is a rotation. Besides the protocol it answers two requests of tests: PUT /test/accounts/SUB replaces the claims of a user, and the grant
+// MODULE: path of oidc-provider's index.js. CONFIGURATION: JSON file with issuer, host, port, resource and jwks, and pem, a file with key and
+// certificate, for TLS; a restart with other keys on the same port is a rotation. Besides the protocol it answers two requests of tests: PUT /test/accounts/SUB replaces the claims of a user, and the grant
 // urn:poiesis:test gives a token for any user without a browser. Consent and login are the provider's development pages: any name is accepted.
 import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
+import { createServer as createTlsServer } from 'node:https';
 import { pathToFileURL } from 'node:url';
 
 const [module, file] = process.argv.slice(2);
 const { Provider } = await import(pathToFileURL(module));
-const { issuer, port, resource, jwks, redirects, ttl } = JSON.parse(readFileSync(file));
+const { issuer, host, port, pem, resource, jwks, redirects, ttl } = JSON.parse(readFileSync(file));
 
 const DEVICE = 'urn:ietf:params:oauth:grant-type:device_code';
 const TEST = 'urn:poiesis:test';
@@ -88,7 +89,7 @@ provider.registerGrantType(TEST, async (ctx) => {
 }, ['username', 'scope', 'audience']);
 
 const answer = provider.callback();
-createServer((request, response) => {
+function serve(request, response) {
   const account = request.method === 'PUT' && request.url.match(/^\/test\/accounts\/(.+)$/);
   if (!account) {
     answer(request, response);
@@ -100,4 +101,6 @@ createServer((request, response) => {
     accounts.set(decodeURIComponent(account[1]), JSON.parse(body));
     response.writeHead(204).end();
   });
-}).listen(port, '127.0.0.1');
+}
+const identity = pem && readFileSync(pem);
+(pem ? createTlsServer({ key: identity, cert: identity }, serve) : createServer(serve)).listen(port, host);

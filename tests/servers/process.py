@@ -8,12 +8,13 @@ parent.
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -70,7 +71,8 @@ def running(
 ) -> Iterator[T]:
     """Run `command(directory, ports)` until the block ends; yield what `connect(ports)` returned, tried for `start_s` seconds.
 
-    At the end the server gets SIGTERM, and SIGKILL after `stop_s` seconds; its directory is removed.
+    At the end the server and what it has started get SIGTERM, and SIGKILL when it has ended or after `stop_s` seconds; its directory
+    is removed.
     """
     for attempt in range(1, ATTEMPTS + 1):
         # a short path: some servers put a unix socket there, and its path has a limit of 108 bytes
@@ -87,6 +89,7 @@ def running(
                     stdin=subprocess.DEVNULL,
                     stdout=output,
                     stderr=subprocess.STDOUT,
+                    start_new_session=True,
                 )
             try:
                 server = _wait(name, process, log, partial(connect, chosen), start_s)
@@ -125,9 +128,14 @@ def _wait(name: str, process: subprocess.Popen[bytes], log: Path, connect: Calla
 
 
 def _stop(process: subprocess.Popen[bytes], stop_s: float) -> None:
-    process.terminate()
-    try:
+    """Of the whole group: a server may be the child of a script that does not pass signals on."""
+    _signal(process, signal.SIGTERM)
+    with suppress(subprocess.TimeoutExpired):
         process.wait(stop_s)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    _signal(process, signal.SIGKILL)
+    process.wait()
+
+
+def _signal(process: subprocess.Popen[bytes], number: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, number)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.filer.intermediaries import Authority, authority
 from tests.integration.filer.servers import HttpServer, http_server
+from tests.servers.tls import Authority, authority
 
 
 @pytest.fixture

@@ -24,10 +24,11 @@ from poiesis.filer.network import open_connection
 from poiesis.filer.s3_small_files import Get, Put
 from poiesis.filer.small_files import SmallFileMover
 from poiesis.filer.transfer import Pool
-from tests.integration.filer.intermediaries import Authority, Pieces, TlsFront, closing
+from tests.integration.filer.intermediaries import Pieces, TlsFront, closing
 from tests.integration.filer.servers import Fault, HttpServer, Request, http_server
 from tests.integration.filer.test_s3 import keys, put, settings_of
 from tests.servers import S3Server
+from tests.servers.tls import Authority
 from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted
 
 COUNT = 400

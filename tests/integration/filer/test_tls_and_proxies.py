@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from poiesis.filer.settings import MIB
-from tests.integration.filer.intermediaries import Authority, Proxy, TlsFront, authority, closing
+from tests.integration.filer.intermediaries import Proxy, TlsFront, closing
 from tests.integration.filer.servers import HttpServer
 from tests.servers import S3Server
+from tests.servers.tls import Authority, authority
 from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted
 
 SMALL = random.Random(1).randbytes(10_000)
