@@ -30,16 +30,10 @@ from poiesis.domain.task import TaskId
 from poiesis.filer import registry
 from poiesis.filer.settings import FilerSettings
 from poiesis.observability import configure_logging
-from poiesis.ports.admission import AdmissionStore
 from poiesis.ports.cluster import Cluster, FollowedCluster
-from poiesis.ports.events import EventLog
-from poiesis.ports.idempotency import IdempotencyStore
 from poiesis.ports.logs import LogStore
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskRepository
-from poiesis.ports.sessions import SessionRepository
-from poiesis.ports.usage import UsageStore
-from poiesis.ports.webhooks import WebhookStore
 from poiesis.services.admission import Admitter, WaitingReasons
 from poiesis.services.keys import KeyService
 from poiesis.services.logs import LogRetention, LogService
@@ -49,7 +43,7 @@ from poiesis.services.orchestrator import Orchestrator
 from poiesis.services.statistics import Statistics
 from poiesis.services.tasks import TaskService
 from poiesis.services.usage import UsageService
-from poiesis.services.webhooks import WebhookDispatcher, WebhookService
+from poiesis.services.webhooks import MAX_THREADS, WebhookDispatcher, WebhookService
 
 if TYPE_CHECKING:
     from celery import Celery
@@ -62,8 +56,8 @@ if TYPE_CHECKING:
     from poiesis.cluster.kubernetes.settings import KubernetesSettings
     from poiesis.cluster.local import LogKeeping
     from poiesis.repository.mongo.connection import MongoDatabase
-    from poiesis.repository.mongo.tasks import MongoTaskRepository
     from poiesis.repository.sqlite.database import SqliteDatabase
+    from poiesis.repository.stores import Stores
 
 log = logging.getLogger(__name__)
 
@@ -195,71 +189,24 @@ class Bootstrap(ExitStack):
         return self.settings.policy
 
     @cached_property
+    def stores(self) -> Stores:
+        from poiesis.repository.stores import mongo_stores, sqlite_stores
+
+        if self.is_embedded:
+            from poiesis.repository.sqlite.database import SqliteDatabase
+
+            return sqlite_stores(self._opened(SqliteDatabase(Path(self.settings.directory) / "tasks.sqlite")))
+        from poiesis.repository.mongo.connection import MongoDatabase
+
+        return mongo_stores(self._opened(MongoDatabase(self.settings.mongo_uri, self.settings.mongo_database)))
+
+    @cached_property
     def repository(self) -> TaskRepository:
-        if self.is_embedded:
-            from poiesis.repository.sqlite.tasks import SqliteTaskRepository
-
-            return SqliteTaskRepository(self._sqlite)
-        return self._mongo_tasks
-
-    @cached_property
-    def _mongo_tasks(self) -> MongoTaskRepository:
-        from poiesis.repository.mongo.tasks import MongoTaskRepository
-
-        return MongoTaskRepository(self._mongo)
-
-    @cached_property
-    def events(self) -> EventLog:
-        if self.is_embedded:
-            from poiesis.repository.sqlite.events import SqliteEventLog
-
-            return SqliteEventLog(self._sqlite)
-        from poiesis.repository.mongo.events import MongoEventLog
-
-        return MongoEventLog(self._mongo, self._mongo_tasks)
-
-    @cached_property
-    def idempotency(self) -> IdempotencyStore:
-        if self.is_embedded:
-            from poiesis.repository.sqlite.idempotency import SqliteIdempotencyStore
-
-            return SqliteIdempotencyStore(self._sqlite)
-        from poiesis.repository.mongo.idempotency import MongoIdempotencyStore
-
-        return MongoIdempotencyStore(self._mongo)
+        return self.stores.tasks
 
     @cached_property
     def keys(self) -> KeyService:
-        lifetime = self.settings.api.key_lifetime
-        if self.is_embedded:
-            from poiesis.repository.sqlite.keys import SqliteKeyRepository
-
-            return KeyService(SqliteKeyRepository(self._sqlite), self.clock, lifetime)
-        from poiesis.repository.mongo.keys import MongoKeyRepository
-
-        return KeyService(MongoKeyRepository(self._mongo), self.clock, lifetime)
-
-    @cached_property
-    def sessions(self) -> SessionRepository:
-        if self.is_embedded:
-            from poiesis.repository.sqlite.sessions import SqliteSessionRepository
-
-            return SqliteSessionRepository(self._sqlite)
-        from poiesis.repository.mongo.sessions import MongoSessionRepository
-
-        return MongoSessionRepository(self._mongo)
-
-    @cached_property
-    def _sqlite(self) -> SqliteDatabase:
-        from poiesis.repository.sqlite.database import SqliteDatabase
-
-        return self._opened(SqliteDatabase(Path(self.settings.directory) / "tasks.sqlite"))
-
-    @cached_property
-    def _mongo(self) -> MongoDatabase:
-        from poiesis.repository.mongo.connection import MongoDatabase
-
-        return self._opened(MongoDatabase(self.settings.mongo_uri, self.settings.mongo_database))
+        return KeyService(self.stores.keys, self.clock, self.settings.api.key_lifetime)
 
     @cached_property
     def celery(self) -> Celery:
@@ -378,62 +325,34 @@ class Bootstrap(ExitStack):
 
     @cached_property
     def usage(self) -> UsageService:
-        return UsageService(self.events, self._usage_store(), self.clock, self.settings.usage_tags)
-
-    def _usage_store(self) -> UsageStore:
-        if self.is_embedded:
-            from poiesis.repository.sqlite.usage import SqliteUsageStore
-
-            return SqliteUsageStore(self._sqlite)
-        from poiesis.repository.mongo.usage import MongoUsageStore
-
-        return MongoUsageStore(self._mongo)
+        return UsageService(self.stores.events, self.stores.usage, self.clock, self.settings.usage_tags)
 
     @cached_property
     def tasks(self) -> TaskService:
         on_queued = self.admitter.wake if self.is_embedded else lambda: None
-        reasons = WaitingReasons(self._admission_store, self.clock, self.policy)
-        return TaskService(self.repository, self.queue, self.clock, self.policy, self.idempotency, reasons, on_queued)
+        reasons = WaitingReasons(self.stores.admission, self.clock, self.policy)
+        return TaskService(
+            self.repository, self.queue, self.clock, self.policy, self.stores.idempotency, reasons, on_queued
+        )
 
     @cached_property
     def admitter(self) -> Admitter:
-        return Admitter(self.repository, self._admission_store, self.queue, self.clock, self.policy)
-
-    @cached_property
-    def _admission_store(self) -> AdmissionStore:
-        if self.is_embedded:
-            from poiesis.repository.sqlite.admission import SqliteAdmissionStore
-
-            return SqliteAdmissionStore(self._sqlite)
-        from poiesis.repository.mongo.admission import MongoAdmissionStore
-
-        return MongoAdmissionStore(self._mongo)
-
-    @cached_property
-    def _webhook_store(self) -> WebhookStore:
-        if self.is_embedded:
-            from poiesis.repository.sqlite.webhooks import SqliteWebhookStore
-
-            return SqliteWebhookStore(self._sqlite)
-        from poiesis.repository.mongo.webhooks import MongoWebhookStore
-
-        return MongoWebhookStore(self._mongo)
+        return Admitter(self.repository, self.stores.admission, self.queue, self.clock, self.policy)
 
     @cached_property
     def webhooks(self) -> WebhookService:
         settings = self.settings.webhooks
         return WebhookService(
-            self._webhook_store, self.clock, allow_http=settings.allow_http, max_per_user=settings.max_per_user
+            self.stores.webhooks, self.clock, allow_http=settings.allow_http, max_per_user=settings.max_per_user
         )
 
     def _webhook_dispatcher(self) -> WebhookDispatcher:
         """Raises: ConfigurationError."""
         from poiesis.notifications.http_sender import HttpWebhookSender
-        from poiesis.services.webhooks import MAX_THREADS, WebhookDispatcher
 
         pool = ThreadPoolExecutor(MAX_THREADS, "webhook")
         dispatcher = WebhookDispatcher(
-            self._webhook_store, self.events, HttpWebhookSender(self.settings.webhooks), self.clock, pool
+            self.stores.webhooks, self.stores.events, HttpWebhookSender(self.settings.webhooks), self.clock, pool
         )
         self.callback(dispatcher.close)
         return dispatcher
@@ -455,26 +374,24 @@ class Bootstrap(ExitStack):
         )
 
     def notifier(self) -> Notifier:
-        def now() -> datetime:
-            return self.clock.now()
-
+        now, events, idempotency = self.clock.now, self.stores.events, self.stores.idempotency
         kept = self.settings.events_retention
         webhooks = self._webhook_dispatcher()
         purge_pause = timedelta(seconds=0.1)
         jobs = (
-            Job("relay", lambda: self.events.relay(RELAY_BATCH), RELAY_EVERY),
-            Job("purge-events", lambda: self.events.purge(now() - kept, limit=PURGE_BATCH), PURGE_EVERY, purge_pause),
+            Job("relay", lambda: events.relay(RELAY_BATCH), RELAY_EVERY),
+            Job("purge-events", lambda: events.purge(now() - kept, limit=PURGE_BATCH), PURGE_EVERY, purge_pause),
             Job("make-webhook-messages", webhooks.make_messages, WEBHOOKS_EVERY),
             Job("send-webhook-messages", webhooks.send, WEBHOOKS_EVERY),
             Job("purge-dead-letters", webhooks.purge, PURGE_EVERY, purge_pause),
             Job("usage", self.usage.roll_up, USAGE_EVERY),
             Job("statistics", self.statistics().measure, STATISTICS_EVERY),
-            Job("purge-keys", lambda: self.idempotency.purge(now(), limit=PURGE_BATCH), PURGE_EVERY, purge_pause),
+            Job("purge-keys", lambda: idempotency.purge(now(), limit=PURGE_BATCH), PURGE_EVERY, purge_pause),
         )
         return Notifier(jobs)
 
     def statistics(self) -> Statistics:
-        return Statistics(self.repository, self._admission_store, self.queue, self.clock, self.policy.admission)
+        return Statistics(self.repository, self.stores.admission, self.queue, self.clock, self.policy.admission)
 
     def poke_listener(self, monitor: Monitor) -> PokeListener:
         from poiesis.cluster.kubernetes.adapter import KubernetesCluster
@@ -508,9 +425,9 @@ class Bootstrap(ExitStack):
             service=self.settings.service,
             describe=self.describe(),
             keys=self.keys,
-            sessions=self.sessions,
+            sessions=self.stores.sessions,
             ready=self.api_ready,
-            events=self.events,
+            events=self.stores.events,
             logs=self.logs,
             usage=self.usage,
             defaults=SiteDefaults()

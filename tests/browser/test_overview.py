@@ -75,7 +75,7 @@ def a_day(site: Site, dice: random.Random) -> None:
 
 def admit(site: Site) -> None:
     parts = site.parts
-    admitter = Admitter(parts.repository, parts._admission_store, parts.queue, parts.clock, parts.policy)
+    admitter = Admitter(parts.repository, parts.stores.admission, parts.queue, parts.clock, parts.policy)
     admitter.run_once()
 
 
