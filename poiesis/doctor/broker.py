@@ -18,14 +18,13 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from poiesis.doctor.clock import shown_skew, skew_s
+from poiesis.doctor.clock import check_skew, skew_s
 from poiesis.doctor.result import Finding, Findings, error, ok, skipped, warning
 from poiesis.doctor.site import Site, host_of
 from poiesis.domain.states import Role
 
 LEAST_VERSION: Final = (6, 0)
 TIMEOUT_S: Final = 4.0
-MAX_SKEW_S: Final = 5.0
 FULL: Final = 0.9
 TRIAL_TTL_S: Final = 60  # of the trial's keys, which a killed run leaves behind
 PING_S: Final = 2.0  # how long workers may take to answer
@@ -60,12 +59,7 @@ def check_broker(site: Site) -> Findings:
         except RedisError as failure:
             yield explained(failure, site)
             return
-    if abs(skew) > MAX_SKEW_S:
-        yield warning(
-            f"the clock of Redis is {shown_skew(skew)}",
-            "Messages whose worker died are redelivered early or late.",
-            "Synchronize the clocks of the machines (chrony, systemd-timesyncd).",
-        )
+    yield from check_skew("Redis", skew, "Messages whose worker died are redelivered early or late.")
     persistence = (
         "append-only file" if info.get("aof_enabled") else "no append-only file: lost messages are published again"
     )

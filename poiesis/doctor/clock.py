@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import time
 from email.utils import parsedate_to_datetime
+from typing import Final
+
+from poiesis.doctor.result import Findings, warning
+
+MAX_SKEW_S: Final = 5.0
+SYNCHRONIZE: Final = "Synchronize the clocks of the machines (chrony, systemd-timesyncd)."
 
 
 def skew_s(theirs: float, before: float) -> float:
@@ -27,3 +33,9 @@ def date_skew_s(date: str | None, before: float) -> float | None:
 
 def shown_skew(skew: float) -> str:
     return f"{abs(skew):.0f} s {'ahead' if skew > 0 else 'behind'}"
+
+
+def check_skew(of: str, skew: float, follows: str, *, limit_s: float = MAX_SKEW_S) -> Findings:
+    """A warning where the clock of a server differs by more than `limit_s`."""
+    if abs(skew) > limit_s:
+        yield warning(f"the clock of {of} is {shown_skew(skew)}", follows, SYNCHRONIZE)

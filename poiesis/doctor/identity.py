@@ -10,7 +10,7 @@ import httpx
 from poiesis.api.oidc.jwt import parse_json
 from poiesis.api.oidc.provider import MAX_BODY_BYTES, usable_key
 from poiesis.api.oidc.settings import SETTING, Issuer, is_secure, read_issuers
-from poiesis.doctor.clock import date_skew_s, shown_skew
+from poiesis.doctor.clock import SYNCHRONIZE, date_skew_s, shown_skew
 from poiesis.doctor.result import Findings, error, ok
 from poiesis.doctor.site import Site
 from poiesis.domain.errors import ConfigurationError
@@ -113,7 +113,7 @@ def _clock(issuer: Issuer, skew: float | None) -> Findings:
         yield error(
             f"the clock of the provider is {shown_skew(skew)}; leeway_s is {issuer.leeway_s}",
             "New tokens are refused as not valid yet, or tokens as expired before their time.",
-            "Synchronize the clocks (chrony, systemd-timesyncd).",
+            SYNCHRONIZE,
         )
 
 
@@ -127,7 +127,7 @@ def _document(client: httpx.Client, url: str) -> tuple[dict[str, Any], float | N
                 if len(body) > MAX_BODY_BYTES:
                     raise _Unusable(f"GET {url}: more than {MAX_BODY_BYTES} bytes")
     except (httpx.HTTPError, httpx.InvalidURL) as failure:
-        raise _Unusable(f"GET {url}: {str(failure) or type(failure).__name__}"[:300]) from None
+        raise _Unusable(f"GET {url}: {str(failure) or type(failure).__name__}") from None
     if response.status_code != 200:
         raise _Unusable(f"GET {url}: status {response.status_code}")
     try:

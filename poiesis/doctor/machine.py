@@ -15,7 +15,7 @@ import urllib3
 from poiesis.cluster.local import cgroups
 from poiesis.cluster.local.runtime_selection import select_runtime
 from poiesis.config import ARCHITECTURES, shipped_launchers
-from poiesis.doctor.result import Findings, error, ok, skipped, warning
+from poiesis.doctor.result import NOT_TRIED, Findings, error, ok, skipped, warning
 from poiesis.doctor.service import service_at
 from poiesis.doctor.site import Site
 from poiesis.domain.errors import ConfigurationError
@@ -121,7 +121,7 @@ def _number(path: Path) -> int | None:
 def check_cgroups(site: Site) -> Findings:
     """For limits of memory and processes in the sandbox; a container engine makes its own groups."""
     if not site.trial:
-        yield skipped("not tried out", "Run without --no-trial.")
+        yield NOT_TRIED
         return
     groups = cgroups.find()
     missing = {"memory", "pids"} - (groups.parents.keys() if groups else set())
@@ -145,12 +145,10 @@ def check_port(site: Site) -> Findings:
         try:
             probe.bind((host, port))
         except OSError as failure:
-            what, is_used = failure.strerror or str(failure), True
+            what = failure.strerror or str(failure)
         else:
-            what, is_used = "", False
-    if not is_used:
-        yield ok(f"{host} port {port} is free")
-        return
+            yield ok(f"{host} port {port} is free")
+            return
     local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     try:
         found = service_at(f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}")

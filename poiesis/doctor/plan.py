@@ -7,7 +7,7 @@ from functools import partial
 
 from poiesis.config import PREFIX
 from poiesis.doctor import settings
-from poiesis.doctor.result import Check, Findings, skipped
+from poiesis.doctor.result import NOT_TRIED, Check, Findings, skipped
 from poiesis.doctor.site import Site
 
 WORKERS = ("torc", "tif", "texam", "tof", "monitor")
@@ -74,7 +74,7 @@ def _of_kubernetes(site: Site) -> Iterator[Check]:
     yield check("objects", "the objects that the settings name", cluster.check_objects)
     yield check("network-policy", "NetworkPolicies", cluster.check_network_policy)
     if not site.trial:
-        yield Check("trial", "Trial pod", lambda: iter([skipped("not tried out", "Run without --no-trial.")]))
+        yield Check("trial", "Trial pod", lambda: iter([NOT_TRIED]))
         return
     from poiesis.doctor import trial
 
@@ -122,7 +122,7 @@ def _log_store(site: Site) -> Findings:
     from poiesis.doctor import storage
 
     if not site.trial:
-        yield skipped("not tried out", "Run without --no-trial.")
+        yield NOT_TRIED
         return
     yield from storage.check_log_store(site.settings.logs)
 
@@ -135,7 +135,4 @@ def _of_service(site: Site) -> Iterator[Check]:
 
 
 def _blocked(name: str, group: str) -> Check:
-    def run() -> Findings:
-        yield skipped("not checked: its settings are invalid")
-
-    return Check(name, group, run)
+    return Check(name, group, lambda: iter([skipped("not checked: its settings are invalid")]))

@@ -52,6 +52,10 @@ def skipped(what: str, repair: str = "") -> Finding:
     return Finding(Status.SKIPPED, what, "", repair)
 
 
+NOT_TRIED: Final = skipped("not tried out", "Run without --no-trial.")
+"""Of a check that has to create something, in a run that may not."""
+
+
 @dataclass(frozen=True)
 class Check:
     """`after`: the name of a check whose error makes this one meaningless. It stops at the first error that it raises as an exception."""

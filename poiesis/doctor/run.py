@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
 from poiesis.doctor.result import Check, Finding, Result, Status, error, skipped
 from poiesis.domain.errors import PoiesisError
 
 MAX_FINDINGS: Final = 200  # of one check
+MAX_WHAT: Final = 600  # characters of what is wrong, which may quote a server
 SLACK_S: Final = 0.5  # for a check whose own time-outs are as long as its deadline
 
 
@@ -41,7 +43,7 @@ class _Run(threading.Thread):
         except PoiesisError as failure:
             self._add(error(str(failure), "The rest of this check was not done.", "Repair this and check again."))
         except Exception as bug:
-            what = f"the check failed: {type(bug).__name__}: {bug}"[:500]
+            what = f"the check failed: {type(bug).__name__}: {bug}"
             self._add(error(what, "What it checks is not known.", "Please report this as a bug of `poiesis doctor`."))
         self.over.set()
 
@@ -74,6 +76,6 @@ def run_checks(checks: Sequence[Check], clean: Callable[[str], str] = str) -> li
     for run in runs.values():
         run.wait()
         for found in run.findings() or [skipped("nothing to check")]:
-            shown = Finding(found.status, clean(found.what), found.follows, found.repair)
+            shown = replace(found, what=clean(found.what)[:MAX_WHAT])
             results.append(Result(run.check.name, run.check.group, shown))
     return results

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -50,39 +50,32 @@ def check_files(site: Site) -> Findings:
     yield ok(f"{found} files can be read" if found else "the settings name none")
 
 
-def _files(site: Site) -> list[tuple[str, str, Callable[[Path], object]]]:
-    api, found = site.settings.api, []
-    credentials: list[tuple[str, str | None, Callable[[Path], object]]] = []
+def _files(site: Site) -> Iterator[tuple[str, str, Callable[[Path], object]]]:
+    """Setting, path, and what reads the file. Raises of the latter: OSError, ConfigurationError."""
+    api = site.settings.api
     if site.is_for("api") and api.credentials_file is not None:
         from poiesis.api.credentials import read_credentials
 
-        credentials = [("POIESIS_API__CREDENTIALS_FILE", api.credentials_file, read_credentials)]
-    others = [("POIESIS_WEBHOOKS__CA_FILE", site.settings.webhooks.ca_file)]
+        yield "POIESIS_API__CREDENTIALS_FILE", api.credentials_file, read_credentials
+    others = {"POIESIS_WEBHOOKS__CA_FILE": site.settings.webhooks.ca_file}
     if site.is_for("api", "monitor"):
-        others.append(("POIESIS_LOGS__CA_FILE", site.settings.logs.ca_file))
+        others["POIESIS_LOGS__CA_FILE"] = site.settings.logs.ca_file
     if site.mode == "machine":  # in a cluster they are in filer containers, see `inside`
-        filer = site.filer
         for field in ("ca_file", "netrc_file", "ssh_key_file", "known_hosts_file", "drs_token_file"):
-            others.append((f"POIESIS_FILER__{field.upper()}", getattr(filer, field)))
-    for name, path, read in [*credentials, *((name, path, Path.read_bytes) for name, path in others)]:
+            others[f"POIESIS_FILER__{field.upper()}"] = getattr(site.filer, field)
+    for name, path in others.items():
         if path is not None:
-            found.append((name, path, read))
-    return found
+            yield name, path, Path.read_bytes
 
 
 def check_authentication(site: Site) -> Findings:
+    from poiesis.api.auth import check_methods
+
     api = site.settings.api
-    if {"basic", "bearer"} & set(api.auth) and api.credentials_file is None:
-        yield error(
-            "POIESIS_API__AUTH has basic or bearer, but there is no POIESIS_API__CREDENTIALS_FILE",
-            "The API does not start.",
-            "Create the file as in docs/operators.md (`poiesis hash-secret`), or set api.auth.existingSecret.",
-        )
-    elif not api.auth and not api.allow_anonymous and api.host not in ("127.0.0.1", "::1", "localhost"):
-        yield error(
-            f"no authentication is configured, and the API listens on {api.host}",
-            "The API does not start.",
-            "Set POIESIS_API__AUTH, or POIESIS_API__ALLOW_ANONYMOUS=true where everyone may do everything.",
-        )
+    try:
+        check_methods(api)
+    except ConfigurationError as failure:
+        repair = "Set api.auth of the chart's values (docs/operators.md; `poiesis hash-secret` for a credentials file)."
+        yield error(str(failure), "The API does not start.", repair)
     else:
         yield ok(f"methods: {', '.join(api.auth) or 'none'}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Literal
@@ -40,9 +40,6 @@ class Site:
         """Whether a check is wanted that only these roles need."""
         return self.role is None or self.role in roles
 
-    def is_set(self, name: str) -> bool:
-        return name in self.environ or f"{name}_FILE" in self.environ
-
     def is_invalid(self, prefix: str) -> bool:
         """Whether a setting of that prefix is invalid, so that what depends on it cannot be checked."""
         return any(name.startswith(prefix) for name, _ in self.problems)
@@ -59,16 +56,11 @@ class Site:
         found |= {self.environ.get(name, "") for name in ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")}
         return tuple(sorted((s for s in found if len(s) >= LEAST_SECRET), key=len, reverse=True))
 
-    @property
-    def clean(self) -> Callable[[str], str]:
+    def clean(self, text: str) -> str:
         """Remove every secret of the site from a text, in case a library's message quotes it."""
-
-        def remove(text: str) -> str:
-            for secret in self._secrets:
-                text = text.replace(secret, HIDDEN)
-            return without_credentials(text)
-
-        return remove
+        for secret in self._secrets:
+            text = text.replace(secret, HIDDEN)
+        return without_credentials(text)
 
 
 def read_site(

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Final
 
 from poiesis.config import LogSettings
-from poiesis.doctor.clock import date_skew_s, shown_skew
+from poiesis.doctor.clock import SYNCHRONIZE, check_skew, date_skew_s
 from poiesis.doctor.result import Finding, Findings, error, ok, warning
 from poiesis.domain.errors import AccessDenied, ConfigurationError, NotFound, PoiesisError, StorageUnavailable
 from poiesis.domain.naming import new_task_id
@@ -80,16 +80,13 @@ def _request(endpoint: S3Endpoint, settings: FilerSettings, bucket: str, *, is_r
                         raise response_error(url, response, body)
         except (PoiesisError, WrongRegion) as failure:
             yield from _explained(failure, endpoint, bucket, is_real=is_real)
-    if skew is not None and abs(skew) > MAX_SKEW_S:
-        yield warning(
-            f"{endpoint.name}: the clock of {endpoint.url} is {shown_skew(skew)}",
-            "From 15 minutes on S3 servers refuse every request (RequestTimeTooSkewed).",
-            "Synchronize the clocks of the nodes and of the store (chrony, systemd-timesyncd).",
-        )
+    if skew is not None:
+        follows = "From 15 minutes on S3 servers refuse every request (RequestTimeTooSkewed)."
+        yield from check_skew(f"{endpoint.name} ({endpoint.url})", skew, follows, limit_s=MAX_SKEW_S)
 
 
 def _explained(failure: Exception, endpoint: S3Endpoint, bucket: str, *, is_real: bool) -> Findings:
-    text = f"{endpoint.name}: {failure}"[:400]
+    text = f"{endpoint.name}: {failure}"
     where = f"the endpoint {endpoint.name!r} of POIESIS_FILER__S3 (filer.s3)"
     if isinstance(failure, WrongRegion):
         if is_real:
@@ -109,7 +106,7 @@ def _explained(failure: Exception, endpoint: S3Endpoint, bucket: str, *, is_real
             return  # the signature was accepted, and such a server hides whether a bucket exists
         repair = f"Correct {KEYS}, or the policy of the bucket."
         if "skew" in str(failure).lower() or "clocks" in str(failure):
-            repair = "Synchronize the clocks of the nodes and of the store (chrony, systemd-timesyncd)."
+            repair = SYNCHRONIZE
         elif "(AccessDenied)" in str(failure):
             repair = f"Allow its user s3:ListBucket, s3:GetObject and s3:PutObject on {bucket}, or correct {KEYS}."
         yield error(text, FAIL, repair)
@@ -151,7 +148,7 @@ def check_log_store(settings: LogSettings) -> Findings:
                 yield error(f"{settings.url} returns another content than was stored", follows, "Check the store.")
     except (PoiesisError, OSError, IndexError) as failure:
         yield error(
-            f"{settings.url} cannot be written, read and cleaned: {failure}"[:400],
+            f"{settings.url} cannot be written, read and cleaned: {failure}",
             follows,
             "Check logs.url and logs.endpoint, the keys in logs.existingSecret, their rights (list, get, put, delete), and that "
             "the bucket or the claim exists.",

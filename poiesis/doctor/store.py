@@ -13,13 +13,13 @@ from typing import Any, Final
 
 from pymongo.errors import OperationFailure, PyMongoError, ServerSelectionTimeoutError
 
-from poiesis.doctor.clock import shown_skew, skew_s
-from poiesis.doctor.result import Finding, Findings, error, ok, skipped, warning
+from poiesis.doctor.clock import check_skew, skew_s
+from poiesis.doctor.result import NOT_TRIED, Finding, Findings, error, ok, warning
 from poiesis.doctor.site import Site, host_of
 from poiesis.repository.mongo.connection import MongoDatabase
+from poiesis.repository.stores import mongo_stores
 
 LEAST_VERSION: Final = (6, 0)
-MAX_SKEW_S: Final = 5.0
 TRIAL_PREFIX: Final = "doctor_"  # of collections: doctor_SECONDS_RANDOM
 TRIAL_AGE_S: Final = 3600.0  # after which a trial was left behind by a run that was killed
 LAG: Final = timedelta(minutes=1)  # of the log of events; the notifier appends several times a second
@@ -63,7 +63,7 @@ def check_store(site: Site) -> Findings:
 def check_store_rights(site: Site) -> Findings:
     """Create, read, change and delete, in a collection of its own."""
     if not site.trial:
-        yield skipped("not tried out", "Run without --no-trial.")
+        yield NOT_TRIED
         return
     with opened(site) as database:
         db = database.client[site.settings.mongo_database]
@@ -110,7 +110,8 @@ def _drop(db: Any, name: str) -> None:
 def check_indexes(site: Site) -> Findings:
     with opened(site) as database:
         try:
-            missing = _declared(database).missing_indexes()
+            mongo_stores(database)  # declares the indexes
+            missing = database.missing_indexes()
         except PyMongoError as failure:
             yield explained(failure, site)
             return
@@ -123,21 +124,6 @@ def check_indexes(site: Site) -> Findings:
         )
     if not missing:
         yield ok("all indexes exist, or will be created with the first task")
-
-
-def _declared(database: MongoDatabase) -> MongoDatabase:
-    """With the collections and indexes of all stores."""
-    from poiesis.repository.mongo.events import MongoEventLog
-    from poiesis.repository.mongo.idempotency import MongoIdempotencyStore
-    from poiesis.repository.mongo.keys import MongoKeyRepository
-    from poiesis.repository.mongo.tasks import MongoTaskRepository
-    from poiesis.repository.mongo.usage import MongoUsageStore
-    from poiesis.repository.mongo.webhooks import MongoWebhookStore
-
-    MongoEventLog(database, MongoTaskRepository(database))
-    for store in (MongoIdempotencyStore, MongoKeyRepository, MongoUsageStore, MongoWebhookStore):
-        store(database)
-    return database
 
 
 def check_notifier(site: Site) -> Findings:
@@ -174,12 +160,7 @@ def _clock(hello: Any, before: float) -> Findings:
     if not isinstance(theirs, datetime):
         return
     skew = skew_s(theirs.replace(tzinfo=UTC).timestamp(), before)
-    if abs(skew) > MAX_SKEW_S:
-        yield warning(
-            f"the clock of the store is {shown_skew(skew)}",
-            "Times in tasks are wrong, and deadlines come early or late.",
-            "Synchronize the clocks of the machines (chrony, systemd-timesyncd).",
-        )
+    yield from check_skew("the store", skew, "Times in tasks are wrong, and deadlines come early or late.")
 
 
 def explained(failure: PyMongoError, site: Site) -> Finding:

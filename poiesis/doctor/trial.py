@@ -7,6 +7,7 @@ deleted at the end; the monitor's sweep would do the same, since no task has tha
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ from poiesis.cluster.kubernetes.errors import ApiError
 from poiesis.cluster.kubernetes.objects import volume_name
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.doctor.inside import SECRETS, findings_of
-from poiesis.doctor.kubernetes import Api, Json, dumps, events_of, refused, targets_of, trial_task
+from poiesis.doctor.kubernetes import Api, Json, events_of, refused, targets_of, trial_task
 from poiesis.doctor.result import Finding, Findings, error, ok, skipped, warning
 from poiesis.domain.errors import PoiesisError
 from poiesis.domain.observed import TIF, Container, Phase, Pod, executor_name
@@ -132,7 +133,7 @@ class _Trial:
         poke = None
         if given.poke_address is not None:
             poke = given.poke_address + given.poke_path.format(task_id=task.id, nonce=task.poke_nonce)
-        targets = dumps({"closed": resolved(targets_of(api)), "poke": poke})
+        targets = json.dumps({"closed": resolved(targets_of(api)), "poke": poke})
         command = ("python", "-m", "poiesis.doctor.inside", "network", targets)
         self._task: Task = replace(
             task, spec=replace(task.spec, executors=(replace(task.spec.executors[0], command=command),))
@@ -198,11 +199,7 @@ class _Trial:
         return None
 
     def _waiting(self, container: Container) -> Finding:
-        what = (
-            f"the container {container.name} does not start: {container.reason}: {container.message or 'no details'}"[
-                :600
-            ]
-        )
+        what = f"the container {container.name} does not start: {container.reason}: {container.message or 'no details'}"
         if container.reason in PULLING or container.reason in ("ErrImageNeverPull", "InvalidImageName"):
             return error(
                 what,
@@ -228,22 +225,20 @@ class _Trial:
             wanted = self._settings.storage_class
             reason = events[-1] if events else pod.waiting or "no details"
             return error(
-                f"the volume is not provided ({f'class {wanted}' if wanted else 'the default StorageClass'}): {reason}"[
-                    :600
-                ],
+                f"the volume is not provided ({f'class {wanted}' if wanted else 'the default StorageClass'}): {reason}",
                 "Tasks with files wait for their volume and fail after policy deadlines.",
                 "Set tasks.volume.storageClass to a class that exists (kubectl get storageclass) and whose provisioner runs, and "
                 "tasks.volume.accessMode to one that it supports.",
             )
         if not pod.scheduled:
             return error(
-                f"no node took the trial pod within {TRIAL_S:.0f} s: {pod.waiting or 'no details'}"[:600],
+                f"no node took the trial pod within {TRIAL_S:.0f} s: {pod.waiting or 'no details'}",
                 "Tasks wait like it.",
                 "Check nodeSelector and tolerations of tasks.onDemand, tasks.launcher.architecture, tasks.queue, and the nodes' room.",
             )
         why = why or "; ".join(events_of(self._api, pod.name)[-2:]) or "no details"
         return error(
-            f"the trial pod did not end within {TRIAL_S:.0f} s on {pod.node}: {why}"[:600],
+            f"the trial pod did not end within {TRIAL_S:.0f} s on {pod.node}: {why}",
             FAIL,
             "Create the Secrets and claims that the message names, or look at the node (kubectl describe node).",
         )
@@ -251,7 +246,7 @@ class _Trial:
     def _results(self, pod: Pod) -> Findings:
         if pod.lost is not None:
             yield error(
-                f"the trial pod was lost: {pod.lost}: {pod.message or ''}"[:600],
+                f"the trial pod was lost: {pod.lost}: {pod.message or ''}",
                 FAIL,
                 "Look at the node and its events.",
             )
@@ -264,7 +259,7 @@ class _Trial:
                 is_complete = False
                 detail = (container.message or container.reason or "") if container is not None else "no such container"
                 yield error(
-                    f"the closing record of the container {name} could not be read: {detail}"[:600],
+                    f"the closing record of the container {name} could not be read: {detail}",
                     "Tasks end as SYSTEM_ERROR, without exit code and output.",
                     "Check the right to pods/log of the roles, and that the API server reaches the kubelets (kubectl logs). "
                     "'exec format error': set tasks.launcher.architecture to that of the nodes.",
@@ -274,7 +269,7 @@ class _Trial:
             if not found:
                 is_complete = False
                 text = record.message or record.stderr[-300:] or record.reason or "no output"
-                yield error(f"{name} ended with {record.exit_code}: {text}"[:600], FAIL, "See the message.")
+                yield error(f"{name} ended with {record.exit_code}: {text}", FAIL, "See the message.")
             yield from found
         if is_complete:
             yield ok(f"a volume and a pod of a task work: started on {pod.node}, and its records were read")
