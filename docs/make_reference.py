@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import yaml
 
-from poiesis.cli.main import make_parser
+from poiesis.cli.parser import make_parser
 from poiesis.domain.parameters import PARAMETERS
 from poiesis.domain.why import FAILURES, WAITS
 

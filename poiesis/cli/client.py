@@ -116,11 +116,10 @@ class TesClient:
         """Call an operation that only Poiesis has (`specs/poiesis.openapi.yaml`).
 
         Raises: MissingExtension, if the server is another one; UnknownTask, PoiesisError."""
-        status, document = self._request(method, self._extensions + path, query, body)
-        error = document if isinstance(document, dict) else {}
+        status, document = self._request(method, self._root + EXTENSIONS + path, query, body)
         if status in (404, 405, 501):
-            self._raise_not_found(error)
-        if status < 300 and not isinstance(document, dict):  # a page for any path
+            self._raise_not_found(document or {})
+        if status < 300 and document is None:  # a page for any path
             self._raise_not_found({})
         return self._checked(status, document, path)
 
@@ -143,22 +142,21 @@ class TesClient:
     def state_missing(self, operation: str, sentence: str) -> None:
         if operation not in self._missing:
             self._missing.add(operation)
-            server = self._extensions.removesuffix(EXTENSIONS)
-            print(f"poiesis: {printable(f'{server} {sentence}')}", file=sys.stderr, flush=True)
+            print(f"poiesis: {printable(f'{self._root} {sentence}')}", file=sys.stderr, flush=True)
 
     def follow_log(self, task_id: str, executor: int, stream: str) -> Iterator[bytes]:
         """The bytes of a log from its beginning until the executor has ended; a broken connection is continued where it broke.
 
         Raises: MissingExtension, also where the site keeps no whole logs; PoiesisError."""
         offset = failures = 0
-        url = f"{self._extensions}/tasks/{quote(task_id, safe='')}/logs/{executor}/{stream}"
+        url = f"{self._root}{EXTENSIONS}/tasks/{quote(task_id, safe='')}/logs/{executor}/{stream}"
         while True:
             query = {"follow": "true", "offset": str(offset)}
             headers = {**self._authorized(), "Accept": "text/plain"}
             try:
                 with self._http.request("GET", url, fields=query, headers=headers, preload_content=False) as response:
                     if response.status != 200:
-                        document = _document(response.read(MAX_ERROR_BYTES))
+                        document = _json_object(response.read(MAX_ERROR_BYTES)) or {}
                         if response.status in (404, 405, 501):
                             self._raise_not_found(document)
                         message = str(document.get("message") or f"HTTP status {response.status}")
@@ -174,16 +172,15 @@ class TesClient:
                 time.sleep(min(0.2 * 2**failures, 5.0))
 
     @property
-    def _extensions(self) -> str:
-        base = next((self._base.removesuffix(p) for p in PREFIXES if p and self._base.endswith(p)), self._base)
-        return base + EXTENSIONS
+    def _root(self) -> str:
+        """The URL without the path of the API."""
+        return next((self._base.removesuffix(p) for p in PREFIXES if p and self._base.endswith(p)), self._base)
 
     def _raise_not_found(self, error: Mapping[str, Any]) -> NoReturn:
         """Raises: MissingExtension; UnknownTask, PoiesisError, for a 404 about an object of the user."""
         if error.get("error") in (None, "not_found", "method_not_allowed", "not_implemented"):
-            server = self._extensions.removesuffix(EXTENSIONS)
             raise MissingExtension(
-                f"the server {server} does not have this operation, which is an extension of Poiesis"
+                f"the server {self._root} does not have this operation, which is an extension of Poiesis"
             )
         found = UnknownTask("") if error.get("error") == "unknown_task" else PoiesisError()
         found.args = (str(error.get("message")),)
@@ -194,12 +191,12 @@ class TesClient:
             self._prefix = self._find_prefix()
         return self._checked(*self._request(method, self._base + self._prefix + path, query, body), path)
 
-    def _checked(self, status: int, document: Any, path: str) -> dict[str, Any]:
+    def _checked(self, status: int, document: dict[str, Any] | None, path: str) -> dict[str, Any]:
         if status < 300:
-            if not isinstance(document, dict):
+            if document is None:
                 raise PoiesisError(f"invalid response of {self._base}: not a JSON object")
             return document
-        error = document if isinstance(document, dict) else {}
+        error = document or {}
         message = str(error.get("message") or error.get("detail") or error.get("title") or f"HTTP status {status}")
         if status == 400:
             problems = [p for p in error.get("problems") or [] if isinstance(p, dict)]
@@ -216,7 +213,7 @@ class TesClient:
             return ""
         for prefix in PREFIXES:
             status, document = self._request("GET", f"{self._base}{prefix}/service-info")
-            if status != 404 and (status >= 300 or isinstance(document, dict)):
+            if status != 404 and (status >= 300 or document is not None):
                 return prefix
         raise Unavailable(f"no TES server at {self._base}: tried {', '.join(p or '/' for p in PREFIXES)}")
 
@@ -224,7 +221,8 @@ class TesClient:
         token = self._login()  # of a saved login, which may have been refreshed
         return {**self._headers, "Authorization": f"Bearer {token}"} if token else self._headers
 
-    def _request(self, method: str, url: str, query: Any = None, body: Any = None) -> tuple[int, Any]:
+    def _request(self, method: str, url: str, query: Any = None, body: Any = None) -> tuple[int, dict[str, Any] | None]:
+        """The status, and the JSON object, if it is one. Raises: Unavailable, PoiesisError."""
         headers, data = self._authorized(), None
         if body is not None:
             headers, data = {**headers, "Content-Type": "application/json"}, json.dumps(body).encode()
@@ -237,10 +235,7 @@ class TesClient:
             raise Unavailable(f"no response from {self._base}: {_reason(error)}") from error
         if len(content) > MAX_BODY_BYTES:
             raise PoiesisError(f"the response of {self._base} has more than {MAX_BODY_BYTES} bytes")
-        try:
-            return response.status, json.loads(content)
-        except (ValueError, RecursionError):
-            return response.status, None
+        return response.status, _json_object(content)
 
 
 def _reason(error: Exception) -> str:
@@ -257,10 +252,10 @@ def _reason(error: Exception) -> str:
     return reason
 
 
-def _document(body: bytes) -> dict[str, Any]:
-    """Of an error; empty if it is not JSON."""
+def _json_object(content: bytes) -> dict[str, Any] | None:
+    """None for anything else."""
     try:
-        found = json.loads(body)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

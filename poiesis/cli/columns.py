@@ -89,10 +89,9 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _exit(task: Any) -> str:
+def _exit_codes(task: Any) -> list[Any]:
     logs = log_of(task).get("logs")
-    codes = [_text(dig(each, "exit_code")) for each in logs] if isinstance(logs, list) else []
-    return ",".join(codes)
+    return [dig(each, "exit_code") for each in logs] if isinstance(logs, list) else []
 
 
 def _image(task: Any) -> str:
@@ -134,7 +133,7 @@ COLUMNS: Final[Mapping[str, Callable[[Any], str]]] = {
     "disk": lambda task: _text(dig(task, "resources", "disk_gb")),
     "image": _image,
     "tags": _tags,
-    "exit": _exit,
+    "exit": lambda task: ",".join(map(_text, _exit_codes(task))),
     "reason": _reason,
     "node": lambda task: _text(metadata_of(task).get("node")),
     "attempts": lambda task: _text(metadata_of(task).get("attempts")),
@@ -144,22 +143,19 @@ COLUMNS: Final[Mapping[str, Callable[[Any], str]]] = {
 }
 
 
-def table(tasks: Sequence[Any], columns: Sequence[str]) -> Table:
-    return Table(columns, [[COLUMNS[column](task) for column in columns] for task in tasks])
+def table(tasks: Sequence[Any], columns: Sequence[str], *, header: bool = True) -> Table:
+    return Table(columns, [[COLUMNS[column](task) for column in columns] for task in tasks], header)
 
 
 def exit_code(task: dict[str, Any]) -> int | None:
     """Of the first command that failed, if it is one that a process can exit with."""
-    logs = log_of(task).get("logs")
-    codes = [dig(each, "exit_code") for each in logs] if isinstance(logs, list) else []
-    return next((code for code in codes if isinstance(code, int) and 0 < code < 256), None)
+    return next((code for code in _exit_codes(task) if isinstance(code, int) and 0 < code < 256), None)
 
 
 def failure(task: dict[str, Any]) -> str:
     """Why, from the documents of any server: metadata of Poiesis, else the last line of the system logs, else the exit code."""
-    log = log_of(task)
-    known = dig(log, "metadata", "failure_message") or dig(log, "metadata", "failure_reason")
-    notes = log.get("system_logs")
+    metadata, notes = metadata_of(task), log_of(task).get("system_logs")
+    known = metadata.get("failure_message") or metadata.get("failure_reason")
     if not known and isinstance(notes, list) and notes:
         known = notes[-1]
     code = exit_code(task)

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import threading
+from contextlib import suppress
 from typing import Any, Final
 
 import argcomplete
@@ -55,26 +56,27 @@ def _task_ids(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> dict[st
     found: dict[str, str] = {}
 
     def ask() -> None:
-        from poiesis.cli.client import TesClient
-        from poiesis.cli.profiles import find_server
-        from poiesis.domain.states import TERMINAL
+        with suppress(Exception):  # nothing may be written over what the user types
+            found.update(_ask_for_ids(prefix, parsed_args))
 
-        server = find_server(getattr(parsed_args, "url", None), getattr(parsed_args, "profile", None))
-        client = TesClient.of(server, os.environ, quick=True)
-        for task in client.list([("view", "BASIC"), ("page_size", str(MAX_IDS))]).get("tasks") or []:
-            task_id, state = str(task.get("id") or ""), str(task.get("state"))
-            hidden = parsed_args.action in NOT_ENDED and state in TERMINAL
-            if not hidden and task_id.startswith(prefix) and _SAFE_ID.fullmatch(task_id):
-                words = re.sub(r"[^\w .-]+", " ", f"{state} {task.get('name') or ''}")
-                found[task_id] = words.strip()[:60]
-
-    def quietly() -> None:
-        try:
-            ask()
-        except Exception:  # nothing may be written over what the user types
-            return
-
-    thread = threading.Thread(target=quietly, daemon=True)  # argcomplete ends the process without waiting for it
+    thread = threading.Thread(target=ask, daemon=True)  # argcomplete ends the process without waiting for it
     thread.start()
     thread.join(DEADLINE_S)
     return dict(found)
+
+
+def _ask_for_ids(prefix: str, parsed_args: argparse.Namespace) -> dict[str, str]:
+    from poiesis.cli.client import TesClient
+    from poiesis.cli.profiles import find_server
+    from poiesis.domain.states import TERMINAL
+
+    found: dict[str, str] = {}
+    server = find_server(getattr(parsed_args, "url", None), getattr(parsed_args, "profile", None))
+    client = TesClient.of(server, os.environ, quick=True)
+    for task in client.list([("view", "BASIC"), ("page_size", str(MAX_IDS))]).get("tasks") or []:
+        task_id, state = str(task.get("id") or ""), str(task.get("state"))
+        hidden = parsed_args.action in NOT_ENDED and state in TERMINAL
+        if not hidden and task_id.startswith(prefix) and _SAFE_ID.fullmatch(task_id):
+            words = re.sub(r"[^\w .-]+", " ", f"{state} {task.get('name') or ''}")
+            found[task_id] = words.strip()[:60]
+    return found

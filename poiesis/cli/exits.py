@@ -47,6 +47,11 @@ MEANINGS: Final[Mapping[Exit, str]] = {
     Exit.CLOSED_PIPE: "the reader of the output has closed it, as `head` does",
 }
 
+
+class MissingExtension(PoiesisError):
+    """The server is not Poiesis, or an older one."""
+
+
 _OF_STATE: Final[Mapping[str, Exit]] = {
     "SYSTEM_ERROR": Exit.SYSTEM_ERROR,
     "EXECUTOR_ERROR": Exit.EXECUTOR_ERROR,
@@ -55,12 +60,16 @@ _OF_STATE: Final[Mapping[str, Exit]] = {
     "CANCELING": Exit.CANCELED,
 }
 """In the order of precedence where several tasks ended differently."""
+_OF_ERROR: Final[Mapping[type[PoiesisError], Exit]] = {
+    ConfigurationError: Exit.USAGE,
+    UnknownTask: Exit.UNKNOWN,
+    MissingExtension: Exit.MISSING_EXTENSION,
+    Unauthenticated: Exit.NOT_AUTHORIZED,
+    Forbidden: Exit.NOT_AUTHORIZED,
+    Unavailable: Exit.UNAVAILABLE,
+}
 
 TEXT: Final = "Exit codes:\n" + "\n".join(f"  {code.value:<4} {meaning}" for code, meaning in MEANINGS.items())
-
-
-class MissingExtension(PoiesisError):
-    """The server is not Poiesis, or an older one."""
 
 
 def of_states(states: Iterable[str]) -> int:
@@ -70,11 +79,4 @@ def of_states(states: Iterable[str]) -> int:
 
 
 def of_error(error: PoiesisError) -> int:
-    table: list[tuple[type[PoiesisError] | tuple[type[PoiesisError], ...], Exit]] = [
-        (ConfigurationError, Exit.USAGE),
-        (UnknownTask, Exit.UNKNOWN),
-        (MissingExtension, Exit.MISSING_EXTENSION),
-        ((Unauthenticated, Forbidden), Exit.NOT_AUTHORIZED),
-        (Unavailable, Exit.UNAVAILABLE),
-    ]
-    return next((code for kind, code in table if isinstance(error, kind)), Exit.FAILED)
+    return next((code for kind, code in _OF_ERROR.items() if isinstance(error, kind)), Exit.FAILED)

@@ -99,10 +99,10 @@ def _revoked(login: Login) -> bool:
 
 
 def _whoami(arguments: argparse.Namespace) -> int:
-    if arguments.json:
-        print(json.dumps(_identity(arguments.server), indent=2))
-        return 0
     found = _identity(arguments.server)
+    if arguments.json:
+        print(json.dumps(found, indent=2))
+        return 0
     print(printable(f"{found.get('name') or 'nobody: the server asks for no credentials'}"))
     for name in ("method", "admin", "groups", "scopes"):
         if value := found.get(name):

@@ -18,7 +18,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from poiesis.cli.oidc import OidcClient, Tokens
-from poiesis.cli.profiles import config_directory, write_private
+from poiesis.cli.profiles import config_directory, read_private, write_private
 from poiesis.domain.errors import ConfigurationError, Unauthenticated
 
 REFRESH_BEFORE_S: Final = 30.0  # so long before a token expires
@@ -62,18 +62,9 @@ class Logins:
             return None
         server = server_key(url)
         path = self._path(server)
-        try:
-            with path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                data = file.read(1024 * 1024)
-        except FileNotFoundError:
+        data = read_private(path, "the saved login", f"run `poiesis logout --url {server}` and log in again")
+        if data is None:
             return None
-        except OSError as error:
-            raise ConfigurationError(f"cannot read the saved login {path}: {error.strerror}") from None
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise ConfigurationError(
-                f"other users can read the saved login {path}: run `poiesis logout --url {server}` and log in again"
-            )
         try:
             document: dict[str, Any] = json.loads(data)
             login = Login(**{**document, "tokens": Tokens(**document["tokens"])})

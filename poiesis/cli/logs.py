@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from poiesis.cli.client import TesClient
 from poiesis.cli.columns import dig
@@ -50,6 +50,12 @@ class Sink:
                 target.flush()
             except OSError as error:  # of a closed pipe: the main thread ends the command
                 self.failure = error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Wait for a write that has begun: at its end Python may not find a thread within one."""

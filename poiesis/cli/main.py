@@ -15,11 +15,9 @@ from typing import Final
 
 from poiesis.cli import exits
 from poiesis.cli.exits import Exit
-from poiesis.cli.parser import ROLES, make_parser, parse
+from poiesis.cli.parser import ROLES, parse
 from poiesis.cli.text import printable
 from poiesis.domain.errors import ConfigurationError, PoiesisError
-
-__all__ = ["ROLES", "main", "make_parser"]
 
 MODULES: Final = {"logout": "login", "whoami": "login"}
 """Commands that are not carried out by the module of their name."""

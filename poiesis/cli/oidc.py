@@ -14,13 +14,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
 import urllib3
 
 from poiesis.domain.errors import ConfigurationError, PoiesisError, Unauthenticated, Unavailable
+from poiesis.domain.hosts import is_loopback
 
 GRANT: Final = "urn:ietf:params:oauth:grant-type:device_code"
 MAX_ANSWER_BYTES: Final = 1024 * 1024
@@ -197,14 +197,7 @@ def is_safe(url: str) -> bool:
         return False
     if not host or not url.isprintable():
         return False
-    return parts.scheme == "https" or (parts.scheme == "http" and (host == "localhost" or _is_loopback(host)))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host))
 
 
 def _safe(url: str) -> str:

@@ -54,6 +54,11 @@ def add_client_options(
         parser.add_argument("--json", action="store_true", help="print only JSON")
 
 
+def add_repeatable(parser: argparse.ArgumentParser, option: str, metavar: str, text: str) -> None:
+    """An option whose values are a list; empty without it."""
+    parser.add_argument(option, action="append", default=[], metavar=metavar, help=f"{text} (repeatable)")
+
+
 def object_id(text: str) -> str:
     """For the path of a URL, where these would name another resource; an empty one comes of a variable that is not set."""
     if text.strip() in ("", ".", ".."):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -39,15 +40,16 @@ class Table:
 
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
+    header: bool = True
 
-    def plain(self, *, header: bool = True) -> list[str]:
+    def plain(self) -> list[str]:
         """Lines with columns as wide as their widest value, for pipes and files."""
         rows = [[one_line(cell) for cell in row] for row in self.rows]
-        rows = [[column.upper() for column in self.columns], *rows] if header and rows else rows
+        rows = [[column.upper() for column in self.columns], *rows] if self.header and rows else rows
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return [GAP.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
-    def rich(self, width: int, *, header: bool = True) -> RichText:
+    def rich(self, width: int) -> RichText:
         """Lines of at most `width` cells: the widest columns are cut first, ids and states never."""
         from rich.cells import cell_len, set_cell_size
         from rich.text import Text
@@ -63,12 +65,12 @@ class Table:
                 break
             widths[widest] -= 1
         text = Text(no_wrap=True, overflow="crop", end="")
-        for number, row in enumerate([titles, *rows] if header else rows):
+        for number, row in enumerate([titles, *rows] if self.header else rows):
             text.append("\n" if number else "")
             for index, (cell, room) in enumerate(zip(row, widths, strict=True)):
                 text.append(GAP if index else "")
                 cut = cell if cell_len(cell) <= room else set_cell_size(cell, room - 1) + "\u2026"
-                style = "bold" if header and number == 0 else STYLES.get(cell, "")
+                style = "bold" if self.header and number == 0 else STYLES.get(cell, "")
                 text.append(set_cell_size(cut, room) if index < len(widths) - 1 else cut, style)
         return text
 
@@ -84,23 +86,24 @@ def console() -> Console:
     return Console(highlight=False, emoji=False, markup=False, soft_wrap=False)
 
 
-def show_table(table: Table, *, header: bool = True) -> None:
+def show_table(table: Table) -> None:
     if not table.rows:
         return
     if is_terminal():
         screen = console()
-        screen.print(table.rich(screen.width, header=header))
+        screen.print(table.rich(screen.width))
     else:
-        print("\n".join(table.plain(header=header)))
+        print("\n".join(table.plain()))
 
 
-def show_document(document: Any, form: str = "json") -> None:
-    print(as_text(document, form))
+def show_document(document: Any, form: str = "json", *, indent: int | None = 2) -> None:
+    """`form`: json or yaml. `indent` None: JSON in one line."""
+    print(as_text(document, form, indent=indent))
 
 
-def as_text(document: Any, form: str) -> str:
+def as_text(document: Any, form: str, *, indent: int | None = 2) -> str:
     if form != "yaml":
-        return printable(json.dumps(document, indent=2, ensure_ascii=False))
+        return printable(json.dumps(document, indent=indent, ensure_ascii=False))
     import yaml
 
     text: str = yaml.safe_dump(document, sort_keys=False, allow_unicode=True).rstrip("\n")
@@ -127,8 +130,6 @@ def repeat(every_s: float | None, content: Callable[[], Sequence[str | Table]]) 
         for part in content():
             show_table(part) if isinstance(part, Table) else print(printable(part))
         return
-    from time import sleep
-
     every_s = max(MIN_REPEAT_S, every_s)
     first = content()
     if not is_terminal():
@@ -146,7 +147,7 @@ def repeat(every_s: float | None, content: Callable[[], Sequence[str | Table]]) 
 
     with Live(drawn(first), console=screen, auto_refresh=False, vertical_overflow="crop") as live:
         while True:
-            sleep(every_s)
+            time.sleep(every_s)
             try:
                 live.update(drawn(content()), refresh=True)
             except PoiesisError as error:
@@ -154,10 +155,8 @@ def repeat(every_s: float | None, content: Callable[[], Sequence[str | Table]]) 
 
 
 def _again(every_s: float, content: Callable[[], Sequence[str | Table]]) -> Iterable[Sequence[str | Table]]:
-    from time import sleep
-
     while True:
-        sleep(every_s)
+        time.sleep(every_s)
         try:
             yield content()
         except PoiesisError as error:

@@ -230,9 +230,9 @@ def _add_embedded_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="show the service's log")
 
 
-def parse(argv: Sequence[str], parser: argparse.ArgumentParser | None = None) -> argparse.Namespace:
+def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Of `run`, everything after the first `--` is the command, which argparse must not interpret."""
-    parser, argv = parser or make_parser(), list(argv)
+    parser, argv = make_parser(), list(argv)
     if argv[:1] != ["run"]:
         return parser.parse_args(argv)
     end = argv.index("--") if "--" in argv else len(argv)

@@ -5,7 +5,17 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from poiesis.cli.options import Add, add_client_options, gigabytes, object_id, positive, seconds, since, sub_commands
+from poiesis.cli.options import (
+    Add,
+    add_client_options,
+    add_repeatable,
+    gigabytes,
+    object_id,
+    positive,
+    seconds,
+    since,
+    sub_commands,
+)
 
 DOCUMENT = ("json", "yaml")
 WITH_NAME = (*DOCUMENT, "name")
@@ -33,13 +43,11 @@ def add_run(add: Add) -> None:
     parser.add_argument("words", nargs="*", metavar="COMMAND", help="command with its arguments, after --")
     _add_files(parser)
     _add_resources(parser)
-    parser.add_argument(
-        "--env", action="append", default=[], metavar="KEY=VALUE", help="environment variable (repeatable)"
-    )
+    add_repeatable(parser, "--env", "KEY=VALUE", "environment variable")
     parser.add_argument("--workdir", metavar="PATH", help="working directory in the container")
     parser.add_argument("--name", help="name of the task")
     parser.add_argument("--description", help="description of the task")
-    parser.add_argument("--tag", action="append", default=[], metavar="KEY=VALUE", help="tag of the task (repeatable)")
+    add_repeatable(parser, "--tag", "KEY=VALUE", "tag of the task")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--follow", action="store_true", help="wait for the end and show the output (the default)")
     how.add_argument("-d", "--detach", action="store_true", help="print the id and do not wait")
@@ -51,28 +59,19 @@ def add_run(add: Add) -> None:
 
 
 def _add_files(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--input",
-        action="append",
-        default=[],
-        metavar="URL:PATH",
-        help="file to fetch to a path in the container; a path that ends in / is a directory (repeatable)",
+    add_repeatable(
+        parser, "--input", "URL:PATH", "file to fetch to a path in the container; a path that ends in / is a directory"
     )
-    parser.add_argument(
-        "--input-content",
-        action="append",
-        default=[],
-        metavar="FILE:PATH",
-        help="send a text file of this machine, at most 128 KiB, within the task (repeatable)",
+    add_repeatable(
+        parser, "--input-content", "FILE:PATH", "send a text file of this machine, at most 128 KiB, within the task"
     )
-    parser.add_argument(
+    add_repeatable(
+        parser,
         "--output",
-        action="append",
-        default=[],
-        metavar="PATH:URL",
-        help="file to store at a URL; / at the end for a directory, wildcards for several files (repeatable)",
+        "PATH:URL",
+        "file to store at a URL; / at the end for a directory, wildcards for several files",
     )
-    parser.add_argument("--volume", action="append", default=[], metavar="PATH", help="writable directory (repeatable)")
+    add_repeatable(parser, "--volume", "PATH", "writable directory")
     for stream, does in (("stdin", "read"), ("stdout", "write"), ("stderr", "write")):
         text = f"file in the container to {does} as {stream} of the command"
         parser.add_argument(f"--{stream}", metavar="PATH", help=text)
@@ -84,9 +83,7 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--disk", type=gigabytes, metavar="GB", help="disk in GB, or with a unit")
     parser.add_argument("--gpu", type=int, metavar="N", help="number of GPUs (backend parameter gpu of Poiesis)")
     parser.add_argument("--preemptible", action="store_true", help="allow a machine that may be taken away")
-    parser.add_argument(
-        "--backend-parameter", action="append", default=[], metavar="KEY=VALUE", help="backend parameter (repeatable)"
-    )
+    add_repeatable(parser, "--backend-parameter", "KEY=VALUE", "backend parameter")
 
 
 def _add_timeout(parser: argparse.ArgumentParser) -> None:
@@ -108,9 +105,7 @@ def _add_filters(parser: argparse.ArgumentParser, *, limit: int) -> None:
     parser.add_argument(
         "--name", "--name-prefix", dest="name_prefix", metavar="PREFIX", help="only names that begin so"
     )
-    parser.add_argument(
-        "--tag", action="append", default=[], metavar="KEY[=VALUE]", help="only with this tag (repeatable)"
-    )
+    add_repeatable(parser, "--tag", "KEY[=VALUE]", "only with this tag")
     parser.add_argument(
         "--since", type=since, metavar="TIME", help="only created since 2026-03-01, 2026-03-01T12:00:00Z, or 2h ago"
     )

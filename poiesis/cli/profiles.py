@@ -65,15 +65,13 @@ def url_without_user(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def find_server(
-    url: str | None, profile: str | None, environ: Mapping[str, str] = os.environ, stored: Profiles | None = None
-) -> Server:
+def find_server(url: str | None, profile: str | None, environ: Mapping[str, str] = os.environ) -> Server:
     """--url or --profile; POIESIS_URL or TES_URL; POIESIS_PROFILE; the profile in use; this machine. Raises: ConfigurationError."""
     if url and profile:
         raise ConfigurationError("--url and --profile exclude each other")
     if url:
         return Server(url, "--url")
-    profiles = stored or Profiles(environ)
+    profiles = Profiles(environ)
     if profile:
         return _of_profile(profiles, profile, "--profile")
     for variable in ("POIESIS_URL", "TES_URL"):
@@ -131,18 +129,9 @@ class Profiles:
     def _read(self) -> dict[str, Any]:
         if self._path is None:
             return {}
-        try:
-            with self._path.open("rb") as file:
-                status = os.fstat(file.fileno())
-                data = file.read(MAX_FILE_BYTES)
-        except FileNotFoundError:
+        data = read_private(self._path, "the profiles", f"run `chmod 600 {self._path}`")
+        if data is None:
             return {}
-        except OSError as error:
-            raise ConfigurationError(f"cannot read the profiles in {self._path}: {error.strerror}") from None
-        if status.st_uid != os.geteuid() or status.st_mode & 0o077:
-            raise ConfigurationError(
-                f"other users can read or own {self._path}, which may contain credentials: run `chmod 600` on it"
-            )
         try:
             document = json.loads(data)
             _check(document)
@@ -168,6 +157,21 @@ def _check(document: Any) -> None:
     for each in document.get("profiles", {}).values():
         if set(each) - {"url", "token"} or not all(isinstance(value, str) for value in (each["url"], *each.values())):
             raise TypeError
+
+
+def read_private(path: Path, what: str, repair: str) -> bytes | None:
+    """The content; None without a file. Raises: ConfigurationError, with `repair` for a file that another user can read or owns."""
+    try:
+        with path.open("rb") as file:
+            status = os.fstat(file.fileno())
+            data = file.read(MAX_FILE_BYTES)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {what} in {path}: {error.strerror}") from None
+    if status.st_uid != os.geteuid() or status.st_mode & 0o077:
+        raise ConfigurationError(f"other users can read {what} in {path}, which may contain credentials: {repair}")
+    return data
 
 
 def write_private(path: Path, text: str, what: str) -> None:

@@ -31,15 +31,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.detach:
         print_created([task_id], arguments)
         return Exit.OK
-    sink = Sink(raw=arguments.raw)
     try:
-        return _follow(client, task_id, arguments, sink)
+        with Sink(raw=arguments.raw) as sink:
+            return _follow(client, task_id, arguments, sink)
     except KeyboardInterrupt:
-        sink.close()
         way_back([task_id], arguments.server.suffix)
         return Exit.INTERRUPTED
-    finally:
-        sink.close()
 
 
 def _create(client: TesClient, task: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from poiesis.cli.options import object_id
 from poiesis.cli.output import Table, note, repeat, report, show_document, show_table
 from poiesis.cli.text import printable
 from poiesis.domain.errors import ConfigurationError, InvalidTask, PoiesisError, Problem, Unauthenticated, Unavailable
+from poiesis.domain.merge_patch import merge_patch
 
 T = TypeVar("T")
 MAX_IDS: Final = 100_000
@@ -146,7 +147,7 @@ def _after_creation(client: TesClient, ids: list[str], arguments: argparse.Names
 def print_created(ids: Sequence[str], arguments: argparse.Namespace) -> None:
     if arguments.format in ("json", "yaml"):
         document = {"id": ids[0]} if len(ids) == 1 else {"tasks": [{"id": task_id} for task_id in ids]}
-        print(printable(json.dumps(document))) if arguments.format == "json" else show_document(document, "yaml")
+        show_document(document, arguments.format, indent=None)
         return
     for task_id in ids:
         print(printable(task_id))
@@ -167,19 +168,6 @@ def _rerun_one(client: TesClient, task_id: str, changes: Any) -> str:
     if isinstance(copy, dict):
         copy["tags"] = {**(copy.get("tags") or {}), "rerun_of": task_id}
     return client.create(copy)
-
-
-def merge_patch(target: Any, patch: Any) -> Any:
-    """RFC 7396."""
-    if not isinstance(patch, dict):
-        return patch
-    merged = dict(target) if isinstance(target, dict) else {}
-    for key, value in patch.items():
-        if value is None:
-            merged.pop(key, None)
-        else:
-            merged[key] = merge_patch(merged.get(key), value)
-    return merged
 
 
 # ── looking ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -226,16 +214,10 @@ def _list(client: TesClient, arguments: argparse.Namespace) -> int:
     columns = _columns(arguments)
     if form in ("table", "wide"):
         header = not arguments.no_header
-
-        def content() -> list[str | Table]:
-            found = list_tasks(client, filter_, arguments.limit)
-            return [table(found, columns)]
-
-        if arguments.watch is not None:
-            repeat(arguments.watch, content)
-        for part in content():
-            assert isinstance(part, Table)
-            show_table(part, header=header)
+        repeat(
+            arguments.watch,
+            lambda: [table(list_tasks(client, filter_, arguments.limit), columns, header=header)],
+        )
         return Exit.OK
     if arguments.watch is not None:
         raise ConfigurationError("--watch shows a table: leave out --output")
@@ -273,15 +255,12 @@ def _logs(client: TesClient, arguments: argparse.Namespace) -> int:
 def _follow_logs(client: TesClient, arguments: argparse.Namespace, streams: Sequence[str]) -> int:
     executors = None if arguments.executor is None else [arguments.executor]
     for task_id in arguments.id:
-        sink = Sink(raw=arguments.raw)
         try:
-            follow_logs(client, task_id, executors, streams, sink)
+            with Sink(raw=arguments.raw) as sink:
+                follow_logs(client, task_id, executors, streams, sink)
         except KeyboardInterrupt:
-            sink.close()
             way_back([task_id], arguments.server.suffix)
             return Exit.INTERRUPTED
-        finally:
-            sink.close()
     return Exit.OK
 
 
@@ -390,7 +369,7 @@ def _wait(client: TesClient, ids: Sequence[str], arguments: argparse.Namespace) 
         return Exit.TIMEOUT
     if arguments.format in ("json", "yaml"):
         document = {"tasks": [{"id": task_id, "state": states[task_id]} for task_id in follower.ids]}
-        print(printable(json.dumps(document))) if arguments.format == "json" else show_document(document, "yaml")
+        show_document(document, arguments.format, indent=None)
     elif arguments.format == "name":
         print("\n".join(map(printable, follower.ids)))
     else:

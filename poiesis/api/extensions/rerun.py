@@ -10,10 +10,10 @@ from starlette.types import Scope
 from poiesis.api.errors import NotJson
 from poiesis.api.extensions.context import Context, Document, Handler
 from poiesis.api.idempotency import idempotency_key
-from poiesis.api.merge_patch import merge_patch
 from poiesis.api.requests import REQUEST
 from poiesis.api.users import USER, User
 from poiesis.api.validation import DOCUMENT
+from poiesis.domain.merge_patch import merge_patch
 from poiesis.domain.task import Task, TaskSpec, View
 
 RERUN_OF: Final = "rerun_of"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -94,7 +95,7 @@ def test_the_live_table_says_what_tasks_do_now_and_why_some_failed(server: TesSe
         follower.states |= states
         table(states)
         head, rows = table.table()
-        return [head.partition("  ")[2], *rows.plain(header=False)]
+        return [head.partition("  ")[2], *replace(rows, header=False).plain()]
 
     assert shown(a="QUEUED", b="RUNNING", c="QUEUED") == [
         "2 QUEUED, 1 RUNNING",

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from poiesis.cli import main as cli
+from poiesis.cli.parser import ROLES, make_parser
 from poiesis.cli.up import Embedded, _lock, embedded_settings, example
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
@@ -42,9 +43,9 @@ def test_an_invalid_command_line_exits_with_2_and_usage(poiesis: Poiesis, argume
 
 
 def test_every_role_is_a_command() -> None:
-    assert set(cli.ROLES) == {"api", "monitor", "notifier", "flower"} | {role.value for role in Role}
-    for role in cli.ROLES:
-        assert cli.make_parser().parse_args([role]).command == role
+    assert set(ROLES) == {"api", "monitor", "notifier", "flower"} | {role.value for role in Role}
+    for role in ROLES:
+        assert make_parser().parse_args([role]).command == role
 
 
 def test_an_interruption_exits_with_130(poiesis: Poiesis, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,14 +113,12 @@ def test_the_command_line_takes_precedence_over_variables(monkeypatch: pytest.Mo
     monkeypatch.setenv("POIESIS_FILER__FILE_ROOTS", "/srv")
     monkeypatch.setenv("POIESIS_POLICY__LAYOUT", "staged")
     own = tmp_path / "own"
-    given = cli.make_parser().parse_args(
-        ["up", "--dir", str(own), "--runtime", "process", "--allow-dir", str(tmp_path)]
-    )
+    given = make_parser().parse_args(["up", "--dir", str(own), "--runtime", "process", "--allow-dir", str(tmp_path)])
     settings, filer = embedded_settings(given, port=0)
     assert (settings.directory, settings.runtime) == (str(own), "process")
     assert filer.file_roots == ("/srv", str(tmp_path)) and filer.file_hidden == (str(own),)
     assert settings.policy.layout == "single" and not settings.policy.retry_started
-    given = cli.make_parser().parse_args(["up"])
+    given = make_parser().parse_args(["up"])
     settings, _ = embedded_settings(given, port=given.port)
     assert (settings.directory, settings.runtime) == ("/elsewhere", "docker")
     assert (settings.api.host, settings.api.port, settings.log_level) == ("127.0.0.1", 8000, "ERROR")
@@ -128,7 +127,7 @@ def test_the_command_line_takes_precedence_over_variables(monkeypatch: pytest.Mo
     monkeypatch.setenv("POIESIS_LOG_LEVEL", "WARNING")
     settings, _ = embedded_settings(given, port=given.port)
     assert (settings.api.host, settings.api.port, settings.log_level) == ("::1", 9000, "WARNING")
-    given = cli.make_parser().parse_args(["up", "--host", "127.0.0.2", "--port", "0", "--verbose"])
+    given = make_parser().parse_args(["up", "--host", "127.0.0.2", "--port", "0", "--verbose"])
     settings, _ = embedded_settings(given, port=given.port)
     assert (settings.api.host, settings.api.port, settings.log_level) == ("127.0.0.2", 0, "INFO")
 
@@ -136,7 +135,7 @@ def test_the_command_line_takes_precedence_over_variables(monkeypatch: pytest.Mo
 def test_whole_logs_are_kept_beside_the_database_unless_a_store_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    given = cli.make_parser().parse_args(["up", "--dir", str(tmp_path / "a b%20")])
+    given = make_parser().parse_args(["up", "--dir", str(tmp_path / "a b%20")])
     settings, _ = embedded_settings(given, port=0)
     assert settings.logs.url is not None
     assert unquote(urlsplit(settings.logs.url).path) == str(tmp_path / "a b%20" / "logs")
@@ -159,7 +158,7 @@ def test_an_address_for_metrics_in_use_is_reported_before_anything_starts(
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         monkeypatch.setenv("POIESIS_METRICS_LISTEN", address)
-        given = cli.make_parser().parse_args(["up", "--dir", str(tmp_path / "own"), "--runtime", "process"])
+        given = make_parser().parse_args(["up", "--dir", str(tmp_path / "own"), "--runtime", "process"])
         settings, filer = embedded_settings(given, port=0)
         with pytest.raises(ConfigurationError, match=address):
             Embedded(settings, filer)
@@ -169,7 +168,7 @@ def test_an_address_for_metrics_in_use_is_reported_before_anything_starts(
 def test_allowed_directories_are_not_inside_the_services_directory(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     for directory in (tmp_path, tmp_path / "data"):
-        given = cli.make_parser().parse_args(["up", "--dir", str(directory), "--allow-dir", str(tmp_path / "data")])
+        given = make_parser().parse_args(["up", "--dir", str(directory), "--allow-dir", str(tmp_path / "data")])
         with pytest.raises(ConfigurationError, match="inside the service's directory"):
             embedded_settings(given, port=0)
 

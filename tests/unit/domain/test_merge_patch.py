@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from poiesis.api.merge_patch import merge_patch
+from poiesis.domain.merge_patch import merge_patch
 
 
 @pytest.mark.parametrize(
