@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Self
 
 from poiesis.domain.errors import ConfigurationError
 
@@ -99,6 +99,13 @@ class HttpListener:
             self._loop.close()
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._socket.close()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _run(self) -> None:
         async def serve() -> None:

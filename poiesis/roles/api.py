@@ -20,15 +20,10 @@ def main(environ: Mapping[str, str]) -> int:
     from poiesis.api.server import serve
 
     with Bootstrap.from_environ(environ) as parts:
-        settings, grace = parts.settings.api, parts.settings.shutdown_grace
-        if settings.workers > 1:
+        if parts.settings.api.workers > 1:
             return _serve_with_workers(parts)
-        health = HealthServer(parts.settings.listen, parts.api_ready)
-        health.start()
-        try:
-            serve(_create(parts), settings, grace)
-        finally:
-            health.close()
+        with HealthServer(parts.settings.listen, parts.api_ready):
+            serve(_create(parts), parts.settings.api, parts.settings.shutdown_grace)
     return 0
 
 
@@ -37,12 +32,8 @@ def _serve_with_workers(parts: Bootstrap) -> int:
 
     with TemporaryDirectory(prefix="poiesis-metrics-") as directory:
         os.environ[SHARED] = directory  # of the workers
-        health = HealthServer(parts.settings.listen, parts.api_ready, metrics=Path(directory))
-        health.start()
-        try:
+        with HealthServer(parts.settings.listen, parts.api_ready, metrics=Path(directory)):
             serve("poiesis.roles.api:make_app", parts.settings.api, parts.settings.shutdown_grace)
-        finally:
-            health.close()
     return 0
 
 

@@ -14,11 +14,9 @@ def main(environ: Mapping[str, str]) -> int:
     stop = threading.Event()
     with Bootstrap.from_environ(environ, "notifier") as parts:
         stop_on_signal(stop, parts.settings.shutdown_grace)
-        health = HealthServer(parts.settings.listen, parts.repository.ready)
         notifier = parts.notifier()
-        health.start()
-        notifier.start()
-        wait_for(stop)
-        notifier.close()
-        health.close()
+        with HealthServer(parts.settings.listen, parts.repository.ready):
+            notifier.start()
+            wait_for(stop)
+            notifier.close()
     return 0

@@ -15,9 +15,7 @@ from poiesis.roles.shutdown import end_within
 def main(role: Role, environ: Mapping[str, str]) -> int:
     with Bootstrap.from_environ(environ, role.value) as parts:
         register(parts.celery, parts.orchestrator, parts.queue)
-        health = HealthServer(parts.settings.listen, parts.ready)
-        health.start()
-        try:
+        with HealthServer(parts.settings.listen, parts.ready):
             return run_worker(
                 parts.celery,
                 [role],
@@ -25,5 +23,3 @@ def main(role: Role, environ: Mapping[str, str]) -> int:
                 name=role.value,
                 on_shutdown=lambda: end_within(parts.settings.shutdown_grace),
             )
-        finally:
-            health.close()

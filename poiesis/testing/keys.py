@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 
@@ -20,24 +21,20 @@ class MemoryKeyRepository:
         self._lock = threading.Lock()
 
     def add(self, key: ApiKey) -> None:
-        with self._lock:
-            self._check()
+        with self._available():
             self._keys.setdefault(key.id, key)
 
     def find(self, digest: str) -> ApiKey | None:
-        with self._lock:
-            self._check()
+        with self._available():
             return next((key for key in self._keys.values() if key.digest == digest), None)
 
     def list(self, user: str | None, *, limit: int) -> Sequence[ApiKey]:
-        with self._lock:
-            self._check()
+        with self._available():
             found = [key for key in self._keys.values() if user in (None, key.user)]
         return sorted(found, key=lambda key: (key.created_at, key.id))[:limit]
 
     def remove(self, key_id: str, *, user: str | None) -> bool:
-        with self._lock:
-            self._check()
+        with self._available():
             found = self._keys.get(key_id)
             if found is None or user not in (None, found.user):
                 return False
@@ -45,18 +42,19 @@ class MemoryKeyRepository:
             return True
 
     def mark_used(self, key_id: str, at: datetime) -> None:
-        with self._lock:
-            self._check()
+        with self._available():
             found = self._keys.get(key_id)
             if found is not None and (found.last_used_at is None or found.last_used_at < at):
                 self._keys[key_id] = replace(found, last_used_at=at)
 
     def set_rights(self, user: str, groups: Collection[str], *, admin: bool) -> None:
-        with self._lock:
-            self._check()
+        with self._available():
             for key in [key for key in self._keys.values() if key.user == user]:
                 self._keys[key.id] = replace(key, groups=tuple(groups), admin=admin)
 
-    def _check(self) -> None:
+    @contextmanager
+    def _available(self) -> Iterator[None]:
         if self.down:
             raise RepositoryUnavailable("the key store does not respond")
+        with self._lock:
+            yield
