@@ -212,9 +212,8 @@ def decide(ledger: Ledger, queues: Sequence[Queue], now: datetime, *, limit: int
     heap: list[tuple[float, datetime, int]] = []
     for index in range(len(queues)):
         _push(heap, ledger, queues, index, 0, now)
-    passed = [0] * len(
-        queues
-    )  # heads of each queue that have been looked at: what did not fit does not fit later either
+    # heads of each queue that have been looked at: what did not fit does not fit later either
+    passed = [0] * len(queues)
     refused: list[set[tuple[Amount, tuple[str, ...]]]] = [set() for _ in queues]
     while heap and len(admitted) < limit:
         _, _, index = heapq.heappop(heap)

@@ -1,7 +1,7 @@
-"""ftp and ftps, in both directions, by the standard library's
+"""ftp and ftps, in both directions, by the standard library's client.
 
-client. `ftps://` requests TLS (AUTH TLS), on port 990 it uses TLS from the start; data connections are encrypted too. A path is relative to
-the login's directory, as in other clients; `//` or `%2F` at its beginning makes it absolute.
+`ftps://` requests TLS (AUTH TLS), on port 990 it uses TLS from the start; data connections are encrypted too. A path is relative to the
+login's directory, as in other clients; `//` or `%2F` at its beginning makes it absolute.
 """
 
 from __future__ import annotations
@@ -227,6 +227,5 @@ class FtpFiler(SessionFiler[_Plain]):
             if text.startswith(("530", "532", "534")) or _DENIED.search(text):
                 return AccessDenied(message)
             return NotFound(message) if text.startswith("550") else StagingFailed(message)
-        return (
-            StagingFailed(message) if text.startswith("452") else StorageUnavailable(message)
-        )  # 452: the disk is full
+        is_full = text.startswith("452")
+        return StagingFailed(message) if is_full else StorageUnavailable(message)

@@ -207,9 +207,8 @@ def copy_file(source: int, part: PartialFile, moved: Callable[[int], None]) -> i
         while count := os.copy_file_range(source, part.descriptor, _CHUNK, offset, offset):
             offset += count
             moved(count)
-    while data := os.pread(
-        source, 1 << 20, offset
-    ):  # some virtual file systems also return 0 for files that are not empty
+    # some virtual file systems also return 0 for files that are not empty
+    while data := os.pread(source, 1 << 20, offset):
         part.write(data, offset)
         offset += len(data)
         moved(len(data))

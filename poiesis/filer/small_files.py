@@ -27,9 +27,8 @@ from poiesis.filer.transfer import POLL, Control, Job
 from poiesis.ports.filer import RemoteFile, Sent
 
 MAX_QUEUED: Final = 512  # files submitted and not started
-REFILL_BELOW: Final = (
-    256  # submitting continues below this, so that the threads wake each other once in that many files
-)
+# submitting continues below this, so that the threads wake each other once in that many files
+REFILL_BELOW: Final = 256
 MAX_RETURNED: Final = 64  # and a tenth of the files: beyond both, the mover gives up
 SLOW_S: Final = 0.001  # mean time to read or write a file beyond which threads are better, since they wait in parallel
 CONNECT_POLL_S: Final = 0.01  # until a connection may be available

@@ -176,9 +176,8 @@ class Pool:
         self._lock = threading.Condition()
         self._offers: deque[_Parts] = deque()
         self._has_jobs = self._is_drawing = False
-        self._busy = self._helping = self._idle = (
-            0  # drawing or running a job; running a part of another thread's; waiting
-        )
+        # threads that draw or run a job, that run a part of another thread's, and that wait
+        self._busy = self._helping = self._idle = 0
         self._begun: list[threading.Thread] = []
         self._alive: set[int] = set()
         self._work: Callable[[int], None] | None = None

@@ -17,9 +17,8 @@ MAX_FILES: Final = 10_000  # more would not fit in a report
 MAX_NOTES: Final = 99  # and one that counts the others
 MAX_ERRORS: Final = 5  # in the message, which says how many more there are
 MAX_TRACEBACKS: Final = 3
-_CONTROL: Final = re.compile(
-    r"[\x00-\x1f\x7f-\x9f]"
-)  # in names: they could forge lines of a log, or control a terminal
+# in names: they could forge lines of a log, or control a terminal
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class TransferLog:

@@ -8,9 +8,8 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from poiesis.domain.errors import UnsupportedUrl
 
-LITERAL: Final = frozenset(
-    {"s3", "gs", "az", ""}
-)  # names in these URLs are written as they are; elsewhere percent-encoded
+# schemes of URLs with names as they are; in others names are percent-encoded
+LITERAL: Final = frozenset({"s3", "gs", "az", ""})
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
 _USERINFO: Final = re.compile(r"(?<=://)[^/?#]*@")
 _SIGNATURE: Final = re.compile(

@@ -46,9 +46,8 @@ class WorkQueue:
         self._handle = handle
         self._settle_s = settle.total_seconds()
         self._lock = threading.Condition()
-        self._hints: dict[
-            TaskId, str | None
-        ] = {}  # queued tasks, also those that are being handled and were woken since
+        # queued tasks, also those that are being handled and were woken since
+        self._hints: dict[TaskId, str | None] = {}
         self._due: dict[TaskId, float] = {}  # when to handle them, by the monotonic clock
         self._heap: list[tuple[float, TaskId]] = []  # of `_due`, and of what it was before a hint moved a task forward
         self._patient: set[TaskId] = set()  # queued by patient wake-ups only

@@ -36,9 +36,8 @@ T = TypeVar("T")
 MAX_ANSWER_BYTES: Final = 128 * 1024 * 1024
 MAX_LINE_BYTES: Final = 16 * 1024 * 1024
 FIRST_DELAY_S: Final = 0.2  # then 0.4, 0.8, …: with four attempts 1.4 s, jitter aside
-LONGEST_DELAY_S: Final = (
-    5.0  # if the server asks for more, the call fails as `Unavailable` instead of blocking a worker
-)
+# if the server asks for more, the call fails as `Unavailable` instead of blocking a worker
+LONGEST_DELAY_S: Final = 5.0
 JSON: Final = "application/json"
 TOKEN_DIRECTORY: Final = "/var/run/secrets/kubernetes.io/serviceaccount"
 

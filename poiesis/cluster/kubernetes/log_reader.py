@@ -25,9 +25,8 @@ MAX_READS: Final = 20_000
 FIRST_PAUSE_S: Final = 0.25
 LONGEST_PAUSE_S: Final = 5.0
 LEAST_PATIENCE_S: Final = 2.0
-AWAY: Final = frozenset(
-    {"NewConnectionError", "ConnectTimeoutError", "ProtocolError"}
-)  # of the API server, not of a node
+# reasons of failures of the API server, not of a node
+AWAY: Final = frozenset({"NewConnectionError", "ConnectTimeoutError", "ProtocolError"})
 
 Key = tuple[str, bool]  # uid of the pod, and whether it has not ended yet
 
@@ -143,7 +142,7 @@ class LogReader:
                 node.reading -= 1
             over = is_late or error is None or not is_transient(error)
             if error is not None and not over:
-                if error.status == 0 and error.reason in AWAY:  # nobody's patience ends because of that
+                if error.status == 0 and error.reason in AWAY:  # ends no read's patience
                     node.failing_since = now
                     for each in (read, *node.waiting):
                         each.submitted_at = now

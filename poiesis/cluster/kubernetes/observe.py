@@ -89,10 +89,8 @@ def _container(view: ContainerView, record: Record | None) -> Container:
         started, ended = started or record.started_at, ended or record.ended_at
         return Container(view.name, Phase.ENDED, view.reason, None, exit_code, started, ended, record)
     message, text = view.message, view.termination_message
-    if (
-        not message and text and not text.startswith("{")
-    ):  # from the runtime, such as why it could not start the container
-        message = text[:1024]
+    if not message and text and not text.startswith("{"):
+        message = text[:1024]  # from the runtime, such as why it could not start the container
     return Container(view.name, _PHASES[view.state], view.reason, message, view.exit_code, started, ended)
 
 

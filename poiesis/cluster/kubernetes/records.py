@@ -267,9 +267,8 @@ class Records:
             old = self._known.pop((pod.uid, name), None)
             self._known_bytes += report.cost_bytes - (old.cost_bytes if old else 0)
             self._known[pod.uid, name] = report
-            while (
-                self._known_bytes > self._cache_bytes and next(iter(self._known))[0] != pod.uid
-            ):  # a pod is reported as a whole
+            # a pod is reported as a whole
+            while self._known_bytes > self._cache_bytes and next(iter(self._known))[0] != pod.uid:
                 _, dropped = self._known.popitem(last=False)
                 self._known_bytes -= dropped.cost_bytes
         return report

@@ -228,9 +228,8 @@ class ContainerRun:
         control.mkdir(exist_ok=True)
         control.chmod(0o777)  # an image may have any user
         if self._task_dir.state(self._name, "intent").exists() and self._inspect() is not None:
-            answer = self._runtime.call(
-                "start", "--", self._container
-            )  # created by an earlier run of this process, and not started
+            # created by an earlier run of this process, and not started
+            answer = self._runtime.call("start", "--", self._container)
         else:
             try:
                 options = self._options()

@@ -37,9 +37,8 @@ from poiesis.repository.sqlite.database import SqliteDatabase
 from poiesis.repository.sqlite.events import write_event
 from poiesis.repository.unfinished import AFTER, MAX_GROUPS, group_key, group_of
 
-FEW_NAMES: Final = (
-    5_000  # sorted in 3 ms, about as long as it takes to find a page of so many among a million in the order of ids
-)
+# sorted in 3 ms, about as long as it takes to find a page of so many among a million in the order of ids
+FEW_NAMES: Final = 5_000
 COUNTED: Final = (500, 5_000)  # entries, to find the rarest condition; 5,000 take 0.2 ms
 SAMPLED: Final = 500  # entries, to compare conditions that all have more
 Candidate = tuple[str, tuple[str, str]]
