@@ -109,19 +109,18 @@ class Observed:
     """All objects of one task in the cluster, of all attempts. What is missing here does not exist: an adapter whose cache may be stale
     asks the cluster first.
 
-    `volumes` and `documents` are names of objects. `reports` maps "tif" and "tof" to their reports of the current attempt. `tails` are
-    the last output of running executors, by container name: (stdout, stderr).
+    `others` are the names of what exists beside pods: volumes, documents. `reports` maps "tif" and "tof" to their reports of the current
+    attempt. `tails` are the last output of running executors, by container name: (stdout, stderr).
     """
 
     pods: tuple[Pod, ...] = ()
-    volumes: tuple[str, ...] = ()
-    documents: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     reports: Mapping[str, FilerReport] = field(default_factory=dict)
     tails: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
-        return not (self.pods or self.volumes or self.documents)
+        return not (self.pods or self.others)
 
     def pod(self, part: str, attempt: int) -> Pod | None:
         return next((p for p in self.pods if p.part == part and p.attempt == attempt), None)

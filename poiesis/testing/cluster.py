@@ -49,14 +49,13 @@ class _Objects:
     """What one task owns."""
 
     pods: dict[str, Pod] = field(default_factory=dict)
-    volumes: set[str] = field(default_factory=set)
-    documents: set[str] = field(default_factory=set)
+    others: set[str] = field(default_factory=set)
     reports: dict[tuple[int, str], FilerReport] = field(default_factory=dict)
     tails: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
-        return not (self.pods or self.volumes or self.documents)
+        return not (self.pods or self.others)
 
 
 class MemoryCluster:
@@ -82,11 +81,11 @@ class MemoryCluster:
 
     def create_volume(self, task: Task, plan: Plan) -> None:
         with self._call("create_volume", task.id, task.attempt) as mine:
-            mine.volumes.add(object_name(task.id, task.attempt, "volume"))
+            mine.others.add(object_name(task.id, task.attempt, "volume"))
 
     def create_documents(self, task: Task, plan: Plan) -> None:
         with self._call("create_documents", task.id, task.attempt) as mine:
-            mine.documents.add(object_name(task.id, task.attempt, "filer"))
+            mine.others.add(object_name(task.id, task.attempt, "filer"))
 
     def launch(self, task: Task, plan: Plan, pod: PodPlan) -> None:
         with self._call("launch", task.id, task.attempt, pod.part) as mine:
@@ -101,8 +100,7 @@ class MemoryCluster:
         with self._call("observe", task.id, task.attempt, changes=False) as mine:
             return Observed(
                 pods=tuple(mine.pods.values()),
-                volumes=tuple(sorted(mine.volumes)),
-                documents=tuple(sorted(mine.documents)),
+                others=tuple(sorted(mine.others)),
                 reports={name: r for (attempt, name), r in mine.reports.items() if attempt == task.attempt},
                 tails=dict(mine.tails) if tails else {},
             )
@@ -114,8 +112,7 @@ class MemoryCluster:
     def delete_all(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
         with self._call("delete_all", task_id, attempts) as mine:
             self._delete_pods(mine)
-            mine.documents.clear()
-            mine.volumes.clear()
+            mine.others.clear()
 
     def ready(self) -> None:
         if self.down:

@@ -225,7 +225,7 @@ class KubernetesCluster:
             reports |= {n: r.report for n, r in known.reports.items() if r.report is not None}
             if tails:
                 live |= self._records.tails(view, known.reports)
-        return Observed(pods=tuple(found), volumes=tuple(v.name for v in volume_views), reports=reports, tails=live)
+        return Observed(pods=tuple(found), others=tuple(v.name for v in volume_views), reports=reports, tails=live)
 
     def _queued(self, view: PodView) -> str:
         workload = self._workloads.workload(view.task_id, view.name)

@@ -147,16 +147,13 @@ class LocalCluster:
 
     def _observe(self, task: Task, tails: bool) -> Observed:
         pods: list[Pod] = []
-        volumes: list[str] = []
-        documents: list[str] = []
+        others: list[str] = []
         reports: dict[str, FilerReport] = {}
         live: dict[str, tuple[str, str]] = {}
         for task_dir in directories_of(self._tasks, task.id, task.attempt):
             pods += [p for p in (self._observe_pod(task_dir, part) for part in task_dir.parts()) if p is not None]
             if task_dir.is_removing or task_dir.volume.exists() or not task_dir.parts():  # until the last file is gone
-                volumes.append(object_name(task.id, task_dir.attempt, "volume"))
-            if any((task_dir.path / "documents").glob("*.json")):
-                documents.append(object_name(task.id, task_dir.attempt, "filer"))
+                others.append(object_name(task.id, task_dir.attempt, "volume"))
             if task_dir.attempt == task.attempt:
                 for name in (TIF, TOF):
                     report = _report(task_dir, name)
@@ -164,7 +161,7 @@ class LocalCluster:
                         reports[name] = report
                 if tails:
                     live |= self._tails(task_dir)
-        return Observed(tuple(pods), tuple(volumes), tuple(documents), reports, live)
+        return Observed(tuple(pods), tuple(others), reports, live)
 
     def delete_pods(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
         for task_dir in directories_of(self._tasks, task_id, attempts):

@@ -34,7 +34,7 @@ def test_executors_run_in_order_over_one_volume(lab: Lab, tmp_path: Path) -> Non
     assert first.ended_at is not None and second.started_at is not None
     assert first.ended_at <= second.started_at
     assert seen.reports["tof"].files[0].path == "/results/out.txt"
-    assert seen.volumes == (f"poiesis-{lab.id}-1-volume",) and seen.documents == (f"poiesis-{lab.id}-1-filer",)
+    assert seen.others == (f"poiesis-{lab.id}-1-volume",)
     assert seen.pods[0].lost is None and seen.pods[0].scheduled and seen.pods[0].node
 
 

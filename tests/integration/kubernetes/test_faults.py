@@ -146,7 +146,7 @@ def test_without_a_watch_everything_is_listed(driver: Driver) -> None:
         assert record_of(observed.pods[0]).exit_code == 4
         assert blind.client.calls == {"list pods": 1}
         ending = replace(task, stage=Stage.CLEAN)
-        assert blind.observe(ending).volumes and task.id in set(blind.task_ids())
+        assert blind.observe(ending).others and task.id in set(blind.task_ids())
         blind.delete_all(ending.id, ending.attempt)
         eventually(lambda: blind.observe(ending).is_empty)
     finally:

@@ -217,7 +217,7 @@ def test_cleanup_is_not_complete_while_the_volume_exists(cluster: KubernetesClus
     assert pod is not None and volume is not None
     cluster._cache.delete(PODS, 6, pod)
     cluster._cache.put(VOLUMES, 5, volume)
-    assert cluster.observe(task).volumes == (f"poiesis-{TASK_ID}-1-volume",)
+    assert cluster.observe(task).others == (f"poiesis-{TASK_ID}-1-volume",)
     cluster._cache.delete(VOLUMES, 7, volume)
     assert cluster.observe(task).is_empty and store.calls() == []
 

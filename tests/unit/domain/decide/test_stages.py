@@ -360,7 +360,7 @@ def test_a_container_still_running_after_the_end_is_not_kept():
 
 def test_cleanup_continues_until_everything_is_observed_to_be_gone():
     task = stored(stage=Stage.CLEAN, state=State.COMPLETE, wake_at=START)
-    left = Observed(documents=("secret",))
+    left = Observed(others=("secret",))
     decision = decide(task, left, START, POLICY)
     assert decision.effects == (Effect.DELETE_ALL,)
     assert decision.task.stage is Stage.CLEAN
@@ -370,5 +370,5 @@ def test_cleanup_continues_until_everything_is_observed_to_be_gone():
 
 def test_objects_that_appear_after_the_end_are_removed():
     done = stored(stage=Stage.DONE, state=State.COMPLETE, wake_at=None)
-    assert decide(done, Observed(volumes=("late",)), START, POLICY).effects == (Effect.DELETE_ALL,)
+    assert decide(done, Observed(others=("late",)), START, POLICY).effects == (Effect.DELETE_ALL,)
     assert decide(done, Observed(), START, POLICY).effects == ()
