@@ -13,9 +13,10 @@ GROUP: Final = "group:"
 T = TypeVar("T")
 
 
-def is_plain(user: str) -> bool:
-    """Whether a user's name, which a provider of identities chose, cannot be taken for another kind of key."""
-    return user != EVERYONE and not user.startswith(GROUP)
+def keys_of(user: str | None, groups: Iterable[str]) -> frozenset[str]:
+    """The keys that stand for a user where something is set by user, `group:NAME`, or `*` for everyone."""
+    own = {user} if user is not None and _is_plain(user) else set()
+    return frozenset({EVERYONE, *own, *(GROUP + group for group in groups)})
 
 
 def binding_of(bindings: Mapping[str, T], user: str | None, groups: Iterable[str]) -> T | None:
@@ -23,7 +24,12 @@ def binding_of(bindings: Mapping[str, T], user: str | None, groups: Iterable[str
 
     `bindings`: by user, `group:NAME`, or `*` for all others; the order decides between groups.
     """
-    if user is not None and is_plain(user) and user in bindings:
+    if user is not None and _is_plain(user) and user in bindings:
         return bindings[user]
-    members = {GROUP + group for group in groups}
-    return next((bindings[key] for key in bindings if key in members), bindings.get(EVERYONE))
+    of_groups = keys_of(None, groups) - {EVERYONE}
+    return next((bindings[key] for key in bindings if key in of_groups), bindings.get(EVERYONE))
+
+
+def _is_plain(user: str) -> bool:
+    """Whether a user's name, which a provider of identities chose, cannot be taken for another kind of key."""
+    return user != EVERYONE and not user.startswith(GROUP)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from poiesis.domain.bindings import EVERYONE, GROUP, is_plain
+from poiesis.domain.bindings import keys_of
 from poiesis.domain.errors import InvalidTask, Problem
 from poiesis.domain.parameters import parse_size_gb
 from poiesis.domain.policy import Policy
@@ -14,19 +14,13 @@ from poiesis.domain.task import TaskSpec
 DEFAULT_SHM_GB: Final = 1.0  # of tasks that do not request memory
 
 
-def allowed_queues(policy: Policy, user: str | None, groups: Sequence[str]) -> frozenset[str]:
-    own = [user] if user is not None and is_plain(user) else []
-    keys = (EVERYONE, *own, *(GROUP + g for g in groups))
-    return frozenset(queue for key in keys for queue in policy.queues.get(key, ()))
-
-
 def check_entitlements(spec: TaskSpec, policy: Policy, user: str | None, groups: Sequence[str]) -> None:
     """`spec` as checked by `validate`. Raises: InvalidTask."""
     if spec.resources is None:
         return
     parameters, problems = spec.resources.backend_parameters, []
     queue = parameters.get("queue")
-    allowed = allowed_queues(policy, user, groups)
+    allowed = {queue for key in keys_of(user, groups) for queue in policy.queues.get(key, ())}
     if queue is not None and queue not in allowed:
         use = f"use one of {', '.join(sorted(allowed))}" if allowed else "leave it out"
         message = f"queue {queue[:63]!r} is not available to you: {use}"

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
+from poiesis.domain.errors import UnknownTask
 from poiesis.domain.task import TaskId
 
 _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]*[a-z0-9])?")
@@ -36,6 +37,13 @@ def first_task_id(moment: datetime) -> TaskId:
 def is_task_id(text: str) -> bool:
     """Whether `new_task_id` can have made it; any other id need not be looked up."""
     return _ID.fullmatch(text) is not None
+
+
+def checked_task_id(text: str) -> TaskId:
+    """Raises: UnknownTask for an id that this service cannot have made, which need not be looked up."""
+    if not is_task_id(text):
+        raise UnknownTask(text[:100])
+    return TaskId(text)
 
 
 def slug(task_id: str) -> str:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import secrets
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Final
@@ -104,9 +103,3 @@ def retry_at(attempts: int, now: datetime, jitter: float) -> datetime | None:
 def pause(failures: int) -> timedelta:
     """How long a receiver that does not answer is left alone after `failures` attempts in succession."""
     return min(timedelta(seconds=5 << min(failures - 1, 10)), MAX_PAUSE)
-
-
-def interested(
-    webhooks: Collection[Webhook], *, owner: str | None, state: State, at: datetime, tag: str | None
-) -> list[Webhook]:
-    return [w for w in webhooks if w.takes(owner=owner, state=state, at=at, tag=tag)]

@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import product
 from typing import Final, Literal
 
 from poiesis.domain.access import Access
 from poiesis.domain.errors import InvalidRequest, PoiesisError, Unavailable, UnknownTask
-from poiesis.domain.naming import is_task_id, new_task_id
+from poiesis.domain.naming import checked_task_id, first_task_id
 from poiesis.domain.states import Stage
 from poiesis.domain.task import Task, TaskId, View
 from poiesis.ports.clock import Clock
@@ -94,10 +95,11 @@ class LogService:
 
     def available(self, task_id: str, *, access: Access | None) -> list[AvailableLog]:
         """All logs of a task, oldest attempt first. Raises: UnknownTask, Unavailable."""
-        task = self._task(task_id, View.FULL, access)
+        task = self.repository.get(checked_task_id(task_id), access=access)
         stored = self.store.logs(task.id) if self.store is not None else ()
         found = {entry.ref: _of_store(entry) for entry in stored}
-        for ref in self._refs_with_tails(task):
+        for index, stream in product(range(len(task.log.logs)), STREAMS):
+            ref = LogRef(task.id, task.attempt, index, stream)
             if ref not in found:
                 found[ref] = _of_tail(ref, _tail(task, ref))
         return [found[ref] for ref in sorted(found)]
@@ -106,7 +108,7 @@ class LogService:
         self, task_id: str, executor: int, stream: Stream, *, attempt: int | None, access: Access | None
     ) -> OpenLog:
         """`attempt` None: the latest one. Raises: UnknownTask, UnknownLog, Unavailable."""
-        task = self._task(task_id, View.BASIC, access)
+        task = self.repository.get(checked_task_id(task_id), View.BASIC, access=access)
         if executor >= len(task.spec.executors):
             raise UnknownLog(f"executor {executor} does not exist: the task has {len(task.spec.executors)}")
         attempt = task.attempt if attempt is None else attempt
@@ -119,7 +121,7 @@ class LogService:
                 return OpenLog(_of_store(entry), self.store)
         if attempt < task.attempt:
             raise UnknownLog(f"the output of attempt {attempt} was not kept")
-        tail = _tail(self._task(task_id, View.FULL, access), ref)
+        tail = _tail(self.repository.get(task.id, access=access), ref)
         return OpenLog(_of_tail(ref, tail), None, tail)
 
     def check_followable(self) -> None:
@@ -132,20 +134,11 @@ class LogService:
 
     def is_over(self, ref: LogRef, *, access: Access | None) -> bool:
         """Whether nothing can be added to a log, even if its end was not stored. Raises: UnknownTask, Unavailable."""
-        task = self._task(ref.task_id, View.BASIC, access)
+        task = self.repository.get(ref.task_id, View.BASIC, access=access)
         if task.attempt > ref.attempt or task.stage is Stage.DONE:
             return True
         ended = task.log.end_time
         return task.state.is_terminal and ended is not None and self.clock.now() - ended > OVER_AFTER
-
-    def _task(self, task_id: str, view: View, access: Access | None) -> Task:
-        if not is_task_id(task_id):
-            raise UnknownTask(task_id[:100])
-        return self.repository.get(TaskId(task_id), view, access=access)
-
-    def _refs_with_tails(self, task: Task) -> list[LogRef]:
-        indices = range(len(task.log.logs))
-        return [LogRef(task.id, task.attempt, index, stream) for index in indices for stream in STREAMS]
 
 
 def _of_store(entry: StoredLog) -> AvailableLog:
@@ -179,25 +172,17 @@ class LogRetention:
 
     def purge(self) -> int:
         """Return how many tasks' logs were deleted. Raises: Unavailable."""
-        newest = new_task_id(self.clock.now() - self.retention - PURGE_LAG, bytes)
+        newest = first_task_id(self.clock.now() - self.retention - PURGE_LAG)
         after: TaskId | None = None
         purged = seen = 0
         while seen < 20 * PURGE_BATCH and purged < PURGE_BATCH:
             page = [task_id for task_id in self.store.tasks(after) if task_id < newest]
             if not page:
                 break
-            for task_id in page:
-                after, seen = task_id, seen + 1
-                if not self._exists(task_id):
-                    purged += self._delete(task_id)
+            known = self.repository.states(page)
+            purged += sum(self._delete(task_id) for task_id in page if task_id not in known)
+            after, seen = page[-1], seen + len(page)
         return purged
-
-    def _exists(self, task_id: TaskId) -> bool:
-        try:
-            self.repository.summary(task_id)
-        except UnknownTask:
-            return False
-        return True
 
     def _delete(self, task_id: TaskId) -> bool:
         try:

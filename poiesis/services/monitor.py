@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 
 from poiesis import tracing
 from poiesis.domain.errors import PoiesisError, QueueUnavailable, Unavailable, UnknownTask
-from poiesis.domain.naming import new_task_id
+from poiesis.domain.naming import first_task_id
 from poiesis.domain.observed import Record
 from poiesis.domain.policy import Policy
 from poiesis.domain.records import parse_poke
@@ -215,7 +215,7 @@ class Monitor:
         """
         if self.retention is None:
             return 0
-        after: TaskId | None = new_task_id(self.clock.now() - self.retention, bytes)
+        after: TaskId | None = first_task_id(self.clock.now() - self.retention)
         purged = 0
         while after is not None and not self._stop.is_set():
             page = self.repository.list(TaskFilter(), limit=PURGE_BATCH, after=after, view=View.MINIMAL)

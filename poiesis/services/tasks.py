@@ -18,8 +18,8 @@ from poiesis.domain.access import Access
 from poiesis.domain.decide.admission import cancel_at_once, check_admissible, claim_of, enqueue
 from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.entitlements import check_entitlements
-from poiesis.domain.errors import Conflict, Forbidden, QueueUnavailable, RepositoryUnavailable, UnknownTask
-from poiesis.domain.naming import is_task_id, new_task_id
+from poiesis.domain.errors import Conflict, Forbidden, QueueUnavailable, RepositoryUnavailable
+from poiesis.domain.naming import checked_task_id, is_task_id, new_task_id
 from poiesis.domain.plan import first_stages
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import Stage, State
@@ -40,13 +40,6 @@ FIRST_WAKE_UP: Final = timedelta(seconds=20)  # resync publishes again a task th
 MAX_RACES: Final = 20
 TAIL_EVERY: Final = timedelta(seconds=2)  # how often readers of one task cause its live output to be read
 _MAX_TAILS: Final = 10_000
-
-
-def _checked(task_id: str) -> TaskId:
-    """Raises: UnknownTask for an id that this service cannot have made, which need not be looked up."""
-    if not is_task_id(task_id):
-        raise UnknownTask(task_id[:100])
-    return TaskId(task_id)
 
 
 @dataclass(eq=False)
@@ -83,7 +76,7 @@ class TaskService:
         task_id = new_task_id(now)
         if key is not None:
             reserved = self._reserve(key, owner, task_id, now)
-            if reserved.task_id != task_id and self._exists(reserved.task_id):
+            if reserved.task_id != task_id and self.repository.states([reserved.task_id]):
                 return reserved.task_id
             # either new, or reserved by a request that has not stored its task yet: the same task, so only one is stored
             task_id, created_at = reserved.task_id, reserved.at
@@ -123,13 +116,6 @@ class TaskService:
             )
         return reserved
 
-    def _exists(self, task_id: TaskId) -> bool:
-        try:
-            self.repository.summary(task_id)
-        except UnknownTask:
-            return False
-        return True
-
     def check(
         self, spec: TaskSpec, *, owner: str | None = None, groups: Sequence[str] = ()
     ) -> tuple[TaskSpec, tuple[str, ...]]:
@@ -146,16 +132,13 @@ class TaskService:
     def get(self, task_id: str, view: View, *, access: Access | None = None) -> Task | TaskSummary:
         """Reading a running task in FULL also requests its live output. Raises: UnknownTask, also where `access` does not allow it."""
         if view is View.MINIMAL:
-            return self.repository.summary(_checked(task_id), access=access)
-        task = self.repository.get(_checked(task_id), view, access=access)
+            return self.repository.summary(checked_task_id(task_id), access=access)
+        task = self.repository.get(checked_task_id(task_id), view, access=access)
         if view is View.FULL and task.state is State.RUNNING:
             self._request_tail(task.id)
         return task if self.reasons is None else self.reasons.show(task)
 
-    def list(
-        self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View, access: Access | None = None
-    ) -> Page:
-        where = where if access is None else replace(where, access=access)
+    def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
         page = self.repository.list(where, limit=limit, after=after, view=view)
         if self.reasons is None or view is View.MINIMAL:
             return page
@@ -168,7 +151,7 @@ class TaskService:
         Raises: UnknownTask, Forbidden for a member of the task's groups if the site does not allow it, RepositoryUnavailable.
         """
         for _ in range(MAX_RACES):
-            task = self.repository.get(_checked(task_id), access=access)
+            task = self.repository.get(checked_task_id(task_id), access=access)
             self._check_may_cancel(task, access)
             if task.state.is_terminal or task.cancel_requested_at is not None:
                 return False

@@ -67,10 +67,10 @@ class ByHour:
     names: Mapping[str, Mapping[str, float]]
 
 
-class _Open:
-    """Sums of hours that are not over, from `since` on, of all events up to number `seq`, as of `at`."""
+class _Sums:
+    """Sums of events, from the hour `since` on. Of hours that are not over: of all events up to number `seq`, as of `at`."""
 
-    def __init__(self, since: datetime, seq: int) -> None:
+    def __init__(self, since: datetime, seq: int = 0) -> None:
         self.since = self.at = since
         self.seq = seq
         self._sums: dict[_Key, Figures] = {}
@@ -98,7 +98,7 @@ class UsageService:
     store: UsageStore
     clock: Clock
     tags: Sequence[str]
-    _open: _Open | None = field(default=None, init=False)
+    _open: _Sums | None = field(default=None, init=False)
     _stored: OrderedDict[str | None, tuple[tuple[datetime, datetime], ByHour]] = field(
         default_factory=OrderedDict, init=False
     )
@@ -114,7 +114,10 @@ class UsageService:
         hour = self.store.rolled_until() or self._first_hour()
         done = 0
         while hour is not None and hour < until and done < HOURS_AT_ONCE:
-            self.store.replace(hour, self._sums(self.events.ended_between(hour, hour + HOUR)))
+            sums = _Sums(hour)
+            for event in self.events.ended_between(hour, hour + HOUR):
+                sums.add(event, self.tags)
+            self.store.replace(hour, sums.uses)
             hour += HOUR
             done += 1
         return done
@@ -204,11 +207,11 @@ class UsageService:
             ]
             return self._open.at, since, found
 
-    def _follow(self, known: _Open | None, since: datetime) -> _Open:
+    def _follow(self, known: _Sums | None, since: datetime) -> _Sums:
         """Add the events since the last one that was summed, or begin again where that is more work."""
         last = self.events.last_seq()
         if known is None or known.since > since or last - known.seq > MAX_BEHIND:
-            made = _Open(since, last)
+            made = _Sums(since, last)
             for event in self.events.ended_between(since, datetime.max.replace(tzinfo=since.tzinfo)):
                 if event.seq <= last:
                     made.add(event, self.tags)
@@ -225,14 +228,6 @@ class UsageService:
     def _first_hour(self) -> datetime | None:
         oldest = self.events.after(self.events.first_seq() - 1, limit=1)
         return hour_of(oldest[0].at) if oldest else None
-
-    def _sums(self, events: Iterable[Event]) -> list[Use]:
-        sums: dict[_Key, Figures] = {}
-        values: dict[tuple[datetime, str], set[str]] = {}
-        for event in events:
-            for key in _keys(event, self.tags, values):
-                _add(sums.setdefault(key, {}), _figures(event))
-        return [Use(*key, figures) for key, figures in sums.items()]
 
 
 def _keys(event: Event, tags: Sequence[str], values: dict[tuple[datetime, str], set[str]]) -> Iterator[_Key]:

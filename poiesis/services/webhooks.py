@@ -33,7 +33,6 @@ from poiesis.domain.webhooks import (
     TooManyWebhooks,
     UnknownWebhook,
     Webhook,
-    interested,
     new_id,
     new_secret,
     pause,
@@ -189,9 +188,8 @@ class WebhookDispatcher:
         messages = [
             _message(webhook, event)
             for event in events
-            for webhook in interested(
-                webhooks, owner=event.owner, state=event.state, at=event.at, tag=event.tags.get(TAG)
-            )
+            for webhook in webhooks
+            if webhook.takes(owner=event.owner, state=event.state, at=event.at, tag=event.tags.get(TAG))
         ]
         if messages:
             bounded = self._bounded(messages)

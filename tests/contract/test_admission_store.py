@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from poiesis.domain.decide.admission import admit, requeue
+from poiesis.domain.decide.admission import admit
 from poiesis.domain.fair_share import Candidate, QueueKey
 from poiesis.domain.quotas import Amount, Claim
 from poiesis.domain.states import Stage, State
@@ -108,8 +108,10 @@ def test_an_attempt_that_asks_for_more_is_queued_again(stores: Stores):
     task = stores.save(admit(stores.add(1), NOW))
     assert task.claim is not None
     larger = replace(task.claim, amount=Amount(1, 1500, 2 * 10**9, 1, 0))
-    again = stores.save(requeue(replace(task, attempt=2, state=State.RUNNING), larger, NOW + timedelta(seconds=1)))
-    assert stores.admission.queued(DEFAULT, limit=9) == [Candidate(task.id, 2, larger, NOW + timedelta(seconds=1))]
+    since = NOW + timedelta(seconds=1)
+    waiting = replace(task, attempt=2, state=State.RUNNING, stage=Stage.ADMIT, stage_since=since, wake_at=None)
+    again = stores.save(replace(waiting, claim=larger))
+    assert stores.admission.queued(DEFAULT, limit=9) == [Candidate(task.id, 2, larger, since)]
     assert not stores.admission.held(None, limit=9)
     assert not stores.tasks.due(NOW + timedelta(days=1), limit=9)
     assert stores.tasks.get(task.id) == again

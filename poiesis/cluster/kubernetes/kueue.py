@@ -17,7 +17,7 @@ from typing import Any, Final
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.errors import ApiError
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
-from poiesis.domain.bindings import EVERYONE, GROUP, is_plain
+from poiesis.domain.bindings import keys_of
 from poiesis.domain.task import Task, TaskId
 
 log = logging.getLogger(__name__)
@@ -50,9 +50,8 @@ def queue_of(task: Task, settings: KubernetesSettings) -> str | None:
     parameters = task.spec.resources.backend_parameters if task.spec.resources else {}
     if "queue" in parameters:
         return parameters["queue"]
-    own = {task.owner} if task.owner is not None and is_plain(task.owner) else set()
-    names = {EVERYONE, *own, *(GROUP + group for group in task.groups)}
-    return next((queue for key, queue in settings.default_queues.items() if key in names), settings.queue)
+    keys = keys_of(task.owner, task.groups)
+    return next((queue for key, queue in settings.default_queues.items() if key in keys), settings.queue)
 
 
 def is_used(settings: KubernetesSettings) -> bool:

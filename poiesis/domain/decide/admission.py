@@ -67,17 +67,14 @@ def enqueue(task: Task, claim: Claim, rules: AdmissionRules) -> Task:
     return replace(task, stage=Stage.ADMIT, wake_at=None, claim=claim)
 
 
-def requeue(task: Task, claim: Claim, now: datetime) -> Task:
-    """The next attempt claims more than the task holds."""
-    return replace(task, stage=Stage.ADMIT, stage_since=now, wake_at=None, claim=claim)
-
-
 def next_attempt(task: Task, the_plan: Plan, rules: AdmissionRules, now: datetime) -> Task:
     """Let a new attempt that asks for more than the task holds wait for admission again; the others keep what the task holds."""
     assert task.claim is not None
     claim = claim_of(task, the_plan, rules, task.claim.groups)
-    grows = any(new > old for new, old in zip(claim.amount, task.claim.amount, strict=True))
-    return requeue(task, replace(task.claim, amount=claim.amount), now) if grows else task
+    if all(new <= old for new, old in zip(claim.amount, task.claim.amount, strict=True)):
+        return task
+    more = replace(task.claim, amount=claim.amount)
+    return replace(task, stage=Stage.ADMIT, stage_since=now, wake_at=None, claim=more)
 
 
 def most_ram_gb(task: Task, policy: Policy) -> float | None:

@@ -143,12 +143,9 @@ def test_an_owner_and_an_admin_may_cancel_a_task_of_a_group(desk):
 def test_a_list_shows_an_owner_their_own_tasks(desk):
     mine = desk.service.create(SMALL, owner="me")
     desk.service.create(SMALL, owner="you")
-    for where, expected in (
-        (TaskFilter(), [mine]),
-        (TaskFilter(access=Access("you")), [mine]),
-        (TaskFilter(owner="you"), []),
-    ):
-        page = desk.service.list(where, limit=5, after=None, view=View.MINIMAL, access=Access("me"))
+    for owner, expected in ((None, [mine]), ("you", [])):
+        where = TaskFilter(owner=owner, access=Access("me"))
+        page = desk.service.list(where, limit=5, after=None, view=View.MINIMAL)
         assert [task.id for task in page.tasks] == expected
     assert len(desk.service.list(TaskFilter(), limit=5, after=None, view=View.MINIMAL).tasks) == 2
 
