@@ -13,7 +13,7 @@ from poiesis.domain.observed import TIF, TOF
 from poiesis.domain.plan import ContainerPlan, Mount, Plan, PodPlan
 from poiesis.domain.policy import GIGABYTE, Policy
 from poiesis.domain.report import ROOT
-from poiesis.domain.task import Resources, Task, TaskId
+from poiesis.domain.task import Task, TaskId
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,14 @@ class Member:
 
 @dataclass(frozen=True)
 class LocalPod:
-    """`members` in the order in which they run. `cpu_cores` and `memory_bytes`: reserved on the machine while it runs;
-    `disk_bytes`: limit of its files (None: of a pod that was written before there was a limit)."""
+    """`members` in the order in which they run. `disk_bytes`: limit of its files (None: of a pod that was written before there was a
+    limit)."""
 
     task_id: TaskId
     attempt: int
     part: str
     members: tuple[Member, ...]
     mounts: tuple[Mount, ...] = ()
-    cpu_cores: float = 0.0
-    memory_bytes: int = 0
     disk_bytes: int | None = None
 
     @property
@@ -83,9 +81,7 @@ class LocalPod:
 
 
 def make_pod(task: Task, plan: Plan, pod: PodPlan, policy: Policy, logs: LogSettings | None = None) -> LocalPod:
-    resources = task.spec.resources or Resources()
-    memory = None if resources.ram_gb is None else math.ceil(resources.ram_gb * GIGABYTE)
-    runs = any(c.executor is not None for c in pod.containers)
+    memory = None if task.ram_gb is None else math.ceil(task.ram_gb * GIGABYTE)
     containers = (*pod.init, *pod.containers)
     members = [_member(task, plan, c, memory, policy, logs) for c in containers]
     return LocalPod(
@@ -94,8 +90,6 @@ def make_pod(task: Task, plan: Plan, pod: PodPlan, policy: Policy, logs: LogSett
         part=pod.part,
         members=tuple(members),
         mounts=(*plan.mounts, *(Mount(path, f"{ROOT}{path}") for path in plan.scratch)),
-        cpu_cores=(resources.cpu_cores or 0.0) if runs else 0.0,
-        memory_bytes=(memory or 0) if runs else 0,
         disk_bytes=plan.volume_bytes or policy.default_disk_bytes,
     )
 
@@ -138,5 +132,5 @@ def read_pod(document: Mapping[str, Any]) -> LocalPod:
             command = Command(**{**known, "argv": tuple(command["argv"])})
         members.append(Member(item["name"], command, tuple(item["waits_for"]), item["always"]))
     mounts = tuple(Mount(**m) for m in document["mounts"])
-    fields = {name: document[name] for name in ("task_id", "attempt", "part", "cpu_cores", "memory_bytes")}
+    fields = {name: document[name] for name in ("task_id", "attempt", "part")}
     return LocalPod(**fields, members=tuple(members), mounts=mounts, disk_bytes=document.get("disk_bytes"))

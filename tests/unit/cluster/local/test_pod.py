@@ -14,8 +14,8 @@ from poiesis.domain.task import Executor, Input, Output, Resources, Task, TaskId
 POLICY = Policy(grace=timedelta(seconds=3), tail_bytes=100)
 
 
-def pods(spec: TaskSpec) -> list[LocalPod]:
-    task = Task(TaskId("a"), spec, datetime(2026, 1, 1, tzinfo=UTC), attempt=2)
+def pods(spec: TaskSpec, *, memory_scale: int = 1) -> list[LocalPod]:
+    task = Task(TaskId("a"), spec, datetime(2026, 1, 1, tzinfo=UTC), attempt=2, memory_scale=memory_scale)
     the_plan = plan(spec, POLICY)
     return [make_pod(task, the_plan, p, POLICY) for p in the_plan.pods]
 
@@ -48,18 +48,13 @@ def test_members_are_in_the_order_of_their_turns() -> None:
     assert [m.name for m in pod.members] == ["tif", "executor-0", "executor-1", "executor-2", "tof"]
     assert [m.is_filer for m in pod.members] == [True, False, False, False, True]
     assert pod.members[4].always and pod.members[2].waits_for == ("executor-0",)
-    assert (pod.cpu_cores, pod.memory_bytes) == (1.5, 2_000_000_000)
 
 
-def test_only_pods_with_executors_reserve_capacity() -> None:
-    parts = {p.part: p for p in pods(FULL)} | {
-        p.part: p
-        for task in (Task(TaskId("a"), FULL, datetime(2026, 1, 1, tzinfo=UTC)),)
-        for plan_ in (plan(FULL, Policy(layout="staged")),)
-        for p in (make_pod(task, plan_, pod, POLICY) for pod in plan_.pods)
-    }
-    assert parts["tif"].memory_bytes == 0 and parts["tof"].cpu_cores == 0
-    assert parts["executors"].memory_bytes == 2_000_000_000
+@pytest.mark.parametrize(("scale", "gigabytes"), [(1, 2), (4, 8)])
+def test_the_memory_limit_is_that_of_the_attempt(scale: int, gigabytes: int) -> None:
+    (pod,) = pods(FULL, memory_scale=scale)
+    limits = {m.command.memory_bytes for m in pod.members if m.command is not None}
+    assert limits == {gigabytes * 10**9}
 
 
 def test_the_launchers_command_line() -> None:
