@@ -7,7 +7,6 @@ adopts running commands and continues deletions. Only one process may use a dire
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import platform
@@ -26,6 +25,7 @@ from poiesis.cluster.local.runtime_selection import select_runtime
 from poiesis.cluster.local.supervisor import Filers, LogKeeping, Supervisor, read_record
 from poiesis.cluster.local.task_directory import (
     TaskDirectory,
+    acquire_lock,
     all_directories,
     directories_of,
     read_bounded,
@@ -86,7 +86,12 @@ class LocalCluster:
         self._logs = logs
         self._node = platform.node() or "localhost"
         self._tasks.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._in_use = _lock_directory(directory / "cluster.lock")
+        try:
+            self._in_use = acquire_lock(directory / "cluster.lock", LOCK_SECONDS)
+        except TimeoutError:
+            raise ConfigurationError(
+                f"{directory} is in use by another service: stop it or choose another directory"
+            ) from None
         self._lock = threading.RLock()
         self._supervisors: dict[Key, Supervisor] = {}
         self._removing: set[str] = set()
@@ -411,22 +416,6 @@ class LocalCluster:
             raise ClusterUnavailable(
                 f"the directory {self._tasks} cannot be used: {error.strerror or error}"
             ) from error
-
-
-def _lock_directory(path: Path) -> int:
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    deadline = time.monotonic() + LOCK_SECONDS
-    while True:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return fd
-        except OSError:
-            if time.monotonic() > deadline:
-                os.close(fd)
-                raise ConfigurationError(
-                    f"{path.parent} is in use by another service: stop it or choose another directory"
-                ) from None
-            time.sleep(0.02)
 
 
 def _make_writable(root: Path, path: str) -> None:

@@ -13,7 +13,6 @@ is held until the launcher runs prevents a second start.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import marshal
 import os
@@ -24,7 +23,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +31,7 @@ from poiesis.cluster.local import cgroups, sandbox
 from poiesis.cluster.local.pod import Command, LocalPod, Member
 from poiesis.cluster.local.runtime import Ending, RunState, Runtime, Signal, StartFailed, launcher_arguments
 from poiesis.cluster.local.streams import TailReader
-from poiesis.cluster.local.task_directory import TaskDirectory, read_bounded, read_document, remove_tree
+from poiesis.cluster.local.task_directory import TaskDirectory, acquire_lock, read_bounded, read_document, remove_tree
 from poiesis.domain.paths import is_within
 from poiesis.domain.task import TaskId
 
@@ -204,17 +202,11 @@ class ProcessRun:
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
         """Wait until no sandbox of this command is being set up, such as one that an earlier process started."""
-        fd = os.open(self._task_dir.state(self._name, "lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            deadline = time.monotonic() + START_SECONDS
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        raise StartFailed("SandboxFailed", "an earlier run of this command has not ended") from None
-                    time.sleep(0.01)
+            fd = acquire_lock(self._task_dir.state(self._name, "lock"), START_SECONDS)
+        except TimeoutError:
+            raise StartFailed("SandboxFailed", "an earlier run of this command has not ended") from None
+        try:
             yield fd
         finally:
             os.close(fd)

@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
 import shutil
 import stat
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -57,6 +59,21 @@ def sync_directory(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def acquire_lock(path: Path, seconds: float) -> int:
+    """A descriptor that holds the lock of a file until it is closed, here and in child processes. Raises: TimeoutError."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return fd
+        except OSError as error:
+            if time.monotonic() > deadline:
+                os.close(fd)
+                raise TimeoutError(f"{path} is locked by another process") from error
+            time.sleep(0.01)
 
 
 def read_bounded(path: Path, limit: int) -> bytes | None:
