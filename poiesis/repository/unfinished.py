@@ -11,7 +11,6 @@ from poiesis.domain.decide.admission import waiting_word
 from poiesis.domain.states import State
 from poiesis.domain.task import Task
 
-AFTER: Final = "0"  # the character after the slash: what begins with `x/` is below `x0`
 MAX_GROUPS: Final = 100  # pairs of state and reason that are counted
 
 

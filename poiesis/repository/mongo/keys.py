@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -29,11 +30,8 @@ class MongoKeyRepository:
     def add(self, key: ApiKey) -> None:
         head, core = encode_key(key)
         document = {"_id": head.pop("id"), **head, "core": core}
-        with self._database.available():
-            try:
-                self._keys.insert_one(document)
-            except DuplicateKeyError:
-                return
+        with self._database.available(), suppress(DuplicateKeyError):
+            self._keys.insert_one(document)
 
     def find(self, digest: str) -> ApiKey | None:
         with self._database.available():

@@ -27,6 +27,7 @@ from poiesis.domain.history import Change
 from poiesis.domain.states import TERMINAL, TRANSITIONS, Stage, State, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
 from poiesis.ports.repository import COUNT_LIMIT, Page, TaskFilter, take_page
+from poiesis.repository.claims import AFTER
 from poiesis.repository.documents import (
     Document,
     after_prefix,
@@ -41,7 +42,7 @@ from poiesis.repository.documents import (
     tag_token,
 )
 from poiesis.repository.mongo.connection import MongoDatabase
-from poiesis.repository.unfinished import AFTER, MAX_GROUPS, group_key, group_of
+from poiesis.repository.unfinished import MAX_GROUPS, group_key, group_of
 
 INDEXES: Final = (
     # lists: newest first for one value of each filter; MongoDB merges the scans for several states or readers

@@ -9,7 +9,7 @@ from typing import Any, Final
 from pymongo import ASCENDING, IndexModel, ReplaceOne
 
 from poiesis.ports.usage import HOUR, Kind, Use
-from poiesis.repository.documents import decode_json, encode_json, format_time
+from poiesis.repository.documents import decode_json, encode_json, format_time, parse_time
 from poiesis.repository.mongo.connection import MongoDatabase
 
 INDEXES: Final = (
@@ -29,7 +29,7 @@ class MongoUsageStore:
     def rolled_until(self) -> datetime | None:
         with self._database.available():
             found = self._usage.find_one({"_id": _ROLLED})
-        return None if found is None else datetime.fromisoformat(found["until"])
+        return None if found is None else parse_time(found["until"])
 
     def replace(self, hour: datetime, uses: Sequence[Use]) -> None:
         """The same sums have the same ids, so processes that do it at the same time, or again, store the same."""
@@ -62,7 +62,7 @@ class MongoUsageStore:
             query["name"] = {"$in": list(names)}
         with self._database.available(), self._usage.find(query) as found:
             for d in found:
-                yield Use(datetime.fromisoformat(d["hour"]), kind, d["name"], d["owner"], decode_json(d["figures"]))
+                yield Use(parse_time(d["hour"]), kind, d["name"], d["owner"], decode_json(d["figures"]))
 
 
 def _document(use: Use, at: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ batch came meanwhile.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
@@ -16,7 +17,7 @@ from pymongo.errors import BulkWriteError, DuplicateKeyError
 
 from poiesis.domain.states import State
 from poiesis.domain.webhooks import Delivery, UnknownWebhook, Webhook
-from poiesis.repository.documents import Document, format_time
+from poiesis.repository.documents import Document, format_time, parse_time
 from poiesis.repository.mongo.connection import MongoDatabase
 
 POSITION: Final = "webhooks"
@@ -55,11 +56,8 @@ class MongoWebhookStore:
             "stored": 0,
             **({"all_users": True} if webhook.all_users else {}),
         }
-        with self._database.available():
-            try:
-                self._webhooks.insert_one(document)
-            except DuplicateKeyError:
-                return
+        with self._database.available(), suppress(DuplicateKeyError):
+            self._webhooks.insert_one(document)
 
     def get(self, webhook_id: str) -> Webhook:
         with self._database.available():
@@ -230,7 +228,7 @@ def _webhook(document: Document) -> Webhook:
         id=document["_id"],
         owner=document["owner"],
         url=document["url"],
-        created_at=datetime.fromisoformat(document["created_at"]),
+        created_at=parse_time(document["created_at"]),
         secret=document["secret"],
         states=frozenset(State(name) for name in document["states"]),
         tagged_only=document["tagged_only"],
@@ -247,7 +245,7 @@ def _delivery(document: Document) -> Delivery:
         document["webhook"],
         document["seq"],
         document["body"],
-        datetime.fromisoformat(document["created_at"]),
+        parse_time(document["created_at"]),
         _time(document.get("next_at")),
         document["attempts"],
         document["error"],
@@ -255,4 +253,4 @@ def _delivery(document: Document) -> Delivery:
 
 
 def _time(text: Any) -> datetime | None:
-    return None if text is None else datetime.fromisoformat(text)
+    return None if text is None else parse_time(text)

@@ -20,6 +20,7 @@ from poiesis.domain.errors import UnknownTask
 from poiesis.domain.states import Stage, State, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
 from poiesis.ports.repository import COUNT_LIMIT, Page, TaskFilter, take_page
+from poiesis.repository.claims import AFTER
 from poiesis.repository.documents import (
     Document,
     after_prefix,
@@ -35,7 +36,7 @@ from poiesis.repository.documents import (
 )
 from poiesis.repository.sqlite.database import SqliteDatabase
 from poiesis.repository.sqlite.events import write_event
-from poiesis.repository.unfinished import AFTER, MAX_GROUPS, group_key, group_of
+from poiesis.repository.unfinished import MAX_GROUPS, group_key, group_of
 
 # sorted in 3 ms, about as long as it takes to find a page of so many among a million in the order of ids
 FEW_NAMES: Final = 5_000

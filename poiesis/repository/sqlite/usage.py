@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from poiesis.ports.usage import HOUR, Kind, Use
-from poiesis.repository.documents import decode_json, encode_json, format_time
+from poiesis.repository.documents import decode_json, encode_json, format_time, parse_time
 from poiesis.repository.sqlite.database import SqliteDatabase
 
 
@@ -18,7 +18,7 @@ class SqliteUsageStore:
     def rolled_until(self) -> datetime | None:
         with self._database.reading() as db:
             row = db.execute("SELECT until FROM usage_rolled").fetchone()
-        return None if row is None else datetime.fromisoformat(row[0])
+        return None if row is None else parse_time(row[0])
 
     def replace(self, hour: datetime, uses: Sequence[Use]) -> None:
         at = format_time(hour)
@@ -50,4 +50,4 @@ class SqliteUsageStore:
             values.append(encode_json(list(names)).decode())
         with self._database.reading() as db:
             for hour, name, of, figures in db.execute(query, values):
-                yield Use(datetime.fromisoformat(hour), kind, name, of, decode_json(figures))
+                yield Use(parse_time(hour), kind, name, of, decode_json(figures))

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from poiesis.domain.states import State
 from poiesis.domain.webhooks import Delivery, UnknownWebhook, Webhook
-from poiesis.repository.documents import decode_json, encode_json, format_time
+from poiesis.repository.documents import decode_json, encode_json, format_time, parse_time
 from poiesis.repository.sqlite.database import SqliteDatabase
 
 _WEBHOOK: Final = (
@@ -190,7 +190,7 @@ def _webhook(row: tuple[Any, ...]) -> Webhook:
         id=id_,
         owner=owner,
         url=url,
-        created_at=datetime.fromisoformat(created_at),
+        created_at=parse_time(created_at),
         secret=secret,
         states=frozenset(State(name) for name in decode_json(states)),
         tagged_only=bool(tagged_only),
@@ -198,11 +198,11 @@ def _webhook(row: tuple[Any, ...]) -> Webhook:
         description=description,
         disabled=disabled,
         failures=failures,
-        due_at=None if due_at is None else datetime.fromisoformat(due_at),
+        due_at=None if due_at is None else parse_time(due_at),
     )
 
 
 def _delivery(row: tuple[Any, ...]) -> Delivery:
     webhook_id, seq, body, created_at, next_at, attempts, error = row
-    moment = None if next_at is None else datetime.fromisoformat(next_at)
-    return Delivery(webhook_id, seq, body, datetime.fromisoformat(created_at), moment, attempts, error)
+    moment = None if next_at is None else parse_time(next_at)
+    return Delivery(webhook_id, seq, body, parse_time(created_at), moment, attempts, error)
