@@ -7,7 +7,6 @@ transfer could not be distinguished from a complete one.
 
 from __future__ import annotations
 
-import base64
 import os
 import re
 import threading
@@ -38,6 +37,7 @@ from poiesis.filer.network import (
     PORTS,
     PROXY_AUTHENTICATION,
     Proxy,
+    basic_authorization,
     logins,
     network_errors,
     open_connection,
@@ -121,7 +121,7 @@ class Client:
             if address.origin != start.origin:
                 sent.pop("authorization", None)
             elif credentials := start.login or ":".join(self._netrc.get(start.host, ())):
-                sent.setdefault("authorization", "Basic " + base64.b64encode(credentials.encode()).decode())
+                sent.setdefault("authorization", basic_authorization(credentials))
             pool, target, more = self._route(address)
             with network_errors(current), pool.request(method, target, sent | more, body, moved) as response:
                 if response.status not in REDIRECTS or "location" not in response.headers:

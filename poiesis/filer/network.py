@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+from binascii import b2a_base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -44,7 +45,8 @@ class Proxy:
         self.headers: dict[str, str] = {}
         """For requests to the proxy itself."""
         if parts.username is not None:
-            self.headers["proxy-authorization"] = _basic(unquote(parts.username), unquote(parts.password or ""))
+            login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+            self.headers["proxy-authorization"] = basic_authorization(login)
 
 
 def open_connection(
@@ -130,10 +132,9 @@ def network_error(url: str, error: Exception, text: str) -> PoiesisError:
     return StorageUnavailable(f"{shown(url)}: {text}")
 
 
-def _basic(user: str, password: str) -> str:
-    import binascii
-
-    return "Basic " + binascii.b2a_base64(f"{user}:{password}".encode(), newline=False).decode()
+def basic_authorization(login: str) -> str:
+    """`login`: user and password, separated by a colon."""
+    return "Basic " + b2a_base64(login.encode(), newline=False).decode()
 
 
 def proxy_of(scheme: str, host: str) -> str | None:
