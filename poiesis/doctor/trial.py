@@ -20,6 +20,7 @@ from poiesis.cluster.kubernetes.adapter import KubernetesCluster
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.errors import ApiError
 from poiesis.cluster.kubernetes.objects import volume_name
+from poiesis.cluster.kubernetes.pokes import poke_path
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.doctor.inside import SECRETS, findings_of
 from poiesis.doctor.kubernetes import Api, Json, events_of, refused, targets_of, trial_task
@@ -132,7 +133,7 @@ class _Trial:
         task = trial_task(given.image, ())
         poke = None
         if given.poke_address is not None:
-            poke = given.poke_address + given.poke_path.format(task_id=task.id, nonce=task.poke_nonce)
+            poke = given.poke_address + poke_path(task)
         targets = json.dumps({"closed": resolved(targets_of(api)), "poke": poke})
         command = ("python", "-m", "poiesis.doctor.inside", "network", targets)
         self._task: Task = replace(

@@ -156,7 +156,7 @@ def _widest_mount(directory: str) -> str:
 def plan(spec: TaskSpec, policy: Policy, *, uploads: int = 1) -> Plan:
     """The plan of a task. The same arguments give the same plan. `uploads`: how often the upload has been started."""
     places = _places(spec)
-    resources = spec.resources or Resources()
+    resources = spec.requested
     mounted = PathSet(places.mounted)
     workdirs = {w for w in _scratch_workdirs(spec) if w not in mounted}
     has_volume = bool(places.mounted or places.files or resources.disk_gb is not None)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from poiesis.domain.parameters import outputs_are_optional
 from poiesis.domain.paths import without_slash
 from poiesis.domain.plan import Plan
-from poiesis.domain.task import Resources, Task
+from poiesis.domain.task import Task
 
 VERSION = 1
 Item = TypeVar("Item")
@@ -34,7 +34,6 @@ def tif_document(task: Task, plan: Plan) -> dict[str, Any]:
 
 def tof_document(task: Task, plan: Plan) -> dict[str, Any]:
     """`outputs` to upload; `optional`: a missing one is not an error; `touched`: these were made empty, see `tif_document`."""
-    resources = task.spec.resources or Resources()
     return {
         "v": VERSION,
         "task_id": task.id,
@@ -42,7 +41,7 @@ def tof_document(task: Task, plan: Plan) -> dict[str, Any]:
             {"path": o.path, "url": o.url, "path_prefix": o.path_prefix, "type": o.type and o.type.value}
             for o in _unique(task.spec.outputs, lambda o: (o.path, o.url, o.path_prefix))
         ],
-        "optional": outputs_are_optional(resources.backend_parameters),
+        "optional": outputs_are_optional(task.spec.requested.backend_parameters),
         "touched": list(plan.touched),
     }
 

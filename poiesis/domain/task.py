@@ -107,6 +107,11 @@ class TaskSpec:
     volumes: tuple[str, ...] = ()
     tags: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def requested(self) -> Resources:
+        """The resources; without any, those that request nothing."""
+        return self.resources or Resources()
+
 
 @dataclass(frozen=True)
 class ExecutorLog:
@@ -220,7 +225,7 @@ class Task:
     @property
     def ram_gb(self) -> float | None:
         """The request of this attempt, never less than that of the first; None: no request."""
-        asked = self.spec.resources.ram_gb if self.spec.resources else None
+        asked = self.spec.requested.ram_gb
         if asked is None or self.memory_scale == 1:
             return asked
         scaled = asked * self.memory_scale
@@ -229,7 +234,7 @@ class Task:
     @property
     def is_preemptible(self) -> bool:
         """Whether this attempt runs on preemptible capacity."""
-        return bool(self.spec.resources and self.spec.resources.preemptible) and not self.on_demand
+        return bool(self.spec.requested.preemptible) and not self.on_demand
 
     @property
     def reason(self) -> str | None:

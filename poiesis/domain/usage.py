@@ -33,8 +33,7 @@ def usage_of(task: Task) -> Mapping[str, float]:
     ends = [entry.end_time for entry in task.log.logs if entry.end_time is not None]
     begun = min(starts, default=task.log.end_time)
     running = _seconds(min(starts), max(ends)) if starts and ends else 0.0
-    resources = task.spec.resources
-    cores = resources.cpu_cores if resources else None
+    cores = task.spec.requested.cpu_cores
     cpu = _numbers(task, _CPU_SECONDS)
     memory = _numbers(task, _PEAK_MEMORY)
     peak = max(memory, default=None)

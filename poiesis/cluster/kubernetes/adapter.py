@@ -66,7 +66,6 @@ class KubernetesCluster:
         logs: LogSettings | None = None,
         *,
         client: Client | None = None,
-        monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self.settings = settings = with_launchers(settings)
         self._policy = policy
@@ -76,14 +75,13 @@ class KubernetesCluster:
         if logs is not None and logs.url is not None:
             self._whole_logs = WholeLogs(logs, {key: text.decode() for key, text in self._name_files.items()})
         self.client = client or Client(settings)
-        self._monotonic = monotonic
         self._core = f"/api/v1/namespaces/{settings.namespace}"
         self._records = Records(
             self.client, settings.namespace, policy.tail_bytes, settings.record_cache_bytes, finished=self._changed
         )
         self._owner = InstanceOwner(self.client, settings)
-        self.launcher = LauncherDelivery(self.client, settings, self._owner, monotonic)
-        self._poke_address = PokeAddress(settings.poke_address, monotonic)
+        self.launcher = LauncherDelivery(self.client, settings, self._owner)
+        self._poke_address = PokeAddress(settings.poke_address)
         self._lock = threading.Lock()
         self._binds_late_until = 0.0  # on the monotonic clock
         self._volume_uids: OrderedDict[str, str] = OrderedDict()
@@ -91,7 +89,7 @@ class KubernetesCluster:
         self._cache = Cache(self._changed, self._records.forget)
         self._watches: tuple[Watch, ...] = ()
         self._workloads = Cache(self._changed)
-        self._workload_watch: Watch | None = None
+        self._workload_watches: tuple[Watch, ...] = ()
         self._positions = kueue.QueuePositions(self.client, settings.namespace)
 
     # ── create ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -138,13 +136,13 @@ class KubernetesCluster:
     def _await_binding(self, task: Task) -> None:
         """Wait briefly for the provisioner: a pod scheduled before its volume is bound spends a second or more in the scheduler's back-off.
         Classes that bind only with the first pod are detected, and not waited for again for some time."""
-        deadline = self._monotonic() + self.settings.volume_wait.total_seconds()
+        deadline = time.monotonic() + self.settings.volume_wait.total_seconds()
         if deadline < self._binds_late_until:
             return
         pause = BINDING_PAUSE_S
         while not self._is_bound(task):
-            if self._monotonic() + pause > deadline:
-                self._binds_late_until = self._monotonic() + BINDS_LATE_S
+            if time.monotonic() + pause > deadline:
+                self._binds_late_until = time.monotonic() + BINDS_LATE_S
                 return
             time.sleep(pause)
             pause *= 1.5
@@ -313,14 +311,13 @@ class KubernetesCluster:
             Watch(self.client, self.settings, PODS, selector, project_pod, self._cache),
             Watch(self.client, self.settings, VOLUMES, selector, project_volume, self._cache),
         )
-        for watch in self._watches:
-            watch.start()
         if kueue.is_used(self.settings):
-            self._workload_watch = Watch(
-                self.client, self.settings, kueue.WORKLOADS, "", kueue.project_workload, self._workloads, api=kueue.API
-            )
-            self._workload_watch.start()
+            project, api = kueue.project_workload, kueue.API
+            watch = Watch(self.client, self.settings, kueue.WORKLOADS, "", project, self._workloads, api=api)
+            self._workload_watches = (watch,)
             self._positions.start()
+        for watch in (*self._watches, *self._workload_watches):
+            watch.start()
 
     def synced(self, timeout: float | None = None) -> bool:
         """Wait for the first lists; whether they are complete."""
@@ -362,7 +359,7 @@ class KubernetesCluster:
             raise ClusterUnavailable(f"get the API server's version: {error}") from error
 
     def close(self) -> None:
-        for watch in (*self._watches, *([self._workload_watch] if self._workload_watch is not None else [])):
+        for watch in (*self._watches, *self._workload_watches):
             watch.close()
         self._positions.close()
         self._records.close()

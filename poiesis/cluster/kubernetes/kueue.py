@@ -47,7 +47,7 @@ class WorkloadView:
 
 def queue_of(task: Task, settings: KubernetesSettings) -> str | None:
     """The task's own choice, else the first of the site's defaults for its owner, the owner's groups or everyone, else `queue`."""
-    parameters = task.spec.resources.backend_parameters if task.spec.resources else {}
+    parameters = task.spec.requested.backend_parameters
     if "queue" in parameters:
         return parameters["queue"]
     keys = keys_of(task.owner, task.groups)

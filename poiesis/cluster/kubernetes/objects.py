@@ -155,6 +155,11 @@ def metadata(
     return given({"name": name, "labels": of, "annotations": annotations, "ownerReferences": owners})
 
 
+def escape(text: str) -> str:
+    """For arguments and values of variables, in which Kubernetes expands `$(NAME)` and replaces `$$` by `$`: to arrive unchanged."""
+    return text.replace("$", "$$")
+
+
 def given(document: Mapping[str, Any]) -> dict[str, Any]:
     """Without the fields that are None or empty."""
     return {key: value for key, value in document.items() if value}

@@ -10,7 +10,6 @@ from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement, R
 from poiesis.domain.errors import ClusterRefused
 from poiesis.domain.parameters import PARAMETERS, gpu_count, parse_size_gb
 from poiesis.domain.policy import GIGABYTE
-from poiesis.domain.task import Resources as Asked
 from poiesis.domain.task import Task
 
 ARCHITECTURE_LABEL: Final = "kubernetes.io/arch"
@@ -36,16 +35,12 @@ def allowed_queues(settings: KubernetesSettings) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def resources_of(task: Task) -> Asked:
-    return task.spec.resources or Asked()
-
-
 def placements(task: Task, settings: KubernetesSettings, *, devices: bool) -> tuple[Placement, ...]:
     """All that apply; later ones take precedence. `devices`: whether the pod gets the task's GPUs.
 
     Raises: ClusterRefused for a class that the site does not have.
     """
-    asked = resources_of(task)
+    asked = task.spec.requested
     parameters = asked.backend_parameters
     found = [settings.preemptible if task.is_preemptible else settings.on_demand]
     if devices and gpu_count(parameters) > 0:
@@ -74,7 +69,7 @@ def node_selector(task: Task, settings: KubernetesSettings, found: tuple[Placeme
 
 def architecture(task: Task, settings: KubernetesSettings) -> str | None:
     """None: any, since an init container delivers the matching launcher. Raises: ClusterRefused for one without a launcher."""
-    asked = resources_of(task).backend_parameters.get("architecture")
+    asked = task.spec.requested.backend_parameters.get("architecture")
     if settings.delivery == "init":
         return asked
     chosen = asked or settings.architecture or "amd64"
@@ -85,7 +80,7 @@ def architecture(task: Task, settings: KubernetesSettings) -> str | None:
 
 
 def affinity(task: Task, settings: KubernetesSettings) -> dict[str, Any] | None:
-    zones = resources_of(task).zones
+    zones = task.spec.requested.zones
     if not zones:
         return None
     term = {"matchExpressions": [{"key": settings.zone_label, "operator": "In", "values": list(zones)}]}
@@ -100,7 +95,7 @@ def tolerations(found: tuple[Placement, ...]) -> list[dict[str, Any]]:
 
 
 def priority_class(task: Task, settings: KubernetesSettings, found: tuple[Placement, ...]) -> str | None:
-    asked = resources_of(task).backend_parameters.get("priority_class")
+    asked = task.spec.requested.backend_parameters.get("priority_class")
     if asked is not None:
         if asked not in settings.priority_classes:
             allowed = ", ".join(sorted(settings.priority_classes)) or "(none)"
@@ -121,7 +116,7 @@ def executor_resources(
     The containers of a pod take turns, so only the one that `counts` has the task's requests; the others request zero, because a limit
     without a request would be used as the request. All have the limits. GPUs cannot be shared; each container gets its own.
     """
-    asked = resources_of(task)
+    asked = task.spec.requested
     cores = asked.cpu_cores if asked.cpu_cores is not None else settings.default_cpu_cores
     ram_gb = task.ram_gb if task.ram_gb is not None else settings.default_ram_gb
     limited = next((p.cpu_limit for p in reversed(found) if p.cpu_limit is not None), settings.cpu_limit)
@@ -149,7 +144,7 @@ def filer_resources(resources: Resources) -> dict[str, Any]:
 
 
 def shm_bytes(task: Task) -> str | None:
-    text = resources_of(task).backend_parameters.get("shm_gb")
+    text = task.spec.requested.backend_parameters.get("shm_gb")
     return None if text is None else bytes_quantity(parse_size_gb(text))
 
 

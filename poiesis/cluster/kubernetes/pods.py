@@ -10,8 +10,6 @@ Every container runs the launcher, which waits for its turn by means of files in
     /poiesis/cache          the shared input cache          only TIF, if the site has a cache
 
 Where the site has a log store, a pod with executors has one more container (`whole_logs`), which does not run the launcher.
-
-Kubernetes expands `$(NAME)` in arguments and variables and replaces `$$` by `$`; every `$` is doubled, so that they arrive unchanged.
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ from typing import Any, Final
 from poiesis.cluster.kubernetes import labels, objects, placement
 from poiesis.cluster.kubernetes.bindings import CREDENTIALS
 from poiesis.cluster.kubernetes.kueue import QUEUE_LABEL, queue_of
+from poiesis.cluster.kubernetes.pokes import poke_path
 from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement
 from poiesis.cluster.kubernetes.whole_logs import WholeLogs
 from poiesis.domain.errors import ClusterRefused
@@ -110,10 +109,6 @@ def pod(
             f"the task's commands, variables and mounts are too long for one pod: more than {MAX_POD_BYTES} bytes"
         )
     return made
-
-
-def escape(text: str) -> str:
-    return text.replace("$", "$$")
 
 
 class _Builder:
@@ -212,8 +207,7 @@ class _Builder:
         options += ["--tail-bytes", str(tail_bytes), "--grace", _seconds(self._policy.grace)]
         options += ["--record-line", RECORD_MARKER, "--cgroup"]
         if settings.poke_address is not None:  # every container pokes with its own record (docs/adr/0004)
-            path = settings.poke_path.format(task_id=self._task.id, nonce=self._task.poke_nonce)
-            options += ["--poke", settings.poke_address + path]
+            options += ["--poke", settings.poke_address + poke_path(self._task)]
             options += ["--poke-start"] if settings.poke_start and planned.executor is not None else []
         return options
 
@@ -266,8 +260,8 @@ def _program(args: list[str], env: Mapping[str, str], name: str) -> Json:
         )
     return {
         "command": [LAUNCHER],
-        "args": [escape(a) for a in args],
-        "env": [{"name": k, "value": escape(v)} for k, v in env.items()],
+        "args": [objects.escape(a) for a in args],
+        "env": [{"name": k, "value": objects.escape(v)} for k, v in env.items()],
     }
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from poiesis.domain.task import TaskId
+from poiesis.domain.task import Task, TaskId
 from poiesis.http_listener import Bounds, HttpListener, Request, Response
 from poiesis.metrics import POKES
 
@@ -29,6 +29,10 @@ POKES_PER_ADDRESS: Final = 200  # a second; a node of 110 pods may show them all
 RESOLVED_FOR_S: Final = 30.0  # after which an address is resolved again
 FIRST_RESOLVE_S: Final = 0.3  # how long a launch waits for the first one
 _PATH: Final = re.compile(r"/poke/([0-9a-z]{1,64})/([0-9a-f-]{1,64})")
+
+
+def poke_path(task: Task) -> str:
+    return f"/poke/{task.id}/{task.poke_nonce}"
 
 
 class PokeAddress:

@@ -247,8 +247,6 @@ class KubernetesSettings:
     """`host:port` of TExAM's poke listener, for launchers; None: ends are only noticed by the watch, half a second later."""
     poke_listen: str = "0.0.0.0:8082"
     """Where TExAM's monitor listens for pokes: the only port of the service that task pods need to reach."""
-    poke_path: str = "/poke/{task_id}/{nonce}"
-    """Path of pokes."""
     poke_start: bool = False
     """Also poke when an executor's command starts."""
 

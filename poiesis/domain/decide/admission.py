@@ -21,7 +21,7 @@ from poiesis.domain.plan import Plan
 from poiesis.domain.policy import GIGABYTE, Policy
 from poiesis.domain.quotas import AdmissionRules, Amount, Claim
 from poiesis.domain.states import Stage, State
-from poiesis.domain.task import Outcome, Resources, Task, TaskSpec
+from poiesis.domain.task import Outcome, Task, TaskSpec
 from poiesis.domain.timeline import admitted
 
 MEMORY: Final = Amount._fields.index("memory_bytes")
@@ -32,7 +32,7 @@ SOON: Final = timedelta(seconds=20)  # the first link is published at once; this
 
 def claim_of(task: Task, the_plan: Plan, rules: AdmissionRules, groups: Sequence[str] = ()) -> Claim:
     """What the task holds once it is admitted. GPUs are those of the pod that has most: containers of a pod cannot share them."""
-    asked = task.spec.resources or Resources()
+    asked = task.spec.requested
     per_executor = gpu_count(asked.backend_parameters)
     gpus = max(sum(per_executor for c in pod.containers if c.executor is not None) for pod in the_plan.pods)
     cores = rules.default_cpu_cores if asked.cpu_cores is None else asked.cpu_cores
@@ -50,7 +50,7 @@ def claim_of(task: Task, the_plan: Plan, rules: AdmissionRules, groups: Sequence
 
 def check_admissible(spec: TaskSpec, rules: AdmissionRules, user: str | None, groups: Iterable[str]) -> None:
     """Raises: InvalidTask for a service class that the user may not use."""
-    asked = (spec.resources.backend_parameters if spec.resources else {}).get("service_class")
+    asked = spec.requested.backend_parameters.get("service_class")
     if asked is None or rules.may_use(asked, user, groups):
         return
     usable = sorted(name for name in {*rules.classes, *rules.other_classes} if rules.may_use(name, user, groups))

@@ -250,8 +250,8 @@ def with_more_memory(task: Task, policy: Policy) -> Task:
 
 def _out_of_memory(task: Task, who: str, peak: str, policy: Policy) -> Outcome:
     """The task may request retries with twice the memory each (`memory_retries`)."""
-    parameters = task.spec.resources.backend_parameters if task.spec.resources else {}
-    retries = min(parse_count(parameters.get("memory_retries", "0")), MAX_MEMORY_RETRIES)
+    asked = task.spec.requested.backend_parameters.get("memory_retries", "0")
+    retries = min(parse_count(asked), MAX_MEMORY_RETRIES)
     more = with_more_memory(task, policy).ram_gb
     fits = task.ram_gb is not None and more is not None and more > task.ram_gb
     limit = f", its limit was {task.ram_gb:g} GB" if task.ram_gb is not None else ""

@@ -526,7 +526,7 @@ NOT_VALUES: Final = {
     ),
     "secrets, which are mounted as files or come from Secrets": "MONGO_URI REDIS_URI LOGS__ACCESS_KEY LOGS__SECRET_KEY FILER__PROXY",
     "set by the service itself": "FILER__CACHE_DIR",
-    "part of the image": "KUBERNETES__FILER_COMMAND KUBERNETES__INIT_COMMAND KUBERNETES__LAUNCHERS KUBERNETES__POKE_PATH",
+    "part of the image": "KUBERNETES__FILER_COMMAND KUBERNETES__INIT_COMMAND KUBERNETES__LAUNCHERS",
     "for a service outside of the cluster": "KUBERNETES__KUBECONFIG KUBERNETES__CONTEXT",
     "log collectors expect JSON": "LOG_FORMAT",
     "limits on a single request or task that protect the service: there is no reason of a site to change them": (

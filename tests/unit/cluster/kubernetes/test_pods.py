@@ -155,7 +155,7 @@ def test_the_same_task_gives_the_same_pod() -> None:
 
 @pytest.mark.parametrize("text", ["$(X)", "$$", "$$(X)", "$é", "$", "a$b", "no dollar"])
 def test_what_kubernetes_would_expand_is_escaped(text: str) -> None:
-    escaped = pods.escape(text)
+    escaped = objects.escape(text)
     assert escaped.replace("$$", "\0").count("$") == 0  # every $ is doubled, which Kubernetes reduces to one
     assert escaped.replace("$$", "$") == text
 
