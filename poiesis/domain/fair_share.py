@@ -5,12 +5,14 @@ one queue for each service class, in the order of task ids. The queue whose user
 
     share   the largest part of a site's cap, over all dimensions, of what the user's tasks hold, averaged with what they have held
             (an average over time that halves with each half-life), and with the task in question added
-    weight  the user's, times the class's, times 1 + (time since the queue was last served) / aging
+    weight  the user's, times the class's, times 1 + (time since a task of the queue last started or ended) / aging
     key     share / weight
 
-A task that does not fit is passed over; smaller ones start before it for `reserve_after` at most. Then it has a reservation: where it does
-not fit (in the site, its class, its group or its user's quota), others are admitted only if they leave what it needs. Reservations
-are in the order of waiting, and one waits only for older ones, so that they cannot block each other.
+A task that does not fit is passed over; smaller ones start before it for `reserve_after` at most, counted from when it is its user's turn:
+no user who waits for the same thing has used less. Then it has a reservation: where it does not fit (in the site, its class, its group
+or its user's quota), others are admitted only if they leave what it needs. Reservations are in the order of waiting, and one waits only
+for older ones, so that they cannot block each other. Without the turn, a user whose tasks take the whole site would get it for all of
+the time but the `reserve_after` between two of them.
 
 A decision costs the logarithm of the number of queues; it looks at `Queue.heads` only, never at what waits behind them.
 """
@@ -79,6 +81,7 @@ class Ledger:
         self.held: dict[TaskId, Claim] = {}
         self.blocked: dict[TaskId, datetime] = {}  # since when a first task of a queue has not fitted
         self.accounts: dict[str, Account] = {}
+        self.ended: dict[QueueKey, datetime] = {}  # when the last task of a queue ended
         self.sums: dict[Pool, Amount] = dict(sums or {})
         self._caps: dict[Pool, Caps] = {}
 
@@ -101,6 +104,7 @@ class Ledger:
             self.sums[pool] = self.sum(pool).minus(claim.amount)
         account = self._account(claim.user, now)
         account.held = account.held.minus(claim.amount)
+        self.ended[QueueKey(claim.user, claim.service_class)] = now
         return True
 
     def sum(self, pool: Pool) -> Amount:
@@ -120,6 +124,7 @@ class Ledger:
             account = self._account(user, now)
             if account.held == Amount() and max(account.used) < NEGLIGIBLE:
                 del self.accounts[user]
+        self.ended = {queue: at for queue, at in self.ended.items() if queue.user in self.accounts}
         self.sums = {pool: amount for pool, amount in self.sums.items() if amount != Amount()}
         self._caps.clear()
 
@@ -131,15 +136,22 @@ class Ledger:
     def share(self, claim: Claim, now: datetime) -> float:
         """The user's share of the site with this task added, not weighted."""
         account = self._account(claim.user, now)
-        caps = self.caps(SITE)
-        if caps == NO_CAPS:
-            caps = (1, None, None, None, None)  # then the number of tasks is what is shared
         counts_past = bool(self.rules.half_life)
         share = 0.0
-        for held, used, more, cap in zip(account.held, account.used, claim.amount, caps, strict=True):
+        for held, used, more, cap in zip(account.held, account.used, claim.amount, self._shared(), strict=True):
             if cap is not None:
                 share = max(share, ((held + used) / 2 if counts_past else held) / max(cap, 1) + more / max(cap, 1))
         return share
+
+    def past_share(self, user: str, now: datetime) -> float:
+        """What the user's tasks have held of the site, on average, not weighted."""
+        used = self._account(user, now).used
+        return max(u / max(cap, 1) for u, cap in zip(used, self._shared(), strict=True) if cap is not None)
+
+    def _shared(self) -> Caps:
+        """The caps that shares are parts of."""
+        caps = self.caps(SITE)
+        return (1, None, None, None, None) if caps == NO_CAPS else caps  # then the number of tasks is what is shared
 
     def misfit(self, claim: Claim) -> Iterator[tuple[Pool, int]]:
         """Every pool and dimension in which the claim does not fit now."""
@@ -225,13 +237,26 @@ def decide(ledger: Ledger, queues: Sequence[Queue], now: datetime, *, limit: int
                 admitted.append(_admit(ledger, queue, passed[index], now))
                 _push(heap, ledger, queues, index, passed[index], now)
                 break
-            if passed[index] == 0:
-                ledger.blocked.setdefault(candidate.id, now)
             refused[index].add(demand)
             passed[index] += 1
+    _mark_blocked(ledger, queues, now)
+    return admitted
+
+
+def _mark_blocked(ledger: Ledger, queues: Sequence[Queue], now: datetime) -> None:
+    """Note since when a first task has not fitted although it is its user's turn."""
+    turns = []
+    for index, queue in enumerate(queues):
+        if queue.heads and (misfit := set(ledger.misfit(queue.heads[0].claim))):
+            past = ledger.past_share(queue.key.user, now) / _weight(ledger, queue, queue.heads[0], now)
+            turns.append((past, queue.heads[0].since, index, misfit))
     waiting = {queue.heads[0].id for queue in queues if queue.heads}
     ledger.blocked = {task_id: since for task_id, since in ledger.blocked.items() if task_id in waiting}
-    return admitted
+    awaited: set[tuple[Pool, int]] = set()
+    for _, _, index, misfit in sorted(turns, key=lambda turn: turn[:3]):
+        if not misfit <= awaited:
+            ledger.blocked.setdefault(queues[index].heads[0].id, now)
+        awaited |= misfit
 
 
 def _reserve(
@@ -276,11 +301,15 @@ def _push(
     if next_head >= len(queue.heads):
         return
     candidate = queue.heads[next_head]
+    key = ledger.share(candidate.claim, now) / _weight(ledger, queue, candidate, now)
+    heapq.heappush(heap, (key, candidate.since, index))
+
+
+def _weight(ledger: Ledger, queue: Queue, candidate: Candidate, now: datetime) -> float:
     claim, rules = candidate.claim, ledger.rules
-    since = max(queue.served_at or candidate.since, candidate.since)
+    since = max(filter(None, (queue.served_at, ledger.ended.get(queue.key), candidate.since)))
     waited = max((now - since) / rules.aging, 0.0) if rules.aging else 0.0
-    weight = rules.weight(claim.user, claim.groups) * rules.class_weight(claim.service_class) * (1 + waited)
-    heapq.heappush(heap, (ledger.share(claim, now) / weight, candidate.since, index))
+    return rules.weight(claim.user, claim.groups) * rules.class_weight(claim.service_class) * (1 + waited)
 
 
 # ── in words ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────────

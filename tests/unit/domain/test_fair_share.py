@@ -238,6 +238,31 @@ def test_a_large_task_lets_small_ones_pass_only_for_a_while():
     assert site.started[large] - START <= timedelta(seconds=60 + 20 + 5)
 
 
+def test_tasks_that_take_the_whole_site_do_not_keep_it_from_others():
+    """Before turns were counted, the user of the small ones got 1 % of it."""
+    site = Site(AdmissionRules(site=Quota(max_cpu_cores=8)))
+    held: Counter[str] = Counter()
+    for _ in range(8):
+        site.post("large", amount(cores=8), seconds=600)
+    for _ in range(120):
+        for _ in range(8):
+            site.post("small", amount(cores=1), seconds=60)
+        site.step(by=60 * SECOND)
+        held.update({user: site.held(user).millicores for user in ("large", "small")})
+    assert min(held.values()) >= 0.35 * held.total()
+
+
+def test_a_queue_does_not_age_while_its_task_runs():
+    site = Site(AdmissionRules(site=Quota(max_tasks=1), half_life=timedelta(0), aging=timedelta(minutes=1)))
+    site.post("a", amount(), seconds=3600)
+    site.step()
+    site.post("a", amount())
+    site.post("b", amount())
+    for _ in range(60):
+        site.step(by=timedelta(minutes=1))
+    assert [c.claim.user for c in site.step()] == ["b"]
+
+
 def test_tasks_that_use_nothing_that_a_large_one_waits_for_pass_it():
     site = Site(AdmissionRules(site=Quota(max_cpu_cores=8, max_gpus=2), reserve_after=timedelta(0)))
     site.post("a", amount(cores=1, gpus=2), seconds=1000)
