@@ -72,18 +72,11 @@ class TaskService:
         stored).
         """
         spec, dropped = self.check(spec, owner=owner, groups=groups)
-        created_at = now = self.clock.now()
-        task_id = new_task_id(now)
-        if key is not None:
-            reserved = self._reserve(key, owner, task_id, now)
-            if reserved.task_id != task_id and self.repository.states([reserved.task_id]):
-                return reserved.task_id
-            # either new, or reserved by a request that has not stored its task yet: the same task, so only one is stored
-            task_id, created_at = reserved.task_id, reserved.at
+        now = self.clock.now()
         task = Task(
-            id=task_id,
+            id=new_task_id(now),
             spec=spec,
-            created_at=created_at,
+            created_at=now,
             stage_since=now,
             wake_at=now + FIRST_WAKE_UP,
             nonce=secrets.token_hex(8),
@@ -92,20 +85,24 @@ class TaskService:
             log=TaskLog(system_logs=(*notes, *dropped)),
             trace=tracing.of_new_task(),
         )
-        plan = plan_of(task, self.policy)
-        if self.policy.admission.is_enabled:
-            rules = self.policy.admission
-            queued = enqueue(task, claim_of(task, plan, rules, groups), rules)
-            self.repository.add(queued.recorded(created_at))
-            TASKS_CREATED.inc()
-            self.on_queued()
-            return task_id
-        self.repository.add(task.recorded(created_at))
+        plan, rules = plan_of(task, self.policy), self.policy.admission
+        if rules.is_enabled:
+            task = enqueue(task, claim_of(task, plan, rules, groups), rules)
+        if key is not None:  # last, since a task that is refused must not use up its key
+            reserved = self._reserve(key, owner, task.id, now)
+            if reserved.task_id != task.id and self.repository.states([reserved.task_id]):
+                return reserved.task_id
+            # either new, or reserved by a request that has not stored its task yet: the same task, so only one is stored
+            task = replace(task, id=reserved.task_id, created_at=reserved.at)
+        self.repository.add(task.recorded(task.created_at))
         TASKS_CREATED.inc()
+        if rules.is_enabled:
+            self.on_queued()
+            return task.id
         stages = first_stages(plan)
-        with bind_task(task_id), self._tolerating_an_unavailable_queue(stages[0]):
-            self.queue.begin(task_id, stages)
-        return task_id
+        with bind_task(task.id), self._tolerating_an_unavailable_queue(stages[0]):
+            self.queue.begin(task.id, stages)
+        return task.id
 
     def _reserve(self, key: IdempotencyKey, owner: str | None, task_id: TaskId, now: datetime) -> Reservation:
         assert self.idempotency is not None, "bootstrap sets it"

@@ -12,11 +12,13 @@ from poiesis.domain.naming import is_task_id
 from poiesis.domain.quotas import AdmissionRules, Quota, ServiceClass
 from poiesis.domain.states import TRANSITIONS, Role, Stage, State
 from poiesis.domain.task import Resources, Task, TaskId, Version, View
+from poiesis.ports.idempotency import IdempotencyKey
 from poiesis.ports.repository import TaskFilter
 from poiesis.services.admission import WaitingReasons
 from poiesis.services.tasks import FIRST_WAKE_UP, MAX_RACES, TAIL_EVERY, TaskService
 from poiesis.testing.admission import MemoryAdmissionStore
 from poiesis.testing.clock import ManualClock
+from poiesis.testing.idempotency import MemoryIdempotencyStore
 from poiesis.testing.queue import RecordingQueue
 from poiesis.testing.repository import MemoryTaskRepository
 from tests.unit.domain.samples import FILES, ID, POLICY, SMALL, World, spec, with_parameters
@@ -65,6 +67,15 @@ def test_a_created_task_is_stored_and_published_and_has_a_wake_up(desk):
     assert task.history == (Change(1, desk.clock.now(), State.QUEUED),)
     assert len(task.nonce) == 16
     assert desk.queue.published == [(task_id, Stage.PREPARE)]
+
+
+def test_a_task_that_a_quota_refuses_does_not_use_up_its_key(desk):
+    rules = AdmissionRules(user=Quota(max_cpu_cores=2))
+    service = replace(desk.service, policy=replace(POLICY, admission=rules), idempotency=MemoryIdempotencyStore())
+    large, small = (replace(SMALL, resources=Resources(cpu_cores=cores)) for cores in (3, 1))
+    with pytest.raises(InvalidTask, match="limit of each user"):
+        service.create(large, owner="me", key=IdempotencyKey("k", "digest of large"))
+    assert desk.task(service.create(small, owner="me", key=IdempotencyKey("k", "digest of small")))
 
 
 def test_every_task_has_its_own_nonce(desk):
