@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final, NoReturn, get_args, get_origin, get_type_hints
 
 import msgspec
@@ -37,6 +37,7 @@ def _described(hint: Any) -> Any:
 
 
 _TASK: Final[_Fields] = _described(TaskSpec)
+_READ_ONLY: Final = frozenset({"id", "state", "logs", "creation_time"})
 
 
 def parse(body: bytes) -> Any:
@@ -62,6 +63,11 @@ def normalize(document: Any) -> Any:
             if key in resources:
                 resources[key] = _number(resources[key])
     return document
+
+
+def unknown_fields(document: Any) -> Iterator[Problem]:
+    """The fields of a task document that TES does not have, which `normalize` drops."""
+    yield from _unknown(document, {**_TASK, **dict.fromkeys(_READ_ONLY, _PLAIN)}, "$")
 
 
 def as_specified(document: Any) -> Any:
@@ -95,6 +101,18 @@ def _object(value: Any, known: _Fields) -> Any:
             item = [_object(i, below) for i in item] if isinstance(item, list) else _object(item, below)
         kept[key] = item
     return kept
+
+
+def _unknown(value: Any, known: _Fields, path: str) -> Iterator[Problem]:
+    for key, item in value.items() if isinstance(value, dict) else ():
+        below = known.get(key)
+        if below is None:
+            yield Problem(path, f"unknown field {key[:60]!r}: must be one of: {', '.join(known)}")
+        elif isinstance(below, Mapping):
+            for index, part in enumerate(item if isinstance(item, list) else [item]):
+                yield from _unknown(
+                    part, below, f"{path}.{key}[{index}]" if isinstance(item, list) else f"{path}.{key}"
+                )
 
 
 def _number(value: Any) -> Any:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 from starlette.types import Scope
 
+from poiesis.api.errors import MAX_PROBLEMS
 from poiesis.api.extensions.context import Context, Document, Handler
+from poiesis.api.normalize import unknown_fields
 from poiesis.api.services import SiteDefaults
 from poiesis.api.users import USER, User
 from poiesis.api.validation import DOCUMENT
@@ -33,11 +36,12 @@ def dry_run(context: Context, document: Any, user: User) -> Document:
     except InvalidTask as error:
         problems = [{"path": p.path, "message": p.message} for p in error.problems]
         return {"valid": False, "problems": problems}
+    ignored = [f"{p.path}: ignored the {p.message}" for p in islice(unknown_fields(document), MAX_PROBLEMS)]
     planned = plan(spec, policy)
     return {
         "valid": True,
         "problems": [],
-        "notes": list(notes),
+        "notes": [*notes, *ignored],
         "plan": describe_plan(planned, spec) | requests(spec, context.services.defaults),
         "defaults": defaults(spec, planned, policy, context.services.defaults),
     }

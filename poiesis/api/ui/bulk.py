@@ -190,7 +190,7 @@ def _step(ui: Ui, choice: Choice, after: str | None) -> Done:
 
 def _rerun(ui: Ui, task_id: str, user: User, nonce: str) -> TaskId:
     """The id of the new task. The form sent twice creates each task once."""
-    spec = copy_of(ui.context, task_id, None, user)
+    spec = copy_of(ui.context, task_id, {}, user)
     digest = hashlib.sha256(f"{nonce} {task_id}".encode()).hexdigest()
     key = IdempotencyKey(f"ui-{digest[:40]}", digest)
     return ui.services.tasks.create(spec, owner=user.name, groups=user.groups, key=key)

@@ -88,4 +88,6 @@ class TestCreate:
         first, again = (site.client.post(path, json={"name": "x"}, headers=headers).json() for _ in range(2))
         assert first == again
         assert_error(site.client.post(path, json={"name": "y"}, headers=headers), 409)
-        assert site.stored() == 2
+        headers = {"Idempotency-Key": "no-changes"}
+        assert site.client.post(path, headers=headers).json() == site.client.post(path, json={}, headers=headers).json()
+        assert site.stored() == 3

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from connexion.json_schema import Draft4RequestValidator
+from connexion.json_schema import Draft4RequestValidator, resolve_refs
 
+from poiesis.api.app import load_specification
 from tests.unit.api.service import Site, assert_error
 
 
@@ -26,6 +27,9 @@ def test_text_that_is_not_unicode_is_refused(site: Site, path: str, body: bytes)
         ("wait", {"ids": ["x"], "timeout": 61}, "$.timeout: invalid number 61: must be at most 60"),
         ("cancel", {"filter": {"tags": {str(i): "x" for i in range(101)}}}, "$.filter.tags: invalid length: must have"),
         ("cancel", {"filter": {"x": 1}}, "$.filter: unknown field 'x': must be one of: "),
+        ("cancel", {"filter": {}, "dryrun": True}, "$: unknown field 'dryrun': must be one of: ids, filter, dry_run"),
+        ("wait", {"ids": ["x"], "untl": "ALL"}, "$: unknown field 'untl': must be one of: ids, until, timeout"),
+        ("states", {"ids": ["x"], "view": "FULL"}, "$: unknown field 'view': must be one of: ids"),
     ],
 )
 def test_a_problem_is_stated_in_our_words_and_without_the_whole_value(
@@ -35,6 +39,18 @@ def test_a_problem_is_stated_in_our_words_and_without_the_whole_value(
     assert_error(response, 400)
     assert response.json()["message"].startswith(problem)
     assert len(response.content) < 500
+
+
+def test_every_body_of_the_extensions_has_known_fields_only() -> None:
+    """Except those of a task, which ValidateTask and RerunTask check by themselves."""
+    found = {
+        operation["operationId"]: operation["requestBody"]["content"]["application/json"]["schema"]
+        for item in resolve_refs(load_specification("poiesis.openapi.yaml"))["paths"].values()
+        for operation in item.values()
+        if "requestBody" in operation
+    }
+    open_ones = {name for name, schema in found.items() if schema.get("additionalProperties") is not False}
+    assert len(found) > 6 and open_ones == {"ValidateTask", "RerunTask"}
 
 
 def test_a_list_that_is_too_long_is_refused_without_its_elements(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

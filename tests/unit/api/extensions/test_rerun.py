@@ -67,6 +67,24 @@ def test_the_changes_are_an_object(site: Site, patch: Any) -> None:
     assert_error(_rerun(site, site.create(), patch), 400, "invalid_request")
 
 
+@pytest.mark.parametrize(
+    ("patch", "place", "name"),
+    [({"resource": {"ram_gb": 8}}, "$", "resource"), ({"resources": {"ram": 8}}, "$.resources", "ram"),
+     ({"executors": [{"image": "a", "command": ["b"]}, {"image": "a", "command": ["b"], "cmd": None}]}, "$.executors[1]", "cmd")],
+)  # fmt: skip
+def test_an_unknown_field_is_refused_by_its_name(site: Site, patch: Any, place: str, name: str) -> None:
+    response = _rerun(site, site.create(), patch)
+    assert_error(response, 400, "invalid_task")
+    assert response.json()["message"].startswith(f"{place}: unknown field {name!r}: must be one of: ")
+    assert site.stored() == 1
+
+
+def test_read_only_fields_and_keys_of_maps_are_not_unknown(site: Site) -> None:
+    original = site.create({**HELLO, "executors": [{**HELLO["executors"][0], "env": {"A": "1"}}]})
+    shown = site.get(f"/tasks/{original}?view=FULL").json()
+    assert _rerun(site, original, {**shown, "tags": {"x": "1"}}).status_code == 200
+
+
 def test_deep_changes_are_refused(site: Site) -> None:
     deep = '{"a":' * 20_000 + "1" + "}" * 20_000
     response = site.client.post(

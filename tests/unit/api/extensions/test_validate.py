@@ -42,6 +42,12 @@ def test_a_task_without_files(site: Site) -> None:
     assert site.stored() == 0
 
 
+def test_unknown_fields_are_reported(site: Site) -> None:
+    answer = _validate(site, {**HELLO, "resorces": {"ram_gb": 1}, "resources": {"disk": 1}})
+    assert [note.partition(":")[0] for note in answer["notes"]] == ["$", "$.resources"]
+    assert answer["notes"][1].startswith("$.resources: ignored the unknown field 'disk': must be one of: cpu_cores")
+
+
 def test_a_task_with_files_and_a_gpu_has_three_pods_and_a_volume(site: Site) -> None:
     resources = {"backend_parameters": {"gpu": "1"}}
     answer = _validate(site, {**HELLO, "inputs": [INPUT], "outputs": [OUTPUT], "resources": resources})
