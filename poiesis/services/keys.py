@@ -60,8 +60,7 @@ class KeyService:
         lifetime = lifetime or self.max_lifetime
         if lifetime is not None and not timedelta(0) < lifetime <= (self.max_lifetime or timedelta.max):
             raise InvalidRequest("lifetime", f"must be at most {self.max_lifetime}")
-        if len(self.repository.list(user, limit=MAX_KEYS)) >= MAX_KEYS:
-            raise InvalidRequest("user", f"has {MAX_KEYS} keys, which is the limit: revoke one")
+        self._check_room(user, for_more=1)
         secret = PREFIX + secrets.token_urlsafe(32)
         now = self.clock.now()
         key = ApiKey(
@@ -77,7 +76,17 @@ class KeyService:
             expires_at=None if lifetime is None else now + lifetime,
         )
         self.repository.add(key)
+        try:
+            self._check_room(user, for_more=0)  # again, since others may have been added meanwhile
+        except InvalidRequest:
+            self.repository.remove(key.id, user=user)
+            raise
         return key, secret
+
+    def _check_room(self, user: str, *, for_more: int) -> None:
+        """Raises: InvalidRequest."""
+        if len(self.repository.list(user, limit=MAX_KEYS + 1)) + for_more > MAX_KEYS:
+            raise InvalidRequest("user", f"has {MAX_KEYS} keys, which is the limit: revoke one")
 
     def find(self, secret: bytes) -> ApiKey | None:
         """The key with this secret; its use is recorded at most every RECORD_USE_EVERY. Raises: RepositoryUnavailable."""

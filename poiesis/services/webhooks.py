@@ -85,8 +85,7 @@ class WebhookService:
             raise Forbidden("only admins may register webhooks for the tasks of all users")
         if self.max_per_user == 0:
             raise Forbidden("this site allows no webhooks")
-        if len(self.store.list(owner)) >= self.max_per_user:
-            raise TooManyWebhooks(f"you have {self.max_per_user} webhooks already: delete one first")
+        self._check_room(owner, for_more=1)
         webhook = Webhook(
             id=new_id(),
             owner=owner,
@@ -99,7 +98,17 @@ class WebhookService:
             description=description,
         )
         self.store.add(webhook)
+        try:
+            self._check_room(owner, for_more=0)  # again, since others may have been added meanwhile
+        except TooManyWebhooks:
+            self.store.delete(webhook.id)
+            raise
         return webhook
+
+    def _check_room(self, owner: str | None, *, for_more: int) -> None:
+        """Raises: TooManyWebhooks."""
+        if len(self.store.list(owner)) + for_more > self.max_per_user:
+            raise TooManyWebhooks(f"you have {self.max_per_user} webhooks already: delete one first")
 
     def list(self, owner: str | None) -> Sequence[Webhook]:
         return self.store.list(owner)

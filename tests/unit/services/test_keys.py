@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from poiesis.domain.errors import InvalidRequest, UnknownKey
+from poiesis.domain.keys import ApiKey
 from poiesis.services.keys import MAX_KEYS, RECORD_USE_EVERY, KeyService, is_key
 from poiesis.testing.clock import ManualClock
 from poiesis.testing.keys import MemoryKeyRepository
@@ -33,6 +35,22 @@ def test_what_does_not_look_like_a_key_is_not_looked_up(service: KeyService) -> 
     service.repository.down = True  # type: ignore[attr-defined]
     for secret in (b"", b"x", b"poiesis_", b"poiesis_" + b"a" * 42, b"poiesis_" + b"a" * 44, b"Poiesis_" + b"a" * 43):
         assert service.find(secret) is None
+
+
+def test_requests_at_once_make_no_more_keys_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Racing(MemoryKeyRepository):
+        """Another request adds a key between the check and the addition of the first one."""
+
+        def add(self, key: ApiKey) -> None:
+            super().add(key)
+            super().add(replace(key, id=f"other of {key.id}", digest=f"other of {key.digest}"))
+
+    monkeypatch.setattr("poiesis.services.keys.MAX_KEYS", 3)
+    service = KeyService(Racing(), ManualClock(), timedelta(days=30))
+    service.create("ada", "n", ["read"])
+    with pytest.raises(InvalidRequest, match="3 keys, which is the limit"):
+        service.create("ada", "n", ["read"])
+    assert len(service.list("ada")) == 3
 
 
 def test_a_key_expires(service: KeyService) -> None:

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta, tzinfo
 from pathlib import Path
 from typing import Any, Final, cast
@@ -364,6 +364,21 @@ def test_a_user_has_a_bounded_number_of_webhooks(site: Site) -> None:
     with pytest.raises(TooManyWebhooks):
         site.service.create("https://r.example/x", owner="ada")
     site.service.create("https://r.example/x", owner="bob")
+
+
+def test_requests_at_once_make_no_more_webhooks_than_the_limit(tmp_path: Path) -> None:
+    class Racing(SqliteWebhookStore):
+        """Another request adds a webhook between the check and the addition of the first one."""
+
+        def add(self, webhook: Webhook) -> None:
+            super().add(webhook)
+            super().add(replace(webhook, id=new_id()))
+
+    service = WebhookService(Racing(SqliteDatabase(tmp_path / "db")), ManualClock(NOW), max_per_user=3)
+    service.create("https://a.example/", owner="ada")
+    with pytest.raises(TooManyWebhooks):
+        service.create("https://a.example/", owner="ada")
+    assert len(service.list("ada")) == 3
 
 
 @pytest.mark.parametrize(
