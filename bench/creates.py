@@ -3,11 +3,11 @@
     python -m bench creates [--rounds 3] [--creates 1000] [--clients 8] [--command true] [--only up] [--sources DIRECTORY]
 
 Each round starts the service on an empty directory in two ways: `poiesis up`, where the tasks really run, and the API's process over the
-same SQLite file, where they only wait. Idle requests are sent one after the other, once nothing else happens: each after the task before
-it has ended. Then the clients post all creates, each over its own connection and as fast as they are answered, while two other connections
-send what another user would, one request every 50 ms: creates on one, on the other reads of one task, of a list and of the dashboard's page.
-A ratio is the 99th percentile in the burst over the idle median of the same round. Requests are bytes that were made before, so that
-the clients take little of the processors. `--sources` names another checkout, whose service is measured in the same rounds.
+same SQLite file, where they only wait. Idle requests are sent one after the other, each after the task before it has ended. Then the
+clients post all creates, each over its own connection and as fast as they are answered, while two other connections send what another
+user would, one request every 50 ms: creates on one, on the other reads of one task, of a list and of the dashboard's page. A ratio is
+the 99th percentile in the burst over the idle median of the same round. Requests are bytes that were made before, so that the clients
+take little of the processors. `--sources` names another checkout, whose service is measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 TASKS: Final = "/ga4gh/tes/v1/tasks"
 ENDED: Final = {"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR"}
 PAGE: Final = 50  # tasks, as many as there are before anything is measured
-IDLE: Final = 40
 EVERY_S: Final = 0.05
 CREATE: Final = "create"
 
@@ -83,12 +82,12 @@ class Bench:
         self._port, self._runs = port, runs
         self._create = request("POST", TASKS, task)
 
-    async def idle(self) -> Times:
+    async def idle(self, samples: int) -> Times:
         client = await Client.connect(self._port)
         times = defaultdict(list)
         created = [json.loads((await client.send(self._create))[1])["id"] for _ in range(PAGE)]
         await self._ended(client, created)
-        for _ in range(IDLE):
+        for _ in range(samples):
             milliseconds, body = await client.send(self._create)
             times[CREATE].append(milliseconds)
             await self._ended(client, [json.loads(body)["id"]])
@@ -185,6 +184,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--creates", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--idle", type=int, default=40, help="idle creates")
     parser.add_argument("--command", default="true", help="of the tasks")
     parser.add_argument("--only", choices=["up", "api"])
     parser.add_argument("--sources", type=Path, action="append", default=[])
@@ -208,7 +208,7 @@ def main() -> None:
             service(root, commands[kind], directory) as port,
         ):
             bench = Bench(port, given.command.split(), runs=kind == "up")
-            idle = asyncio.run(bench.idle())
+            idle = asyncio.run(bench.idle(given.idle))
             burst, others = asyncio.run(bench.burst(given.creates, given.clients))
         show(f"{number}: {name}, create", idle[CREATE], burst)
         ratios[name].append(quantile(burst, 0.99) / median(idle[CREATE]))

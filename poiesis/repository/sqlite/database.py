@@ -2,8 +2,8 @@
 
 Each block of `reading` is one transaction on a connection from a small pool. Writers of one process queue on a lock, because SQLite itself
 lets them poll, and those that queue at the same time share one transaction, because its sync takes longer than what they write
-(docs/adr/0021); between processes the busy timeout applies. Connections do not survive a fork: build the database in the process that uses it.
-Each other module of the package stores one kind of thing in tables of its own, which are created here.
+(docs/adr/0021); between processes the busy timeout applies. Connections do not survive a fork: build the database in the process that uses
+it. Each other module of the package stores one kind of thing in tables of its own, which are created here.
 """
 
 from __future__ import annotations
@@ -331,9 +331,11 @@ class SqliteDatabase:
             transaction.failure = error
         finally:
             self._transaction = None
-            self._give_back(transaction.db, keep=transaction.failure is None and not transaction.is_large)
-            self._write_lock.release()
-            transaction.ended.set()
+            try:
+                self._give_back(transaction.db, keep=transaction.failure is None and not transaction.is_large)
+            finally:
+                self._write_lock.release()
+                transaction.ended.set()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
