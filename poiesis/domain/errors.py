@@ -5,6 +5,7 @@
     ├── InvalidRequest                a parameter of the request (view, page_size, page_token, …)
     ├── Unauthenticated
     ├── Forbidden
+    ├── Conflict                      the request contradicts an earlier one
     ├── UnknownTask
     ├── UnknownKey
     ├── StagingFailed                 an input or output can never be transferred

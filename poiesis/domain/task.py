@@ -171,56 +171,60 @@ class TaskSummary:
 
 @dataclass(frozen=True)
 class Task:
-    """One stored task.
-
-    `version` counts saves (0: never stored). `stage` is what has to happen next, `stage_since` since when. `wake_at` is when resync
-    reconciles the task at the latest: every task that is not done has one, so none is forgotten. `attempt` starts at 1 and is part of
-    the names of objects in the cluster. `nonce` is required in a poke. `groups` are those of the owner at creation, whose members may
-    see the task. `cancel_requested_at` is a request beside the state. `layout` is set once planned, so that all stages of an attempt
-    agree. `part` is the launched pod that the task waits for. `waiting` is the reason for no progress, as a sentence, `waiting_since`
-    since when. `memory_scale` multiplies `ram_gb` after out-of-memory retries. `uploads` counts the uploads that this attempt has
-    started, from 1. `launching_at` is when a process claimed the right to create the next pod. `claim` is what the task holds of the
-    site's quotas, from its admission until its state is final; None: it does not wait for admission. `preemptions` counts attempts that
-    were lost with their node on preemptible capacity; with `on_demand` the task no longer uses it. `most_ram_gb` bounds what
-    out-of-memory retries ask for. `changes` counts all changes, of which `history` has the first and the last ones. `trace` is the
-    `traceparent` of the request that created the task, where traces are recorded (`poiesis.tracing`).
-    `phases` are times that `domain.timeline` needs and nothing else keeps.
-    """
+    """One stored task."""
 
     id: TaskId
     spec: TaskSpec
     created_at: datetime
     state: State = State.QUEUED
     stage: Stage = Stage.PREPARE
+    """What has to happen next."""
     stage_since: datetime | None = None
     wake_at: datetime | None = None
+    """When resync reconciles the task at the latest: every task that is not done has one, so none is forgotten, except where it waits for
+    admission."""
     attempt: int = 1
+    """From 1; part of the names of objects in the cluster."""
     version: Version = Version(0)
+    """Counts saves; 0: never stored."""
     nonce: str = ""
+    """Required in a poke, see `poke_nonce`."""
     owner: str | None = None
     groups: tuple[str, ...] = ()
+    """Those of the owner at creation, whose members may see the task."""
     cancel_requested_at: datetime | None = None
+    """A request beside the state."""
     layout: str | None = None
+    """Set once planned, so that all stages of an attempt agree."""
     part: str | None = None
+    """The launched pod that the task waits for."""
     waiting: str | None = None
+    """The reason for no progress, `Reason: message`."""
     waiting_since: datetime | None = None
     memory_scale: int = 1
+    """Multiplies `ram_gb` after out-of-memory retries."""
     uploads: int = 1
+    """Uploads that this attempt has started, from 1."""
     launching_at: datetime | None = None
+    """When a process claimed the right to create the next pod."""
     claim: Claim | None = None
+    """What the task holds of the site's quotas, from its admission until its state is final; None: it does not wait for admission."""
     preemptions: int = 0
+    """Attempts that were lost with their node on preemptible capacity."""
     on_demand: bool = False
+    """Whether the task no longer uses preemptible capacity."""
     most_ram_gb: float | None = None
+    """What out-of-memory retries may ask for at most."""
     outcome: Outcome | None = None
     log: TaskLog = field(default_factory=TaskLog)
     history: tuple[Change, ...] = ()
+    """The first and the last of all changes."""
     changes: int = 0
+    """How many there were."""
     trace: str | None = None
+    """`traceparent` of the request that created the task, where traces are recorded (`poiesis.tracing`)."""
     phases: tuple[Phase, ...] = ()
-
-    @property
-    def summary(self) -> TaskSummary:
-        return TaskSummary(self.id, self.state)
+    """Times that `domain.timeline` needs and nothing else keeps."""
 
     @property
     def ram_gb(self) -> float | None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Protocol
 
 from poiesis.domain.fair_share import Candidate, QueueKey
 from poiesis.domain.quotas import Claim
 from poiesis.domain.task import TaskId
-
-MAX_NOTE_BYTES: Final = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True)

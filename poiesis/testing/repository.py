@@ -47,7 +47,7 @@ class MemoryTaskRepository:
 
     def summary(self, task_id: TaskId, *, access: Access | None = None) -> TaskSummary:
         with self.available():
-            return self._known(task_id, access).summary
+            return TaskSummary(task_id, self._known(task_id, access).state)
 
     def states(self, task_ids: Collection[TaskId], *, access: Access | None = None) -> Mapping[TaskId, State]:
         with self.available():
@@ -70,7 +70,9 @@ class MemoryTaskRepository:
         found = sorted(matching, key=lambda task: task.id, reverse=not where.oldest_first)
         if after is not None:
             found = [t for t in found if (t.id > after if where.oldest_first else t.id < after)]
-        tasks = tuple(task.summary if view is View.MINIMAL else _shown(task, view) for task in found[:limit])
+        tasks = tuple(
+            TaskSummary(task.id, task.state) if view is View.MINIMAL else _shown(task, view) for task in found[:limit]
+        )
         return Page(tasks, next_after=tasks[-1].id if len(found) > limit else None)
 
     def due(self, now: datetime, *, limit: int) -> Sequence[tuple[TaskId, Stage]]:
