@@ -30,21 +30,14 @@ from poiesis.domain.report import ROOT
 from poiesis.domain.states import Stage
 from poiesis.domain.task import FileType, Input, Output, Resources, TaskSpec
 
-IMAGE_DIRECTORIES: Final = frozenset(
-    f"/{name}"
-    for name in (
-        *("bin", "boot", "etc", "home", "lib", "lib32", "lib64", "libx32", "media"),
-        *("mnt", "opt", "root", "run", "sbin", "srv", "usr", "var"),
-    )
-)
+_OF_IMAGES: Final = "bin boot etc home lib lib32 lib64 libx32 media mnt opt root run sbin srv usr var"
+IMAGE_DIRECTORIES: Final = frozenset(f"/{name}" for name in _OF_IMAGES.split())
 OWN_DIRECTORIES: Final = frozenset({"/var/tmp", "/mnt/data"})  # in one of the former, but safe to mount over
 SCRATCH_DIRECTORIES: Final = ("/tmp", "/var/tmp", "/work", "/workdir", "/scratch")
 FORBIDDEN_DIRECTORIES: Final = frozenset({"/dev", "/proc", "/sys", "/poiesis"})
 
 MAX_LAUNCHER_DIRECTORIES: Final = 200
 """If there are more, TIF makes them: the launcher gets directories as arguments, which must fit into the pod's description."""
-
-
 MAX_DIRECTORY_MOUNTS: Final = 50
 """Where a task has more directories, their top-level directories are mounted instead, although that may hide what the image has there:
 each mount costs the kubelet time, and each is repeated in every executor's container."""

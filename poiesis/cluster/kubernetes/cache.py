@@ -92,20 +92,10 @@ def project_pod(document: Mapping[str, Any]) -> PodView | None:
     # the second one is Kueue's, before it deletes the pod
     disruption = conditions.get("DisruptionTarget") or conditions.get("TerminationTarget") or {}
     is_disrupted = disruption.get("status") == "True"
-    waiting = None
-    if scheduled.get("status") == "False":
-        is_released = scheduled.get("reason") == "SchedulingGated" and not spec.get("schedulingGates")
-        waiting = (
-            RELEASED
-            if is_released
-            else _text(": ".join(w for w in (scheduled.get("reason"), scheduled.get("message")) if w)) or "Unscheduled"
-        )
-    statuses = {
-        s.get("name"): s
-        for s in (*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or []))
-    }
-    declared = [c["name"] for c in (*(spec.get("initContainers") or []), *(spec.get("containers") or []))]
-    views = [_container(name, statuses.get(name) or {}) for name in declared]
+    shown = (*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or []))
+    statuses = {s.get("name"): s for s in shown}
+    declared = (*(spec.get("initContainers") or []), *(spec.get("containers") or []))
+    views = [_container(c["name"], statuses.get(c["name"]) or {}) for c in declared]
     return PodView(
         name=metadata.get("name", ""),
         uid=metadata.get("uid", ""),
@@ -119,7 +109,7 @@ def project_pod(document: Mapping[str, Any]) -> PodView | None:
         message=_text(status.get("message")),
         scheduled=bool(spec.get("nodeName")),
         gated=bool(spec.get("schedulingGates")),
-        waiting=waiting,
+        waiting=_waiting(scheduled, is_gated=bool(spec.get("schedulingGates"))),
         disruption=_text(disruption.get("reason")) or "DisruptionTarget" if is_disrupted else None,
         disruption_message=_text(disruption.get("message")) if is_disrupted else None,
         deleting="deletionTimestamp" in metadata,
@@ -140,6 +130,16 @@ def project_volume(document: Mapping[str, Any]) -> VolumeView | None:
         task_id=task_id,
         bound=(document.get("status") or {}).get("phase") == "Bound",
     )
+
+
+def _waiting(scheduled: Mapping[str, Any], *, is_gated: bool) -> str | None:
+    """Why the pod has no node, by its condition PodScheduled; None: it has one, or nothing is known yet."""
+    if scheduled.get("status") != "False":
+        return None
+    if scheduled.get("reason") == "SchedulingGated" and not is_gated:
+        return RELEASED
+    words = (scheduled.get("reason"), scheduled.get("message"))
+    return _text(": ".join(word for word in words if word)) or "Unscheduled"
 
 
 def _container(name: str, status: Mapping[str, Any]) -> ContainerView:

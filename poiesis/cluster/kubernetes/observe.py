@@ -2,18 +2,18 @@
 
 Why a pod was lost (`lost`), first match:
 
-    shown as                                               reason
-    evicted for the size of an emptyDir or its ephemeral storage    DiskLimit
-    condition DisruptionTarget, PreemptionByScheduler      Preempted
-    condition TerminationTarget (Kueue)                    Preempted, or Evicted if not for another workload
-               … EvictionByEvictionAPI                     Evicted
-               … DeletionByTaintManager, DeletionByPodGC   NodeLost
-               … TerminationByKubelet                      the pod's own (Evicted, NodeShutdown, …), else Evicted
-    phase Unknown                                          NodeLost
-    phase Failed with a reason of the pod's own            that: Evicted, NodeShutdown, OutOfcpu, NodeAffinity, DeadlineExceeded, …
-    a container whose state the kubelet does not know           ContainerStatusUnknown
-    phase Failed before any container ran                  PodFailed
-    being deleted, and the task has not ended          PodDeleted
+    shown as                                                       reason
+    evicted for the size of an emptyDir or its ephemeral storage   DiskLimit
+    condition DisruptionTarget, PreemptionByScheduler              Preempted
+    condition TerminationTarget (Kueue)                            Preempted, or Evicted if not for another workload
+               … EvictionByEvictionAPI                             Evicted
+               … DeletionByTaintManager, DeletionByPodGC           NodeLost
+               … TerminationByKubelet                              the pod's own (Evicted, NodeShutdown, …), else Evicted
+    phase Unknown                                                  NodeLost
+    phase Failed with a reason of the pod's own                    that: Evicted, NodeShutdown, OutOfcpu, NodeAffinity, …
+    a container whose state the kubelet does not know              ContainerStatusUnknown
+    phase Failed before any container ran                          PodFailed
+    being deleted, and the task has not ended                      PodDeleted
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Final
 
 from poiesis.cluster.kubernetes import kueue
@@ -54,24 +54,14 @@ class Right:
     """Empty: on all objects of the kind."""
 
     def __str__(self) -> str:
-        kind = (
-            self.resource
-            + (f".{self.group}" if self.group else "")
-            + (f"/{self.subresource}" if self.subresource else "")
-        )
-        return f"{self.verb} {kind}" + (f" {self.name}" if self.name else "")
+        group = f".{self.group}" if self.group else ""
+        subresource = f"/{self.subresource}" if self.subresource else ""
+        name = f" {self.name}" if self.name else ""
+        return f"{self.verb} {self.resource}{group}{subresource}{name}"
 
     def attributes(self, namespace: str) -> dict[str, str]:
         """As in an access review."""
-        found = {
-            "namespace": namespace,
-            "group": self.group,
-            "resource": self.resource,
-            "subresource": self.subresource,
-            "verb": self.verb,
-            "name": self.name,
-        }
-        return {key: value for key, value in found.items() if value}
+        return {key: value for key, value in {"namespace": namespace, **asdict(self)}.items() if value}
 
 
 def lease_name(settings: KubernetesSettings) -> str:
@@ -83,15 +73,11 @@ def rights_of(role: str, settings: KubernetesSettings) -> Iterator[Right]:
     names = {"leases": lease_name(settings)}
     if role == "torc":  # the only ConfigMap that it reads
         names["configmaps"] = settings.owner or ""
-    for resource, verbs in RIGHTS.get(role, {}).items():
+    further = KUEUE_RIGHTS if role == "monitor" and kueue.is_used(settings) else {}
+    for resource, verbs in {**RIGHTS.get(role, {}), **further}.items():
         if role == "torc" and resource == "configmaps" and settings.owner is None:
             continue
         kind, _, sub = resource.partition("/")
+        kind, _, group = kind.partition(".")
         for verb in sorted(verbs):
-            yield Right(_GROUPS.get(kind, ""), kind, sub, verb, names.get(kind, ""))
-    if role == "monitor" and kueue.is_used(settings):
-        for resource, verbs in KUEUE_RIGHTS.items():
-            kind, _, sub = resource.partition("/")
-            name, _, group = kind.partition(".")
-            for verb in sorted(verbs):
-                yield Right(group, name, sub, verb)
+            yield Right(group or _GROUPS.get(kind, ""), kind, sub, verb, names.get(kind, ""))
