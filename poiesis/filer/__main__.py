@@ -78,9 +78,9 @@ def _parse(arguments: list[str]) -> dict[str, str] | None:
     words = [word for item in rest for word in (item.split("=", 1) if item.startswith("--") else (item,))]
     options = dict(zip(words[::2], words[1::2], strict=False))
     is_known = {"--document", "--volume"} <= set(options) <= {"--document", "--volume", "--settings"}
-    return (
-        {"direction": direction, **options} if direction in ("in", "out") and is_known and len(words) % 2 == 0 else None
-    )
+    if direction not in ("in", "out") or not is_known or len(words) % 2:
+        return None
+    return {"direction": direction, **options}
 
 
 def _read(path: str) -> bytes:

@@ -56,6 +56,8 @@ class Scheme:
     """Module of an optional extra; without it the scheme is not available."""
     unencrypted: str | Callable[[str, FilerSettings], bool] | None = None
     """Whether a transfer would send credentials over a connection without encryption; None: never. Needs no network access."""
+    offered: Callable[[FilerSettings], bool] | None = None
+    """Whether tasks may name it with these settings; None: always."""
 
 
 def _http(name: str) -> Scheme:
@@ -63,14 +65,23 @@ def _http(name: str) -> Scheme:
     return Scheme(name, "poiesis.filer.http:HttpFiler", group="http", needs=lambda s: s.http_put, unencrypted=asks)
 
 
+def _cloud(name: str) -> Scheme:
+    asks = f"{_CREDENTIALS}:cloud_unencrypted"
+    return Scheme(
+        name, "poiesis.filer.cloud:CloudFiler", group="cloud", offered=lambda s: name in s.cloud, unencrypted=asks
+    )
+
+
 BUILT_IN: Final[Mapping[str, Scheme]] = {
     s.name: s
     for s in (
-        Scheme("", "poiesis.filer.local:LocalFiler", group="file"),
-        Scheme("file", "poiesis.filer.local:LocalFiler", group="file"),
+        Scheme(
+            "", "poiesis.filer.local:LocalFiler", group="file", offered=lambda _: False
+        ),  # a path, in place of `file`
+        Scheme("file", "poiesis.filer.local:LocalFiler", group="file", offered=lambda s: bool(s.file_roots)),
         Scheme("s3", "poiesis.filer.s3:S3Filer", unencrypted=f"{_CREDENTIALS}:s3_unencrypted"),
-        Scheme("gs", "poiesis.filer.cloud:CloudFiler", group="cloud", unencrypted=f"{_CREDENTIALS}:cloud_unencrypted"),
-        Scheme("az", "poiesis.filer.cloud:CloudFiler", group="cloud", unencrypted=f"{_CREDENTIALS}:cloud_unencrypted"),
+        _cloud("gs"),
+        _cloud("az"),
         _http("http"),
         _http("https"),
         Scheme("ftp", "poiesis.filer.ftp:FtpFiler", group="ftp", unencrypted=f"{_CREDENTIALS}:ftp_unencrypted"),
@@ -120,9 +131,7 @@ def _usable(item: Scheme, settings: FilerSettings) -> bool:
 
         if find_spec(item.library) is None:
             return False
-    if item.group == "cloud" and item.name not in settings.cloud:
-        return False
-    return item.name != "" and (item.group != "file" or bool(settings.file_roots))
+    return item.offered is None or item.offered(settings)
 
 
 def _all() -> list[Scheme]:

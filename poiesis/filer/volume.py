@@ -99,12 +99,11 @@ class Volume:
         try:
             for name in _names(path):
                 reached += f"/{name}"
-                made = False
                 try:
                     os.mkdir(name, dir_fd=current)
                     made = True
                 except FileExistsError:
-                    pass
+                    made = False
                 child = os.open(name, _LIST, dir_fd=current)
                 os.close(current)
                 current = child
