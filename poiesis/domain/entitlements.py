@@ -16,9 +16,7 @@ DEFAULT_SHM_GB: Final = 1.0  # of tasks that do not request memory
 
 def check_entitlements(spec: TaskSpec, policy: Policy, user: str | None, groups: Sequence[str]) -> None:
     """`spec` as checked by `validate`. Raises: InvalidTask."""
-    if spec.resources is None:
-        return
-    parameters, problems = spec.resources.backend_parameters, []
+    parameters, problems = spec.requested.backend_parameters, []
     queue = parameters.get("queue")
     allowed = {queue for key in keys_of(user, groups) for queue in policy.queues.get(key, ())}
     if queue is not None and queue not in allowed:
@@ -30,7 +28,7 @@ def check_entitlements(spec: TaskSpec, policy: Policy, user: str | None, groups:
         most = policy.limits.max_shm_gb
         reason = "this service's limit"
         if most is None:
-            most, reason = spec.resources.ram_gb or DEFAULT_SHM_GB, "the task's ram_gb, or 1 without it"
+            most, reason = spec.requested.ram_gb or DEFAULT_SHM_GB, "the task's ram_gb, or 1 without it"
         if asked > most:
             message = f"invalid size {asked:g}: must be at most {most:g} ({reason})"
             problems.append(Problem("$.resources.backend_parameters.shm_gb", message))

@@ -84,6 +84,15 @@ class PodPlan:
     def names(self) -> tuple[str, ...]:
         return tuple(c.name for c in (*self.init, *self.containers))
 
+    @property
+    def executors(self) -> tuple[int, ...]:
+        """Indices of the task's executors that this pod runs."""
+        return tuple(c.executor for c in self.containers if c.executor is not None)
+
+    @property
+    def has_filers(self) -> bool:
+        return TIF in self.names or TOF in self.names
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -102,11 +111,16 @@ class Plan:
 
     @property
     def has_filers(self) -> bool:
-        return any(name in (TIF, TOF) for pod in self.pods for name in pod.names)
+        return any(pod.has_filers for pod in self.pods)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the containers of all pods."""
+        return frozenset(name for pod in self.pods for name in pod.names)
 
     @property
     def executor_pods(self) -> tuple[PodPlan, ...]:
-        return tuple(p for p in self.pods if any(c.executor is not None for c in p.containers))
+        return tuple(p for p in self.pods if p.executors)
 
     def pod(self, part: str | None) -> PodPlan | None:
         return next((p for p in self.pods if p.part == part), None)

@@ -69,10 +69,9 @@ def documents(task: Task, plan: Plan, shared: Mapping[str, bytes]) -> dict[str, 
     Raises: ClusterRefused above MAX_DOCUMENTS_BYTES.
     """
     wanted: dict[str, bytes] = {}
-    names = {name for pod in plan.pods for name in pod.names}
-    if TIF in names:
+    if TIF in plan.names:
         wanted["tif.json"] = _json(tif_document(task, plan))
-    if TOF in names:
+    if TOF in plan.names:
         apart = plan.layout is Layout.STAGED  # in a pod without the task's commands
         wanted["tof.json"] = _json({**tof_document(task, plan), "allow_unencrypted_credentials": apart})
     wanted |= shared

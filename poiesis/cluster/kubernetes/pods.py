@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, Final
 
@@ -28,7 +28,7 @@ from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement
 from poiesis.cluster.kubernetes.whole_logs import WholeLogs
 from poiesis.domain.errors import ClusterRefused
 from poiesis.domain.naming import object_name
-from poiesis.domain.observed import TIF, TOF
+from poiesis.domain.observed import TIF
 from poiesis.domain.plan import ContainerPlan, Plan, PodPlan
 from poiesis.domain.policy import Policy
 from poiesis.domain.records import RECORD_MARKER
@@ -72,7 +72,7 @@ def pod(
 
     Raises: ClusterRefused for a pod that no cluster could run.
     """
-    executors = [c.executor for c in pod_plan.containers if c.executor is not None]
+    executors = pod_plan.executors
     logs = logs if executors else None
     found = placement.placements(task, settings, devices=bool(executors))
     metadata = _metadata(task, pod_plan, settings, found, owned_by)
@@ -131,7 +131,7 @@ class _Builder:
         self._found = found
         self._logs = logs
         self._first = next((c.name for c in pod_plan.containers if c.executor is not None), None)
-        self._has_tif = any(TIF in p.names for p in plan.pods)
+        self._has_tif = TIF in plan.names
 
     def container(self, planned: ContainerPlan) -> Json:
         if planned.executor is None:
@@ -217,7 +217,7 @@ def _add_logs(
     metadata: Json,
     logs: WholeLogs,
     task: Task,
-    executors: list[int],
+    executors: Sequence[int],
     settings: KubernetesSettings,
     policy: Policy,
 ) -> None:
@@ -290,7 +290,6 @@ def _volumes(
     launcher_name: str | None,
     document_files: Mapping[str, int],
 ) -> list[Json]:
-    has_filers = any(name in (TIF, TOF) for name in pod_plan.names)
     architecture = placement.architecture(task, settings) or ""
     item = {"key": objects.launcher_key(architecture), "path": "launcher", "mode": 0o555}
     delivered: Json = {"configMap": {"name": launcher_name, "items": [item]}} if launcher_name else {"emptyDir": {}}
@@ -298,15 +297,14 @@ def _volumes(
         {"name": "launcher", **delivered},
         {"name": "control", "emptyDir": {"sizeLimit": settings.control_size}},
     ]
-    if plan.volume_bytes is not None and (plan.mounts or has_filers):
+    if plan.volume_bytes is not None and (plan.mounts or pod_plan.has_filers):
         claim = objects.volume_name(task.id, task.attempt)
         made.append({"name": "volume", "persistentVolumeClaim": {"claimName": claim}})
-    runs = any(c.executor is not None for c in pod_plan.containers)
-    made += [{"name": name, "emptyDir": {}} for name, _ in _scratch(plan) if runs]
+    made += [{"name": name, "emptyDir": {}} for name, _ in _scratch(plan) if pod_plan.executors]
     shm = placement.shm_bytes(task)
-    if shm is not None and runs:
+    if shm is not None and pod_plan.executors:
         made.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": shm}})
-    if has_filers:
+    if pod_plan.has_filers:
         made.append({"name": "documents", **_documents(task, document_files)})
         made.append({"name": "filer-tmp", "emptyDir": {}})
         for i, (name, path) in enumerate(settings.filer_file_secrets.items()):
@@ -366,8 +364,7 @@ def _last_resort(plan: Plan, pod_plan: PodPlan, policy: Policy) -> int | None:
     """After this time the kubelet ends the pod if everything else has failed; only for tasks with a time limit."""
     if plan.time_limit is None:
         return None
-    executors = sum(c.executor is not None for c in pod_plan.containers)
-    total = (plan.time_limit + policy.grace) * executors + policy.start_deadline
+    total = (plan.time_limit + policy.grace) * len(pod_plan.executors) + policy.start_deadline
     total += policy.stage_in_deadline + policy.stage_out_deadline
     return math.ceil(total.total_seconds())
 

@@ -126,11 +126,10 @@ class LocalCluster:
 
     def create_documents(self, task: Task, plan: Plan) -> None:
         with self._writing(task) as task_dir:
-            names = {name for pod in plan.pods for name in pod.names}
             whose = {"owner": task.owner, "groups": task.groups}  # decides which credentials the filers use
-            if TIF in names:
+            if TIF in plan.names:
                 write_document(task_dir.path / "documents" / f"{TIF}.json", {**tif_document(task, plan), **whose})
-            if TOF in names:
+            if TOF in plan.names:
                 write_document(task_dir.path / "documents" / f"{TOF}.json", {**tof_document(task, plan), **whose})
 
     def launch(self, task: Task, plan: Plan, pod: PodPlan) -> None:

@@ -33,8 +33,7 @@ SOON: Final = timedelta(seconds=20)  # the first link is published at once; this
 def claim_of(task: Task, the_plan: Plan, rules: AdmissionRules, groups: Sequence[str] = ()) -> Claim:
     """What the task holds once it is admitted. GPUs are those of the pod that has most: containers of a pod cannot share them."""
     asked = task.spec.requested
-    per_executor = gpu_count(asked.backend_parameters)
-    gpus = max(sum(per_executor for c in pod.containers if c.executor is not None) for pod in the_plan.pods)
+    gpus = gpu_count(asked.backend_parameters) * max(len(pod.executors) for pod in the_plan.pods)
     cores = rules.default_cpu_cores if asked.cpu_cores is None else asked.cpu_cores
     ram_gb = rules.default_ram_gb if task.ram_gb is None else task.ram_gb
     amount = Amount(

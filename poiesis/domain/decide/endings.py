@@ -107,7 +107,7 @@ def interrupted_upload(pod: Pod, report: FilerReport | None) -> Fault | None:
 
 def read_executors(task: Task, pod: Pod, pod_plan: PodPlan, now: datetime, policy: Policy) -> tuple[Task, Cause | None]:
     """Record a log entry and the usage of each executor that ran, and return why the first failed one failed."""
-    indices = [c.executor for c in pod_plan.containers if c.executor is not None]
+    indices = pod_plan.executors
     logs = list(task.log.logs[: indices[0]]) if indices else []  # keep those of earlier pods
     usage: dict[str, str] = {}
     cause: Cause | None = None
@@ -149,8 +149,8 @@ def over_disk_limit(pod: Pod) -> Outcome:
 def resource_hint(task: Task, pod: Pod) -> str | None:
     """In words, what of the request was far from being used; None: nothing, or it is not known. Of executors with a record."""
     records = [c.record for c in pod.containers if c.record is not None and c.name not in (TIF, TOF)]
-    asked = task.spec.resources
-    if asked is None or not records:
+    asked = task.spec.requested
+    if not records:
         return None
     hints: list[str] = []
     peaks = [r.peak_memory_bytes for r in records]
