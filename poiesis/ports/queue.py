@@ -10,16 +10,17 @@ from poiesis.domain.task import TaskId
 
 
 class Queue(Protocol):
-    """At-least-once and unordered; messages may be lost, which the store's `wake_at` makes up for.
+    """At-least-once and unordered; messages may be lost, which the store's `wake_at` makes up for. Links of an owner do not wait for all
+    links of another; None: there are no users.
 
     Methods raise QueueUnavailable; nothing is lost then, resync publishes.
     """
 
-    def begin(self, task_id: TaskId, stages: Sequence[Stage]) -> None:
+    def begin(self, task_id: TaskId, stages: Sequence[Stage], *, owner: str | None = None) -> None:
         """Enqueue the chain of links of a new task: those that act on `stages`, one after the other."""
         ...
 
-    def publish(self, task_id: TaskId, stage: Stage) -> None:
+    def publish(self, task_id: TaskId, stage: Stage, *, owner: str | None = None) -> None:
         """Enqueue the link that acts on `stage`."""
         ...
 

@@ -1,20 +1,22 @@
-"""The Celery app: one queue for each role, five links, no result backend.
+"""The Celery app: queues for each role, five links, no result backend.
 
     torc.prepare → tif.stage_in → texam.launch → tof.stage_out → torc.finish
 
 Delivery is at-least-once and messages may be lost; the store's `wake_at` makes up for it, so nothing here retries for long. Links are
-acknowledged after they have run, prefetched one at a time, and redelivered if their worker dies.
+acknowledged after they have run, prefetched one at a time, and redelivered if their worker dies. On Redis a role has a queue for each lane
+(`poiesis.queue.lanes`), which kombu reads in turn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from celery import Celery
 from kombu import Queue as KombuQueue
 
 from poiesis.domain.states import Role, Stage
+from poiesis.queue.lanes import FROM, queue_name
 
 LINK_OF: Final[Mapping[Stage, str]] = {
     Stage.ADMIT: "torc.prepare",
@@ -33,12 +35,19 @@ SOCKET_TIMEOUT_S: Final = 5
 MEMORY_POLL_S: Final = 0.01  # the in-memory transport polls; at 10 ms an idle process costs about 1 % of a core
 
 
-def role_of(link: str) -> Role:
-    return Role(link.partition(".")[0])
+def role_of(name: str) -> Role:
+    """Of a link or a queue."""
+    return Role(name.partition(".")[0])
+
+
+def queues_of(app: Celery, roles: Iterable[Role]) -> list[str]:
+    """The names of all queues of these roles."""
+    wanted = frozenset(roles)
+    return [name for name in app.amqp.queues if role_of(name) in wanted]
 
 
 def make_app(broker_url: str) -> Celery:
-    """Return a Celery app on `redis://…` or `memory://`."""
+    """Return a Celery app on `redis://…` or `memory://`. In memory there is one lane: the embedded service admits tasks by fair shares."""
     in_memory = broker_url.startswith("memory:")
     options: dict[str, Any] = (
         {"polling_interval": MEMORY_POLL_S}
@@ -50,11 +59,15 @@ def make_app(broker_url: str) -> Celery:
             "socket_keepalive": True,
             "health_check_interval": 25,
             "retry_on_timeout": True,
+            "priority_steps": [
+                0
+            ],  # one list for each queue; by default there are four, all of which are read each time
         }
     )
+    names = [queue_name(role, lane) for role in Role for lane in range(1 if in_memory else len(FROM))]
     app = Celery("poiesis", broker=broker_url, set_as_current=False)
     app.conf.update(
-        task_queues=[KombuQueue(role.value, routing_key=role.value) for role in Role],
+        task_queues=[KombuQueue(name, routing_key=name) for name in names],
         task_default_queue=Role.TORC.value,
         task_create_missing_queues=False,
         task_routes={link: {"queue": role_of(link).value} for link in LINKS},

@@ -45,9 +45,9 @@ def _run(name: str, task_id: TaskId, following: str | None, orchestrator: Orches
     began, began_ns = time.monotonic(), time.time_ns()
     reconciled = _reconcile(name, task_id, orchestrator)
     due = reconciled.due if reconciled is not None else None
-    if due is not None and LINK_OF[due] != following:
+    if reconciled is not None and due is not None and LINK_OF[due] != following:
         try:
-            queue.publish(task_id, due)
+            queue.publish(task_id, due, owner=reconciled.task.owner)
         except QueueUnavailable as error:  # resync publishes it
             log.warning("publish_failed", extra={"link": name, "error": str(error)})
     seconds = time.monotonic() - began

@@ -11,6 +11,7 @@ from celery.signals import setup_logging, worker_shutting_down
 
 from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.states import Role
+from poiesis.queue.app import queues_of
 
 
 @setup_logging.connect
@@ -32,7 +33,7 @@ def run_worker(
     worker = app.Worker(
         pool="threads",
         concurrency=threads,
-        queues=[role.value for role in roles],
+        queues=queues_of(app, roles),
         hostname=node_name(name),
         without_gossip=True,
         without_mingle=True,
@@ -51,7 +52,7 @@ class ThreadWorker:
             app=app,
             pool_cls="threads",
             concurrency=threads,
-            queues=[role.value for role in Role],
+            queues=queues_of(app, Role),
             hostname="embedded@localhost",
             without_gossip=True,
             without_mingle=True,

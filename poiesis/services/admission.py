@@ -222,9 +222,9 @@ class Admitter:
     def _publish(self, task: Task) -> None:
         try:
             if task.stage is Stage.PREPARE and task.attempt == 1:
-                self.queue.begin(task.id, first_stages(plan_of(task, self.policy)))
+                self.queue.begin(task.id, first_stages(plan_of(task, self.policy)), owner=task.owner)
             else:
-                self.queue.publish(task.id, task.stage)
+                self.queue.publish(task.id, task.stage, owner=task.owner)
         except QueueUnavailable as error:  # resync publishes
             log.warning("publish_failed", extra={"stage": task.stage.value, "error": str(error)})
 

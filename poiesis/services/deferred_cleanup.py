@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from datetime import timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.task import TaskId
@@ -24,12 +24,18 @@ CHECK_S: Final = 0.1
 MAX_DEFERRED: Final = 100_000  # more are published at once
 
 
+class _Deferred(NamedTuple):
+    since_s: float
+    """By the monotonic clock."""
+    owner: str | None
+
+
 class DeferredCleanup:
-    """`publish` enqueues the cleanup of a task; `starting` returns the tasks whose pods are being started now."""
+    """`publish` enqueues the cleanup of a task of an owner; `starting` returns the tasks whose pods are being started now."""
 
     def __init__(
         self,
-        publish: Callable[[TaskId], None],
+        publish: Callable[[TaskId, str | None], None],
         starting: Callable[[], Collection[TaskId]],
         *,
         max_delay: timedelta = MAX_DELAY,
@@ -37,7 +43,7 @@ class DeferredCleanup:
         self._publish = publish
         self._starting = starting
         self._max_delay_s = max_delay.total_seconds()
-        self._deferred: OrderedDict[TaskId, float] = OrderedDict()  # since when, by the monotonic clock
+        self._deferred: OrderedDict[TaskId, _Deferred] = OrderedDict()
         self._lock = threading.Condition()
         self._closed = False
         self._thread = threading.Thread(target=self._work, name="deferred-cleanup", daemon=True)
@@ -45,17 +51,17 @@ class DeferredCleanup:
     def start(self) -> None:
         self._thread.start()
 
-    def add(self, task_id: TaskId) -> None:
+    def add(self, task_id: TaskId, owner: str | None = None) -> None:
         """Publish now or later. Raises: QueueUnavailable, only if it is published now."""
         with self._lock:
             if self._closed or task_id in self._deferred:
                 return
             is_deferred = len(self._deferred) < MAX_DEFERRED and self._others_start({task_id})
             if is_deferred:
-                self._deferred[task_id] = time.monotonic()
+                self._deferred[task_id] = _Deferred(time.monotonic(), owner)
                 self._lock.notify()
         if not is_deferred:
-            self._publish(task_id)
+            self._publish(task_id, owner)
 
     def defers(self, task_id: TaskId) -> bool:
         """Whether the task has ended and its cleanup is deferred: the events of its pod can be ignored."""
@@ -84,18 +90,18 @@ class DeferredCleanup:
                 ready = self._take()
                 if not ready:
                     self._lock.wait(CHECK_S)
-            for task_id in ready:
+            for task_id, deferred in ready.items():
                 try:
-                    self._publish(task_id)
+                    self._publish(task_id, deferred.owner)
                 except QueueUnavailable as error:  # resync publishes
                     log.warning("publish_failed", extra={"task_id": task_id, "error": str(error)})
 
-    def _take(self) -> list[TaskId]:
+    def _take(self) -> dict[TaskId, _Deferred]:
         if not self._others_start(self._deferred):
-            ready = list(self._deferred)
+            ready = dict(self._deferred)
         else:
             oldest = time.monotonic() - self._max_delay_s
-            ready = [task_id for task_id, since in self._deferred.items() if since <= oldest]
+            ready = {task_id: deferred for task_id, deferred in self._deferred.items() if deferred.since_s <= oldest}
         for task_id in ready:
             del self._deferred[task_id]
         return ready

@@ -42,6 +42,7 @@ Key = TypeVar("Key")
 Value = TypeVar("Value")
 
 MONITORED: Final = frozenset({Stage.RUN})  # stages whose effects the monitor applies itself
+RESYNC: Final = "resync"  # as the owner of links: whose they are is not read, and thousands must not delay a newcomer's
 RESYNC_BATCH: Final = 500
 RESYNC_ALL: Final = 100_000
 REPUBLISH: Final = timedelta(seconds=15)  # a published link has this long to run before it is published again
@@ -87,7 +88,9 @@ class Monitor:
         self._last_lock = threading.Lock()
         self._starts = self.cluster if isinstance(self.cluster, ReportsStarting) else None
         starting = self._starts.starting if self._starts is not None else tuple
-        self._cleanup = DeferredCleanup(lambda task_id: self.queue.publish(task_id, Stage.CLEAN), starting)
+        self._cleanup = DeferredCleanup(
+            lambda task_id, owner: self.queue.publish(task_id, Stage.CLEAN, owner=owner), starting
+        )
         self._leads = False
         self._stop = threading.Event()
         self._loops: list[threading.Thread] = []
@@ -171,7 +174,7 @@ class Monitor:
         _remember(self._published, (task_id, stage), count + 1)
         if backlog and count < MAX_PASSED_OVER:
             return REPUBLISH
-        self.queue.publish(task_id, stage)
+        self.queue.publish(task_id, stage, owner=RESYNC)
         return min(REPUBLISH * (1 << min(count, 10)), MAX_REPUBLISH)
 
     def resume(self) -> int:
@@ -194,7 +197,7 @@ class Monitor:
                 if task.stage is Stage.DONE:
                     found += 1
                     LEAKS_FOUND.labels("done").inc()
-                    self.queue.publish(task_id, Stage.DONE)
+                    self.queue.publish(task_id, Stage.DONE, owner=task.owner)
                     LEAKS_REMOVED.labels("done").inc()
             except UnknownTask:
                 found += 1
@@ -268,9 +271,9 @@ class Monitor:
             _remember(self._last, task.id, (task.version, stage, now))
         try:
             if stage is Stage.CLEAN:
-                self._cleanup.add(task.id)
+                self._cleanup.add(task.id, task.owner)
             else:
-                self.queue.publish(task.id, stage)
+                self.queue.publish(task.id, stage, owner=task.owner)
         except QueueUnavailable:
             with self._last_lock:
                 self._last.pop(task.id, None)

@@ -101,7 +101,7 @@ class TaskService:
             return task.id
         stages = first_stages(plan)
         with bind_task(task.id), self._tolerating_an_unavailable_queue(stages[0]):
-            self.queue.begin(task.id, stages)
+            self.queue.begin(task.id, stages, owner=owner)
         return task.id
 
     def _reserve(self, key: IdempotencyKey, owner: str | None, task_id: TaskId, now: datetime) -> Reservation:
@@ -132,7 +132,7 @@ class TaskService:
             return self.repository.summary(checked_task_id(task_id), access=access)
         task = self.repository.get(checked_task_id(task_id), view, access=access)
         if view is View.FULL and task.state is State.RUNNING:
-            self._request_tail(task.id)
+            self._request_tail(task)
         return task if self.reasons is None else self.reasons.show(task)
 
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
@@ -161,7 +161,7 @@ class TaskService:
                 continue
             wanted = replace(task, cancel_requested_at=now, state=State.CANCELING, wake_at=now + FIRST_WAKE_UP)
             if self.repository.save(wanted.recorded(now), seen=task.version):
-                self._publish(task.id, Stage.FINISH)
+                self._publish(task, Stage.FINISH)
                 return True
         raise RepositoryUnavailable(f"cannot cancel task {task_id} because it is changing too often: try again")
 
@@ -171,9 +171,9 @@ class TaskService:
                 f"task {task.id} belongs to another member of your group: only its owner or an administrator may cancel it"
             )
 
-    def _publish(self, task_id: TaskId, stage: Stage) -> None:
-        with bind_task(task_id), self._tolerating_an_unavailable_queue(stage):
-            self.queue.publish(task_id, stage)
+    def _publish(self, task: Task, stage: Stage) -> None:
+        with bind_task(task.id), self._tolerating_an_unavailable_queue(stage):
+            self.queue.publish(task.id, stage, owner=task.owner)
 
     @contextmanager
     def _tolerating_an_unavailable_queue(self, stage: Stage) -> Iterator[None]:
@@ -182,12 +182,12 @@ class TaskService:
         except QueueUnavailable as error:  # resync publishes
             log.warning("publish_failed", extra={"stage": stage.value, "error": str(error)})
 
-    def _request_tail(self, task_id: TaskId) -> None:
+    def _request_tail(self, task: Task) -> None:
         now = self.clock.now()
-        asked = self._tail_requests.get(task_id)
+        asked = self._tail_requests.get(task.id)
         if asked is not None and now - asked < TAIL_EVERY:
             return
         if len(self._tail_requests) >= _MAX_TAILS:
             self._tail_requests.clear()
-        self._tail_requests[task_id] = now
-        self._publish(task_id, Stage.RUN)
+        self._tail_requests[task.id] = now
+        self._publish(task, Stage.RUN)

@@ -8,6 +8,8 @@ from typing import Any
 
 import urllib3
 
+from poiesis.domain.states import Role
+from poiesis.queue.lanes import FROM, queue_name
 from tests.e2e.conftest import PART, Installation, ServiceAddress, until
 
 USER, PASSWORD = "operator", "only-for-tests"
@@ -46,7 +48,9 @@ def test_only_an_operator_sees_workers_and_links(installed: Callable[..., Instal
         until(lambda: set(shown("/api/workers?refresh=true")) == expected, 60, service.story)
         workers = shown("/api/workers")
         for name, worker in workers.items():
-            assert [queue["name"] for queue in worker["active_queues"]] == [name.partition("@")[0]]
+            role = Role(name.partition("@")[0])
+            queues = {queue["name"] for queue in worker["active_queues"]}
+            assert queues == {queue_name(role, lane) for lane in range(len(FROM))}
 
         tasks: list[str] = []
 

@@ -196,10 +196,12 @@ def test_a_fault_in_a_link_publishes_nothing_and_changes_nothing(service):
 
 def test_a_link_that_cannot_publish_leaves_it_to_resync(service, monkeypatch):
     one = service(World(FILES))
+    one.world.change(owner="ada")
     gone = threading.Event()
 
-    def publish(task_id: TaskId, stage: Stage) -> None:
-        gone.set()
+    def publish(task_id: TaskId, stage: Stage, *, owner: str | None = None) -> None:
+        if owner == "ada":
+            gone.set()
         raise QueueUnavailable("unavailable")
 
     one.queue.publish(ID, Stage.STAGE_OUT)

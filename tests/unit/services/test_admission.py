@@ -96,6 +96,7 @@ def test_a_round_admits_what_fits_and_publishes_the_chain():
     assert admitter.run_once() == 2
     assert [service.repository.get(i).stage for i in ids] == [Stage.PREPARE, Stage.PREPARE, Stage.ADMIT]
     assert service.queue.published == [(i, Stage.LAUNCH) for i in ids[:2]]
+    assert service.queue.owners == ["ann"] * 2
     assert service.repository.get(ids[2]).wake_at is None
     assert admitter.run_once() == 0
     service.end(ids[0])

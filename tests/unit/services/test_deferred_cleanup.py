@@ -21,7 +21,7 @@ class Desk:
         self._changed = threading.Condition()
         self.deferred_cleanup = DeferredCleanup(self.publish, lambda: list(self.starting), max_delay=max_delay)
 
-    def publish(self, task_id: TaskId) -> None:
+    def publish(self, task_id: TaskId, owner: str | None) -> None:
         with self._changed:
             self.published.append(task_id)
             self._changed.notify_all()

@@ -14,7 +14,7 @@ from poiesis.domain.task import TaskId
 from poiesis.services import monitor as monitor_module
 from poiesis.services import work_queue
 from poiesis.services.deferred_cleanup import DeferredCleanup
-from poiesis.services.monitor import MAX_PASSED_OVER, REPUBLISH, Monitor
+from poiesis.services.monitor import MAX_PASSED_OVER, REPUBLISH, RESYNC, Monitor
 from poiesis.testing.cluster import MemoryCluster
 from poiesis.testing.queue import RecordingQueue
 from tests.unit.domain.samples import FILES, ID, SMALL, World, stored
@@ -123,6 +123,30 @@ def test_an_event_ends_a_running_task_and_its_cleanup_is_published(scene):
     scene.until(lambda: (ID, Stage.CLEAN) in scene.queue.published)
 
 
+@pytest.mark.parametrize("deferred", [False, True])
+def test_the_links_of_a_task_are_published_for_its_owner(scene, deferred):
+    world = scene.world
+    world.change(owner="ada")
+    if deferred:
+        starting = ended_while_another_starts(scene)
+        scene.monitor.listen()
+        starting.clear()
+    else:
+        world.launch()
+        world.cluster.run(ID, "task")
+        scene.monitor._reconcile(ID, None)
+    scene.until(lambda: scene.queue.published == [(ID, Stage.CLEAN)])
+    assert scene.queue.owners == ["ada"]
+
+
+def test_links_of_resync_do_not_wait_with_those_of_their_owners(scene):
+    """It may publish thousands for one user, and does not read for whom."""
+    scene.world.change(owner="ada")
+    scene.world.clock.advance(SOON)
+    assert scene.monitor.resync() == 1
+    assert scene.queue.owners == [RESYNC]
+
+
 def test_a_due_link_is_published_once_however_many_events_come(scene):
     world = scene.world
     world.launch()
@@ -139,7 +163,7 @@ def ended_while_another_starts(scene):
     """The tasks with pods that start, for which the clean-up of the ended one is deferred."""
     starting = [TaskId("7" * 26)]
     scene.monitor._cleanup = DeferredCleanup(
-        lambda task_id: scene.queue.publish(task_id, Stage.CLEAN), lambda: starting
+        lambda task_id, owner: scene.queue.publish(task_id, Stage.CLEAN, owner=owner), lambda: starting
     )
     scene.world.launch()
     scene.world.cluster.run(ID, "task")
@@ -163,7 +187,7 @@ def test_resync_does_not_publish_a_cleanup_that_is_deferred(scene):
     assert scene.monitor.resync() == 1
     assert scene.queue.published == []
     starting.clear()
-    assert scene.monitor._cleanup._take() == [ID]
+    assert list(scene.monitor._cleanup._take()) == [ID]
     world.clock.advance(REPUBLISH)
     assert scene.monitor.resync() == 1
     assert scene.queue.published == [(ID, Stage.CLEAN)], "a lost publication"

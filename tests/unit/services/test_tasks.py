@@ -236,6 +236,15 @@ def test_reading_a_running_task_requests_its_live_output_at_intervals(desk):
     assert len(desk.queue.published) == 2
 
 
+def test_links_are_published_for_the_owner_of_the_task(desk):
+    task_id = desk.service.create(SMALL, owner="ada")
+    desk.put(task_id, state=State.RUNNING, stage=Stage.RUN)
+    desk.service.get(task_id, View.FULL)
+    desk.service.cancel(task_id)
+    assert desk.queue.published == [(task_id, Stage.LAUNCH), (task_id, Stage.RUN), (task_id, Stage.FINISH)]
+    assert desk.queue.owners == ["ada"] * 3
+
+
 def test_reading_anything_else_requests_nothing(desk):
     task_id = desk.service.create(SMALL)
     desk.queue.published.clear()
