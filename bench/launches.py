@@ -55,7 +55,9 @@ def work(redis_url: str, threads: int, pause_s: float) -> None:
 @contextmanager
 def worker(redis_url: str, threads: int, pause_s: float) -> Iterator[subprocess.Popen[str]]:
     options = ["worker", "--url", redis_url, "--threads", str(threads), "--pause-s", str(pause_s)]
-    with subprocess.Popen([sys.executable, "-m", "bench", "launches", *options], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-m", "bench", "launches", *options], stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             yield process
         finally:
