@@ -10,14 +10,12 @@ Connexion's own `AsyncOperation` rebuilds its decorators for each request and co
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
-import flask
 import msgspec
 import yaml
 from a2wsgi import WSGIMiddleware
@@ -46,6 +44,7 @@ from poiesis.api.parameters import EXTENSION_VALIDATORS
 from poiesis.api.requests import Requests
 from poiesis.api.services import Services
 from poiesis.api.streams import StreamLimits
+from poiesis.api.threads import Threads
 from poiesis.api.validation import VALIDATORS, TaskReader
 from poiesis.api.views import Views
 from poiesis.config import ApiSettings
@@ -61,25 +60,23 @@ PAGE_THREADS: Final = 4
 def create_app(
     services: Services,
     *,
-    blueprints: Sequence[flask.Blueprint] = (),
     validate_responses: bool = False,
     on_start: Callable[[], None] = lambda: None,
 ) -> AsyncApp:
     """Return the ASGI application.
 
-    `blueprints`: pages beside the API. `validate_responses`: check responses against the spec too (tests). `on_start` is called by the
+    `validate_responses`: check responses against the spec too (tests). `on_start` is called by the
     server in its event loop's thread, before the first request.
 
     Raises: ConfigurationError.
     """
-    threads = ThreadPoolExecutor(THREADS, "api")
+    threads = Threads(THREADS, "api")
     authenticator = Authenticator(services.api, services.keys)
-    views = Views(services.api)
-    handlers = Handlers(services.tasks, views, services.service, services.policy, services.describe, threads)
     specification, extended = load_specification(), load_specification("poiesis.openapi.yaml")
     feed = EventFeed(services.events)
     reader = TaskReader(resolve_refs(specification)["components"]["schemas"]["tesTask"])
-    context = Context(services, views, threads, reader, feed, StreamLimits(services.api))
+    context = Context(services, Views(services.api), threads, reader, feed, StreamLimits(services.api))
+    handlers = Handlers(context)
 
     @asynccontextmanager
     async def lifespan(_: Any) -> AsyncIterator[None]:
@@ -96,7 +93,7 @@ def create_app(
     dashboard = _dashboard(context, authenticator)
     gateway = partial(
         Gateway,
-        pages=_pages(services, dashboard, blueprints),
+        pages=_pages(services, dashboard),
         ready=services.ready,
         threads=threads,
         settings=services.api,
@@ -129,11 +126,11 @@ def _dashboard(context: Context, authenticator: Authenticator) -> Dashboard | No
     return Dashboard(context, authenticator)
 
 
-def _pages(services: Services, dashboard: Dashboard | None, blueprints: Sequence[flask.Blueprint]) -> ASGIApp:
+def _pages(services: Services, dashboard: Dashboard | None) -> ASGIApp:
     """Flask's pages, with the dashboard where the site has it."""
+    flask_app = create_pages(services.service, services.api, services.describe)
     if dashboard is not None:
-        blueprints = (*blueprints, dashboard.blueprint)
-    flask_app = create_pages(services.service, services.api, services.describe, blueprints)
+        flask_app.register_blueprint(dashboard.blueprint)
     pages = cast(ASGIApp, WSGIMiddleware(cast(Any, flask_app.wsgi_app), workers=PAGE_THREADS))
     return pages if dashboard is None else dashboard.gate(pages)
 
@@ -158,7 +155,7 @@ def _middlewares(
             Authentication,
             authenticator=authenticator,
             limiter=services.limiter,
-            browser_user=None if dashboard is None else dashboard.api_visitor,
+            browser_user=None if dashboard is None else dashboard.sessions.api_visitor,
         ),
         RequestValidationMiddleware,
         *((ResponseValidationMiddleware,) if checked else ()),

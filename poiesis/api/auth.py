@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import ipaddress
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,7 @@ from poiesis.api.logins import LoginGate
 from poiesis.api.users import ANONYMOUS, Method, User
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import ConfigurationError
+from poiesis.domain.hosts import is_loopback
 from poiesis.domain.sessions import Session, SessionMethod
 from poiesis.services.keys import KeyService, is_key
 
@@ -64,14 +64,15 @@ class Authenticator:
         self._challenges = {m: _CHALLENGE[m] for m in METHODS if m in settings.auth}
         self._logins = LoginGate(clock)
         self._file = CredentialsFile(Path(settings.credentials_file), clock) if settings.credentials_file else None
-        self._attempts = Attempts(clock)
-        self._keys = KeyLookup(keys, self._attempts) if keys is not None and "api_key" in self._methods else None
-        self._verifier: Verifier | None = None
+        self.attempts = Attempts(clock)
+        self._keys = KeyLookup(keys, self.attempts) if keys is not None and "api_key" in self._methods else None
+        self.verifier: Verifier | None = None
+        """None: there are no providers."""
         if "oidc" in self._methods:
             from poiesis.api.oidc.settings import read_issuers
             from poiesis.api.oidc.verifier import Verifier
 
-            self._verifier = Verifier(read_issuers(settings.oidc_issuers), self._attempts, clock=clock)
+            self.verifier = Verifier(read_issuers(settings.oidc_issuers), self.attempts, clock=clock)
 
     async def user(self, headers: Sequence[tuple[bytes, bytes]], query: bytes, address: str) -> User:
         """Return the user of a request that came from `address`. Raises: Refused, Unavailable."""
@@ -166,19 +167,10 @@ class Authenticator:
         """Whether a request needs credentials at all."""
         return bool(self._methods)
 
-    @property
-    def verifier(self) -> Verifier | None:
-        """None: there are no providers."""
-        return self._verifier
-
-    @property
-    def attempts(self) -> Attempts:
-        return self._attempts
-
     async def close(self) -> None:
         self._logins.close()
-        if self._verifier is not None:
-            await self._verifier.close()
+        if self.verifier is not None:
+            await self.verifier.close()
         if self._keys is not None:
             self._keys.close()
 
@@ -201,12 +193,12 @@ class Authenticator:
     async def _bearer(self, token: bytes, credentials: Credentials, address: str) -> tuple[User | None, str | None]:
         """A user, or why the token is refused. Raises: Refused for a valid token without the required scopes."""
         user = _found(token, credentials.tokens, "bearer") if "bearer" in self._methods else None
-        if user is not None or self._verifier is None or not token:
+        if user is not None or self.verifier is None or not token:
             return user, None
         from poiesis.api.oidc.jwt import InsufficientScope, TokenRefused
 
         try:
-            user = await self._verifier.user(token, address)
+            user = await self.verifier.user(token, address)
             if self._keys is not None:
                 self._keys.note_rights(user)
             return user, None
@@ -242,18 +234,11 @@ def check_methods(settings: ApiSettings) -> None:
         raise ConfigurationError("missing credentials file for authentication: set POIESIS_API__CREDENTIALS_FILE")
     if "oidc" in settings.auth and not settings.oidc_issuers:
         raise ConfigurationError("missing issuers for the authentication method oidc: set POIESIS_API__OIDC_ISSUERS")
-    if not settings.auth and not settings.allow_anonymous and not _is_loopback(settings.host):
+    if not settings.auth and not settings.allow_anonymous and not is_loopback(settings.host):
         raise ConfigurationError(
             f"no authentication on {settings.host}, which other machines can reach: set POIESIS_API__AUTH, or"
             " POIESIS_API__ALLOW_ANONYMOUS=true to give everyone who can connect all rights"
         )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _fingerprint(credentials: Credentials, name: str) -> str:

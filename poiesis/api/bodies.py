@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
+from starlette.requests import Request
 from starlette.types import Message, Receive, Scope
 
 from poiesis.api.errors import Refused, body_too_large
@@ -112,13 +113,10 @@ async def read_form(scope: Scope, receive: Receive, limit: int) -> bytes:
     if (declared_bytes(scope) or 0) > limit:
         raise refused
     body = bytearray()
-    more = True
-    while more:
-        message = await receive()
-        body += message.get("body", b"")
+    async for part in Request(scope, receive).stream():
+        body += part
         if len(body) > limit:
             raise refused
-        more = message.get("more_body", False)
     return bytes(body)
 
 

@@ -10,17 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from typing import Final, TypeVar
+from typing import Final
 
+from poiesis.api.threads import Threads
 from poiesis.domain.access import reader_tokens
 from poiesis.domain.errors import PoiesisError, Unavailable
 from poiesis.ports.events import Event, EventLog
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 POLL_S: Final = 0.2
 MAX_POLL_S: Final = 5.0  # while the store does not answer
@@ -75,7 +74,7 @@ class EventFeed:
     def __init__(self, events: EventLog, *, poll_s: float = POLL_S, window: int = WINDOW) -> None:
         self._log = events
         self._poll_s = poll_s
-        self._thread = ThreadPoolExecutor(1, "events")
+        self._thread = Threads(1, "events")
         self._window: deque[tuple[Event, frozenset[str]]] = deque(maxlen=window)
         self._readers: dict[str, set[Reader]] = {}
         self._count = 0
@@ -91,7 +90,7 @@ class EventFeed:
             async with self._starting:
                 if self._poller is None or self._poller.done():
                     self._window.clear()
-                    self.position = await self._call(self._log.last_seq)
+                    self.position = await self._thread.call(self._log.last_seq)
                     self._poller = asyncio.create_task(self._poll())
             reader = Reader(self, topics)
             for topic in reader.topics:
@@ -125,13 +124,13 @@ class EventFeed:
     def close(self) -> None:
         if self._poller is not None:
             self._poller.cancel()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.abandon()
 
     async def _poll(self) -> None:
         pause_s = self._poll_s
         while self._count:
             try:
-                events = await self._call(lambda: self._log.after(self.position, limit=PAGE))
+                events = await self._thread.call(self._log.after, self.position, limit=PAGE)
                 self._publish(events)
                 pause_s = self._poll_s
                 if len(events) == PAGE:
@@ -153,9 +152,6 @@ class EventFeed:
             for topic in topics:
                 for reader in self._readers.get(topic, ()):
                     reader.offer(event.seq)
-
-    async def _call(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
 
 def topics_of(event: Event) -> frozenset[str]:

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from contextvars import copy_context
-from functools import partial
 from typing import Any, Final, ParamSpec, TypeVar
 
 from starlette.types import Scope
 
 from poiesis.api import views
+from poiesis.api.extensions.context import Context
 from poiesis.api.idempotency import idempotency_key
 from poiesis.api.normalize import load_task
 from poiesis.api.paging import page_token, read_token
@@ -25,11 +23,8 @@ from poiesis.api.query import QUERY, Query
 from poiesis.api.requests import REQUEST
 from poiesis.api.users import USER, User
 from poiesis.api.validation import DOCUMENT
-from poiesis.config import ServiceSettings
-from poiesis.domain.policy import Policy
 from poiesis.domain.task import View
 from poiesis.ports.repository import TaskFilter
-from poiesis.services.tasks import TaskService
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,20 +37,13 @@ LARGE_READS: Final = 4
 
 
 class Handlers:
-    def __init__(
-        self,
-        tasks: TaskService,
-        shown: views.Views,
-        service: ServiceSettings,
-        policy: Policy,
-        describe: str,
-        threads: ThreadPoolExecutor,
-    ) -> None:
-        self._tasks = tasks
-        self._views = shown
-        self._info = views.service_info(service, policy, describe)
+    def __init__(self, context: Context) -> None:
+        services = context.services
+        self._call = context.call
+        self._tasks = services.tasks
+        self._views = context.views
+        self._info = views.service_info(services.service, services.policy, services.describe)
         self._old_info = views.old_service_info(self._info)
-        self._threads = threads
         self._large_reads = asyncio.Semaphore(LARGE_READS)
 
     async def GetServiceInfo(self, scope: Scope) -> Document:
@@ -65,9 +53,9 @@ class Handlers:
         user: User = scope[USER]
         document = scope.pop(DOCUMENT)  # the scope outlives the response
         key, spec = idempotency_key(scope, document), load_task(document)
-        task_id = await self._in_thread(self._tasks.create, spec, owner=user.name, groups=user.groups, key=key)
+        task_id = await self._call(self._tasks.create, spec, owner=user.name, groups=user.groups, key=key)
         scope[REQUEST].task = task_id
-        return views.created(task_id)
+        return {"id": task_id}
 
     async def GetTask(self, scope: Scope) -> Document:
         view, user, task_id = scope[QUERY].view, scope[USER], scope["path_params"]["id"]
@@ -91,14 +79,9 @@ class Handlers:
         return document
 
     async def CancelTask(self, scope: Scope) -> Document:
-        await self._in_thread(self._tasks.cancel, scope["path_params"]["id"], access=scope[USER].access)
+        await self._call(self._tasks.cancel, scope["path_params"]["id"], access=scope[USER].access)
         return {}
 
     async def _read(self, asked: View, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         async with nullcontext() if asked is View.MINIMAL else self._large_reads:
-            return await self._in_thread(function, *args, **kwargs)
-
-    async def _in_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await asyncio.get_running_loop().run_in_executor(
-            self._threads, partial(copy_context().run, function, *args, **kwargs)
-        )
+            return await self._call(function, *args, **kwargs)

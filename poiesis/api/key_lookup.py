@@ -10,12 +10,12 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Final
 
 from poiesis.api.attempts import Attempts, Rate
 from poiesis.api.credentials import Credentials
+from poiesis.api.threads import Threads
 from poiesis.api.users import User
 from poiesis.domain.errors import PoiesisError
 from poiesis.domain.keys import ApiKey
@@ -34,7 +34,7 @@ class KeyLookup:
     def __init__(self, keys: KeyService, attempts: Attempts) -> None:
         self._keys = keys
         self._attempts = attempts
-        self._threads = ThreadPoolExecutor(THREADS, "keys")
+        self._threads = Threads(THREADS, "keys")
         self._noted: OrderedDict[str, tuple[tuple[str, ...], bool]] = OrderedDict()
         self._updates: set[asyncio.Task[None]] = set()
 
@@ -49,7 +49,7 @@ class KeyLookup:
     async def _user(self, find: Callable[[], ApiKey | None], credentials: Credentials, address: str) -> User | None:
         self._attempts.take("key", address, UNKNOWN_KEYS)
         try:
-            key = await asyncio.get_running_loop().run_in_executor(self._threads, find)
+            key = await self._threads.call(find)
         except PoiesisError:
             self._attempts.give_back("key", address, UNKNOWN_KEYS)
             raise
@@ -72,15 +72,14 @@ class KeyLookup:
             self._noted.popitem(last=False)
 
     async def _update(self, name: str, groups: tuple[str, ...], admin: bool) -> None:
-        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._threads, lambda: self._keys.set_rights(name, groups, admin=admin))
+            await self._threads.call(self._keys.set_rights, name, groups, admin=admin)
         except PoiesisError as error:  # the next token tries again
             self._noted.pop(name, None)
             log.warning("rights_not_updated", extra={"error": str(error)})
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.abandon()
 
 
 def _user_of(key: ApiKey, credentials: Credentials) -> User | None:

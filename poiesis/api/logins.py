@@ -14,11 +14,11 @@ import math
 import secrets
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final, NoReturn
 
 from poiesis.api.attempts import MAX_BUCKETS, Attempts, Rate
 from poiesis.api.errors import Refused
+from poiesis.api.threads import Threads
 
 REFUSAL_DELAY_S: Final = 1.0
 REMEMBER_S: Final = 300.0  # since the last use
@@ -39,7 +39,7 @@ class LoginGate:
         self._verified: OrderedDict[bytes, float] = OrderedDict()
         self._buckets = Attempts(clock)
         self._known: OrderedDict[tuple[str, str], None] = OrderedDict()  # users with addresses that they logged in from
-        self._thread = ThreadPoolExecutor(1, "login")
+        self._thread = Threads(1, "login")
         self._queued = 0
         self._attempts: dict[bytes, asyncio.Future[bool]] = {}
 
@@ -70,7 +70,7 @@ class LoginGate:
             self._buckets.take(*bucket)
         self._queued += 1
         try:
-            is_right = await asyncio.get_running_loop().run_in_executor(self._thread, verify)
+            is_right = await self._thread.call(verify)
         finally:
             self._queued -= 1
         if is_right:
@@ -106,4 +106,4 @@ class LoginGate:
             self._verified.popitem(last=False)
 
     def close(self) -> None:
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._thread.abandon()

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -25,6 +22,7 @@ from poiesis.api.errors import Refused, plain, respond
 from poiesis.api.limits import RateLimiter, user_counter
 from poiesis.api.requests import HEALTH_PATHS, REQUEST, RequestRecord
 from poiesis.api.same_origin import SAFE_METHODS, RequestGuard, came_from_browser
+from poiesis.api.threads import Threads
 from poiesis.api.users import USER, User
 from poiesis.config import ApiSettings
 from poiesis.domain.keys import Right
@@ -62,7 +60,7 @@ class Gateway:
         *,
         pages: ASGIApp,
         ready: Callable[[], None],
-        threads: ThreadPoolExecutor,
+        threads: Threads,
         settings: ApiSettings,
         operations: Mapping[str, Any],
         limiter: RateLimiter | None,
@@ -146,7 +144,7 @@ class Gateway:
         if scope["method"] not in ("GET", "HEAD"):
             return plain(405, headers={"Allow": "GET, HEAD"})
         if scope["path"] == "/readyz":
-            await asyncio.get_running_loop().run_in_executor(self._threads, copy_context().run, self._ready)
+            await self._threads.call(self._ready)
         return Response(json.dumps({"status": "ok"}), media_type="application/json")
 
 

@@ -1,9 +1,8 @@
-"""The web pages, by Flask: the start page, and blueprints mounted beside it (the dashboard)."""
+"""The web pages, by Flask: the start page, beside which the dashboard is mounted."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Final
 
 import flask
@@ -18,9 +17,7 @@ SAMPLE: Final = {
 }
 
 
-def create_pages(
-    service: ServiceSettings, api: ApiSettings, describe: str, blueprints: Sequence[flask.Blueprint] = ()
-) -> flask.Flask:
+def create_pages(service: ServiceSettings, api: ApiSettings, describe: str) -> flask.Flask:
     pages = flask.Flask(__name__, static_folder=None)
     pages.url_map.merge_slashes = False  # its redirects would have the address of `Host`
 
@@ -37,8 +34,6 @@ def create_pages(
             base=flask.request.url_root.rstrip("/") + "/ga4gh/tes/v1",
         )
 
-    for blueprint in blueprints:
-        pages.register_blueprint(blueprint)
     return pages
 
 

@@ -10,14 +10,13 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
-from urllib.parse import parse_qsl
 
 from connexion.datastructures import MediaTypeDict
 from connexion.json_schema import Draft4RequestValidator, extend
 
 from poiesis.api.errors import InvalidBody, NotJson
 from poiesis.api.normalize import parse
-from poiesis.api.query import MAX_PARAMETERS
+from poiesis.api.query import parse_pairs
 from poiesis.api.validation import DOCUMENT, VALIDATORS, Scope, problems, read_body
 from poiesis.domain.errors import InvalidRequest
 
@@ -87,12 +86,8 @@ EXTENSION_VALIDATORS: Final = {
 
 def read_parameters(raw: bytes, known: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Raises: InvalidRequest."""
-    try:
-        pairs = parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
-    except ValueError:
-        raise InvalidRequest("query", f"too many parameters: at most {MAX_PARAMETERS}") from None
     given: dict[str, list[str]] = {}
-    for name, value in pairs:
+    for name, value in parse_pairs(raw):
         if value:
             given.setdefault(name, []).append(value)
     found = {}

@@ -69,10 +69,7 @@ def read_query(raw: bytes, known: Collection[str]) -> Query:
     """The query of an operation that has the parameters `known`; others are ignored. Raises: InvalidRequest."""
     if not raw or not known:
         return _DEFAULT
-    try:
-        pairs = parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
-    except ValueError:
-        raise InvalidRequest("query", f"too many parameters: at most {MAX_PARAMETERS}") from None
+    pairs = parse_pairs(raw)
     given: dict[str, Any] = {name: value for name, value in pairs if value and name in known}
     for name in given.keys() & {"view", "state"}:
         given[name] = given[name].strip().upper()
@@ -84,6 +81,14 @@ def read_query(raw: bytes, known: Collection[str]) -> Query:
         name, messages = next(iter(error.messages_dict.items()))
         raise InvalidRequest(name, messages[0]) from None
     return query
+
+
+def parse_pairs(raw: bytes) -> list[tuple[str, str]]:
+    """Names and values of a query, in order. Raises: InvalidRequest."""
+    try:
+        return parse_qsl(raw.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=MAX_PARAMETERS)
+    except ValueError:
+        raise InvalidRequest("query", f"too many parameters: at most {MAX_PARAMETERS}") from None
 
 
 def _paired(pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:

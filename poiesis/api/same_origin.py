@@ -26,6 +26,7 @@ from starlette.types import Scope
 from poiesis.api.errors import Refused
 from poiesis.config import ApiSettings
 from poiesis.domain.errors import Forbidden
+from poiesis.domain.hosts import is_loopback
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 _HOST: Final = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[^:\[\]/@\s]+)(?::(?P<port>[0-9]{0,5}))?", re.ASCII)
@@ -39,7 +40,7 @@ class RequestGuard:
         self._names = {name.lower() for name in settings.allowed_hosts if not name.startswith("*")}
         self._suffixes = tuple(name[1:].lower() for name in settings.allowed_hosts if name.startswith("*."))
         self._any_host = "*" in settings.allowed_hosts
-        self._only_loopback = _is_loopback(settings.host.lower())
+        self._only_loopback = _is_of_this_machine(settings.host.lower())
         if not self._only_loopback:
             self._names |= {settings.host.lower(), socket.gethostname().lower()}
 
@@ -68,10 +69,10 @@ class RequestGuard:
 
     def _is_known(self, name: str) -> bool:
         name = name.rstrip(".")
-        if self._any_host or _is_loopback(name) or name in self._names or name.endswith(self._suffixes):
+        if self._any_host or _is_of_this_machine(name) or name in self._names or name.endswith(self._suffixes):
             return True
         # a page cannot make a browser send an address that is not its own
-        return not self._only_loopback and _address(name) is not None
+        return not self._only_loopback and _is_address(name)
 
 
 def came_from_browser(scope: Scope) -> bool:
@@ -108,13 +109,13 @@ def _is_link(scope: Scope) -> bool:
     )
 
 
-def _is_loopback(name: str) -> bool:
-    address = _address(name)
-    return name == "localhost" or name.endswith(".localhost") or (address is not None and address.is_loopback)
+def _is_of_this_machine(name: str) -> bool:
+    return name.endswith(".localhost") or is_loopback(name.strip("[]"))
 
 
-def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+def _is_address(name: str) -> bool:
     try:
-        return ipaddress.ip_address(name.strip("[]"))
+        ipaddress.ip_address(name.strip("[]"))
     except ValueError:
-        return None
+        return False
+    return True

@@ -6,6 +6,7 @@ client leaves or does not read for a minute (`connections`), and when the server
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -16,10 +17,12 @@ from starlette.types import Receive, Scope, Send
 
 from poiesis.api.connections import CONNECTION, network_key
 from poiesis.api.errors import Refused
+from poiesis.api.middleware import REAUTHENTICATE
 from poiesis.api.users import USER
 from poiesis.config import ApiSettings
 
 RETRY_AFTER_S: Final = 30
+AUTHENTICATE_EVERY_S: Final = 30.0
 
 
 class Hold:
@@ -62,6 +65,25 @@ class StreamLimits:
             self._per_user[user] -= 1
             if not self._per_user[user]:
                 del self._per_user[user]
+
+
+class RightsCheck:
+    """Whether the credentials of a request that lasts still give its user the same rights: asked every AUTHENTICATE_EVERY_S."""
+
+    def __init__(self, scope: Scope) -> None:
+        self._scope = scope
+        self._clock = asyncio.get_running_loop().time
+        self._asked_at = self._clock()
+
+    async def are_the_same(self) -> bool:
+        """Raises: Unavailable."""
+        if self._clock() - self._asked_at < AUTHENTICATE_EVERY_S:
+            return True
+        self._asked_at = self._clock()
+        try:
+            return bool(await self._scope[REAUTHENTICATE]() == self._scope[USER])
+        except Refused:
+            return False
 
 
 class EventStream(Response):

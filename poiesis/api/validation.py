@@ -14,6 +14,7 @@ from connexion.datastructures import MediaTypeDict
 from connexion.exceptions import NonConformingResponseBody
 from connexion.json_schema import Draft4RequestValidator
 from connexion.validators import JSONResponseBodyValidator
+from starlette.requests import Request
 
 from poiesis.api.errors import MAX_PROBLEMS, Refused
 from poiesis.api.normalize import as_specified, load_task, normalize, parse
@@ -91,13 +92,7 @@ async def read_body(receive: Any, scope: Scope) -> bytes:
     for name, value in scope["headers"]:
         if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             raise Refused(415, "unsupported Content-Encoding: send the task uncompressed")
-    parts = []
-    more = True
-    while more:
-        message = await receive()
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    return b"".join(parts)
+    return await Request(scope, receive).body()
 
 
 class ResponseValidator(JSONResponseBodyValidator):  # type: ignore[misc]

@@ -23,7 +23,7 @@ from poiesis import __version__
 from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import State
-from poiesis.domain.task import ExecutorLog, FileType, Task, TaskId, TaskLog, TaskSpec, TaskSummary, View
+from poiesis.domain.task import ExecutorLog, FileType, Task, TaskLog, TaskSpec, TaskSummary, View
 
 Document = dict[str, Any]
 
@@ -55,10 +55,6 @@ class Views:
         if shown is None:
             return frozenset()
         return frozenset(state for state, as_ in self._shown.items() if as_ == shown) or NOWHERE
-
-
-def created(task_id: TaskId) -> Document:
-    return {"id": task_id}
 
 
 def service_info(service: ServiceSettings, policy: Policy, describe: str) -> Document:
@@ -156,12 +152,7 @@ def _live(log: TaskLog) -> Mapping[str, str]:
 
 
 def _times(start: datetime | None, end: datetime | None) -> Document:
-    document: Document = {}
-    if start is not None:
-        document["start_time"] = time_text(start)
-    if end is not None:
-        document["end_time"] = time_text(end)
-    return document
+    return _given(start_time=start and time_text(start), end_time=end and time_text(end))
 
 
 def time_text(at: datetime) -> str:

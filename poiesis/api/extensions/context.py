@@ -1,13 +1,9 @@
-"""What the modules of the extensions share: the services, and the ways to call them and to read a request."""
+"""What the handlers of all operations share: the services, and the ways to call them and to read a request."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
 from starlette.responses import Response
@@ -16,6 +12,7 @@ from starlette.types import Scope
 from poiesis.api.event_feed import EventFeed
 from poiesis.api.services import Services
 from poiesis.api.streams import StreamLimits
+from poiesis.api.threads import Threads
 from poiesis.api.validation import TaskReader
 from poiesis.api.views import Views
 
@@ -32,16 +29,14 @@ class Context:
 
     services: Services
     views: Views
-    threads: ThreadPoolExecutor
+    threads: Threads
     tasks: TaskReader
     feed: EventFeed
     limits: StreamLimits
 
     async def call(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a service, which blocks on its store, in the pool of threads."""
-        return await asyncio.get_running_loop().run_in_executor(
-            self.threads, partial(copy_context().run, function, *args, **kwargs)
-        )
+        return await self.threads.call(function, *args, **kwargs)
 
 
 def header(scope: Scope, name: str) -> str | None:

@@ -7,7 +7,6 @@ stream is ended with an event `end` when the client does not keep up, the server
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -19,9 +18,8 @@ from starlette.types import Scope
 from poiesis.api.errors import Refused
 from poiesis.api.event_feed import EVERYTHING, FellBehind, Reader, task_topic
 from poiesis.api.extensions.context import Context, Document, Handler, header
-from poiesis.api.middleware import REAUTHENTICATE
 from poiesis.api.parameters import PARAMETERS
-from poiesis.api.streams import EventStream, Hold
+from poiesis.api.streams import EventStream, Hold, RightsCheck
 from poiesis.api.users import USER, User
 from poiesis.api.views import time_text
 from poiesis.domain.errors import InvalidRequest
@@ -31,7 +29,6 @@ from poiesis.ports.events import Event
 from poiesis.ports.repository import TaskFilter
 
 HEARTBEAT_S: Final = 15.0
-AUTHENTICATE_EVERY_S: Final = 30.0
 PAGE: Final = 500
 MAX_TAGS: Final = 20
 RECONNECT_MS: Final = 2000
@@ -84,7 +81,7 @@ class _Stream:
         self._selection = selection
         self._since = since
         self._with_snapshot = with_snapshot
-        self._authenticated_at = asyncio.get_running_loop().time()
+        self._rights = RightsCheck(scope)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Raises before the first chunk: Refused, Unavailable."""
@@ -154,21 +151,10 @@ class _Stream:
             if hold.has_left:
                 yield _end("server_stops", "the server stops")
                 return
-            if not await self._is_authenticated():
+            if not await self._rights.are_the_same():
                 yield _end("credentials", "the credentials have expired, or their rights have changed")
                 return
             yield self._encoded(events) or _mark(reader.position)
-
-    async def _is_authenticated(self) -> bool:
-        """Whether the credentials of the request still belong to the same user with the same rights; asked now and then."""
-        now = asyncio.get_running_loop().time()
-        if now - self._authenticated_at < AUTHENTICATE_EVERY_S:
-            return True
-        self._authenticated_at = now
-        try:
-            return bool(await self._scope[REAUTHENTICATE]() == self._selection.user)
-        except Refused:
-            return False
 
     def _encoded(self, events: Iterable[Event]) -> bytes:
         return b"".join(self._encode(event) for event in events if self._selection.shows(event))

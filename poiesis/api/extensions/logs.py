@@ -9,26 +9,23 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Final
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from poiesis.api.errors import Refused
 from poiesis.api.extensions.context import Context, Document, Handler, header
-from poiesis.api.middleware import REAUTHENTICATE
 from poiesis.api.parameters import PARAMETERS
 from poiesis.api.ranges import content_range, requested_range
-from poiesis.api.streams import Hold, StreamLimits
+from poiesis.api.streams import Hold, RightsCheck, StreamLimits
+from poiesis.api.threads import Threads
 from poiesis.api.users import USER
 from poiesis.domain.errors import InvalidRequest, StorageUnavailable
 from poiesis.ports.logs import STREAMS, Stream
 from poiesis.services.logs import AvailableLog, LogService, OpenLog, UnknownLog
 
-T = TypeVar("T")
 THREADS: Final = 8
 PIECE_BYTES: Final = 512 * 1024
 MAX_STREAMS: Final = 128
@@ -38,7 +35,6 @@ POLL_S: Final = 0.5
 QUIET_POLL_S: Final = 1.0
 QUIET_AFTER_S: Final = 60.0
 OVER_EVERY_S: Final = 5.0
-AUTHENTICATE_EVERY_S: Final = 30.0
 MAX_FOLLOW_S: Final = 24 * 3600.0
 HEADERS: Final[Mapping[str, str]] = {
     "content-type": "text/plain; charset=utf-8",
@@ -59,8 +55,8 @@ def operations(context: Context) -> dict[str, Handler]:
 class _Logs:
     def __init__(self, context: Context) -> None:
         api = context.services.api
-        self._service: LogService = context.services.logs
-        self._threads = ThreadPoolExecutor(THREADS, "logs")
+        self.service: LogService = context.services.logs
+        self.call = Threads(THREADS, "logs").call
         self._limits = StreamLimits(
             replace(
                 api,
@@ -69,13 +65,10 @@ class _Logs:
             )
         )
 
-    async def call(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
-
     async def list(self, scope: Scope) -> Document:
         task_id, access = scope["path_params"]["id"], scope[USER].access
-        found = await self.call(lambda: self._service.available(task_id, access=access))
-        return {"whole": self._service.keeps_whole_logs, "logs": [_entry(each) for each in found]}
+        found = await self.call(self.service.available, task_id, access=access)
+        return {"whole": self.service.keeps_whole_logs, "logs": [_entry(each) for each in found]}
 
     async def get(self, scope: Scope) -> Response:
         asked, access = scope[PARAMETERS], scope[USER].access
@@ -84,10 +77,9 @@ class _Logs:
         if offset is not None and not follows:
             raise InvalidRequest("offset", "only with follow=true; without it use the header Range")
         if follows:
-            self._service.check_followable()
-        opened = await self.call(
-            lambda: self._service.open(task_id, executor, stream, attempt=asked.get("attempt"), access=access)
-        )
+            self.service.check_followable()
+        attempt = asked.get("attempt")
+        opened = await self.call(self.service.open, task_id, executor, stream, attempt=attempt, access=access)
         about = opened.about
         headers = {**HEADERS, **_described(about)}
         if asked.get("download", False):
@@ -107,15 +99,11 @@ class _Logs:
     async def _pieces(self, opened: OpenLog, position: int, end: int) -> AsyncIterator[bytes]:
         """Exactly the bytes from `position` to `end`. Raises: Unavailable, StagingFailed."""
         while position < end:
-            piece = await self.call(lambda: opened.read(position, min(PIECE_BYTES, end - position)))  # noqa: B023
+            piece = await self.call(opened.read, position, min(PIECE_BYTES, end - position))
             if not piece:
                 raise StorageUnavailable("the log store does not have all of the log")
             yield piece
             position += len(piece)
-
-    @property
-    def service(self) -> LogService:
-        return self._service
 
 
 class _Followed:
@@ -123,21 +111,19 @@ class _Followed:
 
     def __init__(self, logs: _Logs, opened: OpenLog, position: int, scope: Scope) -> None:
         self._logs, self._opened, self._position = logs, opened, position
-        self._scope, self._user = scope, scope[USER]
+        self._rights, self._access = RightsCheck(scope), scope[USER].access
         self._clock = asyncio.get_running_loop().time
 
     async def pieces(self, hold: Hold) -> AsyncIterator[bytes]:
         """The first piece may be empty: then the response begins without bytes. Raises: Unavailable, StagingFailed, UnknownTask."""
         woken = asyncio.Event()
         hold.wake = woken.set
-        begun = moved_at = checked_at = authenticated_at = self._clock()
+        begun = moved_at = checked_at = self._clock()
         is_over, is_first = False, True
         while not hold.has_left and self._clock() - begun < MAX_FOLLOW_S:
-            if self._clock() - authenticated_at >= AUTHENTICATE_EVERY_S:
-                authenticated_at = self._clock()
-                if not await self._is_still_the_user():
-                    return
-            piece = await self._logs.call(lambda: self._opened.read(self._position, PIECE_BYTES))
+            if not await self._rights.are_the_same():
+                return
+            piece = await self._logs.call(self._opened.read, self._position, PIECE_BYTES)
             if piece or is_first:
                 yield piece
                 is_first = False
@@ -149,22 +135,13 @@ class _Followed:
                 return
             if self._clock() - checked_at >= OVER_EVERY_S:
                 checked_at = self._clock()
-                is_over = await self._logs.call(
-                    lambda: self._logs.service.is_over(self._opened.about.ref, access=self._user.access)
-                )
+                is_over = await self._logs.call(self._logs.service.is_over, self._opened.about.ref, access=self._access)
                 continue
             try:
                 pause = POLL_S if self._clock() - moved_at < QUIET_AFTER_S else QUIET_POLL_S
                 await asyncio.wait_for(woken.wait(), pause)
             except TimeoutError:
                 pass
-
-    async def _is_still_the_user(self) -> bool:
-        """Whether the credentials still give the same rights."""
-        try:
-            return bool(await self._scope[REAUTHENTICATE]() == self._user)
-        except Refused:
-            return False
 
 
 class LogResponse(Response):

@@ -44,7 +44,7 @@ class Tokens:
 async def start(provider: Provider, redirect_uri: str) -> Started:
     """Raises: ProviderUnavailable."""
     issuer = provider.issuer
-    endpoint = await provider.authorization_endpoint()
+    endpoint = await provider.endpoint("authorization_endpoint")
     state, nonce, verifier = (secrets.token_urlsafe(32) for _ in range(3))
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
     scopes = dict.fromkeys((*issuer.browser_scope.split(), *issuer.scopes))

@@ -49,10 +49,7 @@ def is_token(token: bytes) -> bool:
 
 def parse(token: bytes) -> Jwt:
     """`token`: at most MAX_TOKEN_BYTES. Raises: TokenRefused."""
-    header, claims, _ = token.split(b".")
-    jwt = Jwt(_object(header), _object(claims))
-    if "crit" in jwt.header:
-        raise TokenRefused("the token has critical extensions, and none is supported")
+    jwt = _parse(token)
     kind = jwt.header.get("typ", "JWT")
     # Keycloak writes the kind of a token into its claims
     if not isinstance(kind, str) or kind.lower() not in _TYPES or jwt.claims.get("typ", "Bearer") != "Bearer":
@@ -66,10 +63,14 @@ def parse_id_token(token: bytes) -> Jwt:
     """Raises: TokenRefused."""
     if len(token) > MAX_TOKEN_BYTES or not is_jwt(token):
         raise TokenRefused("the ID token is malformed")
+    return _parse(token)
+
+
+def _parse(token: bytes) -> Jwt:
     header, claims, _ = token.split(b".")
     jwt = Jwt(_object(header), _object(claims))
     if "crit" in jwt.header:
-        raise TokenRefused("the ID token has critical extensions, and none is supported")
+        raise TokenRefused("the token has critical extensions, and none is supported")
     return jwt
 
 

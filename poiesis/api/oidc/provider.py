@@ -93,26 +93,22 @@ class Provider:
     async def introspect(self, token: bytes) -> Claims | None:
         """What the provider says about a token; None: it is not active. Raises: ProviderUnavailable."""
         form = {"token": token.decode("ascii"), "token_type_hint": "access_token"}
-        url = await self._endpoint("introspection_endpoint")
+        url = await self.endpoint("introspection_endpoint")
         found = await self._fetch("POST", url, data=form, auth=self._auth)
         return found if found.get("active") is True else None
 
     async def userinfo(self, token: bytes, subject: str) -> Claims | None:
         """The user's claims; None: the provider does not accept the token. Raises: ProviderUnavailable."""
-        url = await self._endpoint("userinfo_endpoint")
+        url = await self.endpoint("userinfo_endpoint")
         try:
             found = await self._fetch("GET", url, headers={"Authorization": f"Bearer {token.decode('ascii')}"})
         except _Rejected:
             return None
         return found if found.get("sub") == subject else None  # OpenID Connect Core 1.0, section 5.3.2
 
-    async def authorization_endpoint(self) -> str:
-        """Where browsers log in. Raises: ProviderUnavailable."""
-        return await self._endpoint("authorization_endpoint")
-
     async def token(self, form: Mapping[str, str]) -> Claims:
         """The answer of the token endpoint to the client for browsers. Raises: TokenRefused for a refused grant; ProviderUnavailable."""
-        url = await self._endpoint("token_endpoint")
+        url = await self.endpoint("token_endpoint")
         return await self._fetch("POST", url, **self._browser_form(form), refuses_by_400=True)
 
     async def revoke(self, token: str) -> bool:
@@ -171,7 +167,7 @@ class Provider:
     async def _read_keys(self) -> None:
         try:
             self._endpoints = {}
-            found = await self._fetch("GET", await self._endpoint("jwks_uri"))
+            found = await self._fetch("GET", await self.endpoint("jwks_uri"))
             keys = [(jwk, key) for jwk in _items(found.get("keys")) if (key := usable_key(jwk)) is not None]
             if not keys:
                 raise ProviderUnavailable(self.issuer)
@@ -186,7 +182,8 @@ class Provider:
 
     # ---- requests
 
-    async def _endpoint(self, name: str) -> str:
+    async def endpoint(self, name: str) -> str:
+        """The address of that name in the discovery document. Raises: ProviderUnavailable."""
         await self._discover()
         if name not in self._endpoints:
             raise self._unavailable(f"its discovery document has no usable {name}")

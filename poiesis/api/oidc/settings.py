@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import re
 import ssl
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from poiesis.domain.errors import ConfigurationError
+from poiesis.domain.hosts import is_loopback
 
 ALGORITHMS: Final = (
     *("RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
@@ -90,21 +90,11 @@ class Issuer:
 
     def secret(self) -> str | None:
         """Raises: ValueError."""
-        if self.client_secret_file is None:
-            return self.client_secret
-        try:
-            return Path(self.client_secret_file).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            raise ValueError(f"client_secret_file: cannot read {self.client_secret_file}") from None
+        return _secret("client_secret_file", self.client_secret_file, self.client_secret)
 
     def browser_client_secret(self) -> str | None:
         """Raises: ValueError."""
-        if self.browser_secret_file is None:
-            return self.browser_secret
-        try:
-            return Path(self.browser_secret_file).read_text(encoding="utf-8").strip()
-        except (OSError, ValueError):
-            raise ValueError(f"browser_secret_file: cannot read {self.browser_secret_file}") from None
+        return _secret("browser_secret_file", self.browser_secret_file, self.browser_secret)
 
     def tls(self) -> ssl.SSLContext:
         """Raises: ValueError."""
@@ -112,6 +102,16 @@ class Issuer:
             return ssl.create_default_context(cafile=self.ca_file)
         except OSError:
             raise ValueError(f"ca_file: cannot read certificates from {self.ca_file}") from None
+
+
+def _secret(field_name: str, file: str | None, otherwise: str | None) -> str | None:
+    """The content of the file, if there is one. Raises: ValueError."""
+    if file is None:
+        return otherwise
+    try:
+        return Path(file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError):
+        raise ValueError(f"{field_name}: cannot read {file}") from None
 
 
 def is_secure(url: object) -> bool:
@@ -126,14 +126,7 @@ def is_secure(url: object) -> bool:
         )
     except ValueError:
         return False
-    return usable and (parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host)))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    return usable and (parts.scheme == "https" or (parts.scheme == "http" and is_loopback(host)))
 
 
 def read_issuers(text: str) -> tuple[Issuer, ...]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from starlette.types import ASGIApp, Scope
+from starlette.types import ASGIApp
 
 from poiesis.api.auth import Authenticator
 from poiesis.api.extensions.context import Context
@@ -22,20 +22,18 @@ from poiesis.api.ui.entrance import Entrance
 from poiesis.api.ui.gate import Gate
 from poiesis.api.ui.session import Sessions
 from poiesis.api.ui.site import Ui
-from poiesis.api.users import User
 
 _TOPICS: Final = (login, overview, tasks, task, logs, new_task)
 
 
 class Dashboard:
-    """All of it, for the application: `blueprint` has the pages."""
+    """All of it, for the application: `blueprint` has the pages, `sessions` those of the browsers."""
 
     def __init__(self, context: Context, authenticator: Authenticator) -> None:
         services = context.services
+        self._services = services
         self._authenticator = authenticator
-        self._settings = services.api
-        self._limiter = services.limiter
-        self._sessions = Sessions(services.sessions, authenticator, services.api, services.tasks.clock)
+        self.sessions = Sessions(services.sessions, authenticator, services.api, services.tasks.clock)
         ui = Ui(context)
         for topic in _TOPICS:
             topic.register(ui)
@@ -44,18 +42,13 @@ class Dashboard:
 
     def gate(self, pages: ASGIApp) -> ASGIApp:
         """`pages` behind the gate."""
-        entrance = Entrance(self._settings, self._authenticator, self._sessions)
         return Gate(
             pages,
             authenticator=self._authenticator,
-            sessions=self._sessions,
-            entrance=entrance,
-            limiter=self._limiter,
+            sessions=self.sessions,
+            entrance=Entrance(self._services.api, self._authenticator, self.sessions),
+            limiter=self._services.limiter,
         )
 
-    async def api_visitor(self, scope: Scope) -> User | None:
-        """The user of a session for a request to the API (`Sessions.api_visitor`)."""
-        return await self._sessions.api_visitor(scope)
-
     def close(self) -> None:
-        self._sessions.close()
+        self.sessions.close()

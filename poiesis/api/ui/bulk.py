@@ -99,7 +99,14 @@ def register(ui: Ui) -> None:
     @ui.get("/tasks/bulk")
     def confirm() -> Any:
         choice = _read(flask.request.args, ui.services.tasks.clock.now())
-        return page("bulk_confirm.html", choice=choice, title=ACTIONS[choice.do], **_counted(ui, choice))
+        return page(
+            "bulk_confirm.html",
+            choice=choice,
+            title=ACTIONS[choice.do],
+            limit=COUNT_LIMIT,
+            step=STEP,
+            **_counted(ui, choice),
+        )
 
     @ui.post("/tasks/bulk")
     def act() -> Any:
@@ -142,17 +149,11 @@ def _counted(ui: Ui, choice: Choice) -> dict[str, Any]:
     if choice.asked is not None:
         where = choice.where(ui, user)
         found = tasks.list(where, limit=LISTED, after=None, view=View.BASIC)
-        return {"count": tasks.repository.count(where), "listed": found.tasks, "limit": COUNT_LIMIT, "step": STEP}
+        return {"count": tasks.repository.count(where), "listed": found.tasks}
     states = tasks.states(choice.ids, access=user.access)
     ids = [i for i, state in states.items() if choice.do == "rerun" or state in UNFINISHED]
     listed = [tasks.get(i, View.BASIC, access=user.access) for i in ids[:LISTED]]
-    return {
-        "count": len(ids),
-        "listed": listed,
-        "limit": COUNT_LIMIT,
-        "step": STEP,
-        "left_out": len(choice.ids) - len(ids),
-    }
+    return {"count": len(ids), "listed": listed, "left_out": len(choice.ids) - len(ids)}
 
 
 def _step(ui: Ui, choice: Choice, after: str | None) -> Done:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Final
 
 from poiesis.services.overview import Hour
@@ -71,23 +72,20 @@ class Chart:
 def ended_chart(hours: Sequence[Hour]) -> Chart:
     """Tasks that ended in each hour, as bars of three parts."""
     step = _step(max((hour.ended for hour in hours), default=0))
-    most = step * 4
 
-    def y(value: float) -> float:
-        return round(HEIGHT - BOTTOM - value / most * (HEIGHT - BOTTOM - TOP), 1)
+    def y(value: int) -> float:
+        return _height(value / (step * 4))
 
     chart = _frame(hours, [Mark(y(step * i), count(step * i)) for i in range(5)], _ended_title)
-    pitch = (WIDTH - LEFT - RIGHT) / max(1, len(hours))
+    pitch = _pitch(hours)
     for i, hour in enumerate(hours):
         below = 0
         for kind in ("complete", "failed", "canceled"):
-            value = getattr(hour, kind)
-            if value:
+            if value := getattr(hour, kind):
                 top = y(below + value)
                 height = round(max(1.0, y(below) - top), 1)
-                chart.rects.append(
-                    Rect(round(LEFT + i * pitch + pitch * 0.15, 1), top, round(pitch * 0.7, 1), height, kind)
-                )
+                left = round(LEFT + (i + 0.15) * pitch, 1)
+                chart.rects.append(Rect(left, top, round(pitch * 0.7, 1), height, kind))
                 below += value
     return chart
 
@@ -99,35 +97,32 @@ def waits_chart(hours: Sequence[Hour]) -> Chart:
     most = math.log(max(shown[-1][0], slowest, 10))
 
     def y(seconds: float) -> float:
-        part = math.log(max(1.0, seconds)) / most
-        return round(HEIGHT - BOTTOM - part * (HEIGHT - BOTTOM - TOP), 1)
+        return _height(math.log(max(1.0, seconds)) / most)
 
     chart = _frame(hours, [Mark(y(seconds), text) for seconds, text in shown], _waits_title)
-    pitch = (WIDTH - LEFT - RIGHT) / max(1, len(hours))
+    pitch = _pitch(hours)
     for kind in ("slow_wait", "median_wait"):
-        points: list[str] = []
-        chart.lines[kind] = []
-        for i, hour in enumerate(hours):
-            value = getattr(hour, kind)
-            if value is None:
-                points = _finish(chart.lines[kind], points)
-                continue
-            x = round(LEFT + (i + 0.5) * pitch, 1)
-            points.append(f"{x},{y(value)}")
-            chart.dots.append((x, y(value), kind))
-        _finish(chart.lines[kind], points)
+        points = [(round(LEFT + (i + 0.5) * pitch, 1), getattr(hour, kind)) for i, hour in enumerate(hours)]
+        for is_known, group in groupby(points, lambda point: point[1] is not None):
+            if is_known:
+                line = [(x, y(seconds)) for x, seconds in group]
+                chart.dots += [(*dot, kind) for dot in line]
+                if len(line) > 1:
+                    chart.lines.setdefault(kind, []).append(" ".join(f"{x},{y_}" for x, y_ in line))
     return chart
 
 
-def _finish(lines: list[str], points: list[str]) -> list[str]:
-    if len(points) > 1:
-        lines.append(" ".join(points))
-    return []
+def _height(part: float) -> float:
+    """Where a part of the axis is, from 0 at its bottom to 1."""
+    return round(HEIGHT - BOTTOM - part * (HEIGHT - BOTTOM - TOP), 1)
 
 
-def _frame(hours: Sequence[Hour], rows: list[Mark], title: object) -> Chart:
-    assert callable(title)
-    pitch = (WIDTH - LEFT - RIGHT) / max(1, len(hours))
+def _pitch(hours: Sequence[Hour]) -> float:
+    return (WIDTH - LEFT - RIGHT) / max(1, len(hours))
+
+
+def _frame(hours: Sequence[Hour], rows: list[Mark], title: Callable[[Hour], str]) -> Chart:
+    pitch = _pitch(hours)
     columns = [
         Mark(round(LEFT + (i + 0.5) * pitch, 1), hour.begin.strftime("%H:%M"))
         for i, hour in enumerate(hours)

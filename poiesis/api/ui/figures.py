@@ -48,7 +48,7 @@ def _cpu(task: Task) -> Figure:
     usage = usage_of(task)
     cpu, running = usage.get("cpu_seconds"), usage.get("running_seconds", 0.0)
     if cpu is None or running <= 0:
-        return Figure("CPU", _cores(asked), "not known yet" if not task.state.is_terminal else "not measured", None)
+        return Figure("CPU", _cores(asked), _unmeasured(task), None)
     cores = cpu / running
     part = None if not asked else cores / asked
     hint = None
@@ -63,7 +63,7 @@ def _memory(task: Task) -> Figure:
     asked, peak = task.ram_gb, usage_of(task).get("peak_memory_bytes")
     text = "no request" if asked is None else _gigabytes(asked)
     if peak is None:
-        return Figure("Memory", text, "not known yet" if not task.state.is_terminal else "not measured", None)
+        return Figure("Memory", text, _unmeasured(task), None)
     used = peak / GIGABYTE
     part = None if not asked else used / asked
     hint = None
@@ -85,7 +85,7 @@ def _disk(task: Task) -> Iterator[Figure]:
         return
     text = "no request" if asked is None else _gigabytes(asked)
     if not known:
-        yield Figure("Disk", text, "not known yet" if not task.state.is_terminal else "not measured", None)
+        yield Figure("Disk", text, _unmeasured(task), None)
         return
     used = sum(known) / GIGABYTE
     part = None if not asked else used / asked
@@ -99,6 +99,10 @@ def _gpu(task: Task) -> Iterator[Figure]:
     asked = gpu_count((task.spec.resources or Resources()).backend_parameters)
     if asked:
         yield Figure("GPUs", f"{asked}", "not measured", None)
+
+
+def _unmeasured(task: Task) -> str:
+    return "not measured" if task.state.is_terminal else "not known yet"
 
 
 def _percent(part: float | None) -> float | None:

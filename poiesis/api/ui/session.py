@@ -12,12 +12,9 @@ import hashlib
 import logging
 import re
 import secrets
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
-from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from starlette.types import Scope
@@ -26,6 +23,7 @@ from poiesis.api.attempts import Rate
 from poiesis.api.auth import Authenticator, Login
 from poiesis.api.errors import Refused
 from poiesis.api.middleware import client_network
+from poiesis.api.threads import Threads
 from poiesis.api.ui.cookies import SESSION, Cookies
 from poiesis.api.users import User
 from poiesis.config import ApiSettings
@@ -40,7 +38,6 @@ if TYPE_CHECKING:
     from poiesis.api.oidc.code_flow import Tokens
     from poiesis.api.oidc.provider import Provider
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 THREADS: Final = 4
@@ -64,7 +61,8 @@ class Sessions:
         self._authenticator = authenticator
         self._settings = settings.dashboard
         self._clock = clock
-        self._threads = ThreadPoolExecutor(THREADS, "sessions")
+        self._threads = Threads(THREADS, "sessions")
+        self._call = self._threads.call
         self._renewing: dict[str, asyncio.Task[Session | None]] = {}
 
     def cookies(self, scope: Scope) -> Cookies:
@@ -93,7 +91,7 @@ class Sessions:
             sealed="" if tokens is None else _seal(token, tokens),
         )
         await self._call(self._repository.remove_expired, now)
-        await self._call(partial(self._repository.add, session, keep=MAX_PER_USER))
+        await self._call(self._repository.add, session, keep=MAX_PER_USER)
         await self.end(previous)
         return token
 
@@ -137,7 +135,7 @@ class Sessions:
         return user
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.abandon()
 
     async def _find(self, token: str, address: str) -> Session | None:
         if not _TOKEN.fullmatch(token):
@@ -222,9 +220,6 @@ class Sessions:
             await asyncio.sleep(POLL_S)
             found = await self._call(self._repository.find, session.digest)
         raise Unavailable("the login is being renewed, or has ended: try again")
-
-    async def _call(self, function: Callable[..., T], *args: object) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
 
 def _digest(token: str) -> str:

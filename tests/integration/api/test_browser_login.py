@@ -299,7 +299,7 @@ class TestLater:
 
         async def revoke() -> tuple[bool, bool, bytes]:
             provider = Provider(issuer, time.monotonic)
-            await provider.authorization_endpoint()
+            await provider.endpoint("authorization_endpoint")
             with socket.create_server(("127.0.0.1", 0)) as silent:
                 provider._endpoints["revocation_endpoint"] = f"http://127.0.0.1:{silent.getsockname()[1]}/"
                 hanging = await provider.revoke("token-1")

@@ -8,10 +8,8 @@ import re
 import shlex
 from datetime import timedelta
 
-import flask
 import pytest
 
-from poiesis.api import create_app
 from poiesis.api.server import serve
 from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.errors import ConfigurationError
@@ -140,14 +138,6 @@ class TestTheStartPage:
         file = tmp_path_factory.mktemp("auth") / "users.json"
         file.write_text("[]")
         assert words in Site(api=ApiSettings(auth=(auth,), credentials_file=str(file))).client.get("/").text
-
-    def test_other_pages_can_be_mounted(self, site: Site) -> None:
-        others = flask.Blueprint("others", __name__)
-        others.get("/more/")(lambda: "tasks")
-        client = create_app(site.services(), blueprints=[others]).test_client(base_url="http://127.0.0.1:8000")
-        assert client.get("/more/").text == "tasks"
-        assert_error(client.get("/more/none"), 404, "not_found")
-        assert_error(client.post("/more/"), 405, "method_not_allowed")
 
     def test_refuses_large_bodies(self) -> None:
         site = Site(api=ApiSettings(max_body_bytes=10))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from poiesis.api import app, credentials
+from poiesis.api import app, credentials, streams
 from poiesis.api.event_feed import EventFeed
 from poiesis.api.extensions import events
 from poiesis.config import ApiSettings
@@ -305,7 +305,7 @@ class TestAccess:
     def test_a_stream_ends_when_the_credentials_give_other_rights(
         self, site: Site, monkeypatch: pytest.MonkeyPatch, users: dict[str, dict[str, Any]]
     ) -> None:
-        monkeypatch.setattr(events, "AUTHENTICATE_EVERY_S", 0.01)
+        monkeypatch.setattr(streams, "AUTHENTICATE_EVERY_S", 0.01)
         monkeypatch.setattr(credentials, "_CHECK_FILE_S", 0.01)
 
         async def test(client: Client) -> None:
