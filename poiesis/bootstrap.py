@@ -107,7 +107,7 @@ class Bootstrap(ExitStack):
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str], role: str = "api") -> Self:
-        """For a role of the server mode, whose traces begin here. Raises: ConfigurationError."""
+        """Build the parts of a role of the server mode, and begin its traces. Raises: ConfigurationError."""
         from poiesis.cluster.kubernetes.settings import KubernetesSettings
 
         settings = read(Settings, environ, others=ADAPTER_PREFIXES)
@@ -125,7 +125,7 @@ class Bootstrap(ExitStack):
 
     @classmethod
     def of_store(cls, environ: Mapping[str, str], directory: str | None) -> Self:
-        """For commands that use the store only: MongoDB where a URI is set, else the file of a directory. Raises: ConfigurationError."""
+        """Build the parts of a command that uses only the store: MongoDB if a URI is set, else a directory. Raises: ConfigurationError."""
         from poiesis.cluster.kubernetes.settings import KubernetesSettings
 
         settings = read(Settings, environ, others=ADAPTER_PREFIXES)
@@ -259,27 +259,29 @@ class Bootstrap(ExitStack):
         return LogRetention(self.repository, self.log_store, self.clock, self.settings.retention)
 
     def _log_keeping(self) -> LogKeeping | None:
+        """None: the site keeps no whole logs."""
         from poiesis.cluster.local import LogKeeping
+
+        return None if self.log_store is None else LogKeeping(self.settings.logs, self._keep_log)
+
+    def _keep_log(self, control: Path, task_id: TaskId, attempt: int, executor: int, over: Event) -> None:
+        """Move the output of an executor to the log store until it is stored, or could not be a while after `over` was set."""
         from poiesis.logstore.follower import Follower
 
-        store, settings = self.log_store, self.settings.logs
-        if store is None:
-            return None
+        assert self.log_store is not None
+        settings = self.settings.logs
 
-        def follow(control: Path, task_id: TaskId, attempt: int, executor: int, over: Event) -> None:
-            def wait(seconds: float) -> None:
-                if over.wait(seconds):
-                    time.sleep(min(seconds, 0.05))
+        def wait(seconds: float) -> None:
+            if over.wait(seconds):
+                time.sleep(min(seconds, 0.05))
 
-            try:
-                follower = Follower(store, str(control), task_id, attempt, (executor,), settings, resumes=True)
-                problem = follower.run(over.is_set, wait, settings.finish.total_seconds())
-            except OSError as error:
-                problem = str(error)
-            if problem is not None:
-                log.warning("logs_incomplete", extra={"task_id": task_id, "executor": executor, "error": problem})
-
-        return LogKeeping(settings, follow)
+        try:
+            follower = Follower(self.log_store, str(control), task_id, attempt, (executor,), settings, resumes=True)
+            problem = follower.run(over.is_set, wait, settings.finish.total_seconds())
+        except OSError as error:
+            problem = str(error)
+        if problem is not None:
+            log.warning("logs_incomplete", extra={"task_id": task_id, "executor": executor, "error": problem})
 
     def _local_cluster(self) -> FollowedCluster:
         from poiesis.cluster.local import Filers, LocalCluster, credential_files

@@ -18,16 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl
 
 from poiesis.api.attempts import Attempts
 from poiesis.api.credentials import Credentials, CredentialsFile, scrypt
 from poiesis.api.errors import Refused
 from poiesis.api.key_lookup import KeyLookup
 from poiesis.api.logins import LoginGate
+from poiesis.api.query import parse_pairs
 from poiesis.api.users import ANONYMOUS, Method, User
 from poiesis.config import ApiSettings
-from poiesis.domain.errors import ConfigurationError
+from poiesis.domain.errors import ConfigurationError, InvalidRequest
 from poiesis.domain.hosts import is_loopback
 from poiesis.domain.sessions import Session, SessionMethod
 from poiesis.services.keys import KeyService, is_key
@@ -46,7 +46,7 @@ _CHALLENGE: Final[Mapping[Method, str]] = {
 
 @dataclass(frozen=True)
 class Login:
-    """A user who has logged in, and what a session has to remember of how (`Session`)."""
+    """A user who has logged in, with the method and the credential that the session checks again with each request (`Session`)."""
 
     user: User
     method: SessionMethod
@@ -100,7 +100,7 @@ class Authenticator:
         return user
 
     async def _key(self, key: bytes, credentials: Credentials, address: str) -> User | None:
-        """Of the credentials file or the store."""
+        """Return the user of an API key of the credentials file or the store."""
         user = _found(key, credentials.keys, "api_key") if key else None
         if user is None and self._keys is not None and is_key(key):
             user = await self._keys.user(key, credentials, address)
@@ -117,7 +117,7 @@ class Authenticator:
         return None if user is None else Login(user, "basic", _fingerprint(credentials, name))
 
     async def key_login(self, secret: bytes, address: str) -> Login | None:
-        """By an API key, or a token of the credentials file. Raises: Refused, Unavailable."""
+        """Log in by an API key, or by a token of the credentials file. Raises: Refused, Unavailable."""
         digest = hashlib.sha256(secret).hexdigest()
         methods: tuple[SessionMethod, ...] = ("api_key", "bearer")
         for method in methods:
@@ -127,7 +127,7 @@ class Authenticator:
         return None
 
     async def token_login(self, token: bytes, issuer: str, address: str) -> Login:
-        """By an access token of a provider. Raises: Refused, Unavailable."""
+        """Log in by an access token of a provider. Raises: Refused, Unavailable."""
         user, problem = await self._bearer(token, Credentials(), address)
         if user is None:
             raise self._unauthenticated(problem, is_given=True)
@@ -211,16 +211,11 @@ class Authenticator:
     def _unauthenticated(self, problem: str | None, *, is_given: bool) -> Refused:
         """`problem`: of a token that was checked (RFC 6750, section 3)."""
         challenges = dict(self._challenges)
+        message = "invalid credentials" if is_given else "missing credentials"
         if problem is not None:
+            message = f"invalid credentials: {problem}"
             challenges["oidc"] += f', error="invalid_token", error_description="{problem}"'
             challenges.pop("bearer", None)
-        message = (
-            f"invalid credentials: {problem}"
-            if problem
-            else "invalid credentials"
-            if is_given
-            else "missing credentials"
-        )
         header = ", ".join(dict.fromkeys(challenges.values()))
         return Refused(401, message, "unauthenticated", {"WWW-Authenticate": header})
 
@@ -242,7 +237,7 @@ def check_methods(settings: ApiSettings) -> None:
 
 
 def _fingerprint(credentials: Credentials, name: str) -> str:
-    """Of a user's password: another one, or none, ends the sessions of the old one."""
+    """Return a digest of a user's password. It changes with the password, which ends the user's sessions."""
     _, salt, expected = credentials.passwords.get(name, (None, b"", b""))
     return hashlib.sha256(salt + b"\0" + expected).hexdigest()
 
@@ -257,7 +252,7 @@ def _query_key(query: bytes) -> bytes:
     if b"api_key=" not in query:
         return b""
     try:
-        pairs = parse_qsl(query.decode("utf-8", "replace"), max_num_fields=1_000)
-    except ValueError:
+        pairs = parse_pairs(query)
+    except InvalidRequest:
         return b""
-    return next((value.encode() for name, value in pairs if name == "api_key"), b"")
+    return next((value.encode() for name, value in pairs if name == "api_key" and value), b"")

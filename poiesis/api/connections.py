@@ -97,7 +97,7 @@ class ConnectionGate:
             self._waiting[connection] = None
 
     def set_writing(self, connection: LimitedProtocol, writes: bool) -> None:
-        """Where the limit is reached, the longest of the address that holds most is closed."""
+        """Record whether a client does not keep up. Beyond MAX_UNWRITTEN_BYTES, the address with most bytes loses its oldest connection."""
         self._writing.pop(connection, None)
         if not writes or connection not in self._all:  # one that has left would never be removed again
             return

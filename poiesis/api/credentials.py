@@ -78,7 +78,7 @@ _Sha256 = Annotated[str, msgspec.Meta(pattern=r"^sha256\$[0-9a-fA-F]{64}$")]
 
 
 class _Entry(msgspec.Struct, forbid_unknown_fields=True):
-    """Of the credentials file. msgspec's messages name the field and not its content."""
+    """An entry of the credentials file. msgspec's messages name the field and not its content."""
 
     name: Annotated[str, msgspec.Meta(pattern="^[^:]+$")]
     password_hash: Annotated[str, msgspec.Meta(pattern=r"^scrypt\$[^$]*\$[^$]*$")] | None = None

@@ -43,7 +43,7 @@ class KeyLookup:
         return await self._user(partial(self._keys.find, secret), credentials, address)
 
     async def user_of_digest(self, digest: str, credentials: Credentials, address: str) -> User | None:
-        """The same by the digest of a key."""
+        """Return the user of a key by its digest, as `user` does."""
         return await self._user(partial(self._keys.find_digest, digest), credentials, address)
 
     async def _user(self, find: Callable[[], ApiKey | None], credentials: Credentials, address: str) -> User | None:

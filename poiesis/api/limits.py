@@ -67,7 +67,7 @@ return waits
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one request, in microseconds of the budgets: what it spends, and how far ahead the counter may be."""
+    """What one request spends, and how far ahead its counter may be, in microseconds of the budgets."""
 
     request_us: float
     request_ahead_us: float
@@ -96,11 +96,11 @@ class RateLimiter:
         self._asking: asyncio.Task[None] | None = None
 
     async def admit_user(self, counter: str, body_bytes: int) -> None:
-        """`counter`: of `user_counter`. `body_bytes`: 0 where it is not declared; `charge_user` adds it. Raises: Refused."""
+        """`counter`: from `user_counter`. `body_bytes`: 0 where it is not declared; `charge_user` adds it. Raises: Refused."""
         await self._admit(counter, self._user_cost(body_bytes))
 
     async def admit_address(self, address: str) -> None:
-        """Of a request without a user. Raises: Refused."""
+        """Admit a request without a user. Raises: Refused."""
         limits = self._settings
         await self._admit(
             f"a:{address}",

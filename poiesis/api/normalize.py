@@ -71,7 +71,7 @@ def unknown_fields(document: Any) -> Iterator[Problem]:
 
 
 def as_specified(document: Any) -> Any:
-    """The same with the cores rounded up to the spec's integer, for validation by the spec; the domain keeps the fraction."""
+    """Return the document with the cores rounded up to the spec's integer, for validation by the spec; the domain keeps the fraction."""
     cores = document.get("resources") if isinstance(document, dict) else None
     if not isinstance(cores, dict) or not isinstance(cores.get("cpu_cores"), float):
         return document

@@ -48,7 +48,7 @@ class RequestRecord:
     """Those that one request for many has changed or created: each has a line of the audit."""
     error: str | None = None
     body_bytes: int = 0
-    """So many have arrived."""
+    """Bytes of the body that have arrived."""
     only_reads: bool = False
     """Whether it changes nothing, whatever its method: it is audited only if it is refused."""
     is_login: bool = False

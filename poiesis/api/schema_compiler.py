@@ -23,7 +23,7 @@ _TYPES: Final[Mapping[str, tuple[type, ...]]] = {
 
 
 def compile_schema(schema: Mapping[str, Any]) -> Check:
-    """For a schema without references, as Connexion resolves them. Raises: ValueError for an unsupported keyword."""
+    """Compile a schema without references, which Connexion has resolved. Raises: ValueError for an unsupported keyword."""
     rest = {k: v for k, v in schema.items() if k not in _ANNOTATIONS and not k.startswith("x-")}
     kind, values = rest.pop("type", None), rest.pop("enum", None)
     below = {name: compile_schema(s) for name, s in rest.pop("properties", {}).items()}

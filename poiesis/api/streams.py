@@ -38,7 +38,7 @@ class Hold:
 
 
 class StreamLimits:
-    """Of one process; used in the event loop only."""
+    """The limits of one process. Used in the event loop only."""
 
     def __init__(self, settings: ApiSettings) -> None:
         self._max = settings.max_streams

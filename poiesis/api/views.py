@@ -28,7 +28,8 @@ from poiesis.domain.task import ExecutorLog, FileType, Task, TaskLog, TaskSpec, 
 Document = dict[str, Any]
 
 TES_VERSION: Final = "1.1.0"
-NOWHERE: Final = frozenset({State.UNKNOWN})  # no stored task is in this state
+NO_STATE: Final = frozenset({State.UNKNOWN})
+"""For a filter that no task matches: no stored task is in this state."""
 
 
 class Views:
@@ -54,7 +55,7 @@ class Views:
         """The stored states that are shown as `shown`, for filters; empty: any."""
         if shown is None:
             return frozenset()
-        return frozenset(state for state, as_ in self._shown.items() if as_ == shown) or NOWHERE
+        return frozenset(state for state, as_ in self._shown.items() if as_ == shown) or NO_STATE
 
 
 def service_info(service: ServiceSettings, policy: Policy, describe: str) -> Document:
@@ -77,7 +78,7 @@ def service_info(service: ServiceSettings, policy: Policy, describe: str) -> Doc
 
 
 def old_service_info(info: Document) -> Document:
-    """The same in TES 0.4, whose clients refuse keys that they do not know."""
+    """Return the service info of TES 0.4, whose clients refuse keys that they do not know."""
     return {"name": info["name"], "doc": info["description"], "storage": info["storage"]}
 
 
@@ -165,6 +166,6 @@ def _given(**values: Any) -> Document:
 
 
 def sentence(text: str) -> str:
-    """With a full stop, unless it already ends a sentence."""
+    """Return the text with a full stop, unless it already ends a sentence."""
     text = text.strip()
     return text if not text or text[-1] in ".!?" else text + "."

@@ -11,7 +11,7 @@ from typing import Any, Final
 from poiesis.domain.errors import ConfigurationError
 
 MAX_CONTENT_BYTES: Final = 128 * 1024
-"""Of `content` of an input (spec: tesInput.content)."""
+"""Limit of `content` of an input (spec: tesInput.content)."""
 _INPUT: Final = re.compile(r"(?P<url>.+):(?P<path>/(?!/).*)")
 _OUTPUT: Final = re.compile(r"(?P<path>/.*?):(?P<url>[A-Za-z][A-Za-z0-9+.-]*://.*)")
 _SCHEME: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")

@@ -84,7 +84,7 @@ class TesClient:
 
     @classmethod
     def of(cls, server: Server, environ: Mapping[str, str] = os.environ, *, quick: bool = False) -> TesClient:
-        """With the credentials of a profile, if it has any: those of the environment may be for another server."""
+        """Return a client with the credentials of the profile, if it has any: those of the environment may be for another server."""
         own = {"POIESIS_TOKEN": server.token} if server.token else {}
         return cls(server.url, {**environ, **own}, quick=quick)
 
@@ -126,7 +126,7 @@ class TesClient:
     def try_extension(
         self, method: str, path: str, query: Any = None, body: Any = None, *, instead: str, name: str | None = None
     ) -> dict[str, Any] | None:
-        """The same; None where the server does not have the operation, or refuses it to these credentials. Stated once on stderr.
+        """Like `extension`, but return None if the server lacks the operation or refuses it, which is reported once on stderr.
 
         Raises: UnknownTask, PoiesisError."""
         operation = name or (path.rpartition("/")[2] if path.count("/") > 1 else path[1:])

@@ -148,7 +148,7 @@ def table(tasks: Sequence[Any], columns: Sequence[str], *, header: bool = True) 
 
 
 def exit_code(task: dict[str, Any]) -> int | None:
-    """Of the first command that failed, if it is one that a process can exit with."""
+    """Return the exit code of the first command that failed, if a process can exit with it."""
     return next((code for code in _exit_codes(task) if isinstance(code, int) and 0 < code < 256), None)
 
 

@@ -15,7 +15,7 @@ from argcomplete.shell_integration import shellcode
 from poiesis.cli.parser import make_parser
 
 DEADLINE_S: Final = 1.5
-"""Of the answer to a key press, whatever the server does."""
+"""How long the answer to a key press takes at most, whatever the server does."""
 MAX_IDS: Final = 100
 _SAFE_ID: Final = re.compile(r"[\w.:@+-]{1,200}", re.ASCII)
 NOT_ENDED: Final = ("wait", "cancel")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
@@ -75,11 +75,10 @@ class Follower:
         return float("inf") if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
     def _ask(self, pending: list[str]) -> dict[str, str]:
+        found = None
         try:
-            try:
+            with suppress(Unavailable):  # perhaps only of waiting requests, which are limited
                 found = self._ask_extension(pending)
-            except Unavailable:  # perhaps only of waiting requests, which are limited
-                found = None
             self._polls = found is None
             if found is None:
                 found = {task_id: _state(self._client.get(task_id, "MINIMAL")) for task_id in pending}
@@ -197,8 +196,8 @@ def shown(client: TesClient, follower: Follower, *, plain: bool, silent: bool) -
         yield table
 
 
-def way_back(ids: Sequence[str], suffix: str) -> None:
-    """On Ctrl-C: what goes on, and how to come back."""
+def print_how_to_continue(ids: Sequence[str], suffix: str) -> None:
+    """After Ctrl-C: which tasks continue, and the commands to wait for them, see their output or stop them."""
     some = " ".join(ids[:5])
     what = f"the task {ids[0]} continues" if len(ids) == 1 else f"{len(ids)} tasks continue"
     again = f"poiesis task wait {some}{suffix}" if len(ids) <= 5 else f"poiesis task list{suffix}"

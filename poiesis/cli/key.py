@@ -46,12 +46,12 @@ def _remote(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _local(arguments: argparse.Namespace) -> dict[str, Any]:
     """In the store that the settings of this environment name: for the first key of a site, and when no method works any more."""
-    from poiesis.api.extensions.keys import shown
+    from poiesis.api.extensions.keys import key_document
     from poiesis.bootstrap import Bootstrap
 
     with Bootstrap.of_store(os.environ, arguments.dir) as parts:
         if arguments.action == "list":
-            return {"keys": [shown(key) for key in parts.keys.list(arguments.user)]}
+            return {"keys": [key_document(key) for key in parts.keys.list(arguments.user)]}
         if arguments.action == "revoke":
             for key_id in arguments.id:
                 parts.keys.revoke(key_id, user=None)
@@ -66,4 +66,4 @@ def _local(arguments: argparse.Namespace) -> dict[str, Any]:
             admin="admin" in (arguments.scope or ()),
             lifetime=None if arguments.days is None else timedelta(days=arguments.days),
         )
-        return {**shown(key), "key": secret}
+        return {**key_document(key), "key": secret}

@@ -111,7 +111,7 @@ def _whoami(arguments: argparse.Namespace) -> int:
 
 
 def _identity(server: Server) -> dict[str, Any]:
-    """As the server sees the caller; of a server that does not say, the name that the provider knows."""
+    """Return who the caller is to the server; for a server without that operation, the name that the provider has."""
     try:
         return TesClient.of(server).extension("GET", "/whoami")
     except MissingExtension:

@@ -20,9 +20,9 @@ STREAMS: Final = ("stdout", "stderr")
 RETRY_FROM_S: Final = 0.3
 RETRY_TO_S: Final = 5.0
 QUIET_S: Final = 3.0
-"""What ends sooner needs no excuse for not showing its output at once."""
+"""A task that ends sooner needs no note that its output is shown only at its end."""
 JOIN_S: Final = 15.0
-"""For the rest of a log after its task has ended."""
+"""How long to wait for the rest of a log after its task has ended."""
 SUSPICIOUS: Final = 10_000
 """Characters from which on TES servers keep only the end of an output (Funnel 10 KB, Poiesis 16 KiB)."""
 

@@ -60,7 +60,7 @@ def add_repeatable(parser: argparse.ArgumentParser, option: str, metavar: str, t
 
 
 def object_id(text: str) -> str:
-    """For the path of a URL, where these would name another resource; an empty one comes of a variable that is not set."""
+    """Return an id for the path of a URL. Raises: argparse.ArgumentTypeError for what would name another resource there."""
     if text.strip() in ("", ".", ".."):
         raise argparse.ArgumentTypeError(f"invalid id {text!r}: it must not be empty, '.' or '..'")
     return text

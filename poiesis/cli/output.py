@@ -80,7 +80,7 @@ def is_terminal() -> bool:
 
 
 def console() -> Console:
-    """Of the terminal. It honours NO_COLOR and TERM=dumb."""
+    """Return the console of the terminal, which honours NO_COLOR and TERM=dumb."""
     from rich.console import Console
 
     return Console(highlight=False, emoji=False, markup=False, soft_wrap=False)

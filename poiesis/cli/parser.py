@@ -231,7 +231,7 @@ def _add_embedded_options(parser: argparse.ArgumentParser) -> None:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Of `run`, everything after the first `--` is the command, which argparse must not interpret."""
+    """Parse a command line. After `run`, everything that follows the first `--` is the command, which argparse must not interpret."""
     parser, argv = make_parser(), list(argv)
     if argv[:1] != ["run"]:
         return parser.parse_args(argv)

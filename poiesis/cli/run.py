@@ -11,7 +11,7 @@ from poiesis.cli.build import task_of
 from poiesis.cli.client import TesClient
 from poiesis.cli.columns import exit_code, failure
 from poiesis.cli.exits import Exit
-from poiesis.cli.follow import Follower, Lines, way_back
+from poiesis.cli.follow import Follower, Lines, print_how_to_continue
 from poiesis.cli.logs import LiveLogs, Sink
 from poiesis.cli.output import note, show_document
 from poiesis.cli.task import print_created, show_tasks
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
         with Sink(raw=arguments.raw) as sink:
             return _follow(client, task_id, arguments, sink)
     except KeyboardInterrupt:
-        way_back([task_id], arguments.server.suffix)
+        print_how_to_continue([task_id], arguments.server.suffix)
         return Exit.INTERRUPTED
 
 
@@ -78,7 +78,7 @@ def _follow(client: TesClient, task_id: str, arguments: argparse.Namespace, sink
 
 
 def _ended(task: dict[str, Any], state: str, *, quiet: bool) -> int:
-    """As the command did, where the task ended because of it."""
+    """Return the exit code: that of the command where the task ended because of it."""
     code = exit_code(task)
     if state == "COMPLETE":
         return Exit.OK

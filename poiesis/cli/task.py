@@ -13,7 +13,7 @@ from poiesis.cli import exits
 from poiesis.cli.client import TesClient
 from poiesis.cli.columns import COLUMNS, DEFAULT, WIDE, dig, failure, table, time_text
 from poiesis.cli.exits import Exit
-from poiesis.cli.follow import Follower, shown, way_back
+from poiesis.cli.follow import Follower, print_how_to_continue, shown
 from poiesis.cli.listing import Filter, list_tasks, top
 from poiesis.cli.logs import STREAMS, Sink, follow_logs, render_logs, with_executors
 from poiesis.cli.options import object_id
@@ -100,7 +100,7 @@ def _created(client: TesClient, sources: Sequence[T], create: Callable[[T], str]
 
 
 def read_documents(name: str) -> list[Any]:
-    """Of a file, `-` for standard input: JSON documents one after the other, a list of them, or YAML by the file's name.
+    """Return the documents in a file, or in standard input for `-`: JSON, one after the other or as a list; YAML by the file's name.
 
     Raises: ConfigurationError, InvalidTask.
     """
@@ -259,7 +259,7 @@ def _follow_logs(client: TesClient, arguments: argparse.Namespace, streams: Sequ
             with Sink(raw=arguments.raw) as sink:
                 follow_logs(client, task_id, executors, streams, sink)
         except KeyboardInterrupt:
-            way_back([task_id], arguments.server.suffix)
+            print_how_to_continue([task_id], arguments.server.suffix)
             return Exit.INTERRUPTED
     return Exit.OK
 
@@ -358,7 +358,7 @@ def _wait(client: TesClient, ids: Sequence[str], arguments: argparse.Namespace) 
         with shown(client, follower, plain=arguments.plain, silent=not is_table) as show:
             has_ended = follower.run(show)
     except KeyboardInterrupt:
-        way_back(follower.pending or follower.ids, arguments.server.suffix)
+        print_how_to_continue(follower.pending or follower.ids, arguments.server.suffix)
         return Exit.INTERRUPTED
     states = follower.states
     if not has_ended:

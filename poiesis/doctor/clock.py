@@ -22,7 +22,7 @@ def skew_s(theirs: float, before: float) -> float:
 
 
 def date_skew_s(date: str | None, before: float) -> float | None:
-    """The same by a response's header Date, which has whole seconds. None: it has none."""
+    """Return the skew by a response's header Date, which has whole seconds; None without a valid header."""
     try:
         theirs = parsedate_to_datetime(date or "").timestamp()
     except ValueError:

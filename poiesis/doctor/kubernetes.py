@@ -103,7 +103,7 @@ def check_api_server(api: Api) -> Findings:
 
 
 def check_rights(api: Api, role: str, account: str | None) -> Findings:
-    """Of this account, or of another one, `NAMESPACE:NAME`, whose rights in the tasks' namespace this one may ask about."""
+    """Check the rights of this account, or of `account` (`NAMESPACE:NAME`) if this one may ask about its rights in the tasks' namespace."""
     wanted = list(rights_of(role, api.settings))
     missing = [right for right in wanted if not _is_allowed(api, right, account)]
     if missing:
@@ -199,7 +199,7 @@ _UNITS: Final = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P
 
 
 def quantity(text: str) -> float:
-    """Of Kubernetes' notation; 0 if it is not one."""
+    """Return the number of a quantity in Kubernetes' notation; 0 if it is not one."""
     match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)([A-Za-z]*)", text)
     return float(match[1]) * _UNITS.get(match[2], 0.0) if match else 0.0
 
@@ -395,7 +395,7 @@ def check_network_policy(api: Api) -> Findings:
 
 
 def _selects(selector: Json, found: Mapping[str, str]) -> bool:
-    """By `matchLabels`; one with expressions is taken as selecting, for lack of a parser."""
+    """Compare `matchLabels`; `matchExpressions` are not evaluated and count as selecting."""
     return all(found.get(key) == value for key, value in (selector.get("matchLabels") or {}).items())
 
 
@@ -407,7 +407,7 @@ def check_monitor(api: Api) -> Findings:
     holder, renewed = spec.get("holderIdentity"), spec.get("renewTime")
     age = None
     if renewed:
-        age = (datetime.now(UTC) - datetime.fromisoformat(renewed.replace("Z", "+00:00"))).total_seconds()
+        age = (datetime.now(UTC) - datetime.fromisoformat(renewed)).total_seconds()
     if not holder or age is None or age > LEASE_AGE_S:
         since = "" if age is None else f" (last sign {age:.0f} s ago)"
         yield error(

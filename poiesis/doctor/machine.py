@@ -94,7 +94,7 @@ def check_runtime(site: Site) -> Findings:
 
 
 def check_user_namespaces(site: Site) -> Findings:
-    """For the sandbox, which runs commands without a container engine."""
+    """Check user namespaces, which the sandbox needs to run commands without a container engine."""
     if os.geteuid() == 0:
         yield ok("this user is root, which needs none")
         return
@@ -119,7 +119,7 @@ def _number(path: Path) -> int | None:
 
 
 def check_cgroups(site: Site) -> Findings:
-    """For limits of memory and processes in the sandbox; a container engine makes its own groups."""
+    """Check control groups, which limit memory and processes in the sandbox; a container engine makes its own."""
     if not site.trial:
         yield NOT_TRIED
         return

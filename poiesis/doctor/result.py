@@ -53,7 +53,7 @@ def skipped(what: str, repair: str = "") -> Finding:
 
 
 NOT_TRIED: Final = skipped("not tried out", "Run without --no-trial.")
-"""Of a check that has to create something, in a run that may not."""
+"""The finding of a check that has to create something, in a run that may not."""
 
 
 @dataclass(frozen=True)

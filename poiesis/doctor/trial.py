@@ -97,7 +97,7 @@ def _remove_left(api: Api) -> None:
         try:
             items = api.client.get(f"{api.core}/{kind}", {"labelSelector": selector}).get("items") or []
             for metadata in (item["metadata"] for item in items):
-                made = datetime.fromisoformat(metadata["creationTimestamp"].replace("Z", "+00:00"))
+                made = datetime.fromisoformat(metadata["creationTimestamp"])
                 if (datetime.now(UTC) - made).total_seconds() > LEFT_AFTER_S:
                     api.client.delete(f"{api.core}/{kind}/{metadata['name']}", {"propagationPolicy": "Background"})
         except ApiError:
@@ -296,7 +296,7 @@ class _Trial:
 
 
 def resolved(targets: list[tuple[str, str, int]]) -> list[tuple[str, str, int]]:
-    """By addresses: names are looked up here, where they are known, not in the namespace of tasks. Those that cannot be are left out."""
+    """Return the targets with addresses: their names may not be known in the namespace of tasks. Unknown names are left out."""
     found = []
     for name, host, port in targets:
         try:

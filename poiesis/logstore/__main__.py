@@ -28,7 +28,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
 
 
 def _announce(control: str) -> None:
-    """As early as possible: launchers of short commands wait for it, and before it a SIGTERM is not handled."""
+    """Create the file for which launchers wait up to a second (launcher/keep.c). From then on SIGTERM is handled."""
     with suppress(OSError):
         path = os.path.join(control, f"{READER}.up")
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644))

@@ -72,7 +72,7 @@ def collect(entries: Iterable[tuple[str, int]]) -> list[StoredLog]:
 
 
 def chunk_page(entries: Iterable[tuple[str, int]], position: int) -> ChunkPage:
-    """Of one stream, from the one with the byte at `position` on."""
+    """Return the chunks of one stream, from the one with the byte at `position`."""
     found: list[tuple[int, int]] = []
     is_last = False
     for name, size in entries:

@@ -13,6 +13,7 @@ from poiesis.api.query import MAX_TAGS
 from poiesis.api.requests import REQUEST, RequestRecord
 from poiesis.api.users import USER, User
 from poiesis.api.validation import DOCUMENT
+from poiesis.api.views import NO_STATE
 from poiesis.domain.access import Access
 from poiesis.domain.errors import Problem
 from poiesis.domain.states import TERMINAL, State
@@ -46,27 +47,30 @@ def operations(context: Context) -> dict[str, Handler]:
         if not document.get("dry_run"):
             done = await context.call(cancel_each, tasks, ids, access=user.access)
             record.tasks = done.canceled
-            return _shown(done)
+            return _document(done)
         found = await context.call(tasks.states, ids, access=user.access)
-        return _count([i for i in ids if found.get(TaskId(i)) in UNFINISHED])
+        ids = [i for i in ids if found.get(TaskId(i)) in UNFINISHED]
+        return {"would_cancel": len(ids), "ids": ids}
 
     async def cancel_by_filter(document: dict[str, Any], user: User, record: RequestRecord) -> Document:
         where = _filter(context, document["filter"], user)
         limit = document.get("limit", DEFAULT_LIMIT)
         if document.get("dry_run"):
             number, ids = await context.call(matching, tasks, where, limit=limit)
-            return _count(ids, number)
+            return {"would_cancel": number, "ids": ids}
         after = read_token(document.get("page_token"), where)
         done = await context.call(cancel_matching, tasks, where, limit=limit, after=after)
         record.tasks = done.canceled
-        shown = _shown(done)
-        return shown if done.next_after is None else {**shown, "next_page_token": page_token(where, done.next_after)}
+        document = _document(done)
+        if done.next_after is not None:
+            document["next_page_token"] = page_token(where, done.next_after)
+        return document
 
     return {"GetStates": states, "CancelTasks": cancel}
 
 
 def _mine(given: dict[str, Any], user: User) -> Access | None:
-    """Of a filter: the user's own tasks; with `everyone`, all that the user may see."""
+    """Return the access that a filter has: to the user's own tasks, with `everyone` to all that the user may see."""
     return user.access if given.get("everyone") or user.name is None else Access(user.name)
 
 
@@ -77,17 +81,13 @@ def _filter(context: Context, given: dict[str, Any], user: User) -> TaskFilter:
     states = context.views.stored_states(State(shown)) & UNFINISHED if shown else UNFINISHED
     return TaskFilter(
         name_prefix=given.get("name_prefix", ""),
-        states=states or frozenset({State.UNKNOWN}),
+        states=states or NO_STATE,
         tags=tuple(given.get("tags", {}).items()),
         access=_mine(given, user),
     )
 
 
-def _count(ids: Any, number: int | None = None) -> Document:
-    return {"would_cancel": len(ids) if number is None else number, "ids": list(ids)}
-
-
-def _shown(done: Canceled) -> Document:
+def _document(done: Canceled) -> dict[str, Any]:
     failed = [{"id": task_id, "message": message} for task_id, message in done.failed.items()]
     return {
         "canceled": done.canceled,

@@ -15,7 +15,7 @@ from poiesis.config import ApiSettings, ServiceSettings
 from poiesis.domain.policy import Policy
 
 VERSION: Final = "1.0.0"
-"""Of `specs/poiesis.openapi.yaml`."""
+"""Version of `specs/poiesis.openapi.yaml`."""
 
 
 def operations(context: Context) -> dict[str, Handler]:
@@ -46,7 +46,7 @@ def describe(policy: Policy, api: ApiSettings, service: ServiceSettings) -> dict
 
 
 def _logins(api: ApiSettings) -> list[dict[str, str]]:
-    """Where the command line can get tokens by the device flow."""
+    """Return the providers at which the command line can get tokens by the device flow."""
     issuers = read_issuers(api.oidc_issuers) if "oidc" in api.auth else ()
     return [
         {"issuer": issuer.url, "client_id": issuer.login_client, "scope": issuer.login_scope}

@@ -61,7 +61,7 @@ class Selection:
 def operations(context: Context) -> dict[str, Handler]:
     async def events(scope: Scope) -> Response:
         asked = scope[PARAMETERS]
-        selection = Selection(scope[USER], _task_id(asked.get("task")), _tags(asked.get("tag", ())))
+        selection = Selection(scope[USER], asked.get("task"), _tags(asked.get("tag", ())))
         since = _last_event_id(scope)
         if selection.task_id is not None:  # else it would be an empty stream
             await context.call(
@@ -130,13 +130,13 @@ class _Stream:
         access = selection.user.access
         if selection.task_id is not None:
             summary = await self._context.call(tasks.get, selection.task_id, View.MINIMAL, access=access)
-            yield _event("snapshot", {"tasks": [self._shown(summary.id, summary.state)]})
+            yield _event("snapshot", {"tasks": [self._document(summary.id, summary.state)]})
             return
         where = TaskFilter(states=frozenset(State) - TERMINAL, tags=selection.tags, access=access)
         after: TaskId | None = None
         while True:
             page = await self._context.call(tasks.list, where, limit=PAGE, after=after, view=View.MINIMAL)
-            yield _event("snapshot", {"tasks": [self._shown(task.id, task.state) for task in page.tasks]})
+            yield _event("snapshot", {"tasks": [self._document(task.id, task.state) for task in page.tasks]})
             after = page.next_after
             if after is None:
                 return
@@ -160,17 +160,17 @@ class _Stream:
         return b"".join(self._encode(event) for event in events if self._selection.shows(event))
 
     def _encode(self, event: Event) -> bytes:
-        document = {**self._shown(event.task_id, event.state), "n": event.n, "at": time_text(event.at)}
+        document = {**self._document(event.task_id, event.state), "n": event.n, "at": time_text(event.at)}
         if event.reason:
             document["reason"] = event.reason
         return b"id: %d\n" % event.seq + _event("change", document)
 
-    def _shown(self, task_id: str, state: State) -> dict[str, object]:
+    def _document(self, task_id: str, state: State) -> dict[str, object]:
         return {"id": task_id, "state": self._context.views.state(state)}
 
 
 def _last_event_id(scope: Scope) -> int | None:
-    """Of the header, which browsers send when they reconnect, or else of the query. Raises: InvalidRequest."""
+    """Return the id in the header, which browsers send when they reconnect, else in the query. Raises: InvalidRequest."""
     text = header(scope, "last-event-id")
     if not text:
         found: int | None = scope[PARAMETERS].get("last_event_id")
@@ -178,10 +178,6 @@ def _last_event_id(scope: Scope) -> int | None:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise InvalidRequest("Last-Event-ID", "must be the id of an event, which is a whole number")
     return int(text)
-
-
-def _task_id(text: str | None) -> TaskId | None:
-    return None if text is None else TaskId(text)
 
 
 def _tags(pairs: Iterable[str]) -> tuple[tuple[str, str], ...]:

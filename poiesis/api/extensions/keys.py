@@ -33,13 +33,13 @@ def operations(context: Context) -> dict[str, Handler]:
         user, body = scope[USER], scope.pop(DOCUMENT)
         keys = usable(user)
         key, secret = await context.call(lambda: keys.create(**_request(user, body)))
-        return {**shown(key), "key": secret}
+        return {**key_document(key), "key": secret}
 
     async def list_(scope: Scope) -> Document:
         user = scope[USER]
         keys = usable(user)
         wanted = scope[PARAMETERS].get("user") if user.admin else user.name
-        return {"keys": [shown(key) for key in await context.call(keys.list, wanted)]}
+        return {"keys": [key_document(key) for key in await context.call(keys.list, wanted)]}
 
     async def revoke(scope: Scope) -> Document:
         user = scope[USER]
@@ -69,7 +69,7 @@ def _request(user: User, body: Any) -> dict[str, Any]:
     return {**made, "user": user.name, "groups": user.groups, "admin": user.admin, "in_file": user.in_file}
 
 
-def shown(key: ApiKey) -> dict[str, Any]:
+def key_document(key: ApiKey) -> dict[str, Any]:
     document = {
         "id": key.id,
         "name": key.name,

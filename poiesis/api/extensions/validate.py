@@ -42,12 +42,12 @@ def dry_run(context: Context, document: Any, user: User) -> Document:
         "valid": True,
         "problems": [],
         "notes": [*notes, *ignored],
-        "plan": describe_plan(planned, spec) | requests(spec, context.services.defaults),
-        "defaults": defaults(spec, planned, policy, context.services.defaults),
+        "plan": plan_document(planned, spec) | requested(spec, context.services.defaults),
+        "defaults": site_defaults(spec, planned, policy, context.services.defaults),
     }
 
 
-def describe_plan(made: Plan, spec: TaskSpec) -> dict[str, Any]:
+def plan_document(made: Plan, spec: TaskSpec) -> dict[str, Any]:
     def container(planned: ContainerPlan) -> Document:
         found: dict[str, Any] = {"name": planned.name}
         if planned.executor is not None:
@@ -74,7 +74,7 @@ def describe_plan(made: Plan, spec: TaskSpec) -> dict[str, Any]:
     return document
 
 
-def requests(spec: TaskSpec, site: SiteDefaults) -> dict[str, Any]:
+def requested(spec: TaskSpec, site: SiteDefaults) -> dict[str, Any]:
     """What each attempt requests of the cluster."""
     asked = spec.resources or Resources()
     parameters = asked.backend_parameters
@@ -90,7 +90,7 @@ def requests(spec: TaskSpec, site: SiteDefaults) -> dict[str, Any]:
     return document if queue is None else document | {"queue": queue}
 
 
-def defaults(spec: TaskSpec, made: Plan, policy: Policy, site: SiteDefaults) -> dict[str, str]:
+def site_defaults(spec: TaskSpec, made: Plan, policy: Policy, site: SiteDefaults) -> dict[str, str]:
     """What the site decides for this task because it does not say it, or says more than the site allows; a sentence each."""
     asked = spec.resources or Resources()
     found: dict[str, str] = {}

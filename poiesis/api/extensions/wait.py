@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -33,29 +33,33 @@ def operations(context: Context) -> dict[str, Handler]:
             return state.is_terminal if known is None else context.views.state(state) != known
 
         states, reached = await _wait(context, scope, [task_id], asked["timeout"], has_come)
-        return {**_shown(context, states)[0], "reached": reached}
+        return {**_documents(context, states)[0], "reached": reached}
 
     async def wait_for_many(scope: Scope) -> Document:
         document: dict[str, Any] = scope.pop(DOCUMENT)
         ids = list(dict.fromkeys(document["ids"]))
         of = all if document.get("until") == "ALL" else any
 
-        def have_come(states: Mapping[TaskId, State]) -> bool:
+        def has_come(states: Mapping[TaskId, State]) -> bool:
             return of(state.is_terminal for state in states.values())
 
-        states, reached = await _wait(context, scope, ids, document.get("timeout", 30), have_come)
+        states, reached = await _wait(context, scope, ids, document.get("timeout", 30), has_come)
         unknown = [task_id for task_id in ids if task_id not in states]
-        return {"tasks": _shown(context, states), "unknown": unknown, "reached": reached}
+        return {"tasks": _documents(context, states), "unknown": unknown, "reached": reached}
 
     return {"WaitForTask": wait, "WaitForTasks": wait_for_many}
 
 
-def _shown(context: Context, states: Mapping[TaskId, State]) -> list[Document]:
+def _documents(context: Context, states: Mapping[TaskId, State]) -> list[Document]:
     return [{"id": task_id, "state": context.views.state(state)} for task_id, state in states.items()]
 
 
 async def _wait(
-    context: Context, scope: Scope, ids: Sequence[str], timeout_s: float, has_come: Any
+    context: Context,
+    scope: Scope,
+    ids: Sequence[str],
+    timeout_s: float,
+    has_come: Callable[[Mapping[TaskId, State]], bool],
 ) -> tuple[Mapping[TaskId, State], bool]:
     """The states of the tasks, and whether what was waited for has come. Raises: UnknownTask if the user may see none of them."""
     access: Access | None = scope[USER].access

@@ -31,14 +31,14 @@ def operations(context: Context) -> dict[str, Handler]:
             all_users=given.get("all_users", False),
             description=given.get("description", ""),
         )
-        return {**_shown(webhook), "secret": webhook.secret}
+        return {**_document(webhook), "secret": webhook.secret}
 
     async def list_(scope: Scope) -> Document:
-        return {"webhooks": [_shown(w) for w in await context.call(service.list, scope[USER].name)]}
+        return {"webhooks": [_document(w) for w in await context.call(service.list, scope[USER].name)]}
 
     async def get(scope: Scope) -> Document:
         webhook = await context.call(service.get, scope["path_params"]["id"], scope[USER].name)
-        return {**_shown(webhook), "pending": await context.call(service.pending, webhook.id)}
+        return {**_document(webhook), "pending": await context.call(service.pending, webhook.id)}
 
     async def delete(scope: Scope) -> Document:
         await context.call(service.delete, scope["path_params"]["id"], scope[USER].name)
@@ -54,7 +54,7 @@ def operations(context: Context) -> dict[str, Handler]:
         found = await context.call(
             service.dead, scope["path_params"]["id"], scope[USER].name, after=query["after"], limit=limit
         )
-        page: dict[str, Any] = {"messages": [_message(m) for m in found]}
+        page: dict[str, Any] = {"messages": [_dead_letter(m) for m in found]}
         return {**page, "next_after": found[-1].seq} if len(found) == limit else page
 
     async def replay(scope: Scope) -> Document:
@@ -73,7 +73,7 @@ def operations(context: Context) -> dict[str, Handler]:
     }
 
 
-def _shown(webhook: Webhook) -> dict[str, Any]:
+def _document(webhook: Webhook) -> dict[str, Any]:
     return {
         "id": webhook.id,
         "url": webhook.url,
@@ -87,7 +87,7 @@ def _shown(webhook: Webhook) -> dict[str, Any]:
     }
 
 
-def _message(message: Delivery) -> dict[str, Any]:
+def _dead_letter(message: Delivery) -> dict[str, Any]:
     return {
         "id": message.message_id,
         "sequence": message.seq,

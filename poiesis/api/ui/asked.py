@@ -12,6 +12,7 @@ from werkzeug.datastructures import MultiDict
 
 from poiesis.api.ui.site import Ui
 from poiesis.api.users import User
+from poiesis.api.views import NO_STATE
 from poiesis.domain.access import Access
 from poiesis.domain.errors import InvalidRequest
 from poiesis.domain.states import State
@@ -66,7 +67,7 @@ class Asked:
         only_own = only_own or self.owner == user.name
         return TaskFilter(
             name_prefix=self.name,
-            states=stored or (frozenset({State.UNKNOWN}) if self.states else frozenset()),
+            states=stored or (NO_STATE if self.states else frozenset()),
             tags=((key, value),) if key else (),
             owner=self.owner or None if user.admin else None,
             access=Access(access.owner) if only_own and access is not None else access,

@@ -23,9 +23,9 @@ from poiesis.api.paging import page_token, read_token
 from poiesis.api.ui.asked import YEARS, Asked, read_asked
 from poiesis.api.ui.site import Ui, current_request, current_user, page
 from poiesis.api.users import User
+from poiesis.api.views import NO_STATE
 from poiesis.domain.errors import Forbidden, InvalidRequest, InvalidTask, PoiesisError, Unavailable, UnknownTask
 from poiesis.domain.naming import is_task_id
-from poiesis.domain.states import State
 from poiesis.domain.task import TaskId, View
 from poiesis.ports.idempotency import IdempotencyKey
 from poiesis.ports.repository import COUNT_LIMIT, TaskFilter
@@ -87,10 +87,10 @@ class Choice:
         if self.do == "rerun":
             return where
         states = where.states & UNFINISHED if where.states else UNFINISHED
-        return replace(where, states=states or frozenset({State.UNKNOWN}))
+        return replace(where, states=states or NO_STATE)
 
     def fields(self) -> list[tuple[str, str]]:
-        """For the form, and for the addresses of what comes next."""
+        """Return the fields of the form, which are also the parameters of the following addresses."""
         pairs = [("do", self.do), ("until", self.until.isoformat()), ("nonce", self.nonce)]
         return pairs + ([("id", i) for i in self.ids] if self.asked is None else [("all", "1"), *self.asked.pairs()])
 

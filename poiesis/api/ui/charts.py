@@ -113,7 +113,7 @@ def waits_chart(hours: Sequence[Hour]) -> Chart:
 
 
 def _height(part: float) -> float:
-    """Where a part of the axis is, from 0 at its bottom to 1."""
+    """Return the y coordinate of a part of the axis, from 0 at its bottom to 1."""
     return round(HEIGHT - BOTTOM - part * (HEIGHT - BOTTOM - TOP), 1)
 
 

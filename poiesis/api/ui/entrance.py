@@ -25,7 +25,7 @@ from poiesis.api.ui.cookies import FORM, LOGIN, SESSION, Cookies
 from poiesis.api.ui.session import Sessions
 from poiesis.api.ui.visit import LOGIN_PAGE, ROOT, csrf_token, is_csrf_token, next_path
 from poiesis.config import ApiSettings
-from poiesis.domain.errors import PoiesisError, Unavailable
+from poiesis.domain.errors import PoiesisError
 
 if TYPE_CHECKING:
     from poiesis.api.oidc.code_flow import Tokens
@@ -96,15 +96,8 @@ class Entrance:
         target = next_path(form.get("next", ""))
         try:
             return await step(scope, form, cookies)
-        except Failed as failure:
-            code = failure.code
-        except Refused as refusal:
-            code = "too_many" if refusal.status_code == 429 else "refused"
-        except PoiesisError as error:
-            log.warning("login_unavailable", extra={"error": str(error)})
-            code = "unavailable"
-        scope[REQUEST].error = f"login_{code}"
-        return _to_page(code, target)
+        except (Failed, Refused, PoiesisError) as error:
+            return _failed(scope, error, target)
 
     async def _log_in(self, scope: Scope, form: dict[str, str], cookies: Cookies) -> Response:
         secret = cookies.get(FORM)
@@ -165,19 +158,19 @@ class Entrance:
             or query.get("iss", provider.issuer.url) != provider.issuer.url
         ):
             raise Failed("pending")
+        forget = cookies.set_header(LOGIN, "", max_age_s=0)
         if "error" in query or not query.get("code"):
-            return _to_page("denied", pending.next, cookies.set_header(LOGIN, "", max_age_s=0))
+            return _to_page("denied", pending.next, forget)
         try:
             login, tokens = await self._exchanged(scope, provider, query["code"], pending)
-        except Failed as failure:
-            scope[REQUEST].error = f"login_{failure.code}"
-            return _to_page(failure.code, pending.next, cookies.set_header(LOGIN, "", max_age_s=0))
+        except (Failed, Refused, PoiesisError) as error:
+            return _failed(scope, error, pending.next, forget)
         answer = await self._welcome(scope, login, tokens, cookies, pending.next)
-        answer.raw_headers.append(cookies.set_header(LOGIN, "", max_age_s=0))
+        answer.raw_headers.append(forget)
         return answer
 
     async def _exchanged(self, scope: Scope, provider: Provider, code: str, pending: Pending) -> tuple[Login, Tokens]:
-        """Raises: Failed."""
+        """Raises: Failed, Refused, Unavailable."""
         from poiesis.api.oidc import code_flow
         from poiesis.api.oidc.jwt import TokenRefused
 
@@ -191,9 +184,7 @@ class Entrance:
             raise Failed("refused") from None
         except Refused as refusal:
             log.warning("login_refused", extra={"issuer": provider.issuer.name, "reason": refusal.detail})
-            raise Failed("too_many" if refusal.status_code == 429 else "refused") from None
-        except Unavailable:
-            raise Failed("unavailable") from None
+            raise
         return login, tokens
 
     async def _welcome(
@@ -234,6 +225,19 @@ async def _form(scope: Scope, receive: Receive) -> dict[str, str]:
     except ValueError:
         raise Refused(400, "the form has too many fields") from None
     return {name: values[-1] for name, values in fields.items()}
+
+
+def _failed(scope: Scope, error: Exception, target: str, *cookies: tuple[bytes, bytes]) -> Response:
+    """The login page with the reason, which is also recorded for the audit. `error`: Failed, Refused or PoiesisError."""
+    if isinstance(error, Failed):
+        code = error.code
+    elif isinstance(error, Refused):
+        code = "too_many" if error.status_code == 429 else "refused"
+    else:
+        log.warning("login_unavailable", extra={"error": str(error)})
+        code = "unavailable"
+    scope[REQUEST].error = f"login_{code}"
+    return _to_page(code, target, *cookies)
 
 
 def _to_page(code: str, target: str, *cookies: tuple[bytes, bytes]) -> Response:

@@ -54,7 +54,7 @@ class Gate:
         self._limiter = limiter
         self._files = assets.assets()
         self._turns: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
-        """Of users with pages under way."""
+        """Semaphores of the users with pages in progress."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]

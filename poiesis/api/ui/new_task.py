@@ -196,7 +196,7 @@ class _Pages:
 
 
 def _draft(document: Document, original: str = "") -> Draft:
-    """For a document as JSON where a form cannot show it."""
+    """Return the draft for a document, edited as JSON where a form cannot show it."""
     key = secrets.token_hex(16)
     reason = reason_against(document)
     if reason is None:

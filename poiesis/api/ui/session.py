@@ -116,7 +116,7 @@ class Sessions:
         return await self.user(token, client_network(scope)) if token else None
 
     async def api_visitor(self, scope: Scope) -> User | None:
-        """The same for the API, where a session may only read, from pages of the service itself: nothing there asks for a CSRF token."""
+        """Return the user for a request to the API, where a session may only read, from pages of the service: it checks no CSRF token."""
         sites = [value for name, value in scope["headers"] if name == b"sec-fetch-site"]
         is_own = not sites or sites in ([b"same-origin"], [b"none"])
         return await self.visitor(scope) if is_own and scope["method"] in ("GET", "HEAD") else None

@@ -78,7 +78,7 @@ class Ui:
         self.services = context.services
         self.blueprint = flask.Blueprint("ui", __name__, None, None, "templates", url_prefix="/ui")
         self.start = "/ui/tasks"
-        """Where /ui leads."""
+        """The page to which /ui redirects."""
         self._links: list[Link] = []
         self.blueprint.before_request(_refuse)
         self.blueprint.after_request(_with_headers)
@@ -121,7 +121,7 @@ class Ui:
         self.blueprint.add_url_rule("/<path:rest>", "missing", missing, methods=["GET", "POST"])
 
     def _shared(self) -> dict[str, Any]:
-        """For every template."""
+        """Return what every template gets."""
         visit = current_visit()
         return {
             "user": visit.user,

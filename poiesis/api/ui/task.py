@@ -114,7 +114,7 @@ def read_task(ui: Ui, task_id: str) -> Task:
 
 
 def shared(ui: Ui, task: Task) -> dict[str, Any]:
-    """For every page of a task."""
+    """Return what every page of a task shows."""
     user = current_user()
     return {
         "task": task,
@@ -184,7 +184,7 @@ def _command(task: Task, index: int) -> Command:
 
 
 def _input_size(item: Input) -> int | None:
-    """Of content; what a URL has is known only as a sum."""
+    """Return the bytes of an input's content; of an input with a URL only the sum of all is known."""
     return None if item.content is None else len(item.content.encode(errors="surrogatepass"))
 
 
@@ -207,7 +207,7 @@ def _written(task: Task) -> list[Written]:
 
 
 def _path(output: Output) -> str:
-    """With wildcards, the directory that they are in."""
+    """Return the path of an output; with wildcards, of the directory that they are in."""
     return str(PurePosixPath(output.path_prefix or output.path))
 
 

@@ -23,9 +23,9 @@ Document = dict[str, Any]
 MAX_ROWS: Final = 60
 """Executors, inputs and outputs together: each is several parts of a form, of which a request has at most 1,000."""
 MAX_BASE_BYTES: Final = 100_000
-"""Of a document in the form; its fields repeat it, and a form has at most 500 kB."""
+"""Limit of a document in the form: its fields repeat it, and a form has at most 500 kB."""
 MAX_JSON_BYTES: Final = 300_000
-"""Of a document that is edited as JSON."""
+"""Limit of a document that is edited as JSON."""
 _MAP_LINE: Final = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 
 
@@ -135,7 +135,7 @@ class Form:
 
     @classmethod
     def of_document(cls, document: Document) -> Form:
-        """Of a document that `reason_against` allows."""
+        """Return the form for a document that `reason_against` allows."""
         values = _shown(document, TOP) | _shown(document.get("resources", {}), RESOURCES, "resources-")
         rows = {
             name: [Row(str(i), _shown(item, kinds)) for i, item in enumerate(document.get(name, ()))]
@@ -146,7 +146,7 @@ class Form:
 
     @classmethod
     def of_fields(cls, fields: Mapping[str, str]) -> Form:
-        """Of a form that was sent. Fields that it does not know are ignored."""
+        """Return the form that was sent. Unknown fields are ignored."""
         given = {name: text.replace("\r\n", "\n").replace("\r", "\n") for name, text in fields.items()}
         names = [*TOP, *(f"resources-{name}" for name in RESOURCES)]
         rows: dict[str, list[Row]] = {}
@@ -283,7 +283,7 @@ def _apply(
 
 
 def _as_sent(text: str, kind: Kind) -> str:
-    """As browsers send it: line breaks of one kind, and none at all from a field of one line."""
+    """Return the text as browsers send it: with one kind of line breaks, and without any from a field of one line."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     return text if kind.lines else text.replace("\n", "")
 
@@ -310,7 +310,7 @@ def _index(text: str) -> int | None:
 
 
 def pretty(document: Document) -> str:
-    """With escapes of JSON for what would steer the terminal or the page that it is copied into, and for unpaired surrogates."""
+    """Return the document as JSON that can be copied into a terminal: control characters and unpaired surrogates are escaped."""
     text = json.dumps(document, indent=2, ensure_ascii=False)
     return STEERS.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 

@@ -21,7 +21,7 @@ from poiesis.ports.repository import TaskFilter
 
 PAGE_SIZE: Final = 50
 SORTED: Final = 500
-"""Of the running tasks, those created first, among which the longest running ones are searched."""
+"""How many running tasks, those created first, are searched for the longest running ones."""
 SAMPLE: Final = 500
 """Newest tasks whose tags are the groups."""
 MAX_GROUPS: Final = 50

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from httpx import Response
 
-from poiesis.api.extensions.validate import defaults, requests
+from poiesis.api.extensions.validate import requested, site_defaults
 from poiesis.api.services import SiteDefaults
 from poiesis.domain.plan import plan
 from poiesis.domain.policy import Policy
@@ -61,8 +61,8 @@ def test_a_task_with_files_and_a_gpu_has_three_pods_and_a_volume(site: Site) -> 
 def test_what_the_site_adds() -> None:
     spec = TaskSpec(executors=(), resources=Resources(ram_gb=2, backend_parameters={"gpu": "2"}))
     site = SiteDefaults(cpu_cores=0.5, ram_gb=1, queue="batch")
-    assert requests(spec, site) == {"resources": {"cpu_cores": 0.5, "ram_gb": 2, "gpu": 2}, "queue": "batch"}
-    assert defaults(spec, plan(HELLO_SPEC, POLICY), POLICY, site) == {
+    assert requested(spec, site) == {"resources": {"cpu_cores": 0.5, "ram_gb": 2, "gpu": 2}, "queue": "batch"}
+    assert site_defaults(spec, plan(HELLO_SPEC, POLICY), POLICY, site) == {
         "cpu_cores": "0.5, since the task does not request any",
         "queue": "batch, the queue of tasks that do not name one",
     }
