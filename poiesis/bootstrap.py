@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from poiesis import tracing
 from poiesis.config import ARCHITECTURES, PREFIX, LogSettings, Settings, read, shipped_launchers
 from poiesis.domain.bindings import binding_of
+from poiesis.domain.capacity import Capacity
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.policy import GIGABYTE, Policy
 from poiesis.domain.quotas import AdmissionRules, Quota
@@ -35,6 +36,7 @@ from poiesis.ports.logs import LogStore
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskRepository
 from poiesis.services.admission import Admitter, WaitingReasons
+from poiesis.services.capacity import CapacityReport, reported_capacity
 from poiesis.services.keys import KeyService
 from poiesis.services.logs import LogRetention, LogService
 from poiesis.services.monitor import Monitor
@@ -78,8 +80,9 @@ ADAPTER_PREFIXES: Final = (KUBERNETES_PREFIX, FILER_PREFIX, *CLIENT_VARIABLES)
 
 def _within_machine(quota: Quota, max_parallel: int | None) -> Quota:
     """The quota of the embedded mode: that of the settings where they have one, else what this machine has."""
-    cores = len(os.sched_getaffinity(0))
-    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIGABYTE
+    from poiesis.cluster.local import machine
+
+    cores, memory_gb = machine.cores(), machine.memory_bytes() / GIGABYTE
     return replace(
         quota,
         max_tasks=max_parallel or quota.max_tasks or 2 * cores,
@@ -332,10 +335,13 @@ class Bootstrap(ExitStack):
     @cached_property
     def tasks(self) -> TaskService:
         on_queued = self.admitter.wake if self.is_embedded else lambda: None
-        reasons = WaitingReasons(self.stores.admission, self.clock, self.policy)
         return TaskService(
-            self.repository, self.queue, self.clock, self.policy, self.stores.idempotency, reasons, on_queued
+            self.repository, self.queue, self.clock, self.policy, self.stores.idempotency, self.reasons, on_queued
         )
+
+    @cached_property
+    def reasons(self) -> WaitingReasons:
+        return WaitingReasons(self.stores.admission, self.clock, self.policy)
 
     @cached_property
     def admitter(self) -> Admitter:
@@ -371,9 +377,28 @@ class Bootstrap(ExitStack):
             resync_every=self.settings.resync,
             retention=self.settings.retention,
             admitter=self.admitter,
+            capacity=self._capacity_report(),
             log_retention=self.log_retention(),
             settle=SETTLE if self._kubernetes is not None and self._kubernetes.poke_address else timedelta(0),
         )
+
+    def _capacity_report(self) -> CapacityReport | None:
+        """None: the monitor may not read nodes."""
+        if self._kubernetes is None or not self._kubernetes.read_nodes:
+            return None
+        from poiesis.cluster.kubernetes.adapter import KubernetesCluster
+
+        assert isinstance(self.cluster, KubernetesCluster)
+        return CapacityReport(self.cluster.capacity, self.stores.admission, self.clock)
+
+    def capacity(self) -> Capacity | None:
+        """The room for tasks, for administrators; None: not known. Raises: RepositoryUnavailable."""
+        now = self.clock.now()
+        if self._kubernetes is not None:
+            return reported_capacity(self.stores.admission, now)
+        from poiesis.cluster.local import machine
+
+        return machine.capacity(Path(self.settings.directory), self.reasons.held(), now)
 
     def notifier(self) -> Notifier:
         now, events, idempotency = self.clock.now, self.stores.events, self.stores.idempotency
@@ -440,6 +465,7 @@ class Bootstrap(ExitStack):
             audit=self._audit(),
             limiter=self._limiter(),
             webhooks=self.webhooks,
+            capacity=self.capacity,
         )
 
     def _audit(self) -> AuditLog | None:

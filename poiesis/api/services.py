@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from poiesis.api.audit import AuditLog
 from poiesis.api.limits import RateLimiter
 from poiesis.config import ApiSettings, ServiceSettings
+from poiesis.domain.capacity import Capacity
 from poiesis.domain.policy import Policy
 from poiesis.ports.events import EventLog
 from poiesis.ports.sessions import SessionRepository
@@ -46,6 +47,8 @@ class Services:
     usage: UsageService = field(kw_only=True)
     logs: LogService = field(kw_only=True)
     webhooks: WebhookService = field(kw_only=True)
+    capacity: Callable[[], Capacity | None] = lambda: None
+    """The room for tasks, for administrators; None: not known. Raises RepositoryUnavailable."""
     keys: KeyService | None = None
     """None: there is no store for API keys."""
     sessions: SessionRepository = field(kw_only=True)

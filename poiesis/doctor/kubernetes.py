@@ -19,6 +19,7 @@ from poiesis.cluster.kubernetes import kueue, objects, pods
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.delivery import with_launchers
 from poiesis.cluster.kubernetes.errors import ApiError
+from poiesis.cluster.kubernetes.quantities import quantity
 from poiesis.cluster.kubernetes.rights import Right, lease_name, rights_of
 from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement
 from poiesis.doctor.result import Finding, Findings, error, ok, skipped, warning
@@ -191,17 +192,6 @@ def check_quotas(api: Api) -> Findings:
                 )
     if not full:
         yield ok(f"{len(quotas)} ResourceQuotas, all with room" if quotas else "no ResourceQuota")
-
-
-_UNITS: Final = {"": 1.0, "m": 1e-3, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15} | {
-    f"{unit}i": 1024.0**power for power, unit in enumerate("KMGTP", start=1)
-}
-
-
-def quantity(text: str) -> float:
-    """Return the number of a quantity in Kubernetes' notation; 0 if it is not one."""
-    match = re.fullmatch(r"([0-9.]+(?:e[0-9]+)?)([A-Za-z]*)", text)
-    return float(match[1]) * _UNITS.get(match[2], 0.0) if match else 0.0
 
 
 # ── what the API server accepts ───────────────────────────────────────────────────────────────────────────────────────

@@ -358,6 +358,10 @@ class WaitingReasons:
             shown.append(PoolUse(pool, sums, ledger.caps(pool), max(parts, default=None), weight))
         return shown
 
+    def held(self) -> Amount:
+        """By all tasks in flight together. Raises: RepositoryUnavailable."""
+        return self._current().sum(SITE)
+
     def _current(self) -> Ledger:
         now = self._clock.now()
         if self._ledger is None or now - self._ledger[0] >= REPORT_EVERY:

@@ -30,6 +30,7 @@ from poiesis.ports.cluster import FollowedCluster, ReportsStarting
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskFilter, TaskRepository
 from poiesis.services.admission import Admitter
+from poiesis.services.capacity import REPORT_EVERY, CapacityReport
 from poiesis.services.deferred_cleanup import DeferredCleanup
 from poiesis.services.logs import LogRetention
 from poiesis.services.orchestrator import Orchestrator
@@ -73,6 +74,7 @@ class Monitor:
     log_retention: LogRetention | None = None
     settle: timedelta = timedelta(0)
     admitter: Admitter | None = None
+    capacity: CapacityReport | None = None
 
     def __post_init__(self) -> None:
         self._work = WorkQueue(self._reconcile, self.threads, settle=self.settle)
@@ -105,6 +107,7 @@ class Monitor:
         self._leads = True
         loops = [(self.resync, self.resync_every), (self.sweep, SWEEP_EVERY), (self.purge_expired, PURGE_EVERY)]
         loops += [(self.log_retention.purge, PURGE_EVERY)] if self.log_retention is not None else []
+        loops += [(self.capacity.report_capacity, REPORT_EVERY)] if self.capacity is not None else []
         for target, every in loops:
             thread = threading.Thread(target=self._repeat, args=(target, every), name=target.__name__, daemon=True)
             thread.start()

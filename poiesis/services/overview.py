@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from poiesis.domain.capacity import Capacity
 from poiesis.domain.states import State
 from poiesis.ports.clock import Clock
 from poiesis.ports.repository import TaskRepository
-from poiesis.ports.usage import HOUR
+from poiesis.ports.usage import HOUR, Kind
 from poiesis.services.admission import PoolUse, WaitingReasons
-from poiesis.services.usage import WAIT_BOUNDS, UsageService, hour_of
+from poiesis.services.usage import WAIT_BOUNDS, ByHour, UsageService, hour_of
 
 HOURS: Final = 24
 MAX_ROWS: Final = 10
@@ -60,6 +61,8 @@ class Waste:
 
 @dataclass(frozen=True)
 class UserWaste:
+    """Of a user, or of a group."""
+
     name: str
     tasks: int
     cpu: Waste
@@ -82,6 +85,10 @@ class Overview:
     total: UserWaste
     median_wait: float | None
     pools: Sequence[PoolUse]
+    groups: Sequence[UserWaste] = ()
+    omitted_groups: int = 0
+    capacity: Capacity | None = None
+    """None: not known, or not for this user."""
 
     @property
     def waiting_count(self) -> int:
@@ -97,25 +104,35 @@ class Overview:
 
 
 class OverviewService:
-    """`reasons` None: there are no quotas."""
+    """`reasons` None: there are no quotas. `capacity`: the room for tasks; it may raise RepositoryUnavailable."""
 
     def __init__(
-        self, repository: TaskRepository, usage: UsageService, reasons: WaitingReasons | None, clock: Clock
+        self,
+        repository: TaskRepository,
+        usage: UsageService,
+        reasons: WaitingReasons | None,
+        clock: Clock,
+        capacity: Callable[[], Capacity | None] = lambda: None,
     ) -> None:
         self._repository = repository
         self._usage = usage
         self._reasons = reasons
         self._clock = clock
+        self._capacity = capacity
 
     def read(self, owner: str | None, groups: Sequence[str] = ()) -> Overview:
-        """Of the tasks of `owner`, with the quotas of the user and of `groups`; None: of all. Raises: RepositoryUnavailable."""
+        """Of the tasks of `owner`, with the quotas of the user and of `groups`, and the sums of `groups`; None: of all, with the room for
+        tasks. Raises: RepositoryUnavailable."""
         now = self._clock.now()
         unfinished = self._repository.count_unfinished(owner=owner, limit=COUNTED)
         begin = hour_of(now) - (HOURS - 1) * HOUR
         found = self._usage.by_hour(begin, begin + HOURS * HOUR, owner=owner)
         hours = [_hour(begin + i * HOUR, found.hours.get(begin + i * HOUR, {})) for i in range(HOURS)]
         whole = _sum(list(found.hours.values()))
-        users = sorted((_user(name, figures) for name, figures in found.names.items()), key=_most_idle)
+        users = _rows(found)
+        of_groups = _rows(
+            self._usage.by_hour(begin, begin + HOURS * HOUR, Kind.GROUP, names=None if owner is None else groups)
+        )
         return Overview(
             at=now,
             until=found.until,
@@ -129,6 +146,9 @@ class OverviewService:
             total=_user("", whole),
             median_wait=quantile(_waits(whole), 0.5),
             pools=() if self._reasons is None else self._reasons.pools(owner, groups),
+            groups=of_groups[:MAX_ROWS],
+            omitted_groups=max(0, len(of_groups) - MAX_ROWS),
+            capacity=self._capacity() if owner is None else None,
         )
 
 
@@ -161,6 +181,10 @@ def _hour(begin: datetime, figures: Mapping[str, float]) -> Hour:
         median_wait=quantile(waits, 0.5),
         slow_wait=quantile(waits, 0.95),
     )
+
+
+def _rows(found: ByHour) -> list[UserWaste]:
+    return sorted((_user(name, figures) for name, figures in found.names.items()), key=_most_idle)
 
 
 def _user(name: str, figures: Mapping[str, float]) -> UserWaste:

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from poiesis.domain.states import State
 from poiesis.ports.clock import Clock
@@ -34,7 +34,7 @@ EVENTS_AT_ONCE: Final = 500
 MAX_BEHIND: Final = 20_000  # events of all kinds; after more, only the ends of tasks are read
 WAIT_BOUNDS: Final = (1, 5, 15, 60, 300, 900, 3600, 4 * 3600, 24 * 3600)
 MAX_KEPT: Final = 256
-"""Owners whose stored hours are kept in memory."""
+"""Owners and groups whose stored hours are kept in memory."""
 MAX_VALUES: Final = 1_000
 """Of a tag in one hour; the tasks with further values are summed as OTHER."""
 OTHER: Final = "(other)"
@@ -65,6 +65,12 @@ class ByHour:
     until: datetime
     hours: Mapping[datetime, Mapping[str, float]]
     names: Mapping[str, Mapping[str, float]]
+
+
+class _Asked(NamedTuple):
+    kind: Kind
+    owner: str | None
+    names: tuple[str, ...] | None
 
 
 class _Sums:
@@ -99,7 +105,7 @@ class UsageService:
     clock: Clock
     tags: Sequence[str]
     _open: _Sums | None = field(default=None, init=False)
-    _stored: OrderedDict[str | None, tuple[tuple[datetime, datetime], ByHour]] = field(
+    _stored: OrderedDict[_Asked, tuple[tuple[datetime, datetime], ByHour]] = field(
         default_factory=OrderedDict, init=False
     )
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -148,31 +154,45 @@ class UsageService:
             _add(sums.setdefault(use.name, {}), {name: value for name, value in use.figures.items() if ":" not in name})
         return Usage(begin, end, until, sums)
 
-    def by_hour(self, begin: datetime, end: datetime, *, owner: str | None = None) -> ByHour:
-        """What tasks of one owner or all have used in each hour of a period of whole hours. Stores nothing, unlike `usage`."""
+    def by_hour(
+        self,
+        begin: datetime,
+        end: datetime,
+        kind: Kind = Kind.USER,
+        *,
+        owner: str | None = None,
+        names: Sequence[str] | None = None,
+    ) -> ByHour:
+        """What tasks of one owner, of certain names, or all have used in each hour of a period of whole hours. Stores nothing, unlike
+        `usage`."""
         rolled = max(begin, min(end, self.store.rolled_until() or self._first_hour() or begin))
-        stored = self._stored_hours(begin, rolled, owner)
+        stored = self._stored_hours(begin, rolled, _Asked(kind, owner, None if names is None else tuple(sorted(names))))
         if rolled == end:
             return stored
-        at, since, open_uses = self._open_uses(rolled, Kind.USER, begin, end, owner)
+        at, since, open_uses = self._open_uses(rolled, kind, begin, end, owner)
+        open_uses = [use for use in open_uses if names is None or use.name in names]
         added = _by_hour(min(end, at) if since <= rolled else rolled, open_uses)
-        names = {name: dict(figures) for name, figures in stored.names.items()}
+        whole = {name: dict(figures) for name, figures in stored.names.items()}
         for name, figures in added.names.items():
-            _add(names.setdefault(name, {}), figures)
-        return ByHour(added.until, {**stored.hours, **added.hours}, names)
+            _add(whole.setdefault(name, {}), figures)
+        return ByHour(added.until, {**stored.hours, **added.hours}, whole)
 
-    def _stored_hours(self, begin: datetime, end: datetime, owner: str | None) -> ByHour:
+    def _stored_hours(self, begin: datetime, end: datetime, asked: _Asked) -> ByHour:
         """They do not change, so those of the last period are kept."""
         with self._lock:
-            kept = self._stored.get(owner)
+            kept = self._stored.get(asked)
             if kept is not None and kept[0] == (begin, end):
-                self._stored.move_to_end(owner)
+                self._stored.move_to_end(asked)
                 return kept[1]
-        uses = self.store.between(Kind.USER, begin, end, owner=owner) if begin < end else ()
+        uses = (
+            self.store.between(asked.kind, begin, end, owner=asked.owner, names=asked.names)
+            if begin < end and asked.names != ()
+            else ()
+        )
         found = _by_hour(end, uses)
         with self._lock:
-            self._stored[owner] = ((begin, end), found)
-            self._stored.move_to_end(owner)
+            self._stored[asked] = ((begin, end), found)
+            self._stored.move_to_end(asked)
             while len(self._stored) > MAX_KEPT:
                 self._stored.popitem(last=False)
         return found

@@ -142,6 +142,7 @@
 {{- $_ := set $c (print $k "ANNOTATIONS") $v.tasks.annotations -}}
 {{- $_ := set $c (print $k "EXTRA_POD_SPEC") $v.tasks.extraPodSpec -}}
 {{- $_ := set $c (print $k "WRITES_PER_SECOND") $v.tasks.writesPerSecond -}}
+{{- $_ := set $c (print $k "READ_NODES") $v.rbac.readNodes -}}
 {{- if $v.tasks.poke.enabled -}}
 {{- $_ := set $c (print $k "POKE_ADDRESS") (include "poiesis.poke.address" .) -}}
 {{- $_ := set $c (print $k "POKE_START") $v.tasks.poke.start -}}

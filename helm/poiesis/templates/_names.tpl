@@ -26,6 +26,11 @@
 {{/* The name that the monitor uses: derived from the instance. */}}
 {{- define "poiesis.lease.name" -}}{{ include "poiesis.tasks.instance" . }}-monitor{{- end -}}
 
+{{/* Cluster-scoped, so it has the namespace. */}}
+{{- define "poiesis.nodes.name" -}}
+{{- printf "%s-%s" .Release.Namespace (include "poiesis.fullname" .) | trunc 57 | trimSuffix "-" -}}-nodes
+{{- end -}}
+
 {{- define "poiesis.serviceAccount.name" -}}
 {{- $given := (index .root.Values .component).serviceAccount -}}
 {{- $given.name | default (include "poiesis.component.name" .) -}}

@@ -19,7 +19,7 @@ automountServiceAccountToken: false
 {{- end -}}
 {{- end -}}
 
-{{/* Role and binding in the namespace of tasks; there are no cluster roles. */}}
+{{/* Role and binding in the namespace of tasks. The only cluster role is that of rbac.readNodes. */}}
 {{- define "poiesis.role" -}}
 {{- if .root.Values.rbac.create -}}
 apiVersion: rbac.authorization.k8s.io/v1

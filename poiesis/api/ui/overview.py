@@ -18,7 +18,9 @@ def register(ui: Ui) -> None:
     ui.start = "/ui/overview"
     services = ui.services
     clock = services.tasks.clock
-    service = OverviewService(services.tasks.repository, services.usage, services.tasks.reasons, clock)
+    service = OverviewService(
+        services.tasks.repository, services.usage, services.tasks.reasons, clock, services.capacity
+    )
     shared = SharedOverviews(service.read, clock)
 
     def show(template: str) -> Any:

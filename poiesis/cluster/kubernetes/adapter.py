@@ -11,8 +11,9 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, Final
 
 from poiesis.cluster.kubernetes import bindings, kueue, labels, name_resolution, objects, pods
@@ -28,6 +29,7 @@ from poiesis.cluster.kubernetes.cache import (
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.delivery import InstanceOwner, LauncherDelivery, with_launchers
 from poiesis.cluster.kubernetes.errors import ApiError, translate, translated
+from poiesis.cluster.kubernetes.nodes import capacity_of
 from poiesis.cluster.kubernetes.observe import pod_of
 from poiesis.cluster.kubernetes.pokes import PokeAddress
 from poiesis.cluster.kubernetes.records import Records
@@ -35,6 +37,7 @@ from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.cluster.kubernetes.watch import Watch
 from poiesis.cluster.kubernetes.whole_logs import WholeLogs
 from poiesis.config import LogSettings
+from poiesis.domain.capacity import Capacity
 from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable
 from poiesis.domain.naming import object_name
@@ -308,7 +311,7 @@ class KubernetesCluster:
         self._wake = wake
         selector = labels.selector(self.settings)
         self._watches = (
-            Watch(self.client, self.settings, PODS, selector, project_pod, self._cache),
+            Watch(self.client, self.settings, PODS, selector, self._project_pod, self._cache),
             Watch(self.client, self.settings, VOLUMES, selector, project_volume, self._cache),
         )
         if kueue.is_used(self.settings):
@@ -318,6 +321,9 @@ class KubernetesCluster:
             self._positions.start()
         for watch in (*self._watches, *self._workload_watches):
             watch.start()
+
+    def _project_pod(self, document: Mapping[str, Any]) -> PodView | None:
+        return project_pod(document, self.settings.gpu_resource)
 
     def synced(self, timeout: float | None = None) -> bool:
         """Wait for the first lists; whether they are complete."""
@@ -349,6 +355,25 @@ class KubernetesCluster:
                 self._wake(task_id)
             except Exception:
                 log.exception("wake_failed", extra={"task_id": task_id})
+
+    # ── nodes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def capacity(self, at: datetime) -> Capacity:
+        """Of all nodes, with what the pods that the watch shows request. Raises: ClusterUnavailable without the right to list nodes."""
+        if not self._is_followed():
+            raise ClusterUnavailable("the pods of tasks are not known yet")
+        return capacity_of(self._nodes(), self._cache.all_pods(), self.settings, at)
+
+    def _nodes(self) -> Iterator[Mapping[str, Any]]:
+        query: dict[str, object] = {"limit": self.settings.page_size}
+        while True:
+            with translated("list nodes"):
+                page = self.client.get("/api/v1/nodes", query)
+            yield from page.get("items") or []
+            token = (page.get("metadata") or {}).get("continue")
+            if not token:
+                return
+            query["continue"] = token
 
     # ── other ────────────────────────────────────────────────────────────────────────────────────────────────────────
 

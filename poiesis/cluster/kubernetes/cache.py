@@ -15,6 +15,8 @@ from typing import Any, Final
 
 from poiesis.cluster.kubernetes import labels
 from poiesis.cluster.kubernetes.kueue import WorkloadView
+from poiesis.cluster.kubernetes.quantities import GPU, requested
+from poiesis.domain.quotas import Amount
 from poiesis.domain.task import TaskId
 
 MAX_GONE: Final = 50_000  # names: about 8 MB
@@ -23,6 +25,7 @@ MAX_TEXT: Final = 1024
 LOGS: Final = "logs"  # `whole_logs.CONTAINER`
 RELEASED: Final = "Admitted: the pod's scheduling gates have been removed"  # and the scheduler has not looked at it yet
 
+NOTHING: Final = Amount()
 ON_ITS_WAY: Final = ("", "Pending", "Running")  # phases
 
 PODS: Final = "pods"
@@ -67,6 +70,7 @@ class PodView:
     scheduled_at: str | None = None
     logs: ContainerView | None = None
     """The one that fills the log store, which the task does not wait for."""
+    requested: Amount = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ View = PodView | VolumeView | WorkloadView
 Key = tuple[str, str]  # kind and name
 
 
-def project_pod(document: Mapping[str, Any]) -> PodView | None:
+def project_pod(document: Mapping[str, Any], gpu_resource: str = GPU) -> PodView | None:
     """None: not the pod of a task."""
     metadata, spec, status = document.get("metadata") or {}, document.get("spec") or {}, document.get("status") or {}
     task_id = labels.task_id_of(metadata)
@@ -116,6 +120,7 @@ def project_pod(document: Mapping[str, Any]) -> PodView | None:
         containers=tuple(view for view in views if view.name != LOGS),
         logs=next((view for view in views if view.name == LOGS), None),
         scheduled_at=scheduled.get("lastTransitionTime") if scheduled.get("status") == "True" else None,
+        requested=requested(spec, gpu_resource),
     )
 
 
@@ -223,6 +228,10 @@ class Cache:
     def task_ids(self) -> list[TaskId]:
         with self._lock:
             return list(self._of_task)
+
+    def all_pods(self) -> list[PodView]:
+        with self._lock:
+            return [view for _, view in self._views.values() if isinstance(view, PodView)]
 
     def starting(self) -> list[TaskId]:
         """Tasks with a scheduled pod whose containers are being started."""

@@ -41,6 +41,8 @@ KUEUE_RIGHTS: Final[Mapping[str, frozenset[str]]] = {
     "localqueues.visibility.kueue.x-k8s.io/pendingworkloads": frozenset({"get"}),
 }
 """Further ones of the monitor where Kueue is used."""
+NODE_RIGHTS: Final[Mapping[str, frozenset[str]]] = {"nodes": frozenset({"list"})}
+"""Those of the monitor in the cluster where `read_nodes` is set; all others are in the tasks' namespace."""
 _GROUPS: Final = {"leases": "coordination.k8s.io"}
 
 

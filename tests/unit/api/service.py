@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any, cast
@@ -14,6 +15,7 @@ from poiesis.api import Services, create_app
 from poiesis.api.audit import AuditLog
 from poiesis.api.limits import RateLimiter
 from poiesis.config import ApiSettings, ServiceSettings
+from poiesis.domain.capacity import Capacity
 from poiesis.domain.policy import Policy
 from poiesis.domain.task import Task, TaskId
 from poiesis.ports.logs import LogStore
@@ -56,6 +58,7 @@ class Site:
     webhook_store: WebhookStore | None = None
     keys: KeyService | None = None
     sessions: MemorySessionRepository = field(default_factory=MemorySessionRepository)
+    capacity: Callable[[], Capacity | None] = lambda: None
 
     def __post_init__(self) -> None:
         self.keys = self.keys or KeyService(MemoryKeyRepository(), self.clock, self.api.key_lifetime)
@@ -83,6 +86,7 @@ class Site:
             webhooks=self.webhooks,
             keys=self.keys,
             sessions=self.sessions,
+            capacity=self.capacity,
         )
 
     def ready(self) -> None:

@@ -19,7 +19,7 @@ from poiesis.bootstrap import ADAPTER_PREFIXES, FILER_PREFIX, KUBERNETES_PREFIX
 from poiesis.cli.parser import make_parser
 from poiesis.cluster.kubernetes import labels
 from poiesis.cluster.kubernetes.pods import pod
-from poiesis.cluster.kubernetes.rights import KUEUE_RIGHTS, RIGHTS
+from poiesis.cluster.kubernetes.rights import KUEUE_RIGHTS, NODE_RIGHTS, RIGHTS
 from poiesis.cluster.kubernetes.settings import CacheVolume, KubernetesSettings, Placement
 from poiesis.config import Settings, read
 from poiesis.domain.plan import plan
@@ -95,7 +95,7 @@ def test_objects_are_unique_and_have_a_namespace(chart: Rendered):
     assert len(keys) == len(set(keys))
     tasks = (chart.given.get("tasks") or {}).get("namespace", NAMESPACE)
     grafana = chart.given.get("metrics", {}).get("dashboards", {}).get("namespace", NAMESPACE)
-    assert {namespace for _, namespace, _ in keys} <= {NAMESPACE, tasks, grafana}
+    assert {space for kind, space, _ in keys if not kind.startswith("ClusterRole")} <= {NAMESPACE, tasks, grafana}
     assert all(len(name) <= 63 for _, _, name in keys)
 
 
@@ -107,8 +107,23 @@ def test_every_object_has_the_recommended_labels(chart: Rendered):
         assert found["app.kubernetes.io/managed-by"] == "Helm"
 
 
-def test_there_are_no_cluster_scoped_objects(chart: Rendered):
-    assert not chart.of("ClusterRole", "ClusterRoleBinding", "Namespace", "CustomResourceDefinition")
+def test_the_only_cluster_scoped_objects_are_those_that_let_the_monitor_list_nodes_if_the_site_wants_it(
+    chart: Rendered,
+):
+    assert not chart.of("Namespace", "CustomResourceDefinition")
+    if not chart.given.get("rbac", {}).get("readNodes"):
+        assert not chart.of("ClusterRole", "ClusterRoleBinding")
+        assert chart.variables().get("POIESIS_KUBERNETES__READ_NODES") in (None, "false")
+        return
+    [role], [binding] = chart.of("ClusterRole"), chart.of("ClusterRoleBinding")
+    [rule] = role["rules"]
+    assert {kind: set(rule["verbs"]) for kind in rule["resources"]} == NODE_RIGHTS and rule["apiGroups"] == [""]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"] and role["metadata"]["name"].endswith("-nodes")
+    [subject] = binding["subjects"]
+    monitor = dict(chart.pods())["monitor"]
+    assert (subject["name"], subject["namespace"]) == (monitor["spec"]["serviceAccountName"], NAMESPACE)
+    assert role["metadata"]["name"].startswith(NAMESPACE)
+    assert chart.variables()["POIESIS_KUBERNETES__READ_NODES"] == "true"
 
 
 def test_a_long_release_name_gives_valid_names(helm: Run):
@@ -426,7 +441,7 @@ def test_each_role_has_exactly_the_permissions_of_the_table(chart: Rendered):
 
 
 def test_permissions_on_single_objects_refer_to_objects_of_the_chart(chart: Rendered):
-    made = {(o["kind"].lower() + "s", o["metadata"]["namespace"], o["metadata"]["name"]) for o in chart.objects}
+    made = {(o["kind"].lower() + "s", o["metadata"].get("namespace"), o["metadata"]["name"]) for o in chart.objects}
     for role in chart.of("Role"):
         for rule in role["rules"]:
             for name in rule.get("resourceNames", []):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from poiesis.domain.capacity import Capacity
 from poiesis.domain.errors import RepositoryUnavailable
 from poiesis.domain.fair_share import Pool
 from poiesis.domain.naming import new_task_id
@@ -42,7 +43,8 @@ class World:
         self.usage = UsageService(MemoryEventLog(self.repository), MemoryUsageStore(), self.clock, ())
         self.admission = MemoryAdmissionStore(self.repository)
         reasons = WaitingReasons(self.admission, self.clock, POLICY)
-        self.service = OverviewService(self.repository, self.usage, reasons, self.clock)
+        self.room: Capacity | None = None
+        self.service = OverviewService(self.repository, self.usage, reasons, self.clock, lambda: self.room)
 
     def add(self, owner: str | None = "ada", **changes: Any) -> Task:
         now = self.clock.now()
@@ -51,13 +53,19 @@ class World:
         self.repository.add(task)
         return task
 
-    def end(self, owner: str | None = "ada", state: State = State.COMPLETE, reason: str | None = None) -> None:
+    def end(
+        self,
+        owner: str | None = "ada",
+        state: State = State.COMPLETE,
+        reason: str | None = None,
+        groups: tuple[str, ...] = (),
+    ) -> None:
         now = self.clock.now()
         logs = (ExecutorLog(0, now - 2 * SECOND, now),)
         used = {"executor_0_cpu_seconds": "1", "executor_0_peak_memory_bytes": "1000000000"}
         log = TaskLog(logs=logs, metadata=used)
         outcome = None if reason is None else Outcome(state, reason, "<script>")
-        self.add(owner, state=state, stage=Stage.DONE, log=log, outcome=outcome)
+        self.add(owner, state=state, stage=Stage.DONE, log=log, outcome=outcome, groups=groups)
 
 
 @pytest.fixture
@@ -113,6 +121,31 @@ def test_waste_is_what_was_asked_for_and_not_used(world: World) -> None:
     assert [user.name for user in found.users] == ["ada", "bob"]
     assert found.total.cpu == module.Waste(12.0, 9.0) and found.total.cpu.used_part == 0.25
     assert found.total.memory == module.Waste(24.0, 18.0)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_groups_have_the_sums_of_all_their_members_and_users_see_those_of_their_own(world: World, stored: bool) -> None:
+    world.end("ada", groups=("lab",))
+    world.end("bob", groups=("lab", "clinic"))
+    world.end("eve")
+    if stored:
+        world.clock.advance(2 * HOUR)
+        assert world.usage.roll_up() > 0
+    whole = world.service.read(None)
+    assert [(group.name, group.tasks, group.cpu.requested) for group in whole.groups] == [
+        ("lab", 2, 8.0),
+        ("clinic", 1, 4.0),
+    ]
+    assert whole.total.tasks == 3
+    assert [(group.name, group.tasks) for group in world.service.read("ada", ("lab", "other")).groups] == [("lab", 2)]
+    assert not world.service.read("eve").groups
+
+
+def test_the_room_is_for_those_who_see_all(world: World) -> None:
+    assert world.service.read(None).capacity is None
+    world.room = Capacity(world.clock.now(), 1, 1, 1, Amount(), Amount(), Amount())
+    assert world.service.read(None).capacity == world.room
+    assert world.service.read("ada", ("lab",)).capacity is None
 
 
 def test_quotas_are_those_of_the_user_and_their_groups(world: World) -> None:

@@ -9,6 +9,8 @@ from dataclasses import replace
 
 from poiesis.api.ui.charts import ended_chart, wait, waits_chart
 from poiesis.config import ApiSettings
+from poiesis.domain.capacity import Capacity
+from poiesis.domain.quotas import Amount
 from poiesis.domain.states import State
 from poiesis.services.overview import Hour
 from poiesis.testing.clock import START
@@ -49,6 +51,23 @@ def test_nothing_is_inline_and_names_are_text(site):
     assert "&lt;script&gt;alert(1)" in text and tile(text, "failed") == "1"
 
 
+def room(text: str) -> str:
+    found = re.search(r'<section class="block" aria-labelledby="room">.*?</section>', text, re.S)
+    return " ".join(re.sub(r"<[^>]*>", " ", found[0]).split()) if found else ""
+
+
+def test_the_room_is_said_of_nodes_of_the_machine_or_not_to_be_known(site):
+    assert "Not known: the service may not list nodes" in room(site.client.get("/ui/overview").text)
+    nodes = Capacity(START, 5, 4, 2, Amount(220, 16000, 64 * 10**9), Amount(3, 2500, 10**9), Amount(110, 8000, 10**10))
+    several = room(Site(capacity=lambda: nodes).client.get("/ui/overview").text)
+    assert "2 of 5 nodes accept tasks; 1 is not ready; 2 are cordoned or tainted." in several
+    assert "CPU cores 2.5 of 16 8 Memory, GB 1 of 64 10 Pods 3 of 220 110" in several and "GPU" not in several
+    machine = replace(nodes, nodes=1, disk_bytes=200 * 10**9, disk_free_bytes=150 * 10**9)
+    single = room(Site(capacity=lambda: machine).client.get("/ui/overview").text)
+    assert "Room on this machine" in single and "CPU cores, requested by tasks 2.5 of 16" in single
+    assert "Disk, GB, used by all files 50 of 200" in single and "nodes" not in single
+
+
 def test_users_see_only_their_own_figures(tmp_path):
     file = tmp_path / "users.json"
     users = [
@@ -74,6 +93,7 @@ def test_users_see_only_their_own_figures(tmp_path):
     mine, whole = page("ada"), page("root")
     assert (tile(mine, "running"), tile(mine, "waiting"), tile(mine, "failed")) == ("1", "0", "1")
     assert (tile(whole, "running"), tile(whole, "waiting"), tile(whole, "failed")) == ("2", "1", "3")
+    assert not room(mine) and room(whole)
     assert "bob" not in mine.lower() and "BobsReason" in whole and "bobFailed" in whole
     assert "Your tasks," in mine and "All tasks of this service" in whole and "owner=" not in mine + whole
     member = page("cy")

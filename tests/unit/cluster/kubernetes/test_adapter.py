@@ -19,10 +19,13 @@ from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, Configurat
 from poiesis.domain.observed import Record
 from poiesis.domain.plan import plan
 from poiesis.domain.policy import Policy
+from poiesis.domain.quotas import Amount
 from poiesis.domain.report import FilerReport, format_report
 from poiesis.domain.states import Stage
 from poiesis.domain.task import Executor, FileType, Input, Output, Task, TaskSpec
+from poiesis.testing.clock import START
 from tests.unit.cluster.kubernetes.conftest import TASK_ID, Answer, ApiServer, Request, make_task, pod_json
+from tests.unit.cluster.kubernetes.test_nodes import NODES
 
 TRUE = Executor("busybox", ("true",))
 PLAIN = TaskSpec((TRUE,))
@@ -355,3 +358,42 @@ def test_tasks_run_on_the_architecture_of_the_service_unless_another_is_set(
     assert sorted(made["binaryData"]) == [f"launcher-{name}" for name in built]
     pod = store.objects[f"{CORE}/pods/poiesis-{TASK_ID}-1-task"]
     assert pod["spec"]["nodeSelector"] == {"kubernetes.io/arch": chosen}
+
+
+def test_nodes_are_read_in_pages_with_one_list_of_pods_from_the_watch(
+    make: Callable[..., KubernetesCluster], server: ApiServer
+) -> None:
+    def answer(request: Request) -> Answer:
+        begin = int(request.query.get("continue", 0))
+        rest = {"continue": str(begin + 2)} if begin + 2 < len(NODES) else {}
+        return Answer(body={"items": NODES[begin : begin + 2], "metadata": rest})
+
+    cluster = make(page_size=2)
+    followed(cluster)
+    view = project_pod(pod_json(node="worker-1"))
+    assert view is not None
+    cluster._cache.put(PODS, 1, view)
+    server.answer = answer
+    found = cluster.capacity(START)
+    assert (found.nodes, found.requested.tasks) == (5, 1)
+    assert [(r.path, r.query["limit"]) for r in server.requests] == [("/api/v1/nodes", "2")] * 3
+
+
+def test_without_the_right_or_the_watch_the_room_is_not_known(
+    make: Callable[..., KubernetesCluster], server: ApiServer
+) -> None:
+    cluster = make()
+    with pytest.raises(ClusterUnavailable, match="not known yet"):
+        cluster.capacity(START)
+    followed(cluster)
+    message = 'nodes is forbidden: User "system:serviceaccount:tes:monitor" cannot list resource "nodes"'
+    server.answer = lambda _: Answer(status=403, body={"reason": "Forbidden", "message": message})
+    with pytest.raises(ClusterUnavailable, match="list nodes: 403"):
+        cluster.capacity(START)
+
+
+def test_the_requested_gpus_are_those_of_the_site(make: Callable[..., KubernetesCluster]) -> None:
+    document = pod_json()
+    document["spec"]["containers"][0]["resources"] = {"requests": {"example.org/gpu": "3"}}
+    view = make(gpu_resource="example.org/gpu")._project_pod(document)
+    assert view is not None and view.requested == Amount(tasks=1, gpus=3)
