@@ -21,9 +21,10 @@ Every role serves these at `/metrics` on its health port (`POIESIS_LISTEN`), in 
 workers. A gauge that is measured by every notifier, or by each monitor, is to be read with `max`. Histograms have the usual `_bucket`,
 `_sum` and `_count` series, in seconds. A process shows labelled metrics only once they have a value.
 
-There are no native histograms: prometheus-client (0.26, November 2026) can parse and print them, but not record observations in one
-([its pull request](https://github.com/prometheus/client_python/pull/1104) is open). Prometheus can convert the fixed buckets when it scrapes
-(`convert_classic_histograms_to_nhcb`); let it keep the classic series too (`always_scrape_classic_histograms`), because the alerts and dashboards of the chart read them.
+There are no native histograms: prometheus-client (0.26, November 2026) can parse and print them, but not record observations in
+one ([its pull request](https://github.com/prometheus/client_python/pull/1104) is open). Prometheus can convert the fixed buckets when
+it scrapes (`convert_classic_histograms_to_nhcb`); let it keep the classic series too (`always_scrape_classic_histograms`), because the
+alerts and dashboards of the chart read them.
 """
 
 

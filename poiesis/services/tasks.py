@@ -15,7 +15,7 @@ from typing import Final
 
 from poiesis import tracing
 from poiesis.domain.access import Access
-from poiesis.domain.decide.admission import cancel_at_once, check_admissible, claim_of, enqueue
+from poiesis.domain.decide.admission import cancel_at_once, check_admissible, claim_of, enqueue, notes_on_size
 from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.entitlements import check_entitlements
 from poiesis.domain.errors import Conflict, Forbidden, QueueUnavailable, RepositoryUnavailable
@@ -71,7 +71,7 @@ class TaskService:
         Raises: InvalidTask (nothing was stored), Conflict if the key was used for another task, RepositoryUnavailable (it may have been
         stored).
         """
-        spec, dropped = self.check(spec, owner=owner, groups=groups)
+        spec, found = self.check(spec, owner=owner, groups=groups)
         now = self.clock.now()
         task = Task(
             id=new_task_id(now),
@@ -82,7 +82,7 @@ class TaskService:
             nonce=secrets.token_hex(8),
             owner=owner,
             groups=tuple(groups),
-            log=TaskLog(system_logs=(*notes, *dropped)),
+            log=TaskLog(system_logs=(*notes, *found)),
             trace=tracing.of_new_task(),
         )
         plan, rules = plan_of(task, self.policy), self.policy.admission
@@ -116,11 +116,11 @@ class TaskService:
     def check(
         self, spec: TaskSpec, *, owner: str | None = None, groups: Sequence[str] = ()
     ) -> tuple[TaskSpec, tuple[str, ...]]:
-        """The spec that would be stored, and what was dropped from it. Raises: InvalidTask."""
+        """The spec that would be stored, and notes: what was dropped from it, and that it is too large. Raises: InvalidTask."""
         spec, dropped = check(spec, self.policy)
         check_entitlements(spec, self.policy, owner, groups)
         check_admissible(spec, self.policy.admission, owner, groups)
-        return spec, dropped
+        return spec, (*dropped, *notes_on_size(spec, self.policy.admission))
 
     def states(self, task_ids: Sequence[str], *, access: Access | None = None) -> Mapping[TaskId, State]:
         """The states of the tasks that exist and that `access` allows."""

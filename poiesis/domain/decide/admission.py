@@ -58,6 +58,19 @@ def check_admissible(spec: TaskSpec, rules: AdmissionRules, user: str | None, gr
     raise InvalidTask([Problem("$.resources.backend_parameters.service_class", message)])
 
 
+def notes_on_size(spec: TaskSpec, rules: AdmissionRules) -> tuple[str, ...]:
+    """A line for the system log of a task that asks for more than the one machine has; on a cluster it is refused instead."""
+    asked = spec.resources or Resources()
+    sizes = (
+        ("CPU cores", asked.cpu_cores, rules.site.max_cpu_cores),
+        ("GB of memory", asked.ram_gb, rules.site.max_ram_gb),
+    )
+    larger = [f"{size:g} {unit} of {cap:.4g}" for unit, size, cap in sizes if size and cap is not None and size > cap]
+    if not rules.clamp or not larger:
+        return ()
+    return (f"asks for more than this machine has ({', '.join(larger)}): starts when that is free, with what there is",)
+
+
 def enqueue(task: Task, claim: Claim, rules: AdmissionRules) -> Task:
     """A new task that waits for admission. Raises: InvalidTask if it is larger than a quota."""
     problem = Ledger(rules).never_fits(claim)

@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poiesis.domain.decide.admission import cancel_at_once, claim_of, enqueue, is_held
+from poiesis.domain.decide.admission import cancel_at_once, claim_of, enqueue, is_held, notes_on_size
 from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.errors import InvalidTask, RepositoryUnavailable
 from poiesis.domain.policy import Policy
 from poiesis.domain.quotas import AdmissionRules, Amount, Quota
 from poiesis.domain.states import Stage, State
-from poiesis.domain.task import Resources, Task, TaskId, Version
+from poiesis.domain.task import Executor, Resources, Task, TaskId, TaskSpec, Version
 from poiesis.services.admission import BATCH, ROUND, Admitter, WaitingReasons
+from poiesis.services.tasks import TaskService
 from poiesis.testing.admission import MemoryAdmissionStore
 from poiesis.testing.clock import START, ManualClock
 from poiesis.testing.queue import RecordingQueue
@@ -264,6 +265,24 @@ def test_on_one_machine_a_larger_task_counts_as_all_of_it():
     service.end(TaskId(f"{1:026d}"))
     service.post(3, cpu_cores=2)
     assert service.admitter().run_once() == 1
+
+
+def test_a_task_larger_than_the_machine_says_so_in_its_system_log():
+    rules = AdmissionRules(site=Quota(max_cpu_cores=2, max_ram_gb=8.25), clamp=True)
+    line = "asks for more than this machine has (64 CPU cores of 2, 9 GB of memory of 8.25)"
+    [note] = notes_on_size(spec_of(64, 9), rules)
+    assert note.startswith(line)
+    service = Service(rules)
+    tasks = TaskService(service.repository, service.queue, service.clock, service.policy)
+    assert tasks.repository.get(tasks.create(spec_of(64, 9))).log.system_logs == (note,)
+    assert tasks.repository.get(tasks.create(spec_of(2, 8.25))).log.system_logs == ()
+    assert tasks.check(spec_of(64, 9))[1] == (note,)  # what a dry run shows
+    assert not notes_on_size(spec_of(64, 9), replace(rules, clamp=False))
+    assert not notes_on_size(spec_of(None, None), rules)
+
+
+def spec_of(cpu_cores: float | None, ram_gb: float | None) -> TaskSpec:
+    return TaskSpec((Executor("alpine", ("true",)),), resources=Resources(cpu_cores=cpu_cores, ram_gb=ram_gb))
 
 
 def test_readers_see_their_place_and_the_reason_without_a_write():
