@@ -2,17 +2,14 @@
 
     [{"name": "ada", "password_hash": "scrypt$…", "token_hash": "sha256$…", "api_key_hash": "sha256$…", "admin": true, "groups": ["lab"]}]
 
-It is read again when it changes; an invalid file leaves the previous content in force. Users choose passwords, so these are hashed slowly
-(scrypt); tokens and keys are random, so one SHA-256 is enough for them. Secrets never appear in a log, an error or a repr.
+It is read again when it changes; an invalid file leaves the previous content in force. Secrets never appear in a log, an error or a repr.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import logging
 import os
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,21 +17,15 @@ from typing import Annotated, Final
 
 import msgspec
 
-from poiesis.api.users import Method, User
+from poiesis.api.users import User
 from poiesis.domain.errors import ConfigurationError
+from poiesis.domain.secret_hashes import hash_secret, scrypt
+
+__all__ = ["Credentials", "CredentialsFile", "hash_secret", "read_credentials", "scrypt"]
 
 log = logging.getLogger(__name__)
 
-_SCRYPT: Final = {"n": 2**14, "r": 8, "p": 1}  # 16 MB and about 50 ms: what RFC 7914 suggests for interactive logins
 _CHECK_FILE_S: Final = 1.0  # seconds between checks of the file's modification time
-
-
-def hash_secret(secret: str, method: Method) -> str:
-    """Return the hash for the credentials file, under `password_hash`, `token_hash` or `api_key_hash`."""
-    if method != "basic":
-        return "sha256$" + hashlib.sha256(secret.encode()).hexdigest()
-    salt = secrets.token_bytes(16)
-    return f"scrypt${base64.b64encode(salt).decode()}${base64.b64encode(scrypt(secret, salt)).decode()}"
 
 
 @dataclass(frozen=True)
@@ -121,10 +112,6 @@ def _add(entry: _Entry, to: Credentials) -> None:
     for name, text, by_digest in (("token", entry.token_hash, to.tokens), ("api_key", entry.api_key_hash, to.keys)):
         if text and by_digest.setdefault(bytes.fromhex(text.removeprefix("sha256$")), user) is not user:
             raise ValueError(f"{name}_hash: used by an earlier entry")
-
-
-def scrypt(password: str, salt: bytes) -> bytes:
-    return hashlib.scrypt(password.encode(), salt=salt, dklen=32, maxmem=64 * 1024 * 1024, **_SCRYPT)
 
 
 def _stamp(path: Path) -> tuple[int, int, int]:

@@ -69,7 +69,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
         return run_role(arguments.command, os.environ)
     if arguments.command == "hash-secret":
-        from poiesis.api.credentials import hash_secret
+        from poiesis.domain.secret_hashes import hash_secret
 
         secret = sys.stdin.read().rstrip("\n")
         if not secret:

@@ -1,6 +1,6 @@
 """The conformance tests of openapi-test-runner (ELIXIR Cloud & AAI, GA4GH's tests of TES), all of them, by its own program.
 
-It is not in a package registry: `make clients` clones it, where its repository can be reached.
+It is not in a package registry: `make clients CLIENTS=openapi-test-runner` clones it, where its repository can be reached.
 """
 
 from __future__ import annotations

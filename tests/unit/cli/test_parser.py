@@ -8,13 +8,17 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from poiesis import cli
 from poiesis.cli.columns import COLUMNS
 from poiesis.cli.parser import ROLES, make_parser, parse
 
 HEAVY = ("urllib3", "rich", "yaml", "argcomplete", "prometheus_client", "flask", "celery", "kubernetes", "msgspec")
+
+SERVERS = ("connexion", "starlette", "uvicorn", "jsonschema", "celery", "kubernetes", "pymongo", "prometheus_client")
 
 
 def commands(parser: argparse.ArgumentParser, path: str = "poiesis") -> Iterator[tuple[str, argparse.ArgumentParser]]:
@@ -32,6 +36,19 @@ def test_help_imports_nothing_heavy() -> None:
     ).stdout
     loaded = {name.partition(".")[0] for name in shown.rpartition("MODULES")[2].split()}
     assert "usage: poiesis" in shown and not loaded & set(HEAVY)
+
+
+def test_no_command_but_those_that_serve_imports_a_server() -> None:
+    """connexion alone takes seconds on a slow machine."""
+    names = sorted(path.stem for path in Path(cli.__file__ or "").parent.glob("*.py"))
+    modules = [f"poiesis.cli.{name}" for name in names if name not in ("up", "demo")]
+    run = "".join(
+        f"main({words!r})\n" for words in (["hash-secret", "basic"], ["completion", "bash"], ["profile", "list"])
+    )
+    code = f"import sys, {', '.join(modules)}; from poiesis.cli.main import main\n{run}print('MODULES', *sys.modules)"
+    shown = subprocess.run([sys.executable, "-c", code], input="secret", capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in shown.stdout.rpartition("MODULES")[2].split()}
+    assert "scrypt$" in shown.stdout and "urllib3" in loaded and not loaded & {*SERVERS}
 
 
 @pytest.mark.parametrize(("path", "parser"), list(commands(make_parser())), ids=lambda value: str(value)[:40])
