@@ -39,7 +39,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 def test_no_command_but_those_that_serve_imports_a_server() -> None:
-    """connexion alone takes seconds on a slow machine."""
+    """connexion takes seconds on a slow machine."""
     names = sorted(path.stem for path in Path(cli.__file__ or "").parent.glob("*.py"))
     modules = [f"poiesis.cli.{name}" for name in names if name not in ("up", "demo")]
     run = "".join(
