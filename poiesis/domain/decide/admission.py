@@ -60,7 +60,7 @@ def check_admissible(spec: TaskSpec, rules: AdmissionRules, user: str | None, gr
 
 def notes_on_size(spec: TaskSpec, rules: AdmissionRules) -> tuple[str, ...]:
     """A line for the system log of a task that asks for more than the one machine has; on a cluster it is refused instead."""
-    asked = spec.resources or Resources()
+    asked = spec.requested
     sizes = (
         ("CPU cores", asked.cpu_cores, rules.site.max_cpu_cores),
         ("GB of memory", asked.ram_gb, rules.site.max_ram_gb),
