@@ -1,7 +1,7 @@
 """Many tasks at once on simulated nodes: what Poiesis itself costs, beside as many bare pods created in a tight loop in the same run.
 
     python -m bench scale --stages kwok/kwok.yaml > with-records.yaml    # and use that for kwok
-    KUBECONFIG=… python -m bench scale --url http://HOST:PORT --namespace NS --release tes --tasks 1000 [--unreadable | --alive]
+    KUBECONFIG=… python -m bench scale --url http://HOST:PORT --namespace NS --release tes --tasks 1000 [--bare 2000] [--unreadable|--alive]
 
 The nodes are kwok's (`../shared/cluster/addons kwok up`): pods on them run on paper, behind the real API server, scheduler and
 controllers. `--stages` prints kwok's stages changed so that ended containers leave the launcher's record in their termination message;
@@ -9,18 +9,21 @@ then whole tasks complete without a kubelet. The site needs two node classes (`t
 `nodeSelector: {type: kwok}` and `tolerations: [{key: type, operator: Exists}]`: `sim`, and `sim-alive` with the annotation
 `sim/run: never`.
 
-Printed: tasks a second until all are COMPLETE, and for each role CPU milliseconds a task, memory, Kubernetes calls and store commands
-a task, from its metrics before and after. `--alive`: the pods never end, and the figures are those with that many alive.
-`--unreadable`: with kwok's own stages, so that no pod leaves a record, and its node refuses log requests: the latency of hello tasks on the
-other nodes, one after the other, before and while so many such pods end.
+Printed: pods created, started and ended a second, of the bare pods and of the tasks, each by a watch, and the most that were alive at
+once; tasks a second until all are COMPLETE; and for each role CPU milliseconds a task, Kubernetes calls and store commands a task, from
+its metrics before and after, and its memory before, in the middle and after. `--alive`: the pods never end, and the figures are those
+with that many alive. `--unreadable`: with kwok's own stages, so that no pod leaves a record, and its node refuses log requests: the
+latency of hello tasks on the other nodes, one after the other, before and while so many such pods end.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import statistics
 import sys
+import threading
 import time
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
@@ -72,7 +75,12 @@ class Roles:
         return found
 
 
-def report(before: dict[str, dict[str, float]], after: dict[str, dict[str, float]], tasks: int) -> None:
+def report(
+    before: dict[str, dict[str, float]],
+    middle: dict[str, dict[str, float]],
+    after: dict[str, dict[str, float]],
+    tasks: int,
+) -> None:
     total = 0.0
     for role, samples in sorted(after.items()):
 
@@ -85,9 +93,11 @@ def report(before: dict[str, dict[str, float]], after: dict[str, dict[str, float
             used("poiesis_kubernetes_requests_total") / tasks,
             used("poiesis_store_operation_duration_seconds_count") / tasks,
         )
-        memory = samples["process_resident_memory_bytes"] / 1e6
+        memory = ", ".join(
+            f"{read[role]['process_resident_memory_bytes'] / 1e6:.0f}" for read in (before, middle, after)
+        )
         print(
-            f"  {role:9} CPU {cpu:6.2f} ms a task   Kubernetes calls {calls:5.2f}   store commands {store:5.2f}   memory {memory:6.0f} MB"
+            f"  {role:9} CPU {cpu:6.2f} ms a task   Kubernetes calls {calls:5.2f}   store commands {store:5.2f}   memory {memory} MB"
         )
     print(f"  all roles CPU {total:.2f} ms a task", flush=True)
     kinds: defaultdict[str, float] = defaultdict(float)
@@ -103,7 +113,75 @@ def report(before: dict[str, dict[str, float]], after: dict[str, dict[str, float
     )
 
 
-def bare_pods(namespace: str, count: int) -> None:
+class PodWatch:
+    """When the pods with a label were first seen, started and ended, by one watch without models, which costs little."""
+
+    def __init__(self, namespace: str, label: str) -> None:
+        self.begin = time.monotonic()
+        self.seen: dict[str, float] = {}
+        self.started: dict[str, float] = {}
+        self.ended: dict[str, float] = {}
+        self.most_alive = 0
+        self._alive: set[str] = set()
+        self._where = {"namespace": namespace, "label_selector": label}
+        self._core = client.CoreV1Api()
+        listed = self._core.list_namespaced_pod(**self._where)
+        self._old = {pod.metadata.name for pod in listed.items}
+        self._version = listed.metadata.resource_version
+        threading.Thread(target=self._follow, daemon=True).start()
+
+    def wait(self, times: dict[str, float], count: int) -> None:
+        while len(times) < count:
+            if time.monotonic() - self.begin > DEADLINE_S:
+                raise RuntimeError(f"only {len(times)} of {count} pods after {DEADLINE_S} s")
+            time.sleep(0.2)
+
+    def report(self, what: str, count: int) -> dict[str, float]:
+        """Print and return the rates from `begin` until the last pod."""
+        rates = {}
+        for name, times in (("created", self.seen), ("started", self.started), ("ended", self.ended)):
+            if len(times) >= count:
+                rates[name] = count / (sorted(times.values())[count - 1] - self.begin)
+        shown = ", ".join(f"{name} {rate:.1f}" for name, rate in rates.items())
+        print(f"{count} {what}: pods a second: {shown}; at most {self.most_alive} alive at once", flush=True)
+        return rates
+
+    def _follow(self) -> None:
+        while True:
+            answer = self._core.list_namespaced_pod(
+                **self._where,
+                watch=True,
+                resource_version=self._version,
+                timeout_seconds=DEADLINE_S,
+                _preload_content=False,
+            )
+            rest = b""
+            for chunk in answer.stream(1 << 16):
+                *lines, rest = (rest + chunk).split(b"\n")
+                for line in lines:
+                    self._take(json.loads(line))
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if event["type"] == "ERROR":
+            raise RuntimeError(event["object"])
+        metadata, phase, now = event["object"]["metadata"], event["object"]["status"].get("phase"), time.monotonic()
+        name, self._version = metadata["name"], metadata["resourceVersion"]
+        if name in self._old:
+            return
+        self.seen.setdefault(name, now)
+        if phase != "Pending":
+            self.started.setdefault(name, now)
+        if phase in ("Succeeded", "Failed"):
+            self.ended.setdefault(name, now)
+        if name in self.ended or event["type"] == "DELETED":
+            self._alive.discard(name)
+        else:
+            self._alive.add(name)
+        self.most_alive = max(self.most_alive, len(self._alive))
+
+
+def bare_pods(namespace: str, count: int) -> dict[str, float]:
+    """Create so many at once and return their rates."""
     core, label = client.CoreV1Api(), f"scale-{int(time.time())}"
     spec = {
         "restartPolicy": "Never",
@@ -113,33 +191,23 @@ def bare_pods(namespace: str, count: int) -> None:
         "nodeSelector": {"type": "kwok"},
         "containers": [{"name": "main", "image": IMAGE, "command": ["true"]}],
     }
-    begin = time.monotonic()
 
     def create(i: int) -> None:
         core.create_namespaced_pod(
-            namespace, {"metadata": {"name": f"{label}-{i}", "labels": {"bench": label}}, "spec": spec}
-        )
+            namespace,
+            {"metadata": {"name": f"{label}-{i}", "labels": {"bench": label}}, "spec": spec},
+            _preload_content=False,
+        ).read()
 
+    pods = PodWatch(namespace, f"bench={label}")
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(create, range(count)))
-    created = time.monotonic() - begin
-    while _left(core, namespace, f"bench={label}"):
-        if time.monotonic() - begin > DEADLINE_S:
-            raise RuntimeError("bare pods do not end")
-        time.sleep(0.5)
-    ended = time.monotonic() - begin
-    print(
-        f"{count} bare pods: created {count / created:.1f} a second, all ended after {ended:.1f} s: {count / ended:.1f} a second",
-        flush=True,
-    )
+    pods.wait(pods.ended, count)
+    rates = pods.report("bare pods", count)
     core.delete_collection_namespaced_pod(namespace, label_selector=f"bench={label}", grace_period_seconds=0)
-
-
-def _left(core: Any, namespace: str, selector: str) -> int:
-    found = core.list_namespaced_pod(
-        namespace, label_selector=selector, field_selector="status.phase!=Succeeded", limit=1, resource_version="0"
-    )
-    return len(found.items)
+    while core.list_namespaced_pod(namespace, label_selector=f"bench={label}", limit=1).items:
+        time.sleep(0.5)
+    return rates
 
 
 def post(tes: Tes, task: dict[str, Any], count: int) -> list[str]:
@@ -191,24 +259,28 @@ def unreadable(arguments: argparse.Namespace) -> None:
     print(f"all unreadable tasks have ended after {time.monotonic() - begin:.0f} s")
 
 
-def tasks_at_once(arguments: argparse.Namespace) -> None:
-    tes, roles = Tes(arguments.url), Roles(arguments.namespace, arguments.release)
+def tasks_at_once(arguments: argparse.Namespace, bare: dict[str, float]) -> None:
+    tes, roles, count = Tes(arguments.url), Roles(arguments.namespace, arguments.release), arguments.tasks
     tag = str(int(time.time()))
-    task = simulated(tag, "sim-alive" if arguments.alive else "sim")
-    before, begin = roles.read(), time.monotonic()
-    post(tes, task, arguments.tasks)
-    state = "RUNNING" if arguments.alive else "COMPLETE"
-    while (done := count_in(tes, tag, state)) < arguments.tasks:
-        if time.monotonic() - begin > DEADLINE_S:
-            raise RuntimeError(f"only {done} of {arguments.tasks} are {state}")
+    before = roles.read()
+    pods = PodWatch(arguments.namespace, "poiesis/task-id")
+    post(tes, simulated(tag, "sim-alive" if arguments.alive else "sim"), count)
+    state, times = ("RUNNING", pods.started) if arguments.alive else ("COMPLETE", pods.ended)
+    pods.wait(times, count // 2)
+    middle = roles.read()
+    pods.wait(times, count)
+    while (done := count_in(tes, tag, state)) < count:
+        if time.monotonic() - pods.begin > DEADLINE_S:
+            raise RuntimeError(f"only {done} of {count} are {state}")
         time.sleep(2)
-    seconds = time.monotonic() - begin
-    print(
-        f"{arguments.tasks} tasks: all {state} after {seconds:.1f} s: {arguments.tasks / seconds:.1f} a second",
-        flush=True,
-    )
+    rates = {"complete": count / (time.monotonic() - pods.begin)}
+    print(f"{count} tasks: all {state}: {rates['complete']:.1f} a second", flush=True)
+    rates |= pods.report("tasks", count)
+    for name, base in (("created", "created"), ("started", "started"), ("ended", "ended"), ("complete", "ended")):
+        if base in bare and name in rates:
+            print(f"  {name}: {rates[name] / bare[base]:.2f} of the bare pods {base} a second", flush=True)
     time.sleep(5)
-    report(before, roles.read(), arguments.tasks)
+    report(before, middle, roles.read(), count)
 
 
 def main(argv: list[str]) -> int:
@@ -217,6 +289,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--namespace")
     parser.add_argument("--release", default="tes")
     parser.add_argument("--tasks", type=int, default=1000)
+    parser.add_argument("--bare", type=int, help="so many bare pods before them; as many as tasks")
     parser.add_argument("--alive", action="store_true", help="pods never end")
     parser.add_argument("--stages", type=Path, help="print this file of kwok's stages, changed")
     parser.add_argument(
@@ -230,9 +303,8 @@ def main(argv: list[str]) -> int:
     if arguments.unreadable:
         unreadable(arguments)
         return 0
-    if not arguments.alive:
-        bare_pods(arguments.namespace, arguments.tasks)
-    tasks_at_once(arguments)
+    count = arguments.tasks if arguments.bare is None else arguments.bare
+    tasks_at_once(arguments, bare_pods(arguments.namespace, count) if count and not arguments.alive else {})
     return 0
 
 
