@@ -57,7 +57,7 @@ class Roles:
     def __init__(self, namespace: str, release: str) -> None:
         self._core = client.CoreV1Api()
         self._namespace = namespace
-        self._selector = f"app.kubernetes.io/instance={release}"
+        self._selector = f"app.kubernetes.io/instance={release},app.kubernetes.io/component in ({', '.join(ROLES)})"
 
     def read(self) -> dict[str, dict[str, float]]:
         found: dict[str, dict[str, float]] = {}
@@ -147,10 +147,11 @@ class PodWatch:
         return rates
 
     def _follow(self) -> None:
-        while True:
+        while True:  # the server closes a watch after a while
             answer = self._core.list_namespaced_pod(
                 **self._where,
                 watch=True,
+                allow_watch_bookmarks=True,  # else the version of the last event may be too old
                 resource_version=self._version,
                 timeout_seconds=DEADLINE_S,
                 _preload_content=False,
@@ -165,9 +166,10 @@ class PodWatch:
         if event["type"] == "ERROR":
             raise RuntimeError(event["object"])
         metadata, phase, now = event["object"]["metadata"], event["object"]["status"].get("phase"), time.monotonic()
-        name, self._version = metadata["name"], metadata["resourceVersion"]
-        if name in self._old:
+        self._version = metadata["resourceVersion"]
+        if event["type"] == "BOOKMARK" or metadata["name"] in self._old:
             return
+        name = metadata["name"]
         self.seen.setdefault(name, now)
         if phase != "Pending":
             self.started.setdefault(name, now)

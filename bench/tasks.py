@@ -29,7 +29,7 @@ from kubernetes import client, config, watch
 
 IMAGE = "localhost/busybox:1"
 TERMINAL = {"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED", "PREEMPTED"}
-DEADLINE_S = 600
+DEADLINE_S = 1800
 
 
 class Tes:
