@@ -173,7 +173,7 @@ class ServiceSettings:
 
     id: str = "org.example.poiesis"
     name: str = "Poiesis"
-    description: str = "GA4GH Task Execution Service on Kubernetes"
+    description: str = "GA4GH Task Execution Service"
     organization_name: str = "Poiesis"
     organization_url: str = "https://example.org"
     contact_url: str | None = None

@@ -124,9 +124,17 @@ class TesClient:
         return self._checked(status, document, path)
 
     def try_extension(
-        self, method: str, path: str, query: Any = None, body: Any = None, *, instead: str, name: str | None = None
+        self,
+        method: str,
+        path: str,
+        query: Any = None,
+        body: Any = None,
+        *,
+        instead: str | None,
+        name: str | None = None,
     ) -> dict[str, Any] | None:
-        """Like `extension`, but return None if the server lacks the operation or refuses it, which is reported once on stderr.
+        """Like `extension`, but return None if the server lacks the operation or refuses it, which is reported once on stderr with what
+        is done `instead`, unless the user notices no difference (None).
 
         Raises: UnknownTask, PoiesisError."""
         operation = name or (path.rpartition("/")[2] if path.count("/") > 1 else path[1:])
@@ -136,7 +144,8 @@ class TesClient:
             return self.extension(method, path, query, body)
         except (MissingExtension, Unauthenticated, Forbidden) as error:
             why = "does not have" if isinstance(error, MissingExtension) else "refuses"
-            self.state_missing(operation, f"{why} /poiesis/v1 {operation!r}, an extension of Poiesis: {instead}")
+            if instead is not None:
+                self.state_missing(operation, f"{why} /poiesis/v1 {operation!r}, an extension of Poiesis: {instead}")
             return None
 
     def state_missing(self, operation: str, sentence: str) -> None:

@@ -38,11 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
             found = service.get(key)
             lines += [f"  {title}: {', '.join(map(str, found))}"] if isinstance(found, list) and found else []
         print("\n".join(printable(line.replace("\n", " ")) for line in lines))
-    print("settings of this shell that differ from the defaults:")
     default = dict(_flat(Settings()))
-    for name, value in shown.items():
-        if value != default[name]:
-            print(f"  {name}={value}")
+    changed = [f"  {name}={value}" for name, value in shown.items() if value != default[name]]
+    head = "settings of this shell that differ from the defaults:"
+    print("\n".join([head, *changed]) if changed else "settings of this shell: none differs from its default")
     return 0 if service is not None else 1
 
 

@@ -3,31 +3,42 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
+from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 from poiesis.cli.client import TesClient
+from poiesis.cli.columns import time_text
+from poiesis.cli.output import show_document, show_list
 from poiesis.cli.text import printable
 from poiesis.domain.errors import ConfigurationError
+
+COLUMNS: Final[Mapping[str, Callable[[Any], str]]] = {
+    "id": lambda key: str(key["id"]),
+    "user": lambda key: str(key["user"]),
+    "name": lambda key: str(key["name"]),
+    "scopes": lambda key: ",".join(key["scopes"]),
+    "expires": lambda key: time_text(key.get("expires")) or "never",
+    "last used": lambda key: time_text(key.get("last_used")) or "never",
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
     document = _local(arguments) if arguments.local else _remote(arguments)
-    if arguments.json:
-        print(json.dumps(document))
+    if arguments.action == "list":
+        show_list("keys", document["keys"], COLUMNS, arguments.format)
+    elif arguments.json:
+        show_document(document)
     elif arguments.action == "create":
         print(document["key"])
         expires = document.get("expires", "never")
         print(f"id {document['id']}, expires: {expires}. The key is not shown again.", file=sys.stderr)
-    elif arguments.action == "list":
-        for key in document["keys"]:
-            scopes, used = ",".join(key["scopes"]), key.get("last_used", "never")
-            line = f"{key['id']}  {key['user']}  {key['name']}  {scopes}  expires: {key.get('expires', 'never')}"
-            print(printable(f"{line}  last used: {used}"))
+    else:
+        for key_id in arguments.id:
+            print(f"{printable(key_id)} is revoked")
     return 0
 
 

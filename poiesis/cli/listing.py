@@ -95,8 +95,8 @@ def _is_past(tasks: list[dict[str, Any]], since: datetime | None) -> bool:
     return since is not None and bool(times) and times[-1] < since and times == sorted(times, reverse=True)
 
 
-def top(client: TesClient, filter_: Filter, limit: int) -> list[str | Table]:
-    """What is going on: the longest running first, then the oldest waiting, and what they asked for and used."""
+def unfinished(client: TesClient, filter_: Filter) -> tuple[list[dict[str, Any]], str]:
+    """Tasks that have not ended, the longest running first, then the oldest waiting; and how many of each state. Raises: PoiesisError."""
     states = filter_.states or ("RUNNING", *WAITING)
     tasks = []
     counts: dict[str, str] = {}
@@ -112,7 +112,13 @@ def top(client: TesClient, filter_: Filter, limit: int) -> list[str | Table]:
         tasks += found
     now = datetime.now(UTC)
     tasks.sort(key=lambda task: (dig(task, "state") in WAITING, -(seconds(task, now) or 0)))
-    head = ", ".join(counts.values()) or "nothing runs or waits"
+    return tasks, ", ".join(counts.values()) or "nothing runs or waits"
+
+
+def top(client: TesClient, filter_: Filter, limit: int) -> list[str | Table]:
+    """What is going on, and what the tasks asked for. Raises: PoiesisError."""
+    tasks, head = unfinished(client, filter_)
+    now = datetime.now(UTC)
     rows = [
         [
             *(COLUMNS[name](task) for name in ("id", "state")),

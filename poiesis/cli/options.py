@@ -10,22 +10,38 @@ from typing import Any, Final
 
 from poiesis.cli import exits
 
-Add = Callable[..., argparse.ArgumentParser]
-
 
 class CommandHelp(argparse.RawDescriptionHelpFormatter):
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=30)
 
 
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose commands report unknown arguments themselves: argparse leaves that to the main parser, which shows its own usage."""
+
+    hint = ""
+    """Added to the message about unknown arguments."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{self.hint}")
+        return found, unknown
+
+
+Add = Callable[..., CommandParser]
+FORMATS: Final = ("table", "json", "yaml", "name")
+"""Of commands that list objects with ids."""
+
+
 def adder(actions: Any) -> Add:
     """A function that adds a command with its help and examples. `text` is one sentence, also listed by the parent."""
 
-    def add(name: str, text: str, *examples: str, more: str = "", codes: bool = True) -> argparse.ArgumentParser:
+    def add(name: str, text: str, *examples: str, more: str = "", codes: bool = True) -> CommandParser:
         blocks = ["Examples:\n" + "\n".join(f"  {example}" for example in examples)] if examples else []
         blocks += [exits.TEXT] if codes else []
         description = f"{text[0].upper()}{text[1:]}." + (f"\n\n{more}" if more else "")
-        parser: argparse.ArgumentParser = actions.add_parser(
+        parser: CommandParser = actions.add_parser(
             name, help=text, description=description, epilog="\n\n".join(blocks), formatter_class=CommandHelp
         )
         return parser
@@ -45,11 +61,7 @@ def add_client_options(
     parser.add_argument("--url", help=url)
     parser.add_argument("--profile", help="a server by its name (POIESIS_PROFILE; see `poiesis profile --help`)")
     if formats:
-        names = "how to print the result"
-        parser.add_argument("-o", option, dest="format", choices=formats, help=names)
-        parser.add_argument(
-            "--json", dest="format", action="store_const", const="json", help=f"the same as {option} json"
-        )
+        add_formats(parser, formats, option)
     else:
         parser.add_argument("--json", action="store_true", help="print only JSON")
 
@@ -57,6 +69,11 @@ def add_client_options(
 def add_repeatable(parser: argparse.ArgumentParser, option: str, metavar: str, text: str) -> None:
     """An option whose values are a list; empty without it."""
     parser.add_argument(option, action="append", default=[], metavar=metavar, help=f"{text} (repeatable)")
+
+
+def add_formats(parser: argparse.ArgumentParser, formats: Sequence[str] = FORMATS, option: str = "--output") -> None:
+    parser.add_argument("-o", option, dest="format", choices=formats, help="how to print the result")
+    parser.add_argument("--json", dest="format", action="store_const", const="json", help=f"the same as {option} json")
 
 
 def object_id(text: str) -> str:

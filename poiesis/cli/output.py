@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
@@ -99,6 +99,19 @@ def show_table(table: Table) -> None:
 def show_document(document: Any, form: str = "json", *, indent: int | None = 2) -> None:
     """`form`: json or yaml. `indent` None: JSON in one line."""
     print(as_text(document, form, indent=indent))
+
+
+def show_list(key: str, items: Sequence[Any], columns: Mapping[str, Callable[[Any], str]], form: str | None) -> None:
+    """Objects with ids, in one of `options.FORMATS`; None: a table. `key` is their name in a document, and what there is none of."""
+    if form in ("json", "yaml"):
+        show_document({key: list(items)}, form)
+    elif form == "name":
+        for item in items:
+            print(printable(str(item.get("id") or item.get("name") or "")))
+    elif items:
+        show_table(Table(tuple(columns), [[cell(item) for cell in columns.values()] for item in items]))
+    else:
+        note(f"no {key.replace('_', ' ')}")
 
 
 def as_text(document: Any, form: str, *, indent: int | None = 2) -> str:

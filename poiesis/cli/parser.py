@@ -11,7 +11,17 @@ from typing import Final
 
 from poiesis import __version__
 from poiesis.cli import exits
-from poiesis.cli.options import Add, CommandHelp, add_client_options, adder, object_id, sub_commands
+from poiesis.cli.options import (
+    FORMATS,
+    Add,
+    CommandHelp,
+    CommandParser,
+    add_client_options,
+    add_formats,
+    adder,
+    object_id,
+    sub_commands,
+)
 from poiesis.cli.parser_task import add_run, add_task_actions
 
 ROLES: Final = {
@@ -32,8 +42,8 @@ CODES_OF_DOCTOR: Final = (
 SHELLS: Final = ("bash", "zsh", "fish")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def make_parser() -> CommandParser:
+    parser = CommandParser(
         prog="poiesis",
         formatter_class=CommandHelp,
         description="GA4GH Task Execution Service (TES 1.1): the service, and a client of any TES server.",
@@ -137,11 +147,13 @@ def _add_webhook_actions(parser: argparse.ArgumentParser) -> None:
         "poiesis webhook create https://portal.example.org/tes-events --state COMPLETE",
     )
     create.add_argument("address", metavar="WEBHOOK_URL")
-    create.add_argument("--state", action="append", default=[], help="only changes to this state (repeatable)")
+    create.add_argument(
+        "--state", action="append", default=[], type=str.upper, help="only changes to this state (repeatable)"
+    )
     create.add_argument("--tagged-only", action="store_true", help="only tasks whose tag poiesis/webhook has its id")
     create.add_argument("--all-users", action="store_true", help="tasks of all users (admins only)")
     create.add_argument("--description", default="")
-    list_ = add("list", "list your webhooks", "poiesis webhook list --json")
+    list_ = add("list", "list your webhooks", "poiesis webhook list", "poiesis webhook list -o json")
     delete = add("delete", "delete webhooks and their messages", "poiesis webhook delete ID")
     enable = add("enable", "send again to a webhook that was disabled", "poiesis webhook enable ID")
     dead = add("dead-letters", "list messages that could not be delivered", "poiesis webhook dead-letters ID")
@@ -151,8 +163,10 @@ def _add_webhook_actions(parser: argparse.ArgumentParser) -> None:
     for action in (dead, replay):
         action.add_argument("id", type=object_id)
     replay.add_argument("sequence", nargs="*", type=int, help="only the messages with these numbers")
-    for action in (create, list_, delete, enable, dead, replay):
+    for action in (create, delete, enable, replay):
         add_client_options(action)
+    add_client_options(list_, formats=FORMATS)
+    add_client_options(dead, formats=[form for form in FORMATS if form != "name"])
 
 
 def _add_login_commands(add: Add) -> None:
@@ -185,7 +199,7 @@ def _add_profile_actions(parser: argparse.ArgumentParser) -> None:
     new.add_argument("server", metavar="URL", help="the server, with or without /ga4gh/tes/v1")
     new.add_argument("--token-stdin", action="store_true", help="read a bearer token from standard input, and store it")
     list_ = add("list", "list the profiles; * marks the one in use", "poiesis profile list")
-    list_.add_argument("--json", action="store_true", help="print only JSON")
+    add_formats(list_)
     use = add("use", "choose the profile that is used without --profile, --url or variables", "poiesis profile use lab")
     remove = add("remove", "remove a profile; a login to its server remains (`logout`)", "poiesis profile remove lab")
     use.add_argument("name")
@@ -211,7 +225,7 @@ def _add_key_actions(parser: argparse.ArgumentParser) -> None:
     for action in (create, list_, revoke):
         action.add_argument("--local", action="store_true", help=local)
         action.add_argument("--dir", help="with --local: directory of `poiesis up` (default: POIESIS_DIRECTORY)")
-        add_client_options(action)
+        add_client_options(action, formats=FORMATS if action is list_ else ())
 
 
 def _port(text: str) -> int:
@@ -236,9 +250,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     if argv[:1] != ["run"]:
         return parser.parse_args(argv)
     end = argv.index("--") if "--" in argv else len(argv)
-    arguments, unknown = parser.parse_known_args(argv[:end])
-    if unknown:
-        usage = "the command comes after --, as in: poiesis run IMAGE -- COMMAND"
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}; {usage}")
+    arguments = parser.parse_args(argv[:end])
     arguments.command_line = [*arguments.words, *argv[end + 1 :]]
     return arguments

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from poiesis.cli.options import (
+    FORMATS,
     Add,
     add_client_options,
     add_repeatable,
@@ -39,6 +40,7 @@ def add_run(add: Add) -> None:
             "files of --input-content; --stdin, --stdout and --stderr are files in the container."
         ),
     )
+    parser.hint = "; the command comes after --, as in: poiesis run IMAGE -- COMMAND"
     parser.add_argument("image", metavar="IMAGE", help="container image")
     parser.add_argument("words", nargs="*", metavar="COMMAND", help="command with its arguments, after --")
     _add_files(parser)
@@ -239,7 +241,7 @@ def _add_looks(add: Add) -> None:
     _add_watch(why)
     add_client_options(get, formats=ALL)
     add_client_options(list_, formats=ALL)
-    add_client_options(top)
+    add_client_options(top, formats=FORMATS)
     add_client_options(why, formats=DOCUMENT)
 
 

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
+from collections.abc import Callable, Mapping
+from typing import Any, Final
 
 from poiesis.cli.client import TesClient
+from poiesis.cli.output import show_list
 from poiesis.cli.profiles import Profile, Profiles
-from poiesis.cli.text import printable
 from poiesis.domain.errors import ConfigurationError
+
+COLUMNS: Final[Mapping[str, Callable[[Any], str]]] = {
+    " ": lambda profile: "*" if profile["in_use"] else "",
+    "name": lambda profile: str(profile["name"]),
+    "credentials": lambda profile: profile["credentials"] or "",
+    "url": lambda profile: str(profile["url"]),
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
     profiles = Profiles()
     if arguments.action == "list":
-        _list(profiles, as_json=arguments.json)
+        show_list("profiles", _shown(profiles), COLUMNS, arguments.format)
     elif arguments.action == "add":
         token = sys.stdin.read().strip() if arguments.token_stdin else None
         if arguments.token_stdin and not token:
@@ -30,19 +38,11 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _list(profiles: Profiles, *, as_json: bool) -> None:
-    if as_json:
-        rows = [
-            {"name": name, "url": each.shown_url, "in_use": name == profiles.current, "credentials": _kind(each)}
-            for name, each in sorted(profiles.all.items())
-        ]
-        print(json.dumps({"profiles": rows}, indent=2))
-        return
-    width = max(map(len, profiles.all), default=0)
-    for name, each in sorted(profiles.all.items()):
-        kind = _kind(each)
-        mark = "*" if name == profiles.current else " "
-        print(printable(f"{mark} {name:{width}}  {each.shown_url}{f'  ({kind})' if kind else ''}"))
+def _shown(profiles: Profiles) -> list[dict[str, Any]]:
+    return [
+        {"name": name, "url": each.shown_url, "in_use": name == profiles.current, "credentials": _kind(each)}
+        for name, each in sorted(profiles.all.items())
+    ]
 
 
 def _kind(profile: Profile) -> str | None:

@@ -14,13 +14,14 @@ from poiesis.cli.client import TesClient
 from poiesis.cli.columns import COLUMNS, DEFAULT, WIDE, dig, failure, table, time_text
 from poiesis.cli.exits import Exit
 from poiesis.cli.follow import Follower, print_how_to_continue, shown
-from poiesis.cli.listing import Filter, list_tasks, top
+from poiesis.cli.listing import Filter, list_tasks, top, unfinished
 from poiesis.cli.logs import STREAMS, Sink, follow_logs, render_logs, with_executors
 from poiesis.cli.options import object_id
 from poiesis.cli.output import Table, note, repeat, report, show_document, show_table
 from poiesis.cli.text import printable
 from poiesis.domain.errors import ConfigurationError, InvalidTask, PoiesisError, Problem, Unauthenticated, Unavailable
 from poiesis.domain.merge_patch import merge_patch
+from poiesis.domain.states import TERMINAL
 
 T = TypeVar("T")
 MAX_IDS: Final = 100_000
@@ -104,17 +105,19 @@ def read_documents(name: str) -> list[Any]:
 
     Raises: ConfigurationError, InvalidTask.
     """
+    is_yaml = name.endswith((".yaml", ".yml"))
     try:
         if name == "-":
             text = sys.stdin.read(MAX_INPUT_BYTES)
         else:
             with open(name, encoding="utf-8") as file:
                 text = file.read(MAX_INPUT_BYTES)
-        documents = _yaml(text) if name.endswith((".yaml", ".yml")) else list(_json(text))
+        documents = _yaml(text) if is_yaml else list(_json(text))
     except OSError as error:
         raise ConfigurationError(f"{name}: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
-        raise InvalidTask([Problem(name, f"invalid document: {error}")]) from error
+        kind = "YAML" if is_yaml else "JSON"
+        raise InvalidTask([Problem(name, f"invalid {kind}: {error}")]) from error
     if not documents:
         raise InvalidTask([Problem(name, "invalid document: it is empty")])
     return documents
@@ -214,23 +217,38 @@ def _list(client: TesClient, arguments: argparse.Namespace) -> int:
     columns = _columns(arguments)
     if form in ("table", "wide"):
         header = not arguments.no_header
-        repeat(
-            arguments.watch,
-            lambda: [table(list_tasks(client, filter_, arguments.limit), columns, header=header)],
-        )
+
+        def content() -> list[str | Table]:
+            found = list_tasks(client, filter_, arguments.limit)
+            if not found and arguments.watch is None:
+                note("no tasks match" if filter_ != Filter() else "no tasks")
+            return [table(found, columns, header=header)]
+
+        repeat(arguments.watch, content)
         return Exit.OK
+    _refuse_watch(arguments)
+    return _show_documents(list_tasks(client, filter_, arguments.limit), form)
+
+
+def _top(client: TesClient, arguments: argparse.Namespace) -> int:
+    filter_, form = Filter.of(arguments), arguments.format or "table"
+    if form == "table":
+        repeat(arguments.watch, lambda: top(client, filter_, arguments.limit))
+        return Exit.OK
+    _refuse_watch(arguments)
+    return _show_documents(unfinished(client, filter_)[0][: arguments.limit], form)
+
+
+def _refuse_watch(arguments: argparse.Namespace) -> None:
     if arguments.watch is not None:
-        raise ConfigurationError("--watch shows a table: leave out --output")
-    tasks = list_tasks(client, filter_, arguments.limit)
+        raise ConfigurationError("--watch shows tables and sentences: leave out --output")
+
+
+def _show_documents(tasks: list[dict[str, Any]], form: str) -> int:
     if form == "name":
         _print_ids(tasks)
     else:
         show_document({"tasks": tasks}, form)
-    return Exit.OK
-
-
-def _top(client: TesClient, arguments: argparse.Namespace) -> int:
-    repeat(arguments.watch, lambda: top(client, Filter.of(arguments), arguments.limit))
     return Exit.OK
 
 
@@ -257,10 +275,13 @@ def _follow_logs(client: TesClient, arguments: argparse.Namespace, streams: Sequ
     for task_id in arguments.id:
         try:
             with Sink(raw=arguments.raw) as sink:
-                follow_logs(client, task_id, executors, streams, sink)
+                state = follow_logs(client, task_id, executors, streams, sink)
         except KeyboardInterrupt:
             print_how_to_continue([task_id], arguments.server.suffix)
             return Exit.INTERRUPTED
+        if state in TERMINAL and state != "COMPLETE":  # perhaps before a command wrote anything
+            why = failure(client.get(task_id))
+            note(f"the task {task_id} ended as {state}{f': {why}' if why else ''}")
     return Exit.OK
 
 
@@ -282,6 +303,7 @@ def _print_output(client: TesClient, arguments: argparse.Namespace, streams: Seq
 
 def _why(client: TesClient, arguments: argparse.Namespace) -> int:
     if arguments.format in ("json", "yaml"):
+        _refuse_watch(arguments)
         found, code = _each(arguments.id, lambda task_id: _explanation(client, task_id))
         show_document({"tasks": found}, arguments.format)
         return code
@@ -317,8 +339,8 @@ def _explanation(client: TesClient, task_id: str) -> dict[str, Any]:
 
 
 def _cancel(client: TesClient, arguments: argparse.Namespace) -> int:
-    results, code = _cancel_bulk(client, arguments.id) if len(arguments.id) > 1 else (None, Exit.OK)
-    if results is None:
+    results, code = _cancel_bulk(client, arguments.id)
+    if results is None:  # which does not say what had ended before
         canceled, code = _each(arguments.id, client.cancel)
         results = dict.fromkeys(canceled, "is being canceled")
     if arguments.format in ("json", "yaml"):
@@ -334,7 +356,8 @@ def _cancel_bulk(client: TesClient, ids: Sequence[str]) -> tuple[dict[str, str] 
     code = int(Exit.OK)
     for start in range(0, len(ids), MAX_BULK):
         body = {"ids": ids[start : start + MAX_BULK]}
-        found = client.try_extension("POST", "/tasks:cancel", body=body, instead="one request for each task")
+        instead = "one request for each task" if len(ids) > 1 else None
+        found = client.try_extension("POST", "/tasks:cancel", body=body, instead=instead)
         if found is None:
             return None, Exit.OK
         results |= dict.fromkeys(found.get("canceled") or [], "is being canceled")

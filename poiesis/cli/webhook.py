@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Final
 from urllib.parse import quote
 
 from poiesis.cli.client import TesClient
+from poiesis.cli.output import show_document, show_list
 from poiesis.cli.text import printable
 
-PAGE: int = 1000
+PAGE: Final = 1000
+COLUMNS: Final[Mapping[str, Callable[[Any], str]]] = {
+    "id": lambda webhook: str(webhook["id"]),
+    "status": lambda webhook: f"disabled: {webhook['disabled']}" if webhook.get("disabled") else "enabled",
+    "changes to": lambda webhook: ",".join(webhook.get("states") or ()) or "any",
+    "url": lambda webhook: str(webhook["url"]),
+}
+MESSAGE_COLUMNS: Final[Mapping[str, Callable[[Any], str]]] = {
+    name: partial(lambda key, message: str(message.get(key) or ""), name) for name in ("sequence", "attempts", "error")
+}
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -24,8 +35,8 @@ def run(arguments: argparse.Namespace) -> int:
         "replay": _replay,
     }
     document = actions[arguments.action](client, arguments)
-    if arguments.json:
-        print(printable(json.dumps(document, indent=2, ensure_ascii=False)))
+    if getattr(arguments, "json", False):
+        show_document(document)
     return 0
 
 
@@ -44,9 +55,7 @@ def _create(client: TesClient, arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _list(client: TesClient, arguments: argparse.Namespace) -> dict[str, Any]:
     document = client.extension("GET", "/webhooks")
-    for webhook in document.get("webhooks") or []:
-        state = f"disabled: {webhook['disabled']}" if webhook.get("disabled") else "enabled"
-        _print(arguments, f"{webhook['id']}  {webhook['url']}  {state}")
+    show_list("webhooks", document.get("webhooks") or [], COLUMNS, arguments.format)
     return document
 
 
@@ -72,9 +81,7 @@ def _dead_letters(client: TesClient, arguments: argparse.Namespace) -> dict[str,
         page = client.extension("GET", f"{_path(arguments.id)}/dead-letters", query)
         messages += page.get("messages") or []
         after = page.get("next_after")
-    for message in messages:
-        line = f"{message['sequence']:>8}  {message.get('attempts')} attempts  {message.get('error')}"
-        _print(arguments, line)
+    show_list("messages", messages, MESSAGE_COLUMNS, arguments.format)
     return {"messages": messages}
 
 

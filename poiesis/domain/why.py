@@ -58,6 +58,7 @@ FAILURES: Final[Mapping[str, str]] = {
     "OutputFilerFailed": "the upload of the outputs failed",
     "OutputFilerLost": "the upload of the outputs was interrupted",
     "NotFound": "a file does not exist",
+    "OutputMissing": "a declared output does not exist",
     "AccessDenied": "access to a file was denied",
     "FileTooLarge": "a file is too large",
     "UnsupportedUrl": "a URL is not supported",

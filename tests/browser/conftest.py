@@ -24,7 +24,7 @@ from tests.servers.process import missing
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
-SIZES: Final = {"light": (1280, 800), "dark": (1280, 800), "narrow": (390, 844)}
+SIZES: Final = {"light": (1280, 800), "dark": (1280, 800), "narrow": (320, 844)}
 _NOT_FOR_US: Final = ("data:", "blob:", "about:", "chrome:", "chrome-extension:", "devtools:")
 
 

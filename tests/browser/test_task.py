@@ -20,6 +20,33 @@ return [focused.getAttribute('aria-label') || focused.innerText.trim() || focuse
 """
 
 
+def test_values_of_resources_have_room_on_a_narrow_screen(site, browser, show):
+    task_id = samples.completed(site)
+    browser.get(f"{site.url}/ui/tasks/{task_id}")
+    show("narrow")
+    heights = browser.execute_script(
+        "return [...document.querySelectorAll('.resources td[data-label]')].map((cell) => cell.getBoundingClientRect().height)"
+    )
+    assert heights and max(heights) < 32, f"a value has more than one line: {heights}"
+
+
+def test_a_printed_task_has_absolute_times_and_nothing_to_press(site, browser):
+    task_id = samples.completed(site)
+    browser.get(f"{site.url}/ui/tasks/{task_id}")
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        pressed = [
+            b.text
+            for b in browser.find_elements("css selector", "button, a.button, nav.task-tabs a")
+            if b.is_displayed()
+        ]
+        script = "return getComputedStyle(document.querySelector('time[title]'), '::after').content"
+        shown = browser.execute_script(script)
+    finally:
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert not pressed and "20" in shown and "UTC" in shown
+
+
 @pytest.mark.parametrize("kind", ["completed", "failed", "waiting"])
 def test_a_task_in_light_dark_and_narrow_without_a_finding(site, browser, show, assert_accessible, screenshot, kind):
     task_id = getattr(samples, kind)(site)

@@ -14,7 +14,7 @@ class TestServiceInfo:
             "id": "org.example.poiesis",
             "name": "Poiesis",
             "type": {"group": "org.ga4gh", "artifact": "tes", "version": "1.1.0"},
-            "description": "GA4GH Task Execution Service on Kubernetes. Tasks run nowhere.",
+            "description": "GA4GH Task Execution Service. Tasks run nowhere.",
             "organization": {"name": "Poiesis", "url": "https://example.org"},
             "version": __version__,
             "storage": ["http://", "https://", "s3://", "file:///srv/data"],

@@ -43,8 +43,11 @@ def test_a_key_is_created_used_listed_and_revoked(
     monkeypatch.setenv("POIESIS_TOKEN", "ada-token")
     assert cli.main(["key", "list"]) == 0
     listed = capsys.readouterr().out
-    assert key_id in listed and "nightly" in listed and "last used: 20" in listed and secret not in listed
+    assert key_id in listed and "nightly" in listed and "LAST USED" in listed and secret not in listed
+    assert cli.main(["key", "list", "-o", "name"]) == 0
+    assert capsys.readouterr().out == f"{key_id}\n"
     assert cli.main(["key", "revoke", key_id]) == 0
+    assert capsys.readouterr().out == f"{key_id} is revoked\n"
     assert cli.main(["key", "revoke", key_id]) == 1
 
     monkeypatch.setenv("POIESIS_TOKEN", secret)
@@ -65,6 +68,7 @@ def test_the_first_key_of_an_administrator_is_created_on_the_server(
     assert cli.main(["key", "list", *local]) == 0
     assert made["id"] in capsys.readouterr().out
     assert cli.main(["key", "revoke", made["id"], *local]) == 0
+    assert capsys.readouterr().out == f"{made['id']} is revoked\n"
     assert cli.main(["key", "list", "--json", *local]) == 0
     assert json.loads(capsys.readouterr().out) == {"keys": []}
 

@@ -42,6 +42,22 @@ def test_an_invalid_command_line_exits_with_2_and_usage(poiesis: Poiesis, argume
     assert done.code == 2 and done.out == "" and done.err.startswith("usage: poiesis")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "command", "hint"),
+    [
+        (["profile", "list", "--nope"], "poiesis profile list", ""),
+        (["whoami", "-o", "json"], "poiesis whoami", ""),
+        (["run", "alpine", "ls", "-l"], "poiesis run", "the command comes after --"),
+    ],
+)
+def test_an_unknown_option_is_reported_by_its_command(
+    poiesis: Poiesis, arguments: list[str], command: str, hint: str
+) -> None:
+    done = poiesis(*arguments)
+    assert done.code == 2 and done.err.startswith(f"usage: {command} ")
+    assert f"{command}: error: unrecognized arguments: " in done.err and hint in done.err
+
+
 def test_every_role_is_a_command() -> None:
     assert set(ROLES) == {"api", "monitor", "notifier", "flower"} | {role.value for role in Role}
     for role in ROLES:

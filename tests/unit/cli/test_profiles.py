@@ -24,7 +24,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_profiles_are_added_used_listed_and_removed(poiesis: Poiesis, home: Path) -> None:
-    assert poiesis("profile", "list") == Done(0, "", "")
+    assert poiesis("profile", "list") == Done(0, "", "poiesis: no profiles\n")
     assert poiesis("profile", "add", "lab", "https://ada:s3cret@tes.example.org/ga4gh/tes/v1").code == 0
     assert poiesis("profile", "add", "own", "http://127.0.0.1:9", "--token-stdin", stdin="t0ken\n").code == 0
     assert poiesis("profile", "use", "own").code == 0
@@ -33,9 +33,11 @@ def test_profiles_are_added_used_listed_and_removed(poiesis: Poiesis, home: Path
     as_json = poiesis("profile", "list", "--json").out
 
     assert [line.split() for line in shown.splitlines()] == [
-        ["lab", "https://tes.example.org/ga4gh/tes/v1", "(user", "and", "password)"],
-        ["*", "own", "http://127.0.0.1:9", "(token)"],
+        ["NAME", "CREDENTIALS", "URL"],
+        ["lab", "user", "and", "password", "https://tes.example.org/ga4gh/tes/v1"],
+        ["*", "own", "token", "http://127.0.0.1:9"],
     ]
+    assert poiesis("profile", "list", "-o", "name").out == "lab\nown\n"
     assert json.loads(as_json)["profiles"][1]["in_use"] is True
     assert "s3cret" not in shown + as_json and "t0ken" not in shown + as_json
     path = home / "poiesis" / "profiles.json"

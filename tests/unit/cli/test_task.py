@@ -365,6 +365,42 @@ def test_many_tasks_are_canceled_by_one_request_where_possible(poiesis: Poiesis,
     assert done.out == "a is being canceled\nb has ended or is being canceled already\n" and "'c'" in done.err
 
 
+def test_the_cancel_of_a_task_that_has_ended_does_not_claim_to_cancel_it(poiesis: Poiesis, server: TesServer) -> None:
+    result = {"canceled": [], "unchanged": ["a"], "unknown": [], "forbidden": [], "failed": []}
+    server.answer = lambda asked: (200, result if asked.path == "/poiesis/v1/tasks:cancel" else {})
+    done = poiesis("task", "cancel", "a", "--url", server.url)
+    assert done == Done(0, "a has ended or is being canceled already\n", "")
+
+
+def test_top_has_the_formats_of_a_list(poiesis: Poiesis, server: TesServer) -> None:
+    tasks = [
+        {"id": name, "state": "RUNNING", "creation_time": f"2026-03-0{day}T00:00:00Z"}
+        for name, day in (("b", 2), ("a", 1))
+    ]
+    server.answer = lambda asked: (200, {"name": "x", "tasks": tasks if "state=RUNNING" in asked.path else []})
+    url = ("--url", server.url)
+    assert [task["id"] for task in json.loads(poiesis("task", "top", "--json", *url).out)["tasks"]] == ["a", "b"]
+    assert poiesis("task", "top", "-o", "name", "--limit", "1", *url).out == "a\n"
+    for action in (["top"], ["list"], ["why", "a"]):
+        done = poiesis("task", *action, "--watch", "-o", "json", *url)
+        assert done.code == 2 and "leave out --output" in done.err
+
+
+def test_an_empty_list_is_said_to_be_empty(poiesis: Poiesis, server: TesServer) -> None:
+    server.serve({"GET /tasks": (200, {"tasks": []})})
+    assert poiesis("task", "list", "--url", server.url) == Done(0, "", "poiesis: no tasks\n")
+    assert poiesis("task", "list", "--tag", "a", "--url", server.url).err == "poiesis: no tasks match\n"
+    assert poiesis("task", "list", "-o", "name", "--url", server.url) == Done(0, "", "")
+
+
+def test_following_a_task_that_failed_before_its_command_says_why(poiesis: Poiesis, server: TesServer) -> None:
+    logs = [{"logs": [], "metadata": {"failure_message": "/in/x: no such file"}}]
+    server.serve({"GET /tasks/t": (200, {"id": "t", "state": "SYSTEM_ERROR", "logs": logs})})
+    done = poiesis("task", "logs", "-f", "t", "--url", server.url)
+    assert (done.code, done.out) == (0, "")
+    assert done.err.endswith("poiesis: the task t ended as SYSTEM_ERROR: /in/x: no such file\n")
+
+
 def test_output_of_commands_is_printed_for_pipes(poiesis: Poiesis, server: TesServer) -> None:
     logs = [{"logs": [{"stdout": "one\n"}, {"stdout": "two\x1b\n", "stderr": "err\n"}]}]
     server.serve({"GET /tasks/t": (200, {"id": "t", "state": "COMPLETE", "logs": logs})})

@@ -11,12 +11,13 @@ import pytest
 
 from poiesis.cluster.kubernetes import observe
 from poiesis.cluster.local import container_runtime, process_runtime, supervisor
-from poiesis.domain import errors, timeline
+from poiesis.domain import timeline
 from poiesis.domain.decide import endings, progress, stages
 from poiesis.domain.errors import StagingFailed
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Executor, ExecutorLog, Outcome, Task, TaskId, TaskLog, TaskSpec
 from poiesis.domain.why import FAILURES, WAITS, explain
+from poiesis.filer import outputs
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ONE = TaskSpec(executors=(Executor("i", ("c",)),))
@@ -104,6 +105,11 @@ def test_every_reason_of_a_failure_is_explained(reason: str) -> None:
     assert explain(_failed(reason, "details")).endswith(f"because {FAILURES[reason]}: details.")
 
 
+def _kinds(kind: type[StagingFailed]) -> set[type[StagingFailed]]:
+    """With those of the filers, which have to be imported."""
+    return {kind}.union(*map(_kinds, kind.__subclasses__()))
+
+
 def test_the_tables_know_every_reason_that_the_code_gives() -> None:
     """Reasons are literals where an outcome, a fault or a lost pod is made."""
     made = re.compile(
@@ -114,8 +120,7 @@ def test_the_tables_know_every_reason_that_the_code_gives() -> None:
     )
     found = set(made.findall(source)) | set(endings._RECORD_REASONS.values())
     found |= set(observe.DISRUPTIONS.values()) | set(observe.POD_REASONS.values())
-    found |= {"".join(w.capitalize() for w in kind.code.split("_")) for kind in vars(errors).values()
-              if isinstance(kind, type) and issubclass(kind, StagingFailed)}  # fmt: skip
-    assert len(found) > 25
+    found |= {"".join(w.capitalize() for w in kind.code.split("_")) for kind in _kinds(StagingFailed)}
+    assert len(found) > 25 and outputs.OutputMissing.code == "output_missing"
     assert found - set(FAILURES) - set(WAITS) == set()
     assert not timeline.IMAGE_REASONS - set(WAITS)
