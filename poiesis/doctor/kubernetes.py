@@ -358,7 +358,7 @@ def check_objects(api: Api) -> Findings:
             )
         else:
             found += 1
-    yield ok(f"{found} objects that the settings name exist")
+    yield ok(f"objects that the settings name: {found}, all exist")
 
 
 def check_network_policy(api: Api) -> Findings:

@@ -80,7 +80,7 @@ def _disk(task: Task) -> Iterator[Figure]:
     """Only what was transferred is known: commands may have written more."""
     asked = (task.spec.resources or Resources()).disk_gb
     moved = [number(task.log.metadata, f"{name}_bytes") for name in ("inputs", "outputs")]
-    known = [value for value in moved if value is not None]
+    known = [value for value in moved if value]
     if asked is None and not known:
         return
     text = "no request" if asked is None else _gigabytes(asked)

@@ -189,9 +189,9 @@ def _input_size(item: Input) -> int | None:
 
 
 def _staged(task: Task, what: str) -> tuple[float, float, float | None] | None:
-    """Files, bytes and seconds of a transfer; None: it has not ended."""
+    """Files, bytes and seconds of a transfer; None: it has not ended, or nothing was transferred."""
     files, size = (number(task.log.metadata, f"{what}_{name}") for name in ("files", "bytes"))
-    return None if files is None or size is None else (files, size, number(task.log.metadata, f"{what}_seconds"))
+    return None if not files or size is None else (files, size, number(task.log.metadata, f"{what}_seconds"))
 
 
 def _written(task: Task) -> list[Written]:

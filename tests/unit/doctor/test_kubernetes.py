@@ -216,7 +216,7 @@ def test_objects_that_do_not_exist(server: ApiServer, make: Make) -> None:
         "there is no configmap tes-tasks",
         "there is no LocalQueue small",
     ]
-    assert last.what == "0 objects that the settings name exist"
+    assert last.what == "objects that the settings name: 0, all exist"
 
 
 def test_policies_that_select_the_pods_of_tasks(server: ApiServer, make: Make) -> None:

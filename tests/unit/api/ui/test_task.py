@@ -47,6 +47,14 @@ def ended(site: Site, task_id: str, **changes) -> None:
     site.change(task_id, **{"state": State.COMPLETE, "stage": Stage.DONE, "wake_at": None, "log": log, **changes})
 
 
+def test_a_transfer_of_nothing_is_not_shown_as_figures(site):
+    task_id = site.create(FILES)
+    nothing = {f"{way}_{what}": "0" for way in ("inputs", "outputs") for what in ("files", "bytes", "seconds")}
+    ended(site, task_id, state=State.SYSTEM_ERROR, log=TaskLog(metadata=nothing))
+    text = site.client.get(f"/ui/tasks/{task_id}").text
+    assert "0 files" not in text and "at least" not in text
+
+
 def test_a_task_shows_its_sentence_files_resources_and_commands(site):
     task_id = site.create(FILES)
     ended(site, task_id)
