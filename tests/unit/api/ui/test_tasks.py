@@ -101,6 +101,7 @@ class TestFilters:
     def test_what_is_not_valid_is_named(self, site: Site, query: str) -> None:
         page = get(site, f"/ui/tasks?{query}")
         assert page.status_code == 400 and query.partition("=")[0] in page.text
+        assert page.text.count("must be") + page.text.count("invalid page token") == 1, "the problem is shown once"
 
     def test_pages_keep_the_filters_and_lose_nothing(self, site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(tasks, "PAGE_SIZE", 2)
