@@ -1,4 +1,4 @@
-"""Which of its role's queues a link waits in, so that a user's first tasks do not wait for all links of another user (docs/adr/0021).
+"""Which of its role's queues a link waits in, so that a user's first tasks do not wait for all links of another user (docs/adr/0022).
 
 Each role has a queue for every lane, and its workers take links from all of them in turn. A user's links go to the first lane while there
 are few of them, and to later ones the more there were of them lately; so each lane has a part of the workers, whatever waits in the others.
