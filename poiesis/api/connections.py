@@ -19,7 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httptools
 from starlette.responses import Response
@@ -129,6 +129,21 @@ class ConnectionGate:
                 loop.call_later(SWEEP_S, self._sweep, loop)
 
 
+class _Droppable:
+    """A transport that drops what is written once it closes. uvloop's raises then, in the middle of a response that is being made, and
+    uvicorn knows only of the last request of a connection that its client has left."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+
+    def write(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
 class LimitedProtocol(HttpToolsProtocol):
     """One connection. Deadlines are times of the event loop."""
 
@@ -148,7 +163,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._on_end: Callable[[], None] | None = None  # while a request holds the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, _Droppable(transport)))
         self.address = network_key(self.client[0] if self.client else "")
         self._deadline = self.loop.time() + self._gate.header_timeout_s
         if not self._gate.enter(self):

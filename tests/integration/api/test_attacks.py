@@ -271,6 +271,14 @@ class TestConnections:
         received = server.exchange(request * 3, timeout_s=1)
         assert received.count(b"HTTP/1.1 200 ") == 3
 
+    def test_that_are_aborted_while_they_are_answered_leave_no_trace(self, tmp_path: Path) -> None:
+        request = b"GET /v1/tasks HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        with server_process(tmp_path, {}) as server:
+            for _ in range(10):
+                server.exchange(request * 50, timeout_s=5)
+            ask(server)
+        assert "Traceback" not in (tmp_path / "server.log").read_text()
+
     def test_above_the_limit_replace_those_that_wait_longest(self, tmp_path: Path) -> None:
         limits = {"max_connections": 40, "max_connections_per_address": 20}
         with server_process(tmp_path, limits) as server, ExitStack() as stack:
