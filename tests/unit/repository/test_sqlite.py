@@ -496,7 +496,7 @@ def test_writers_whose_transaction_was_rolled_back_all_fail(repository, file, fa
             fault = sqlite3.OperationalError("disk I/O error") if name == failing else None
             writers.write(name, "ROLLBACK" if name == failing else "", then=fault)
     writers.join()
-    after = {"a": ["b", "c"], "b": ["c"], "c": []}[failing]  # in a transaction of their own
+    after = {"a": ["b", "c"], "b": ["c"], "c": []}[failing]  # in a separate transaction
     assert sorted(writers.returned) == notes(file) == after
     assert all(isinstance(error, RepositoryUnavailable) for error in writers.failed)
     assert len(writers.failed) == 3 - len(after)
