@@ -124,7 +124,7 @@ def test_waste_is_what_was_asked_for_and_not_used(world: World) -> None:
 
 
 @pytest.mark.parametrize("stored", [False, True])
-def test_groups_have_the_sums_of_all_their_members_and_users_see_those_of_their_own(world: World, stored: bool) -> None:
+def test_groups_have_the_sums_of_all_their_members_and_users_see_only_theirs(world: World, stored: bool) -> None:
     world.end("ada", groups=("lab",))
     world.end("bob", groups=("lab", "clinic"))
     world.end("eve")
