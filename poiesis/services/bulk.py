@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Final
 
 from poiesis.domain.access import Access
 from poiesis.domain.errors import Forbidden, RepositoryUnavailable, UnknownTask
 from poiesis.domain.task import TaskId, View
 from poiesis.ports.repository import TaskFilter
 from poiesis.services.tasks import TaskService
+
+MAX_TIME: Final = timedelta(seconds=20)
+"""Of one request, well within the time-outs of clients and proxies, however slow the store is."""
 
 
 @dataclass
@@ -26,8 +31,11 @@ class Canceled:
 
 def cancel_each(tasks: TaskService, ids: Iterable[str], *, access: Access | None) -> Canceled:
     """Cancel what can be canceled. Raises: RepositoryUnavailable, if nothing was canceled yet."""
-    done = Canceled()
+    done, end = Canceled(), tasks.clock.now() + MAX_TIME
     for task_id in ids:
+        if tasks.clock.now() >= end:
+            done.failed[task_id] = "there was no time left for it: try again"
+            continue
         try:
             (done.canceled if tasks.cancel(task_id, access=access) else done.unchanged).append(task_id)
         except UnknownTask:
