@@ -29,7 +29,7 @@ def create_pages(service: ServiceSettings, api: ApiSettings, describe: str) -> f
             about=f"{sentence(service.description)} {describe}".strip(),
             version=__version__,
             has_dashboard=api.dashboard.enabled,
-            credentials=curl_credentials(api),
+            credentials=curl_credentials(first_method(api)),
             sample=json.dumps(SAMPLE),
             base=flask.request.url_root.rstrip("/") + "/ga4gh/tes/v1",
         )
@@ -37,8 +37,13 @@ def create_pages(service: ServiceSettings, api: ApiSettings, describe: str) -> f
     return pages
 
 
-def curl_credentials(api: ApiSettings) -> str:
-    """Return the arguments for curl's command line, by the first authentication method."""
+def first_method(api: ApiSettings) -> str:
+    """Empty: there is no authentication."""
+    return next(iter(api.auth), "")
+
+
+def curl_credentials(method: str) -> str:
+    """Return the arguments for curl's command line. They name variables of the shell."""
     bearer = '-H "Authorization: Bearer $TES_TOKEN" '
     basic, key = '-u "$TES_USER:$TES_PASSWORD" ', '-H "X-API-Key: $TES_KEY" '
-    return {"": "", "basic": basic, "bearer": bearer, "oidc": bearer, "api_key": key}[next(iter(api.auth), "")]
+    return {"": "", "basic": basic, "bearer": bearer, "oidc": bearer, "api_key": key}[method]

@@ -182,9 +182,9 @@ def example(url: str, api: ApiSettings) -> str:
     if "oidc" in api.auth[:1]:  # only the command line has the token
         lines.append(f"poiesis task list --url {url}")
     else:
-        from poiesis.api.pages import curl_credentials
+        from poiesis.api.pages import curl_credentials, first_method
 
-        curl = f"curl -s {curl_credentials(api)}"
+        curl = f"curl -s {curl_credentials(first_method(api))}"
         task = '{"name": "hello", "executors": [{"image": "alpine", "command": ["echo", "hello"]}]}'
         lines.append(f"{curl}{url}/ga4gh/tes/v1/tasks -H 'Content-Type: application/json' -d '{task}'")
         lines.append(f"{curl}'{url}/ga4gh/tes/v1/tasks?view=FULL'")

@@ -20,7 +20,7 @@ from poiesis.api.errors import NotJson
 from poiesis.api.extensions.rerun import RERUN_OF
 from poiesis.api.extensions.validate import dry_run
 from poiesis.api.normalize import normalize, parse
-from poiesis.api.pages import SAMPLE, curl_credentials
+from poiesis.api.pages import SAMPLE, curl_credentials, first_method
 from poiesis.api.ui.site import Ui, current_request, current_user, page
 from poiesis.api.ui.task_form import (
     MAX_JSON_BYTES,
@@ -28,6 +28,7 @@ from poiesis.api.ui.task_form import (
     Form,
     cli_command,
     curl_command,
+    how_to_authenticate,
     pretty,
     reason_against,
 )
@@ -166,6 +167,7 @@ class _Pages:
 
     def _show(self, draft: Draft, status: int = 200) -> Any:
         api, policy = self._services.api, self._services.policy
+        method = current_user().method or first_method(api)
         base = (api.dashboard.url or flask.request.url_root.rstrip("/")) + "/ga4gh/tes/v1"
         return page(
             "new_task.html",
@@ -175,8 +177,9 @@ class _Pages:
             examples=self._examples,
             by_field=draft.by_field,
             preview=pretty(draft.document),
-            curl=curl_command(draft.document, base, curl_credentials(api).strip()),
-            cli=cli_command(draft.document, base),
+            curl=curl_command(draft.document, base, curl_credentials(method).strip()),
+            cli=cli_command(draft.document, base, method),
+            before=how_to_authenticate(base, method, "api_key" in api.auth),
             parameters=sorted(policy.backend_parameters),
             schemes=sorted(policy.url_schemes_in),
         )

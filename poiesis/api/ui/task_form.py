@@ -322,8 +322,28 @@ def curl_command(document: Document, url: str, credentials: str) -> str:
     return f"curl{options} -H 'Content-Type: application/json' --data-binary @- {shlex.quote(url + '/tasks')} {body}"
 
 
-def cli_command(document: Document, url: str) -> str:
-    return f"poiesis task create --url {shlex.quote(url)} - {_here_document(document)}"
+def cli_command(document: Document, url: str, method: str = "") -> str:
+    """`method`: how the user is authenticated. Credentials are named as in `curl_command`."""
+    prefix, address = "", shlex.quote(url)
+    if method == "basic":
+        scheme, separator, rest = url.partition("://")
+        address = f'{shlex.quote(scheme + separator)}"$TES_USER:$TES_PASSWORD"@{shlex.quote(rest)}'
+    elif method == "api_key":
+        prefix = 'POIESIS_TOKEN="$TES_KEY" '
+    return f"{prefix}poiesis task create --url {address} - {_here_document(document)}"
+
+
+def how_to_authenticate(url: str, method: str, has_keys: bool) -> str:
+    """One sentence on what to do before the commands; empty: nothing. `has_keys`: the site has API keys."""
+    own_key = "an API key (from `poiesis key create`, or your administrator)"
+    return {
+        "basic": "First set TES_USER and TES_PASSWORD in the shell (export) to the name and the password that you log in with.",
+        "bearer": "First set TES_TOKEN in the shell (export) to the token that you log in with.",
+        "api_key": f"First set TES_KEY in the shell (export) to {own_key}.",
+        "oidc": f"First log in with `poiesis login --url {shlex.quote(url)}`; for curl, set TES_TOKEN in the shell (export) to "
+        + (own_key if has_keys else "an access token of your provider")
+        + ".",
+    }.get(method, "")
 
 
 def _here_document(document: Document) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 import shlex
 import subprocess
+from base64 import b64encode
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ from typing import Any
 import pytest
 
 from poiesis.api.credentials import hash_secret
-from tests.integration.embedded.service import Service, command, environment, run_poiesis, sh
+from tests.integration.embedded.service import Service, command, environment, request, run_poiesis, sh
 
 
 def write(directory: Path, *executors: Any, **more: Any) -> str:
@@ -134,7 +137,7 @@ def test_run_follows_a_whole_log(make_service: Callable[..., Service], tmp_path:
 
 
 @pytest.mark.parametrize("method", ["basic", "api_key"])
-def test_the_commands_that_up_prints_work_with_authentication(tmp_path: Path, method: str) -> None:
+def test_the_commands_that_up_and_the_form_show_work_with_authentication(tmp_path: Path, method: str) -> None:
     users = [{"name": "ada", "password_hash": hash_secret("p", "basic"), "token_hash": hash_secret("t", "bearer")}]
     (tmp_path / "users.json").write_text(json.dumps(users))
     auth: dict[str, Any] = {"POIESIS_API__AUTH": method, "POIESIS_API__CREDENTIALS_FILE": str(tmp_path / "users.json")}
@@ -151,3 +154,11 @@ def test_the_commands_that_up_prints_work_with_authentication(tmp_path: Path, me
         done = subprocess.run(script, capture_output=True, text=True, env=environment(), check=False)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("hello\n") and done.stdout.count('"tasks"') == 1
+        login = {"X_API_Key": key} if key else {"Authorization": f"Basic {b64encode(b'ada:p').decode()}"}
+        page = request("GET", f"{service.url}/ui/new?example=hello", **login).text
+        for way in ("curl", "cli"):
+            [shown] = re.findall(rf'<pre id="code-{way}"[^>]*>(.*?)</pre>', page, re.S)
+            script = ["sh", "-ec", f"{functions}\n{html.unescape(shown)}"]
+            variables = environment(TES_USER="ada", TES_PASSWORD="p", TES_KEY=key)
+            done = subprocess.run(script, capture_output=True, text=True, env=variables, check=False)
+            assert done.returncode == 0 and done.stdout.strip(), done.stderr

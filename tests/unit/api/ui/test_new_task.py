@@ -258,6 +258,8 @@ def test_commands_have_no_secret(tmp_path):
     site = Site(ApiSettings(auth=("bearer",), credentials_file=str(file)))
     page, _ = opened(site, headers={"Authorization": "Bearer very-secret"})
     assert "very-secret" not in page.text and "Bearer $TES_TOKEN" in page.text
+    assert page.text.count("First set TES_TOKEN in the shell") == 2  # for curl and for the command line
+    assert "First set" not in opened(Site())[0].text
 
 
 def test_only_the_creation_is_audited(tmp_path):

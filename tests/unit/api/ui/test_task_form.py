@@ -195,6 +195,8 @@ def test_commands_to_copy_give_the_shell_the_same_task(name):
     for command in (
         curl_command(document, "http://h/x y", '-u "$TES_USER:$TES_PASSWORD"'),
         cli_command(document, "http://h/';id"),
+        cli_command(document, "http://h/';id", "basic"),
+        cli_command(document, "http://h/';id", "api_key"),
     ):
         script = f"curl() {{ cat; }}; poiesis() {{ cat; }}; {command}"
         done = subprocess.run(["/bin/sh", "-c", script], capture_output=True, check=True)
