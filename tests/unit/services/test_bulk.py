@@ -11,7 +11,7 @@ from poiesis.testing.repository import MemoryTaskRepository
 from tests.unit.domain.samples import POLICY, SMALL
 
 
-def test_what_a_slow_store_leaves_no_time_for_is_listed_as_failed():
+def test_what_a_slow_store_leaves_no_time_for_is_listed_as_failed(monkeypatch):
     clock, repository = ManualClock(), MemoryTaskRepository()
     tasks = TaskService(repository, RecordingQueue(), clock, POLICY)
     ids = [tasks.create(SMALL) for _ in range(4)]
@@ -21,7 +21,7 @@ def test_what_a_slow_store_leaves_no_time_for_is_listed_as_failed():
         clock.advance(MAX_TIME / 2 + timedelta(seconds=1))
         return save(*args, **kwargs)
 
-    repository.save = slow_save
+    monkeypatch.setattr(repository, "save", slow_save)
     done = cancel_each(tasks, ids, access=None)
     assert (done.canceled, list(done.failed)) == (ids[:2], ids[2:])
     assert [repository.get(i).state for i in ids] == [State.CANCELING] * 2 + [State.QUEUED] * 2
