@@ -18,8 +18,9 @@ from poiesis.domain.errors import ConfigurationError
 from poiesis.filer.credentials import first_unencrypted
 from poiesis.filer.registry import readable, writable
 from poiesis.filer.settings import MIB, FilerSettings
-from tests.integration.filer.intermediaries import Authority, Proxy, TlsFront
+from tests.integration.filer.intermediaries import Proxy, TlsFront
 from tests.servers import AzureServer, GcsServer
+from tests.servers.tls import Authority
 from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted
 
 LARGE = random.Random(4).randbytes(23 * MIB + 5)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from poiesis.api.app import load_specification
-from poiesis.api.views import NOWHERE, Views, usable_storage
+from poiesis.api.views import NO_STATE, Views, usable_storage
 from poiesis.config import ApiSettings
 from poiesis.domain.policy import Policy
 from poiesis.domain.states import State
@@ -60,8 +60,8 @@ def test_every_stored_state_is_found_by_the_state_it_is_shown_as() -> None:
     for safe in (True, False):
         for initializing in (True, False):
             views = Views(ApiSettings(client_safe_states=safe, queued_as_initializing=initializing))
-            found = [state for shown in State for state in views.stored_states(shown) - NOWHERE]
-            assert sorted(found) == sorted(set(State) - NOWHERE)
+            found = [state for shown in State for state in views.stored_states(shown) - NO_STATE]
+            assert sorted(found) == sorted(set(State) - NO_STATE)
             assert views.stored_states(None) == frozenset()
 
 

@@ -205,10 +205,6 @@ def test_a_quota_that_is_nearly_used_up(server: ApiServer, make: Make) -> None:
     assert only(checks.check_quotas(make())).what == "ResourceQuota q: 9 of 10 pods are used"
 
 
-def test_quantities() -> None:
-    assert [checks.quantity(q) for q in ("10", "250m", "1Ki", "2M", "1e3", "x")] == [10, 0.25, 1024, 2e6, 1000, 0]
-
-
 def test_objects_that_do_not_exist(server: ApiServer, make: Make) -> None:
     *found, last = checks.check_objects(make(QUEUE="small", LOGS_CLAIM="logs", OWNER="tes-tasks"))
     assert [f.what.split(" in ")[0] for f in found] == [
