@@ -101,8 +101,7 @@ def cost(url: str, links: int, *, plain: bool) -> None:
     with worker(url, 4, 0) as process:
         launched(client, links + 20)
         process.terminate()
-        assert process.stdout is not None
-        worked = float(process.stdout.readline())
+        worked = float(process.communicate()[0].split()[-1])
     served = _redis_cpu(client) - redis_before
     print(
         f"CPU of a link: publisher {published / links * 1e6:.0f} µs, worker (with its start) {worked / links * 1e6:.0f} µs, "
