@@ -35,7 +35,7 @@ from poiesis.ports.cluster import Cluster, FollowedCluster
 from poiesis.ports.logs import LogStore
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskRepository
-from poiesis.services.admission import Admitter, WaitingReasons
+from poiesis.services.admission import APART_S, Admitter, WaitingReasons
 from poiesis.services.capacity import CapacityReport, reported_capacity
 from poiesis.services.keys import KeyService
 from poiesis.services.logs import LogRetention, LogService
@@ -345,7 +345,8 @@ class Bootstrap(ExitStack):
 
     @cached_property
     def admitter(self) -> Admitter:
-        return Admitter(self.repository, self.stores.admission, self.queue, self.clock, self.policy)
+        apart_s = 0.0 if self.is_embedded else APART_S  # a command may take less
+        return Admitter(self.repository, self.stores.admission, self.queue, self.clock, self.policy, apart_s=apart_s)
 
     @cached_property
     def webhooks(self) -> WebhookService:

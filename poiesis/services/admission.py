@@ -54,6 +54,7 @@ HEADS: Final = 32  # of each queue in memory
 QUEUES: Final = 100  # looked for in one poll
 HELD_PAGE: Final = 1000
 POLL_S: Final = 0.2
+APART_S: Final = 0.1
 IDLE_POLL_S: Final = 5.0  # without quotas, only tasks of another configuration can be queued
 REREAD: Final = timedelta(seconds=2)  # how often a queue that has all of its tasks in memory is read again
 LOOK: Final = timedelta(seconds=5)  # how often the store is asked which tasks are in flight
@@ -68,7 +69,8 @@ MAX_HINTS: Final = 100_000
 
 @dataclass(eq=False)
 class Admitter:
-    """`wake` and `ended` may be called from any thread, the rest by one at a time."""
+    """`wake` and `ended` may be called from any thread, the rest by one at a time. Rounds begin at least `apart_s` seconds one after the
+    other: tasks that end meanwhile share one."""
 
     repository: TaskRepository
     store: AdmissionStore
@@ -77,6 +79,7 @@ class Admitter:
     policy: Policy
     _: KW_ONLY
     poll_s: float = POLL_S
+    apart_s: float = APART_S
     look_every: timedelta = LOOK
     reread_every: timedelta = REREAD
 
@@ -92,7 +95,7 @@ class Admitter:
         self._ended: set[TaskId] = set()
         self._hints = threading.Lock()
         self._woken = threading.Event()
-        self._closed = False
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="admission", daemon=True)
 
     def start(self) -> None:
@@ -111,14 +114,15 @@ class Admitter:
         self._woken.set()
 
     def close(self) -> None:
-        self._closed = True
+        self._closed.set()
         self._woken.set()
         if self._thread.is_alive():
             self._thread.join(10)
 
     def _work(self) -> None:
         pause = self.poll_s if self.policy.admission.is_enabled else IDLE_POLL_S
-        while not self._closed:
+        while not self._closed.is_set():
+            next_round = time.monotonic() + self.apart_s
             try:
                 admitted = self.run_once()
             except PoiesisError as error:
@@ -132,6 +136,7 @@ class Admitter:
                 time.sleep(1.0)
             if admitted < BATCH:
                 self._woken.wait(pause)
+                self._closed.wait(max(next_round - time.monotonic(), 0))
                 self._woken.clear()
 
     def run_once(self) -> int:

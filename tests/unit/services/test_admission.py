@@ -356,3 +356,23 @@ def test_an_ended_task_causes_a_round_only_where_there_are_quotas(rules, woken):
     admitter = Service(rules).admitter()
     admitter.ended(TaskId("1" * 26))
     assert admitter._woken.is_set() is woken
+
+
+@pytest.mark.parametrize(("apart_s", "rounds"), [(0.0, 6), (60.0, 1)])
+def test_tasks_that_end_soon_after_a_round_share_the_next(monkeypatch, apart_s, rounds):
+    admitter = replace(Service(AdmissionRules(site=Quota(max_tasks=2))).admitter(), apart_s=apart_s, poll_s=60.0)
+    done = threading.Semaphore(0)
+
+    def run_once() -> int:
+        done.release()
+        return 0
+
+    monkeypatch.setattr(admitter, "run_once", run_once)
+    admitter.start()
+    seen = int(done.acquire(timeout=10))
+    for number in range(5):
+        admitter.ended(TaskId(f"{number:026d}"))
+        seen += done.acquire(timeout=10 if rounds > 1 else 0.02)
+    admitter.close()
+    assert seen == rounds
+    assert not admitter._thread.is_alive()
