@@ -112,7 +112,9 @@ def test_webhooks_are_managed_by_the_command_line(make_service: Callable[..., Se
     eventually(lambda: receiver.accepted, "a message")
 
     assert [(d["type"], d["data"]["id"]) for d in receiver.documents(secret)] == [("task.complete", task_id)]
-    assert run_poiesis("webhook", "list", *url).stdout == f"{webhook_id}  {receiver.url}  enabled\n"
+    header, listed = run_poiesis("webhook", "list", *url).stdout.splitlines()
+    assert header.split() == ["ID", "STATUS", "CHANGES", "TO", "URL"]
+    assert listed.split() == [webhook_id, "enabled", "COMPLETE", receiver.url]
     assert run_poiesis("webhook", "dead-letters", webhook_id, *url).stdout == ""
     assert run_poiesis("webhook", "replay", webhook_id, *url).stdout == "0 messages are sent again\n"
     assert run_poiesis("webhook", "enable", webhook_id, *url).stdout == f"{webhook_id} is enabled\n"

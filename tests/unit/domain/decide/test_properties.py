@@ -52,7 +52,7 @@ def pods(draw):
 OBSERVATIONS = st.builds(
     Observed,
     pods=st.lists(pods(), max_size=2).map(tuple),
-    volumes=st.sampled_from([(), ("volume",)]),
+    others=st.sampled_from([(), ("volume",)]),
     reports=st.sampled_from([{}, {"tif": FilerReport(error="x")}, {"tof": FilerReport(error="x", retryable=True)}]),
     tails=st.sampled_from([{}, {"executor-0": ("out", "err")}]),
 )
