@@ -2,8 +2,6 @@
 PYTHON ?= python3
 IMAGE  ?= localhost/poiesis:dev
 ARGS   ?=
-# of `make test`, which waits for servers for much of its time
-WORKERS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -81,7 +79,7 @@ up: $(RUN) launcher ## start the whole service here and keep it running
 	$(BIN)/python -m poiesis up $(ARGS)
 
 test: venv launcher ## every test that needs no cluster; servers are started by the tests themselves
-	$(BIN)/pytest -n $(WORKERS) --dist loadgroup -m "not e2e and not chaos and not clients and not browser and not docs" $(ARGS)
+	$(BIN)/pytest -n auto --dist loadgroup -m "not e2e and not chaos and not clients and not browser and not docs" $(ARGS)
 
 large-log: venv launcher ## a log of a gigabyte, followed while it is written, with exact ranges and flat memory
 	POIESIS_TEST_LOG_BYTES=999999999 $(BIN)/pytest -s tests/integration/embedded/test_logs.py -k large $(ARGS)
@@ -178,7 +176,7 @@ format: venv ## fix what ruff can fix
 	$(BIN)/ruff format
 
 e2e: venv ## tests on a real cluster: KUBECONFIG, with IMAGE on its node
-	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest -n 2 --dist loadfile tests/integration/kubernetes tests/e2e -m "e2e and not chaos and not addon and not upgrade" --timeout 600 $(ARGS)
+	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/integration/kubernetes tests/e2e -m "e2e and not chaos and not addon and not upgrade" --timeout 600 $(ARGS)
 
 kueue-e2e: venv ## tests on a real cluster that has Kueue
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e/test_kueue.py --timeout 600 $(ARGS)
