@@ -67,7 +67,9 @@ def lab(cluster: Cluster, image: str, tmp_path_factory: pytest.TempPathFactory) 
 
     auth = {"allowAnonymous": False, "methods": ["oidc"], "issuers": [issuer], "issuersSecret": SECRET}
     try:
-        with installation(cluster, image, before=create_secret, api={"url": PUBLIC, "auth": auth}) as service:
+        with installation(
+            cluster, image, before=create_secret, api={"dashboard": {"url": PUBLIC}, "auth": auth}
+        ) as service:
             yield Lab(service, provider)
     finally:
         provider.stop()
