@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.types import Message, Receive, Scope
 
 from poiesis.api.errors import Refused, body_too_large
@@ -113,10 +113,13 @@ async def read_form(scope: Scope, receive: Receive, limit: int) -> bytes:
     if (declared_bytes(scope) or 0) > limit:
         raise refused
     body = bytearray()
-    async for part in Request(scope, receive).stream():
-        body += part
-        if len(body) > limit:
-            raise refused
+    try:
+        async for part in Request(scope, receive).stream():
+            body += part
+            if len(body) > limit:
+                raise refused
+    except ClientDisconnect:
+        raise Refused(400, "the client left before its form was complete") from None
     return bytes(body)
 
 

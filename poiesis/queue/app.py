@@ -59,9 +59,8 @@ def make_app(broker_url: str) -> Celery:
             "socket_keepalive": True,
             "health_check_interval": 25,
             "retry_on_timeout": True,
-            "priority_steps": [
-                0
-            ],  # one list for each queue; by default there are four, all of which are read each time
+            # one list for each queue; by default there are four, all of which are read each time
+            "priority_steps": [0],
         }
     )
     names = [queue_name(role, lane) for role in Role for lane in range(1 if in_memory else len(FROM))]
