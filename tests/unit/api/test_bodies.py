@@ -36,7 +36,7 @@ def test_a_form_beyond_the_limit_is_refused() -> None:
     assert caught.value.status_code == 413
 
 
-def test_a_client_that_leaves_in_the_middle_is_no_error_of_the_server() -> None:
+def test_a_client_that_leaves_in_the_middle_is_refused() -> None:
     with pytest.raises(Refused) as caught:
         read(part(b"a=1", more=True), {"type": "http.disconnect"})
     assert caught.value.status_code == 400
