@@ -380,12 +380,16 @@ def values_for(image: str, namespace: str) -> Json:
     if mongo == MONGO_IMAGE:  # not MongoDB itself: other arguments, another directory, no users
         mongodb |= {"args": [], "auth": {"enabled": False}}
         mongodb["persistence"] |= {"mountPath": "/data"}
+    small = {
+        "resources": {"requests": {"cpu": "10m"}}
+    }  # so that two installations fit on a small node, with room for tasks
     return {
         "image": {"repository": repository, "tag": tag or "latest", "digest": digest},
-        "api": {"replicas": 1, "auth": {"allowAnonymous": True}},
-        "monitor": {"replicas": 1},
-        "mongodb": mongodb,
-        "redis": {"bundled": True, "image": os.environ.get("POIESIS_TEST_REDIS_IMAGE", "localhost/redis:7")},
+        "api": {"replicas": 1, "auth": {"allowAnonymous": True}, **small},
+        "monitor": {"replicas": 1, **small},
+        **dict.fromkeys(("torc", "tif", "texam", "tof", "notifier"), small),
+        "mongodb": mongodb | small,
+        "redis": {"bundled": True, "image": os.environ.get("POIESIS_TEST_REDIS_IMAGE", "localhost/redis:7"), **small},
         "filer": {
             "envSecrets": [S3_SECRET],
             "allowUnencryptedCredentials": True,  # otherwise every upload to this S3 would have its own pod

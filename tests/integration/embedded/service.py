@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 DEADLINE_S: Final = float(os.environ.get("DL", "60"))  # seconds; generous, for a machine that is busy with other tests
 POLL_S: Final = 0.02
+SHOWN_BYTES: Final = 20_000
 TERMINAL: Final = frozenset({"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED"})
 IMAGE: Final = "alpine"  # not used by the process runtime
 HTTP: Final = urllib3.PoolManager(maxsize=32, timeout=urllib3.Timeout(30), retries=False)
@@ -169,7 +170,11 @@ class Service:
         self._process.wait(DEADLINE_S)
 
     def close(self) -> None:
-        """Remove everything of it, also after a failed test."""
+        """Remove everything of it, also after a failed test, which then shows the end of its log."""
+        if self.log.exists():
+            print(
+                f"the end of {self.log.name}:", self.log.read_bytes()[-SHOWN_BYTES:].decode(errors="replace"), sep="\n"
+            )
         try:
             if self.is_running:
                 self.stop()
