@@ -1,9 +1,9 @@
 """The overview over 10^6 tasks on SQLite: the time of a first page, and what open browsers cost.
 
-    python -m bench overview [--tasks 1000000] [--pages 50] [--browsers 10] [--seconds 30] [--directory DIR]
+    python -m bench overview [--tasks 1000000] [--starts 5] [--pages 50] [--browsers 10] [--seconds 30] [--directory DIR]
 
 All tasks were created in the last 24 hours; 50,000 wait, 1,000 run, the others have ended, evenly over the day. The file has what the
-overview reads, tasks and events, and is kept in the directory. Shown are, for an administrator, the first page of a new process and the
+overview reads, tasks and events, and is kept in the directory. Shown are, for an administrator, the first page of new processes and the
 median of pages after their figures have become old, in milliseconds of wall clock and of the server's CPU time; then the part of a core
 that the server uses while each of the browsers fetches the figures every 5 seconds.
 """
@@ -121,6 +121,10 @@ class Server:
             raise SystemExit(f"unexpected answer {response.status}: {body[:500]!r}")
         return body
 
+    def stop(self) -> None:
+        self.pipe.send("stop")
+        self.process.join()
+
 
 def start(directory: str, order: str) -> Server:
     from bench.overview import serve  # of the module, which the process imports
@@ -139,9 +143,25 @@ def timed(call: Callable[[], bytes]) -> tuple[float, bytes]:
     return (time.perf_counter() - begin) * 1000, body
 
 
+def first_page(server: Server, after_s: float) -> None:
+    time.sleep(after_s)
+    cpu = server.cpu_s()
+    first, body = timed(lambda: server.get("/ui/overview"))
+    shown = "shown" if b"tile-running" in body else "fetched by the page"
+    print(
+        f"first page of a new process: {first:.0f} ms, {(server.cpu_s() - cpu) * 1000:.0f} ms of CPU, figures {shown}"
+    )
+    begin = time.perf_counter()
+    while b"tile-running" not in server.get("/ui/overview/now"):
+        time.sleep(0.2)
+    print(f"figures are there after {time.perf_counter() - begin:.1f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", type=int, default=1_000_000)
+    parser.add_argument("--starts", type=int, default=5)
+    parser.add_argument("--after", type=float, default=3, help="seconds from the start of a process to its first page")
     parser.add_argument("--browsers", type=int, default=10)
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--pages", type=int, default=50)
@@ -154,18 +174,11 @@ def main() -> None:
         fill(path, asked.tasks)
     rolled = start(directory, "roll up")
     rolled.process.join()
-    server = start(directory, "serve")
-    server.get("/ui/new")  # imports and templates
-    cpu = server.cpu_s()
-    first, body = timed(lambda: server.get("/ui/overview"))
-    shown = "shown" if b"tile-running" in body else "fetched by the page"
-    print(
-        f"first page of a new process: {first:.0f} ms, {(server.cpu_s() - cpu) * 1000:.0f} ms of CPU, figures {shown}"
-    )
-    begin = time.perf_counter()
-    while b"tile-running" not in server.get("/ui/overview/now"):
-        time.sleep(0.2)
-    print(f"figures are there after {time.perf_counter() - begin:.1f} s")
+    for left in reversed(range(asked.starts)):
+        server = start(directory, "serve")
+        first_page(server, asked.after)
+        if left:
+            server.stop()
     pages, cpu = [], server.cpu_s()
     for _ in range(asked.pages):
         pages.append(timed(lambda: server.get("/ui/overview"))[0])
@@ -181,8 +194,7 @@ def main() -> None:
         time.sleep(0.05)
     used = (server.cpu_s() - cpu) / (time.perf_counter() - begin)
     print(f"{asked.browsers} browsers, {fetched} fetches in {asked.seconds:.0f} s: {used * 100:.1f} % of a core")
-    server.pipe.send("stop")
-    server.process.join()
+    server.stop()
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from connexion.middleware.response_validation import ResponseValidationMiddlewar
 from connexion.middleware.routing import RoutingMiddleware
 from connexion.middleware.swagger_ui import SwaggerUIAPI, SwaggerUIMiddleware
 from connexion.resolver import Resolver
+from flask import Flask
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -39,7 +40,7 @@ from poiesis.api.extensions.context import Context, Handler
 from poiesis.api.handlers import Handlers
 from poiesis.api.memory import limit_kept_memory
 from poiesis.api.middleware import BASE_PATHS, EXTENSIONS_PATH, Authentication, Cors, Gateway
-from poiesis.api.pages import create_pages
+from poiesis.api.pages import compile_templates, create_pages
 from poiesis.api.parameters import EXTENSION_VALIDATORS
 from poiesis.api.requests import Requests
 from poiesis.api.services import Services
@@ -82,6 +83,7 @@ def create_app(
     async def lifespan(_: Any) -> AsyncIterator[None]:
         limit_kept_memory()
         on_start()
+        threads.submit(compile_templates, flask_app)
         yield
         feed.close()
         if dashboard is not None:
@@ -91,9 +93,10 @@ def create_app(
         await services.close()
 
     dashboard = _dashboard(context, authenticator)
+    flask_app = create_pages(services.service, services.api, services.describe)
     gateway = partial(
         Gateway,
-        pages=_pages(services, dashboard),
+        pages=_pages(flask_app, dashboard),
         ready=services.ready,
         threads=threads,
         settings=services.api,
@@ -126,9 +129,8 @@ def _dashboard(context: Context, authenticator: Authenticator) -> Dashboard | No
     return Dashboard(context, authenticator)
 
 
-def _pages(services: Services, dashboard: Dashboard | None) -> ASGIApp:
+def _pages(flask_app: Flask, dashboard: Dashboard | None) -> ASGIApp:
     """Flask's pages, with the dashboard where the site has it."""
-    flask_app = create_pages(services.service, services.api, services.describe)
     if dashboard is not None:
         flask_app.register_blueprint(dashboard.blueprint)
     pages = cast(ASGIApp, WSGIMiddleware(cast(Any, flask_app.wsgi_app), workers=PAGE_THREADS))

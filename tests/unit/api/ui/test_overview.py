@@ -12,7 +12,7 @@ from poiesis.config import ApiSettings
 from poiesis.domain.capacity import Capacity
 from poiesis.domain.quotas import Amount
 from poiesis.domain.states import State
-from poiesis.services.overview import Hour
+from poiesis.services.overview import Hour, SharedOverviews
 from poiesis.testing.clock import START
 from tests.unit.api.service import Site
 
@@ -41,6 +41,12 @@ def test_the_part_that_is_fetched_again_is_the_same_as_in_the_page(site):
     whole, part = (site.client.get(f"/ui/overview{rest}").text for rest in ("", "/now"))
     assert part.strip().startswith('<div id="overview"') and "<html" not in part
     assert part.strip() in whole
+
+
+def test_a_page_without_figures_fetches_them_at_once_and_then_at_intervals(site, monkeypatch):
+    monkeypatch.setattr(SharedOverviews, "get", lambda *args, **kwargs: None)
+    whole, part = (site.client.get(f"/ui/overview{rest}").text for rest in ("", "/now"))
+    assert 'hx-trigger="refresh, load"' in whole and 'hx-trigger="refresh, load delay:300ms"' in part
 
 
 def test_nothing_is_inline_and_names_are_text(site):

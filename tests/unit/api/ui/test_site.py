@@ -6,11 +6,15 @@ import hashlib
 import json
 import re
 from asyncio import Event, create_task, gather, run, sleep, wait_for
+from pathlib import Path
+from threading import Event as ThreadEvent
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from jinja2 import Environment
 
+from poiesis.api import ui
 from poiesis.api.requests import REQUEST, RequestRecord
 from poiesis.api.ui import assets
 from poiesis.api.ui.cookies import Cookies
@@ -28,6 +32,22 @@ def test_the_list_shows_tasks_and_the_start_page_leads_there(site):
     assert site.client.get("/ui").url.path == "/ui/overview"
     page = site.client.get("/ui/tasks")
     assert task_id in page.text and page.headers["content-type"] == "text/html; charset=utf-8"
+
+
+def test_a_new_process_compiles_its_templates_before_the_first_page(site, monkeypatch):
+    missing = {path.name for path in Path(ui.__file__).parent.joinpath("templates").iterdir()} | {"start.html"}
+    is_complete = ThreadEvent()
+    compile_source = Environment.compile
+
+    def compile_template(self, source, name=None, *args, **kwargs):
+        missing.discard(name)
+        if not missing:
+            is_complete.set()
+        return compile_source(self, source, name, *args, **kwargs)
+
+    monkeypatch.setattr(Environment, "compile", compile_template)
+    with site.client:
+        assert is_complete.wait(60), missing
 
 
 def test_a_page_has_strict_headers(site):
