@@ -179,6 +179,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._on_end = on_end
         self._gate.set_held(self, True)
 
+    def break_off(self) -> None:
+        """Close in the middle of a response; what was written of it still goes out."""
+        self.cycle.disconnected = True  # else uvicorn reports a response without an end
+        self.transport.close()
+
     def shutdown(self) -> None:
         super().shutdown()
         self._end_hold()

@@ -88,6 +88,13 @@ class Refused(HTTPException):
         self.code = code
 
 
+class BrokenOff(Refused):
+    """The rest of a response does not come. Its connection is closed, so that the part is not taken for the whole."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(503, message, headers={"Retry-After": str(RETRY_AFTER_S)})
+
+
 class ErrorResponse(Response):
     """`code`: the `error` of its body."""
 

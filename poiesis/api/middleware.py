@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from poiesis.api.auth import Authenticator
 from poiesis.api.bodies import BodyBudget, BodyReader, declared_bytes
-from poiesis.api.connections import network_key
-from poiesis.api.errors import Refused, plain, respond
+from poiesis.api.connections import CONNECTION, network_key
+from poiesis.api.errors import BrokenOff, Refused, plain, respond
 from poiesis.api.limits import RateLimiter, user_counter
 from poiesis.api.requests import HEALTH_PATHS, REQUEST, RequestRecord
 from poiesis.api.same_origin import SAFE_METHODS, RequestGuard, came_from_browser
@@ -107,7 +107,8 @@ class Gateway:
             await self._route(scope, receive, checked_send)
         except Exception as error:
             if started:
-                raise
+                _break_off(scope, error)
+                return
             if (
                 isinstance(error, HTTPException) and error.status_code == 405
             ):  # the router knows the methods of one route only
@@ -214,6 +215,15 @@ class Authentication:
         finally:
             if declared is None and (arrived := scope[REQUEST].body_bytes):
                 await self._limiter.charge_user(counter, arrived)
+
+
+def _break_off(scope: Scope, error: Exception) -> None:
+    """End a response that has begun. Raises: `error` itself where there is no connection to close."""
+    if CONNECTION not in scope:
+        raise error
+    if not isinstance(error, BrokenOff):
+        respond(error)  # which logs it
+    scope[CONNECTION].break_off()
 
 
 def _is_page_of_dashboard(headers: Headers) -> bool:

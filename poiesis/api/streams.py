@@ -18,11 +18,12 @@ from starlette.types import Receive, Scope, Send
 from poiesis.api.connections import CONNECTION, network_key
 from poiesis.api.errors import Refused
 from poiesis.api.middleware import REAUTHENTICATE
-from poiesis.api.users import USER
+from poiesis.api.users import USER, User
 from poiesis.config import ApiSettings
 
 RETRY_AFTER_S: Final = 30
-AUTHENTICATE_EVERY_S: Final = 30.0
+AUTHENTICATE_EVERY_S: Final = 15.0
+"""With the time until the next check comes round, no stream outlives its rights by more than half a minute."""
 
 
 class Hold:
@@ -68,20 +69,25 @@ class StreamLimits:
 
 
 class RightsCheck:
-    """Whether the credentials of a request that lasts still give its user the same rights: asked every AUTHENTICATE_EVERY_S."""
+    """Who the user of a request that lasts is by now: asked every AUTHENTICATE_EVERY_S."""
 
     def __init__(self, scope: Scope) -> None:
         self._scope = scope
+        self._user: User = scope[USER]
         self._clock = asyncio.get_running_loop().time
         self._asked_at = self._clock()
 
+    async def user(self) -> User:
+        """The user with the rights of now. Raises: Refused, Unavailable."""
+        if self._clock() - self._asked_at >= AUTHENTICATE_EVERY_S:
+            self._asked_at = self._clock()
+            self._user = await self._scope[REAUTHENTICATE]()
+        return self._user
+
     async def are_the_same(self) -> bool:
-        """Raises: Unavailable."""
-        if self._clock() - self._asked_at < AUTHENTICATE_EVERY_S:
-            return True
-        self._asked_at = self._clock()
+        """Whether the credentials still give the rights with which the request began. Raises: Unavailable."""
         try:
-            return bool(await self._scope[REAUTHENTICATE]() == self._scope[USER])
+            return bool(await self.user() == self._scope[USER])
         except Refused:
             return False
 

@@ -19,7 +19,7 @@ from poiesis.api.errors import Refused
 from poiesis.api.event_feed import EVERYTHING, FellBehind, Reader, task_topic
 from poiesis.api.extensions.context import Context, Document, Handler, header
 from poiesis.api.parameters import PARAMETERS
-from poiesis.api.streams import EventStream, Hold, RightsCheck
+from poiesis.api.streams import EventStream, RightsCheck
 from poiesis.api.users import USER, User
 from poiesis.api.views import time_text
 from poiesis.domain.errors import InvalidRequest
@@ -92,15 +92,25 @@ class _Stream:
                 if self._since is not None:
                     await self._check_kept(self._since, begin)
                 yield b"retry: %d\n\n" % RECONNECT_MS
-                if self._since is not None:
-                    async for page in self._logged(self._since, begin, hold):
-                        yield page
-                elif self._with_snapshot:
-                    async for page in self._snapshot():
-                        yield page
-                yield _mark(begin)
-                async for chunk in self._live(reader, hold):
+                async for chunk in self._rest(reader, begin):
+                    if hold.has_left:
+                        yield _end("server_stops", "the server stops")
+                        return
+                    if not await self._rights.are_the_same():
+                        yield _end("credentials", "the credentials have expired, or their rights have changed")
+                        return
                     yield chunk
+
+    async def _rest(self, reader: Reader, begin: int) -> AsyncIterator[bytes]:
+        if self._since is not None:
+            async for page in self._logged(self._since, begin):
+                yield page
+        elif self._with_snapshot:
+            async for page in self._snapshot():
+                yield page
+        yield _mark(begin)
+        async for chunk in self._live(reader):
+            yield chunk
 
     async def _check_kept(self, since: int, last: int) -> None:
         """Raises: Refused if events after `since` are no longer, or not yet, in the log."""
@@ -110,10 +120,10 @@ class _Stream:
             message = f"the event id {since} {reason}; start again without it, with snapshot=true"
             raise Refused(410, message, "events_gone")
 
-    async def _logged(self, after: int, until: int, hold: Hold) -> AsyncIterator[bytes]:
+    async def _logged(self, after: int, until: int) -> AsyncIterator[bytes]:
         """The events in the log after one number, up to another."""
         selection, log = self._selection, self._context.services.events
-        while after < until and not hold.has_left:
+        while after < until:
             page = await self._context.call(
                 log.after, after, limit=PAGE, access=selection.user.access, task_id=selection.task_id
             )
@@ -141,18 +151,12 @@ class _Stream:
             if after is None:
                 return
 
-    async def _live(self, reader: Reader, hold: Hold) -> AsyncIterator[bytes]:
+    async def _live(self, reader: Reader) -> AsyncIterator[bytes]:
         while True:
             try:
                 events = await reader.wait(HEARTBEAT_S)
             except FellBehind:
                 yield _end("fell_behind", "events came faster than they were read")
-                return
-            if hold.has_left:
-                yield _end("server_stops", "the server stops")
-                return
-            if not await self._rights.are_the_same():
-                yield _end("credentials", "the credentials have expired, or their rights have changed")
                 return
             yield self._encoded(events) or _mark(reader.position)
 

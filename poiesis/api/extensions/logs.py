@@ -16,6 +16,7 @@ from typing import Final
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from poiesis.api.errors import BrokenOff
 from poiesis.api.extensions.context import Context, Document, Handler, header
 from poiesis.api.parameters import PARAMETERS
 from poiesis.api.ranges import content_range, requested_range
@@ -94,11 +95,13 @@ class _Logs:
         if wanted is not None:
             headers |= content_range(start, end, size)
         status = 200 if wanted is None else 206
-        return LogResponse(scope, self._limits, lambda hold: self._pieces(opened, start, end), status, headers)
+        rights = RightsCheck(scope)
+        return LogResponse(scope, self._limits, lambda _: self._pieces(opened, start, end, rights), status, headers)
 
-    async def _pieces(self, opened: OpenLog, position: int, end: int) -> AsyncIterator[bytes]:
-        """Exactly the bytes from `position` to `end`. Raises: Unavailable, StagingFailed."""
+    async def _pieces(self, opened: OpenLog, position: int, end: int, rights: RightsCheck) -> AsyncIterator[bytes]:
+        """Exactly the bytes from `position` to `end`. Raises: BrokenOff, Unavailable, StagingFailed."""
         while position < end:
+            await _require_the_same(rights)
             piece = await self.call(opened.read, position, min(PIECE_BYTES, end - position))
             if not piece:
                 raise StorageUnavailable("the log store does not have all of the log")
@@ -106,8 +109,14 @@ class _Logs:
             position += len(piece)
 
 
+async def _require_the_same(rights: RightsCheck) -> None:
+    """Raises: BrokenOff, Unavailable."""
+    if not await rights.are_the_same():
+        raise BrokenOff("the credentials have expired, or their rights have changed")
+
+
 class _Followed:
-    """A log from `position` on, until its end is stored, nothing more can come, the client leaves, or its user may no longer see it."""
+    """A log from `position` on, until its end is stored, or nothing more can come."""
 
     def __init__(self, logs: _Logs, opened: OpenLog, position: int, scope: Scope) -> None:
         self._logs, self._opened, self._position = logs, opened, position
@@ -115,14 +124,16 @@ class _Followed:
         self._clock = asyncio.get_running_loop().time
 
     async def pieces(self, hold: Hold) -> AsyncIterator[bytes]:
-        """The first piece may be empty: then the response begins without bytes. Raises: Unavailable, StagingFailed, UnknownTask."""
+        """The first piece may be empty: then the response begins without bytes.
+
+        Raises: BrokenOff where it ends for another reason than the log; Unavailable, StagingFailed, UnknownTask.
+        """
         woken = asyncio.Event()
         hold.wake = woken.set
         begun = moved_at = checked_at = self._clock()
         is_over, is_first = False, True
         while not hold.has_left and self._clock() - begun < MAX_FOLLOW_S:
-            if not await self._rights.are_the_same():
-                return
+            await _require_the_same(self._rights)
             piece = await self._logs.call(self._opened.read, self._position, PIECE_BYTES)
             if piece or is_first:
                 yield piece
@@ -142,6 +153,7 @@ class _Followed:
                 await asyncio.wait_for(woken.wait(), pause)
             except TimeoutError:
                 pass
+        raise BrokenOff("the server stops" if hold.has_left else "the log was followed for a day")
 
 
 class LogResponse(Response):

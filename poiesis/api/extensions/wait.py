@@ -12,9 +12,8 @@ from starlette.types import Scope
 from poiesis.api.event_feed import FellBehind, task_topic
 from poiesis.api.extensions.context import Context, Document, Handler
 from poiesis.api.parameters import PARAMETERS
-from poiesis.api.users import USER
+from poiesis.api.streams import RightsCheck
 from poiesis.api.validation import DOCUMENT
-from poiesis.domain.access import Access
 from poiesis.domain.errors import UnknownTask
 from poiesis.domain.states import State
 from poiesis.domain.task import TaskId
@@ -61,14 +60,18 @@ async def _wait(
     timeout_s: float,
     has_come: Callable[[Mapping[TaskId, State]], bool],
 ) -> tuple[Mapping[TaskId, State], bool]:
-    """The states of the tasks, and whether what was waited for has come. Raises: UnknownTask if the user may see none of them."""
-    access: Access | None = scope[USER].access
+    """The states of the tasks, and whether what was waited for has come.
+
+    Raises: UnknownTask if the user may see none of them, or no longer; Refused if the credentials no longer count.
+    """
+    rights = RightsCheck(scope)
     clock = asyncio.get_running_loop().time
     deadline = clock() + timeout_s
     with context.limits.hold(scope) as hold:
         async with context.feed.reader([task_topic(task_id) for task_id in ids]) as reader:
             hold.wake = reader.wake
             while True:
+                access = (await rights.user()).access
                 states = await context.call(context.services.tasks.states, ids, access=access)
                 if not states:
                     raise UnknownTask(ids[0][:100])

@@ -222,6 +222,28 @@ async def _texts(stream: AsyncIterator[Any]) -> AsyncIterator[str]:
 
 
 class TestRefusals:
+    def test_a_server_that_stops_passes_no_id_before_its_event(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(events, "PAGE", 2)
+        for _ in range(9):
+            site.events.append("t")
+
+        async def test(client: Client) -> None:
+            stream = client.stream("last_event_id=0")
+            for _ in range(3):
+                chunk = await anext(stream)
+            assert "id: 2\n" in chunk
+            client.holds[0]()
+            rest = "".join([chunk async for chunk in stream])
+            changes = rest.count("event: change")
+            assert changes < 7 and 'data: {"reason":"server_stops"' in rest
+            assert [line for line in rest.splitlines() if line.startswith("id: ")] == [
+                f"id: {n + 3}" for n in range(changes)
+            ]
+
+        _run(site, test)
+
     def test_an_id_of_deleted_events_is_410(self, site: Site) -> None:
         for _ in range(9):
             site.events.append("t")
@@ -315,6 +337,24 @@ class TestAccess:
             self._write(users)
             rest = [chunk async for chunk in stream]
             assert rest[-1].startswith('event: end\ndata: {"reason":"credentials"')
+
+        _run(site, test)
+
+    def test_old_events_end_when_the_credentials_give_other_rights(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(events, "PAGE", 2)
+        monkeypatch.setattr(streams, "AUTHENTICATE_EVERY_S", 0.0)
+        monkeypatch.setattr(credentials, "_CHECK_FILE_S", 0.0)
+        for _ in range(99):
+            site.events.append("t", owner="bob", groups=("lab",))
+
+        async def test(client: Client) -> None:
+            stream = client.stream("last_event_id=0", {"Authorization": "Bearer ada"})
+            await _take(_texts(stream), 2)
+            self._write({"ada": {}})
+            rest = "".join([chunk async for chunk in stream])
+            assert rest.count("event: change") < 10 and 'data: {"reason":"credentials"' in rest
 
         _run(site, test)
 
