@@ -20,7 +20,7 @@ from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.delivery import with_launchers
 from poiesis.cluster.kubernetes.errors import ApiError
 from poiesis.cluster.kubernetes.quantities import quantity
-from poiesis.cluster.kubernetes.rights import Right, lease_name, rights_of
+from poiesis.cluster.kubernetes.rights import NODE_RIGHTS, Right, lease_name, rights_of
 from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement
 from poiesis.doctor.result import Finding, Findings, error, ok, skipped, warning
 from poiesis.doctor.site import Site, host_of
@@ -106,7 +106,7 @@ def check_api_server(api: Api) -> Findings:
 def check_rights(api: Api, role: str, account: str | None) -> Findings:
     """Check the rights of this account, or of `account` (`NAMESPACE:NAME`) if this one may ask about its rights in the tasks' namespace."""
     wanted = list(rights_of(role, api.settings))
-    missing = [right for right in wanted if not _is_allowed(api, right, account)]
+    missing = [right for right in wanted if not _is_allowed(api, right.attributes(api.namespace), account)]
     if missing:
         yield error(
             f"the service account of {role} may not: {', '.join(map(str, missing))} (namespace {api.namespace})",
@@ -118,8 +118,27 @@ def check_rights(api: Api, role: str, account: str | None) -> Findings:
         yield ok(f"{role}: {len(wanted)} rights" if wanted else f"{role} needs none")
 
 
-def _is_allowed(api: Api, right: Right, account: str | None) -> bool:
-    spec: Json = {"resourceAttributes": right.attributes(api.namespace)}
+def check_node_rights(api: Api, account: str | None) -> Findings:
+    """Check the right to list nodes, of this account or of `account` as above.
+
+    It is one of the whole cluster. A review in the tasks' namespace, as for `account`, counts a ClusterRoleBinding too.
+    """
+    namespace = "" if account is None else api.namespace
+    rights = [Right("", resource, "", verb) for resource, verbs in NODE_RIGHTS.items() for verb in sorted(verbs)]
+    missing = [right for right in rights if not _is_allowed(api, right.attributes(namespace), account)]
+    if missing:
+        yield warning(
+            f"the service account of monitor may not: {', '.join(map(str, missing))} (in the whole cluster)",
+            "The overview of the dashboard does not show the room on nodes.",
+            "Run helm upgrade with rbac.create=true; or create a ClusterRole with this right and bind it to the account "
+            "(docs/operators.md, Permissions); or set rbac.readNodes=false (POIESIS_KUBERNETES__READ_NODES).",
+        )
+    else:
+        yield ok("monitor may list nodes")
+
+
+def _is_allowed(api: Api, attributes: Mapping[str, str], account: str | None) -> bool:
+    spec: Json = {"resourceAttributes": dict(attributes)}
     review, path = "SelfSubjectAccessReview", "selfsubjectaccessreviews"
     if account is not None:
         namespace = account.partition(":")[0]

@@ -61,8 +61,11 @@ def _of_kubernetes(site: Site) -> Iterator[Check]:
         return Check(name, group, lambda: cluster.guarded(what, partial(run, api)), first)
 
     yield Check(first, group, partial(cluster.check_api_server, api))
-    for role, account in ({site.role: None} if site.role else site.accounts).items():
+    accounts = {site.role: None} if site.role else site.accounts
+    for role, account in accounts.items():
         yield check(f"rights-{role}", "rights", partial(cluster.check_rights, role=role, account=account))
+    if "monitor" in accounts and site.kubernetes.read_nodes:
+        yield check("rights-nodes", "rights", partial(cluster.check_node_rights, account=accounts["monitor"]))
     if site.is_for("monitor"):
         yield check("monitor", "the Lease", cluster.check_monitor)
     if site.role is not None:

@@ -42,7 +42,7 @@ KUEUE_RIGHTS: Final[Mapping[str, frozenset[str]]] = {
 }
 """Further ones of the monitor where Kueue is used."""
 NODE_RIGHTS: Final[Mapping[str, frozenset[str]]] = {"nodes": frozenset({"list"})}
-"""Those of the monitor in the cluster where `read_nodes` is set; all others are in the tasks' namespace."""
+"""Those of the monitor in the cluster where `read_nodes` is set, without which it works too; all others are in the tasks' namespace."""
 _GROUPS: Final = {"leases": "coordination.k8s.io"}
 
 

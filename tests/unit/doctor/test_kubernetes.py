@@ -83,6 +83,21 @@ def test_rights_of_another_account_are_asked_in_the_tasks_namespace(server: ApiS
     assert "system:serviceaccounts:services" in spec["groups"]
 
 
+def test_the_right_to_list_nodes_is_one_of_the_cluster(server: ApiServer, make: Make) -> None:
+    server.answer = lambda request: Answer({"status": {"allowed": False}}, status=201)
+    found = only(checks.check_node_rights(make(), None))
+    assert found.status is Status.WARNING and "the service account of monitor may not: list nodes" in found.what
+    assert "rbac.readNodes=false" in found.repair
+    assert [r.body["spec"]["resourceAttributes"] for r in server.requests] == [{"resource": "nodes", "verb": "list"}]
+    server.requests.clear()
+    server.answer = lambda request: Answer({"status": {"allowed": True}}, status=201)
+    assert only(checks.check_node_rights(make(), "services:tes-monitor")).status is Status.OK
+    [request] = server.requests
+    assert request.path == "/apis/authorization.k8s.io/v1/namespaces/tasks/localsubjectaccessreviews"
+    assert request.body["spec"]["user"] == "system:serviceaccount:services:tes-monitor"
+    assert request.body["spec"]["resourceAttributes"]["namespace"] == "tasks"
+
+
 def test_the_rights_asked_for_are_those_of_the_list() -> None:
     settings = KubernetesSettings(namespace="tasks", owner="tes-tasks")
     for role, resources in RIGHTS.items():
@@ -271,3 +286,15 @@ def test_a_role_asks_about_its_own_rights_and_all_others_are_asked_by_account() 
     accounts = {"torc": "ns:a", "tif": "ns:b"}
     names = [c.name for c in checks_for(read_site({}, mode="kubernetes", accounts=accounts))]
     assert {"rights-torc", "rights-tif", "trial", "admission", "storage-class", "network-policy"} <= set(names)
+
+
+def test_the_right_to_list_nodes_is_checked_only_where_they_are_read() -> None:
+    reads = {"POIESIS_KUBERNETES__READ_NODES": "true"}
+    account = {"monitor": "ns:a"}
+
+    def checked(environ: dict[str, str], **options: Any) -> bool:
+        return "rights-nodes" in [c.name for c in checks_for(read_site(environ, mode="kubernetes", **options))]
+
+    assert checked(reads, role="monitor") and checked(reads, accounts=account)
+    assert not checked({}, role="monitor") and not checked({}, accounts=account)
+    assert not checked(reads, role="torc") and not checked(reads)
