@@ -28,6 +28,7 @@ from poiesis.domain.policy import Policy
 from poiesis.domain.quotas import AdmissionRules
 
 PREFIX: Final = "POIESIS_"
+CLOSE: Final = 0.7  # part of equal characters of names where one may be a misspelling of the other
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # from `uname -m` to Kubernetes' names
 T = TypeVar("T")
 
@@ -370,6 +371,15 @@ def is_setting(item: dataclasses.Field[Any]) -> bool:
     return bool(item.metadata.get("setting", True))
 
 
+def _is_close(name: str, known: str) -> bool:
+    """Whether a name may be a misspelling of another one: words that both begin with, such as the prefix of all settings, do not count."""
+    matcher = difflib.SequenceMatcher(None, name, known, autojunk=False)
+    first = matcher.get_matching_blocks()[0]
+    same = name.rfind("_", 0, first.size) + 1 if first.a == first.b == 0 else 0
+    matcher.set_seqs(name[same:], known[same:])
+    return matcher.ratio() >= CLOSE
+
+
 class _Reader:
     """`problems`: a list where problems are collected; None: the first one is raised."""
 
@@ -383,7 +393,7 @@ class _Reader:
     def unknown(self, prefix: str, others: tuple[str, ...]) -> Iterator[tuple[str, str]]:
         candidates = {n for n in self._environ if n.startswith(prefix) and not any(n.startswith(o) for o in others)}
         for name in sorted(candidates - self.seen):
-            near = difflib.get_close_matches(name, sorted(self.names), n=1)
+            near = [known for known in difflib.get_close_matches(name, sorted(self.names)) if _is_close(name, known)]
             yield name, f"unknown setting {name}" + (f"; did you mean {near[0]}?" if near else "")
 
     def _attempt(self, name: str, made: Callable[[], T], default: Callable[[], T]) -> T:

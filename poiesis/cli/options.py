@@ -6,9 +6,11 @@ import argparse
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from poiesis.cli import exits
+
+MAX_USAGE_LINES: Final = 2
 
 
 class CommandHelp(argparse.RawDescriptionHelpFormatter):
@@ -17,7 +19,10 @@ class CommandHelp(argparse.RawDescriptionHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser whose commands report unknown arguments themselves: argparse leaves that to the main parser, which shows its own usage."""
+    """A parser whose commands report unknown arguments themselves: argparse leaves that to the main parser, which shows its own usage.
+
+    A message about a wrong command line comes with the whole usage only if that is short.
+    """
 
     hint = ""
     """Added to the message about unknown arguments."""
@@ -27,6 +32,16 @@ class CommandParser(argparse.ArgumentParser):
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}{self.hint}")
         return found, unknown
+
+    def error(self, message: str) -> NoReturn:
+        usage = self.format_usage()
+        lines = usage.splitlines()
+        if (
+            len(lines) > MAX_USAGE_LINES
+        ):  # argparse has the arguments that are not options in lines of their own, the last ones
+            arguments = "" if lines[-1].strip().startswith("[-") else f" {lines[-1].strip()}"
+            usage = f"usage: {self.prog} [OPTION ...]{arguments}\n"
+        self.exit(2, f"{usage}{self.prog}: error: {message}\nTry `{self.prog} --help`.\n")
 
 
 Add = Callable[..., CommandParser]

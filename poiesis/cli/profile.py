@@ -28,6 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
         token = sys.stdin.read().strip() if arguments.token_stdin else None
         if arguments.token_stdin and not token:
             raise ConfigurationError("empty token: pass it on standard input")
+        if "://" not in arguments.server:
+            server = arguments.server.rpartition("@")[2]
+            raise ConfigurationError(f"missing scheme in the URL {server!r} of the server: use https://{server}")
         TesClient(arguments.server, {})  # checks the URL
         profiles.add(arguments.name, Profile(arguments.server, token))
     elif arguments.action == "use":

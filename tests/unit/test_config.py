@@ -104,6 +104,22 @@ def test_an_unknown_name_is_refused_with_the_closest():
         read(Settings, {"POIESIS_ZZZZZZZZZZZZ": "5"})
 
 
+@pytest.mark.parametrize(
+    ("name", "suggested"),
+    [
+        ("POIESIS_FOO", None),  # as near to POIESIS_MONGO_URI as the prefix makes it
+        ("POIESIS_POLICY__FOO", None),
+        ("POIESIS_POLICY_MAX_ATTEMPTS", "POIESIS_POLICY__MAX_ATTEMPTS"),
+        ("POIESIS_POLCY__MAX_ATTEMPTS", "POIESIS_POLICY__MAX_ATTEMPTS"),
+        ("POIESIS_MONGODB_URI", "POIESIS_MONGO_URI"),
+    ],
+)
+def test_only_a_name_that_may_be_meant_is_suggested(name: str, suggested: str | None):
+    with pytest.raises(ConfigurationError) as caught:
+        read(Settings, {name: "5"})
+    assert str(caught.value) == f"unknown setting {name}" + (f"; did you mean {suggested}?" if suggested else "")
+
+
 def test_names_of_other_readers_are_left_to_them():
     assert read(Settings, {"POIESIS_KUBERNETES__X": "5"}, others=("POIESIS_KUBERNETES__",)) == Settings()
 

@@ -6,7 +6,10 @@ import argparse
 import json
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable
+from configparser import ConfigParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -58,6 +61,17 @@ def test_an_unknown_option_is_reported_by_its_command(
     assert f"{command}: error: unrecognized arguments: " in done.err and hint in done.err
 
 
+def test_a_wrong_command_line_shows_a_short_usage(poiesis: Poiesis) -> None:
+    assert poiesis("run", "--wrong", COLUMNS="80").err.splitlines() == [
+        "usage: poiesis run [OPTION ...] IMAGE [COMMAND ...]",
+        "poiesis run: error: the following arguments are required: IMAGE, COMMAND",
+        "Try `poiesis run --help`.",
+    ]
+    up, whoami = (poiesis(command, "--wrong", COLUMNS="80").err.splitlines()[0] for command in ("up", "whoami"))
+    assert up == "usage: poiesis up [OPTION ...]"
+    assert whoami == "usage: poiesis whoami [-h] [--url URL] [--profile PROFILE] [--json]"
+
+
 def test_every_role_is_a_command() -> None:
     assert set(ROLES) == {"api", "monitor", "notifier", "flower"} | {role.value for role in Role}
     for role in ROLES:
@@ -70,6 +84,23 @@ def test_an_interruption_exits_with_130(poiesis: Poiesis, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(cli, "_run", interrupted)
     assert poiesis("task", "list").code == 130
+
+
+def test_an_interruption_while_modules_are_imported_exits_with_130() -> None:
+    setup = ConfigParser()
+    setup.read(Path(__file__).parents[3] / "setup.cfg")
+    module, _, function = setup["options.entry_points"]["console_scripts"].rpartition("=")[2].strip().partition(":")
+    code = (
+        "import sys\n"
+        "class Interrupted:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'poiesis.cli.main': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        f"from {module} import {function}\n"
+        f"sys.exit({function}())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (130, "")
 
 
 @pytest.mark.parametrize("role", ["api", "torc", "monitor"])

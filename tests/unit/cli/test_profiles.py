@@ -23,6 +23,12 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_url_without_a_scheme_is_refused(poiesis: Poiesis, home: Path) -> None:
+    done = poiesis("profile", "add", "lab", "ada:s3cret@tes.example.org:8000")
+    assert done.code == 2 and "missing scheme" in done.err and "use https://tes.example.org:8000" in done.err
+    assert "s3cret" not in done.err and "lab" not in poiesis("profile", "list").out
+
+
 def test_profiles_are_added_used_listed_and_removed(poiesis: Poiesis, home: Path) -> None:
     assert poiesis("profile", "list") == Done(0, "", "poiesis: no profiles\n")
     assert poiesis("profile", "add", "lab", "https://ada:s3cret@tes.example.org/ga4gh/tes/v1").code == 0
