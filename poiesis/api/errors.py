@@ -56,7 +56,7 @@ _STATUS: Final[Mapping[type[PoiesisError], int]] = {
     Unavailable: 503,
 }
 _MESSAGES: Final = {
-    404: "not found: the API is at /ga4gh/tes/v1",
+    404: "not found: the APIs are at /ga4gh/tes/v1 and /poiesis/v1, each with its openapi.json",
     405: "unsupported method",
     415: "unsupported Content-Type: send the task with Content-Type: application/json",
     500: "internal error: the service's log has the details",

@@ -55,6 +55,13 @@ def usage_of(task: Task) -> Mapping[str, float]:
     return {name: value for name, value in figures.items() if value is not None}
 
 
+def with_whole_numbers(figures: Mapping[str, float]) -> dict[str, float]:
+    """The figures, with bytes and the number of tasks as integers."""
+    return {
+        name: round(value) if name == "tasks" or name.endswith("_bytes") else value for name, value in figures.items()
+    }
+
+
 def _seconds(begin: datetime, end: datetime | None) -> float:
     return 0.0 if end is None else max(0.0, (end - begin).total_seconds())
 

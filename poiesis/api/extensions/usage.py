@@ -13,6 +13,7 @@ from poiesis.api.parameters import PARAMETERS
 from poiesis.api.users import USER, User
 from poiesis.api.views import time_text
 from poiesis.domain.errors import InvalidRequest
+from poiesis.domain.usage import with_whole_numbers
 from poiesis.ports.usage import Kind
 
 MAX_PERIOD: Final = timedelta(days=366)
@@ -40,7 +41,7 @@ def operations(context: Context) -> dict[str, Handler]:
             "to": time_text(found.end),
             "complete_until": time_text(found.until),
             "by": kind.value,
-            "rows": [{"name": name, "figures": dict(figures)} for name, figures in rows[:MAX_ROWS]],
+            "rows": [{"name": name, "figures": with_whole_numbers(figures)} for name, figures in rows[:MAX_ROWS]],
             "omitted": max(0, len(rows) - MAX_ROWS),
         }
 

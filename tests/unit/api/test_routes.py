@@ -20,7 +20,7 @@ class TestOtherPaths:
     @pytest.mark.parametrize(
         "path",
         ["/tasks", "/service-info", "/v2/tasks", "/ga4gh/tes/v2/tasks", "/ga4gh/tes/v1", "/v1", "/ga4gh/tes/v1/nothing",
-         "/v1/", "/v1/tasks/a/b", "/ga4gh/wes/v1/runs", "/favicon.ico", "/v1x", "/%00"],
+         "/v1/", "/v1/tasks/a/b", "/ga4gh/wes/v1/runs", "/poiesis/v1", "/poiesis/v1/nope", "/favicon.ico", "/v1x", "/%00"],
     )  # fmt: skip
     @pytest.mark.parametrize("auth", [(), ("basic",)])
     def test_is_404_with_or_without_credentials(
@@ -29,7 +29,10 @@ class TestOtherPaths:
         file = tmp_path_factory.mktemp("auth") / "users.json"
         file.write_text("[]")
         site = Site(api=ApiSettings(auth=auth, credentials_file=str(file)))
-        assert_error(site.client.get(path), 404, "not_found")
+        message = assert_error(site.client.get(path), 404, "not_found")["message"]
+        for base in re.findall(r"/\w+/\S*v1", message):
+            assert site.client.get(f"{base}/openapi.json").status_code == 200
+        assert "/ga4gh/tes/v1 and /poiesis/v1, each with its openapi.json" in message
         assert_error(site.client.post(path, json={}), 404, "not_found")
 
     @pytest.mark.parametrize("base", ["/ga4gh/tes/v1", "/v1"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -42,6 +43,17 @@ def test_users_see_their_own(site: Site) -> None:
     assert _rows(site, "ada") == {"ada": 5.0}
     assert _rows(site, "eve") == {"eve": 1.0}
     assert _rows(site, "ada", "TAG") == {"project=p": 5.0}
+
+
+def test_bytes_and_numbers_of_tasks_are_integers(site: Site) -> None:
+    usage = {"cpu_seconds": 2.0, "output_bytes": 1048576.0, "peak_memory_bytes": 5e6}
+    site.events.append("t", State.COMPLETE, owner="tim", usage=usage)
+    site.clock.advance(_hour())
+    text = site.client.get(PATH, params={**PERIOD, "by": "USER"}, headers={"Authorization": "Bearer root"}).text
+    row = text.partition('"name":"tim"')[2].partition("}")[0]
+    for figure in ('"tasks":1', '"output_bytes":1048576', '"peak_memory_bytes":5000000'):
+        assert re.search(rf"{figure}(,|$)", row), row
+    assert '"cpu_seconds":2.0' in row
 
 
 def test_members_see_their_groups(site: Site) -> None:
