@@ -264,6 +264,24 @@ def test_relays_that_run_at_once_and_are_killed_append_every_change_exactly_once
         stores.close()
 
 
+def test_a_relay_that_comes_second_leaves_no_number_out(mongo_url, monkeypatch):
+    """It has read the last number before the first one appended, and has many more changes than that."""
+    stores = in_mongo(mongo_url)
+    try:
+        added(stores)
+        relayed(stores)
+        for _ in range(33):
+            task = added(stores)
+            for state in (State.INITIALIZING, State.RUNNING, State.COMPLETE):
+                task = saved(stores, task, state=state)
+        with monkeypatch.context() as patch:
+            patch.setattr(stores.events, "_end", lambda _: 0)
+            stores.events.relay(200)
+        assert [event.seq for event in log_of(stores)] == list(range(1, 4 * 33 + 2))
+    finally:
+        stores.close()
+
+
 def test_relays_in_threads_append_every_change_once(stores):
     tasks = [added(stores) for _ in range(30)]
     stop = threading.Event()

@@ -34,6 +34,8 @@ INDEXES: Final = (
     IndexModel([("ended_at", ASCENDING), ("_id", ASCENDING)], name="ended", sparse=True),
 )
 BATCH: Final = 500
+INSERTED: Final = 100
+"""Events of one insertion. FerretDB 1 continues an ordered one after a duplicate with the next 100 documents."""
 DUPLICATE_KEY: Final = 11000
 
 
@@ -74,7 +76,8 @@ class MongoEventLog:
             return True
         documents = [_document(task, change, last + i) for i, (task, change) in enumerate(changes, 1)]
         try:
-            self._events.insert_many(documents, ordered=True)
+            for begin in range(0, len(documents), INSERTED):
+                self._events.insert_many(documents[begin : begin + INSERTED], ordered=True)
         except BulkWriteError as error:
             if all(each["code"] == DUPLICATE_KEY for each in error.details["writeErrors"]):
                 return False
