@@ -176,7 +176,7 @@ format: venv ## fix what ruff can fix
 	$(BIN)/ruff format
 
 e2e: venv ## tests on a real cluster: KUBECONFIG, with IMAGE on its node
-	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/integration/kubernetes tests/e2e -m "e2e and not chaos and not addon and not upgrade" --timeout 600 $(ARGS)
+	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest -n 2 tests/integration/kubernetes tests/e2e -m "e2e and not chaos and not addon and not upgrade" --timeout 600 $(ARGS)
 
 kueue-e2e: venv ## tests on a real cluster that has Kueue
 	POIESIS_TEST_IMAGE=$(IMAGE) $(BIN)/pytest tests/e2e/test_kueue.py --timeout 600 $(ARGS)
