@@ -93,7 +93,7 @@ class HttpServer:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
-            timeout = 10
+            timeout = 60  # seconds that a kept connection may be idle, on a busy machine too
             disable_nagle_algorithm = (
                 True  # otherwise each response on a kept connection waits 40 ms for an acknowledgement
             )
@@ -141,6 +141,7 @@ class HttpServer:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+            request_queue_size = 128
 
             def handle_error(self, request: object, client_address: object) -> None:
                 pass  # clients disconnect, as intended
