@@ -177,8 +177,8 @@ static pid_t start(const struct options *o, struct record *r, struct stream *out
         snprintf(what, sizeof what, "working directory %s", o->workdir);
         fail(o, r, err, 1, "WorkdirUnavailable", what, f.error);
     } else if (f.error == ENOENT || f.error == ENOTDIR) {
-        snprintf(what, sizeof what, f.interpreter ? "%.300s: its interpreter or loader was not found in the image"
-                                                  : "%.300s: not found in the image", o->argv[0]);
+        snprintf(what, sizeof what, f.interpreter ? "%.300s: its interpreter or loader was not found"
+                                                  : "%.300s: command not found", o->argv[0]);
         fail(o, r, err, EXIT_NOT_FOUND, "NotFound", what, 0);
     } else {
         fail(o, r, err, EXIT_NOT_EXECUTABLE, "NotExecutable", o->argv[0], f.error);

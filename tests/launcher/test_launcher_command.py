@@ -76,7 +76,7 @@ def test_cpu_and_memory_of_the_command_and_its_children_are_recorded(launcher: "
 @pytest.mark.parametrize("program", ["no-such-program", "/no/such/program", "./no", "", "/etc/passwd/x"])
 def test_a_missing_program_is_127(launcher: "Launcher", program: str) -> None:
     done = launcher.run(argv=[program])
-    message = f"{program}: not found in the image"
+    message = f"{program}: command not found"
     assert (done.code, done.record["exit_code"], done.record["reason"]) == (127, 127, "NotFound")
     assert (done.record["message"], done.record["ok"]) == (message, False)
     assert done.stderr.decode() == done.record["stderr"] == message + "\n"
