@@ -22,7 +22,7 @@ rules:
   brackets: {min-spaces-inside: 0, max-spaces-inside: 0, min-spaces-inside-empty: -1, max-spaces-inside-empty: -1}
   colons: {max-spaces-before: 0, max-spaces-after: 1}
   commas: {max-spaces-before: 0, min-spaces-after: 1, max-spaces-after: 1}
-  comments: {require-starting-space: true, min-spaces-from-content: 1}
+  comments: {require-starting-space: true, min-spaces-from-content: 2}
   document-end: disable
   document-start: disable
   empty-lines: {max: 2, max-start: 0, max-end: 0}
@@ -35,6 +35,9 @@ rules:
   trailing-spaces: enable
   truthy: {level: error}
 """
+# all fields of ct's chart_schema.yaml, which refuses others
+SCHEMA: Final = {"name", "home", "version", "apiVersion", "appVersion", "description", "keywords", "sources", "maintainers", "dependencies",
+                 "icon", "engine", "condition", "tags", "deprecated", "kubeVersion", "annotations", "type"}  # fmt: skip
 FILES: Final = ["Chart.yaml", "values.yaml", *sorted(f"ci/{p.name}" for p in (CHART / "ci").glob("*.yaml"))]
 
 
@@ -64,6 +67,7 @@ def test_chart_yaml_has_what_ct_requires(chart: dict[str, Any]):
         "icon",
     }
     assert required <= chart.keys()
+    assert chart.keys() <= SCHEMA and all(m.keys() <= {"name", "email", "url"} for m in chart["maintainers"])
     assert chart["name"] == CHART.name
     assert chart["type"] == "application"
     assert chart["kubeVersion"] == ">=1.27.0-0"
