@@ -18,6 +18,21 @@ from typing import Any, Final
 from poiesis.domain.errors import ConfigurationError
 
 _STANDARD: Final = {*logging.LogRecord("", 0, "", 0, "", (), None).__dict__, "message", "asctime", "taskName"}
+CHATTY: Final = (
+    "celery",
+    "kombu",
+    "amqp",
+    "kubernetes",
+    "urllib3",
+    "connexion",
+    "uvicorn.access",
+    "asyncio",
+    "httpx",  # the URL of each request, with its query
+    "httpcore",  # the headers of each response
+    "pymongo",  # each command with its documents
+    "paramiko",
+)
+"""Libraries of which only warnings are logged, at every level."""
 _CREDENTIALS: Final = re.compile(r"(?<=://)[^/\s\"]+@")
 
 
@@ -122,5 +137,5 @@ def configure_logging(level: str, form: str) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    for chatty in ("celery", "kombu", "amqp", "kubernetes", "urllib3", "connexion", "uvicorn.access", "asyncio"):
+    for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level.upper())))

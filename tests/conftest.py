@@ -25,6 +25,9 @@ settings.load_profile("poiesis")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tests send what must not be logged by httpx, which at INFO logs the URL of each request.
+logging.getLogger("httpx").setLevel(logging.WARNING)
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test with its level: the directory's name for those of LEVELS, `unit` for everything else."""

@@ -7,12 +7,15 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pymongo import MongoClient
 
 from poiesis.domain.errors import ConfigurationError
 from poiesis.observability import (
+    CHATTY,
     JsonFormatter,
     TextFormatter,
     bind_task,
@@ -103,10 +106,24 @@ def test_no_password_is_kept_whatever_it_contains(password: str) -> None:
 def root() -> Iterator[logging.Logger]:
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
+    levels = {name: logging.getLogger(name).level for name in CHATTY}
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.NOTSET)
     yield root
     root.handlers[:], root.level = handlers, level
-    for name in ("celery", "kombu", "amqp", "kubernetes", "urllib3", "connexion", "uvicorn.access", "asyncio"):
-        logging.getLogger(name).setLevel(logging.NOTSET)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(levels[name])
+
+
+def test_requests_to_a_provider_and_commands_to_the_store_are_not_logged(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str], mongo_url: str
+) -> None:
+    configure_logging("debug", "json")
+    with httpx.Client(transport=httpx.MockTransport(lambda request: httpx.Response(200))) as client:
+        client.get("https://id.example.org/userinfo?code=s3cret")
+    with MongoClient[dict[str, str]](mongo_url) as store:
+        store["chatty"]["tasks"].insert_one({"command": "s3cret"})
+    assert "s3cret" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["json", "text"])
