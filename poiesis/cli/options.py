@@ -38,7 +38,7 @@ class CommandParser(argparse.ArgumentParser):
         lines = usage.splitlines()
         if (
             len(lines) > MAX_USAGE_LINES
-        ):  # argparse has the arguments that are not options in lines of their own, the last ones
+        ):  # argparse has the arguments that are not options in separate lines, at the end
             arguments = "" if lines[-1].strip().startswith("[-") else f" {lines[-1].strip()}"
             usage = f"usage: {self.prog} [OPTION ...]{arguments}\n"
         self.exit(2, f"{usage}{self.prog}: error: {message}\nTry `{self.prog} --help`.\n")
