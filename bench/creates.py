@@ -6,7 +6,8 @@ Each round starts the service on an empty directory in two ways: `poiesis up`, w
 same SQLite file, where they only wait. Idle requests are sent one after the other, each after the task before it has ended. Then the
 clients post all creates, each over its own connection and as fast as they are answered, while two other connections send what another
 user would, one request every 50 ms: creates on one, on the other reads of one task, of a list and of the dashboard's page. A ratio is
-the 99th percentile in the burst over the idle median of the same round. Requests are bytes that were made before, so that the clients
+the 99th percentile in the burst over the idle median of the same round. In `poiesis up` each round also shows how long an idle task takes
+from its creation to its end, and all tasks of the burst from its beginning to their ends. Requests are bytes that were made before, so that the clients
 take little of the processors. `--sources` names another checkout, whose service is measured in the same rounds.
 """
 
@@ -31,10 +32,13 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 TASKS: Final = "/ga4gh/tes/v1/tasks"
+UNFINISHED: Final = ("QUEUED", "INITIALIZING", "RUNNING")  # in this order: a task goes through them
 ENDED: Final = {"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR"}
 PAGE: Final = 50  # tasks, as many as there are before anything is measured
 EVERY_S: Final = 0.05
+LOOK_S: Final = 0.01
 CREATE: Final = "create"
+WHOLE: Final = "task"
 
 
 class Client:
@@ -88,18 +92,29 @@ class Bench:
         created = [json.loads((await client.send(self._create))[1])["id"] for _ in range(PAGE)]
         await self._ended(client, created)
         for _ in range(samples):
+            began = time.perf_counter()
             milliseconds, body = await client.send(self._create)
             times[CREATE].append(milliseconds)
-            await self._ended(client, [json.loads(body)["id"]])
+            times[WHOLE].append((await self._ended(client, [json.loads(body)["id"]]) - began) * 1000)
             for name, read in self._reads(created[0]).items():
                 times[name].append((await client.send(read))[0])
         return times
 
-    async def _ended(self, client: Client, created: Sequence[str]) -> None:
+    async def _ended(self, client: Client, created: Sequence[str]) -> float:
+        """When they had ended, by the performance counter."""
         for task_id in created if self._runs else ():
             while json.loads((await client.send(self._get(task_id)))[1])["state"] not in ENDED:
-                await asyncio.sleep(EVERY_S)
+                await asyncio.sleep(LOOK_S)
+        at = time.perf_counter()
         await asyncio.sleep(EVERY_S)  # for their cleanup
+        return at
+
+    async def all_ended(self) -> None:
+        client = await Client.connect(self._port)
+        for state in UNFINISHED if self._runs else ():
+            listing = request("GET", f"{TASKS}?page_size=1&state={state}")
+            while json.loads((await client.send(listing))[1])["tasks"]:
+                await asyncio.sleep(EVERY_S)
 
     async def burst(self, creates: int, clients: int) -> tuple[Sequence[float], Times]:
         """Of the creates, and of the other user."""
@@ -135,7 +150,7 @@ class Bench:
 
     def _reads(self, task_id: str) -> Mapping[str, bytes]:
         return {
-            "task": self._get(task_id),
+            "read": self._get(task_id),
             f"list of {PAGE}": request("GET", f"{TASKS}?page_size={PAGE}"),
             f"page of {PAGE}": request("GET", "/ui/tasks"),
         }
@@ -199,7 +214,7 @@ def main() -> None:
     }
     head = ["ms", "idle p50", "idle p99", "burst p50", "burst p99", "burst max", "requests", "ratio"]
     print(f"load average {os.getloadavg()[0]:.1f}\n| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
-    ratios = defaultdict(list)
+    ratios, rows = defaultdict(list), []
     variants = [(root, kind) for kind in commands if given.only in (None, kind) for root in (*given.sources, ROOT)]
     for number, (root, kind) in itertools.product(range(1, given.rounds + 1), variants):
         name = f"{root.name} {kind}" if given.sources else kind
@@ -209,11 +224,19 @@ def main() -> None:
         ):
             bench = Bench(port, given.command.split(), runs=kind == "up")
             idle = asyncio.run(bench.idle(given.idle))
+            began = time.perf_counter()
             burst, others = asyncio.run(bench.burst(given.creates, given.clients))
+            answered_s = time.perf_counter() - began
+            asyncio.run(bench.all_ended())
+            ended_s = time.perf_counter() - began
         show(f"{number}: {name}, create", idle[CREATE], burst)
         ratios[name].append(quantile(burst, 0.99) / median(idle[CREATE]))
         for what, times in others.items():
             show(f"{number}: {name}, another user's {what}", idle[what], times)
+        if kind == "up":
+            rows.append((number, name, median(idle[WHOLE]), quantile(idle[WHOLE], 0.99), answered_s, ended_s))
+    for number, name, half, most, answered_s, ended_s in rows:
+        print(f"{number}: {name}: an idle task takes {half:.0f} ms, p99 {most:.0f} ms; all of the burst answered in {answered_s:.1f} s, ended in {ended_s:.1f} s")
     for name, found in ratios.items():
         print(f"{name}: p99 of a create in the burst over the idle median: {', '.join(f'{r:.1f}' for r in found)}")
 

@@ -35,8 +35,9 @@ from poiesis.ports.cluster import Cluster, FollowedCluster
 from poiesis.ports.logs import LogStore
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskRepository
-from poiesis.services.admission import APART_S, Admitter, WaitingReasons
+from poiesis.services.admission import Admitter, WaitingReasons
 from poiesis.services.capacity import CapacityReport, reported_capacity
+from poiesis.services.create_bursts import CreateBursts
 from poiesis.services.keys import KeyService
 from poiesis.services.logs import LogRetention, LogService
 from poiesis.services.monitor import Monitor
@@ -334,10 +335,10 @@ class Bootstrap(ExitStack):
 
     @cached_property
     def tasks(self) -> TaskService:
-        on_queued = self.admitter.wake if self.is_embedded else lambda: None
-        return TaskService(
-            self.repository, self.queue, self.clock, self.policy, self.stores.idempotency, self.reasons, on_queued
-        )
+        parts = (self.repository, self.queue, self.clock, self.policy, self.stores.idempotency, self.reasons)
+        if not self.is_embedded:
+            return TaskService(*parts)
+        return TaskService(*parts, on_queued=self.admitter.wake, creating=self.create_bursts.creating)
 
     @cached_property
     def reasons(self) -> WaitingReasons:
@@ -345,8 +346,14 @@ class Bootstrap(ExitStack):
 
     @cached_property
     def admitter(self) -> Admitter:
-        apart_s = 0.0 if self.is_embedded else APART_S  # a command may take less
-        return Admitter(self.repository, self.stores.admission, self.queue, self.clock, self.policy, apart_s=apart_s)
+        parts = (self.repository, self.stores.admission, self.queue, self.clock, self.policy)
+        if not self.is_embedded:
+            return Admitter(*parts)
+        return Admitter(*parts, apart_s=0.0, hold=self.create_bursts.hold)  # a command may take less than APART_S
+
+    @cached_property
+    def create_bursts(self) -> CreateBursts:
+        return CreateBursts()
 
     @cached_property
     def webhooks(self) -> WebhookService:

@@ -16,7 +16,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -82,6 +82,8 @@ class Admitter:
     apart_s: float = APART_S
     look_every: timedelta = LOOK
     reread_every: timedelta = REREAD
+    hold: Callable[[threading.Event], None] = lambda closed: None
+    """Called before each round but the first; may return later, but soon after the event is set."""
 
     def __post_init__(self) -> None:
         self._ledger: Ledger | None = None  # None: to be read
@@ -137,7 +139,8 @@ class Admitter:
             if admitted < BATCH:
                 self._woken.wait(pause)
                 self._closed.wait(max(next_round - time.monotonic(), 0))
-                self._woken.clear()
+            self.hold(self._closed)
+            self._woken.clear()
 
     def run_once(self) -> int:
         """Do one round; return how many tasks it admitted. Raises: RepositoryUnavailable; the next call continues."""

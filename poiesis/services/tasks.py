@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -53,6 +53,8 @@ class TaskService:
     """None: tasks do not wait for admission."""
     on_queued: Callable[[], None] = lambda: None
     """Called after a task was stored that waits for admission."""
+    creating: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Entered while a task is being stored."""
     _tail_requests: dict[TaskId, datetime] = field(default_factory=dict, init=False)
 
     def create(
@@ -94,7 +96,8 @@ class TaskService:
                 return reserved.task_id
             # either new, or reserved by a request that has not stored its task yet: the same task, so only one is stored
             task = replace(task, id=reserved.task_id, created_at=reserved.at)
-        self.repository.add(task.recorded(task.created_at))
+        with self.creating():
+            self.repository.add(task.recorded(task.created_at))
         TASKS_CREATED.inc()
         if rules.is_enabled:
             self.on_queued()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,10 @@ from poiesis.bootstrap import Bootstrap, SystemClock
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.config import Settings, shipped_launchers
 from poiesis.domain.errors import ConfigurationError
+from poiesis.domain.task import Executor, TaskSpec
 from poiesis.filer.settings import FilerSettings
+from poiesis.repository.sqlite.tasks import SqliteTaskRepository
+from poiesis.services.create_bursts import LEAST
 
 
 @pytest.fixture
@@ -40,6 +45,28 @@ def test_the_embedded_mode_has_a_file_and_no_broker(embedded: Bootstrap, tmp_pat
         assert (tmp_path / "tasks.sqlite").exists()
         assert embedded.celery.conf.broker_url.startswith("memory:")
         embedded.api_ready()
+
+
+def test_the_embedded_mode_holds_admission_while_creates_queue(embedded: Bootstrap) -> None:
+    spec = TaskSpec((Executor("alpine", ("true",)),))
+    closed = threading.Event()
+    creating = [threading.Thread(target=embedded.tasks.create, args=(spec,)) for _ in range(LEAST)]
+    holding = threading.Thread(target=embedded.admitter.hold, args=(closed,))
+    with embedded:
+        database = cast(SqliteTaskRepository, embedded.repository)._database
+        with database.writing():
+            for thread in creating:
+                thread.start()
+            while len(database._write_lock._waiting) < LEAST:
+                time.sleep(0.001)
+            holding.start()
+            holding.join(0.02)
+            assert holding.is_alive()
+            closed.set()
+            holding.join(10)
+            assert not holding.is_alive()
+        for thread in creating:
+            thread.join(10)
 
 
 def test_only_the_embedded_mode_ignores_claims_of_an_earlier_process(

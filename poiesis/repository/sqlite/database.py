@@ -1,8 +1,9 @@
 """One SQLite file, for a service on one machine: no server, several processes, many threads.
 
-Each block of `reading` or `writing` is one transaction on a connection from a small pool. Writers of one process queue on a lock, because
-SQLite itself lets them poll; between processes the busy timeout applies. Connections do not survive a fork: build the database in the
-process that uses it. Each other module of the package stores one kind of thing in tables of its own, which are created here.
+Each block of `reading` is one transaction on a connection from a small pool. Writers of one process queue on a lock, because SQLite itself
+lets them poll, and those that queue at the same time share one transaction, because its sync takes longer than what they write
+(docs/adr/0021); between processes the busy timeout applies. Connections do not survive a fork: build the database in the process that uses
+it. Each other module of the package stores one kind of thing in tables of its own, which are created here.
 """
 
 from __future__ import annotations
@@ -156,6 +157,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 
 IDLE_CONNECTIONS: Final = 8
 WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
+MAX_WRITERS: Final = 32  # of one transaction: the first of them waits for the blocks of the others
 
 
 class FairLock:
@@ -182,12 +184,32 @@ class FairLock:
                 return False
         return True  # it was handed over meanwhile
 
+    def hand_over(self) -> bool:
+        """Release it if another thread waits for it; otherwise it stays held, and the result is False."""
+        with self._guard:
+            if not self._waiting:
+                return False
+            self._waiting.popleft().release()
+            return True
+
     def release(self) -> None:
         with self._guard:
             if self._waiting:
                 self._waiting.popleft().release()
             else:
                 self._is_held = False
+
+
+class _Transaction:
+    """One of several writers. All but `ended` and `failure` belong to the thread that has the write lock."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        self.db = db
+        self.writers = 0
+        self.is_large = False
+        self.failure: BaseException | None = None
+        """Why nothing of it was stored; None: it was committed. Known when it has ended."""
+        self.ended = threading.Event()
 
 
 class SqliteDatabase:
@@ -203,6 +225,7 @@ class SqliteDatabase:
         self._pool: list[sqlite3.Connection] = []
         self._pool_lock = threading.Lock()
         self._write_lock = FairLock()
+        self._transaction: _Transaction | None = None  # of the writers that have the lock in turn
         self._closed = False
         with self._translated():
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,20 +271,71 @@ class SqliteDatabase:
 
     @contextmanager
     def writing(self, *, is_large: bool = False) -> Iterator[sqlite3.Connection]:
-        """A transaction that holds the write lock from its beginning; committed unless the block raises."""
+        """A block that holds the write lock: undone if it raises, else durable once it has been left.
+
+        It may share its transaction with blocks of other threads. If that cannot be committed, all of them raise RepositoryUnavailable.
+        """
         with _measured("write"), self._translated():
             if not self._write_lock.acquire(timeout=self._busy_s):
                 raise RepositoryUnavailable(f"the task store {self._path.name} is busy")
+            transaction = self._join()
+            transaction.is_large |= is_large
+            db = transaction.db
             try:
-                with self._connection(keep=not is_large) as db:
+                db.execute("SAVEPOINT writer")
+                yield db
+                db.execute("RELEASE writer")
+            except BaseException as error:
+                transaction.failure = error
+                if db.in_transaction:  # else SQLite has undone the blocks of all, as when the disk is full
+                    db.execute("ROLLBACK TO writer")
+                    db.execute("RELEASE writer")
+                    transaction.failure = None
+                raise
+            finally:
+                self._leave(transaction)
+
+    def _join(self) -> _Transaction:
+        """Under the write lock, which is released if this raises."""
+        if self._transaction is None:
+            try:
+                db = self._take()
+                try:
                     db.execute("BEGIN IMMEDIATE")
-                    try:
-                        yield db
-                        db.execute("COMMIT")
-                    finally:
-                        _roll_back(db)
+                except BaseException:
+                    db.close()
+                    raise
+            except BaseException:
+                self._write_lock.release()
+                raise
+            self._transaction = _Transaction(db)
+        return self._transaction
+
+    def _leave(self, transaction: _Transaction) -> None:
+        """Release the write lock and return once the transaction has ended: the last of the writers that queue commits it."""
+        transaction.writers += 1
+        may_grow = transaction.failure is None and transaction.writers < MAX_WRITERS
+        if may_grow and self._write_lock.hand_over():
+            transaction.ended.wait()
+        else:
+            self._end(transaction)
+        if transaction.failure is not None:
+            message = f"the task store {self._path.name} cannot be used: {transaction.failure}"
+            raise RepositoryUnavailable(message) from transaction.failure
+
+    def _end(self, transaction: _Transaction) -> None:
+        try:
+            if transaction.failure is None:
+                transaction.db.execute("COMMIT")
+        except BaseException as error:
+            transaction.failure = error
+        finally:
+            self._transaction = None
+            try:
+                self._give_back(transaction.db, keep=transaction.failure is None and not transaction.is_large)
             finally:
                 self._write_lock.release()
+                transaction.ended.set()
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -271,12 +345,8 @@ class SqliteDatabase:
             raise RepositoryUnavailable(f"the task store {self._path.name} cannot be used: {error}") from error
 
     @contextmanager
-    def _connection(self, *, keep: bool = True) -> Iterator[sqlite3.Connection]:
-        with self._pool_lock:
-            if self._closed:
-                raise RepositoryUnavailable("the task store is closed")
-            pooled = self._pool.pop() if self._pool else None
-        db = pooled or self._connect()
+    def _connection(self) -> Iterator[sqlite3.Connection]:
+        db = self._take()
         broken = False
         try:
             yield db
@@ -284,12 +354,22 @@ class SqliteDatabase:
             broken = True  # it may be the cause
             raise
         finally:
-            with self._pool_lock:
-                keep = keep and not (broken or self._closed) and len(self._pool) < IDLE_CONNECTIONS
-                if keep:
-                    self._pool.append(db)
-            if not keep:
-                db.close()
+            self._give_back(db, keep=not broken)
+
+    def _take(self) -> sqlite3.Connection:
+        with self._pool_lock:
+            if self._closed:
+                raise RepositoryUnavailable("the task store is closed")
+            pooled = self._pool.pop() if self._pool else None
+        return pooled or self._connect()
+
+    def _give_back(self, db: sqlite3.Connection, *, keep: bool) -> None:
+        with self._pool_lock:
+            keep = keep and not self._closed and len(self._pool) < IDLE_CONNECTIONS
+            if keep:
+                self._pool.append(db)
+        if not keep:
+            db.close()
 
     def _connect(self) -> sqlite3.Connection:
         # a connection serves one thread at a time, not always the same one, which SQLite allows (sqlite3.threadsafety)

@@ -191,7 +191,7 @@ def add():
         assert repository.save(task, seen=1)
         sys.stdout.write(task.id + "\\n")
         sys.stdout.flush()
-for _ in range(3):
+for _ in range(8):
     threading.Thread(target=add).start()
 """
 
@@ -380,6 +380,142 @@ def test_a_connection_that_wrote_a_large_task_is_not_kept(repository):
     large = (Input(path="/data/x", content="x" * (sqlite.LARGE_BYTES + 1)),)
     repository.add(replace(a_task("large"), spec=replace(SPEC, inputs=large)))
     assert repository._database._pool == []
+
+
+class Writers:
+    """Threads that queue for the write lock, in order, while the test holds it."""
+
+    def __init__(self, database: SqliteDatabase) -> None:
+        self._database = database
+        self.returned: list[str] = []
+        self.failed: list[BaseException] = []
+        self.threads: list[threading.Thread] = []
+
+    def write(self, name: str, statement: str = "", then: Exception | None = None) -> None:
+        """Insert a note in another thread and return once it waits for the lock."""
+
+        def work() -> None:
+            try:
+                with self._database.writing() as db:
+                    db.execute("INSERT INTO notes VALUES (?, 1, '')", (name,))
+                    if statement:
+                        db.execute(statement)
+                    if then is not None:
+                        raise then
+                self.returned.append(name)
+            except Exception as error:
+                self.failed.append(error)
+
+        waiting = len(self._database._write_lock._waiting)
+        self.threads.append(threading.Thread(target=work))
+        self.threads[-1].start()
+        while len(self._database._write_lock._waiting) == waiting:
+            time.sleep(0.001)
+
+    def join(self) -> None:
+        for thread in self.threads:
+            thread.join()
+
+
+def notes(file) -> list[str]:
+    with closing(sqlite3.connect(file)) as db:
+        return [row[0] for row in db.execute("SELECT name FROM notes ORDER BY name")]
+
+
+@pytest.fixture
+def traced(repository, monkeypatch) -> list[str]:
+    """The statements that begin and end transactions, of connections opened from now on."""
+    store, found = repository._database, []
+    connect = store._connect
+
+    def connect_traced() -> sqlite3.Connection:
+        db = connect()
+        db.set_trace_callback(lambda text: found.append(text) if text in ("BEGIN IMMEDIATE", "COMMIT") else None)
+        return db
+
+    monkeypatch.setattr(store, "_connect", connect_traced)
+    store._pool.pop().close()
+    return found
+
+
+def test_writers_that_queue_are_committed_together(repository, file, traced):
+    """A commit waits for the disk, so 1,000 creates of 8 clients would wait for it 1,000 times, each for those of the other seven."""
+    writers = Writers(repository._database)
+    with repository._database.writing():
+        for name in "abc":
+            writers.write(name)
+    writers.join()
+    assert sorted(writers.returned) == notes(file) == ["a", "b", "c"]
+    assert traced == ["BEGIN IMMEDIATE", "COMMIT"]
+
+
+def test_no_writer_returns_before_its_transaction_is_committed(repository, file):
+    writers, seen = Writers(repository._database), []
+
+    def look() -> None:
+        writers.threads[0].join(0.1)
+        seen.extend([*writers.returned, *notes(file)])
+
+    with repository._database.writing() as db:
+        db.create_function("look", 0, look)
+        writers.write("first")
+        writers.write("last", "SELECT look()")
+    writers.join()
+    assert seen == []
+    assert sorted(writers.returned) == notes(file) == ["first", "last"]
+
+
+def test_a_transaction_has_a_bounded_number_of_writers(repository, file, traced, monkeypatch):
+    monkeypatch.setattr(database, "MAX_WRITERS", 2)
+    writers = Writers(repository._database)
+    with repository._database.writing():
+        for name in "abc":
+            writers.write(name)
+    writers.join()
+    assert notes(file) == ["a", "b", "c"]
+    assert traced == ["BEGIN IMMEDIATE", "COMMIT"] * 2
+
+
+def test_a_writer_that_fails_undoes_only_its_own_block(repository, file):
+    writers = Writers(repository._database)
+    with repository._database.writing():
+        writers.write("a")
+        writers.write("b", then=ZeroDivisionError())
+        writers.write("c")
+    writers.join()
+    assert sorted(writers.returned) == notes(file) == ["a", "c"]
+    assert [type(error) for error in writers.failed] == [ZeroDivisionError]
+
+
+@pytest.mark.parametrize("failing", ["a", "b", "c"])
+def test_writers_whose_transaction_was_rolled_back_all_fail(repository, file, failing):
+    """SQLite rolls back a transaction by itself after some errors, such as a full disk."""
+    writers = Writers(repository._database)
+    with pytest.raises(RepositoryUnavailable, match="disk I/O error"), repository._database.writing():
+        for name in "abc":
+            fault = sqlite3.OperationalError("disk I/O error") if name == failing else None
+            writers.write(name, "ROLLBACK" if name == failing else "", then=fault)
+    writers.join()
+    after = {"a": ["b", "c"], "b": ["c"], "c": []}[failing]  # in a separate transaction
+    assert sorted(writers.returned) == notes(file) == after
+    assert all(isinstance(error, RepositoryUnavailable) for error in writers.failed)
+    assert len(writers.failed) == 3 - len(after)
+
+
+def test_writers_whose_commit_fails_all_fail(repository, file):
+    def refuse_commit(action: int, operation: str | None, *_: object) -> int:
+        is_commit = action == sqlite3.SQLITE_TRANSACTION and operation == "COMMIT"
+        return sqlite3.SQLITE_DENY if is_commit else sqlite3.SQLITE_OK
+
+    writers = Writers(repository._database)
+    with pytest.raises(RepositoryUnavailable, match="not authorized"), repository._database.writing() as db:
+        db.set_authorizer(refuse_commit)
+        writers.write("a")
+        writers.write("b")
+    writers.join()
+    assert notes(file) == writers.returned == []
+    assert [type(error) for error in writers.failed] == [RepositoryUnavailable] * 2
+    repository.add(a_task("one"))  # on another connection
 
 
 def test_writers_take_turns_in_the_order_of_arrival():

@@ -376,3 +376,22 @@ def test_tasks_that_end_soon_after_a_round_share_the_next(monkeypatch, apart_s, 
     admitter.close()
     assert seen == rounds
     assert not admitter._thread.is_alive()
+
+
+def test_a_round_waits_while_admission_is_held(monkeypatch):
+    held, over, rounds = threading.Event(), threading.Event(), threading.Semaphore(0)
+
+    def hold(closed: threading.Event) -> None:
+        held.set()
+        over.wait(10)
+
+    admitter = replace(Service(AdmissionRules(site=Quota(max_tasks=2))).admitter(), apart_s=0.0, poll_s=0.0, hold=hold)
+    monkeypatch.setattr(admitter, "run_once", lambda: rounds.release() or 0)
+    admitter.start()
+    assert rounds.acquire(timeout=10) and held.wait(10)
+    admitter.wake()
+    assert not rounds.acquire(timeout=0.02)
+    over.set()
+    assert rounds.acquire(timeout=10)
+    admitter.close()
+    assert not admitter._thread.is_alive()
