@@ -6,8 +6,8 @@ Each round starts the service on an empty directory in two ways: `poiesis up`, w
 same SQLite file, where they only wait. Idle requests are sent one after the other, each after the task before it has ended. Then the
 clients post all creates, each over its own connection and as fast as they are answered, while two other connections send what another
 user would, one request every 50 ms: creates on one, on the other reads of one task, of a list and of the dashboard's page. A ratio is
-the 99th percentile in the burst over the idle median of the same round. In `poiesis up` each round also shows how long an idle task takes
-from its creation to its end, and all tasks of the burst from its beginning to their ends. Requests are bytes that were made before, so that the clients
+the 99th percentile in the burst over the idle median of the same round. Of `poiesis up` it also shows how long an idle task takes from
+its creation to its end, and the burst until all of its tasks have ended. Requests are bytes that were made before, so that the clients
 take little of the processors. `--sources` names another checkout, whose service is measured in the same rounds.
 """
 
@@ -236,7 +236,8 @@ def main() -> None:
         if kind == "up":
             rows.append((number, name, median(idle[WHOLE]), quantile(idle[WHOLE], 0.99), answered_s, ended_s))
     for number, name, half, most, answered_s, ended_s in rows:
-        print(f"{number}: {name}: an idle task takes {half:.0f} ms, p99 {most:.0f} ms; all of the burst answered in {answered_s:.1f} s, ended in {ended_s:.1f} s")
+        idle_task = f"an idle task takes {half:.0f} ms (p99 {most:.0f} ms)"
+        print(f"{number}: {name}: {idle_task}; burst answered after {answered_s:.1f} s, ended after {ended_s:.1f} s")
     for name, found in ratios.items():
         print(f"{name}: p99 of a create in the burst over the idle median: {', '.join(f'{r:.1f}' for r in found)}")
 

@@ -16,7 +16,7 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -82,8 +82,9 @@ class Admitter:
     apart_s: float = APART_S
     look_every: timedelta = LOOK
     reread_every: timedelta = REREAD
-    hold: Callable[[threading.Event], None] = lambda closed: None
-    """Called before each round but the first; may return later, but soon after the event is set."""
+    hold: Callable[[threading.Event], Collection[str]] = lambda closed: ()
+    """Called before each round but the first; may return later, but soon after the event is set. The round admits no tasks of the users
+    that it returns."""
 
     def __post_init__(self) -> None:
         self._ledger: Ledger | None = None  # None: to be read
@@ -123,10 +124,11 @@ class Admitter:
 
     def _work(self) -> None:
         pause = self.poll_s if self.policy.admission.is_enabled else IDLE_POLL_S
+        waiting: Collection[str] = ()
         while not self._closed.is_set():
             next_round = time.monotonic() + self.apart_s
             try:
-                admitted = self.run_once()
+                admitted = self.run_once(waiting)
             except PoiesisError as error:
                 log.warning("admission_failed", extra={"error": str(error)})
                 admitted = 0
@@ -139,28 +141,41 @@ class Admitter:
             if admitted < BATCH:
                 self._woken.wait(pause)
                 self._closed.wait(max(next_round - time.monotonic(), 0))
-            self.hold(self._closed)
+            waiting = self.hold(self._closed)
             self._woken.clear()
 
-    def run_once(self) -> int:
-        """Do one round; return how many tasks it admitted. Raises: RepositoryUnavailable; the next call continues."""
-        with ADMISSION_ROUND.time():
-            return self._round(self.clock.now())
+    def run_once(self, waiting: Collection[str] = ()) -> int:
+        """Do one round; return how many tasks it admitted, none of them of a user in `waiting`.
 
-    def _round(self, now: datetime) -> int:
+        Raises: RepositoryUnavailable; the next call continues.
+        """
+        with ADMISSION_ROUND.time():
+            return self._round(self.clock.now(), waiting)
+
+    def _round(self, now: datetime, waiting: Collection[str]) -> int:
         ledger = self._ledger or self._load(now)
         self._carry_out(ledger, now)
         self._release_ended(ledger, now)
         admitted: list[Candidate] = []
         if not ledger.is_full():
             self._read_queues(ledger, now)
-            admitted = decide(ledger, list(self._queues.values()), now, limit=BATCH)
+            admitted = self._decide(ledger, now, waiting)
         if admitted:
             if not self._write_round(ledger, admitted):
                 return 0
             self._carry_out(ledger, now)
         self._report(ledger, now)
         return len(admitted)
+
+    def _decide(self, ledger: Ledger, now: datetime, waiting: Collection[str]) -> list[Candidate]:
+        blocked, first = (
+            ledger.blocked,
+            {q.heads[0].id for q in self._queues.values() if q.key.user in waiting and q.heads},
+        )
+        queues = [queue for queue in self._queues.values() if queue.key.user not in waiting]
+        admitted = decide(ledger, queues, now, limit=BATCH)
+        ledger.blocked |= {task_id: blocked[task_id] for task_id in first & blocked.keys()}
+        return admitted
 
     # ── rounds ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -53,8 +53,8 @@ class TaskService:
     """None: tasks do not wait for admission."""
     on_queued: Callable[[], None] = lambda: None
     """Called after a task was stored that waits for admission."""
-    creating: Callable[[], AbstractContextManager[None]] = nullcontext
-    """Entered while a task is being stored."""
+    creating: Callable[[str], AbstractContextManager[object]] = nullcontext
+    """Entered with the name of its user while a task is being stored."""
     _tail_requests: dict[TaskId, datetime] = field(default_factory=dict, init=False)
 
     def create(
@@ -96,7 +96,7 @@ class TaskService:
                 return reserved.task_id
             # either new, or reserved by a request that has not stored its task yet: the same task, so only one is stored
             task = replace(task, id=reserved.task_id, created_at=reserved.at)
-        with self.creating():
+        with self.creating(owner or ""):
             self.repository.add(task.recorded(task.created_at))
         TASKS_CREATED.inc()
         if rules.is_enabled:

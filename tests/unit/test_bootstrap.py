@@ -49,9 +49,7 @@ def test_the_embedded_mode_has_a_file_and_no_broker(embedded: Bootstrap, tmp_pat
 
 def test_the_embedded_mode_holds_admission_while_creates_queue(embedded: Bootstrap) -> None:
     spec = TaskSpec((Executor("alpine", ("true",)),))
-    closed = threading.Event()
     creating = [threading.Thread(target=embedded.tasks.create, args=(spec,)) for _ in range(LEAST)]
-    holding = threading.Thread(target=embedded.admitter.hold, args=(closed,))
     with embedded:
         database = cast(SqliteTaskRepository, embedded.repository)._database
         with database.writing():
@@ -59,14 +57,10 @@ def test_the_embedded_mode_holds_admission_while_creates_queue(embedded: Bootstr
                 thread.start()
             while len(database._write_lock._waiting) < LEAST:
                 time.sleep(0.001)
-            holding.start()
-            holding.join(0.02)
-            assert holding.is_alive()
-            closed.set()
-            holding.join(10)
-            assert not holding.is_alive()
+            held = embedded.admitter.hold(threading.Event())
         for thread in creating:
             thread.join(10)
+    assert list(held) == [""]
 
 
 def test_only_the_embedded_mode_ignores_claims_of_an_earlier_process(

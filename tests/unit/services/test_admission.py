@@ -3,6 +3,7 @@
 import random
 import threading
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -363,7 +364,7 @@ def test_tasks_that_end_soon_after_a_round_share_the_next(monkeypatch, apart_s, 
     admitter = replace(Service(AdmissionRules(site=Quota(max_tasks=2))).admitter(), apart_s=apart_s, poll_s=60.0)
     done = threading.Semaphore(0)
 
-    def run_once() -> int:
+    def run_once(waiting: Collection[str]) -> int:
         done.release()
         return 0
 
@@ -378,20 +379,52 @@ def test_tasks_that_end_soon_after_a_round_share_the_next(monkeypatch, apart_s, 
     assert not admitter._thread.is_alive()
 
 
-def test_a_round_waits_while_admission_is_held(monkeypatch):
-    held, over, rounds = threading.Event(), threading.Event(), threading.Semaphore(0)
+def test_a_round_admits_no_task_of_a_user_who_has_to_wait():
+    service = Service(AdmissionRules(site=Quota(max_tasks=3)))
+    first = service.post(0, "ann")
+    second = service.post(1, "bob")
+    admitter = service.admitter()
+    assert admitter.run_once({"ann"}) == 1
+    assert [t.id for t in service.tasks(admitted=True)] == [second]
+    assert admitter.run_once() == 1
+    assert service.repository.get(first).stage is Stage.PREPARE
 
-    def hold(closed: threading.Event) -> None:
+
+def test_a_blocked_task_stays_blocked_while_its_user_has_to_wait():
+    service = Service(AdmissionRules(site=Quota(max_cpu_cores=2)))
+    for number, owner in enumerate(["ann", "ann"]):
+        service.post(number, owner, cpu_cores=2)
+    admitter = service.admitter()
+    assert admitter.run_once() == 1
+    assert admitter._ledger is not None
+    blocked = dict(admitter._ledger.blocked)
+    assert blocked
+    service.clock.advance(timedelta(seconds=1))
+    assert admitter.run_once({"ann"}) == 0
+    assert admitter._ledger.blocked == blocked
+
+
+def test_a_round_begins_once_admission_is_not_held(monkeypatch):
+    held, over, rounds = threading.Event(), threading.Event(), threading.Semaphore(0)
+    waited = []
+
+    def hold(closed: threading.Event) -> Collection[str]:
         held.set()
         over.wait(10)
+        return {"ann"}
+
+    def run_once(waiting: Collection[str]) -> int:
+        waited.append(set(waiting))
+        rounds.release()
+        return 0
 
     admitter = replace(Service(AdmissionRules(site=Quota(max_tasks=2))).admitter(), apart_s=0.0, poll_s=0.0, hold=hold)
-    monkeypatch.setattr(admitter, "run_once", lambda: rounds.release() or 0)
+    monkeypatch.setattr(admitter, "run_once", run_once)
     admitter.start()
     assert rounds.acquire(timeout=10) and held.wait(10)
-    admitter.wake()
     assert not rounds.acquire(timeout=0.02)
     over.set()
     assert rounds.acquire(timeout=10)
     admitter.close()
+    assert waited[:2] == [set(), {"ann"}]
     assert not admitter._thread.is_alive()
