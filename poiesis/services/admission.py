@@ -168,13 +168,13 @@ class Admitter:
         return len(admitted)
 
     def _decide(self, ledger: Ledger, now: datetime, waiting: Collection[str]) -> list[Candidate]:
-        blocked, first = (
-            ledger.blocked,
-            {q.heads[0].id for q in self._queues.values() if q.key.user in waiting and q.heads},
-        )
         queues = [queue for queue in self._queues.values() if queue.key.user not in waiting]
+        others = [queue for queue in self._queues.values() if queue.key.user in waiting]
+        blocked = {
+            q.heads[0].id: ledger.blocked[q.heads[0].id] for q in others if q.heads and q.heads[0].id in ledger.blocked
+        }
         admitted = decide(ledger, queues, now, limit=BATCH)
-        ledger.blocked |= {task_id: blocked[task_id] for task_id in first & blocked.keys()}
+        ledger.blocked |= blocked  # their turn is not over
         return admitted
 
     # ── rounds ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────

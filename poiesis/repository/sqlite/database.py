@@ -2,7 +2,7 @@
 
 Each block of `reading` is one transaction on a connection from a small pool. Writers of one process queue on a lock, because SQLite itself
 lets them poll, and those that queue at the same time share one transaction, because its sync takes longer than what they write
-(docs/adr/0021); between processes the busy timeout applies. Connections do not survive a fork: build the database in the process that uses
+(docs/adr/0023); between processes the busy timeout applies. Connections do not survive a fork: build the database in the process that uses
 it. Each other module of the package stores one kind of thing in tables of its own, which are created here.
 """
 

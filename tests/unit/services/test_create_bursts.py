@@ -57,7 +57,7 @@ def test_nothing_is_held_without_a_burst(bursts, closed):
     assert held_s(bursts, closed) == 0
 
 
-def test_creates_of_different_users_are_no_burst(bursts, closed):
+def test_creates_of_different_users_do_not_count_together(bursts, closed):
     with ExitStack() as stack:
         for number in range(LEAST):
             stack.enter_context(bursts.creating(f"user {number}"))
