@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -31,10 +31,21 @@ class Site:
 
     def __enter__(self) -> Self:
         self.parts = self._running.enter_context(Bootstrap(self.settings, FilerSettings()))
-        app = create_app(self.parts.api_services())
-        server = self._running.enter_context(BackgroundServer(app, self.settings.api, timedelta(seconds=6)))
-        self.url = server.url
+        self._serve(0)
         return self
+
+    def _serve(self, port: int) -> None:
+        app = create_app(self.parts.api_services())
+        server = BackgroundServer(app, replace(self.settings.api, port=port), timedelta(seconds=6))
+        self._server = self._running.enter_context(server)
+        self.url = server.url
+
+    @contextmanager
+    def away(self) -> Iterator[None]:
+        """Without its server, which listens at the same address afterwards."""
+        self._server.stop()
+        yield
+        self._serve(self._server.port)
 
     def __exit__(self, *_: object) -> None:
         self._running.close()

@@ -9,6 +9,7 @@ import pytest
 
 from poiesis.config import ApiSettings
 from poiesis.domain.states import State
+from poiesis.domain.task import Executor
 from tests.browser import samples
 from tests.browser.waiting import eventually, to_next_page
 
@@ -28,6 +29,16 @@ def test_values_of_resources_have_room_on_a_narrow_screen(site, browser, show):
         "return [...document.querySelectorAll('.resources td[data-label]')].map((cell) => cell.getBoundingClientRect().height)"
     )
     assert heights and max(heights) < 56, f"a value has more than two lines: {heights}"
+
+
+@pytest.mark.parametrize("page", ["", "/logs", "/json"])
+def test_long_names_tags_and_commands_do_not_widen_the_page(site, browser, show, page):
+    command = ("sh", "-c", "x" * 10_000)
+    task_id = site.create("W" * 300, tags={"k" * 200: "v" * 2000}, executors=(Executor("i" * 200, command),))
+    browser.get(f"{site.url}/ui/tasks/{task_id}{page}")
+    for size in ("light", "narrow"):
+        show(size)
+        assert browser.execute_script("return document.documentElement.scrollWidth - window.innerWidth") <= 0, size
 
 
 def test_a_printed_task_has_absolute_times_and_nothing_to_press(site, browser):

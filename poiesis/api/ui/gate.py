@@ -122,13 +122,15 @@ class Gate:
 
 
 def _to_login(scope: Scope, *, had_session: bool) -> Response:
-    """The login page, which leads back here. A part of a page asked for by htmx becomes a whole page."""
+    """The login page, which leads back here. A part of a page asked for by htmx becomes a whole page, unless it may hold what was typed."""
     here = scope["path"] + ("?" + scope["query_string"].decode("latin-1") if scope["query_string"] else "")
     query = ["error=ended"] if had_session else []
     if scope["method"] in SAFE_METHODS and here != ROOT:
         query.append("next=" + quote(next_path(here), safe="/"))
     target = LOGIN_PAGE + ("?" + "&".join(query) if query else "")
     if any(name == b"hx-request" for name, _ in scope["headers"]):
+        if scope["method"] not in SAFE_METHODS:
+            return Response(None, 401, {"Cache-Control": "no-store"})
         return Response(None, 204, {"HX-Redirect": target, "Cache-Control": "no-store"})
     return Response(None, 303, {"Location": target, "Cache-Control": "no-store"})
 

@@ -1,6 +1,6 @@
 // Buttons that copy a text, and a preview whose parts stay open.
 
-import { announce } from './ui.js';
+import { announce, contact } from './ui.js';
 
 let open = [];
 
@@ -17,6 +17,20 @@ document.addEventListener('click', async (event) => {
   announce('Copied');
   setTimeout(() => { button.textContent = 'Copy'; }, 1500);
 });
+
+// What was typed is not lost to a session that has ended or a service that is away: before the form leaves the page, both are looked at.
+
+let isSure = false;
+
+document.addEventListener('submit', async (event) => {
+  if (event.target.id !== 'task-form' || isSure) return;
+  event.preventDefault();
+  const { submitter } = event;
+  isSure = await contact();
+  if (isSure) event.target.requestSubmit(submitter);
+  isSure = false;
+});
+document.addEventListener('visibilitychange', () => { if (!document.hidden) contact(); });
 
 document.addEventListener('htmx:beforeSwap', () => {
   open = [...document.querySelectorAll('#preview details')].map((details) => [details.id, details.open]);

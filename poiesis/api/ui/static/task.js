@@ -1,6 +1,6 @@
 // The pages of one task: live parts, copy buttons, the dialog.
 
-import { announce } from './ui.js';
+import { announce, showContact } from './ui.js';
 
 const QUIET_MS = 10_000; // between looks without an event
 const FALLBACK_MS = 3_000; // where events do not arrive
@@ -20,7 +20,10 @@ async function refresh() {
     const response = await fetch(location.href, { headers: { Accept: 'text/html' }, redirect: 'manual' });
     if (response.ok) update(new DOMParser().parseFromString(await response.text(), 'text/html'));
     else if (response.type === 'opaqueredirect') location.reload();
-  } catch { /* the network; the next look may succeed */ } finally {
+    showContact(response.status >= 500 ? 'lost' : '');
+  } catch { // the network; the next look may succeed
+    showContact('lost');
+  } finally {
     isAsking = false;
     if (isAskedAgain) { isAskedAgain = false; refresh(); }
   }

@@ -1,5 +1,5 @@
 // The list of tasks while it is open: states that change, new tasks announced, boxes that choose.
-import { announce } from './ui.js';
+import { announce, contact } from './ui.js';
 
 const POLL_MS = 15_000;
 const list = () => document.getElementById('tasks');
@@ -10,6 +10,7 @@ let stream = null;
 let hiddenAt = 0;
 let fresh = new Set();
 let poll = 0;
+let hasGap = false; // what happened since the last stream is not known
 
 function show(change) {
   const row = document.getElementById(`task-${change.id}`);
@@ -49,9 +50,16 @@ function open() {
   if (stream || document.hidden) return;
   stream = new EventSource('/poiesis/v1/events');
   stream.addEventListener('change', (event) => show(JSON.parse(event.data)));
-  stream.addEventListener('end', () => { close(); setTimeout(open, 2000); });
-  stream.addEventListener('open', () => { clearInterval(poll); poll = 0; });
-  stream.addEventListener('error', () => {  // refused for good, such as too many streams: the list is loaded now and then instead
+  stream.addEventListener('end', () => { close(); hasGap = true; setTimeout(open, 2000); });
+  stream.addEventListener('open', () => {
+    clearInterval(poll);
+    poll = 0;
+    if (hasGap) reload();
+    hasGap = false;
+  });
+  stream.addEventListener('error', () => {
+    contact();
+    // refused for good, such as too many streams: the list is loaded now and then instead
     if (stream && stream.readyState === EventSource.CLOSED && !poll) poll = setInterval(() => { if (!document.hidden) reload(); }, POLL_MS);
   });
 }
