@@ -36,9 +36,8 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         usage = self.format_usage()
         lines = usage.splitlines()
-        if (
-            len(lines) > MAX_USAGE_LINES
-        ):  # argparse has the arguments that are not options in separate lines, at the end
+        # argparse has the arguments that are not options in separate lines, at the end
+        if len(lines) > MAX_USAGE_LINES:
             arguments = "" if lines[-1].strip().startswith("[-") else f" {lines[-1].strip()}"
             usage = f"usage: {self.prog} [OPTION ...]{arguments}\n"
         self.exit(2, f"{usage}{self.prog}: error: {message}\nTry `{self.prog} --help`.\n")
