@@ -387,7 +387,7 @@ def values_for(image: str, namespace: str) -> Json:
         "image": {"repository": repository, "tag": tag or "latest", "digest": digest},
         "api": {"replicas": 1, "auth": {"allowAnonymous": True}, **small},
         "monitor": {"replicas": 1, **small},
-        **dict.fromkeys(("torc", "tif", "texam", "tof", "notifier"), small),
+        **dict.fromkeys(("torc", "tif", "texam", "tof"), small),
         "mongodb": mongodb | small,
         "redis": {"bundled": True, "image": os.environ.get("POIESIS_TEST_REDIS_IMAGE", "localhost/redis:7"), **small},
         "filer": {
