@@ -112,7 +112,8 @@ def _attempt(task: Task, attempt: int, begin: datetime, recorded: list[Phase], c
     work = [phase for phase in recorded if phase.name not in ("admitted", "scheduled", "cleanup")]
     if is_last:
         work += _executors(task, finish)
-        work += [] if cleanup is not None else _in_progress(task, work)
+        if cleanup is None or task.cancel_requested_at is not None:  # what a cancel interrupted leaves no record
+            work += _in_progress(task, work)
     work = list(_in_sequence(work))
     admission, schedule = _named(recorded, "admitted"), _named(recorded, "scheduled")
     placed = schedule.start if schedule is not None else (task.log.start_time if attempt == 1 else None)
@@ -169,18 +170,33 @@ def _result(task: Task, index: int, entry: ExecutorLog) -> Result | None:
 
 
 def _in_progress(task: Task, work: list[Phase]) -> Iterator[Phase]:
-    """What the current attempt does now: a command, or the upload."""
+    """What the current attempt does now, or did when it was canceled: a command, or the upload."""
     ended = [entry for entry in task.log.logs if entry.exit_code is not None]
     is_seen = task.attempt == 1 or bool(task.log.logs)  # the state of a later attempt stays that of the one before
-    if task.state is not State.RUNNING or not is_seen:
+    if not is_seen or not _is_or_was_running(task):
+        return
+    failed = any(_result(task, index, entry) == "failed" for index, entry in enumerate(ended))
+    if failed and task.cancel_requested_at is not None:
         return
     since = ended[-1].end_time if ended else _running_since(task, work)
     if since is None:
         return
-    if len(ended) < len(task.spec.executors) and task.stage is not Stage.STAGE_OUT:
-        yield Phase(f"executor {len(ended)}", task.attempt, since)
+    if not failed and len(ended) < len(task.spec.executors) and task.stage is not Stage.STAGE_OUT:
+        current = Phase(f"executor {len(ended)}", task.attempt, since)
     elif task.spec.outputs:
-        yield Phase("outputs", task.attempt, since)
+        current = Phase("outputs", task.attempt, since)
+    else:
+        return
+    if _named(work, current.name) is None:
+        yield current
+
+
+def _is_or_was_running(task: Task) -> bool:
+    """The last state before a cancel, for a task that is or was canceled."""
+    if task.cancel_requested_at is None:
+        return task.state is State.RUNNING
+    before = [c.state for c in task.history if not c.state.is_terminal and c.state is not State.CANCELING]
+    return bool(before) and before[-1] is State.RUNNING
 
 
 def _running_since(task: Task, work: list[Phase]) -> datetime | None:
