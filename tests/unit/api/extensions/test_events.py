@@ -285,7 +285,8 @@ class TestRefusals:
 @pytest.mark.usefixtures("quick")
 class TestAccess:
     @pytest.fixture
-    def site(self, tmp_path_factory: pytest.TempPathFactory) -> Site:
+    def site(self, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Site:
+        monkeypatch.setattr(credentials, "_CHECK_FILE_S", 0.0)
         self.file = tmp_path_factory.mktemp("auth") / "users.json"
         self._write({"ada": {"groups": ["lab"]}, "eve": {}, "root": {"admin": True}})
         return Site(api=ApiSettings(auth=("bearer",), credentials_file=str(self.file)))
@@ -328,7 +329,6 @@ class TestAccess:
         self, site: Site, monkeypatch: pytest.MonkeyPatch, users: dict[str, dict[str, Any]]
     ) -> None:
         monkeypatch.setattr(streams, "AUTHENTICATE_EVERY_S", 0.01)
-        monkeypatch.setattr(credentials, "_CHECK_FILE_S", 0.01)
 
         async def test(client: Client) -> None:
             stream = client.stream("", {"Authorization": "Bearer ada"})
@@ -345,7 +345,6 @@ class TestAccess:
     ) -> None:
         monkeypatch.setattr(events, "PAGE", 2)
         monkeypatch.setattr(streams, "AUTHENTICATE_EVERY_S", 0.0)
-        monkeypatch.setattr(credentials, "_CHECK_FILE_S", 0.0)
         for _ in range(99):
             site.events.append("t", owner="bob", groups=("lab",))
 
