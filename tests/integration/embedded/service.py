@@ -356,9 +356,9 @@ def of_session(leader: int) -> list[int]:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process and all its descendants now; pages that they share are counted for each."""
-    pages = 0
+    """Memory of a process and all its descendants now; pages that they share are counted once, as after a fork."""
+    kilobytes = 0
     for p in (pid, *descendants(pid)):
-        with contextlib.suppress(OSError, IndexError):
-            pages += int(Path(f"/proc/{p}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGESIZE")
+        with contextlib.suppress(OSError, IndexError):  # gone, or going
+            kilobytes += int(Path(f"/proc/{p}/smaps_rollup").read_text().partition("\nPss:")[2].split()[0])
+    return kilobytes * 1024

@@ -25,10 +25,10 @@ TASKS: Final = 100
 PARALLEL: Final = 2 * len(os.sched_getaffinity(0))
 KILLED_TASKS: Final = 4 + 2 * PARALLEL
 OUTPUT_LINES: Final = 60_000  # of each killed task: megabytes, so that uploads take a while
-# A quarter above the measured peak on two cores: the service 105 MB, four concurrent tasks (twice the cores) with a sandbox of Python
-# of 13 MB for a moment, launcher and command: 210 MB. A task that stayed in memory would exceed the second bound.
-TREE_BYTES: Final = 265_000_000
-BYTES_FOR_EACH_PARALLEL_TASK: Final = 30_000_000
+# A quarter above the measured peak on two cores, with pages that processes share counted once: the service 113 MB, four concurrent tasks
+# (twice the cores) 25 MB: 138 MB. A task that stayed in memory would exceed the second bound.
+TREE_BYTES: Final = 172_000_000
+BYTES_FOR_EACH_PARALLEL_TASK: Final = 10_000_000
 SERVICE_GROWTH_BYTES: Final = 60_000_000
 
 
