@@ -175,13 +175,14 @@ def _in_progress(task: Task, work: list[Phase]) -> Iterator[Phase]:
     is_seen = task.attempt == 1 or bool(task.log.logs)  # the state of a later attempt stays that of the one before
     if not is_seen or not _is_or_was_running(task):
         return
-    failed = any(_result(task, index, entry) == "failed" for index, entry in enumerate(ended))
-    if failed and task.cancel_requested_at is not None:
-        return
+    if task.cancel_requested_at is not None and any(
+        _result(task, index, entry) == "failed" for index, entry in enumerate(ended)
+    ):
+        return  # nothing began after it
     since = ended[-1].end_time if ended else _running_since(task, work)
     if since is None:
         return
-    if not failed and len(ended) < len(task.spec.executors) and task.stage is not Stage.STAGE_OUT:
+    if len(ended) < len(task.spec.executors) and task.stage is not Stage.STAGE_OUT:
         current = Phase(f"executor {len(ended)}", task.attempt, since)
     elif task.spec.outputs:
         current = Phase("outputs", task.attempt, since)
@@ -192,7 +193,7 @@ def _in_progress(task: Task, work: list[Phase]) -> Iterator[Phase]:
 
 
 def _is_or_was_running(task: Task) -> bool:
-    """The last state before a cancel, for a task that is or was canceled."""
+    """Whether it runs; for one with a cancel request, whether it ran until then."""
     if task.cancel_requested_at is None:
         return task.state is State.RUNNING
     before = [c.state for c in task.history if not c.state.is_terminal and c.state is not State.CANCELING]

@@ -380,9 +380,8 @@ def values_for(image: str, namespace: str) -> Json:
     if mongo == MONGO_IMAGE:  # not MongoDB itself: other arguments, another directory, no users
         mongodb |= {"args": [], "auth": {"enabled": False}}
         mongodb["persistence"] |= {"mountPath": "/data"}
-    small = {
-        "resources": {"requests": {"cpu": "10m"}}
-    }  # so that two installations fit on a small node, with room for tasks
+    # two installations fit on a small node, with room for tasks
+    small = {"resources": {"requests": {"cpu": "10m"}}}
     return {
         "image": {"repository": repository, "tag": tag or "latest", "digest": digest},
         "api": {"replicas": 1, "auth": {"allowAnonymous": True}, **small},

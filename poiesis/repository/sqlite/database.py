@@ -158,6 +158,7 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
 IDLE_CONNECTIONS: Final = 8
 WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 MAX_WRITERS: Final = 32  # of one transaction: the first of them waits for the blocks of the others
+COMMIT_TIMEOUT_S: Final = 60.0  # for which it waits at most: long, because what it has written may be committed later
 
 
 class FairLock:
@@ -316,7 +317,9 @@ class SqliteDatabase:
         transaction.writers += 1
         may_grow = transaction.failure is None and transaction.writers < MAX_WRITERS
         if may_grow and self._write_lock.hand_over():
-            transaction.ended.wait()
+            if not transaction.ended.wait(COMMIT_TIMEOUT_S):
+                message = f"the task store {self._path.name} does not commit: another writer takes too long"
+                raise RepositoryUnavailable(message)
         else:
             self._end(transaction)
         if transaction.failure is not None:

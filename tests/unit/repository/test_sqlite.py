@@ -465,6 +465,21 @@ def test_no_writer_returns_before_its_transaction_is_committed(repository, file)
     assert sorted(writers.returned) == notes(file) == ["first", "last"]
 
 
+def test_a_writer_does_not_wait_forever_for_one_that_hangs(repository, file, monkeypatch):
+    monkeypatch.setattr(database, "COMMIT_TIMEOUT_S", 0.05)
+    writers, go_on = Writers(repository._database), threading.Event()
+    with pytest.raises(RepositoryUnavailable, match="does not commit"), repository._database.writing() as db:
+        db.create_function("hang", 0, lambda: go_on.wait(10))
+        writers.write("first")
+        writers.write("last", "SELECT hang()")
+    writers.threads[0].join()
+    assert [type(error) for error in writers.failed] == [RepositoryUnavailable]
+    go_on.set()
+    writers.join()
+    assert writers.returned == ["last"]
+    assert notes(file) == ["first", "last"]
+
+
 def test_a_transaction_has_a_bounded_number_of_writers(repository, file, traced, monkeypatch):
     monkeypatch.setattr(database, "MAX_WRITERS", 2)
     writers = Writers(repository._database)

@@ -1,6 +1,6 @@
 // The pages of one task: live parts, copy buttons, the dialog.
 
-import { announce, showContact } from './ui.js';
+import { ANSWER_MS, announce, showContact } from './ui.js';
 
 const QUIET_MS = 10_000; // between looks without an event
 const FALLBACK_MS = 3_000; // where events do not arrive
@@ -17,11 +17,11 @@ async function refresh() {
   if (isAsking) { isAskedAgain = true; return; }
   isAsking = true;
   try {
-    const response = await fetch(location.href, { headers: { Accept: 'text/html' }, redirect: 'manual' });
+    const response = await fetch(location.href, { headers: { Accept: 'text/html' }, redirect: 'manual', signal: AbortSignal.timeout(ANSWER_MS) });
     if (response.ok) update(new DOMParser().parseFromString(await response.text(), 'text/html'));
     else if (response.type === 'opaqueredirect') location.reload();
     showContact(response.status >= 500 ? 'lost' : '');
-  } catch { // the network; the next look may succeed
+  } catch { // the network, or no answer in time; the next look may succeed
     showContact('lost');
   } finally {
     isAsking = false;

@@ -27,6 +27,7 @@ document.addEventListener('visibilitychange', () => { if (!document.hidden) upda
 // ── contact to the service ──
 
 const AGAIN_MS = 5000;
+export const ANSWER_MS = 10_000; // after which a service that does not answer counts as lost
 const notice = document.getElementById('contact');
 
 // 'lost': the service does not respond; 'ended': the session has; '': neither.
@@ -41,8 +42,8 @@ export function showContact(trouble) {
 export async function contact() {
   let response = null;
   try {
-    response = await fetch(location.href, { headers: { Accept: 'text/html' }, redirect: 'manual' });
-  } catch { /* the network */ }
+    response = await fetch(location.href, { headers: { Accept: 'text/html' }, redirect: 'manual', signal: AbortSignal.timeout(ANSWER_MS) });
+  } catch { /* the network, or no answer in time */ }
   if (response === null || response.status >= 500 || response.type === 'opaqueredirect') {
     showContact(response?.type === 'opaqueredirect' ? 'ended' : 'lost');
     return false;
