@@ -17,6 +17,7 @@ def test_the_room_on_nodes_is_that_of_the_cluster(cluster: Cluster, image: str) 
         task = {"executors": [{"image": BUSYBOX, "command": ["sleep", "300"]}], "resources": {"cpu_cores": 0.05}}
         task_id = service.create(task)
         service.wait(task_id, ("RUNNING",))
+        refused = re.compile(r'"event": "loop_failed".*"loop": "report_capacity".*403')
         nodes = json.loads(cluster.kubectl("get", "nodes", "-o", "json"))["items"]
 
         def page() -> str:
@@ -27,5 +28,12 @@ def test_the_room_on_nodes_is_that_of_the_cluster(cluster: Cluster, image: str) 
         service.upgrade(rbac={"readNodes": True})
         until(lambda: f"of {len(nodes)} nodes accept" in page(), 120, service.story)
         until(lambda: re.search(r"CPU cores 0\.1 of [\d.]+", page()), 120, service.story)  # rounded
+        cluster.kubectl("delete", "clusterrole", f"{service.namespace}-{service.fullname}-nodes")
+        # what was reported counts for three more minutes (tests/unit/services/test_capacity.py)
+        until(
+            lambda: refused.search(service.kubectl("logs", f"deployment/{service.fullname}-monitor")),
+            120,
+            service.story,
+        )
         status, _ = service.call("POST", f"/tasks/{task_id}:cancel")
         assert status == 200
