@@ -26,10 +26,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from kubernetes import client, config, watch
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
 
 IMAGE = "localhost/busybox:1"
 TERMINAL = {"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED", "PREEMPTED"}
-DEADLINE_S = 1800
+DEADLINE_S = 3600
 
 
 class Tes:
@@ -105,28 +107,16 @@ class Pods:
         """Seconds from the first create until all are Succeeded, by watch."""
         self._count += 1
         label = f"bench-{os.getpid()}-{self._count}"
-        version = self._core.list_namespaced_pod(
-            self._namespace, label_selector=f"bench={label}"
-        ).metadata.resource_version
         left = {f"{label}-{i}" for i in range(count)}
         begin = time.monotonic()
         with ThreadPoolExecutor(8) as pool:
             made = pool.map(lambda name: self._create(name, label), sorted(left))
-            stream = watch.Watch()
-            events = stream.stream(
-                self._core.list_namespaced_pod,
-                self._namespace,
-                label_selector=f"bench={label}",
-                resource_version=version,
-                timeout_seconds=DEADLINE_S,
-            )
-            for event in events:
-                if event["object"].status.phase == "Succeeded":
-                    left.discard(event["object"].metadata.name)
-                if not left:
-                    break
+            while left and time.monotonic() - begin < DEADLINE_S:
+                try:
+                    self._watch(label, left)
+                except (OSError, HTTPError, ApiException):  # an API server under such load closes watches
+                    time.sleep(1)
             seconds = time.monotonic() - begin
-            stream.stop()
             list(made)
         self._core.delete_collection_namespaced_pod(
             self._namespace, label_selector=f"bench={label}", grace_period_seconds=0
@@ -135,6 +125,26 @@ class Pods:
         if left:
             raise RuntimeError(f"{len(left)} bare pods have not ended")
         return seconds
+
+    def _watch(self, label: str, left: set[str]) -> None:
+        """Take out of `left` what has succeeded or does, until nothing is left or the watch ends."""
+        found = self._core.list_namespaced_pod(self._namespace, label_selector=f"bench={label}")
+        left -= {pod.metadata.name for pod in found.items if pod.status.phase == "Succeeded"}
+        if not left:
+            return
+        stream = watch.Watch()
+        events = stream.stream(
+            self._core.list_namespaced_pod,
+            self._namespace,
+            label_selector=f"bench={label}",
+            resource_version=found.metadata.resource_version,
+            timeout_seconds=300,
+        )
+        for event in events:
+            if event["object"].status.phase == "Succeeded":
+                left.discard(event["object"].metadata.name)
+            if not left:
+                stream.stop()
 
     def _create(self, name: str, label: str) -> None:
         container = {"name": "main", "image": IMAGE, "command": ["true"]}
@@ -152,7 +162,7 @@ class Pods:
         self.wait_empty(f"bench={label}")
 
     def wait_empty(self, selector: str) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while self._core.list_namespaced_pod(self._namespace, label_selector=selector).items:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"pods of {selector} do not go away")
