@@ -38,6 +38,11 @@ PREFIXES: Final = ("/ga4gh/tes/v1", "/v1", "")
 MAX_BODY_BYTES: Final = 256 * 1024 * 1024
 MAX_RETRY_AFTER_S: Final = 30
 QUICK_S: Final = 1.0
+_NOT_CONNECTED: Final = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
+
+
+class NotAccepted(Unavailable):
+    """The request did not reach the server, or was refused for now: it has changed nothing."""
 
 
 class TesClient:
@@ -92,8 +97,11 @@ class TesClient:
         return self._call("GET", "/service-info")
 
     def create(self, task: Any) -> str:
+        self._know_prefix()  # the requests for it create no task
         try:
             task_id = self._call("POST", "/tasks", body=task).get("id")
+        except NotAccepted:
+            raise
         except Unavailable as error:
             message = f"{error}; if the request arrived, the task exists: see `poiesis task list`"
             raise Unavailable(message) from error
@@ -196,9 +204,12 @@ class TesClient:
         raise found
 
     def _call(self, method: str, path: str, query: Any = None, body: Any = None) -> dict[str, Any]:
+        return self._checked(*self._request(method, self._base + self._know_prefix() + path, query, body), path)
+
+    def _know_prefix(self) -> str:
         if self._prefix is None:
             self._prefix = self._find_prefix()
-        return self._checked(*self._request(method, self._base + self._prefix + path, query, body), path)
+        return self._prefix
 
     def _checked(self, status: int, document: dict[str, Any] | None, path: str) -> dict[str, Any]:
         if status < 300:
@@ -215,7 +226,7 @@ class TesClient:
             raise Unauthenticated(message + HOW_TO_AUTHENTICATE)
         if status == 404 and error.get("error") in (None, "not_found", "unknown_task"):
             raise UnknownTask(unquote(path.split("/")[-1].removesuffix(":cancel")))
-        raise {403: Forbidden, 429: Unavailable, 503: Unavailable}.get(status, PoiesisError)(message)
+        raise {403: Forbidden, 429: NotAccepted, 503: Unavailable}.get(status, PoiesisError)(message)
 
     def _find_prefix(self) -> str:
         if any(prefix and self._base.endswith(prefix) for prefix in PREFIXES):
@@ -241,7 +252,10 @@ class TesClient:
             ) as response:
                 content = response.read(MAX_BODY_BYTES + 1, decode_content=True)
         except urllib3.exceptions.HTTPError as error:
-            raise Unavailable(f"no response from {self._base}: {_reason(error)}") from error
+            unsent = isinstance(getattr(error, "reason", error), _NOT_CONNECTED)
+            raise (NotAccepted if unsent else Unavailable)(
+                f"no response from {self._base}: {_reason(error)}"
+            ) from error
         if len(content) > MAX_BODY_BYTES:
             raise PoiesisError(f"the response of {self._base} has more than {MAX_BODY_BYTES} bytes")
         return response.status, _json_object(content)

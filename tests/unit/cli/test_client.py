@@ -111,6 +111,23 @@ def test_an_unreachable_server_is_reported_without_the_password() -> None:
     assert "secret" not in str(caught.value)
 
 
+def test_a_task_that_was_not_accepted_is_not_said_to_exist_perhaps(server: TesServer) -> None:
+    with pytest.raises(Unavailable, match=r"refused$"):
+        TesClient("http://127.0.0.1:1/v1", {}).create({})
+    server.serve({"POST /tasks": (429, {"message": "too many requests"})})
+    with pytest.raises(Unavailable, match=r"^too many requests$"):
+        TesClient(server.url, {}).create({})
+
+
+def test_a_server_that_breaks_before_the_task_is_posted_has_no_task(server: TesServer) -> None:
+    def broken(asked: Asked) -> Answer:
+        raise ConnectionResetError
+
+    server.answer = broken
+    with pytest.raises(Unavailable, match=r"without response$"):
+        TesClient(server.url, {}, quick=True).create({})
+
+
 @pytest.mark.parametrize(
     "url", ["", "http://", "ftp://h", "http://[::1", "http://h:port", "http://h:99999", "http:///x", "file:///x"]
 )
