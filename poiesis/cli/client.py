@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -38,6 +39,7 @@ PREFIXES: Final = ("/ga4gh/tes/v1", "/v1", "")
 MAX_BODY_BYTES: Final = 256 * 1024 * 1024
 MAX_RETRY_AFTER_S: Final = 30
 QUICK_S: Final = 1.0
+_CODE: Final = re.compile(r"[a-z]+(_[a-z]+)*")
 _NOT_CONNECTED: Final = (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError)
 
 
@@ -176,7 +178,7 @@ class TesClient:
                         document = _json_object(response.read(MAX_ERROR_BYTES)) or {}
                         if response.status in (404, 405, 501):
                             self._raise_not_found(document)
-                        message = str(document.get("message") or f"HTTP status {response.status}")
+                        message = _message(document, response.status)
                         raise MissingExtension(message) if response.status == 400 else PoiesisError(message)
                     while piece := response.read1(PIECE_BYTES):
                         offset, failures = offset + len(piece), 0
@@ -195,12 +197,13 @@ class TesClient:
 
     def _raise_not_found(self, error: Mapping[str, Any]) -> NoReturn:
         """Raises: MissingExtension; UnknownTask, PoiesisError, for a 404 about an object of the user."""
-        if error.get("error") in (None, "not_found", "method_not_allowed", "not_implemented"):
+        code = _code(error)
+        if code in (None, "not_found", "method_not_allowed", "not_implemented"):
             raise MissingExtension(
                 f"the server {self._root} does not have this operation, which is an extension of Poiesis"
             )
-        found = UnknownTask("") if error.get("error") == "unknown_task" else PoiesisError()
-        found.args = (str(error.get("message")),)
+        found = UnknownTask("") if code == "unknown_task" else PoiesisError()
+        found.args = (_message(error, 404),)
         raise found
 
     def _call(self, method: str, path: str, query: Any = None, body: Any = None) -> dict[str, Any]:
@@ -217,14 +220,14 @@ class TesClient:
                 raise PoiesisError(f"invalid response of {self._base}: not a JSON object")
             return document
         error = document or {}
-        message = str(error.get("message") or error.get("detail") or error.get("title") or f"HTTP status {status}")
+        message = _message(error, status)
         if status == 400:
             problems = [p for p in error.get("problems") or [] if isinstance(p, dict)]
             found = [Problem(str(p.get("path")), str(p.get("message"))) for p in problems]
             raise InvalidTask(found or [Problem("$", message)])
         if status == 401:
             raise Unauthenticated(message + HOW_TO_AUTHENTICATE)
-        if status == 404 and error.get("error") in (None, "not_found", "unknown_task"):
+        if status == 404 and _code(error) in (None, "not_found", "unknown_task"):
             raise UnknownTask(unquote(path.split("/")[-1].removesuffix(":cancel")))
         raise {403: Forbidden, 429: NotAccepted, 503: Unavailable}.get(status, PoiesisError)(message)
 
@@ -273,6 +276,18 @@ def _reason(error: Exception) -> str:
     if "WRONG_VERSION_NUMBER" in reason or "record layer failure" in reason:
         return "the server does not use TLS at this port: try http://"
     return reason
+
+
+def _code(error: Mapping[str, Any]) -> str | None:
+    """Poiesis's error code; None for the error of another server, which has a sentence there, such as Funnel's, or nothing."""
+    code = error.get("error")
+    return code if isinstance(code, str) and _CODE.fullmatch(code) else None
+
+
+def _message(error: Mapping[str, Any], status: int) -> str:
+    """Of Poiesis, of RFC 9457 and frameworks that are like it, or of Funnel."""
+    texts = (error.get(field) for field in ("message", "detail", "title", "error"))
+    return next((text for text in texts if isinstance(text, str) and text), f"HTTP status {status}")
 
 
 def _json_object(content: bytes) -> dict[str, Any] | None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import pytest
 
 from poiesis.cli.client import TesClient
+from poiesis.cli.exits import MissingExtension
 from poiesis.domain.errors import (
     ConfigurationError,
     Forbidden,
@@ -103,6 +105,42 @@ def test_another_server_is_not_a_tes_server(server: TesServer, answer: Answer) -
     server.answer = lambda asked: answer
     with pytest.raises(Unavailable, match="no TES server"):
         TesClient(server.url, {}).service_info()
+
+
+OTHER_SERVERS = [
+    {"error": "Not Found"},
+    {"detail": "Not Found"},
+    {"status": 404, "error": "Not Found", "message": "No message available", "path": "/x"},
+    {"code": 5, "message": "Not Found", "details": []},
+    {"error": {"code": 404}},
+    {},
+]
+"""Bodies of a 404 as Funnel, FastAPI, Spring, grpc-gateway and others send them."""
+
+
+@pytest.mark.parametrize("document", OTHER_SERVERS)
+def test_another_tes_server_lacks_the_extensions(server: TesServer, document: dict[str, Any]) -> None:
+    server.answer = lambda asked: (404, document)
+    with pytest.raises(MissingExtension):
+        TesClient(server.url, {}).extension("GET", "/tasks/a/why")
+    with pytest.raises(MissingExtension):
+        list(TesClient(server.url, {}).follow_log("a", 0, "stdout"))
+
+
+@pytest.mark.parametrize("document", [*OTHER_SERVERS, {"error": "task not found: taskID: a"}])
+def test_another_tes_server_does_not_know_a_task(server: TesServer, document: dict[str, Any]) -> None:
+    server.serve({"GET /tasks/a": (404, document)})
+    with pytest.raises(UnknownTask, match="no such task: 'a'"):
+        TesClient(server.url, {}).get("a")
+
+
+@pytest.mark.parametrize("field", ["message", "detail", "title", "error"])
+def test_the_reason_of_another_tes_server_is_shown(server: TesServer, field: str) -> None:
+    server.serve({"POST /tasks": (400, {field: "unknown field x"}), "GET /tasks": (500, {field: "the disk is full"})})
+    with pytest.raises(InvalidTask, match="unknown field x"):
+        TesClient(server.url, {}).create({})
+    with pytest.raises(PoiesisError, match="the disk is full"):
+        TesClient(server.url, {}).list([])
 
 
 def test_an_unreachable_server_is_reported_without_the_password() -> None:
