@@ -98,10 +98,13 @@ def _of_machine(site: Site) -> Iterator[Check]:
 
 
 def _of_identity(site: Site) -> Iterator[Check]:
-    if not site.is_for("api") or "oidc" not in site.settings.api.auth:
+    if not site.is_for("api"):
         return
     from poiesis.doctor import identity
 
+    yield Check("auth", "Identity", partial(identity.check_methods, site))
+    if "oidc" not in site.settings.api.auth:
+        return
     yield Check("oidc", "Identity", partial(identity.check_issuers, site))
     for issuer in identity.issuers_of(site):
         yield Check(f"oidc-{issuer.name}", "Identity", partial(identity.check_issuer, issuer), "oidc")

@@ -245,6 +245,17 @@ def test_providers(oidc: OidcServer) -> None:
     assert "POIESIS_API__OIDC_ISSUERS[0]" in found["what"]
 
 
+@pytest.mark.parametrize("methods", ["", "api_key"])
+@pytest.mark.parametrize(
+    ("setting", "needs"),
+    [("POIESIS_API__OIDC_ISSUERS", "oidc"), ("POIESIS_API__CREDENTIALS_FILE", "basic or bearer")],
+)
+def test_settings_of_methods_that_are_not_in_use(methods: str, setting: str, needs: str) -> None:
+    found = problem(doctor({"POIESIS_API__AUTH": methods, setting: "x"}, "auth", role="api"), "auth")
+    assert setting in found["what"] and needs in found["repair"]
+    assert_fine(doctor({"POIESIS_API__AUTH": methods}, "auth", role="api"), "auth")
+
+
 # ── clocks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
