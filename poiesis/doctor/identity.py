@@ -11,7 +11,7 @@ from poiesis.api.oidc.jwt import parse_json
 from poiesis.api.oidc.provider import MAX_BODY_BYTES, usable_key
 from poiesis.api.oidc.settings import SETTING, Issuer, is_secure, read_issuers
 from poiesis.doctor.clock import SYNCHRONIZE, date_skew_s, shown_skew
-from poiesis.doctor.result import Findings, error, ok, warning
+from poiesis.doctor.result import Findings, error, ok
 from poiesis.doctor.site import Site
 from poiesis.domain.errors import ConfigurationError
 
@@ -29,24 +29,6 @@ def issuers_of(site: Site) -> tuple[Issuer, ...]:
         return read_issuers(site.settings.api.oidc_issuers)
     except ConfigurationError:
         return ()
-
-
-def check_methods(site: Site) -> Findings:
-    """Settings of a method that is not in use: whoever wrote them expects logins."""
-    api = site.settings.api
-    needs = (
-        ("OIDC_ISSUERS", api.oidc_issuers, {"oidc"}),
-        ("CREDENTIALS_FILE", api.credentials_file, {"basic", "bearer"}),
-    )
-    unused = [(name, methods) for name, value, methods in needs if value and not methods & set(api.auth)]
-    for name, methods in unused:
-        yield warning(
-            f"POIESIS_API__{name} has no effect: POIESIS_API__AUTH does not name {' or '.join(sorted(methods))}",
-            "These users cannot log in" + ("." if api.auth else ", and nobody needs to."),
-            f"Add {' or '.join(sorted(methods))} to POIESIS_API__AUTH (api.auth.methods), or remove the setting.",
-        )
-    if not unused:
-        yield ok(", ".join(api.auth) or "no authentication")
 
 
 def check_issuers(site: Site) -> Findings:

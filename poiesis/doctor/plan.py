@@ -24,7 +24,7 @@ def checks_for(site: Site) -> list[Check]:
 def _of_settings(site: Site) -> Iterator[Check]:
     yield Check("settings", "Configuration", partial(settings.check_settings, site))
     yield Check("files", "Configuration", partial(settings.check_files, site))
-    if site.is_for("api") and site.mode == "kubernetes":
+    if site.is_for("api"):
         yield Check("authentication", "Configuration", partial(settings.check_authentication, site))
 
 
@@ -98,13 +98,10 @@ def _of_machine(site: Site) -> Iterator[Check]:
 
 
 def _of_identity(site: Site) -> Iterator[Check]:
-    if not site.is_for("api"):
+    if not site.is_for("api") or "oidc" not in site.settings.api.auth:
         return
     from poiesis.doctor import identity
 
-    yield Check("auth", "Identity", partial(identity.check_methods, site))
-    if "oidc" not in site.settings.api.auth:
-        return
     yield Check("oidc", "Identity", partial(identity.check_issuers, site))
     for issuer in identity.issuers_of(site):
         yield Check(f"oidc-{issuer.name}", "Identity", partial(identity.check_issuer, issuer), "oidc")

@@ -77,7 +77,21 @@ def check_authentication(site: Site) -> Findings:
     try:
         check_methods(api)
     except ConfigurationError as failure:
-        repair = "Set api.auth of the chart's values (docs/operators.md; `poiesis hash-secret` for a credentials file)."
+        repair = "Correct POIESIS_API__AUTH (api.auth.methods; docs/operators.md, and `poiesis hash-secret` for a credentials file)."
         yield error(str(failure), "The API does not start.", repair)
     else:
         yield ok(f"methods: {', '.join(api.auth) or 'none'}")
+    needs = (
+        ("OIDC_ISSUERS", api.oidc_issuers, ("oidc",)),
+        ("CREDENTIALS_FILE", api.credentials_file, ("basic", "bearer")),
+    )
+    for name, value, methods in needs:
+        if value and not set(methods) & set(api.auth):
+            missing = " or ".join(methods)
+            yield warning(
+                f"POIESIS_API__{name} has no effect: POIESIS_API__AUTH does not have {missing}",
+                "Its users cannot log in."
+                if api.auth
+                else "Everyone who can connect has full access, without a login.",
+                f"Add {missing} to POIESIS_API__AUTH (api.auth.methods), or remove the setting.",
+            )

@@ -251,9 +251,11 @@ def test_providers(oidc: OidcServer) -> None:
     [("POIESIS_API__OIDC_ISSUERS", "oidc"), ("POIESIS_API__CREDENTIALS_FILE", "basic or bearer")],
 )
 def test_settings_of_methods_that_are_not_in_use(methods: str, setting: str, needs: str) -> None:
-    found = problem(doctor({"POIESIS_API__AUTH": methods, setting: "x"}, "auth", role="api"), "auth")
+    found = problem(
+        doctor({"POIESIS_API__AUTH": methods, setting: "x"}, "authentication", role="api"), "authentication"
+    )
     assert setting in found["what"] and needs in found["repair"]
-    assert_fine(doctor({"POIESIS_API__AUTH": methods}, "auth", role="api"), "auth")
+    assert_fine(doctor({"POIESIS_API__AUTH": methods}, "authentication", role="api"), "authentication")
 
 
 # ── clocks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
