@@ -89,6 +89,10 @@ def _text(value: Any) -> str:
     return "" if value is None else str(value)
 
 
+def state_of(task: Any) -> str:
+    return _text(dig(task, "state")) or "UNKNOWN"
+
+
 def _exit_codes(task: Any) -> list[Any]:
     logs = log_of(task).get("logs")
     return [dig(each, "exit_code") for each in logs] if isinstance(logs, list) else []
@@ -122,7 +126,7 @@ def _staged(task: Any, kind: str) -> str:
 
 COLUMNS: Final[Mapping[str, Callable[[Any], str]]] = {
     "id": lambda task: _text(dig(task, "id")),
-    "state": lambda task: _text(dig(task, "state")) or "UNKNOWN",
+    "state": state_of,
     "name": lambda task: _text(dig(task, "name")),
     "created": lambda task: time_text(dig(task, "creation_time")),
     "started": lambda task: time_text(log_of(task).get("start_time")),

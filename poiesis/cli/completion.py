@@ -67,6 +67,7 @@ def _task_ids(prefix: str, parsed_args: argparse.Namespace, **_: Any) -> dict[st
 
 def _ask_for_ids(prefix: str, parsed_args: argparse.Namespace) -> dict[str, str]:
     from poiesis.cli.client import TesClient
+    from poiesis.cli.columns import state_of
     from poiesis.cli.profiles import find_server
     from poiesis.domain.states import TERMINAL
 
@@ -74,7 +75,7 @@ def _ask_for_ids(prefix: str, parsed_args: argparse.Namespace) -> dict[str, str]
     server = find_server(getattr(parsed_args, "url", None), getattr(parsed_args, "profile", None))
     client = TesClient.of(server, os.environ, quick=True)
     for task in client.list([("view", "BASIC"), ("page_size", str(MAX_IDS))]).get("tasks") or []:
-        task_id, state = str(task.get("id") or ""), str(task.get("state"))
+        task_id, state = str(task.get("id") or ""), state_of(task)
         hidden = parsed_args.action in NOT_ENDED and state in TERMINAL
         if not hidden and task_id.startswith(prefix) and _SAFE_ID.fullmatch(task_id):
             words = re.sub(r"[^\w .-]+", " ", f"{state} {task.get('name') or ''}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from poiesis.cli.client import TesClient
-from poiesis.cli.columns import span
+from poiesis.cli.columns import span, state_of
 from poiesis.cli.output import Table, console, is_terminal, note
 from poiesis.cli.text import printable
 from poiesis.domain.errors import PoiesisError, Unavailable, UnknownTask
@@ -81,7 +81,7 @@ class Follower:
                 found = self._ask_extension(pending)
             self._polls = found is None
             if found is None:
-                found = {task_id: _state(self._client.get(task_id, "MINIMAL")) for task_id in pending}
+                found = {task_id: state_of(self._client.get(task_id, "MINIMAL")) for task_id in pending}
         except Unavailable as error:
             self._outage_since = self._outage_since or time.monotonic()
             if time.monotonic() - self._outage_since > MAX_OUTAGE_S:
@@ -99,7 +99,7 @@ class Follower:
             query = {"timeout": str(wait_s)} | ({"from": self.states[task_id]} if wait_s else {})
             path = f"/tasks/{quote(task_id, safe='')}/wait"
             found = self._client.try_extension("GET", path, query, instead="polling")
-            return None if found is None else {task_id: _state(found)}
+            return None if found is None else {task_id: state_of(found)}
         states: dict[str, str] = {}
         for start in range(0, len(pending), MAX_IDS):
             ids = pending[start : start + MAX_IDS]
@@ -107,14 +107,10 @@ class Follower:
             found = self._client.try_extension("POST", "/tasks:wait", body=body, instead="polling")
             if found is None:
                 return None
-            states |= {str(each.get("id")): _state(each) for each in found.get("tasks") or []}
+            states |= {str(each.get("id")): state_of(each) for each in found.get("tasks") or []}
             if unknown := found.get("unknown"):
                 raise UnknownTask(str(unknown[0]))
         return states
-
-
-def _state(document: Mapping[str, object]) -> str:
-    return str(document.get("state") or "UNKNOWN")
 
 
 class Lines:

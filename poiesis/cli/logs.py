@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, Final, Self
 
 from poiesis.cli.client import TesClient
-from poiesis.cli.columns import dig
+from poiesis.cli.columns import dig, state_of
 from poiesis.cli.exits import MissingExtension
 from poiesis.cli.output import note
 from poiesis.cli.text import printable
@@ -202,11 +202,12 @@ class UnknownLog(UnknownTask):
 
 def render_logs(task: dict[str, Any]) -> list[str]:
     """Return the logs of a task in FULL view as lines of text."""
-    lines = [f"{task.get('id')} {task.get('state')}"]
+    lines = [f"{task.get('id')} {state_of(task)}"]
     for entry in filter(lambda each: isinstance(each, dict), task.get("logs") or []):
         lines += [f"  | {line}" for line in entry.get("system_logs") or []]
         for index, executor in enumerate(entry.get("logs") or []):
-            lines.append(f"  executor {index}: exit code {dig(executor, 'exit_code')}")
+            code = dig(executor, "exit_code")
+            lines.append(f"  executor {index}: " + ("no exit code" if code is None else f"exit code {code}"))
             for stream in STREAMS:
                 lines += [f"    {stream}: {line}" for line in str(dig(executor, stream) or "").splitlines()]
         metadata = entry.get("metadata") or {}  # of Poiesis: the latest output of the running executor (docs/api.md)

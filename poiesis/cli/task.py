@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from poiesis.cli import exits
 from poiesis.cli.client import TesClient
-from poiesis.cli.columns import COLUMNS, DEFAULT, WIDE, dig, failure, table, time_text
+from poiesis.cli.columns import COLUMNS, DEFAULT, WIDE, dig, failure, state_of, table, time_text
 from poiesis.cli.exits import Exit
 from poiesis.cli.follow import Follower, print_how_to_continue, shown
 from poiesis.cli.listing import Filter, list_tasks, top, unfinished
@@ -319,7 +319,7 @@ def _why(client: TesClient, arguments: argparse.Namespace) -> int:
 
 
 def _explained(explanation: dict[str, Any], *, with_history: bool) -> Iterator[str | Table]:
-    yield f"{explanation.get('id')} {explanation.get('state')}: {explanation.get('why')}"
+    yield f"{explanation.get('id')} {state_of(explanation)}: {explanation.get('why')}"
     changes = explanation.get("history") if with_history else None
     if isinstance(changes, list) and changes:
         keys = ("at", "state", "reason")
@@ -332,7 +332,7 @@ def _explanation(client: TesClient, task_id: str) -> dict[str, Any]:
     if found is not None:
         return found
     task = client.get(task_id)
-    return {"id": task_id, "state": task.get("state"), "why": failure(task) or "the server gives no reason"}
+    return {"id": task_id, "state": state_of(task), "why": failure(task) or "the server gives no reason"}
 
 
 # ── changing and waiting ───────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -173,6 +173,10 @@ def test_views_logs_and_cancel(poiesis: Poiesis, server: TesServer) -> None:
     assert poiesis("task", "cancel", "t1", "--url", server.url) == Done(0, "t1 is being canceled\n", "")
     assert poiesis("task", "cancel", "t1", "t2", "--json", "--url", server.url).code == 66
     assert logs.render_logs({"id": "x", "state": "QUEUED"}) == ["x QUEUED"]
+    assert logs.render_logs({"id": "x", "logs": [{"logs": [{"stdout": None}]}]}) == [
+        "x UNKNOWN",
+        "  executor 0: no exit code",
+    ]
     live = {"live_executor": "1", "live_stdout": "a\nb", "live_stderr": ""}
     assert logs.render_logs(
         {"id": "x", "state": "RUNNING", "logs": [{"logs": [{"exit_code": 0}], "metadata": live}]}
@@ -425,6 +429,11 @@ def test_the_history_of_an_explanation_is_a_table(poiesis: Poiesis, server: TesS
         "2026-03-02 08:15:30  QUEUED",
         "                     RUNNING  x\\u001b",
     ]
+
+
+def test_a_task_without_a_state_is_explained(poiesis: Poiesis, server: TesServer) -> None:
+    server.serve({"GET /tasks/a": (200, {"id": "a", "state": None, "logs": None})})
+    assert poiesis("task", "why", "a", "--url", server.url).out == "a UNKNOWN: the server gives no reason\n"
 
 
 def test_columns_show_what_was_staged(poiesis: Poiesis, server: TesServer) -> None:
