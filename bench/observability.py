@@ -140,6 +140,7 @@ def main() -> None:
     ):
         assert collector.stdout is not None
         from poiesis.api.app import create_app
+        from poiesis.api.memory import freeze_started_objects
 
         tracing.DELAY_S = 3600.0  # type: ignore[misc] # only `flush` exports
         tracing.start(collector.stdout.readline().strip(), 1.0, "bench", {})
@@ -147,6 +148,7 @@ def main() -> None:
         assert recorder is not None
         measure(app, loop, 10 * arguments.creates)  # the first ones compile and connect
         recorder.processor.force_flush()
+        freeze_started_objects()  # as the API does
         times: dict[str, list[float]] = {"neither": [], "metrics": [], "metrics and traces": []}
         exports: list[float] = []
         for number in range(arguments.rounds):

@@ -1,4 +1,4 @@
-"""What glibc keeps of freed memory. Elsewhere (musl, macOS) both functions do nothing."""
+"""What glibc keeps of freed memory (elsewhere, on musl and macOS, its functions do nothing), and what Python's collector looks at."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ def limit_kept_memory() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, KEPT_BYTES)
         mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES)
+
+
+def freeze_started_objects() -> None:
+    """Leave all objects of a process that has started out of garbage collections: a full one looks at 220,000 of them, and no request is
+    answered meanwhile (docs/performance.md). For processes whose application lives as long as they do."""
+    gc.collect()
+    gc.freeze()
 
 
 def trim_memory() -> None:

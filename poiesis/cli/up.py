@@ -149,6 +149,8 @@ def _logs_in(directory: Path, settings: LogSettings) -> LogSettings:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from poiesis.api.memory import freeze_started_objects
+
     settings, filer = embedded_settings(arguments, port=arguments.port)
     configure_logging(settings.log_level, settings.log_format)
     stop = threading.Event()
@@ -160,6 +162,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(service.description)
         print("Try:\n" + example(service.url, settings.api))
         sys.stdout.flush()
+        freeze_started_objects()
         wait_for(stop)
         print(f"Stopping.{service.unfinished_notice()}", flush=True)
     return 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -44,5 +43,10 @@ def make_app() -> Any:
 
 def _create(parts: Bootstrap) -> Any:
     from poiesis.api.app import create_app
+    from poiesis.api.memory import freeze_started_objects
 
-    return create_app(parts.api_services(), on_start=partial(end_within_after_signal, parts.settings.shutdown_grace))
+    def on_start() -> None:
+        end_within_after_signal(parts.settings.shutdown_grace)
+        freeze_started_objects()
+
+    return create_app(parts.api_services(), on_start=on_start)
