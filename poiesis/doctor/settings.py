@@ -89,7 +89,7 @@ def check_authentication(site: Site) -> Findings:
         if value and not set(methods) & set(api.auth):
             missing = " or ".join(methods)
             yield warning(
-                f"POIESIS_API__{name} has no effect: POIESIS_API__AUTH does not have {missing}",
+                f"POIESIS_API__{name} has no effect: POIESIS_API__AUTH does not include {missing}",
                 "Its users cannot log in."
                 if api.auth
                 else "Everyone who can connect has full access, without a login.",

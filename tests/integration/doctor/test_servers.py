@@ -256,6 +256,8 @@ def test_settings_of_methods_that_are_not_in_use(methods: str, setting: str, nee
     )
     assert setting in found["what"] and needs in found["repair"]
     assert_fine(doctor({"POIESIS_API__AUTH": methods}, "authentication", role="api"), "authentication")
+    in_use = {"POIESIS_API__AUTH": needs.split()[0], setting: "x"}
+    assert_fine(doctor(in_use, "authentication", role="api"), "authentication")
 
 
 # ── clocks ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -149,7 +149,7 @@ def test_an_unreachable_server_is_reported_without_the_password() -> None:
     assert "secret" not in str(caught.value)
 
 
-def test_a_task_that_was_not_accepted_is_not_said_to_exist_perhaps(server: TesServer) -> None:
+def test_a_task_that_was_not_accepted_is_not_reported_as_possibly_created(server: TesServer) -> None:
     with pytest.raises(Unavailable, match=r"refused$"):
         TesClient("http://127.0.0.1:1/v1", {}).create({})
     server.serve({"POST /tasks": (429, {"message": "too many requests"})})

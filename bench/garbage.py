@@ -1,6 +1,6 @@
 """How long a full garbage collection stops a process with the application, before and after its objects are left out of it.
 
-python -m bench collections [--rounds 5]
+python -m bench garbage [--rounds 5]
 """
 
 from __future__ import annotations
