@@ -111,12 +111,10 @@ def test_a_large_log_is_seen_everywhere_and_the_page_stays_small(site, browser):
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers))), "lines are missing or doubled"
         return numbers
 
-    def later() -> None:
-        last = check()[-1]
+    def later(last: int) -> None:
         eventually(lambda: browser.execute_script(SCROLL, "end")[1] > last, f"lines after {last}")
 
-    def earlier() -> None:
-        first = check()[0]
+    def earlier(first: int) -> None:
         eventually(lambda: browser.execute_script(SCROLL, "start")[0] < first, f"lines before {first}")
 
     eventually(lambda: f"{lines - 1:014d}" in text_of(browser), "the end")
@@ -125,10 +123,10 @@ def test_a_large_log_is_seen_everywhere_and_the_page_stays_small(site, browser):
     browser.find_element("css selector", ".to-start").click()
     eventually(lambda: f"line {0:014d}" in text_of(browser), "the start")
     for _ in range(12):  # more than the page keeps
-        later()
+        later(check()[-1])
     assert check()[0] > 0
-    while check()[0] > 0:
-        earlier()
+    while first := check()[0]:  # read once: the page may load more between two reads
+        earlier(first)
     browser.execute_script(
         "const s = document.querySelector('.position'); s.value = 500; s.dispatchEvent(new Event('change'))"
     )
