@@ -235,12 +235,12 @@ def server(variant: str, port: int, funnel: str) -> Iterator[int]:
         if variant == FUNNEL:
             command = _funnel(funnel, port, Path(directory))
         environ = os.environ | {"BENCH_DIRECTORY": directory, "PYTHONPATH": str(ROOT)}
-        with _running(variant, command, environ, port) as pid:
+        with running(variant, command, environ, port) as pid:
             yield pid
 
 
 @contextmanager
-def _running(variant: str, command: list[str], environ: dict[str, str], port: int) -> Iterator[int]:
+def running(variant: str, command: list[str], environ: dict[str, str], port: int) -> Iterator[int]:
     process = subprocess.Popen(command, env=environ, cwd=environ["BENCH_DIRECTORY"])
     try:
         for _ in range(300):
@@ -292,7 +292,7 @@ class _Connection(asyncio.Protocol):
         self._transport.write(self._request)
 
 
-async def _load(port: int, request: bytes, seconds: float, connections: int, pid: int) -> tuple[float, float]:
+async def load(port: int, request: bytes, seconds: float, connections: int, pid: int) -> tuple[float, float]:
     """Responses per second, and CPU microseconds of the server for each."""
     loop = asyncio.get_running_loop()
     seen: dict[str, int] = defaultdict(int)
@@ -334,8 +334,8 @@ def main() -> None:
         for i, variant in enumerate(variants):
             with server(variant, args.port + i, args.funnel) as pid:
                 for name, request in requests.items():
-                    load = _load(args.port + i, request, args.seconds, args.connections, pid)
-                    rates[variant, name].append(uvloop.run(load))
+                    loaded = load(args.port + i, request, args.seconds, args.connections, pid)
+                    rates[variant, name].append(uvloop.run(loaded))
     print(f"| requests a second (CPU µs a request), median of {args.rounds} | " + " | ".join(variants) + " |")
     print("|---|" + "---|" * len(variants))
     for name in requests:

@@ -1,6 +1,7 @@
 """What metrics and traces cost a create, side by side in one process.
 
     python -m bench observability [--rounds 300] [--creates 20]
+    python -m bench observability --server [--rounds 300]
 
 The whole application over a SQLite file is called in process, without HTTP, so that the parts below are a larger share than in a server.
 Short batches of creates alternate between three variants: without metrics (each is replaced by one that does nothing), with metrics, and
@@ -8,6 +9,9 @@ with metrics and traces. Compared is the CPU time of this process with all its t
 which other load has disturbed least. What metrics cost is below that noise, so their calls of one create are also
 measured alone. The export of spans to a collector in another process is measured apart, every 500 spans as in a busy
 service, and added.
+
+With `--server` two processes with the whole application, one of which traces, get the same creates over HTTP from four
+connections, in turns of a second; compared are the means of their CPU time a create, in which the export is contained.
 """
 
 from __future__ import annotations
@@ -15,18 +19,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from statistics import median, quantiles
+from contextlib import ExitStack, contextmanager, nullcontext
+from statistics import fmean, median, quantiles
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from bench.api import TASK
+from bench.api import REQUESTS, ROOT, TASK, load, running
 from poiesis import tracing
 from poiesis.bootstrap import Bootstrap
 from poiesis.config import ApiSettings, Settings
@@ -40,6 +45,7 @@ print(collector.url, flush=True)
 sys.stdin.read()
 print(len(collector.spans), flush=True)
 """
+WARM = 5  # creates before each batch, not counted: changing the variant has emptied the processor's caches
 EXPORTED = 500  # spans; fewer than tracing.BATCH, which would export earlier
 TRACEPARENT = (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
 
@@ -126,11 +132,65 @@ def metrics_of_a_create(times: int = 20_000) -> float:
     return (time.process_time() - began) / times
 
 
+def served(port: int) -> None:
+    """Serve until this process is ended, with traces if BENCH_COLLECTOR is set."""
+    import uvicorn
+
+    from poiesis.api.app import create_app
+    from poiesis.api.memory import freeze_started_objects
+
+    settings = Settings(directory=os.environ["BENCH_DIRECTORY"], runtime="process", api=ApiSettings())
+    with Bootstrap(settings, FilerSettings()) as parts:
+        tracing.start(os.environ.get("BENCH_COLLECTOR"), 1.0, "bench", {})
+        app = create_app(parts.api_services())
+        freeze_started_objects()
+        uvicorn.run(app, port=port, access_log=False, log_level="error")
+        tracing.stop()
+
+
+def compare_servers(collector: str, rounds: int) -> None:
+    request = REQUESTS["create usual"].replace(b"Host:", b"traceparent: %b\r\nHost:" % TRACEPARENT[1], 1)
+    times: dict[str, list[float]] = {"without traces": [], "with traces": []}
+    with ExitStack() as stack:
+        servers = {}
+        for port, variant in enumerate(times, 18_900):
+            environ = os.environ | {
+                "BENCH_DIRECTORY": stack.enter_context(tempfile.TemporaryDirectory()),
+                "PYTHONPATH": str(ROOT),
+            }
+            if variant == "with traces":
+                environ["BENCH_COLLECTOR"] = collector
+            command = [sys.executable, "-m", "bench.observability", "--serve", str(port)]
+            servers[variant] = port, stack.enter_context(running(variant, command, environ, port))
+        for number in range(rounds):
+            for variant in list(times)[:: 1 if number % 2 else -1]:
+                port, pid = servers[variant]
+                times[variant].append(asyncio.run(load(port, request, 1.0, 4, pid))[1])
+    costs = {variant: fmean(found) for variant, found in times.items()}
+    for variant, cost in costs.items():
+        print(f"  {variant:20} {cost:8.1f} µs of CPU a create")
+    print(f"  with against without: {100 * (costs['with traces'] / costs['without traces'] - 1):+.2f} %")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--creates", type=int, default=20)
+    parser.add_argument("--server", action="store_true")
+    parser.add_argument("--serve", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.serve:
+        served(arguments.serve)
+        return
+    if arguments.server:
+        with subprocess.Popen(
+            [sys.executable, "-c", COLLECTOR], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as collector:
+            assert collector.stdout is not None
+            compare_servers(collector.stdout.readline().strip(), arguments.rounds)
+            output, _ = collector.communicate("")
+            print(f"  {output.strip()} spans arrived")
+        return
     with (
         tempfile.TemporaryDirectory() as directory,
         subprocess.Popen(
@@ -156,8 +216,9 @@ def main() -> None:
             for variant in order:
                 tracing._recorder = recorder if variant == "metrics and traces" else None
                 with without_metrics() if variant == "neither" else nullcontext():
+                    measure(app, loop, WARM)
                     times[variant].append(measure(app, loop, arguments.creates))
-            if (number + 1) % (EXPORTED // arguments.creates) == 0:
+            if (number + 1) % (EXPORTED // (WARM + arguments.creates)) == 0:
                 began = time.process_time()
                 recorder.processor.force_flush()
                 exports.append((time.process_time() - began) / EXPORTED)

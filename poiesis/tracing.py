@@ -24,12 +24,11 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Iterable, Mapping, Sequence
+from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import poiesis
 from poiesis.domain.errors import ConfigurationError
@@ -38,8 +37,8 @@ from poiesis.domain.states import State
 from poiesis.domain.task import Task
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    from opentelemetry.trace import SpanContext
 
 log = logging.getLogger(__name__)
 
@@ -55,8 +54,7 @@ _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-(?P
 Attributes = Mapping[str, str | int | float | bool]
 
 
-@dataclass(frozen=True)
-class Parent:
+class Parent(NamedTuple):
     """Where a span belongs. `span` 0: it has no parent."""
 
     trace: int
@@ -66,36 +64,48 @@ class Parent:
         return f"00-{self.trace:032x}-{self.span:016x}-01"
 
 
-@dataclass
+@dataclass(slots=True)
 class RequestSpan:
-    """The span of a request. It is recorded only if a task was created by it: clients ask for their tasks thousands of times."""
+    """The span of a request. It is recorded only if a task was created by it, which sets `parent` and `id`: clients ask for their tasks
+    thousands of times."""
 
-    parent: Parent
-    id: int
+    traceparent: str | None
     began_ns: int
-    has_task: bool = False
+    parent: Parent | None = None
+    id: int = 0
 
 
 def parse(traceparent: str | None) -> Parent | None:
     """None: missing or not valid (https://www.w3.org/TR/trace-context/)."""
     match = _TRACEPARENT.fullmatch(traceparent or "")
-    if match is None or not int(match["trace"], 16) or not int(match["span"], 16):
+    if match is None:
         return None
-    return Parent(int(match["trace"], 16), int(match["span"], 16))
+    trace, span = int(match["trace"], 16), int(match["span"], 16)
+    return Parent(trace, span) if trace and span else None
+
+
+class _Ended(NamedTuple):
+    """What is kept of a span until it is exported: a `ReadableSpan` needs ten times the memory, and its making would delay a request."""
+
+    context: SpanContext  # of any span that is sampled: the batch processor looks at nothing else
+    parent: Parent
+    id: int
+    name: str
+    began_ns: int
+    ended_ns: int
+    attributes: Attributes
+    kind: str
+    error: str | None
 
 
 class _Recorder:
     """All spans are recorded when they have ended, so each is made as a whole, without a tracer."""
 
-    def __init__(self, processor: BatchSpanProcessor, resource: Resource, ratio: float) -> None:
-        from opentelemetry import trace
-        from opentelemetry.sdk.trace import ReadableSpan
-        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+    def __init__(self, processor: BatchSpanProcessor, ratio: float) -> None:
+        from opentelemetry.trace import SpanContext, TraceFlags
 
         self.processor = processor
-        self._resource, self._scope = resource, InstrumentationScope("poiesis", poiesis.__version__)
-        self._api, self._span = trace, ReadableSpan
-        self._sampled = trace.TraceFlags(trace.TraceFlags.SAMPLED)
+        self._context = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
         self._bound = round(ratio * 2**64)
 
     def is_recorded(self, trace: int) -> bool:
@@ -114,22 +124,9 @@ class _Recorder:
         kind: str = "INTERNAL",
         error: str | None = None,
     ) -> None:
-        api = self._api
-        span = self._span(
-            name,
-            api.SpanContext(parent.trace, span_id or random_id(64), is_remote=False, trace_flags=self._sampled),
-            api.SpanContext(parent.trace, parent.span, is_remote=True, trace_flags=self._sampled)
-            if parent.span
-            else None,
-            self._resource,
-            attributes,
-            kind=api.SpanKind[kind],
-            status=api.Status(api.StatusCode.UNSET if error is None else api.StatusCode.ERROR, error),
-            start_time=min(began_ns, ended_ns),
-            end_time=ended_ns,
-            instrumentation_scope=self._scope,
-        )
-        self.processor.on_end(span)
+        span_id = span_id or random_id(64)
+        ended = _Ended(self._context, parent, span_id, name, began_ns, ended_ns, attributes, kind, error)
+        self.processor.on_end(ended)  # type: ignore[arg-type] # it reads only `context`
 
     def close(self) -> None:
         """Send what waits, for a bounded time: the exporter tries again and again while its collector is away."""
@@ -158,13 +155,14 @@ def start(endpoint: str | None, ratio: float, role: str, environ: Mapping[str, s
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+        from opentelemetry.sdk.trace import ReadableSpan
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
+        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
+        from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
     except ImportError:
         raise ConfigurationError("traces need OpenTelemetry: pip install 'poiesis[tracing]'") from None
     url = None if endpoint is None else endpoint.rstrip("/") + "/v1/traces"
     attributes = {"service.name": f"poiesis-{role}", "service.version": poiesis.__version__}
-    exporter = OTLPSpanExporter(url, timeout=TIMEOUT_S)
-    processor = BatchSpanProcessor(exporter, QUEUE, DELAY_S * 1000, BATCH)
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)  # a warning for each span that is dropped
 
     class OneResource(Resource):
@@ -173,7 +171,32 @@ def start(endpoint: str | None, ratio: float, role: str, environ: Mapping[str, s
         def __hash__(self) -> int:
             return id(self)
 
-    _recorder = _Recorder(processor, OneResource(Resource.create(attributes).attributes), ratio)
+    resource, scope = (
+        OneResource(Resource.create(attributes).attributes),
+        InstrumentationScope("poiesis", poiesis.__version__),
+    )
+    unset, sampled = Status(StatusCode.UNSET), TraceFlags(TraceFlags.SAMPLED)
+
+    def readable(span: _Ended) -> ReadableSpan:
+        return ReadableSpan(
+            span.name,
+            SpanContext(span.parent.trace, span.id, is_remote=False, trace_flags=sampled),
+            SpanContext(*span.parent, is_remote=True) if span.parent.span else None,
+            resource,
+            span.attributes,
+            kind=SpanKind[span.kind],
+            status=unset if span.error is None else Status(StatusCode.ERROR, span.error),
+            start_time=min(span.began_ns, span.ended_ns),
+            end_time=span.ended_ns,
+            instrumentation_scope=scope,
+        )
+
+    class Exporter(OTLPSpanExporter):
+        def export(self, spans: Sequence[_Ended]) -> SpanExportResult:  # type: ignore[override] # what `record` gave the processor
+            return super().export([readable(span) for span in spans])
+
+    exporter = Exporter(url, timeout=TIMEOUT_S)
+    _recorder = _Recorder(BatchSpanProcessor(exporter, QUEUE, DELAY_S * 1000, BATCH), ratio)
     log.info("tracing", extra={"endpoint": url or "OTEL_EXPORTER_OTLP_…"})
 
 
@@ -191,19 +214,15 @@ def is_on() -> bool:
 # ── requests ───────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@contextmanager
-def request(traceparent: str | None) -> Iterator[RequestSpan]:
-    """Within the block, new tasks belong to this request, also in threads that run in a copy of its context."""
-    span = RequestSpan(parse(traceparent) or Parent(random_id(128)), random_id(64), time.time_ns())
-    token = _request.set(span)
-    try:
-        yield span
-    finally:
-        _request.reset(token)
+def begin_request(traceparent: str | None) -> tuple[RequestSpan, Token[RequestSpan | None]]:
+    """Until `end_request` new tasks belong to this request, also in threads that run in a copy of its context."""
+    span = RequestSpan(traceparent, time.time_ns())
+    return span, _request.set(span)
 
 
-def request_ended(span: RequestSpan, method: str, route: str, status: int) -> None:
-    if _recorder is None or not span.has_task or not _recorder.is_recorded(span.parent.trace):
+def end_request(span: RequestSpan, token: Token[RequestSpan | None], method: str, route: str, status: int) -> None:
+    _request.reset(token)
+    if _recorder is None or span.parent is None or not _recorder.is_recorded(span.parent.trace):
         return
     attributes: Attributes = {"http.response.status_code": status}
     _recorder.record(
@@ -216,7 +235,8 @@ def of_new_task() -> str | None:
     span = _request.get()
     if _recorder is None or span is None:
         return None
-    span.has_task = True
+    if span.parent is None:
+        span.parent, span.id = parse(span.traceparent) or Parent(random_id(128)), random_id(64)
     return str(Parent(span.parent.trace, span.id))
 
 

@@ -11,7 +11,6 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -81,15 +80,16 @@ class Requests:
                 message["headers"] = headers.raw
             await send(message)
 
-        with bind_request(record.id), ExitStack() as stack:
+        with bind_request(record.id):
             is_traced = tracing.is_on() and scope["method"] == "POST"
-            span = stack.enter_context(tracing.request(traceparent(scope))) if is_traced else None
+            traced = tracing.begin_request(traceparent(scope)) if is_traced else None
             try:
                 await self._app(scope, receive, marked_send)
             finally:
-                if span is not None:
-                    tracing.request_ended(span, scope["method"], self._route(scope, record, status), status)
-                self._measure(scope, record, status, time.perf_counter() - began if seconds is None else seconds)
+                route = self._route(scope, record, status)
+                if traced is not None:
+                    tracing.end_request(*traced, scope["method"], route, status)
+                self._measure(scope, route, status, time.perf_counter() - began if seconds is None else seconds)
                 if self._audit is not None and is_audited(scope["method"], status, record):
                     entry = audit_entry(scope, record, status, time.perf_counter() - began)
                     self._audit.write(entry)
@@ -99,9 +99,8 @@ class Requests:
     def _route(self, scope: Scope, record: RequestRecord, status: int) -> str:
         return self._routes.get(record.operation or "") or _page(scope["path"], status)
 
-    def _measure(self, scope: Scope, record: RequestRecord, status: int, seconds: float) -> None:
+    def _measure(self, scope: Scope, route: str, status: int, seconds: float) -> None:
         method = scope["method"] if scope["method"] in METHODS else "other"
-        route = self._route(scope, record, status)
         HTTP_REQUESTS.labels(method, route, str(status)).inc()
         HTTP_SECONDS.labels(method, route).observe(seconds)
 

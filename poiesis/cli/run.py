@@ -48,8 +48,10 @@ def _create(client: TesClient, task: dict[str, Any]) -> str:
 
 
 def _follow(client: TesClient, task_id: str, arguments: argparse.Namespace, sink: Sink) -> int:
-    """States go to stderr, output of the command to its streams; with an output format, only the document at the end."""
+    """States go to stderr, output of the command to its streams, and the end of the task after all output; with an output format, only the
+    document at the end."""
     has_format = arguments.format is not None
+    shows_states = not has_format and not arguments.quiet
     follower = Follower(client, [task_id], arguments.timeout, every_s=5)
     lines = Lines(to_stderr=True)
     logs = LiveLogs(client, task_id, sink, [0])
@@ -58,7 +60,7 @@ def _follow(client: TesClient, task_id: str, arguments: argparse.Namespace, sink
         sink.check()
         if has_format:
             return
-        if not arguments.quiet:
+        if shows_states and follower.pending:
             lines(changes)
         if follower.states.get(task_id) not in ("QUEUED", "INITIALIZING"):
             logs.start()
@@ -74,6 +76,8 @@ def _follow(client: TesClient, task_id: str, arguments: argparse.Namespace, sink
     else:
         logs.finish(task)
     sink.close()
+    if shows_states:
+        lines(follower.states)
     return _ended(task, follower.states[task_id], quiet=arguments.quiet)
 
 

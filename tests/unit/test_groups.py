@@ -1,4 +1,4 @@
-"""That tests which share a server, a port or a build take turns: pytest 9.2 with pytest-xdist 3.8 runs the tests of a group side by side, without a word."""
+"""That tests which share a server, a port or a build take turns: with pytest 9.2 pytest-xdist 3.8 ignores groups, without a word."""
 
 import subprocess
 import sys

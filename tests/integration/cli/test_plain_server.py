@@ -65,6 +65,15 @@ def test_run_polls_and_shows_the_output_at_the_end(server: PlainTesServer, env: 
     assert (failed.returncode, failed.stdout) == (3, "fail\n")
 
 
+def test_the_end_of_a_task_is_shown_after_its_output(server: PlainTesServer, env: dict[str, str]) -> None:
+    command = [*POIESIS, "run", "alpine", "--", "echo", "hi"]
+    done = subprocess.run(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=DEADLINE_S
+    )
+    lines = done.stdout.splitlines()
+    assert lines[-1].endswith("  plain-1  COMPLETE") and "echo hi" in lines[:-1]
+
+
 def test_tasks_are_created_waited_for_and_canceled_in_bulk(
     server: PlainTesServer, env: dict[str, str], tmp_path: Path
 ) -> None:
