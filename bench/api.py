@@ -267,7 +267,7 @@ def cpu_s(pid: int) -> float:
 # Load
 
 
-class _Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """Sends a request, reads its response, sends the next one."""
 
     def __init__(self, request: bytes, seen: dict[str, int]) -> None:
@@ -297,7 +297,7 @@ async def load(port: int, request: bytes, seconds: float, connections: int, pid:
     loop = asyncio.get_running_loop()
     seen: dict[str, int] = defaultdict(int)
     open_ = [
-        await loop.create_connection(lambda: _Connection(request, seen), "127.0.0.1", port) for _ in range(connections)
+        await loop.create_connection(lambda: Connection(request, seen), "127.0.0.1", port) for _ in range(connections)
     ]
     await asyncio.sleep(seconds / 4)
     answers, cpu, began = seen["answers"], cpu_s(pid), time.perf_counter()

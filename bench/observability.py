@@ -10,8 +10,8 @@ which other load has disturbed least. What metrics cost is below that noise, so 
 measured alone. The export of spans to a collector in another process is measured apart, every 500 spans as in a busy
 service, and added.
 
-With `--server` two processes with the whole application, one of which traces, get the same creates over HTTP from four
-connections, in turns of a second; compared are the means of their CPU time a create, in which the export is contained.
+With `--server` a process with the whole application gets creates over HTTP from four connections, in turns of a second with and without
+traces (a signal switches them, and exports what waits): the mean difference of the CPU time a create between adjacent turns.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
-from statistics import fmean, median, quantiles
+from contextlib import contextmanager, nullcontext
+from statistics import fmean, median, quantiles, stdev
 from typing import Any
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from bench.api import REQUESTS, ROOT, TASK, load, running
+from bench.api import REQUESTS, ROOT, TASK, Connection, cpu_s, running
 from poiesis import tracing
 from poiesis.bootstrap import Bootstrap
 from poiesis.config import ApiSettings, Settings
@@ -40,11 +42,21 @@ from poiesis.filer.settings import FilerSettings
 COLLECTOR = """
 import sys
 from tests.servers.otlp import Collector
-collector = Collector()
+
+bodies = []
+
+class LateCollector(Collector):  # decodes at the end, so that it does not take the processor from what is measured
+    def _take(self, body):
+        bodies.append(body)
+
+collector = LateCollector()
 print(collector.url, flush=True)
 sys.stdin.read()
+for body in bodies:
+    Collector._take(collector, body)
 print(len(collector.spans), flush=True)
 """
+TURN_S = 1.0
 WARM = 5  # creates before each batch, not counted: changing the variant has emptied the processor's caches
 EXPORTED = 500  # spans; fewer than tracing.BATCH, which would export earlier
 TRACEPARENT = (b"traceparent", b"00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
@@ -133,43 +145,66 @@ def metrics_of_a_create(times: int = 20_000) -> float:
 
 
 def served(port: int) -> None:
-    """Serve until this process is ended, with traces if BENCH_COLLECTOR is set."""
+    """Serve until this process is ended, with traces from the first signal until the second, and so on."""
     import uvicorn
 
     from poiesis.api.app import create_app
     from poiesis.api.memory import freeze_started_objects
 
+    def switch(*_: object) -> None:
+        if tracing._recorder is not None:
+            recorder.processor.force_flush()
+        tracing._recorder = recorder if tracing._recorder is None else None
+
     settings = Settings(directory=os.environ["BENCH_DIRECTORY"], runtime="process", api=ApiSettings())
     with Bootstrap(settings, FilerSettings()) as parts:
-        tracing.start(os.environ.get("BENCH_COLLECTOR"), 1.0, "bench", {})
+        tracing.start(os.environ["BENCH_COLLECTOR"], 1.0, "bench", {})
+        recorder, tracing._recorder = tracing._recorder, None
+        assert recorder is not None
         app = create_app(parts.api_services())
         freeze_started_objects()
+        signal.signal(signal.SIGUSR1, switch)
         uvicorn.run(app, port=port, access_log=False, log_level="error")
-        tracing.stop()
+        recorder.close()
 
 
-def compare_servers(collector: str, rounds: int) -> None:
+def compare_over_http(collector: str, rounds: int, port: int) -> None:
     request = REQUESTS["create usual"].replace(b"Host:", b"traceparent: %b\r\nHost:" % TRACEPARENT[1], 1)
     times: dict[str, list[float]] = {"without traces": [], "with traces": []}
-    with ExitStack() as stack:
-        servers = {}
-        for port, variant in enumerate(times, 18_900):
-            environ = os.environ | {
-                "BENCH_DIRECTORY": stack.enter_context(tempfile.TemporaryDirectory()),
-                "PYTHONPATH": str(ROOT),
-            }
-            if variant == "with traces":
-                environ["BENCH_COLLECTOR"] = collector
-            command = [sys.executable, "-m", "bench.observability", "--serve", str(port)]
-            servers[variant] = port, stack.enter_context(running(variant, command, environ, port))
-        for number in range(rounds):
-            for variant in list(times)[:: 1 if number % 2 else -1]:
-                port, pid = servers[variant]
-                times[variant].append(asyncio.run(load(port, request, 1.0, 4, pid))[1])
-    costs = {variant: fmean(found) for variant, found in times.items()}
-    for variant, cost in costs.items():
-        print(f"  {variant:20} {cost:8.1f} µs of CPU a create")
-    print(f"  with against without: {100 * (costs['with traces'] / costs['without traces'] - 1):+.2f} %")
+    with tempfile.TemporaryDirectory() as directory:
+        environ = os.environ | {"BENCH_DIRECTORY": directory, "PYTHONPATH": str(ROOT), "BENCH_COLLECTOR": collector}
+        with running(
+            "server", [sys.executable, "-m", "bench.observability", "--serve", str(port)], environ, port
+        ) as pid:
+            asyncio.run(created(port, request))
+            for number in range(2 * rounds):
+                is_traced = number % 4 in (1, 2)  # in turns of either order: the store grows
+                began = cpu_s(pid)
+                if is_traced:
+                    os.kill(pid, signal.SIGUSR1)
+                creates = asyncio.run(created(port, request))
+                if is_traced:
+                    os.kill(pid, signal.SIGUSR1)
+                time.sleep(0.3)  # the last export
+                times["with traces" if is_traced else "without traces"].append((cpu_s(pid) - began) / creates)
+    base = 1e6 * median(times["without traces"])
+    more = [1e6 * (b - a) for a, b in zip(*times.values(), strict=True)]
+    error = stdev(more) / rounds**0.5
+    print(
+        f"  {base:.0f} µs of CPU a create without traces; with them {fmean(more):+.0f} µs, standard error {error:.0f}:",
+        end=" ",
+    )
+    print(f"{100 * fmean(more) / base:+.1f} %")
+
+
+async def created(port: int, request: bytes) -> int:
+    loop, seen = asyncio.get_running_loop(), defaultdict[str, int](int)
+    connections = [await loop.create_connection(lambda: Connection(request, seen), "127.0.0.1", port) for _ in range(4)]
+    await asyncio.sleep(TURN_S)
+    for transport, _ in connections:
+        transport.abort()
+    assert not seen["failures"]
+    return seen["answers"]
 
 
 def main() -> None:
@@ -187,7 +222,7 @@ def main() -> None:
             [sys.executable, "-c", COLLECTOR], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as collector:
             assert collector.stdout is not None
-            compare_servers(collector.stdout.readline().strip(), arguments.rounds)
+            compare_over_http(collector.stdout.readline().strip(), arguments.rounds, 18_900)
             output, _ = collector.communicate("")
             print(f"  {output.strip()} spans arrived")
         return

@@ -24,10 +24,11 @@ import random
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from datetime import datetime
+from enum import IntEnum
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import poiesis
@@ -38,7 +39,8 @@ from poiesis.domain.task import Task
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    from opentelemetry.trace import SpanContext
+
+    from poiesis.otlp import EndedSpan
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +54,14 @@ FAILED: Final = frozenset({State.EXECUTOR_ERROR, State.SYSTEM_ERROR, State.PREEM
 _TRACEPARENT: Final = re.compile(r"(?!ff)[0-9a-f]{2}-(?P<trace>[0-9a-f]{32})-(?P<span>[0-9a-f]{16})-[0-9a-f]{2}(-.*)?")
 
 Attributes = Mapping[str, str | int | float | bool]
+
+
+class Kind(IntEnum):
+    """As in OTLP."""
+
+    INTERNAL = 1
+    SERVER = 2
+    CONSUMER = 5
 
 
 class Parent(NamedTuple):
@@ -84,28 +94,12 @@ def parse(traceparent: str | None) -> Parent | None:
     return Parent(trace, span) if trace and span else None
 
 
-class _Ended(NamedTuple):
-    """What is kept of a span until it is exported: a `ReadableSpan` needs ten times the memory, and its making would delay a request."""
-
-    context: SpanContext  # of any span that is sampled: the batch processor looks at nothing else
-    parent: Parent
-    id: int
-    name: str
-    began_ns: int
-    ended_ns: int
-    attributes: Attributes
-    kind: str
-    error: str | None
-
-
 class _Recorder:
     """All spans are recorded when they have ended, so each is made as a whole, without a tracer."""
 
-    def __init__(self, processor: BatchSpanProcessor, ratio: float) -> None:
-        from opentelemetry.trace import SpanContext, TraceFlags
-
+    def __init__(self, processor: BatchSpanProcessor, make: type[EndedSpan], ratio: float) -> None:
         self.processor = processor
-        self._context = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+        self._make = make
         self._bound = round(ratio * 2**64)
 
     def is_recorded(self, trace: int) -> bool:
@@ -121,11 +115,10 @@ class _Recorder:
         attributes: Attributes,
         *,
         span_id: int = 0,
-        kind: str = "INTERNAL",
+        kind: Kind = Kind.INTERNAL,
         error: str | None = None,
     ) -> None:
-        span_id = span_id or random_id(64)
-        ended = _Ended(self._context, parent, span_id, name, began_ns, ended_ns, attributes, kind, error)
+        ended = self._make(*parent, span_id or random_id(64), name, began_ns, ended_ns, attributes, kind, error)
         self.processor.on_end(ended)  # type: ignore[arg-type] # it reads only `context`
 
     def close(self) -> None:
@@ -153,50 +146,17 @@ def start(endpoint: str | None, ratio: float, role: str, environ: Mapping[str, s
     if is_off or not (endpoint or any(environ.get(name) for name in STANDARD)):
         return
     try:
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import Resource
-        from opentelemetry.sdk.trace import ReadableSpan
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
-        from opentelemetry.sdk.util.instrumentation import InstrumentationScope
-        from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
+        from poiesis import otlp
     except ImportError:
         raise ConfigurationError("traces need OpenTelemetry: pip install 'poiesis[tracing]'") from None
     url = None if endpoint is None else endpoint.rstrip("/") + "/v1/traces"
-    attributes = {"service.name": f"poiesis-{role}", "service.version": poiesis.__version__}
+    resource = {"service.name": f"poiesis-{role}", "service.version": poiesis.__version__}
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)  # a warning for each span that is dropped
-
-    class OneResource(Resource):
-        """The exporter groups spans by it, and would encode it as JSON for each of them."""
-
-        def __hash__(self) -> int:
-            return id(self)
-
-    resource, scope = (
-        OneResource(Resource.create(attributes).attributes),
-        InstrumentationScope("poiesis", poiesis.__version__),
-    )
-    unset, sampled = Status(StatusCode.UNSET), TraceFlags(TraceFlags.SAMPLED)
-
-    def readable(span: _Ended) -> ReadableSpan:
-        return ReadableSpan(
-            span.name,
-            SpanContext(span.parent.trace, span.id, is_remote=False, trace_flags=sampled),
-            SpanContext(*span.parent, is_remote=True) if span.parent.span else None,
-            resource,
-            span.attributes,
-            kind=SpanKind[span.kind],
-            status=unset if span.error is None else Status(StatusCode.ERROR, span.error),
-            start_time=min(span.began_ns, span.ended_ns),
-            end_time=span.ended_ns,
-            instrumentation_scope=scope,
-        )
-
-    class Exporter(OTLPSpanExporter):
-        def export(self, spans: Sequence[_Ended]) -> SpanExportResult:  # type: ignore[override] # what `record` gave the processor
-            return super().export([readable(span) for span in spans])
-
-    exporter = Exporter(url, timeout=TIMEOUT_S)
-    _recorder = _Recorder(BatchSpanProcessor(exporter, QUEUE, DELAY_S * 1000, BATCH), ratio)
+    exporter = otlp.Exporter(url, TIMEOUT_S, resource)
+    processor = BatchSpanProcessor(exporter, QUEUE, DELAY_S * 1000, BATCH)
+    _recorder = _Recorder(processor, otlp.EndedSpan, ratio)
     log.info("tracing", extra={"endpoint": url or "OTEL_EXPORTER_OTLP_…"})
 
 
@@ -226,7 +186,7 @@ def end_request(span: RequestSpan, token: Token[RequestSpan | None], method: str
         return
     attributes: Attributes = {"http.response.status_code": status}
     _recorder.record(
-        f"{method} {route}", span.parent, span.began_ns, time.time_ns(), attributes, span_id=span.id, kind="SERVER"
+        f"{method} {route}", span.parent, span.began_ns, time.time_ns(), attributes, span_id=span.id, kind=Kind.SERVER
     )  # fmt: skip
 
 
@@ -256,7 +216,7 @@ def span_of(task: Task) -> Parent:
 def link(name: str, task: Task, began_ns: int, reason: str) -> None:
     """A link, or a reconcile of the monitor, that has just ended."""
     if _recorder is not None and _recorder.is_recorded((parent := span_of(task)).trace):
-        _recorder.record(name, parent, began_ns, time.time_ns(), {"poiesis.reason": reason}, kind="CONSUMER")
+        _recorder.record(name, parent, began_ns, time.time_ns(), {"poiesis.reason": reason}, kind=Kind.CONSUMER)
 
 
 def phases(task: Task, ended: Iterable[Phase], *, has_ended: bool) -> None:

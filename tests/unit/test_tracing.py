@@ -77,7 +77,7 @@ def test_nothing_is_recorded_and_nothing_imported_unless_configured() -> None:
 
 
 def test_without_the_package_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
+    monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace.export", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'poiesis\[tracing\]'"):
         tracing.start("http://127.0.0.1:1", 1.0, "api", {})
 
