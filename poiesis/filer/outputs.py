@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from poiesis.domain.errors import NotFound, StagingFailed
+from poiesis.domain.errors import FileTooLarge, NotFound, StagingFailed
 from poiesis.domain.patterns import PathPattern, brace_alternatives, unescape
 from poiesis.filer.stage import Stage, Tools
 from poiesis.filer.transfer import Job
@@ -27,6 +27,7 @@ class StageOut(Stage):
         super().__init__(tools)
         self._optional = bool(document.get("optional"))
         self._placeholders = frozenset(document.get("touched", ()))
+        self._bytes = 0
 
     def jobs(self, outputs: Iterable[Mapping[str, Any]]) -> Iterator[Job]:
         for item in outputs:
@@ -114,7 +115,22 @@ class StageOut(Stage):
             else:
                 yield from self._sending_file(filer, entry, target)
 
+    def _fits(self, entry: Entry) -> bool:
+        """Whether the file may be uploaded too; if not, it is an error, and others are uploaded."""
+        most, total = self._control.settings.max_output_bytes, self._bytes + entry.size_bytes
+        if most is not None and total > most:
+            self._fail(
+                FileTooLarge(f"{entry.path}: {entry.size_bytes} bytes; outputs have at most {most} together"),
+                entry.path,
+            )
+            return False
+        self._bytes = total
+        return True
+
     def _sending_file(self, filer: Filer, entry: Entry, url: str) -> Iterator[Job]:
+        if not self._fits(entry):
+            return
+
         def send() -> None:
             with self._volume.opened(entry.path) as source:
                 sent = self._control.repeat(lambda: filer.send(source, url))

@@ -116,6 +116,8 @@ class FilerSettings:
     """Maximum number of files of one task in one direction; more are an error, also in an endless listing."""
     max_file_bytes: int | None = None
     """Size limit of an input file; None: no limit."""
+    max_output_bytes: int | None = None
+    """Size limit of all outputs of a task together, a sparse file counted with its holes, which are uploaded; None: no limit."""
 
     http_put: bool = False
     """Whether outputs may be sent to http(s) URLs by PUT."""

@@ -206,6 +206,7 @@
 {{- $_ := set $c (print $f "PARALLEL") $v.filer.parallel -}}
 {{- $_ := set $c (print $f "MAX_FILES") $v.filer.maxFiles -}}
 {{- $_ := set $c (print $f "MAX_FILE_BYTES") $v.filer.maxFileBytes -}}
+{{- $_ := set $c (print $f "MAX_OUTPUT_BYTES") $v.filer.maxOutputBytes -}}
 {{- /* webhooks */ -}}
 {{- $_ := set $c "POIESIS_WEBHOOKS__MAX_PER_USER" $v.webhooks.maxPerUser -}}
 {{- $_ := set $c "POIESIS_WEBHOOKS__ALLOW_HTTP" $v.webhooks.allowHttp -}}

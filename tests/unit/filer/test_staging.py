@@ -462,6 +462,20 @@ def test_one_path_may_be_uploaded_to_several_urls(volume: Path, store: Path) -> 
     assert tree(store) == {"1": b"x", "2": b"x"}
 
 
+@pytest.mark.parametrize("paths", [["/work/a", "/work/b", "/work/c"], ["/work"], ["/work/*"]])
+def test_outputs_larger_than_the_limit_together_are_refused(volume: Path, store: Path, paths: list[str]) -> None:
+    make(volume, **{"work/a": "12345", "work/b": "", "work/c": "12345"})
+    os.truncate(volume / "root/work/b", 4 * 10**12)  # sparse
+    outputs = [wanted(path, f"{store}/o", "DIRECTORY" if path == "/work" else "FILE") for path in paths]
+    if len(outputs) > 1:
+        outputs = [item | {"url": f"file://{store}/o{item['path'].removeprefix('/work')}"} for item in outputs]
+    settings = quick(file_roots=(str(store),), max_output_bytes=10)
+    report = send(volume, *outputs, settings=settings)
+    assert report.error_code == "file_too_large"
+    assert "/work/b: 4000000000000 bytes; outputs have at most 10 together" in str(report.error)
+    assert tree(store / "o") == {"a": b"12345", "c": b"12345"}
+
+
 def test_a_listing_without_an_end_is_an_error(volume: Path, store: Path) -> None:
     make(volume, **{f"work/{i}": "" for i in range(20)})
     report = send(
