@@ -186,7 +186,18 @@ class Run:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_text(self._change_file(block.detail, block.text))
             elif block.kind == "run":
-                self._block(index, block)
+                try:
+                    self._block(index, block)
+                except AssertionError:
+                    self._print_the_background()
+                    raise
+
+    def _print_the_background(self) -> None:
+        """For the report of a failure: what services of the page have printed last."""
+        for index, block in enumerate(self.page.blocks):
+            path = self._outputs / f"{index}.out"
+            if block.detail == "in the background" and path.exists():
+                print(f"{self.page.name}:{block.line} has printed:\n{path.read_text(errors='replace')[-3000:]}")
 
     def _block(self, index: int, block: Block) -> None:
         script, out, done = (self._outputs / f"{index}.{suffix}" for suffix in ("sh", "out", "done"))
