@@ -33,6 +33,10 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from poiesis.domain.task import View
+from poiesis.ports.repository import TaskFilter
+from poiesis.repository.sqlite.database import SqliteDatabase
+from poiesis.repository.sqlite.tasks import SqliteTaskRepository
 from tests.clients.conftest import programs_of
 from tests.integration.embedded.service import descendants, environment, is_zombie, of_session, processes_of
 from tests.servers.keycloak import keycloak_programs
@@ -189,15 +193,19 @@ class Run:
                 try:
                     self._block(index, block)
                 except AssertionError:
-                    self._print_the_background()
+                    self._print_what_helps()
                     raise
 
-    def _print_the_background(self) -> None:
-        """For the report of a failure: what services of the page have printed last."""
+    def _print_what_helps(self) -> None:
+        """For the report of a failure: what services of the page have printed last, and the logs of their newest tasks."""
         for index, block in enumerate(self.page.blocks):
             path = self._outputs / f"{index}.out"
             if block.detail == "in the background" and path.exists():
                 print(f"{self.page.name}:{block.line} has printed:\n{path.read_text(errors='replace')[-3000:]}")
+        for path in self.directory.rglob("tasks.sqlite"):
+            with contextlib.closing(SqliteDatabase(path)) as database:
+                page = SqliteTaskRepository(database).list(TaskFilter(), limit=5, after=None, view=View.FULL)
+                print(*page.tasks, sep="\n\n")
 
     def _block(self, index: int, block: Block) -> None:
         script, out, done = (self._outputs / f"{index}.{suffix}" for suffix in ("sh", "out", "done"))
