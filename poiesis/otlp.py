@@ -6,6 +6,7 @@ encoder takes ten times as long, and shares the interpreter with requests (docs/
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from opentelemetry.sdk.util.instrumentation import InstrumentationScope
 from opentelemetry.trace import SpanContext, TraceFlags
 
 import poiesis
+
+log = logging.getLogger(__name__)
 
 _SAMPLED = SpanContext(1, 1, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 _NO_PARENT = SpanFlags.SPAN_FLAGS_CONTEXT_HAS_IS_REMOTE_MASK
@@ -45,6 +48,7 @@ class EndedSpan(NamedTuple):
         return _SAMPLED
 
     def write(self, span: Span) -> None:
+        """Raises: ValueError for what OTLP has no place for: text that is not Unicode, integers of more than 64 bits."""
         span.trace_id, span.span_id = self.trace.to_bytes(16, "big"), self.id.to_bytes(8, "big")
         span.flags = _PARENT if self.parent else _NO_PARENT
         if self.parent:
@@ -80,6 +84,10 @@ class Exporter(OTLPSpanExporter):
         request.CopyFrom(self._envelope)
         messages = request.resource_spans[0].scope_spans[0].spans
         for span in spans:
-            span.write(messages.add())
+            try:
+                span.write(messages.add())
+            except ValueError as error:  # of one task: the spans of others go on
+                del messages[-1]
+                log.warning("span_not_written", extra={"error": str(error)[:200]})
         sent = self._client.export(request.SerializeToString())  # what `export` does with its own messages
         return SpanExportResult.SUCCESS if sent.success else SpanExportResult.FAILURE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -69,6 +70,19 @@ def test_the_messages_are_those_of_the_library(monkeypatch: pytest.MonkeyPatch, 
         expected = normalized(encode_spans([by_the_library(span) for span in spans]))
         assert ExportTraceServiceRequest.FromString(bodies.pop()) == expected
     assert [span.name for span in collector.spans] == [span.name for span in (*EXAMPLES, EXAMPLES[0])]
+
+
+@pytest.mark.parametrize(
+    "change", [{"name": "\udc80"}, {"error": "\udc80"}, {"attributes": {"n": 2**70}}, {"attributes": {"t": "\udc80"}}]
+)
+def test_a_span_that_cannot_be_written_does_not_take_others_with_it(
+    collector: Collector, caplog: pytest.LogCaptureFixture, change: Mapping[str, Any]
+) -> None:
+    exporter = Exporter(collector.url + "/v1/traces", 5, RESOURCE)
+    broken = EXAMPLES[1]._replace(**change)
+    assert exporter.export([EXAMPLES[0], broken, EXAMPLES[2]]) is SpanExportResult.SUCCESS
+    assert [span.name for span in collector.spans] == [EXAMPLES[0].name, EXAMPLES[2].name]
+    assert [record.getMessage() for record in caplog.records] == ["span_not_written"]
 
 
 def test_a_collector_that_is_away_is_a_failure() -> None:
