@@ -229,3 +229,10 @@ def test_nothing_waits_for_a_collector_that_is_away(kind: str) -> None:
         began = time.monotonic()
         tracing.stop()
         assert time.monotonic() - began < tracing.CLOSE_S + 2
+
+
+def test_a_task_that_is_created_after_a_request_does_not_belong_to_it(traced: Collector) -> None:
+    span, token = tracing.begin_request(CLIENT)
+    assert parse(tracing.of_new_task()) == Parent(int(TRACE, 16), span.id)
+    tracing.end_request(span, token, "POST", "/tasks", 200)
+    assert tracing.of_new_task() is None

@@ -476,6 +476,14 @@ def test_outputs_larger_than_the_limit_together_are_refused(volume: Path, store:
     assert tree(store / "o") == {"a": b"12345", "c": b"12345"}
 
 
+def test_outputs_that_fit_one_by_one_are_refused_where_together_they_do_not(volume: Path, store: Path) -> None:
+    make(volume, **{"work/a": "12345", "work/b": "12345", "work/c": "1", "work/d": ""})
+    outputs = [wanted(f"/work/{name}", f"{store}/{name}") for name in "abcd"]
+    report = send(volume, *outputs, settings=quick(file_roots=(str(store),), max_output_bytes=10))
+    assert report.error_code == "file_too_large" and "/work/c: 1 bytes; outputs have at most 10" in str(report.error)
+    assert tree(store) == {"a": b"12345", "b": b"12345", "d": b""}
+
+
 def test_a_listing_without_an_end_is_an_error(volume: Path, store: Path) -> None:
     make(volume, **{f"work/{i}": "" for i in range(20)})
     report = send(
