@@ -120,6 +120,9 @@ def embedded_settings(arguments: argparse.Namespace, *, port: int | None) -> tup
         if Path(root).resolve().is_relative_to(directory):
             message = f"inside the service's directory {directory}; choose another with --dir"
             raise ConfigurationError(f"invalid --allow-dir {root}: {message}")
+    for visible in settings.visible_directories:
+        if not Path(visible).is_dir():
+            raise ConfigurationError(f"invalid {PREFIX}VISIBLE_DIRECTORIES: no such directory: {visible}")
     filer = replace(filer, file_roots=tuple(roots), file_hidden=(*filer.file_hidden, str(directory)))
     settings = replace(
         settings,

@@ -87,7 +87,8 @@ class ProcessRuntime(Runtime):
         homes = {Path(os.environ.get("HOME", "/root"))}
         with contextlib.suppress(KeyError):
             homes.add(Path(pwd.getpwuid(os.geteuid()).pw_dir))
-        listed = {p for v in visible for p in (Path(os.path.abspath(v)), v.resolve())}
+        listed = {Path(os.path.realpath(v)) for v in visible}
+        links = {link for v in visible for link in _links_on(Path(os.path.abspath(v)))}
         etc = (p for pattern in VISIBLE_ETC.split() for p in Path("/etc").glob(pattern))
         shown = {*(Path(p) for p in VISIBLE.split()), *etc, *listed}
         resolver = Path("/etc/resolv.conf").resolve()
@@ -96,7 +97,8 @@ class ProcessRuntime(Runtime):
         secret = {*homes, *hidden, self.directory, *(home / name for home in homes for name in HOME_SECRETS.split())}
         concealed = {p.resolve() for p in secret if os.path.exists(p)} - {Path("/"), *listed}
         self.hidden = tuple(sorted(p for p in concealed if _is_within_any(p, shown)))
-        self.visible = tuple(sorted(p for p in shown if os.path.lexists(p) and not _is_within_any(p, self.hidden)))
+        present = {p for p in shown if os.path.lexists(p) and not _is_within_any(p, self.hidden)}
+        self.visible = tuple(sorted(present | links))
         self.shown = tuple(sorted(p for p in listed if os.path.exists(p) and _is_within_any(p, self.hidden)))
         self.max_processes = max_processes
         self.separate = False
@@ -389,6 +391,22 @@ class ProcessRun:
 
 def _group_name(task_dir: TaskDirectory, name: str) -> str:
     return f"{task_dir.name}-{name}"
+
+
+def _links_on(path: Path) -> Iterator[Path]:
+    """The symbolic links that are followed from an absolute path, each by a path without further links. A loop ends after 40 links."""
+    at, left, count = Path("/"), list(reversed(path.parts[1:])), 0
+    while left and count < 40:
+        name = left.pop()
+        step = at.parent if name == ".." else at / name
+        if not step.is_symlink():
+            at = step
+            continue
+        yield step
+        count += 1
+        target = Path(os.readlink(step))
+        at = Path("/") if target.is_absolute() else at
+        left += reversed(target.parts[target.is_absolute() :])
 
 
 def _is_within_any(path: Path, directories: Iterable[Path]) -> bool:

@@ -150,7 +150,7 @@ class Root:
         mode = _mode(path) if visible else 0
         if stat.S_ISDIR(mode):
             os.mkdir(new, 0o755)
-            if all(_exists_alike(p, self._points[p]) and not _within_any(p, inner) for p in inner):
+            if all(self._is_replaceable(p) and not _within_any(p, inner) for p in inner):
                 if self._bind_host(path, new):
                     for p in sorted(inner):
                         self._cover(p)
@@ -169,6 +169,10 @@ class Root:
         else:
             _touch(new)
             self._bind_host(path, new)
+
+    def _is_replaceable(self, path: str) -> bool:
+        """Whether one mount over what the host has at a point's path is all that the point needs."""
+        return _exists_alike(path, self._points[path]) and not _contains_any(path, self._visible)
 
     def _bind_host(self, path: str, new: str) -> bool:
         try:

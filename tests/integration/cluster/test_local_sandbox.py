@@ -97,6 +97,38 @@ def test_directories_can_be_hidden_and_parts_of_them_made_visible(make_lab: Call
     assert text.split()[:2] == ["tool", "doc"] and len(text.split()) == 3
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_visible_directory_exists_at_a_path_through_links_too(
+    make_lab: Callable[..., Lab], tmp_path: Path, hidden: bool
+) -> None:
+    """Links in the middle, at the end, to another link and relative ones; what else the links' targets hold stays invisible."""
+    (tmp_path / "data/env").mkdir(parents=True)
+    (tmp_path / "data/env/tool").write_text("tool")
+    (tmp_path / "data/secret").write_text("secret")
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "absolute").symlink_to(tmp_path / "data")
+    (home / "relative").symlink_to("../home/absolute/env")
+    (home / "last").symlink_to("relative")
+    (home / "loop").symlink_to("loop")
+    given = [home / "absolute/env", home / "last"]
+    lab = make_lab("process", hidden=(home,) if hidden else (), visible=(*given, home / "loop/x"))
+    script = f"cat {' '.join(f'{path}/tool' for path in given)}; echo; cat {home}/absolute/secret; ls {home}"
+    text = output_of(lab, script)
+    assert text.split("\n") == ["tooltool", "absolute", "last", "loop", "relative", ""]
+
+
+def test_a_link_in_a_hidden_directory_below_a_visible_one_exists(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
+    """The visible directory cannot be one mount with an empty directory over the hidden one then."""
+    (tmp_path / "env").mkdir()
+    (tmp_path / "env/tool").write_text("tool")
+    home = tmp_path / "tools/home"
+    home.mkdir(parents=True)
+    (home / "link").symlink_to(tmp_path / "env")
+    lab = make_lab("process", hidden=(home,), visible=(tmp_path / "tools", home / "link"))
+    assert output_of(lab, f"cat {home}/link/tool") == "tool"
+
+
 def test_paths_of_the_task_may_be_anywhere(process_lab: Lab) -> None:
     seen = process_lab.run(
         sh("cat /usr/share/mine/in /root/x/in /var/tmp/y/in /tmp/z/in; ls /usr/bin/env; pwd", workdir="/opt/new/dir"),

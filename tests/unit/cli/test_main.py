@@ -134,6 +134,11 @@ def test_a_role_with_an_invalid_setting_exits_with_2(
         ((), {"POIESIS_MAX_PARALLEL": "0"}, ("POIESIS_MAX_PARALLEL", "at least 1")),
         (("--allow-dir", "/nonexistent"), {}, ("--allow-dir", "/nonexistent")),
         (("--dir", "/proc/poiesis"), {}, ("/proc/poiesis", "--dir")),
+        (
+            (),
+            {"POIESIS_VISIBLE_DIRECTORIES": "/usr,/nonexistent"},
+            ("POIESIS_VISIBLE_DIRECTORIES", "no such directory: /nonexistent"),
+        ),
     ],
     ids=lambda v: next(iter(v), "") if isinstance(v, dict) else "",
 )
