@@ -1,6 +1,7 @@
 """How long a create takes while many are posted at once, beside one that is posted while nothing else happens.
 
     python -m bench creates [--rounds 3] [--creates 1000] [--clients 8] [--command true] [--only up] [--sources DIRECTORY]
+    python -m bench creates --url http://HOST:PORT [--node-class sim] [--rounds 3]
 
 Each round starts the service on an empty directory in two ways: `poiesis up`, where the tasks really run, and the API's process over the
 same SQLite file, where they only wait. Idle requests are sent one after the other, each after the task before it has ended. Then the
@@ -9,6 +10,8 @@ user would, one request every 50 ms: creates on one, on the other reads of one t
 the 99th percentile in the burst over the idle median of the same round. Of `poiesis up` it also shows how long an idle task takes from
 its creation to its end, and the burst until all of its tasks have ended. Requests are bytes that were made before, so that the clients
 take little of the processors. `--sources` names another checkout, whose service is measured in the same rounds.
+
+`--url` measures a service that runs already, such as the chart's on simulated nodes (`bench scale`), whose class `--node-class` names.
 """
 
 from __future__ import annotations
@@ -25,10 +28,11 @@ import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
+from urllib.parse import SplitResult, urlsplit
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 TASKS: Final = "/ga4gh/tes/v1/tasks"
@@ -48,8 +52,8 @@ class Client:
         self._reader, self._writer = reader, writer
 
     @classmethod
-    async def connect(cls, port: int) -> Client:
-        return cls(*await asyncio.open_connection("127.0.0.1", port))
+    async def connect(cls, address: Address) -> Client:
+        return cls(*await asyncio.open_connection(*address))
 
     async def send(self, request: bytes) -> tuple[float, bytes]:
         begin = time.perf_counter()
@@ -77,17 +81,20 @@ def request(method: str, path: str, document: Any = None) -> bytes:
 
 
 Times = Mapping[str, Sequence[float]]
+Address = tuple[str, int]
 
 
 class Bench:
-    def __init__(self, port: int, command: Sequence[str], *, runs: bool) -> None:
+    def __init__(self, address: Address, command: Sequence[str], *, runs: bool, node_class: str = "") -> None:
         """`runs`: whether tasks run."""
-        task = {"name": "burst", "executors": [{"image": "alpine:3.20", "command": list(command)}]}
-        self._port, self._runs = port, runs
+        task: dict[str, Any] = {"name": "burst", "executors": [{"image": "alpine:3.20", "command": list(command)}]}
+        if node_class:
+            task["resources"] = {"backend_parameters": {"node_class": node_class}}
+        self._address, self._runs = address, runs
         self._create = request("POST", TASKS, task)
 
     async def idle(self, samples: int) -> Times:
-        client = await Client.connect(self._port)
+        client = await Client.connect(self._address)
         times = defaultdict(list)
         created = [json.loads((await client.send(self._create))[1])["id"] for _ in range(PAGE)]
         await self._ended(client, created)
@@ -110,7 +117,7 @@ class Bench:
         return at
 
     async def all_ended(self) -> None:
-        client = await Client.connect(self._port)
+        client = await Client.connect(self._address)
         for state in UNFINISHED if self._runs else ():
             listing = request("GET", f"{TASKS}?page_size=1&state={state}")
             while json.loads((await client.send(listing))[1])["tasks"]:
@@ -121,7 +128,7 @@ class Bench:
         left = iter(range(creates))
         times: list[float] = []
         others: defaultdict[str, list[float]] = defaultdict(list)
-        connections = [await Client.connect(self._port) for _ in range(clients + 2)]
+        connections = [await Client.connect(self._address) for _ in range(clients + 2)]
 
         async def post(client: Client) -> None:
             for _ in left:
@@ -157,8 +164,8 @@ class Bench:
 
 
 @contextmanager
-def service(root: Path, command: Sequence[str], directory: str) -> Iterator[int]:
-    """The port of the service. What it prints first holds its address."""
+def service(root: Path, command: Sequence[str], directory: str) -> Iterator[Address]:
+    """What it prints first holds its address."""
     environ = os.environ | {"PYTHONPATH": str(root)}
     process = subprocess.Popen(
         [*command, directory], cwd=root, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -168,10 +175,14 @@ def service(root: Path, command: Sequence[str], directory: str) -> Iterator[int]
         found = re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())
         if found is None:
             raise SystemExit("the service did not start")
-        yield int(found[1])
+        yield "127.0.0.1", int(found[1])
     finally:
         process.terminate()
         process.communicate(timeout=60)
+
+
+def address_of(url: SplitResult) -> Address:
+    return url.hostname or "", url.port or 80
 
 
 def serve(directory: str) -> None:
@@ -203,6 +214,8 @@ def main() -> None:
     parser.add_argument("--command", default="true", help="of the tasks")
     parser.add_argument("--only", choices=["up", "api"])
     parser.add_argument("--sources", type=Path, action="append", default=[])
+    parser.add_argument("--url", type=urlsplit, help="of a service that runs already")
+    parser.add_argument("--node-class", default="", help="of the tasks, with --url")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
@@ -215,14 +228,15 @@ def main() -> None:
     head = ["ms", "idle p50", "idle p99", "burst p50", "burst p99", "burst max", "requests", "ratio"]
     print(f"load average {os.getloadavg()[0]:.1f}\n| " + " | ".join(head) + " |\n" + "|---" * len(head) + "|")
     ratios, rows = defaultdict(list), []
-    variants = [(root, kind) for kind in commands if given.only in (None, kind) for root in (*given.sources, ROOT)]
+    kinds = ["url"] if given.url else [kind for kind in commands if given.only in (None, kind)]
+    variants = [(root, kind) for kind in kinds for root in (*given.sources, ROOT)]
     for number, (root, kind) in itertools.product(range(1, given.rounds + 1), variants):
         name = f"{root.name} {kind}" if given.sources else kind
         with (
             tempfile.TemporaryDirectory(prefix="poiesis-creates-") as directory,
-            service(root, commands[kind], directory) as port,
+            service(root, commands[kind], directory) if kind in commands else nullcontext(address_of(given.url)) as at,
         ):
-            bench = Bench(port, given.command.split(), runs=kind == "up")
+            bench = Bench(at, given.command.split(), runs=kind != "api", node_class=given.node_class)
             idle = asyncio.run(bench.idle(given.idle))
             began = time.perf_counter()
             burst, others = asyncio.run(bench.burst(given.creates, given.clients))
@@ -233,7 +247,7 @@ def main() -> None:
         ratios[name].append(quantile(burst, 0.99) / median(idle[CREATE]))
         for what, times in others.items():
             show(f"{number}: {name}, another user's {what}", idle[what], times)
-        if kind == "up":
+        if kind != "api":
             rows.append((number, name, median(idle[WHOLE]), quantile(idle[WHOLE], 0.99), answered_s, ended_s))
     for number, name, half, most, answered_s, ended_s in rows:
         idle_task = f"an idle task takes {half:.0f} ms (p99 {most:.0f} ms)"
