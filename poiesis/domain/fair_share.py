@@ -9,12 +9,15 @@ one queue for each service class, in the order of task ids. The queue whose user
     key     share / weight
 
 A task that does not fit is passed over; smaller ones start before it for `reserve_after` at most, counted from when it is its user's turn:
-no user who waits for the same thing has used less. Then it has a reservation: where it does not fit (in the site, its class, its group
-or its user's quota), others are admitted only if they leave what it needs. Reservations are in the order of waiting, and one waits only
-for older ones, so that they cannot block each other. Without the turn, a user whose tasks take the whole site would get it for all of
-the time but the `reserve_after` between two of them.
+no user who waits for the same thing has used less. Then it has a reservation: where it does not fit, others are admitted only if they
+leave what it needs. Reservations are in the order of waiting, and one waits only for older ones, so that they cannot block each other.
+Without the turn, a user whose tasks take the whole site would get it for all of the time but the `reserve_after` between two of them.
 
-A decision costs the logarithm of the number of queues; it looks at `Queue.heads` only, never at what waits behind them.
+Quotas of the user and the user's groups come before those that all share, the class's and the site's: as long as a task does not fit in
+its user's quota, nothing of the site is kept for it, and its wait for the site begins when only the site is in its way.
+
+A decision looks at `Queue.heads` only, never at what waits behind them. It costs the number of queues, and a logarithm of it for each task
+that is admitted.
 """
 
 from __future__ import annotations
@@ -28,8 +31,9 @@ from typing import Final, NamedTuple
 from poiesis.domain.quotas import NO_CAPS, AdmissionRules, Amount, Caps, Claim
 from poiesis.domain.task import TaskId
 
-MAX_RESERVATIONS: Final = 16
-NEGLIGIBLE: Final = 1e-3  # of a unit: past usage below it is forgotten
+MAX_RESERVATIONS: Final = 16  # in quotas that all share
+NEGLIGIBLE: Final = 1e-4  # of the site: past usage below it is forgotten
+SHARED: Final = frozenset({"class", "site"})  # kinds of pools
 
 
 class Pool(NamedTuple):
@@ -64,6 +68,13 @@ class Queue:
     served_at: datetime | None = None
 
 
+class Blocked(NamedTuple):
+    """Since when the first task of a queue has not fitted; and since when only because of pools that all share, None: never."""
+
+    since: datetime
+    shared_since: datetime | None = None
+
+
 @dataclass
 class Account:
     """What a user's tasks hold, and the average of what they have held, as of `at`."""
@@ -79,7 +90,7 @@ class Ledger:
     def __init__(self, rules: AdmissionRules, sums: Mapping[Pool, Amount] | None = None) -> None:
         self.rules = rules
         self.held: dict[TaskId, Claim] = {}
-        self.blocked: dict[TaskId, datetime] = {}  # since when a first task of a queue has not fitted
+        self.blocked: dict[TaskId, Blocked] = {}
         self.accounts: dict[str, Account] = {}
         self.ended: dict[QueueKey, datetime] = {}  # when the last task of a queue ended
         self.sums: dict[Pool, Amount] = dict(sums or {})
@@ -121,8 +132,8 @@ class Ledger:
     def forget_idle(self, now: datetime) -> None:
         """Drop accounts and sums that hold nothing and no longer count."""
         for user in list(self.accounts):
-            account = self._account(user, now)
-            if account.held == Amount() and max(account.used) < NEGLIGIBLE:
+            past = self.past_share(user, now)
+            if self.accounts[user].held == Amount() and past < NEGLIGIBLE:
                 del self.accounts[user]
         self.ended = {queue: at for queue, at in self.ended.items() if queue.user in self.accounts}
         self.sums = {pool: amount for pool, amount in self.sums.items() if amount != Amount()}
@@ -162,6 +173,11 @@ class Ledger:
                 if cap is not None and more and held + more > cap:
                     yield pool, dimension
 
+    def obstacle(self, claim: Claim) -> frozenset[tuple[Pool, int]]:
+        """The first pool in which the claim does not fit now, with each dimension; empty: it fits."""
+        found = list(self.misfit(claim))
+        return frozenset(item for item in found if item[0] == found[0][0])
+
     def caps_of(self, claim: Claim, dimension: int) -> list[int]:
         return [cap for pool in self.pools(claim) if (cap := self.caps(pool)[dimension]) is not None]
 
@@ -175,6 +191,7 @@ class Ledger:
         return None
 
     def pools(self, claim: Claim) -> Iterable[Pool]:
+        """Those that all share are the last."""
         yield Pool("user", claim.user)
         for group in claim.groups:
             yield Pool("group", group)
@@ -212,33 +229,50 @@ class _Reservations:
                     return False
         return True
 
-    def add(self, claim: Claim, place: int) -> None:
-        for pool, _ in self.ledger.misfit(claim):
+    def add(self, claim: Claim, place: int, *, shared: bool) -> bool:
+        """Keep what the claim needs of the quotas of its user and groups, and if it fits there, and `shared`, where else it does not fit.
+        Return whether others may have to wait."""
+        for pool in self.ledger.pools(claim):
+            if pool.kind not in SHARED:
+                self.of.setdefault(pool, (place, claim))
+        misfit = {pool for pool, _ in self.ledger.misfit(claim)}
+        if not shared or not all(pool.kind in SHARED for pool in misfit):
+            return False
+        for pool in misfit:
             self.of.setdefault(pool, (place, claim))
+        return bool(misfit)
 
 
 def decide(ledger: Ledger, queues: Sequence[Queue], now: datetime, *, limit: int) -> list[Candidate]:
     """Return up to `limit` tasks to admit, in order: they are held in the ledger afterwards and gone from their queue's heads."""
     admitted: list[Candidate] = []
-    reserved = _reserve(ledger, queues, now, admitted, limit)
+    reserved, later = _reserve(ledger, queues, now, admitted, limit)
     heap: list[tuple[float, datetime, int]] = []
-    for index in range(len(queues)):
-        _push(heap, ledger, queues, index, 0, now)
     # heads of each queue that have been looked at: what did not fit does not fit later either
     passed = [0] * len(queues)
     refused: list[set[tuple[Amount, tuple[str, ...]]]] = [set() for _ in queues]
+
+    def offer(index: int) -> None:
+        """Put the next task of the queue that fits on the heap."""
+        queue = queues[index]
+        for candidate in queue.heads[passed[index] :]:
+            demand = (candidate.claim.amount, candidate.claim.groups)
+            if demand not in refused[index]:
+                if _fits(ledger, candidate.claim, reserved, later):
+                    key = ledger.share(candidate.claim, now) / _weight(ledger, queue, candidate, now)
+                    heapq.heappush(heap, (key, candidate.since, index))
+                    return
+                refused[index].add(demand)
+            passed[index] += 1
+
+    for index in range(len(queues)):
+        offer(index)
     while heap and len(admitted) < limit:
         _, _, index = heapq.heappop(heap)
         queue = queues[index]
-        while passed[index] < len(queue.heads):
-            candidate = queue.heads[passed[index]]
-            demand = (candidate.claim.amount, candidate.claim.groups)
-            if demand not in refused[index] and _fits(ledger, candidate.claim, reserved, MAX_RESERVATIONS):
-                admitted.append(_admit(ledger, queue, passed[index], now))
-                _push(heap, ledger, queues, index, passed[index], now)
-                break
-            refused[index].add(demand)
-            passed[index] += 1
+        if _fits(ledger, queue.heads[passed[index]].claim, reserved, later):
+            admitted.append(_admit(ledger, queue, passed[index], now))
+        offer(index)
     _mark_blocked(ledger, queues, now)
     return admitted
 
@@ -247,35 +281,41 @@ def _mark_blocked(ledger: Ledger, queues: Sequence[Queue], now: datetime) -> Non
     """Note since when a first task has not fitted although it is its user's turn."""
     turns = []
     for index, queue in enumerate(queues):
-        if queue.heads and (misfit := set(ledger.misfit(queue.heads[0].claim))):
+        if queue.heads and (obstacle := ledger.obstacle(queue.heads[0].claim)):
             past = ledger.past_share(queue.key.user, now) / _weight(ledger, queue, queue.heads[0], now)
-            turns.append((past, queue.heads[0].since, index, misfit))
+            turns.append((past, queue.heads[0].since, index, obstacle))
     waiting = {queue.heads[0].id for queue in queues if queue.heads}
-    ledger.blocked = {task_id: since for task_id, since in ledger.blocked.items() if task_id in waiting}
+    ledger.blocked = {task_id: blocked for task_id, blocked in ledger.blocked.items() if task_id in waiting}
     awaited: set[tuple[Pool, int]] = set()
-    for _, _, index, misfit in sorted(turns, key=lambda turn: turn[:3]):
-        if not misfit <= awaited:
-            ledger.blocked.setdefault(queues[index].heads[0].id, now)
-        awaited |= misfit
+    for _, _, index, obstacle in sorted(turns, key=lambda turn: turn[:3]):
+        if not obstacle <= awaited:
+            task_id = queues[index].heads[0].id
+            blocked = ledger.blocked.setdefault(task_id, Blocked(now))
+            if blocked.shared_since is None and all(pool.kind in SHARED for pool, _ in obstacle):
+                ledger.blocked[task_id] = blocked._replace(shared_since=now)
+        awaited |= obstacle
 
 
 def _reserve(
     ledger: Ledger, queues: Sequence[Queue], now: datetime, admitted: list[Candidate], limit: int
-) -> _Reservations:
-    """Admit or reserve for the first tasks that have not fitted for too long, longest first."""
+) -> tuple[_Reservations, int]:
+    """Admit or reserve for the first tasks that have not fitted for too long, longest first; return a place behind them too."""
     reserved = _Reservations(ledger)
     late = []
+    latest = now - ledger.rules.reserve_after
     for queue in queues:
-        since = ledger.blocked.get(queue.heads[0].id) if queue.heads else None
-        if since is not None and now - since >= ledger.rules.reserve_after:
-            late.append((since, queue.heads[0].id, queue))
-    for place, (_, _, queue) in enumerate(heapq.nsmallest(MAX_RESERVATIONS, late, key=lambda item: item[:2])):
-        claim = queue.heads[0].claim
+        blocked = ledger.blocked.get(queue.heads[0].id) if queue.heads else None
+        if blocked is not None and blocked.since <= latest:
+            late.append((blocked.shared_since or blocked.since, queue.heads[0].id, queue))
+    shared = 0
+    for place, (_, task_id, queue) in enumerate(sorted(late, key=lambda item: item[:2])):
+        claim, since = queue.heads[0].claim, ledger.blocked[task_id].shared_since
         if len(admitted) < limit and _fits(ledger, claim, reserved, place):
             admitted.append(_admit(ledger, queue, 0, now))
         else:
-            reserved.add(claim, place)
-    return reserved
+            is_late = since is not None and since <= latest
+            shared += reserved.add(claim, place, shared=is_late and shared < MAX_RESERVATIONS)
+    return reserved, len(late)
 
 
 def _fits(ledger: Ledger, claim: Claim, reserved: _Reservations, place: int) -> bool:
@@ -287,22 +327,6 @@ def _admit(ledger: Ledger, queue: Queue, index: int, now: datetime) -> Candidate
     ledger.hold(candidate.id, candidate.claim, now)
     queue.served_at = now
     return candidate
-
-
-def _push(
-    heap: list[tuple[float, datetime, int]],
-    ledger: Ledger,
-    queues: Sequence[Queue],
-    index: int,
-    next_head: int,
-    now: datetime,
-) -> None:
-    queue = queues[index]
-    if next_head >= len(queue.heads):
-        return
-    candidate = queue.heads[next_head]
-    key = ledger.share(candidate.claim, now) / _weight(ledger, queue, candidate, now)
-    heapq.heappush(heap, (key, candidate.since, index))
 
 
 def _weight(ledger: Ledger, queue: Queue, candidate: Candidate, now: datetime) -> float:

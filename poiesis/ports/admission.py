@@ -19,16 +19,16 @@ class Note:
     text: str = ""
 
 
+Place = tuple[QueueKey, TaskId | None]
+"""In the order of all queues: behind a task of one; None: behind all of its tasks."""
+
+
 class AdmissionStore(Protocol):
     """Derived from tasks as they are saved: a task that waits for admission is in its queue, one in flight is held. All answers come from
     indexes that have only such tasks, so that they cost nothing where there is no quota. Methods raise RepositoryUnavailable."""
 
-    def queues(self, after: QueueKey | None, *, limit: int) -> Sequence[QueueKey]:
-        """Queues that are not empty, in the order of their keys; costs the number of queues, not that of tasks."""
-        ...
-
-    def queued(self, queue: QueueKey, *, limit: int) -> Sequence[Candidate]:
-        """The first tasks of a queue, in the order of ids."""
+    def queued(self, after: Place | None, *, limit: int) -> Sequence[tuple[QueueKey, Candidate]]:
+        """Tasks that wait, behind a place, queue by queue, in each in the order of ids. None: from the first one on."""
         ...
 
     def place(self, queue: QueueKey, task_id: TaskId, *, most: int) -> int:

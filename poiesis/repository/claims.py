@@ -18,6 +18,7 @@ from poiesis.domain.decide.admission import candidate_of, is_held, is_queued
 from poiesis.domain.fair_share import Candidate, QueueKey
 from poiesis.domain.quotas import Claim
 from poiesis.domain.task import Task, TaskId
+from poiesis.ports.admission import Place
 
 AFTER: Final = "0"  # the character after the slash: what begins with `x/` is below `x0`
 
@@ -45,15 +46,22 @@ def queue_prefix(queue: QueueKey) -> str:
     return "/".join(quote(part, safe="") for part in queue)
 
 
-def queue_of(key: str) -> QueueKey:
-    user, service_class, _ = key.split("/", 2)
-    return QueueKey(unquote(user), unquote(service_class))
+def behind(place: Place | None) -> str:
+    """The least key behind a place."""
+    if place is None:
+        return ""
+    queue, task_id = place
+    prefix = queue_prefix(queue)
+    if task_id is None:
+        return prefix + AFTER
+    return f"{prefix}/{task_id}{AFTER}" if task_id else f"{prefix}/"
 
 
-def read_queued(key: str) -> Candidate:
-    _, _, task_id, text = key.split("/", 3)
+def read_queued(key: str) -> tuple[QueueKey, Candidate]:
+    user, service_class, task_id, text = key.split("/", 3)
     details = msgspec.json.decode(text, type=_Details)
-    return Candidate(TaskId(task_id), details.attempt, details.claim, details.since)
+    candidate = Candidate(TaskId(task_id), details.attempt, details.claim, details.since)
+    return QueueKey(unquote(user), unquote(service_class)), candidate
 
 
 def read_held(key: str) -> tuple[TaskId, Claim]:

@@ -16,15 +16,16 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final, NamedTuple
 
 from poiesis.domain.decide.admission import admit, is_held, is_queued, refuse
 from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.errors import PoiesisError, QueueUnavailable, UnknownTask
-from poiesis.domain.fair_share import SITE, Account, Candidate, Ledger, Pool, Queue, QueueKey, decide, ordinal, why
+from poiesis.domain.fair_share import SITE, Account, Blocked, Candidate, Ledger, Pool, QueueKey, decide, ordinal, why
 from poiesis.domain.plan import first_stages
 from poiesis.domain.policy import Policy
 from poiesis.domain.quotas import Amount, Caps
@@ -44,19 +45,19 @@ from poiesis.ports.admission import AdmissionStore
 from poiesis.ports.clock import Clock
 from poiesis.ports.queue import Queue as LinkQueue
 from poiesis.ports.repository import TaskRepository
+from poiesis.services.waiting_queues import WaitingQueues
 
 log = logging.getLogger(__name__)
 
 ROUND: Final = "admission"
 REPORT: Final = "admission_report"
 BATCH: Final = 64  # tasks of a round
-HEADS: Final = 32  # of each queue in memory
-QUEUES: Final = 100  # looked for in one poll
 HELD_PAGE: Final = 1000
 POLL_S: Final = 0.2
 APART_S: Final = 0.1
+IDLE_SHARE: Final = 4  # rounds begin this many times as far apart as a decision takes of a processor
 IDLE_POLL_S: Final = 5.0  # without quotas, only tasks of another configuration can be queued
-REREAD: Final = timedelta(seconds=2)  # how often a queue that has all of its tasks in memory is read again
+DECIDE: Final = timedelta(seconds=1)  # how often it is decided although nothing has changed but the time
 LOOK: Final = timedelta(seconds=5)  # how often the store is asked which tasks are in flight
 REPORT_EVERY: Final = timedelta(seconds=1)
 MAX_USERS: Final = 10_000  # whose past usage is remembered
@@ -81,7 +82,6 @@ class Admitter:
     poll_s: float = POLL_S
     apart_s: float = APART_S
     look_every: timedelta = LOOK
-    reread_every: timedelta = REREAD
     hold: Callable[[threading.Event], Collection[str]] = lambda closed: ()
     """Called before each round but the first; may return later, but soon after the event is set. The round admits no tasks of the users
     that it returns."""
@@ -90,10 +90,12 @@ class Admitter:
         self._ledger: Ledger | None = None  # None: to be read
         self._version = 0
         self._pending: list[tuple[str, int]] = []
-        self._queues: dict[QueueKey, Queue] = {}
-        self._read_at: dict[QueueKey, datetime] = {}
-        self._cursor: QueueKey | None = None
-        self._looked_at = self._reported_at = datetime.min.replace(tzinfo=self.clock.now().tzinfo)
+        self._queues = WaitingQueues(self.store)
+        self._waited: Collection[str] = ()
+        self._has_room = True  # for all that is known, something has ended since the last decision
+        self._nothing_fits = False  # of what is in memory
+        self._decision_s = 0.0
+        self._decided_at = self._looked_at = self._reported_at = datetime.min.replace(tzinfo=self.clock.now().tzinfo)
         self._reported = ""
         self._ended: set[TaskId] = set()
         self._hints = threading.Lock()
@@ -126,7 +128,7 @@ class Admitter:
         pause = self.poll_s if self.policy.admission.is_enabled else IDLE_POLL_S
         waiting: Collection[str] = ()
         while not self._closed.is_set():
-            next_round = time.monotonic() + self.apart_s
+            begin = time.monotonic()
             try:
                 admitted = self.run_once(waiting)
             except PoiesisError as error:
@@ -140,7 +142,8 @@ class Admitter:
                 time.sleep(1.0)
             if admitted < BATCH:
                 self._woken.wait(pause)
-                self._closed.wait(max(next_round - time.monotonic(), 0))
+                apart_s = max(self.apart_s, IDLE_SHARE * self._decision_s)
+                self._closed.wait(max(begin + apart_s - time.monotonic(), 0))
             waiting = self.hold(self._closed)
             self._woken.clear()
 
@@ -156,10 +159,7 @@ class Admitter:
         ledger = self._ledger or self._load(now)
         self._carry_out(ledger, now)
         self._release_ended(ledger, now)
-        admitted: list[Candidate] = []
-        if not ledger.is_full():
-            self._read_queues(ledger, now)
-            admitted = self._decide(ledger, now, waiting)
+        admitted = [] if ledger.is_full() else self._decide(ledger, now, waiting)
         if admitted:
             if not self._write_round(ledger, admitted):
                 return 0
@@ -168,13 +168,25 @@ class Admitter:
         return len(admitted)
 
     def _decide(self, ledger: Ledger, now: datetime, waiting: Collection[str]) -> list[Candidate]:
-        queues = [queue for queue in self._queues.values() if queue.key.user not in waiting]
-        others = [queue for queue in self._queues.values() if queue.key.user in waiting]
-        blocked = {
-            q.heads[0].id: ledger.blocked[q.heads[0].id] for q in others if q.heads and q.heads[0].id in ledger.blocked
-        }
+        """Nothing is decided again as long as nothing has changed."""
+        begin = time.thread_time()
+        check = partial(self._check, ledger, now)
+        self._queues.read(check)
+        if self._nothing_fits:
+            self._queues.look_further(check)
+        is_due = abs(now - self._decided_at) >= DECIDE
+        if not (is_due or self._has_room or self._queues.has_changed or waiting != self._waited):
+            return []
+        queues = [queue for queue in self._queues.queues() if queue.key.user not in waiting]
+        others = [queue for queue in self._queues.queues() if queue.key.user in waiting]
+        firsts = [q.heads[0].id for q in others if q.heads]
+        blocked = {task_id: ledger.blocked[task_id] for task_id in firsts if task_id in ledger.blocked}
         admitted = decide(ledger, queues, now, limit=BATCH)
         ledger.blocked |= blocked  # their turn is not over
+        self._nothing_fits = len(admitted) < BATCH
+        self._has_room = self._queues.has_changed = not self._nothing_fits
+        self._waited, self._decided_at = waiting, now
+        self._decision_s = time.thread_time() - begin
         return admitted
 
     # ── rounds ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -185,9 +197,10 @@ class Admitter:
         last = json.loads(note.text) if note.text else {"pending": [], "used": {}, "blocked": {}}
         ledger = Ledger(self.policy.admission)
         ledger.accounts = {user: Account(Amount(), tuple(used), now) for user, used in last["used"].items()}
-        ledger.blocked = {TaskId(i): datetime.fromisoformat(since) for i, since in last["blocked"].items()}
+        waits = {TaskId(i): datetime.fromisoformat(since) for i, since in last["blocked"].items()}
+        ledger.blocked = {task_id: Blocked(since, since) for task_id, since in waits.items()}
         self._version, self._pending = note.version, [(i, attempt) for i, attempt in last["pending"]]
-        self._queues.clear()
+        self._queues, self._has_room = WaitingQueues(self.store), True
         self._carry_out(ledger, now)
         self._look(ledger, now)
         self._ledger = ledger
@@ -199,7 +212,8 @@ class Admitter:
         pending = [(str(c.id), c.attempt) for c in admitted]
         ledger.forget_idle(self.clock.now())
         used = {user: account.used for user, account in list(ledger.accounts.items())[:MAX_USERS]}
-        blocked = {task_id: since.isoformat() for task_id, since in ledger.blocked.items()}
+        waits = ((task_id, blocked.shared_since) for task_id, blocked in ledger.blocked.items())
+        blocked = {task_id: since.isoformat() for task_id, since in waits if since is not None}
         text = json.dumps({"pending": pending, "used": used, "blocked": blocked})
         self._ledger = None  # also if it is not known whether the note was written
         if not self.store.write_note(ROUND, text, seen=self._version):
@@ -215,7 +229,7 @@ class Admitter:
         for task_id, attempt in self._pending:
             task = self._admit(TaskId(task_id), attempt)
             if task is None or not is_held(task):  # canceled meanwhile
-                ledger.release(TaskId(task_id), now)
+                self._release(ledger, TaskId(task_id), now)
         self._pending = []
 
     def _admit(self, task_id: TaskId, attempt: int) -> Task | None:
@@ -257,8 +271,8 @@ class Admitter:
         with self._hints:
             ended, self._ended = self._ended, set()
         for task_id in ended:
-            ledger.release(task_id, now)
-        if now - self._looked_at >= self.look_every:
+            self._release(ledger, task_id, now)
+        if abs(now - self._looked_at) >= self.look_every:  # also if the clock was set back
             self._look(ledger, now)
 
     def _look(self, ledger: Ledger, now: datetime) -> None:
@@ -273,45 +287,32 @@ class Admitter:
                 break
             after = page[-1][0]
         for task_id in ledger.held.keys() - found:
-            ledger.release(task_id, now)
+            self._release(ledger, task_id, now)
         self._looked_at = now
 
-    # ── queues ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+    def _release(self, ledger: Ledger, task_id: TaskId, now: datetime) -> None:
+        self._has_room |= ledger.release(task_id, now)
 
-    def _read_queues(self, ledger: Ledger, now: datetime) -> None:
-        keys = self.store.queues(self._cursor, limit=QUEUES)
-        self._cursor = keys[-1] if len(keys) == QUEUES else None
-        for key in keys:
-            self._queues.setdefault(key, Queue(key, []))
-        for key, queue in list(self._queues.items()):
-            if queue.heads and (len(queue.heads) > HEADS // 2 or now - self._read_at[key] < self.reread_every):
-                continue
-            queue.heads = list(self._usable(self.store.queued(key, limit=HEADS), ledger, now))
-            self._read_at[key] = now
-            if not queue.heads:
-                del self._queues[key], self._read_at[key]
-
-    def _usable(self, candidates: Sequence[Candidate], ledger: Ledger, now: datetime) -> Iterator[Candidate]:
-        """End those that have become larger than a quota."""
+    def _check(self, ledger: Ledger, now: datetime, candidate: Candidate) -> Candidate | None:
+        """End a task that has become larger than a quota."""
         rules = self.policy.admission
-        for candidate in candidates:
-            ledger.release(candidate.id, now)  # it was in flight, and waits again for more
-            claim = replace(candidate.claim, amount=rules.clamped(candidate.claim.amount))
-            problem = ledger.never_fits(claim)
-            if problem is None:
-                yield replace(candidate, claim=claim)
-                continue
-            task = self.repository.get(candidate.id)
-            refused = refuse(task, problem, now).recorded(now)
-            if is_queued(task) and self.repository.save(refused, seen=task.version):
-                self._count(refused, "refused")
-                self._publish(refused)
+        self._release(ledger, candidate.id, now)  # it was in flight, and waits again for more
+        claim = replace(candidate.claim, amount=rules.clamped(candidate.claim.amount))
+        problem = ledger.never_fits(claim)
+        if problem is None:
+            return replace(candidate, claim=claim)
+        task = self.repository.get(candidate.id)
+        refused = refuse(task, problem, now).recorded(now)
+        if is_queued(task) and self.repository.save(refused, seen=task.version):
+            self._count(refused, "refused")
+            self._publish(refused)
+        return None
 
     # ── report ──────────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _report(self, ledger: Ledger, now: datetime) -> None:
         """Publish what is held, for `WaitingReasons`. Nothing depends on it, so the last writer wins."""
-        if now - self._reported_at < REPORT_EVERY or not self.policy.admission.is_enabled:
+        if abs(now - self._reported_at) < REPORT_EVERY or not self.policy.admission.is_enabled:
             return
         self._reported_at = now
         self._measure(ledger)

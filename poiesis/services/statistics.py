@@ -12,12 +12,11 @@ from datetime import datetime
 from typing import Final
 
 from poiesis.domain.errors import Unavailable
-from poiesis.domain.fair_share import QueueKey
 from poiesis.domain.quotas import AdmissionRules
 from poiesis.domain.states import ROLE_OF, TERMINAL, State
 from poiesis.domain.task import TaskId
 from poiesis.metrics import BROKER_MESSAGES, DEPENDENCY_UP, QUEUED, QUEUED_AGE, TASKS, known_class
-from poiesis.ports.admission import AdmissionStore
+from poiesis.ports.admission import AdmissionStore, Place
 from poiesis.ports.clock import Clock
 from poiesis.ports.queue import Queue
 from poiesis.ports.repository import TaskFilter, TaskRepository
@@ -41,7 +40,7 @@ class Statistics:
     queue: Queue
     clock: Clock
     rules: AdmissionRules
-    _cursor: QueueKey | None = field(default=None, init=False)
+    _place: Place | None = field(default=None, init=False)
     _round: defaultdict[str, _Waiting] = field(default_factory=lambda: defaultdict(_Waiting), init=False)
     _shown: set[str] = field(default_factory=set, init=False)
 
@@ -73,15 +72,17 @@ class Statistics:
         DEPENDENCY_UP.labels("store").set(1)
 
     def _read_queues(self) -> None:
-        keys = self.admission.queues(self._cursor, limit=QUEUES)
-        for key in keys:
+        for _ in range(QUEUES):
+            found = self.admission.queued(self._place, limit=1)
+            if not found:
+                self._place = None
+                self._show()
+                return
+            [(key, first)] = found
             waiting = self._round[known_class(key.service_class, self.rules.class_names)]
             waiting.tasks += self.admission.place(key, LAST, most=MAX_OF_QUEUE)
-            for first in self.admission.queued(key, limit=1):
-                waiting.since = first.since if waiting.since is None else min(waiting.since, first.since)
-        self._cursor = keys[-1] if len(keys) == QUEUES else None
-        if self._cursor is None:
-            self._show()
+            waiting.since = first.since if waiting.since is None else min(waiting.since, first.since)
+            self._place = key, None
 
     def _show(self) -> None:
         now = self.clock.now()

@@ -9,7 +9,7 @@ from poiesis.domain.decide.admission import candidate_of, is_held, is_queued
 from poiesis.domain.fair_share import Candidate, QueueKey
 from poiesis.domain.quotas import Claim
 from poiesis.domain.task import Task, TaskId
-from poiesis.ports.admission import Note
+from poiesis.ports.admission import Note, Place
 from poiesis.testing.repository import MemoryTaskRepository
 
 
@@ -19,12 +19,14 @@ class MemoryAdmissionStore:
         self._notes: dict[str, Note] = {}
         self._lock = threading.Lock()
 
-    def queues(self, after: QueueKey | None, *, limit: int) -> Sequence[QueueKey]:
-        keys = {_queue(task) for task in self._repository.snapshot() if is_queued(task)}
-        return sorted(key for key in keys if after is None or key > after)[:limit]
-
-    def queued(self, queue: QueueKey, *, limit: int) -> Sequence[Candidate]:
-        return [candidate_of(task) for task in self._of(queue)[:limit]]
+    def queued(self, after: Place | None, *, limit: int) -> Sequence[tuple[QueueKey, Candidate]]:
+        waiting = sorted((_queue(t), t.id, candidate_of(t)) for t in self._repository.snapshot() if is_queued(t))
+        found = [
+            (key, candidate)
+            for key, task_id, candidate in waiting
+            if after is None or (key > after[0] if after[1] is None else (key, task_id) > after)
+        ]
+        return found[:limit]
 
     def place(self, queue: QueueKey, task_id: TaskId, *, most: int) -> int:
         return min(most, sum(task.id < task_id for task in self._of(queue)))

@@ -1,7 +1,7 @@
 """One suite for every `AdmissionStore`: in memory, SQLite, MongoDB.
 
-1. queues: those with waiting tasks, in pages; whatever their names
-2. queued: the first tasks in the order of ids, as they claim; canceled, admitted and ended ones are gone
+1. queued: all queues with waiting tasks, in one order, in pages from any place; whatever their names
+2. the first tasks of a queue in the order of ids, as they claim; canceled, admitted and ended ones are gone
 3. place: how many are before a task, no more than asked are counted
 4. held: admitted tasks until their state is final, in pages; tasks without a claim never
 5. notes: compare-and-set, one winner among many writers
@@ -83,10 +83,28 @@ def test_queues_are_those_with_waiting_tasks_in_pages(stores: Stores):
         stores.add(2 * number + 1, user, "urgent/x")
     stores.add(1000, "ann", stage=Stage.PREPARE, wake_at=NOW)
     found: list[QueueKey] = []
-    while page := stores.admission.queues(found[-1] if found else None, limit=3):
-        assert len(page) <= 3
-        found += page
+    while page := stores.admission.queued((found[-1], None) if found else None, limit=1):
+        found += [key for key, _ in page]
     assert sorted(found) == sorted(QueueKey(u, c) for u in USERS for c in ("default", "urgent/x"))
+    assert len(found) == len(set(found))
+
+
+def test_all_queues_are_read_in_one_order_from_any_place(stores: Stores):
+    """1."""
+    for number, user in enumerate(USERS):
+        for task in range(3):
+            stores.add(3 * number + task, user)
+    whole = stores.admission.queued(None, limit=100)
+    assert len(whole) == 3 * len(USERS)
+    assert [key for key, _ in whole[::3]] == [key for key, _ in whole[2::3]]
+    for index, (key, candidate) in enumerate(whole):
+        assert stores.admission.queued((key, candidate.id), limit=4) == whole[index + 1 : index + 5]
+        assert stores.admission.queued((key, TaskId("")), limit=3) == whole[index - index % 3 :][:3]
+        assert stores.admission.queued((key, None), limit=2) == whole[index - index % 3 + 3 :][:2]
+
+
+def first_of(stores: Stores, queue: QueueKey, limit: int) -> list[Candidate]:
+    return [c for key, c in stores.admission.queued((queue, TaskId("")), limit=limit) if key == queue]
 
 
 def test_the_first_tasks_of_a_queue_are_as_they_were_queued(stores: Stores):
@@ -94,13 +112,13 @@ def test_the_first_tasks_of_a_queue_are_as_they_were_queued(stores: Stores):
     tasks = [stores.add(number) for number in (5, 3, 9, 1)]
     stores.add(2, "ann", "urgent")
     stores.add(4, "ann0")
-    found = stores.admission.queued(DEFAULT, limit=3)
+    found = first_of(stores, DEFAULT, 3)
     assert [int(c.id) for c in found] == [1, 3, 5]
     assert tasks[3].claim is not None
     assert found[0] == Candidate(tasks[3].id, 1, tasks[3].claim, NOW)
     stores.save(admit(tasks[3], NOW))
     stores.save(replace(tasks[1], cancel_requested_at=NOW, wake_at=NOW))
-    assert [int(c.id) for c in stores.admission.queued(DEFAULT, limit=9)] == [5, 9]
+    assert [int(c.id) for c in first_of(stores, DEFAULT, 9)] == [5, 9]
 
 
 def test_an_attempt_that_asks_for_more_is_queued_again(stores: Stores):
@@ -111,7 +129,7 @@ def test_an_attempt_that_asks_for_more_is_queued_again(stores: Stores):
     since = NOW + timedelta(seconds=1)
     waiting = replace(task, attempt=2, state=State.RUNNING, stage=Stage.ADMIT, stage_since=since, wake_at=None)
     again = stores.save(replace(waiting, claim=larger))
-    assert stores.admission.queued(DEFAULT, limit=9) == [Candidate(task.id, 2, larger, since)]
+    assert first_of(stores, DEFAULT, 9) == [Candidate(task.id, 2, larger, since)]
     assert not stores.admission.held(None, limit=9)
     assert not stores.tasks.due(NOW + timedelta(days=1), limit=9)
     assert stores.tasks.get(task.id) == again
@@ -171,12 +189,12 @@ def test_sqlite_reads_only_the_indexes_of_such_tasks(tmp_path: Path):
     statements: list[str] = []
     with database.reading() as db:
         db.set_trace_callback(statements.append)
-    store.queues(None, limit=9), store.queued(DEFAULT, limit=9), store.held(None, limit=9)
+    store.queued(None, limit=9), store.queued((DEFAULT, None), limit=9), store.held(None, limit=9)
     store.place(DEFAULT, TaskId("2"), most=9)
     database.close()
     connection = sqlite3.connect(tmp_path / "tasks.sqlite")
     queries = [s for s in statements if s.startswith("SELECT")]
-    assert len(queries) == 5
+    assert len(queries) == 4
     for query in queries:
         plan = " ".join(str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {query}"))
         assert "COVERING INDEX tasks_queued" in plan or "COVERING INDEX tasks_held" in plan, plan

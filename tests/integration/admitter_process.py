@@ -53,7 +53,7 @@ def main() -> None:
     policy = Policy(admission=AdmissionRules(site=site, user=user))
     repository, store = open_stores(where)
     soon = timedelta(seconds=0.02)
-    admitter = Admitter(repository, store, RecordingQueue(), RealClock(), policy, look_every=soon, reread_every=soon)
+    admitter = Admitter(repository, store, RecordingQueue(), RealClock(), policy, look_every=soon)
     Path(ready).touch()
     while True:
         try:

@@ -88,7 +88,7 @@ def test_killed_admitters_pass_no_cap_and_admit_every_task_once(where: str, tmp_
     admitters = Admitters(where, tmp_path, chance)
     deadline = time.monotonic() + DEADLINE_S
     try:
-        while store.queues(None, limit=1) or store.held(None, limit=1):
+        while store.queued(None, limit=1) or store.held(None, limit=1):
             assert time.monotonic() < deadline, "tasks are left"
             held = store.held(None, limit=1000)
             total = Amount()

@@ -12,8 +12,8 @@ from pymongo.errors import DuplicateKeyError
 from poiesis.domain.fair_share import Candidate, QueueKey
 from poiesis.domain.quotas import Claim
 from poiesis.domain.task import TaskId
-from poiesis.ports.admission import Note
-from poiesis.repository.claims import AFTER, queue_of, queue_prefix, read_held, read_queued
+from poiesis.ports.admission import Note, Place
+from poiesis.repository.claims import AFTER, behind, queue_prefix, read_held, read_queued
 from poiesis.repository.mongo.connection import MongoDatabase
 
 
@@ -25,21 +25,8 @@ class MongoAdmissionStore:
         self._tasks = database.collection("tasks", ())
         self._notes = database.collection("notes", ())
 
-    def queues(self, after: QueueKey | None, *, limit: int) -> Sequence[QueueKey]:
-        found: list[QueueKey] = []
-        begin = "" if after is None else queue_prefix(after) + AFTER
-        while len(found) < limit:
-            keys = self._keys("queued", {"$gte": begin}, 1)
-            if not keys:
-                break
-            found.append(queue_of(keys[0]))
-            begin = queue_prefix(found[-1]) + AFTER
-        return found
-
-    def queued(self, queue: QueueKey, *, limit: int) -> Sequence[Candidate]:
-        prefix = queue_prefix(queue)
-        keys = self._keys("queued", {"$gt": f"{prefix}/", "$lt": prefix + AFTER}, limit)
-        return [read_queued(key) for key in keys]
+    def queued(self, after: Place | None, *, limit: int) -> Sequence[tuple[QueueKey, Candidate]]:
+        return [read_queued(key) for key in self._keys("queued", {"$gte": behind(after)}, limit)]
 
     def place(self, queue: QueueKey, task_id: TaskId, *, most: int) -> int:
         prefix = queue_prefix(queue)

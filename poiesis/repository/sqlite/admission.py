@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from poiesis.domain.fair_share import Candidate, QueueKey
 from poiesis.domain.quotas import Claim
 from poiesis.domain.task import TaskId
-from poiesis.ports.admission import Note
-from poiesis.repository.claims import AFTER, queue_of, queue_prefix, read_held, read_queued
+from poiesis.ports.admission import Note, Place
+from poiesis.repository.claims import AFTER, behind, queue_prefix, read_held, read_queued
 from poiesis.repository.sqlite.database import SqliteDatabase
 
 
@@ -18,26 +18,10 @@ class SqliteAdmissionStore:
     def __init__(self, database: SqliteDatabase) -> None:
         self._database = database
 
-    def queues(self, after: QueueKey | None, *, limit: int) -> Sequence[QueueKey]:
-        found: list[QueueKey] = []
-        begin = "" if after is None else queue_prefix(after) + AFTER
+    def queued(self, after: Place | None, *, limit: int) -> Sequence[tuple[QueueKey, Candidate]]:
+        query = "SELECT queued FROM tasks INDEXED BY tasks_queued WHERE queued >= ? ORDER BY queued LIMIT ?"
         with self._database.reading() as db:
-            while len(found) < limit:
-                query = "SELECT queued FROM tasks INDEXED BY tasks_queued WHERE queued >= ? ORDER BY queued LIMIT 1"
-                row = db.execute(query, (begin,)).fetchone()
-                if row is None:
-                    break
-                found.append(queue_of(row[0]))
-                begin = queue_prefix(found[-1]) + AFTER
-        return found
-
-    def queued(self, queue: QueueKey, *, limit: int) -> Sequence[Candidate]:
-        prefix = queue_prefix(queue)
-        query = (
-            "SELECT queued FROM tasks INDEXED BY tasks_queued WHERE queued > ? AND queued < ? ORDER BY queued LIMIT ?"
-        )
-        with self._database.reading() as db:
-            rows = db.execute(query, (f"{prefix}/", prefix + AFTER, limit)).fetchall()
+            rows = db.execute(query, (behind(after), limit)).fetchall()
         return [read_queued(key) for (key,) in rows]
 
     def place(self, queue: QueueKey, task_id: TaskId, *, most: int) -> int:

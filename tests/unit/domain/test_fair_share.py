@@ -252,6 +252,72 @@ def test_tasks_that_take_the_whole_site_do_not_keep_it_from_others():
     assert min(held.values()) >= 0.35 * held.total()
 
 
+@pytest.mark.parametrize("groups", [(), ("g",)])
+def test_nothing_of_the_site_is_kept_for_a_task_that_its_own_quota_stops(groups: tuple[str, ...]):
+    """Neither after `reserve_after` nor at once when its own quota has room again: its wait for the site begins then."""
+    rules = AdmissionRules(
+        site=Quota(max_gpus=8),
+        users={} if groups else {"a": Quota(max_tasks=1)},
+        groups={"g": Quota(max_tasks=1)},
+        reserve_after=timedelta(minutes=10),
+    )
+    site = Site(rules)
+    site.post("a", amount(), seconds=40 * 60, groups=groups)
+    site.step()
+    large = site.post("a", amount(gpus=8), seconds=60, groups=groups)
+    for minute in range(60):
+        for number in range(8):
+            site.post("b", amount(gpus=1), seconds=(2 + number) * 60 - 1)
+        site.step(by=60 * SECOND)
+        assert site.held("b").gpus == 8 or minute >= 50, f"after {minute} min"
+    assert timedelta(minutes=50) <= site.started[large] - START <= timedelta(minutes=60)
+
+
+@pytest.mark.parametrize("groups", [(), ("g",)])
+def test_a_large_task_starts_within_a_quota_of_its_own_that_small_ones_fill(groups: tuple[str, ...]):
+    rules = AdmissionRules(
+        site=Quota(max_gpus=100),
+        users={} if groups else {"a": Quota(max_gpus=4)},
+        groups={"g": Quota(max_gpus=4)},
+        reserve_after=timedelta(minutes=1),
+    )
+    site = Site(rules)
+    for _ in range(4):
+        site.post("a" if not groups else "other", amount(gpus=1), seconds=20, groups=groups)
+    site.step()
+    large = site.post("a", amount(gpus=4), seconds=5, groups=groups)
+    while large not in site.started:
+        site.post("a" if not groups else "other", amount(gpus=1), seconds=20, groups=groups)
+        site.step()
+        assert site.now < START + timedelta(minutes=3)
+
+
+def test_what_is_kept_in_an_own_quota_stays_kept_while_the_site_is_waited_for():
+    """Else the user's small tasks would fill the own quota again and again, and the wait for the site would begin anew each time."""
+    rules = AdmissionRules(site=Quota(max_gpus=8), users={"a": Quota(max_gpus=4)}, reserve_after=timedelta(minutes=1))
+    site = Site(rules)
+    for user in "aaaabbbb":
+        site.post(user, amount(gpus=1), seconds=20)
+    site.step()
+    large = site.post("a", amount(gpus=4), seconds=5)
+    while large not in site.started:
+        for user in "ab":
+            site.post(user, amount(gpus=1), seconds=20)
+        site.step()
+        assert site.now < START + timedelta(minutes=5)
+
+
+def test_small_tasks_behind_a_large_one_that_does_not_fit_keep_their_turn():
+    """They count with what they ask for, not with what the large one does."""
+    site = Site(AdmissionRules(site=Quota(max_cpu_cores=10), aging=timedelta(0), half_life=timedelta(0)))
+    site.post("c", amount(cores=8), seconds=1000)
+    site.step()
+    site.post("a", amount(cores=9))
+    small = site.post("a", amount(cores=1), 100)
+    site.post("b", amount(cores=2), 100)
+    assert small in {c.id for c in site.step()}
+
+
 def test_a_queue_does_not_age_while_its_task_runs():
     site = Site(AdmissionRules(site=Quota(max_tasks=1), half_life=timedelta(0), aging=timedelta(minutes=1)))
     site.post("a", amount(), seconds=3600)

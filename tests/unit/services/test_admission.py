@@ -3,7 +3,7 @@
 import random
 import threading
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -15,12 +15,14 @@ from hypothesis import strategies as st
 from poiesis.domain.decide.admission import cancel_at_once, claim_of, enqueue, is_held, notes_on_size
 from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.errors import InvalidTask, RepositoryUnavailable
+from poiesis.domain.fair_share import decide
 from poiesis.domain.policy import Policy
 from poiesis.domain.quotas import AdmissionRules, Amount, Quota
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Executor, Resources, Task, TaskId, TaskSpec, Version
 from poiesis.services.admission import BATCH, ROUND, Admitter, WaitingReasons
 from poiesis.services.tasks import TaskService
+from poiesis.services.waiting_queues import FURTHER_READS, HEADS, PAGE, SHORT_READS, SWEEP_READS
 from poiesis.testing.admission import MemoryAdmissionStore
 from poiesis.testing.clock import START, ManualClock
 from poiesis.testing.queue import RecordingQueue
@@ -377,6 +379,114 @@ def test_tasks_that_end_soon_after_a_round_share_the_next(monkeypatch, apart_s, 
     admitter.close()
     assert seen == rounds
     assert not admitter._thread.is_alive()
+
+
+def rounds_until(service: Service, admitter: Admitter, done: Callable[[], bool], most: int) -> int:
+    for count in range(most):
+        if done():
+            return count
+        admitter.run_once()
+        service.clock.advance(timedelta(seconds=0.2))
+    raise AssertionError(f"not after {most} rounds")
+
+
+@pytest.mark.parametrize("blocked", [10, HEADS - 1, HEADS, HEADS + 1, HEADS + PAGE, 10 * PAGE])
+def test_a_task_that_fits_starts_behind_any_number_that_do_not(blocked):
+    service = Service(AdmissionRules(site=Quota(max_cpu_cores=8)))
+    service.post(0, "bob", cpu_cores=1)
+    admitter = service.admitter()
+    assert admitter.run_once() == 1
+    for n in range(blocked):
+        service.post(10 + n, cpu_cores=8)
+    small = [service.post(1000 + n, cpu_cores=1) for n in range(3)]
+    started = rounds_until(service, admitter, lambda: all(is_held(service.repository.get(i)) for i in small), 40)
+    assert started <= 3 + blocked // PAGE
+
+
+def test_canceled_tasks_keep_no_room_and_an_older_one_that_waits_again_goes_first():
+    service = Service(AdmissionRules(site=Quota(max_cpu_cores=8)))
+    service.post(0, "bob", cpu_cores=1)
+    admitter = service.admitter()
+    admitter.run_once()
+    large = [service.post(10 + n, cpu_cores=8) for n in range(2 * HEADS)]
+    rounds_until(service, admitter, lambda: bool(admitter._ledger and admitter._ledger.blocked), 3)
+    for task_id in large[:-1]:
+        task = service.repository.get(task_id)
+        canceled = cancel_at_once(task, service.clock.now())
+        assert canceled is not None and service.repository.save(canceled, seen=task.version)
+    service.clock.advance(timedelta(minutes=20))  # longer than anything is kept for
+    small = service.post(1000, "carl", cpu_cores=1)
+    rounds_until(service, admitter, lambda: is_held(service.repository.get(small)), 2)
+    older = service.post(1, cpu_cores=3)
+    younger = [service.post(2000 + n, cpu_cores=3) for n in range(3)]
+    assert admitter.run_once() == 2
+    assert [is_held(service.repository.get(i)) for i in (older, *younger)] == [True, True, False, False]
+
+
+class Counted:
+    """Passes calls on, and counts them."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+        self.calls: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        self.calls[name] += 1
+        return getattr(self._target, name)
+
+
+def test_a_round_reads_the_store_a_bounded_number_of_times_and_finds_every_queue():
+    service = Service(AdmissionRules(site=Quota(max_cpu_cores=8)))
+    service.post(0, "bob", cpu_cores=8)
+    admitter = service.admitter()
+    admitter.run_once()
+    for n in range(2000):
+        service.post(10 + n, f"user{n % 200}", cpu_cores=8)
+    admitter.store = admitter._queues._store = counted = Counted(service.store)
+    for _ in range(20):
+        service.clock.advance(timedelta(seconds=0.2))
+        counted.calls.clear()
+        assert admitter.run_once() == 0
+        assert counted.calls["queued"] <= SWEEP_READS + SHORT_READS + FURTHER_READS
+    assert len(admitter._queues.queues()) == 200
+
+
+def test_nothing_is_decided_again_while_nothing_changes(monkeypatch):
+    service = Service(AdmissionRules(site=Quota(max_cpu_cores=8)))
+    running = service.post(0, "bob", cpu_cores=8)
+    admitter = service.admitter()
+    admitter.run_once()
+    service.post(1, cpu_cores=8)
+    decisions = 0
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal decisions
+        decisions += 1
+        return decide(*args, **kwargs)
+
+    monkeypatch.setattr("poiesis.services.admission.decide", counted)
+    for _ in range(20):
+        admitter.run_once()
+        service.clock.advance(timedelta(seconds=0.2))
+    assert decisions <= 6  # once a second, for what only time changes
+    admitter.run_once()
+    before = decisions
+    service.post(2, "carl", cpu_cores=8)
+    admitter.run_once()
+    assert decisions == before + 1
+    service.end(running)
+    admitter.ended(running)
+    assert admitter.run_once() == 1
+
+
+def test_a_clock_that_was_set_back_delays_no_look_at_what_has_ended():
+    service = Service(AdmissionRules(site=Quota(max_tasks=1)))
+    ids = [service.post(n) for n in range(2)]
+    admitter = service.admitter()
+    admitter.run_once()
+    service.clock.advance(timedelta(hours=-1))
+    service.end(ids[0])
+    assert admitter.run_once() == 1
 
 
 def test_a_round_admits_no_task_of_a_user_who_has_to_wait():
