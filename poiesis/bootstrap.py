@@ -38,6 +38,7 @@ from poiesis.ports.repository import TaskRepository
 from poiesis.services.admission import Admitter, WaitingReasons
 from poiesis.services.capacity import CapacityReport, reported_capacity
 from poiesis.services.create_bursts import CreateBursts
+from poiesis.services.deferred_begin import DeferredBegin
 from poiesis.services.keys import KeyService
 from poiesis.services.logs import LogRetention, LogService
 from poiesis.services.monitor import Monitor
@@ -335,10 +336,14 @@ class Bootstrap(ExitStack):
 
     @cached_property
     def tasks(self) -> TaskService:
-        parts = (self.repository, self.queue, self.clock, self.policy, self.stores.idempotency, self.reasons)
-        if not self.is_embedded:
-            return TaskService(*parts)
-        return TaskService(*parts, on_queued=self.admitter.wake, creating=self.create_bursts.creating)
+        parts = (self.clock, self.policy, self.stores.idempotency, self.reasons)
+        creating = self.create_bursts.creating
+        if self.is_embedded:
+            return TaskService(self.repository, self.queue, *parts, on_queued=self.admitter.wake, creating=creating)
+        queue = DeferredBegin(self.queue, self.create_bursts.hold)
+        queue.start()
+        self.callback(queue.close)
+        return TaskService(self.repository, queue, *parts, creating=creating)
 
     @cached_property
     def reasons(self) -> WaitingReasons:

@@ -1,7 +1,7 @@
-"""Answer a burst of creates before its tasks are admitted, where one process does both (docs/adr/0023).
+"""Answer a burst of creates before its tasks are admitted (one machine) or their links are published (docs/adr/0023).
 
-Tasks that start while creates queue make each of those wait for the same processors and the same interpreter's lock. Only the tasks of the
-user who posts the burst wait, for a bounded time.
+Tasks that start while creates queue make each of those wait for the same processors, on one machine also for the same interpreter's lock.
+Only the tasks of the user who posts the burst wait, for a bounded time.
 """
 
 from __future__ import annotations
