@@ -69,7 +69,7 @@ def shares() -> None:
         for user in weights:
             if user == "bob" and second < 600:
                 continue
-            claim = Claim(user, Amount(tasks=1), "default")
+            claim = Claim(user, Amount(tasks=1, millicores=1000), "default")
             heads = [Candidate(TaskId(f"{count + n:026d}"), 1, claim, now) for n in range(80)]
             count += 80
             queues.append(Queue(QueueKey(user, "default"), heads))
@@ -87,7 +87,7 @@ def shares() -> None:
 
 def a_task(user: str, number: int) -> Task:
     now = START + timedelta(microseconds=number)
-    claim = Claim(user, Amount(tasks=1), "default")
+    claim = Claim(user, Amount(tasks=1, millicores=1000), "default")
     spec = TaskSpec((Executor("alpine", ("true",)),))
     return Task(new_task_id(now), spec, now, stage=Stage.ADMIT, stage_since=now, owner=user, claim=claim)
 
@@ -114,13 +114,13 @@ def fill(database: SqliteDatabase, user: str, count: int) -> None:
 class Site:
     """An admitter on an SQLite file with `queued` tasks of one user, and a cluster whose tasks take GENERATION_S."""
 
-    def __init__(self, directory: str, queued: int) -> None:
+    def __init__(self, directory: str, queued: int, quota: Quota) -> None:
         database = SqliteDatabase(Path(directory) / "tasks.sqlite")
         begin = time.monotonic()
         fill(database, "greedy", queued)
         print(f"{queued} tasks queued in {time.monotonic() - begin:.0f} s")
         self.tasks, self.store = SqliteTaskRepository(database), SqliteAdmissionStore(database)
-        policy = Policy(admission=AdmissionRules(site=Quota(max_tasks=SLOTS)))
+        policy = Policy(admission=AdmissionRules(site=quota))
         self.admitter = Admitter(self.tasks, self.store, RecordingQueue(), RealClock(), policy)
         self.ends: dict[TaskId, float] = {}
 
@@ -140,7 +140,7 @@ class Site:
 
 def newcomer(queued: int) -> None:
     with tempfile.TemporaryDirectory() as directory:
-        site = Site(directory, queued)
+        site = Site(directory, queued, Quota(max_tasks=SLOTS))
         begin = time.monotonic()
         while time.monotonic() - begin < 5 * GENERATION_S:
             site.step()
@@ -161,8 +161,14 @@ def newcomer(queued: int) -> None:
 
 
 def queue(queued: int) -> None:
+    for quota in (Quota(max_tasks=SLOTS), Quota(max_cpu_cores=SLOTS)):
+        measure(queued, quota)
+
+
+def measure(queued: int, quota: Quota) -> None:
+    print(f"all that the site has is {SLOTS} {'tasks' if quota.max_tasks else 'cores'}")
     with tempfile.TemporaryDirectory() as directory:
-        site = Site(directory, queued)
+        site = Site(directory, queued, quota)
         began = time.process_time()
         site.admitter.run_once()
         print(f"first round, {SLOTS} admitted: {1000 * (time.process_time() - began):.1f} ms of CPU")
