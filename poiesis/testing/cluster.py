@@ -145,16 +145,18 @@ class MemoryCluster:
         with self._lock:
             return self._of(task_id).is_empty
 
-    def hold(self, task_id: str, part: str, why: str, room: Room | None = None) -> None:
-        """No node can take the pod: `Unschedulable: 0/3 nodes are available`."""
-        self._change(task_id, part, lambda pod: replace(pod, waiting=why, room=room))
+    def hold(self, task_id: str, part: str, why: str, room: Room | None = None, *, queued: bool = False) -> None:
+        """No node can take the pod: `Unschedulable: 0/3 nodes are available`; or a queue holds it back."""
+        self._change(task_id, part, lambda pod: replace(pod, waiting=why, room=room, queued=queued))
 
     def schedule(self, task_id: str, part: str, node: str = "node-1") -> None:
         now = self._clock.now()
         self._change(
             task_id,
             part,
-            lambda pod: replace(pod, scheduled=True, scheduled_at=now, waiting=None, room=None, node=node),
+            lambda pod: replace(
+                pod, scheduled=True, scheduled_at=now, waiting=None, room=None, queued=False, node=node
+            ),
         )
 
     def stick(self, task_id: str, part: str, container: str, reason: str, message: str | None = None) -> None:

@@ -212,7 +212,7 @@ def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Pol
         return _launch(task, pod_plan.part, now)
     match follow(task, observed, pod_plan, now, policy):
         case Waiting(shown):
-            unreachable = _unreachable_volume(task, observed, pod_plan.part, now, policy)
+            unreachable = _unreachable_volume(shown, observed, pod_plan.part, now, policy)
             return Decision(shown) if unreachable is None else _end_attempt(task, unreachable, now, policy)
         case Lost(_, cause):
             return _retry_upload(task, cause, task.outcome, now, policy)
@@ -334,9 +334,11 @@ def _unreachable_volume(
 ) -> Fault | None:
     """A repeated upload that no node can run: the volume may have been on the node that was lost, so only a new attempt helps."""
     pod = observed.pod(part, task.attempt) if observed is not None else None
-    if task.outcome is not None or task.uploads == 1 or pod is None or pod.scheduled or pod.room is Room.BUSY:
+    if task.outcome is not None or task.uploads == 1 or pod is None or pod.scheduled:
         return None
-    if now - (pod.created_at or now) <= policy.start_deadline:
+    if pod.queued or pod.room is Room.BUSY:
+        return None
+    if now - (task.waiting_since or pod.created_at or now) <= policy.start_deadline:  # not counting the time in a queue
         return None
     message = f"the outputs are no longer reachable: {pod.waiting or 'the upload was not scheduled to a node'}"
     return Fault("VolumeLost", message, began=True)

@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from poiesis.domain.decide.stages import decide
-from poiesis.domain.observed import Observed, Phase
+from poiesis.domain.observed import Observed, Phase, Room
 from poiesis.domain.policy import Policy
 from poiesis.domain.report import FilerReport, TransferredFile
 from poiesis.domain.states import Stage, State
@@ -270,18 +270,37 @@ def test_a_canceled_task_whose_upload_is_to_be_repeated_uploads_nothing_more():
     assert pods_made(world) == ONCE
 
 
-def test_outputs_on_a_volume_that_no_node_can_reach_are_made_by_a_new_attempt():
-    """If volumes are bound to nodes and the node is lost, the next TOF pod can never be scheduled."""
+def uploading_again() -> World:
+    """A task whose node was lost with TOF, so that another pod uploads."""
     world = uploading()
     world.cluster.lose(ID, "tof", "NodeLost")
     world.settle()
-    world.wait(FAULT)
+    assert world.wait(FAULT).part == "tof-2"
+    return world
+
+
+def test_outputs_on_a_volume_that_no_node_can_reach_are_made_by_a_new_attempt():
+    """If volumes are bound to nodes and the node is lost, the next TOF pod can never be scheduled."""
+    world = uploading_again()
     world.cluster.hold(ID, "tof-2", "Unschedulable: 1 node had volume node affinity conflict")
+    world.settle()
     assert world.wait(POLICY.start_deadline - timedelta(minutes=1)).attempt == 1
     task = world.wait(timedelta(minutes=2))
     assert "VolumeLost: the outputs are no longer reachable: Unschedulable: 1 node" in text_of(task)
     world.wait(FAULT)
     assert (world.task.attempt, world.task.uploads, world.task.part) == (2, 1, "tif")
+
+
+@pytest.mark.parametrize("held", [{"queued": True}, {"room": Room.BUSY}], ids=["in a queue", "by busy nodes"])
+def test_a_repeated_upload_that_has_to_wait_for_its_turn_is_waited_for(held):
+    world = uploading_again()
+    world.cluster.hold(ID, "tof-2", "Queued: position 3 in queue users: no quota", **held)
+    world.settle()
+    assert world.wait(POLICY.start_deadline * 3).part == "tof-2"
+    world.cluster.hold(ID, "tof-2", "Admitted: the pod's scheduling gates have been removed")
+    world.settle()
+    assert world.wait(POLICY.start_deadline - timedelta(minutes=1)).part == "tof-2", "the time in the queue counts"
+    assert "VolumeLost" in text_of(world.wait(timedelta(minutes=2)))
 
 
 def test_a_first_upload_that_waits_for_a_node_is_waited_for():
