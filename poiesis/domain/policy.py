@@ -86,7 +86,8 @@ class Policy:
     """How long a container waits for its turn at most: a last resort if everything that could end it is gone."""
 
     max_attempts: int = 3
-    """Maximum number of attempts, including the first, if faults of the infrastructure end them."""
+    """Maximum number of attempts, including the first, if faults of the infrastructure end them. Repetitions for lack of memory
+    (`memory_retries`) do not count."""
     retry_started: bool = True
     """Whether an attempt may be retried after its command had begun. False if running a command at most once matters more than success."""
     show_preempted: bool = False

@@ -236,6 +236,11 @@ class Task:
         return scaled if self.most_ram_gb is None else max(asked, min(scaled, self.most_ram_gb))
 
     @property
+    def memory_retries(self) -> int:
+        """How many attempts ran out of memory and were repeated with twice as much."""
+        return self.memory_scale.bit_length() - 1
+
+    @property
     def is_preemptible(self) -> bool:
         """Whether this attempt runs on preemptible capacity."""
         return bool(self.spec.requested.preemptible) and not self.on_demand

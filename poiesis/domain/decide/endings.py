@@ -49,10 +49,11 @@ Cause = Fault | Outcome
 
 
 def outcome_of(cause: Cause, task: Task, policy: Policy) -> Outcome:
-    """How this attempt ends; a fault is retried where the policy allows."""
+    """How this attempt ends; a fault is retried where the policy allows. Attempts that ran out of memory do not count as faults."""
     if isinstance(cause, Outcome):
         return cause
-    retry = task.attempt < policy.max_attempts and (policy.retry_started or not cause.began)
+    faults = task.attempt - task.memory_retries
+    retry = faults < policy.max_attempts and (policy.retry_started or not cause.began)
     return Outcome(fault_state(cause, policy), cause.reason, cause.message[:MAX_MESSAGE], retry=retry)
 
 

@@ -224,6 +224,19 @@ def out_of_memory(world: World) -> None:
     world.settle()
 
 
+def test_attempts_that_ran_out_of_memory_leave_as_many_for_faults_as_the_site_allows():
+    world = World(spec(resources=replace(with_parameters(memory_retries="2"), ram_gb=1.0)))
+    out_of_memory(world)
+    for attempt in (2, 3):
+        world.wait(FAULT)
+        world.cluster.lose(ID, "task", "NodeLost")
+        assert (world.settle().attempt, world.task.state.is_terminal) == (attempt + 1, False)
+    out_of_memory(world)
+    assert world.wait(FAULT).attempt == 5
+    world.cluster.lose(ID, "task", "NodeLost")
+    assert (world.to_the_end().state, world.task.attempt) == (State.SYSTEM_ERROR, 5)
+
+
 def test_retries_request_memory_up_to_the_limit_of_the_site_and_never_less_than_at_first():
     policy = replace(POLICY, limits=replace(POLICY.limits, max_ram_gb=3))
     world = World(spec(resources=replace(with_parameters(memory_retries="5"), ram_gb=2.0)), policy)
