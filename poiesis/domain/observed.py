@@ -75,7 +75,7 @@ class Pod:
 
     `lost`: why the infrastructure removed it, in CamelCase (evicted, preempted, node lost, deleted by another process). `waiting`: why
     it is not scheduled yet (`Unschedulable: 0/3 nodes …`), and `room` what that means. `queued`: a queue with a quota holds it back.
-    `ended`: none of its containers runs or will run.
+    `lost_to_queue`: that queue took back what the pod had, so its node is not the reason. `ended`: none of its containers runs or will run.
     `log_problem`: why the whole output of its executors is not stored; the task goes on.
     """
 
@@ -90,6 +90,7 @@ class Pod:
     waiting: str | None = None
     room: Room | None = None
     lost: str | None = None
+    lost_to_queue: bool = False
     message: str | None = None
     deleting: bool = False
     ended: bool = False

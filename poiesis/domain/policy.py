@@ -96,7 +96,8 @@ class Policy:
     """Delay before the second attempt; doubles with each further attempt, up to five minutes."""
 
     on_demand_after: int | None = None
-    """After how many attempts lost on preemptible nodes a preemptible task falls back to other nodes. None: never."""
+    """After how many attempts lost with their preemptible nodes a preemptible task falls back to other nodes; less than `max_attempts`.
+    Preemptions by Kueue do not count. None: never."""
 
     schedule_deadline: timedelta = timedelta(hours=24)
     """How long a pod may wait to be scheduled to a node, unless the nodes that it could run on are only busy: then it waits for them."""

@@ -211,9 +211,11 @@ class MemoryCluster:
         with self._lock:
             self._of(task_id).tails[container] = (stdout, stderr)
 
-    def lose(self, task_id: str, part: str, reason: str, message: str | None = None) -> None:
+    def lose(self, task_id: str, part: str, reason: str, message: str | None = None, *, to_queue: bool = False) -> None:
         """The infrastructure removes the pod: `Evicted`, `Preempted`, `NodeLost`; what is left of it shows why."""
-        self._change(task_id, part, lambda pod: replace(pod, lost=reason, message=message, ended=True))
+        self._change(
+            task_id, part, lambda pod: replace(pod, lost=reason, message=message, lost_to_queue=to_queue, ended=True)
+        )
 
     def vanish(self, task_id: str, part: str) -> None:
         """Another process deletes the pod, and it is gone."""

@@ -66,6 +66,7 @@ def pod_of(
         waiting=queued or view.waiting,
         room=None if queued else room_of(view.waiting),
         lost=None if reading else lost,
+        lost_to_queue=view.disruption in EVICTIONS_BY_KUEUE,
         message=message,
         deleting=view.deleting,
         ended=not reading

@@ -37,11 +37,13 @@ _RECORD_REASONS: Final = {  # of the launcher → failure_reason of the task
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault of the infrastructure, after which another attempt may succeed. `began`: a user's command may have started."""
+    """A fault of the infrastructure, after which another attempt may succeed. `began`: a user's command may have started. `of_queue`: a
+    queue with a quota took the pod back, so other nodes would not help."""
 
     reason: str
     message: str
     began: bool
+    of_queue: bool = False
 
 
 Cause = Fault | Outcome
@@ -132,12 +134,16 @@ def read_executors(task: Task, pod: Pod, pod_plan: PodPlan, now: datetime, polic
             if record.reason == "Terminated" and pod.lost == DISK_LIMIT:
                 cause = over_disk_limit(pod)
             elif record.reason == "Terminated" and pod.lost is not None:  # by whom is known better than by the record
-                cause = Fault(pod.lost, pod.message or "the cluster removed the pod", began=True)
+                cause = lost_by_the_cluster(pod, pod.lost, began=True)
         if cause is not None:
             break
     hint = resource_hint(task, pod) if cause is None else None
     usage |= {"resource_hint": hint} if hint is not None else {}
     return with_executor_logs(add_metadata(task, usage), tuple(logs)), cause
+
+
+def lost_by_the_cluster(pod: Pod, reason: str, *, began: bool) -> Fault:
+    return Fault(reason, pod.message or "the cluster removed the pod", began, of_queue=pod.lost_to_queue)
 
 
 def over_disk_limit(pod: Pod) -> Outcome:

@@ -14,6 +14,7 @@ from poiesis.domain.decide.endings import (
     Fault,
     describe_end,
     log_entry,
+    lost_by_the_cluster,
     over_disk_limit,
     read_executors,
 )
@@ -122,9 +123,8 @@ def _lost_by_the_cluster(
     if reason == DISK_LIMIT:
         task, cause = read_executors(task, pod, pod_plan, now, policy)
         return Lost(task, cause if isinstance(cause, Outcome) else over_disk_limit(pod))
-    message = pod.message or "the cluster removed the pod"
     task = commands_lost(task, [pod.record(executor_name(index)) for index in range(len(task.spec.executors))])
-    return Lost(task, Fault(reason, message, began=_began(task, pod)))
+    return Lost(task, lost_by_the_cluster(pod, reason, began=_began(task, pod)))
 
 
 def _unscheduled(task: Task, pod: Pod, now: datetime, policy: Policy) -> Waiting | Lost:

@@ -61,7 +61,7 @@ from poiesis.domain.timeline import attempt_ended
 CLEAN_AGAIN: Final = timedelta(seconds=20)  # normally an event reports that all is gone; this is for a lost event
 CANCEL_AGAIN: Final = timedelta(seconds=5)
 SOON: Final = timedelta(seconds=20)  # the next link is published at once; this is for a lost message
-LOST_WITH_THE_NODE: Final = frozenset({"Preempted", "NodeLost", "NodeShutdown", "Evicted"})
+LOST_WITH_THE_NODE: Final = frozenset({"Preempted", "NodeLost", "NodeShutdown", "Evicted", "VolumeLost"})
 MAX_RETRY_DELAY: Final = timedelta(minutes=5)
 
 
@@ -184,8 +184,8 @@ def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, t
             return _end_attempt(task, failure, now, policy)
     task, failure = read_executors(task, pod, pod_plan, now, policy)
     outcome = None if failure is None else outcome_of(failure, task, policy)
-    if outcome is not None and outcome.retry:
-        return _end_attempt(task, outcome, now, policy)
+    if failure is not None and outcome is not None and outcome.retry:
+        return _end_attempt(task, failure, now, policy)
     later = pods[pods.index(pod_plan) + 1 :]
     if later and outcome is None:
         return _launch(task, later[0].part, now)
@@ -291,8 +291,6 @@ def _end(task: Task, outcome: Outcome, now: datetime, policy: Policy) -> Task:
         task = add_metadata(task, {"attempts": str(task.attempt + 1)})
         if outcome.reason == "OutOfMemory":
             task = with_more_memory(task, policy)
-        if outcome.reason in LOST_WITH_THE_NODE and task.is_preemptible:
-            task = replace(task, preemptions=task.preemptions + 1)
     return replace(_enter(task, Stage.FINISH, now, wake=now), outcome=outcome)
 
 
@@ -306,7 +304,11 @@ def _on_demand(task: Task, now: datetime, policy: Policy) -> Task:
 
 
 def _end_attempt(task: Task, cause: Cause, now: datetime, policy: Policy) -> Decision:
-    return Decision(_end(task, outcome_of(cause, task, policy), now, policy), again=True)
+    outcome = outcome_of(cause, task, policy)
+    with_its_node = isinstance(cause, Fault) and cause.reason in LOST_WITH_THE_NODE and not cause.of_queue
+    if outcome.retry and with_its_node and task.is_preemptible:
+        task = replace(task, preemptions=task.preemptions + 1)
+    return Decision(_end(task, outcome, now, policy), again=True)
 
 
 def _retry_upload(task: Task, cause: Cause, earlier: Outcome | None, now: datetime, policy: Policy) -> Decision:

@@ -187,7 +187,7 @@ def test_a_pod_that_kueue_takes_away_is_lost_to_infrastructure(message: str, los
     )
     assert view is not None
     pod = pod_of(view, task_of("ada"), {})
-    assert (pod.lost, pod.message) == (lost, message)
+    assert (pod.lost, pod.lost_to_queue, pod.message) == (lost, True, message)
 
 
 def test_positions_are_asked_for_beside_and_only_of_queues_that_tasks_wait_in(

@@ -124,7 +124,8 @@ def test_the_runtimes_message_is_kept_and_a_truncated_record_is_not() -> None:
     ],
 )
 def test_reasons_for_a_lost_pod(status: dict[str, Any], lost: str | None) -> None:
-    assert observed(status=status).lost == lost
+    pod = observed(status=status)
+    assert (pod.lost, pod.lost_to_queue) == (lost, False)
 
 
 def test_a_failed_container_is_not_lost() -> None:

@@ -10,6 +10,7 @@ from poiesis.domain.observed import Observed, Phase, Room
 from poiesis.domain.policy import Policy
 from poiesis.domain.report import FilerReport, TransferredFile
 from poiesis.domain.states import Stage, State
+from poiesis.domain.task import Resources, TaskSpec
 from tests.unit.domain.samples import (
     FAULT,
     FILES,
@@ -149,9 +150,9 @@ def test_a_failed_upload_after_a_failed_executor_leaves_the_executors_error(layo
     assert "no room" in text_of(task)
 
 
-def uploading(*, exit_code: int = 0, policy: Policy = STAGED) -> World:
+def uploading(*, exit_code: int = 0, policy: Policy = STAGED, task_spec: TaskSpec = FILES) -> World:
     """A task whose executor has ended and whose TOF runs next: in the staged layout in its own pod."""
-    world = World(FILES, policy)
+    world = World(task_spec, policy)
     world.launch()
     if policy.layout == "single":
         world.cluster.start(ID, "task")
@@ -270,9 +271,9 @@ def test_a_canceled_task_whose_upload_is_to_be_repeated_uploads_nothing_more():
     assert pods_made(world) == ONCE
 
 
-def uploading_again() -> World:
+def uploading_again(policy: Policy = STAGED, task_spec: TaskSpec = FILES) -> World:
     """A task whose node was lost with TOF, so that another pod uploads."""
-    world = uploading()
+    world = uploading(policy=policy, task_spec=task_spec)
     world.cluster.lose(ID, "tof", "NodeLost")
     world.settle()
     assert world.wait(FAULT).part == "tof-2"
@@ -289,6 +290,16 @@ def test_outputs_on_a_volume_that_no_node_can_reach_are_made_by_a_new_attempt():
     assert "VolumeLost: the outputs are no longer reachable: Unschedulable: 1 node" in text_of(task)
     world.wait(FAULT)
     assert (world.task.attempt, world.task.uploads, world.task.part) == (2, 1, "tif")
+
+
+def test_a_lost_volume_counts_as_an_attempt_lost_with_its_node_and_an_interrupted_upload_does_not():
+    preemptible = replace(FILES, resources=Resources(preemptible=True))
+    world = uploading_again(replace(STAGED, on_demand_after=1), preemptible)
+    assert (world.task.attempt, world.task.preemptions, world.task.is_preemptible) == (1, 0, True)
+    world.cluster.hold(ID, "tof-2", "Unschedulable: 1 node had volume node affinity conflict")
+    world.settle()
+    task = world.wait(POLICY.start_deadline + timedelta(minutes=1))
+    assert (task.attempt, task.preemptions, task.is_preemptible) == (2, 1, False)
 
 
 @pytest.mark.parametrize("held", [{"queued": True}, {"room": Room.BUSY}], ids=["in a queue", "by busy nodes"])

@@ -265,11 +265,11 @@ def test_an_attempt_that_needs_more_memory_waits_for_admission_again_and_others_
     assert world.wait(FAULT).part == "task"
 
 
-def preempted(policy: Policy, reason: str = "Preempted") -> World:
+def preempted(policy: Policy, reason: str = "Preempted", *, to_queue: bool = False) -> World:
     world = World(spec(resources=Resources(preemptible=True)), policy)
     for _ in range(2):
         world.wait(FAULT)
-        world.cluster.lose(ID, "task", reason)
+        world.cluster.lose(ID, "task", reason, to_queue=to_queue)
         world.settle()
     return world
 
@@ -281,6 +281,22 @@ def test_after_enough_preemptions_a_task_runs_on_demand_and_says_so():
     assert any(
         "Attempt 3 runs on on-demand nodes: the task was preempted 2 times." in line for line in task.log.system_logs
     )
+
+
+@pytest.mark.parametrize("reason", ["Preempted", "Evicted"])
+def test_a_queue_that_takes_its_quota_back_does_not_move_a_task_to_other_nodes(reason):
+    task = preempted(replace(POLICY, on_demand_after=1), reason, to_queue=True).task
+    assert (task.attempt, task.is_preemptible, task.preemptions) == (3, True, 0)
+
+
+def test_a_command_terminated_with_its_node_counts_like_a_pod_without_a_record():
+    world = World(spec(resources=Resources(preemptible=True)), replace(POLICY, on_demand_after=1))
+    world.launch()
+    world.cluster.start(ID, "task")
+    terminated = world.cluster.record("executor-0", 143, reason="Terminated")
+    world.cluster.end(ID, "task", "executor-0", terminated)
+    world.cluster.lose(ID, "task", "Preempted")
+    assert (world.settle().attempt, world.task.is_preemptible) == (2, False)
 
 
 @pytest.mark.parametrize("after", [None, 3])
