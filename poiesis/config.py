@@ -325,6 +325,12 @@ class Settings:
             _require_at_least(1, getattr(self, name), name.upper())
         hour = timedelta(hours=1)
         _require(self.events_retention >= hour, f"invalid {PREFIX}EVENTS_RETENTION: must be at least 1h")
+        after, attempts = self.policy.on_demand_after, self.policy.max_attempts
+        _require(
+            after is None or 1 <= after < attempts,
+            f"invalid {PREFIX}POLICY__ON_DEMAND_AFTER {after}: must be at least 1 and less than"
+            f" {PREFIX}POLICY__MAX_ATTEMPTS ({attempts}), so that an attempt is left for on-demand nodes",
+        )
 
 
 def _require(is_valid: bool, message: str) -> None:

@@ -145,6 +145,16 @@ def test_an_unreadable_file_is_reported_without_its_content(tmp_path):
         assert "hush" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("after", "attempts"), [("3", None), ("4", "4"), ("1", "1"), ("0", None)])
+def test_a_fallback_that_no_attempt_is_left_for_is_refused(after, attempts):
+    names = {"ON_DEMAND_AFTER": after, "MAX_ATTEMPTS": attempts}
+    variables = {f"POIESIS_POLICY__{name}": value for name, value in names.items() if value is not None}
+    message = rf"invalid POIESIS_POLICY__ON_DEMAND_AFTER {after}: .* less than POIESIS_POLICY__MAX_ATTEMPTS"
+    with pytest.raises(ConfigurationError, match=message):
+        read(Settings, variables)
+    assert read(Settings, {**variables, "POIESIS_POLICY__MAX_ATTEMPTS": "9", "POIESIS_POLICY__ON_DEMAND_AFTER": "8"})
+
+
 def test_a_setting_whose_name_ends_in_file_is_not_read_from_a_file():
     assert read(Settings, {"POIESIS_API__CREDENTIALS_FILE": "/x"}).api.credentials_file == "/x"
 

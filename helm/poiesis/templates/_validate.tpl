@@ -34,6 +34,10 @@
 {{- if and $cache.hostPath (or .Values.openshift (eq .Values.tasks.podSecurity "restricted")) -}}
 {{- fail "\nfiler.cache.hostPath is not permitted by Pod Security `restricted` (tasks.podSecurity, OpenShift): use filer.cache.existingClaim." -}}
 {{- end -}}
+{{- $tasks := .Values.tasks -}}
+{{- if and $tasks.onDemandAfter (ge (int $tasks.onDemandAfter) (int $tasks.maxAttempts)) -}}
+{{- fail (printf "\ntasks.onDemandAfter %v must be less than tasks.maxAttempts (%v), so that an attempt is left for on-demand nodes." $tasks.onDemandAfter $tasks.maxAttempts) -}}
+{{- end -}}
 {{- range $name, $_ := .Values.settings -}}
 {{- if has $name (list "POIESIS_MONGO_URI" "POIESIS_REDIS_URI") -}}
 {{- fail (printf "\nsettings.%s: connection strings contain passwords and must not be in a ConfigMap: use mongodb.existingSecret and redis.existingSecret." $name) -}}

@@ -252,6 +252,7 @@ BUNDLED: Final = ("--set", "mongodb.bundled=true,redis.bundled=true,api.auth.all
         ((*BUNDLED, "--set", "filer.cache.subPath=a"), "filer.cache.existingClaim"),
         ((*BUNDLED, "--set", "filer.cache.hostPath=/a/b,tasks.podSecurity=restricted"), "filer.cache.existingClaim"),
         ((*BUNDLED, "--set", "filer.cache.hostPath=/a/b,openshift=true"), "filer.cache.existingClaim"),
+        ((*BUNDLED, "--set", "tasks.onDemandAfter=3"), "tasks.onDemandAfter 3 must be less than tasks.maxAttempts (3)"),
     ],
 )
 def test_invalid_combinations_are_rejected_with_a_message(template: Run, options: tuple[str, ...], words: str):
