@@ -107,7 +107,8 @@ class Bootstrap(ExitStack):
         self._given = settings
         hidden = [str(Path(directory).resolve()) for directory in settings.credentials.values() if directory]
         self.filer = replace(filer, file_hidden=(*filer.file_hidden, *hidden)) if hidden else filer
-        self._kubernetes = kubernetes and replace(kubernetes, admission_classes=frozenset(settings.admission.classes))
+        classes = frozenset({*settings.admission.classes, settings.admission.default_class})
+        self._kubernetes = kubernetes and replace(kubernetes, admission_classes=classes)
         self.clock = SystemClock()
 
     @classmethod
@@ -158,8 +159,6 @@ class Bootstrap(ExitStack):
             url_schemes_out=registry.writable(self.filer),
             file_roots=self.filer.file_roots,
         )
-        if self._given.admission.classes:
-            policy = replace(policy, backend_parameters=policy.backend_parameters | {"service_class"})
         if self._kubernetes is not None:
             from poiesis.cluster.kubernetes.placement import allowed_queues, usable_parameters
 
@@ -167,6 +166,8 @@ class Bootstrap(ExitStack):
             policy = replace(policy, backend_parameters=keys, queues=queues)
             if not self.filer.allow_unencrypted_credentials:
                 policy = replace(policy, exposes_credentials=self._exposes_credentials)
+        if self._given.admission.classes:
+            policy = replace(policy, backend_parameters=policy.backend_parameters | {"service_class"})
         return replace(self._given, policy=policy)
 
     def _admission_rules(self) -> AdmissionRules:

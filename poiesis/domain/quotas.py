@@ -179,7 +179,7 @@ class AdmissionRules:
         """Whether a user may ask for a service class."""
         found = self.classes.get(name)
         if found is None:
-            return name in self.other_classes or name in (self.default_class, DEFAULT_CLASS)
+            return name in self.other_classes or name == self.default_class
         return not (found.users or found.groups) or user in found.users or not set(found.groups).isdisjoint(groups)
 
 

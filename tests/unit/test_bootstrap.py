@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,10 +16,13 @@ import pytest
 
 from poiesis import bootstrap
 from poiesis.bootstrap import Bootstrap, SystemClock
-from poiesis.cluster.kubernetes.settings import KubernetesSettings
+from poiesis.cluster.kubernetes.placement import placements
+from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement
 from poiesis.config import Settings, shipped_launchers
-from poiesis.domain.errors import ConfigurationError
-from poiesis.domain.task import Executor, TaskSpec
+from poiesis.domain.decide.admission import check_admissible
+from poiesis.domain.errors import ConfigurationError, InvalidTask
+from poiesis.domain.quotas import AdmissionRules, ServiceClass
+from poiesis.domain.task import Executor, Resources, Task, TaskId, TaskSpec
 from poiesis.filer.settings import FilerSettings
 from poiesis.repository.sqlite.tasks import SqliteTaskRepository
 from poiesis.services.create_bursts import LEAST
@@ -36,6 +40,35 @@ def test_the_policy_has_the_abilities_of_the_adapters(embedded: Bootstrap, tmp_p
     assert policy.backend_parameters == {"time_limit", "optional_outputs"}
     without = Bootstrap(Settings(directory=str(tmp_path)), FilerSettings())
     assert "file" not in without.policy.url_schemes_in | without.policy.url_schemes_out
+
+
+@pytest.mark.parametrize("default", ["default", "bulk"])
+def test_a_class_that_a_task_may_ask_for_can_be_launched(default: str) -> None:
+    admission = AdmissionRules(classes={"bulk": ServiceClass(max_tasks=5)}, default_class=default)
+    kubernetes = KubernetesSettings(service_classes={"burst": Placement()})
+    parts = Bootstrap(Settings(admission=admission), FilerSettings(), kubernetes)
+    assert "service_class" in parts.policy.backend_parameters
+    assert parts._kubernetes is not None
+    for name in ("bulk", "burst", "default", "other"):
+        task_spec = TaskSpec((), resources=Resources(backend_parameters={"service_class": name}))
+        task = Task(TaskId("a"), task_spec, datetime(2026, 1, 1, tzinfo=UTC))
+        try:
+            check_admissible(task_spec, parts.policy.admission, "ada", ())
+        except InvalidTask:
+            assert name in ("default", "other") and name != default
+        else:
+            placements(task, parts._kubernetes, devices=False)
+
+
+@pytest.mark.parametrize(
+    ("classes", "service_classes"), [({}, {}), ({"bulk": ServiceClass()}, {}), ({}, {"burst": Placement()})]
+)
+def test_the_parameter_exists_where_a_class_does(
+    classes: dict[str, ServiceClass], service_classes: dict[str, Placement]
+) -> None:
+    kubernetes = KubernetesSettings(service_classes=service_classes)
+    parts = Bootstrap(Settings(admission=AdmissionRules(classes=classes)), FilerSettings(), kubernetes)
+    assert ("service_class" in parts.policy.backend_parameters) == bool(classes or service_classes)
 
 
 def test_the_embedded_mode_has_a_file_and_no_broker(embedded: Bootstrap, tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ ARCHITECTURE_LABEL: Final = "kubernetes.io/arch"
 
 
 def usable_parameters(settings: KubernetesSettings) -> frozenset[str]:
-    """Backend parameters that this site supports; `domain.parameters` has all of them."""
+    """Backend parameters that these settings support; `domain.parameters` has all of them."""
     needs = {
         "gpu_type": settings.gpu_type_label is not None,
         "node_class": bool(settings.node_classes),
-        "service_class": bool(settings.service_classes or settings.admission_classes),
+        "service_class": bool(settings.service_classes),
         "priority_class": bool(settings.priority_classes),
         "queue": bool(allowed_queues(settings)),
     }

@@ -221,7 +221,7 @@ class KubernetesSettings:
     service_classes: Mapping[str, Placement] = field(default_factory=dict)
     """The same for the parameter `service_class`."""
     admission_classes: frozenset[str] = field(default=frozenset(), metadata=NO_SETTING)
-    """Service classes that only matter for admission."""
+    """Further service classes, which only matter for admission, and that of tasks that do not ask for one."""
     priority_classes: frozenset[str] = frozenset()
     """PriorityClasses that tasks may use."""
     default_priority_class: str | None = None

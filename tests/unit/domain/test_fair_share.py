@@ -453,3 +453,4 @@ def test_who_may_use_a_class():
     assert rules.may_use("urgent", "ann", ()) and rules.may_use("urgent", "bob", ["clinic"])
     assert not rules.may_use("urgent", "bob", ["lab"]) and not rules.may_use("unknown", "ann", ())
     assert rules.may_use("bulk", None, ()) and rules.may_use("default", None, ())
+    assert not replace(rules, default_class="bulk").may_use("default", None, ()), "no such class, and without quotas"
