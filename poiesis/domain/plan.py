@@ -16,7 +16,6 @@ A working directory outside all of the task's paths is one of the task's directo
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from datetime import timedelta
 from enum import StrEnum
@@ -26,6 +25,7 @@ from poiesis.domain.observed import TIF, TOF, executor_name
 from poiesis.domain.parameters import gpu_count, time_limit
 from poiesis.domain.paths import PathSet, is_within, parent, without_slash
 from poiesis.domain.policy import GIGABYTE, Policy
+from poiesis.domain.quotas import whole_units
 from poiesis.domain.report import ROOT
 from poiesis.domain.states import Stage
 from poiesis.domain.task import FileType, Input, Output, Resources, TaskSpec
@@ -173,7 +173,7 @@ def plan(spec: TaskSpec, policy: Policy, *, uploads: int = 1) -> Plan:
         mounted = PathSet(map(_widest_mount, mounted))
     files = {path: is_new for path, is_new in places.files.items() if path not in mounted}
     directories = places.mounted | places.made | (workdirs if has_volume else set())
-    size = policy.default_disk_bytes if resources.disk_gb is None else math.ceil(resources.disk_gb * GIGABYTE)
+    size = policy.default_disk_bytes if resources.disk_gb is None else whole_units(resources.disk_gb, GIGABYTE)
     layout = _layout(spec, resources, policy)
     return Plan(
         layout=layout,

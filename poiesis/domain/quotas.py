@@ -9,12 +9,20 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from decimal import Decimal
 from typing import Final, NamedTuple
 
 from poiesis.domain.errors import ConfigurationError
 
 GIGABYTE: Final = 10**9
+MILLI: Final = 1000
 NO_SETTING: Final[Mapping[str, bool]] = {"setting": False}  # `bootstrap` sets what the adapters support
+
+
+def whole_units(value: float, units: int) -> int:
+    """`value` in units, of which 1 has so many, rounded up. 8.3 with 10^9 is 8,300,000,000: the number as it is written counts, while the
+    product of floats is slightly more."""
+    return math.ceil(Decimal(repr(value)) * units)
 
 
 class Amount(NamedTuple):
@@ -80,8 +88,8 @@ class Quota:
     def caps(self) -> Caps:
         return (
             self.max_tasks,
-            None if self.max_cpu_cores is None else math.floor(self.max_cpu_cores * 1000),
-            None if self.max_ram_gb is None else math.floor(self.max_ram_gb * GIGABYTE),
+            None if self.max_cpu_cores is None else whole_units(self.max_cpu_cores, MILLI),
+            None if self.max_ram_gb is None else whole_units(self.max_ram_gb, GIGABYTE),
             self.max_gpus,
             self.max_volumes,
         )

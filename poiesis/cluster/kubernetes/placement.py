@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, Final
 
 from poiesis.cluster.kubernetes.objects import given
@@ -10,6 +9,7 @@ from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement, R
 from poiesis.domain.errors import ClusterRefused
 from poiesis.domain.parameters import PARAMETERS, gpu_count, parse_size_gb
 from poiesis.domain.policy import GIGABYTE
+from poiesis.domain.quotas import MILLI, whole_units
 from poiesis.domain.task import Task
 
 ARCHITECTURE_LABEL: Final = "kubernetes.io/arch"
@@ -149,8 +149,8 @@ def shm_bytes(task: Task) -> str | None:
 
 
 def cores_quantity(cores: float) -> str:
-    return f"{math.ceil(cores * 1000)}m"
+    return f"{whole_units(cores, MILLI)}m"
 
 
 def bytes_quantity(gigabytes: float) -> str:
-    return str(math.ceil(gigabytes * GIGABYTE))
+    return str(whole_units(gigabytes, GIGABYTE))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from poiesis.domain.naming import object_name
 from poiesis.domain.observed import TIF, TOF
 from poiesis.domain.plan import ContainerPlan, Mount, Plan, PodPlan
 from poiesis.domain.policy import GIGABYTE, Policy
+from poiesis.domain.quotas import whole_units
 from poiesis.domain.report import ROOT
 from poiesis.domain.task import Task, TaskId
 
@@ -81,7 +81,7 @@ class LocalPod:
 
 
 def make_pod(task: Task, plan: Plan, pod: PodPlan, policy: Policy, logs: LogSettings | None = None) -> LocalPod:
-    memory = None if task.ram_gb is None else math.ceil(task.ram_gb * GIGABYTE)
+    memory = None if task.ram_gb is None else whole_units(task.ram_gb, GIGABYTE)
     containers = (*pod.init, *pod.containers)
     members = [_member(task, plan, c, memory, policy, logs) for c in containers]
     return LocalPod(

@@ -6,7 +6,6 @@ until its state is final, through all its attempts; an attempt that asks for mor
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -19,7 +18,7 @@ from poiesis.domain.fair_share import Candidate, Ledger
 from poiesis.domain.parameters import gpu_count
 from poiesis.domain.plan import Plan
 from poiesis.domain.policy import GIGABYTE, Policy
-from poiesis.domain.quotas import AdmissionRules, Amount, Claim
+from poiesis.domain.quotas import MILLI, AdmissionRules, Amount, Claim, whole_units
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Outcome, Task, TaskSpec
 from poiesis.domain.timeline import admitted
@@ -38,8 +37,8 @@ def claim_of(task: Task, the_plan: Plan, rules: AdmissionRules, groups: Sequence
     ram_gb = rules.default_ram_gb if task.ram_gb is None else task.ram_gb
     amount = Amount(
         tasks=1,
-        millicores=math.ceil(cores * 1000),
-        memory_bytes=math.ceil(ram_gb * GIGABYTE),
+        millicores=whole_units(cores, MILLI),
+        memory_bytes=whole_units(ram_gb, GIGABYTE),
         gpus=gpus,
         volumes=0 if the_plan.volume_bytes is None else 1,
     )

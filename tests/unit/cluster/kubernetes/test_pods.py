@@ -171,6 +171,12 @@ def test_a_task_without_resources_reserves_nothing() -> None:
     assert "resources" not in container(build(TaskSpec((TRUE,)))[0])
 
 
+def test_a_request_is_as_large_as_it_is_written() -> None:
+    """A byte more would not fit into a ResourceQuota of the same size."""
+    made = build(TaskSpec((TRUE,), resources=Asked(cpu_cores=1.001, ram_gb=8.3)))[0]
+    assert container(made)["resources"]["requests"] == {"cpu": "1001m", "memory": "8300000000"}
+
+
 def test_memory_grows_with_retries_after_out_of_memory() -> None:
     made = build(TaskSpec((TRUE,), resources=Asked(ram_gb=1)), memory_scale=4)[0]
     assert container(made)["resources"]["limits"] == {"memory": "4000000000"}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -50,11 +51,12 @@ def test_members_are_in_the_order_of_their_turns() -> None:
     assert pod.members[4].always and pod.members[2].waits_for == ("executor-0",)
 
 
-@pytest.mark.parametrize(("scale", "gigabytes"), [(1, 2), (4, 8)])
-def test_the_memory_limit_is_that_of_the_attempt(scale: int, gigabytes: int) -> None:
-    (pod,) = pods(FULL, memory_scale=scale)
-    limits = {m.command.memory_bytes for m in pod.members if m.command is not None}
-    assert limits == {gigabytes * 10**9}
+@pytest.mark.parametrize(
+    ("ram_gb", "scale", "limit"), [(2, 1, 2_000_000_000), (2, 4, 8_000_000_000), (8.3, 1, 8_300_000_000)]
+)
+def test_the_memory_limit_is_that_of_the_attempt(ram_gb: float, scale: int, limit: int) -> None:
+    (pod,) = pods(replace(FULL, resources=Resources(ram_gb=ram_gb)), memory_scale=scale)
+    assert {m.command.memory_bytes for m in pod.members if m.command is not None} == {limit}
 
 
 def test_the_launchers_command_line() -> None:
