@@ -18,7 +18,7 @@ WAITS: Final[Mapping[str, str]] = {
     "NodesBusy": "the nodes that can run its pod are busy",
     "NoNode": "no node of the cluster can run its pod",
     "Unscheduled": "the scheduler has not placed its pod yet",
-    "SchedulingGated": "the site's queue has not admitted its pod yet",
+    "SchedulingGated": "another controller of the cluster holds its pod back",
     "Queued": "the site's quotas leave no room for it yet",
     "QuotaExceeded": "the quota of the cluster is used up",
     "ClusterUnavailable": "the cluster does not answer",

@@ -221,7 +221,7 @@ class KubernetesCluster:
             wait_s = LOG_WAIT_S if self._wake is None else 0.0
             known = self._records.of(view, poked=poked, may_read=not task.due_stage.is_ending, wait_s=wait_s)
             records = {n: r.record for n, r in known.reports.items() if r.record is not None}
-            queued = self._queued(view) if view.gated else None
+            queued = self._queued(view) if any(map(kueue.is_gate, view.gates)) else None
             found.append(pod_of(view, task, records, reading=known.reading, queued=queued))
             reports |= {n: r.report for n, r in known.reports.items() if r.report is not None}
             if tails:

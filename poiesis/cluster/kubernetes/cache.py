@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -60,8 +60,8 @@ class PodView:
     reason: str | None
     message: str | None
     scheduled: bool
-    gated: bool
-    """Held back by a scheduling gate, such as Kueue's."""
+    gates: tuple[str, ...]
+    """Names of the scheduling gates that hold it back, such as Kueue's."""
     waiting: str | None
     disruption: str | None
     disruption_message: str | None
@@ -99,6 +99,7 @@ def project_pod(document: Mapping[str, Any], gpu_resource: str = GPU) -> PodView
     shown = (*(status.get("initContainerStatuses") or []), *(status.get("containerStatuses") or []))
     statuses = {s.get("name"): s for s in shown}
     declared = (*(spec.get("initContainers") or []), *(spec.get("containers") or []))
+    gates = tuple(str(gate.get("name")) for gate in spec.get("schedulingGates") or [])
     views = [_container(c["name"], statuses.get(c["name"]) or {}) for c in declared]
     return PodView(
         name=metadata.get("name", ""),
@@ -112,8 +113,8 @@ def project_pod(document: Mapping[str, Any], gpu_resource: str = GPU) -> PodView
         reason=_text(status.get("reason")),
         message=_text(status.get("message")),
         scheduled=bool(spec.get("nodeName")),
-        gated=bool(spec.get("schedulingGates")),
-        waiting=_waiting(scheduled, is_gated=bool(spec.get("schedulingGates"))),
+        gates=gates,
+        waiting=_waiting(scheduled, gates),
         disruption=_text(disruption.get("reason")) or "DisruptionTarget" if is_disrupted else None,
         disruption_message=_text(disruption.get("message")) if is_disrupted else None,
         deleting="deletionTimestamp" in metadata,
@@ -137,13 +138,16 @@ def project_volume(document: Mapping[str, Any]) -> VolumeView | None:
     )
 
 
-def _waiting(scheduled: Mapping[str, Any], *, is_gated: bool) -> str | None:
+def _waiting(scheduled: Mapping[str, Any], gates: Sequence[str]) -> str | None:
     """Why the pod has no node, by its condition PodScheduled; None: it has one, or nothing is known yet."""
     if scheduled.get("status") != "False":
         return None
-    if scheduled.get("reason") == "SchedulingGated" and not is_gated:
-        return RELEASED
-    words = (scheduled.get("reason"), scheduled.get("message"))
+    reason, message = scheduled.get("reason"), scheduled.get("message")
+    if reason == "SchedulingGated":
+        if not gates:
+            return RELEASED
+        message = f"another controller holds the pod back with the scheduling gate {', '.join(gates)}"
+    words = (reason, message)
     return _text(": ".join(word for word in words if word)) or "Unscheduled"
 
 
@@ -296,7 +300,7 @@ def _starts(view: PodView) -> bool:
 
 
 def _is_on_its_way(view: PodView) -> bool:
-    if view.deleting or view.gated or view.waiting or view.disruption or view.reason or view.phase not in ON_ITS_WAY:
+    if view.deleting or view.gates or view.waiting or view.disruption or view.reason or view.phase not in ON_ITS_WAY:
         return False
     shown = (*view.containers, view.logs) if view.logs is not None else view.containers
     if any(c.exit_code or _is_stuck(c) for c in shown):

@@ -31,6 +31,7 @@ ASKED_FOR_S: Final = 120.0  # how long positions of a queue are kept up to date 
 MAX_POSITIONS: Final = 1000  # of one queue; pods further behind have no position
 EXACT_POSITIONS: Final = 20  # further behind they are rounded, so that not every admission changes every task
 MAX_MESSAGE: Final = 500
+_GATES: Final = "kueue.x-k8s.io/"  # admission, topology
 _POD: Final = re.compile(r"poiesis-([0-9a-z]{26})-\d+-[a-z0-9-]+")
 
 
@@ -56,6 +57,11 @@ def queue_of(task: Task, settings: KubernetesSettings) -> str | None:
 
 def is_used(settings: KubernetesSettings) -> bool:
     return bool(settings.queue or settings.queues or settings.default_queues)
+
+
+def is_gate(name: str) -> bool:
+    """Whether a scheduling gate is one of Kueue's."""
+    return name.startswith(_GATES)
 
 
 def project_workload(document: Mapping[str, Any]) -> WorkloadView | None:

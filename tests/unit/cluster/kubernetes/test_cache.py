@@ -132,5 +132,5 @@ def test_only_what_shows_no_end_no_fault_and_no_reason_to_wait_can_be_looked_at_
     kept = Cache(lambda _: None)
     kept.put(PODS, 1, view_of(**shown))
     assert kept.is_on_its_way(TASK_ID) is expected
-    kept.put(PODS, 2, replace(view_of(name="another", containers=STUCK), gated=True))
+    kept.put(PODS, 2, replace(view_of(name="another", containers=STUCK), gates=("kueue.x-k8s.io/admission",)))
     assert not kept.is_on_its_way(TASK_ID)

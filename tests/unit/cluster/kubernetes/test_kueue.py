@@ -126,12 +126,12 @@ def test_the_reason_for_waiting_is_a_sentence() -> None:
     assert describe(view, None) == f"Queued: queue users: {NO_QUOTA}"
 
 
-def gated(**more: Any) -> dict[str, Any]:
+def gated(*gates: str) -> dict[str, Any]:
     document = pod_json(
         node=None, status={"conditions": [condition("PodScheduled", "False", reason="SchedulingGated")]}
     )
-    document["spec"] |= {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}
-    return document | more
+    document["spec"] |= {"schedulingGates": [{"name": name} for name in gates or ("kueue.x-k8s.io/admission",)]}
+    return document
 
 
 def test_a_gated_pod_shows_its_workloads_reason(make: Callable[..., KubernetesCluster], store: Store) -> None:
@@ -144,6 +144,27 @@ def test_a_gated_pod_shows_its_workloads_reason(make: Callable[..., KubernetesCl
     )
     (pod,) = cluster.observe(task_of("ada")).pods
     assert pod.queued and pod.waiting == f"Queued: queue users: {NO_QUOTA}"
+
+
+@pytest.mark.parametrize(
+    "gates, queued, reason",
+    [
+        (("kueue.x-k8s.io/admission",), True, "Queued: waiting for Kueue"),
+        (("kueue.x-k8s.io/topology",), True, "Queued: waiting for Kueue"),
+        (("example.org/budget", "kueue.x-k8s.io/topology"), True, "Queued: waiting for Kueue"),
+        (
+            ("example.org/budget", "b"),
+            False,
+            "SchedulingGated: another controller holds the pod back with the scheduling gate example.org/budget, b",
+        ),
+    ],
+)
+def test_only_kueues_gates_are_a_queue(
+    make: Callable[..., KubernetesCluster], store: Store, gates: tuple[str, ...], queued: bool, reason: str
+) -> None:
+    store.objects[f"{CORE}/{PODS}/{POD}"] = gated(*gates)
+    (pod,) = make().observe(task_of("ada")).pods
+    assert pod.queued is queued and (pod.waiting or "").startswith(reason)
 
 
 def test_waiting_for_a_quota_has_no_deadline_and_that_for_a_node_begins_afterwards() -> None:
@@ -173,7 +194,7 @@ def test_a_pod_that_was_admitted_no_longer_waits_for_its_gate() -> None:
     document = gated()
     del document["spec"]["schedulingGates"]
     view = project_pod(document)
-    assert view is not None and not view.gated and view.waiting == RELEASED
+    assert view is not None and not view.gates and view.waiting == RELEASED
 
 
 @pytest.mark.parametrize(
