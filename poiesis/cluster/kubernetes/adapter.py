@@ -39,11 +39,12 @@ from poiesis.cluster.kubernetes.whole_logs import WholeLogs
 from poiesis.config import LogSettings
 from poiesis.domain.capacity import Capacity
 from poiesis.domain.decide.stages import plan_of
-from poiesis.domain.errors import ClusterRefused, ClusterUnavailable
+from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, PoiesisError
 from poiesis.domain.naming import object_name
 from poiesis.domain.observed import Observed, Pod, Record
 from poiesis.domain.plan import Plan, PodPlan
 from poiesis.domain.policy import Policy
+from poiesis.domain.quotas import Amount
 from poiesis.domain.report import FilerReport
 from poiesis.domain.task import Task, TaskId
 
@@ -94,6 +95,7 @@ class KubernetesCluster:
         self._workloads = Cache(self._changed)
         self._workload_watches: tuple[Watch, ...] = ()
         self._positions = kueue.QueuePositions(self.client, settings.namespace)
+        self._largest: Amount | None = None  # the most that one node has of each resource, if that is known
 
     # ── create ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -222,7 +224,8 @@ class KubernetesCluster:
             known = self._records.of(view, poked=poked, may_read=not task.due_stage.is_ending, wait_s=wait_s)
             records = {n: r.record for n, r in known.reports.items() if r.record is not None}
             queued = self._queued(view) if any(map(kueue.is_gate, view.gates)) else None
-            found.append(pod_of(view, task, records, reading=known.reading, queued=queued))
+            too_large = self._is_too_large(view)
+            found.append(pod_of(view, task, records, reading=known.reading, queued=queued, too_large=too_large))
             reports |= {n: r.report for n, r in known.reports.items() if r.report is not None}
             if tails:
                 live |= self._records.tails(view, known.reports)
@@ -362,7 +365,19 @@ class KubernetesCluster:
         """Of all nodes, with what the pods that the watch shows request. Raises: ClusterUnavailable without the right to list nodes."""
         if not self._is_followed():
             raise ClusterUnavailable("the pods of tasks are not known yet")
-        return capacity_of(self._nodes(), self._cache.all_pods(), self.settings, at)
+        try:
+            found = capacity_of(self._nodes(), self._cache.all_pods(), self.settings, at)
+        except PoiesisError:
+            self._largest = None
+            raise
+        self._largest = found.largest if found.usable else None
+        return found
+
+    def _is_too_large(self, view: PodView) -> bool:
+        """Whether the pod requests more of a resource than any usable node has; False if the nodes are not known."""
+        return self._largest is not None and any(
+            asked > most for asked, most in zip(view.requested, self._largest, strict=True)
+        )
 
     def _nodes(self) -> Iterator[Mapping[str, Any]]:
         query: dict[str, object] = {"limit": self.settings.page_size}

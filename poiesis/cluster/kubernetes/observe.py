@@ -48,10 +48,16 @@ _NOT_STARTED: Final = frozenset({None, "ContainerCreating", "PodInitializing"})
 
 
 def pod_of(
-    view: PodView, task: Task, records: Mapping[str, Record], *, reading: bool = False, queued: str | None = None
+    view: PodView,
+    task: Task,
+    records: Mapping[str, Record],
+    *,
+    reading: bool = False,
+    queued: str | None = None,
+    too_large: bool = False,
 ) -> Pod:
     """`records`: those known of the pod's containers, by name. `reading`: others are still being read, so the pod has not ended yet, nor is
-    it known what its loss means. `queued`: why a queue holds it back."""
+    it known what its loss means. `queued`: why a queue holds it back. `too_large`: it requests more than any node has."""
     containers = tuple(_container(c, records.get(c.name)) for c in view.containers if _is_shown(c))
     lost, message = _lost(view, task)
     return Pod(
@@ -64,7 +70,7 @@ def pod_of(
         scheduled_at=parse_time(view.scheduled_at),
         queued=queued is not None,
         waiting=queued or view.waiting,
-        room=None if queued else room_of(view.waiting),
+        room=None if queued else room_of(view.waiting, too_large=too_large),
         lost=None if reading else lost,
         lost_to_queue=view.disruption in EVICTIONS_BY_KUEUE,
         message=message,

@@ -244,8 +244,8 @@ class KubernetesSettings:
     """Fields of the pod's spec (`hostAliases`, `dnsConfig`, `schedulerName`); those set by the service take precedence."""
 
     read_nodes: bool = False
-    """Whether the leading monitor lists nodes, for the room that the dashboard's overview shows to administrators. It needs a ClusterRole
-    (`list` of nodes), which the chart creates with `rbac.readNodes`."""
+    """Whether the leading monitor lists nodes, for the room that the dashboard's overview shows to administrators, and to know which tasks
+    are larger than every node. It needs a ClusterRole (`list` of nodes), which the chart creates with `rbac.readNodes`."""
 
     poke_address: str | None = None
     """`host:port` of TExAM's poke listener, for launchers; None: ends are only noticed by the watch, half a second later."""

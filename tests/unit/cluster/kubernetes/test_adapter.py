@@ -16,7 +16,7 @@ from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, ConfigurationError
-from poiesis.domain.observed import Record
+from poiesis.domain.observed import Record, Room
 from poiesis.domain.plan import plan
 from poiesis.domain.policy import Policy
 from poiesis.domain.quotas import Amount
@@ -377,6 +377,36 @@ def test_nodes_are_read_in_pages_with_one_list_of_pods_from_the_watch(
     found = cluster.capacity(START)
     assert (found.nodes, found.requested.tasks) == (5, 1)
     assert [(r.path, r.query["limit"]) for r in server.requests] == [("/api/v1/nodes", "2")] * 3
+
+
+@pytest.mark.parametrize(
+    ("cpu", "room"), [("8", Room.NO_NODE), ("7", Room.BUSY)], ids=["more than any node has", "less"]
+)
+def test_a_pod_that_may_not_preempt_is_compared_with_the_nodes_where_they_are_known(
+    make: Callable[..., KubernetesCluster], server: ApiServer, cpu: str, room: Room
+) -> None:
+    message = "0/5 nodes are available: 5 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never."
+    conditions = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}]
+    document = pod_json(node=None, status={"conditions": conditions})
+    document["spec"]["containers"][0]["resources"] = {"requests": {"cpu": cpu}}
+    view = project_pod(document)
+    assert view is not None
+    cluster, task = make(), make_task(PLAIN)
+    followed(cluster)
+    cluster._cache.put(PODS, 1, view)
+
+    def shown() -> Room | None:
+        (pod,) = cluster.observe(task).pods
+        return pod.room
+
+    assert shown() is Room.BUSY, "nothing is known of the nodes"
+    server.answer = lambda _: Answer(body={"items": NODES})
+    cluster.capacity(START)
+    assert shown() is room
+    server.answer = lambda _: Answer(status=403, body={"reason": "Forbidden", "message": "no"})
+    with pytest.raises(ClusterRefused):
+        cluster.capacity(START)
+    assert shown() is Room.BUSY
 
 
 def test_without_the_right_or_the_watch_the_room_is_not_known(

@@ -13,6 +13,11 @@ def message(nodes: int, reasons: str, preemption: str) -> str:
     return f"0/{nodes} nodes are available: {reasons}. preemption: 0/{nodes} nodes are available: {preemption}."
 
 
+def message_of_never(reasons: str) -> str:
+    """Of a pod that may not preempt others."""
+    return f"0/3 nodes are available: {reasons}. preemption: not eligible due to preemptionPolicy=Never."
+
+
 @pytest.mark.parametrize(
     ("text", "room"),
     [
@@ -56,11 +61,20 @@ def message(nodes: int, reasons: str, preemption: str) -> str:
         (message(1, "1 node(s) had untolerated taint(s) {node.kubernetes.io/unschedulable: }", f"1 {UNHELPFUL}"), None),
         (message(2, "1 Insufficient cpu, 1 node(s) were unschedulable", f"2 {UNHELPFUL}"), None),
         (message(1, "1 node(s) had volume node affinity conflict", f"1 {UNHELPFUL}"), None),
-        # no counts of preemption: not known to be lasting
+        # no counts of preemption: whether a node is large enough is not known
+        (message_of_never("1 Insufficient cpu"), Room.BUSY),
+        (message_of_never("1 Insufficient cpu, 2 node(s) didn't match Pod's node affinity/selector"), Room.BUSY),
+        (message_of_never("1 Too many pods"), Room.BUSY),
+        (message_of_never("3 node(s) didn't match Pod's node affinity/selector"), Room.NO_NODE),
+        (message_of_never("3 node(s) had untolerated taint {dedicated: gpu}"), Room.NO_NODE),
+        (message_of_never("3 node(s) had untolerated taint(s)"), None),
+        (message_of_never("3 node(s) were unschedulable"), None),
         (
-            "0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to preemptionPolicy=Never.",
+            "0/1 nodes are available: 1 Insufficient cpu. preemption: not eligible due to a terminating pod on the nominated node.",
             Room.BUSY,
         ),
+        ("0/1 nodes are available: 1 Insufficient cpu. preemption: no candidate node for preemption.", Room.BUSY),
+        ("0/1 nodes are available: 1 Insufficient cpu.", Room.BUSY),
         ("0/1 nodes are available: 1 node(s) didn't match Pod's node affinity/selector.", None),
         ("0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found", None),
         ("no nodes available to schedule pods", None),
@@ -71,6 +85,22 @@ def message(nodes: int, reasons: str, preemption: str) -> str:
 )
 def test_a_message_is_understood_or_left_open(text, room):
     assert room_of(text) is room
+
+
+@pytest.mark.parametrize(
+    ("text", "room"),
+    [
+        (message_of_never("3 Insufficient cpu"), Room.NO_NODE),
+        (message_of_never("1 Insufficient cpu, 2 node(s) had untolerated taint(s)"), Room.NO_NODE),
+        (message_of_never("2 Insufficient cpu, 1 node(s) were unschedulable"), Room.BUSY),
+        (message_of_never("1 Insufficient cpu, 2 Too many pods"), Room.BUSY),
+        (message(2, "2 Insufficient cpu", f"2 {NO_VICTIMS}"), Room.NO_NODE),  # before 1.31
+        ("0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims. not found", None),
+        (None, None),
+    ],
+)
+def test_a_pod_that_is_known_to_be_larger_than_every_node_waits_for_none(text, room):
+    assert room_of(text, too_large=True) is room
 
 
 def test_a_long_message_costs_little():
