@@ -61,6 +61,10 @@ class EventLog(Protocol):
         found: 0 means that nothing was left to do. Any number of processes may call it; every event is appended exactly once."""
         ...
 
+    def missing_since(self) -> datetime | None:
+        """The time of the oldest change that the log may lack; None: it has every change that was saved before the call."""
+        ...
+
     def first_seq(self) -> int:
         """The number of the oldest event that has not been purged; `last_seq() + 1` if there is none."""
         ...

@@ -115,7 +115,9 @@ class UsageService:
     def roll_up(self) -> int:
         """Store the sums of up to HOURS_AT_ONCE hours that are over, and return how many; 0: nothing is left to do."""
         until = hour_of(self.clock.now() - SETTLE)
-        if appended := self.events.relay(RELAYED_AT_ONCE):  # only a log that has all saves can be summed
+        appended = self.events.relay(RELAYED_AT_ONCE)
+        missing_since = self.events.missing_since() if appended else None
+        if missing_since is not None and missing_since < until:  # only hours of which the log has all can be summed
             return appended
         hour = self.store.rolled_until() or self._first_hour()
         done = 0

@@ -19,6 +19,10 @@ class MemoryEventLog:
         with self._repository.available():
             return 0
 
+    def missing_since(self) -> datetime | None:
+        with self._repository.available():
+            return None
+
     def first_seq(self) -> int:
         with self._repository.available():
             return min(self._repository.events, default=1)

@@ -282,6 +282,16 @@ def test_a_relay_that_comes_second_leaves_no_number_out(mongo_url, monkeypatch):
         stores.close()
 
 
+def test_what_the_log_still_lacks_is_known_by_its_age(stores):
+    assert stores.events.missing_since() is None
+    first, second = added(stores), added(stores)
+    assert stores.events.missing_since() in (None, first.created_at)  # None: appended by the save
+    stores.events.relay(1)
+    assert stores.events.missing_since() in (None, second.created_at)
+    relayed(stores)
+    assert stores.events.missing_since() is None
+
+
 def test_relays_in_threads_append_every_change_once(stores):
     tasks = [added(stores) for _ in range(30)]
     stop = threading.Event()

@@ -56,6 +56,9 @@ class MongoEventLog:
                 self._tasks.unmark([(task, version) for task, _, version in marked])
             return len(marked)
 
+    def missing_since(self) -> datetime | None:
+        return self._tasks.oldest_mark()
+
     def _missing(self, marked: Sequence[tuple[Task, int]]) -> list[tuple[Task, Change]]:
         """The changes of these tasks, from the given `n` on, that the log does not have, in the order of time."""
         query = {"task": {"$in": [task.id for task, _ in marked]}, "n": {"$gte": min(first for _, first in marked)}}

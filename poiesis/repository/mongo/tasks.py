@@ -38,6 +38,7 @@ from poiesis.repository.documents import (
     format_time,
     from_document,
     new_change,
+    parse_time,
     sources,
     tag_token,
 )
@@ -196,6 +197,12 @@ class MongoTaskRepository:
         ):
             documents, _ = take_page(found, limit, _size_bytes)
         return [(_decode(d), int(d["outbox"].split(" ")[1]), Version(d["version"])) for d in documents]
+
+    def oldest_mark(self) -> datetime | None:
+        """The time of the oldest change that a task is marked for; None: no task is."""
+        with self._database.available():
+            found = self._tasks.find_one({"outbox": {"$gt": ""}}, {"outbox": 1}, sort=[("outbox", ASCENDING)])
+        return None if found is None else parse_time(found["outbox"].split(" ")[0])
 
     def unmark(self, tasks: Sequence[tuple[Task, Version]]) -> None:
         """Remove the marks of tasks that are still at these versions, and what a process of an older release has left in ended ones."""

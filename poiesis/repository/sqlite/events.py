@@ -36,6 +36,9 @@ class SqliteEventLog:
     def relay(self, limit: int) -> int:
         return 0
 
+    def missing_since(self) -> datetime | None:
+        return None
+
     def first_seq(self) -> int:
         with self._database.reading() as db:
             return int(db.execute("SELECT coalesce(min(seq), 1) FROM events").fetchone()[0])

@@ -27,6 +27,9 @@ class ListEventLog:
     def relay(self, limit: int) -> int:
         return 0
 
+    def missing_since(self) -> datetime | None:
+        return None
+
     def ended_between(self, begin: datetime, end: datetime) -> Iterator[Event]:
         return iter([e for e in self.events if e.state.is_terminal and begin <= e.at < end])
 

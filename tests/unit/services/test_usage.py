@@ -28,6 +28,7 @@ class Log:
         self.events: list[Event] = []
         self.reads = 0
         self.backlog = 0
+        self.missing = NOON
 
     def end(self, at: datetime, owner: str | None = "ada", **more: Any) -> None:
         usage = more.pop("usage", {"cpu_seconds": 2.0, "peak_memory_bytes": 5.0})
@@ -51,6 +52,9 @@ class Log:
     def relay(self, limit: int) -> int:
         relayed, self.backlog = min(self.backlog, limit), max(0, self.backlog - limit)
         return relayed
+
+    def missing_since(self) -> datetime | None:
+        return self.missing if self.backlog else None
 
     def purge(self, before: datetime, *, limit: int) -> int:
         return 0
@@ -87,9 +91,17 @@ def test_nothing_is_summed_before_the_log_has_all_saves(world: World) -> None:
     world.log.end(NOON)
     world.at(NOON + 2 * HOUR)
     world.log.backlog = 700
-    assert [world.service.roll_up() for _ in range(2)] == [500, 200]
+    assert world.service.roll_up() == 500
     assert world.store.rolled_until() is None
-    assert world.service.roll_up() == 1
+    assert [world.service.roll_up() for _ in range(2)] == [1, 0]
+
+
+def test_saves_that_never_stop_keep_no_hour_that_is_over_from_being_summed(world: World) -> None:
+    world.log.end(NOON)
+    world.at(NOON + 2 * HOUR)
+    world.log.backlog, world.log.missing = 10**6, world.clock.now() - MINUTE
+    assert [world.service.roll_up() for _ in range(2)] == [1, 0], "or the job repeats without a pause"
+    assert world.store.rolled_until() == NOON + HOUR
 
 
 def test_doing_it_again_after_a_crash_changes_nothing(world: World) -> None:
