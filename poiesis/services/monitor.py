@@ -146,6 +146,7 @@ class Monitor:
         postponed: defaultdict[timedelta, list[TaskId]] = defaultdict(list)
         backlog: dict[Role, int] = {}
         queue_is_away = False
+        left_out: list[TaskId] = []
         for task_id, stage in due:
             pause = REPUBLISH
             if stage in MONITORED:
@@ -153,6 +154,7 @@ class Monitor:
             elif self._cleanup.defers(task_id):
                 pass  # it is published when its time comes
             elif queue_is_away:  # one try per round: each may take seconds
+                left_out.append(task_id)
                 continue
             else:
                 try:
@@ -162,8 +164,11 @@ class Monitor:
                 except QueueUnavailable as error:
                     log.warning("publish_failed", extra={"task_id": task_id, "error": str(error)})
                     queue_is_away = True
+                    left_out.append(task_id)
                     continue
             postponed[pause].append(task_id)
+        if len(due) == RESYNC_BATCH:  # else they would keep those behind them from their turn, running tasks among them
+            postponed[REPUBLISH] += left_out
         for pause, task_ids in postponed.items():
             self.repository.postpone(task_ids, until=now + pause)
         return len(due)

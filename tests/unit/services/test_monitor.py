@@ -98,6 +98,27 @@ def test_resync_without_a_queue_loses_nothing_and_still_wakes_running_tasks(scen
     assert sorted(stage for _, stage in scene.queue.published) == [Stage.FINISH, Stage.PREPARE]
 
 
+def test_links_that_cannot_be_published_do_not_keep_running_tasks_from_their_turn(scene, monkeypatch):
+    world = scene.world
+    monkeypatch.setattr(monitor_module, "RESYNC_BATCH", 3)
+    woken: list[str] = []
+    scene.monitor._work.wake = lambda task_id, hint=None: woken.append(task_id)
+    for number in range(5):
+        world.repository.add(stored(id=TaskId(str(number) * 26), stage=Stage.FINISH, wake_at=world.now))
+    run = TaskId("9" * 26)
+    world.repository.add(stored(id=run, stage=Stage.RUN, wake_at=world.now + timedelta(seconds=1)))
+    scene.queue.down = True
+    world.clock.advance(timedelta(seconds=5))
+    for _ in range(2):
+        scene.monitor.resync()
+    assert woken == [run]
+    scene.queue.down = False
+    world.clock.advance(REPUBLISH)
+    for _ in range(3):
+        scene.monitor.resync()
+    assert sum(stage is Stage.FINISH for _, stage in scene.queue.published) == 5
+
+
 def test_the_sweep_deletes_objects_of_unknown_tasks_and_wakes_done_ones(scene):
     world = scene.world
     stray = stored(id=TaskId("9" * 26))
