@@ -68,8 +68,8 @@ class WaitingQueues:
         few = (w for w in self._windows.values() if w.has_more and len(w.first) < self._most // 2)
         for window in heapq.nsmallest(SHORT_READS, few, key=lambda w: w.sweep):
             key = window.queue.key
-            page = [c for k, c in self._page((key, BEFORE_ALL)) if k == key]
-            self._show(key, page, len(page) == PAGE, check)
+            first = [c for k, c in self._page((key, BEFORE_ALL)) if k == key]
+            self._show(key, first, len(first) == PAGE, check)
         for _ in range(SWEEP_READS):
             page = self._page(self._place)
             for key, found in groupby(page, itemgetter(0)):

@@ -293,7 +293,7 @@ def test_a_large_task_starts_within_a_quota_of_its_own_that_small_ones_fill(grou
 
 
 def test_what_is_kept_in_an_own_quota_stays_kept_while_the_site_is_waited_for():
-    """Else the user's small tasks would fill the own quota again and again, and the wait for the site would begin anew each time."""
+    """Else the user's small tasks would fill the own quota again and again, and the wait for the site would begin again each time."""
     rules = AdmissionRules(site=Quota(max_gpus=8), users={"a": Quota(max_gpus=4)}, reserve_after=timedelta(minutes=1))
     site = Site(rules)
     for user in "aaaabbbb":
