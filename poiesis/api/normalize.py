@@ -1,8 +1,8 @@
 """From the body of a request to the domain's `TaskSpec`: parse, normalize, and after validation by the spec, decode.
 
 Normalizing follows "How requests are read" in the spec: nulls count as missing, at every depth; read-only and unknown keys are dropped;
-whole numbers may have a decimal point. It repairs nothing: a null in a list stays and is refused, because a command without it would
-be a different command. The fields are read from the domain's dataclasses (docs/adr/0008).
+whole numbers may have a decimal point; empty `content` beside a `url` counts as missing (spec: tesInput.content). It repairs nothing: a
+null in a list stays and is refused, because a command without it would be a different command. The fields are read from the domain's dataclasses (docs/adr/0008).
 """
 
 from __future__ import annotations
@@ -62,6 +62,10 @@ def normalize(document: Any) -> Any:
         for key in ("cpu_cores", "ram_gb", "disk_gb"):
             if key in resources:
                 resources[key] = _number(resources[key])
+    inputs = document.get("inputs") if isinstance(document, dict) else None
+    for item in inputs if isinstance(inputs, list) else ():
+        if isinstance(item, dict) and item.get("content") == "" and item.get("url"):
+            del item["content"]
     return document
 
 

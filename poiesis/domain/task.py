@@ -53,7 +53,8 @@ class Executor:
 
 @dataclass(frozen=True)
 class Input:
-    """Spec: tesInput. `content` takes precedence over `url`. `type` None: not given; the filer checks what the URL refers to."""
+    """Spec: tesInput. `content` takes precedence over `url`; empty `content` is only kept where there is no `url`. `type` None: not given;
+    the filer checks what the URL refers to."""
 
     path: str
     url: str | None = None

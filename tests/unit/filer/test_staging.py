@@ -63,9 +63,9 @@ def test_content_is_written_byte_for_byte(volume: Path) -> None:  # I1
 
 
 def test_content_takes_precedence_over_a_url(volume: Path) -> None:  # I2
-    report = bring(volume, given("/data/a", url="file:///nowhere", content=""), settings=quick())
+    report = bring(volume, given("/data/a", url="file:///nowhere", content="x"), settings=quick())
     assert report.error is None
-    assert (volume / "root/data/a").read_bytes() == b""
+    assert (volume / "root/data/a").read_bytes() == b"x"
 
 
 @pytest.mark.parametrize(

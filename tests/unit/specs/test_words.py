@@ -62,6 +62,17 @@ def test_content_makes_the_url_unimportant(site: Site) -> None:
     assert paths(refused) == ["$.inputs[0].url"]
 
 
+def test_empty_content_leaves_the_url_in_force(site: Site) -> None:
+    """Clients that write every field, with its default, send empty content."""
+    fetched = {"path": "/data/in", "url": "s3://b/k", "content": ""}
+    shown_input = shown(site, HELLO | {"inputs": [fetched]})["inputs"][0]
+    assert (shown_input["url"], "content" in shown_input) == ("s3://b/k", False)
+    refused = site.post("/tasks", HELLO | {"inputs": [fetched | {"url": "nothing://at-all"}]})
+    assert paths(refused) == ["$.inputs[0].url"]
+    for empty in ({"path": "/data/in", "content": ""}, {"path": "/data/in", "content": "", "url": ""}):
+        assert shown(site, HELLO | {"inputs": [empty]})["inputs"][0]["content"] == ""
+
+
 def test_the_type_of_a_file_is_always_shown(site: Site) -> None:
     document = HELLO | {
         "inputs": [{"path": "/a", "content": "x"}, {"path": "/b", "url": "s3://b/k/", "type": "DIRECTORY"}],
