@@ -2,7 +2,8 @@
 
 Normalizing follows "How requests are read" in the spec: nulls count as missing, at every depth; read-only and unknown keys are dropped;
 whole numbers may have a decimal point; empty `content` beside a `url` counts as missing (spec: tesInput.content). It repairs nothing: a
-null in a list stays and is refused, because a command without it would be a different command. The fields are read from the domain's dataclasses (docs/adr/0008).
+null in a list stays and is refused, because a command without it would be a different command. The fields are read from the domain's
+dataclasses (docs/adr/0008).
 """
 
 from __future__ import annotations
