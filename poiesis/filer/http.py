@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from poiesis import __version__
@@ -62,6 +62,8 @@ BUFFER_BYTES: Final = 1 << 17
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _HOST: Final = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:-]+")
 _STRAY_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_GZIP_OR_ZLIB: Final = zlib.MAX_WBITS + 32
+_GZIP: Final = zlib.MAX_WBITS + 16
 _PACKED: Final = (".gz", ".tgz", ".bgz", ".svgz", ".emz")
 
 
@@ -349,7 +351,7 @@ class HttpFiler:
             reached.validator = None  # offsets are of the compressed form
         elif encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
             raise StagingFailed(f"{shown(url)}: unexpected content-encoding {encoding!r}")
-        unpacker = zlib.decompressobj(wbits=47) if unpack else None
+        unpacker = _Unpacker(url) if unpack else None
         stall = self._settings.stall_timeout.total_seconds()
         window, arrived, written = time.monotonic(), 0, reached.offset
         for data in response.chunks():
@@ -362,7 +364,7 @@ class HttpFiler:
             if reached.stop is not None:
                 data = data[: reached.stop - reached.offset]
             count = len(data)
-            for piece in _unpacked(unpacker, data) if unpacker else (data,):
+            for piece in unpacker.pieces(data) if unpacker else (data,):
                 part.write(piece, written)
                 written += len(piece)
                 self._control.check_size(url, written)
@@ -370,7 +372,7 @@ class HttpFiler:
             self._control.moved(count)
             if reached.offset == reached.stop:
                 return
-        if unpacker is not None and not unpacker.eof:
+        if unpacker is not None and not unpacker.is_complete:
             raise StorageUnavailable(f"{shown(url)}: the compressed response ended early")
         if reached.stop is not None:
             raise StorageUnavailable(f"{shown(url)}: the connection ended early")
@@ -378,16 +380,30 @@ class HttpFiler:
             raise StorageUnavailable(f"{shown(url)}: {reached.offset} bytes of {reached.total} arrived")
 
 
-def _unpacked(unpacker: Any, data: bytes | memoryview) -> Iterator[bytes]:
-    """Decompressed, in pieces of bounded size whatever the ratio."""
-    try:
-        while data:
-            yield unpacker.decompress(data, 1 << 20)
-            data = unpacker.unconsumed_tail
-            if unpacker.eof:
-                return
-    except zlib.error as error:
-        raise StagingFailed(f"the compressed response is invalid: {error}") from error
+class _Unpacker:
+    """Decompresses a body. gzip may have several members (RFC 1952, section 2.2), as those of bgzip, pigz and `cat a.gz b.gz`."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._member = zlib.decompressobj(wbits=_GZIP_OR_ZLIB)
+
+    @property
+    def is_complete(self) -> bool:
+        return self._member.eof
+
+    def pieces(self, data: bytes | memoryview) -> Iterator[bytes]:
+        """The next bytes decompressed, in pieces of bounded size whatever the ratio. Raises: StagingFailed."""
+        try:
+            while data:
+                if self._member.eof:
+                    data = bytes(data).lstrip(b"\0")  # padding, which gzip ignores too
+                    if not data:
+                        return
+                    self._member = zlib.decompressobj(wbits=_GZIP)
+                yield self._member.decompress(data, 1 << 20)
+                data = self._member.unconsumed_tail or self._member.unused_data
+        except zlib.error as error:
+            raise StagingFailed(f"{shown(self._url)}: the compressed response is invalid: {error}") from error
 
 
 def _validator(response: Response) -> str | None:

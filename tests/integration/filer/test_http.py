@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import random
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +151,29 @@ def test_chunks_and_compressed_transfer(volume: Path, web: HttpServer) -> None:
     assert fetch(volume, f"{web.url}/x.gz")[1] == packed
 
 
+GZIP = {"content-encoding": "gzip"}
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_every_member_of_a_compressed_response_is_staged(volume: Path, web: HttpServer, chunked: bool) -> None:
+    """As bgzip, pigz and `cat a.gz b.gz` make them."""
+    members = b"".join(gzip.compress(BODY[i : i + 1000]) for i in range(0, len(BODY), 1000))
+    web.faults = _always(Fault(body=members + bytes(512), headers=GZIP, chunked=chunked))
+    assert fetch(volume, f"{web.url}/x")[1] == BODY
+
+
 def test_a_truncated_compressed_response_is_not_a_file(volume: Path, web: HttpServer) -> None:
-    web.faults = lambda _: Fault(body=gzip.compress(BODY)[:-9], headers={"content-encoding": "gzip"})
-    assert fetch(volume, f"{web.url}/x")[0].retryable
+    for whole in (b"", gzip.compress(BODY)):
+        web.faults = _always(Fault(body=whole + gzip.compress(BODY)[:-9], headers=GZIP))
+        assert fetch(volume, f"{web.url}/x")[0].retryable
+
+
+@pytest.mark.parametrize("packed", [gzip.compress(BODY), zlib.compress(BODY)])
+def test_other_bytes_after_a_compressed_response_are_refused(volume: Path, web: HttpServer, packed: bytes) -> None:
+    web.faults = _always(Fault(body=packed + BODY, headers=GZIP))
+    report, _ = fetch(volume, f"{web.url}/x")
+    assert (report.error_code, report.retryable) == ("staging_failed", False)
+    assert f"{web.url}/x: the compressed response is invalid" in str(report.error)
 
 
 def test_redirects_are_followed_up_to_a_limit(volume: Path, web: HttpServer) -> None:
