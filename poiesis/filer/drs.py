@@ -36,7 +36,7 @@ _SUMS: Final = {"sha-256": "sha256", "sha256": "sha256", "sha-512": "sha512", "s
 class DrsFiler:
     def __init__(self, context: Context) -> None:
         self._context, self._control = context, context.control
-        self._client = Client(context.settings)
+        self._client = Client(context.settings, context.control.check)
         self._http = HttpFiler(context)
         self._bases: dict[str, str] = {}
         for item in context.settings.drs_hosts:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -91,8 +90,9 @@ class _Address(NamedTuple):
 class Client:
     """GET, HEAD and PUT with redirects, address guard and credentials, and errors of domain.errors. Also for DRS."""
 
-    def __init__(self, settings: FilerSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: FilerSettings, check: Callable[[], None] = lambda: None) -> None:
+        """`check`: called whenever bytes arrive; what it raises ends the request."""
+        self._settings, self._check = settings, check
         self._guard = Guard(settings.allow_addresses)
         self._pools: dict[tuple[str, str, int], ConnectionPool] = {}  # the one used last is the last one
         self._lock = threading.Lock()
@@ -168,6 +168,8 @@ class Client:
             buffer_bytes=BUFFER_BYTES,
             stall_s=self._settings.stall_timeout.total_seconds(),
             keep=CONNECTIONS,
+            least_bytes=LEAST_BYTES,
+            check=self._check,
         )
 
     @cached_property
@@ -235,7 +237,7 @@ class HttpFiler:
     def __init__(self, context: Context) -> None:
         self._settings = context.settings
         self._control, self._pool = context.control, context.pool
-        self._client = Client(context.settings)
+        self._client = Client(context.settings, context.control.check)
         self._turns = threading.BoundedSemaphore(CONNECTIONS)
 
     def close(self) -> None:
@@ -352,15 +354,8 @@ class HttpFiler:
         elif encoding not in ("", "identity", "gzip", "x-gzip", "deflate"):
             raise StagingFailed(f"{shown(url)}: unexpected content-encoding {encoding!r}")
         unpacker = _Unpacker(url) if unpack else None
-        stall = self._settings.stall_timeout.total_seconds()
-        window, arrived, written = time.monotonic(), 0, reached.offset
+        written = reached.offset
         for data in response.chunks():
-            now = time.monotonic()
-            arrived += len(data)
-            if now - window > stall:
-                if arrived < LEAST_BYTES:
-                    raise StorageUnavailable(f"{shown(url)}: fewer than {LEAST_BYTES} bytes arrived in {stall:.0f} s")
-                window, arrived = now, 0
             if reached.stop is not None:
                 data = data[: reached.stop - reached.offset]
             count = len(data)

@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_HEAD_BYTES: Final = 64 * 1024
 MAX_LINE_BYTES: Final = 1024
+MAX_PROVISIONAL: Final = 100  # responses (1xx) before the final one
+MAX_TRAILERS: Final = 100
 _SEND_BYTES: Final = 1 << 20  # between two reports of progress
 _SPLICE_FROM: Final = 1 << 18  # less is not worth a pipe
 _PIPE_BYTES: Final = 1 << 20
@@ -109,17 +112,30 @@ class Response:
         return bytes(kept[:limit])
 
 
+@dataclass(frozen=True)
+class Patience:
+    """With a server that is slow."""
+
+    stall_s: float
+    """Time without a byte after which the connection counts as broken; a response head has to be complete within it."""
+    least_bytes: int
+    """Of a response body: fewer in `stall_s` count as none. 0 for S3, whose servers send single bytes while they work."""
+    check: Callable[[], None]
+    """Called whenever bytes arrive; what it raises ends the request."""
+
+
 class HttpConnection:
     """One connection with its buffer, `view`."""
 
-    def __init__(self, connection: socket.socket, buffer_bytes: int, stall_s: float) -> None:
+    def __init__(self, connection: socket.socket, buffer_bytes: int, patience: Patience) -> None:
         self.socket = connection
-        self._stall_s = stall_s
+        self._patience, self._stall_s = patience, patience.stall_s
+        self._waited_s, self._arrived = 0.0, 0  # in the body, since the pace was last judged
         self.is_plain = type(self.socket) is socket.socket
         """Whether the connection is not encrypted."""
         self.wait()
         if self.is_plain:
-            timeout = struct.pack("@ll", int(stall_s), int(stall_s % 1 * 1e6))
+            timeout = struct.pack("@ll", int(self._stall_s), int(self._stall_s % 1 * 1e6))
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeout)
         self._buffer = bytearray(max(buffer_bytes, MAX_HEAD_BYTES))
@@ -183,13 +199,19 @@ class HttpConnection:
 
     def response(self, method: str) -> Response:
         """The final response, with its body unread; provisional ones (1xx) are skipped."""
-        while True:
-            status, headers = self._head()
+        deadline = time.monotonic() + self._stall_s
+        self._waited_s, self._arrived = 0.0, 0
+        for _ in range(MAX_PROVISIONAL + 1):
+            status, headers = self._head(deadline)
             if status >= 200:
+                self._waited_s, self._arrived = 0.0, 0
                 return Response(self, status, headers, method != "HEAD" and status not in (204, 304))
+        raise HttpConnectionError(f"the server sent more than {MAX_PROVISIONAL} provisional responses")
 
-    def _head(self) -> tuple[int, dict[str, str]]:
+    def _head(self, deadline: float) -> tuple[int, dict[str, str]]:
         while (found := self.head(self._start, self._end)) is None:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the response head was not complete after {self._stall_s:.0f} s")
             if self._end - self._start >= MAX_HEAD_BYTES or not self._fill():
                 if self._end == self._start:
                     raise _ConnectionClosed("the server closed the connection without a response")
@@ -233,7 +255,9 @@ class HttpConnection:
                 self._pipe = os.pipe2(os.O_CLOEXEC)
                 with suppress(OSError):  # a user's pipe buffers are limited
                     fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            began = time.monotonic()
             got = left = os.splice(self.socket.fileno(), self._pipe[1], count)
+            waited_s = time.monotonic() - began
         except BlockingIOError:
             raise TimeoutError(f"nothing was received for {self._stall_s:.0f} s") from None
         except OSError as error:
@@ -250,6 +274,7 @@ class HttpConnection:
                 target.write(data, offset)
                 done = len(data)
             left, offset = left - done, offset + done
+        self._judge(got, waited_s)
         return got
 
     def rest(self) -> Iterator[memoryview]:
@@ -268,9 +293,10 @@ class HttpConnection:
             if size < 0:
                 raise HttpConnectionError("the response has a chunk with an invalid size")
             if size == 0:
-                while self._text_line():
-                    pass  # trailers
-                return
+                for _ in range(MAX_TRAILERS + 1):
+                    if not self._text_line():
+                        return
+                raise HttpConnectionError(f"the response has more than {MAX_TRAILERS} trailers")
             yield from self.exactly(size)
             if self._text_line():
                 raise HttpConnectionError("the response has a chunk longer than its size")
@@ -293,12 +319,28 @@ class HttpConnection:
             self._start, self._end = 0, len(kept)
             if self._end == len(self._buffer):
                 return False
+        began = time.monotonic()
         try:
             count = self.socket.recv_into(self.view[self._end :])
         except BlockingIOError:
             raise TimeoutError(f"nothing was received for {self._stall_s:.0f} s") from None
         self._end += count
+        self._judge(count, time.monotonic() - began)
         return count > 0
+
+    def _judge(self, count: int, waited_s: float) -> None:
+        """Judge the pace of the server, after bytes arrived. Only the time spent waiting for it counts, since the disk may be slow too.
+
+        Raises: TimeoutError, and what `check` raises."""
+        self._patience.check()
+        if count == 0:
+            return
+        self._waited_s += waited_s
+        self._arrived += count
+        if self._waited_s > self._stall_s:
+            if self._arrived < self._patience.least_bytes:
+                raise TimeoutError(f"fewer than {self._patience.least_bytes} bytes arrived in {self._stall_s:.0f} s")
+            self._waited_s, self._arrived = 0.0, 0
 
 
 def head_of(method: str, target: str, headers: Mapping[str, str], size: int) -> bytes:
@@ -332,11 +374,20 @@ def _parsed(head: str) -> tuple[int, dict[str, str]]:
 class ConnectionPool:
     """Connections to one origin, kept open between requests. Thread-safe."""
 
-    def __init__(self, connect: Callable[[], socket.socket], *, buffer_bytes: int, stall_s: float, keep: int) -> None:
-        """`keep`: the most idle connections."""
+    def __init__(
+        self,
+        connect: Callable[[], socket.socket],
+        *,
+        buffer_bytes: int,
+        stall_s: float,
+        keep: int,
+        least_bytes: int = 0,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`keep`: the most idle connections. `stall_s`, `least_bytes`, `check`: see `Patience`."""
         self._connect = connect
         self._buffer_bytes = buffer_bytes
-        self._stall_s = stall_s
+        self._patience = Patience(stall_s, least_bytes, check)
         self._keep = keep
         self._idle: list[HttpConnection] = []
         self._open = 0
@@ -419,7 +470,7 @@ class ConnectionPool:
                 return None
             self._open += 1
         try:
-            return HttpConnection(self._connect(), self._buffer_bytes, self._stall_s)
+            return HttpConnection(self._connect(), self._buffer_bytes, self._patience)
         except BaseException:
             with self._lock:
                 self._open -= 1

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from binascii import b2a_base64
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -72,7 +73,7 @@ def open_connection(
             found = proxy_tls.wrap_socket(found, server_hostname=proxy.host)
         if tls is not None:
             if proxy:
-                _tunnel(found, proxy, f"[{host}]" if ":" in host else host, port)
+                _tunnel(found, proxy, f"[{host}]" if ":" in host else host, port, timeout_s)
             found = _wrapped(found, tls, host)
     except BaseException:
         found.close()
@@ -94,14 +95,15 @@ def _wrapped(found: socket.socket, tls: ssl.SSLContext, host: str) -> socket.soc
     return SSLTransport(found, tls, server_hostname=host)  # type: ignore[return-value]
 
 
-def _tunnel(found: socket.socket, proxy: Proxy, host: str, port: int) -> None:
+def _tunnel(found: socket.socket, proxy: Proxy, host: str, port: int, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
     lines = [f"CONNECT {host}:{port} HTTP/1.1", f"host: {host}:{port}"]
     lines += [f"{name}: {value}" for name, value in proxy.headers.items()]
     found.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         byte = found.recv(1)  # one at a time: the bytes after the head are the server's
-        if not byte or len(head) > MAX_ANSWER_BYTES:
+        if not byte or len(head) > MAX_ANSWER_BYTES or time.monotonic() > deadline:
             raise StorageUnavailable(f"the proxy {proxy.host} sent no valid response")
         head += byte
     status = "".join(head.split(b"\r\n", 1)[0].decode("latin-1").split(" ")[1:2])

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -77,9 +80,9 @@ class Served:
 
 
 @contextmanager
-def wired(*served: Served, buffer_bytes: int = 4096) -> Iterator[ConnectionPool]:
+def wired(*served: Served, stall_s: float = 2, **more: Any) -> Iterator[ConnectionPool]:
     left = iter(served)
-    pool = ConnectionPool(lambda: next(left).connect(), buffer_bytes=buffer_bytes, stall_s=2, keep=4)
+    pool = ConnectionPool(lambda: next(left).connect(), buffer_bytes=4096, stall_s=stall_s, keep=4, **more)
     try:
         yield pool
     finally:
@@ -269,6 +272,75 @@ def test_a_silent_server_is_an_error_after_the_stall_timeout() -> None:
     with pytest.raises(TimeoutError):
         ask(pool)
     silent.close()
+
+
+def dripped(*first: bytes, then: bytes) -> Iterator[bytes]:
+    """Pieces that follow each other quickly, without an end."""
+    yield from first
+    while True:
+        time.sleep(0.01)
+        yield then
+
+
+CHUNKED_HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+@pytest.mark.parametrize("script", [dripped(b"HTTP/1.1 200 OK\r\n", then=b"a"), dripped(then=CONTINUE)])
+def test_a_head_has_to_be_complete_in_the_stall_timeout(script: Iterator[bytes]) -> None:
+    with wired(Served([script]), stall_s=0.5) as pool, pytest.raises(TimeoutError, match="head was not complete"):
+        ask(pool)
+
+
+def test_a_body_has_to_arrive_at_a_least_pace() -> None:
+    script = dripped(b"HTTP/1.1 200 OK\r\ncontent-length: 10000\r\n\r\n", then=b"x")
+    with (
+        wired(Served([script]), stall_s=0.5, least_bytes=1000) as pool,
+        pytest.raises(TimeoutError, match="fewer than 1000 bytes"),
+    ):
+        ask(pool)
+
+
+def test_a_slow_reader_is_not_a_slow_server() -> None:
+    whole = b"HTTP/1.1 200 OK\r\ncontent-length: 300000\r\n\r\n" + bytes(300_000)
+    with (
+        wired(Served([[whole]]), stall_s=0.5, least_bytes=10**6) as pool,
+        pool.request("GET", "/x", {}) as answer,
+    ):
+        chunks = answer.chunks()
+        next(chunks)
+        time.sleep(0.6)
+        assert sum(map(len, chunks)) > 200_000
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "what"),
+    [(b"", CONTINUE, "100 provisional responses"), (CHUNKED_HEAD + b"0\r\n", b"a: b\r\n", "100 trailers")],
+)
+def test_provisional_responses_and_trailers_are_limited(first: bytes, then: bytes, what: str) -> None:
+    script = itertools.chain([first], itertools.repeat(then))
+    with wired(Served([script])) as pool, pytest.raises(HttpConnectionError, match=what):
+        ask(pool)
+
+
+def test_a_request_ends_when_its_check_raises() -> None:
+    class Stopped(Exception):
+        pass
+
+    stopped: list[bool] = []
+
+    def check() -> None:
+        if stopped:
+            raise Stopped
+
+    script = itertools.chain([CHUNKED_HEAD], itertools.repeat(b"1\r\nx\r\n"))
+    with (
+        wired(Served([script]), check=check) as pool,
+        pytest.raises(Stopped),
+        pool.request("GET", "/x", {}) as answer,
+    ):
+        stopped.append(True)
+        answer.read()
 
 
 @pytest.mark.parametrize("in_one_piece", [True, False])
