@@ -28,7 +28,7 @@ from poiesis.filer.registry import UNENCRYPTED, Context
 from poiesis.filer.urls import name_problem, scheme_of, shown
 from poiesis.ports.filer import RemoteFile, Sent
 
-MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024  # of the description of a bundle with all its files
+MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024  # of the description of a bundle with all its files
 PREFERRED: Final = ("https", "s3", "http", "ftp", "ftps")  # never file: that would read files of the service
 _SUMS: Final = {"sha-256": "sha256", "sha256": "sha256", "sha-512": "sha512", "sha512": "sha512", "md5": "md5"}
 
@@ -157,11 +157,13 @@ class DrsFiler:
             if response.status != 200:
                 raise refused(url, response.status)
             text = response.read(MAX_ANSWER_BYTES + 1)
+        if len(text) > MAX_ANSWER_BYTES:
+            raise StagingFailed(f"{shown(url)}: the service's response has more than {MAX_ANSWER_BYTES} bytes")
         try:
             found = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StorageUnavailable(f"{shown(url)}: the service's response is not JSON") from error
-        if not isinstance(found, dict) or len(text) > MAX_ANSWER_BYTES:
+        if not isinstance(found, dict):
             raise StagingFailed(f"{shown(url)}: the service's response is not a DRS object")
         return found
 

@@ -12,7 +12,8 @@ import posixpath
 import re
 import socket
 import ssl
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, ClassVar, Final
 from urllib.parse import unquote, urlsplit
@@ -35,24 +36,80 @@ from poiesis.ports.filer import RemoteFile
 IMPLICIT_PORT: Final = 990
 _DENIED: Final = re.compile(r"denied|permission|not allowed|forbidden", re.IGNORECASE)
 _UNKNOWN: Final = ("500", "501", "502", "504")  # of a command that the server does not have
+MAX_REPLY_LINES: Final = 1000
+_TOO_LONG: Final = f"the server sent a line of more than {ftplib.MAXLINE} bytes"
 _TIMES: Final = re.compile(r"213 +(\d{14}(?:\.\d+)?)")
 
 
 class _Plain(ftplib.FTP):
+    """Replies and listings that are bounded in size and time, whatever the server sends."""
+
     guard: Guard
     connect_s: float
+    stall_s: float
+    check: Callable[[], None]
+    """Called whenever a part of a listing arrives; what it raises ends the listing."""
+    _received = b""  # on the control connection, and not used yet
+    _lines_left = 0
+    _deadline = 0.0
 
     def connect(self, host: str = "", port: int = 0, *_: Any, **__: Any) -> str:
         self.host, self.port = host, port
         self.sock = self._wrapped(self.guard.connect(host, port, self.connect_s))
         self.sock.settimeout(self.timeout)
         self.af = self.sock.family
-        self.file = self.sock.makefile("r", encoding=self.encoding, errors="surrogateescape")
         self.welcome = self.getresp()
         return self.welcome
 
     def _wrapped(self, connection: socket.socket) -> socket.socket:
         return connection
+
+    def getmultiline(self) -> str:
+        """A reply. Raises: ftplib.Error, TimeoutError, EOFError."""
+        self._lines_left, self._deadline = MAX_REPLY_LINES, time.monotonic() + self.stall_s
+        return super().getmultiline()
+
+    def getline(self) -> str:
+        """A line of a reply. ftplib's own would wait for each byte as long as for the whole reply."""
+        self._lines_left -= 1
+        if self._lines_left < 0:
+            raise ftplib.Error(f"the server's reply has more than {MAX_REPLY_LINES} lines")
+        while b"\n" not in self._received:
+            if len(self._received) > self.maxline:
+                raise ftplib.Error(_TOO_LONG)
+            if time.monotonic() > self._deadline:
+                raise TimeoutError(f"the server's reply was not complete after {self.stall_s:.0f} s")
+            data = self.sock.recv(self.maxline)
+            if not data:
+                raise EOFError
+            self._received += data
+        line, _, self._received = self._received.partition(b"\n")
+        return _text(line)
+
+    def lines(self, command: str) -> Iterator[str]:
+        """The lines of a listing as they arrive; nothing else can be requested meanwhile. Raises at once: ftplib.error_perm if refused."""
+        self.voidcmd("TYPE A")
+        return self._lines(self.transfercmd(command))
+
+    def _lines(self, connection: socket.socket) -> Iterator[str]:
+        rest = b""
+        with connection:
+            while data := connection.recv(65536):
+                self.check()
+                *complete, rest = (rest + data).split(b"\n")
+                yield from map(_text, complete)
+                if len(rest) > self.maxline:
+                    raise ftplib.Error(_TOO_LONG)
+            if isinstance(connection, ssl.SSLSocket):
+                with suppress(OSError):
+                    connection.unwrap()
+        if rest:
+            yield _text(rest)
+        self.voidresp()
+
+
+def _text(line: bytes) -> str:
+    return line.removesuffix(b"\r").decode(errors="surrogateescape")
 
 
 class _Secure(_Plain, ftplib.FTP_TLS):
@@ -60,6 +117,11 @@ class _Secure(_Plain, ftplib.FTP_TLS):
 
     def _wrapped(self, connection: socket.socket) -> socket.socket:
         return self.context.wrap_socket(connection, server_hostname=self.host) if self.implicit else connection
+
+    def auth(self) -> str:
+        reply = super().auth()
+        self._received = b""  # sent before the handshake, so perhaps not by the server
+        return reply
 
     def ntransfercmd(self, cmd: str, rest: int | str | None = None) -> tuple[socket.socket, int | None]:
         """With the control connection's session, which many servers require."""
@@ -86,6 +148,7 @@ class FtpFiler(SessionFiler[_Plain]):
         else:
             session = _Plain(timeout=stall)
         session.guard, session.connect_s = self._guard, self._settings.connect_timeout.total_seconds()
+        session.stall_s, session.check = stall, self._control.check
         user, password = (login.user, login.password or "") if login.user else ("anonymous", "anonymous@")
         try:
             session.connect(login.host, login.port)
@@ -137,34 +200,37 @@ class FtpFiler(SessionFiler[_Plain]):
         session.cwd(home)
         return True
 
-    def _entries(self, session: _Plain, path: str) -> Iterator[RemoteFile]:
+    def _entries(self, session: _Plain, path: str) -> Iterator[RemoteFile | str]:
         try:
-            listed = list(session.mlsd(path, facts=["type", "size"]))
+            session.sendcmd("OPTS MLST type;size;")
+            lines = session.lines(f"MLSD {path}")
         except ftplib.error_perm as error:
             if not str(error).startswith(_UNKNOWN):
                 raise
-            yield from self._asked_one_by_one(session, path)
+            yield from self._names(session, path)
             return
-        for name, facts in listed:
+        for line in lines:
+            listed, _, name = line.partition(" ")
+            facts = {key.lower(): value for key, _, value in (fact.partition("=") for fact in listed.split(";"))}
             kind, size = facts.get("type", "file").lower(), facts.get("size", "")
             if "link" in kind:  # such as "OS.unix=slink:/target"
-                yield self._asked(session, path, name)
+                yield name
             elif kind in ("file", "dir"):
                 yield RemoteFile("", name, int(size) if size.isdecimal() else None, is_directory=kind == "dir")
             elif kind not in ("cdir", "pdir"):
                 yield RemoteFile("", name, None, problem="is not a regular file, which cannot be staged")
 
-    def _asked_one_by_one(self, session: _Plain, path: str) -> Iterator[RemoteFile]:
+    def _names(self, session: _Plain, path: str) -> Iterator[str]:
         """Of a server without MLSD."""
         try:
-            names = session.nlst(path)
+            lines = session.lines(f"NLST {path}")
         except ftplib.error_perm as error:
             if str(error).startswith("550"):  # the answer of some servers for an empty directory
                 return
             raise
-        for name in map(posixpath.basename, names):
+        for name in map(posixpath.basename, lines):
             if name not in ("", ".", ".."):
-                yield self._asked(session, path, name)
+                yield name
 
     def _asked(self, session: _Plain, path: str, name: str) -> RemoteFile:
         session.voidcmd("TYPE I")

@@ -131,24 +131,40 @@ class SessionFiler(Generic[S]):
         with self._session(url) as (session, path):
             self._make(session, self._parsed(url), path.rstrip("/"))
 
-    def _walk(self, url: str, name: str, depth: int) -> Iterator[RemoteFile]:
+    def _walk(self, url: str, name: str, depth: int, held: int = 0) -> Iterator[RemoteFile]:
+        """`held`: how many entries of the directories above are in memory."""
         if depth > MAX_DEPTH:
             raise StagingFailed(f"{shown(url)}: more than {MAX_DEPTH} directories deep, or a loop of symbolic links")
         with self._session(url) as (session, path):
-            entries = sorted(self._entries(session, path or "."), key=lambda entry: entry.name)
+            entries = self._listed(session, url, path or ".", held - depth)
         if not entries:
             yield RemoteFile(url, name, 0, is_directory=True)
         for entry in entries:
             child = entry.name
-            if (problem := name_problem(child)) or "/" in child:
-                raise StagingFailed(
-                    f"{shown(url)}: invalid name {child!r} in the listing: {problem or 'contains a slash'}"
-                )
             inner, address = (f"{name}/{child}" if name else child), join(url, child)
             if entry.is_directory and entry.problem is None:
-                yield from self._walk(address, inner, depth + 1)
+                yield from self._walk(address, inner, depth + 1, held + len(entries))
             elif not child.startswith(PREFIX):
                 yield RemoteFile(address, inner, entry.size_bytes, problem=entry.problem)
+
+    def _listed(self, session: S, url: str, path: str, held: int) -> list[RemoteFile]:
+        """The entries of a directory, sorted. Counted as they arrive, since some listings never end."""
+        found: list[RemoteFile | str] = []
+        for entry in self._entries(session, path):
+            name = entry if isinstance(entry, str) else entry.name
+            if (problem := name_problem(name)) or "/" in name:
+                raise StagingFailed(
+                    f"{shown(url)}: invalid name {name!r} in the listing: {problem or 'contains a slash'}"
+                )
+            found.append(entry)
+            if held + len(found) > self._settings.max_files:
+                raise StagingFailed(f"{shown(url)}: more than {self._settings.max_files} files in one task")
+            self._control.check()
+        entries = []
+        for entry in found:
+            entries.append(self._asked(session, path, entry) if isinstance(entry, str) else entry)
+            self._control.check()
+        return sorted(entries, key=lambda entry: entry.name)
 
     def _continue(self, url: str, part: PartialFile, reached: _Reached) -> None:
         with self._session(url) as (session, path):
@@ -165,8 +181,9 @@ class SessionFiler(Generic[S]):
                 reached.offset += len(data)
                 self._control.check_size(url, reached.offset)
                 self._control.moved(len(data))
-        if state.size_bytes is not None and reached.offset != state.size_bytes:
-            raise StorageUnavailable(f"{shown(url)}: {reached.offset} bytes of {state.size_bytes} arrived")
+            # within the session, which is then closed: responses to its other requests may be on their way
+            if state.size_bytes is not None and reached.offset != state.size_bytes:
+                raise StorageUnavailable(f"{shown(url)}: {reached.offset} bytes of {state.size_bytes} arrived")
         if state.is_executable:
             part.executable()
 
@@ -243,8 +260,12 @@ class SessionFiler(Generic[S]):
     def _is_directory(self, session: S, path: str) -> bool:
         raise NotImplementedError
 
-    def _entries(self, session: S, path: str) -> Iterable[RemoteFile]:
-        """The directory's entries, by name, without `url`."""
+    def _entries(self, session: S, path: str) -> Iterable[RemoteFile | str]:
+        """The directory's entries as they arrive, without `url`; of one about which the server has to be asked, the name."""
+        raise NotImplementedError
+
+    def _asked(self, session: S, path: str, name: str) -> RemoteFile:
+        """The entry `name` of the directory `path`, without `url`."""
         raise NotImplementedError
 
     def _read(self, session: S, path: str, offset: int, state: FileState) -> Iterator[bytes | memoryview]:

@@ -97,22 +97,25 @@ class SftpFiler(SessionFiler[_Session]):
         except FileNotFoundError:
             return False
 
-    def _entries(self, session: _Session, path: str) -> Iterator[RemoteFile]:
-        for entry in session.client.listdir_attr(path):
-            mode, size, problem = entry.st_mode or stat.S_IFREG, entry.st_size, None
+    def _entries(self, session: _Session, path: str) -> Iterator[RemoteFile | str]:
+        # one request at a time: paramiko takes the responses to several for ordered, which the protocol does not promise
+        for entry in session.client.listdir_iter(path, read_aheads=1):
+            mode = entry.st_mode or stat.S_IFREG
             if stat.S_ISLNK(mode):
-                target = posixpath.join(path, entry.filename)
-                try:
-                    found = session.client.stat(target)
-                    mode, size = found.st_mode or stat.S_IFREG, found.st_size
-                    if stat.S_ISDIR(mode) and self._holds(session, target, path):
-                        problem = "is a symbolic link to one of its parent directories"
-                except OSError:
-                    problem = "is a dangling symbolic link"
-            is_directory = stat.S_ISDIR(mode)
-            if problem is None and not is_directory:
-                problem = special_kind(mode)
-            yield RemoteFile("", entry.filename, size, is_directory=is_directory, problem=problem)
+                yield entry.filename
+            else:
+                yield _entry(entry.filename, mode, entry.st_size)
+
+    def _asked(self, session: _Session, path: str, name: str) -> RemoteFile:
+        target = posixpath.join(path, name)
+        try:
+            found = session.client.stat(target)
+            mode = found.st_mode or stat.S_IFREG
+            if stat.S_ISDIR(mode) and self._holds(session, target, path):
+                return RemoteFile("", name, None, problem="is a symbolic link to one of its parent directories")
+        except OSError:
+            return RemoteFile("", name, None, problem="is a dangling symbolic link")
+        return _entry(name, mode, found.st_size)
 
     def _holds(self, session: _Session, directory: str, path: str) -> bool:
         outer, inner = (session.client.normalize(p) for p in (directory, path))
@@ -161,6 +164,11 @@ class SftpFiler(SessionFiler[_Session]):
         if isinstance(error, paramiko.AuthenticationException):
             return AccessDenied(f"{shown(url)}: the login was refused")
         return StorageUnavailable(f"{shown(url)}: {str(error)[:200] or type(error).__name__}")
+
+
+def _entry(name: str, mode: int, size: int | None) -> RemoteFile:
+    is_directory = stat.S_ISDIR(mode)
+    return RemoteFile("", name, size, is_directory=is_directory, problem=None if is_directory else special_kind(mode))
 
 
 def _key_type(name: str) -> str:

@@ -86,6 +86,7 @@ class Sftp:
     port: int
     root: Path
     known_hosts: Path
+    interface: type
 
     @property
     def url(self) -> str:
@@ -103,6 +104,7 @@ def sftp_server(tmp_path: Path) -> Iterator[Sftp]:
     (tmp_path / "known").write_text(f"[127.0.0.1]:{port} {key.get_name()} {key.get_base64()}\n")
     stop = threading.Event()
     transports: list[Any] = []
+    interface = interface_of(root)
 
     def serve() -> None:
         while not stop.is_set():
@@ -112,13 +114,13 @@ def sftp_server(tmp_path: Path) -> Iterator[Sftp]:
                 continue
             transport = paramiko.Transport(connection)
             transport.add_server_key(key)
-            transport.set_subsystem_handler("sftp", paramiko.SFTPServer, interface_of(root))
+            transport.set_subsystem_handler("sftp", paramiko.SFTPServer, interface)
             transport.start_server(server=Login(), event=threading.Event())
             transports.append(transport)
 
     thread = threading.Thread(target=serve, daemon=True)
     thread.start()
-    yield Sftp(port, root, tmp_path / "known")
+    yield Sftp(port, root, tmp_path / "known", interface)
     stop.set()
     thread.join(5)
     for transport in transports:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -133,3 +134,20 @@ def test_refusals(volume: Path, web: HttpServer) -> None:
         assert bring(volume, given("/data/x", url), settings=settings(web)).error_code == code
     (volume / "root/data/x").write_text("x")
     assert send(volume, wanted("/data/x", f"drs://{host}/x"), settings=settings(web)).error_code == "unsupported_url"
+
+
+def test_a_description_that_is_too_large_or_no_json_is_refused(volume: Path, web: HttpServer) -> None:
+    large = offer(web, "large", description="x" * (9 << 20))
+    report = bring(volume, given("/data/x", large), settings=settings(web))
+    assert (report.error_code, report.retryable) == ("staging_failed", False)
+    assert "more than 8388608 bytes" in str(report.error)
+    deep = offer(web, "deep")
+    web.files[f"{API}/deep"] = b"[" * 200_000
+    assert "is not JSON" in str(bring(volume, given("/data/x", deep), settings=settings(web)).error)
+
+
+def test_a_description_that_arrives_too_slowly_is_an_error(volume: Path, web: HttpServer) -> None:
+    url = offer(web, "slow", description="x" * 1000)
+    web.faults = lambda _: Fault(drip=0.02, no_range=True)
+    slow = settings(web, stall_timeout=timedelta(milliseconds=300), attempts=1)
+    assert "fewer than 1024 bytes" in str(bring(volume, given("/data/x", url), settings=slow).error)

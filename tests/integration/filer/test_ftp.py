@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ftplib
 import os
 import random
 import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -125,16 +124,19 @@ def test_a_drop_at_any_byte_is_resumed(volume: Path, ftp: FtpServer, monkeypatch
         assert (volume / f"root/data/{cut}").read_bytes() == BODY
 
 
+def serve_listing(monkeypatch: pytest.MonkeyPatch, lines: Iterable[bytes]) -> None:
+    """Let the server answer MLSD with these lines."""
+    from pyftpdlib.filesystems import AbstractedFS
+
+    listing = (line + b"\r\n" for line in lines)
+    monkeypatch.setattr(AbstractedFS, "format_mlsx", lambda *_, **__: listing)
+
+
 def test_links_and_special_files_in_a_listing(volume: Path, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of servers that list links as such, as RFC 3659 describes it."""
     (ftp.root / "d").mkdir()
     (ftp.root / "d/x").write_text("x")
-    listed = [
-        (".", {"type": "cdir"}),
-        ("x", {"type": "OS.unix=slink:/d/x"}),
-        ("null", {"type": "OS.unix=chr-1/3"}),
-    ]
-    monkeypatch.setattr(ftplib.FTP, "mlsd", lambda *_, **__: iter(listed))
+    serve_listing(monkeypatch, [b"type=cdir; .", b"type=OS.unix=slink:/d/x; x", b"type=OS.unix=chr-1/3; null"])
     report = bring(volume, given("/data", f"{ftp.url}/d", type="DIRECTORY"), settings=quick())
     assert (report.error, tree(volume / "root/data")) == (None, {"x": b"x"})
     assert [note.partition(":")[0] for note in report.notes] == ["/data/null"]
@@ -144,10 +146,55 @@ def test_links_and_special_files_in_a_listing(volume: Path, ftp: FtpServer, monk
 def test_an_invalid_name_in_a_listing_is_refused(
     volume: Path, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(ftplib.FTP, "mlsd", lambda *_, **__: iter([(name, {"type": "file"})]))
+    serve_listing(monkeypatch, [f"type=file; {name}".encode()])
     report = bring(volume, given("/data", f"{ftp.url}/", type="DIRECTORY"), settings=quick())
     assert report.error is not None
     assert "invalid name" in report.error
+
+
+def test_a_listing_without_an_end_is_read_up_to_the_limit(
+    volume: Path, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = (b"type=file;size=1; %d" % i for i in range(1_000_000))
+    serve_listing(monkeypatch, lines)
+    report = bring(volume, given("/data", f"{ftp.url}/", type="DIRECTORY"), settings=quick(max_files=10))
+    assert "more than 10 files" in str(report.error)
+    assert next(lines, None) is not None
+
+
+def test_a_limit_of_files_that_is_just_kept(volume: Path, ftp: FtpServer) -> None:
+    for name in ("a/b/c/1", "a/b/2", "a/3", "4"):
+        (ftp.root / name).parent.mkdir(parents=True, exist_ok=True)
+        (ftp.root / name).write_text("x")
+    item = given("/data", f"{ftp.url}/", type="DIRECTORY")
+    assert bring(volume, item, settings=quick(max_files=4)).error is None
+    assert "more than 3 files" in str(bring(volume, item, settings=quick(max_files=3)).error)
+
+
+@pytest.fixture
+def babbling() -> Iterator[str]:
+    """The URL of an ftp server whose welcome has very many lines."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                with suppress(ConnectionError), listener.accept()[0] as connection:
+                    for _ in range(100_000):
+                        connection.sendall(b"220-hello\r\n")
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+    yield f"ftp://127.0.0.1:{listener.getsockname()[1]}"
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    thread.join(5)
+
+
+def test_a_reply_without_an_end_is_an_error(volume: Path, babbling: str) -> None:
+    report = bring(volume, given("/data/x", f"{babbling}/x"), settings=quick())
+    assert (report.error_code, report.retryable) == ("storage_unavailable", True)
+    assert "more than 1000 lines" in str(report.error)
 
 
 def test_a_file_as_a_directory_input_is_staged_into_the_directory(volume: Path, ftp: FtpServer) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import paramiko
 import pytest
 
 from tests.integration.filer.sftp_server import Sftp, sftp_server
@@ -70,6 +73,37 @@ def test_unusable_entries_of_a_directory_are_left_out(volume: Path, sftp: Sftp) 
         f"/data/e/{name}" for name in ("above", "dangling", "fifo", "itself")
     ]
     assert "a FIFO" in report.notes[2]
+
+
+class Endless(list[paramiko.SFTPAttributes]):
+    """A listing from which the server takes the next entries again and again."""
+
+    taken = 0
+
+    def __getitem__(self, index: Any) -> Any:
+        if index.start is not None:  # the rest
+            return self
+        count = index.stop if self.taken < 100_000 else 0
+        self.taken += count
+        return [_named(str(self.taken + i)) for i in range(count)]
+
+
+def _named(name: str) -> paramiko.SFTPAttributes:
+    attributes = paramiko.SFTPAttributes()
+    attributes.filename = name  # type: ignore[attr-defined]
+    attributes.st_mode = stat.S_IFREG
+    return attributes
+
+
+def test_a_listing_without_an_end_is_read_up_to_the_limit(
+    volume: Path, sftp: Sftp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    endless = Endless()
+    monkeypatch.setattr(sftp.interface, "list_folder", lambda *_: endless)
+    settings = quick(known_hosts_file=str(sftp.known_hosts), max_files=10)
+    report = bring(volume, given("/data", f"{sftp.url}/", type="DIRECTORY"), settings=settings)
+    assert "more than 10 files" in str(report.error)
+    assert 0 < endless.taken < 1000
 
 
 def test_a_file_as_a_directory_input_is_staged_into_the_directory(volume: Path, sftp: Sftp) -> None:
