@@ -22,16 +22,19 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from poiesis.domain.errors import PoiesisError
 from poiesis.filer.atomic_write import atomic_file
 from poiesis.filer.local import copy_file
 from poiesis.filer.settings import FilerSettings
 from poiesis.filer.transfer import POLL, Control
+from poiesis.filer.volume import LocalPathError
 from poiesis.ports.filer import RemoteFile, Sent
 
 WAIT_S: Final = 3600.0  # for another task's fetch; after that this one fetches by itself
 SLOT_DIGITS: Final = 3  # of a key, in hexadecimal: 4,096 lock files
 LOW_WATER: Final = 0.9  # an eviction continues until this share is left
 EVICTION: Final = "all"  # a lock's name that no entry can have
+_DISK: Final = frozenset({errno.EFBIG, errno.EIO, errno.ESTALE})  # where `LocalPathError` is not the translation
 _CLONE: Final = 0x40049409  # FICLONE
 
 
@@ -76,7 +79,12 @@ class Cache:
         arriving = room / "file"
         try:
             room.mkdir()
-            fetch(file, arriving)
+            try:
+                fetch(file, arriving)
+            except PoiesisError as error:
+                if _is_of_disk(error):
+                    raise OSError(errno.EIO, str(error)) from error
+                raise
             with arriving.open("rb") as written:
                 os.fsync(written.fileno())
             executable = os.stat(arriving).st_mode & 0o111
@@ -159,3 +167,12 @@ class Cache:
             with self._locked(path.name, wait=False) as held:
                 if held:
                     shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_of_disk(error: BaseException | None) -> bool:
+    """Whether the disk caused the error, not the transfer."""
+    while error is not None:
+        if isinstance(error, LocalPathError) or (isinstance(error, OSError) and error.errno in _DISK):
+            return True
+        error = error.__cause__
+    return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -133,6 +134,27 @@ def test_a_cache_that_cannot_be_used_is_not_an_error(
     assert report.error is None
     assert (volume / "root/data/x").read_bytes() == BODY
     assert "cache" in report.notes[0]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO])
+def test_a_cache_whose_disk_fails_is_not_an_error(
+    tmp_path: Path, web: HttpServer, volume: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    web.files["/x"] = BODY
+    real = os.pwrite
+
+    def write(descriptor: int, data: bytes | memoryview, offset: int) -> int:
+        if os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(tmp_path / "cache")):
+            raise OSError(code, os.strerror(code))
+        return real(descriptor, data, offset)
+
+    monkeypatch.setattr(os, "pwrite", write)
+    report = bring(volume, given("/data/x", f"{web.url}/x"), settings=cached(tmp_path))
+    assert report.error is None
+    assert (volume / "root/data/x").read_bytes() == BODY
+    assert "the input cache could not be used" in report.notes[0]
+    assert os.strerror(code) in report.notes[0]
+    assert list((tmp_path / "cache/partial").iterdir()) == []
 
 
 def process(
