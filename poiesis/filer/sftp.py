@@ -151,7 +151,16 @@ class SftpFiler(SessionFiler[_Session]):
                 session.client.mkdir(directory)
 
     def _rename(self, session: _Session, temporary: str, path: str) -> None:
-        session.client.posix_rename(temporary, path)
+        try:
+            session.client.posix_rename(temporary, path)
+            return
+        except OSError as error:
+            if type(error) is not OSError:  # not there, not allowed, or a time-out
+                raise
+        # a server without OpenSSH's extension: its own rename does not replace a file
+        if self._state(session, path) is not None:
+            session.client.remove(path)
+        session.client.rename(temporary, path)
 
     def _delete(self, session: _Session, path: str) -> None:
         session.client.remove(path)

@@ -75,6 +75,11 @@ def interface_of(root: Path) -> type:
         def chattr(self, path: str, attr: Any) -> int:
             return done(lambda: self.at(path).chmod(attr.st_mode))
 
+        def rename(self, oldpath: str, newpath: str) -> int:
+            if self.at(newpath).exists():
+                return paramiko.SFTP_FAILURE
+            return done(lambda: os.rename(self.at(oldpath), self.at(newpath)))
+
         def posix_rename(self, oldpath: str, newpath: str) -> int:
             return done(lambda: os.replace(self.at(oldpath), self.at(newpath)))
 

@@ -40,6 +40,21 @@ def test_files_and_directories_are_uploaded_and_staged(volume: Path, sftp: Sftp)
     assert "word" not in str(report)
 
 
+def test_a_server_without_posix_rename_stores_and_replaces(
+    volume: Path, sftp: Sftp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sftp.interface, "posix_rename", lambda *_: paramiko.SFTP_OP_UNSUPPORTED)
+    settings = quick(known_hosts_file=str(sftp.known_hosts))
+    (volume / "root/data").mkdir(parents=True)
+    for text in ("a longer text from before", "new"):
+        (volume / "root/data/x").write_text(text)
+        assert send(volume, wanted("/data/x", f"{sftp.url}/x"), settings=settings).error is None
+        assert tree(sftp.root) == {"x": text.encode()}
+    (sftp.root / "d/full").mkdir(parents=True)
+    assert send(volume, wanted("/data/x", f"{sftp.url}/d"), settings=settings).error is not None
+    assert leftovers(sftp.root) == []
+
+
 def test_a_host_whose_key_is_unknown_is_refused(volume: Path, sftp: Sftp) -> None:
     report = bring(volume, given("/data/x", f"{sftp.url}/x"), settings=quick())
     assert report.error_code == "access_denied"
