@@ -35,6 +35,8 @@ from poiesis.ports.filer import RemoteFile
 
 IMPLICIT_PORT: Final = 990
 _DENIED: Final = re.compile(r"denied|permission|not allowed|forbidden", re.IGNORECASE)
+_EMPTY: Final = re.compile(r"no (such )?(file|match|entries)|not found|(cannot|can't) find|empty", re.IGNORECASE)  # NLST
+_UNREADABLE: Final = re.compile(r"failed to open directory", re.IGNORECASE)  # vsftpd, in a reply of success
 _UNKNOWN: Final = ("500", "501", "502", "504")  # of a command that the server does not have
 MAX_REPLY_LINES: Final = 1000
 _TOO_LONG: Final = f"the server sent a line of more than {ftplib.MAXLINE} bytes"
@@ -105,7 +107,9 @@ class _Plain(ftplib.FTP):
                     connection.unwrap()
         if rest:
             yield _text(rest)
-        self.voidresp()
+        reply = self.voidresp()
+        if _UNREADABLE.search(reply):
+            raise ftplib.error_perm(reply)
 
 
 def _text(line: bytes) -> str:
@@ -225,7 +229,7 @@ class FtpFiler(SessionFiler[_Plain]):
         try:
             lines = session.lines(f"NLST {path}")
         except ftplib.error_perm as error:
-            if str(error).startswith("550"):  # the answer of some servers for an empty directory
+            if str(error).startswith("550") and _EMPTY.search(str(error)):
                 return
             raise
         for name in map(posixpath.basename, lines):
@@ -290,7 +294,7 @@ class FtpFiler(SessionFiler[_Plain]):
         if "CERTIFICATE_VERIFY_FAILED" in text:
             return StagingFailed(f"{shown(url)}: the server's certificate is not trusted")
         if isinstance(error, ftplib.error_perm):
-            if text.startswith(("530", "532", "534")) or _DENIED.search(text):
+            if text.startswith(("530", "532", "534")) or _DENIED.search(text) or _UNREADABLE.search(text):
                 return AccessDenied(message)
             return NotFound(message) if text.startswith("550") else StagingFailed(message)
         is_full = text.startswith("452")

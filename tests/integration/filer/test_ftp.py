@@ -172,6 +172,73 @@ def test_a_limit_of_files_that_is_just_kept(volume: Path, ftp: FtpServer) -> Non
 
 
 @pytest.fixture
+def old(ftp: FtpServer, monkeypatch: pytest.MonkeyPatch) -> FtpServer:
+    """A server without MLSD, with a file in a directory in `d`."""
+    from pyftpdlib.handlers import FTPHandler
+
+    for command in ("MLST", "MLSD"):
+        monkeypatch.delitem(FTPHandler.proto_cmds, command)
+    (ftp.root / "d/e").mkdir(parents=True)
+    (ftp.root / "d/e/x").write_text("x")
+    return ftp
+
+
+def test_a_server_without_mlsd_is_listed_by_names(volume: Path, old: FtpServer) -> None:
+    (old.root / "d/none").mkdir()
+    report = bring(volume, given("/data", f"{old.url}/d", type="DIRECTORY"), settings=quick())
+    assert (report.error, tree(volume / "root/data")) == (None, {"e/x": b"x", "none": None})
+
+
+@pytest.mark.parametrize(
+    ("reason", "is_empty"),
+    [
+        ("No files found", True),
+        ("/d/e: No such file or directory", True),
+        ("Permission denied", False),
+        ("Internal error", False),
+    ],
+)
+def test_only_a_directory_that_is_empty_is_staged_as_one(
+    volume: Path, old: FtpServer, monkeypatch: pytest.MonkeyPatch, reason: str, is_empty: bool
+) -> None:
+    from pyftpdlib.exceptions import FilesystemError
+    from pyftpdlib.filesystems import AbstractedFS
+
+    real = AbstractedFS.listdir
+
+    def listdir(self: AbstractedFS, path: str) -> list[str]:
+        if path.endswith("/e"):
+            raise FilesystemError(reason)
+        return list(real(self, path))
+
+    monkeypatch.setattr(AbstractedFS, "listdir", listdir)
+    report = bring(volume, given("/data", f"{old.url}/d", type="DIRECTORY"), settings=quick())
+    assert (report.error is None) is is_empty
+    assert is_empty or reason in str(report.error)
+
+
+def test_a_directory_that_the_server_could_not_open_is_an_error(
+    volume: Path, old: FtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vsftpd reports success for an unreadable directory, without entries."""
+    from pyftpdlib.filesystems import AbstractedFS
+    from pyftpdlib.handlers import FTPHandler
+
+    real = FTPHandler.respond
+
+    def respond(self: FTPHandler, response: str, *more: object, **named: object) -> None:
+        if response.startswith("226"):
+            response = "226 Transfer done (but failed to open directory)."
+        real(self, response, *more, **named)
+
+    monkeypatch.setattr(AbstractedFS, "listdir", lambda *_: [])
+    monkeypatch.setattr(FTPHandler, "respond", respond)
+    report = bring(volume, given("/data", f"{old.url}/d", type="DIRECTORY"), settings=quick())
+    assert report.error_code == "access_denied"
+    assert "failed to open directory" in str(report.error)
+
+
+@pytest.fixture
 def babbling() -> Iterator[str]:
     """The URL of an ftp server whose welcome has very many lines."""
     listener = socket.create_server(("127.0.0.1", 0))
