@@ -66,6 +66,12 @@ class _Plain(ftplib.FTP):
     def _wrapped(self, connection: socket.socket) -> socket.socket:
         return connection
 
+    def putline(self, line: str) -> None:
+        """With names of any bytes, unlike ftplib's own."""
+        if "\r" in line or "\n" in line:
+            raise ValueError("invalid command: it contains a line break")
+        self.sock.sendall(f"{line}\r\n".encode(errors="surrogateescape"))
+
     def getmultiline(self) -> str:
         """A reply. Raises: ftplib.Error, TimeoutError, EOFError."""
         self._lines_left, self._deadline = MAX_REPLY_LINES, time.monotonic() + self.stall_s
@@ -136,7 +142,8 @@ class _Secure(_Plain, ftplib.FTP_TLS):
 
 class FtpFiler(SessionFiler[_Plain]):
     PORT: ClassVar[int] = 21
-    ERRORS: ClassVar[tuple[type[Exception], ...]] = ftplib.all_errors  # OSError and EOFError among them
+    # OSError and EOFError among them; ValueError: of a reply without the number that belongs there
+    ERRORS: ClassVar[tuple[type[Exception], ...]] = (*ftplib.all_errors, ValueError)
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -298,4 +305,4 @@ class FtpFiler(SessionFiler[_Plain]):
                 return AccessDenied(message)
             return NotFound(message) if text.startswith("550") else StagingFailed(message)
         is_full = text.startswith("452")
-        return StagingFailed(message) if is_full else StorageUnavailable(message)
+        return StagingFailed(message) if is_full or isinstance(error, ValueError) else StorageUnavailable(message)

@@ -12,7 +12,14 @@ from urllib.parse import unquote, urlsplit
 
 import paramiko
 
-from poiesis.domain.errors import AccessDenied, ConfigurationError, NotFound, PoiesisError, StorageUnavailable
+from poiesis.domain.errors import (
+    AccessDenied,
+    ConfigurationError,
+    NotFound,
+    PoiesisError,
+    StagingFailed,
+    StorageUnavailable,
+)
 from poiesis.filer.registry import Context
 from poiesis.filer.sessions import FileState, Login, SessionFiler
 from poiesis.filer.urls import shown
@@ -33,7 +40,13 @@ class _Session:
 
 class SftpFiler(SessionFiler[_Session]):
     PORT: ClassVar[int] = 22
-    ERRORS: ClassVar[tuple[type[Exception], ...]] = (OSError, EOFError, paramiko.SSHException)
+    ERRORS: ClassVar[tuple[type[Exception], ...]] = (
+        OSError,
+        EOFError,
+        paramiko.SSHException,
+        paramiko.SFTPError,
+        UnicodeError,
+    )
 
     def __init__(self, context: Context) -> None:
         super().__init__(context)
@@ -172,6 +185,8 @@ class SftpFiler(SessionFiler[_Session]):
             return AccessDenied(f"{shown(url)}: permission denied")
         if isinstance(error, paramiko.AuthenticationException):
             return AccessDenied(f"{shown(url)}: the login was refused")
+        if isinstance(error, UnicodeError):
+            return StagingFailed(f"{shown(url)}: a file name is not UTF-8, which sftp URLs do not support")
         return StorageUnavailable(f"{shown(url)}: {str(error)[:200] or type(error).__name__}")
 
 

@@ -238,6 +238,21 @@ def test_a_directory_that_the_server_could_not_open_is_an_error(
     assert "failed to open directory" in str(report.error)
 
 
+def test_names_that_are_not_utf_8_are_staged_and_uploaded(
+    volume: Path, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyftpdlib.handlers import FTPHandler
+
+    monkeypatch.setattr(FTPHandler, "unicode_errors", "surrogateescape")
+    name = os.fsdecode(b"na\xefve")
+    (volume / "root/up").mkdir(parents=True)
+    (volume / "root/up" / name).write_text("x")
+    assert send(volume, wanted("/up", f"{ftp.user_url}/d", "DIRECTORY"), settings=quick()).error is None
+    assert tree(ftp.root) == {f"d/{name}": b"x"}
+    assert bring(volume, given("/data", f"{ftp.url}/d", type="DIRECTORY"), settings=quick()).error is None
+    assert tree(volume / "root/data") == {name: b"x"}
+
+
 @pytest.fixture
 def babbling() -> Iterator[str]:
     """The URL of an ftp server whose welcome has very many lines."""

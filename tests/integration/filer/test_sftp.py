@@ -90,6 +90,20 @@ def test_unusable_entries_of_a_directory_are_left_out(volume: Path, sftp: Sftp) 
     assert "a FIFO" in report.notes[2]
 
 
+def test_a_name_that_is_not_utf_8_is_an_error_that_says_so(
+    volume: Path, sftp: Sftp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = quick(known_hosts_file=str(sftp.known_hosts))
+    name = os.fsdecode(b"na\xefve")
+    (volume / "root/up").mkdir(parents=True)
+    (volume / "root/up" / name).write_text("x")
+    report = send(volume, wanted("/up", f"{sftp.url}/d", "DIRECTORY"), settings=settings)
+    assert (report.error_code, "not UTF-8" in str(report.error)) == ("staging_failed", True)
+    monkeypatch.setattr(sftp.interface, "list_folder", lambda *_: [_named(b"na\xefve")])
+    report = bring(volume, given("/data", f"{sftp.url}/", type="DIRECTORY"), settings=settings)
+    assert (report.error_code, "not UTF-8" in str(report.error)) == ("staging_failed", True)
+
+
 class Endless(list[paramiko.SFTPAttributes]):
     """A listing from which the server takes the next entries again and again."""
 
@@ -103,7 +117,7 @@ class Endless(list[paramiko.SFTPAttributes]):
         return [_named(str(self.taken + i)) for i in range(count)]
 
 
-def _named(name: str) -> paramiko.SFTPAttributes:
+def _named(name: str | bytes) -> paramiko.SFTPAttributes:
     attributes = paramiko.SFTPAttributes()
     attributes.filename = name  # type: ignore[attr-defined]
     attributes.st_mode = stat.S_IFREG
