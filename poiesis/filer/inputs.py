@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import posixpath
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -130,11 +129,15 @@ class StageIn(Stage):
             raise NotFound(f"{shown(url)}: there is no such directory, or it is empty")
 
     def _listed(self, filer: Filer, url: str) -> Iterator[RemoteFile]:
-        """The listing, repeated from its start after a transient error, without the entries that were used already."""
-        done = 0
+        """The listing, repeated after a transient error, then without the entries up to the last one that was used. Their number would
+        not do, since files may have been removed or added meanwhile. Raises: Changed when the last one is gone."""
+        last: RemoteFile | None = None
 
         def listing() -> Iterator[RemoteFile]:
-            yield from itertools.islice(filer.walk(url), done, None)
+            files = filer.walk(url)
+            if last is not None and not any((file.url, file.name) == (last.url, last.name) for file in files):
+                raise Changed(f"{shown(url)}: the directory changed while it was listed")
+            yield from files
 
         source = listing()
 
@@ -146,8 +149,8 @@ class StageIn(Stage):
                 source = listing()
                 raise
 
-        while (file := self._control.repeat(step)) is not None:
-            done += 1
+        while (file := self._control.repeat(step, final=(Changed,))) is not None:
+            last = file
             self._count_entry(shown(url))
             yield file
 

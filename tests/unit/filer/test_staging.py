@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from poiesis.domain.errors import StorageUnavailable
 from poiesis.filer.atomic_write import atomic_file
 from poiesis.filer.registry import Scheme
 from poiesis.ports.filer import RemoteFile, Sent
@@ -538,6 +539,46 @@ def test_a_listed_name_that_leaves_the_directory_is_refused(volume: Path, name: 
     assert report.error is not None
     assert "odd://x: cannot be staged below /data/d: its name" in report.error
     assert str(volume) not in report.error
+
+
+class Interrupted:
+    """A filer whose directory is listed up to an error first, and later as it is then."""
+
+    def __init__(self, first: str, later: str) -> None:
+        self._listings = [first, later]
+
+    def __call__(self, _: object) -> Listing:
+        listings = self._listings
+
+        class Filer(Listing):
+            def walk(self, url: str) -> Iterator[RemoteFile]:
+                names = listings.pop(0) if len(listings) > 1 else listings[0]
+                for name in names:
+                    yield RemoteFile(f"odd://x/{name}", name, 1)
+                if names is not listings[0]:
+                    raise StorageUnavailable("a page is missing")
+
+        return Filer(())
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "staged"),
+    [("bcd", "bcdef", "bcdef"), ("bcd", "cdef", "bcdef"), ("bcd", "abbcdef", "bcdef"), ("", "bc", "bc")],
+)
+def test_a_listing_that_is_repeated_leaves_out_no_file_whatever_changed(
+    volume: Path, first: str, later: str, staged: str
+) -> None:
+    schemes = {"odd": Scheme("odd", Interrupted(first, later))}
+    report = bring(volume, given("/data", "odd://x/", type="DIRECTORY"), settings=quick(), schemes=schemes)
+    assert report.error is None
+    assert [file.path for file in sorted(report.files, key=lambda f: f.path)] == [f"/data/{name}" for name in staged]
+
+
+def test_a_listing_whose_place_is_lost_is_an_error(volume: Path) -> None:
+    schemes = {"odd": Scheme("odd", Interrupted("bcd", "bcef"))}
+    report = bring(volume, given("/data", "odd://x/", type="DIRECTORY"), settings=quick(), schemes=schemes)
+    assert (report.error_code, report.retryable) == ("storage_unavailable", True)
+    assert "changed while it was listed" in str(report.error)
 
 
 @pytest.mark.parametrize("names", [("foo", "foo/bar"), ("foo/bar", "foo")])
