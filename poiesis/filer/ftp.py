@@ -66,11 +66,17 @@ class _Plain(ftplib.FTP):
     def _wrapped(self, connection: socket.socket) -> socket.socket:
         return connection
 
+    @property
+    def _open_socket(self) -> socket.socket:
+        if self.sock is None:
+            raise EOFError
+        return self.sock
+
     def putline(self, line: str) -> None:
         """With names of any bytes, unlike ftplib's own."""
         if "\r" in line or "\n" in line:
             raise ValueError("invalid command: it contains a line break")
-        self.sock.sendall(f"{line}\r\n".encode(errors="surrogateescape"))
+        self._open_socket.sendall(f"{line}\r\n".encode(errors="surrogateescape"))
 
     def getmultiline(self) -> str:
         """A reply. Raises: ftplib.Error, TimeoutError, EOFError."""
@@ -87,7 +93,7 @@ class _Plain(ftplib.FTP):
                 raise ftplib.Error(_TOO_LONG)
             if time.monotonic() > self._deadline:
                 raise TimeoutError(f"the server's reply was not complete after {self.stall_s:.0f} s")
-            data = self.sock.recv(self.maxline)
+            data = self._open_socket.recv(self.maxline)
             if not data:
                 raise EOFError
             self._received += data

@@ -117,9 +117,9 @@ class Endless(list[paramiko.SFTPAttributes]):
         return [_named(str(self.taken + i)) for i in range(count)]
 
 
-def _named(name: str | bytes) -> paramiko.SFTPAttributes:
+def _named(name: Any) -> paramiko.SFTPAttributes:
     attributes = paramiko.SFTPAttributes()
-    attributes.filename = name  # type: ignore[attr-defined]
+    attributes.filename = name
     attributes.st_mode = stat.S_IFREG
     return attributes
 
