@@ -35,7 +35,8 @@ from poiesis.ports.filer import RemoteFile
 
 IMPLICIT_PORT: Final = 990
 _DENIED: Final = re.compile(r"denied|permission|not allowed|forbidden", re.IGNORECASE)
-_EMPTY: Final = re.compile(r"no (such )?(file|match|entries)|not found|(cannot|can't) find|empty", re.IGNORECASE)  # NLST
+# the reply of some servers to NLST of an empty directory
+_EMPTY: Final = re.compile(r"no (such )?(file|match|entries)|not found|(cannot|can't) find|empty", re.IGNORECASE)
 _UNREADABLE: Final = re.compile(r"failed to open directory", re.IGNORECASE)  # vsftpd, in a reply of success
 _UNKNOWN: Final = ("500", "501", "502", "504")  # of a command that the server does not have
 MAX_REPLY_LINES: Final = 1000
