@@ -316,6 +316,7 @@ def test_a_slow_reader_is_not_a_slow_server() -> None:
 @pytest.mark.parametrize(
     ("first", "then", "what"),
     [(b"", CONTINUE, "100 provisional responses"), (CHUNKED_HEAD + b"0\r\n", b"a: b\r\n", "100 trailers")],
+    ids=["provisional responses", "trailers"],
 )
 def test_provisional_responses_and_trailers_are_limited(first: bytes, then: bytes, what: str) -> None:
     script = itertools.chain([first], itertools.repeat(then))
