@@ -10,6 +10,7 @@ from typing import Any
 
 import paramiko
 import pytest
+from paramiko.sftp import SFTP_OP_UNSUPPORTED
 
 from tests.integration.filer.sftp_server import Sftp, sftp_server
 from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted
@@ -43,7 +44,7 @@ def test_files_and_directories_are_uploaded_and_staged(volume: Path, sftp: Sftp)
 def test_a_server_without_posix_rename_stores_and_replaces(
     volume: Path, sftp: Sftp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sftp.interface, "posix_rename", lambda *_: paramiko.SFTP_OP_UNSUPPORTED)
+    monkeypatch.setattr(sftp.interface, "posix_rename", lambda *_: SFTP_OP_UNSUPPORTED)
     settings = quick(known_hosts_file=str(sftp.known_hosts))
     (volume / "root/data").mkdir(parents=True)
     for text in ("a longer text from before", "new"):
