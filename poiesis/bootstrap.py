@@ -343,8 +343,7 @@ class Bootstrap(ExitStack):
             return TaskService(self.repository, self.queue, *parts, on_queued=self.admitter.wake, creating=creating)
         queue = DeferredBegin(self.queue, self.create_bursts.hold)
         queue.start()
-        self.callback(queue.close)
-        return TaskService(self.repository, queue, *parts, creating=creating)
+        return TaskService(self.repository, queue, *parts, creating=creating, on_close=queue.close)
 
     @cached_property
     def reasons(self) -> WaitingReasons:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -55,6 +56,7 @@ class Services:
 
     async def close(self) -> None:
         """Close what belongs to the application."""
+        await asyncio.get_running_loop().run_in_executor(None, self.tasks.on_close)
         if self.audit is not None:
             self.audit.close()
         if self.limiter is not None:

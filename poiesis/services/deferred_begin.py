@@ -23,7 +23,7 @@ from poiesis.ports.queue import Queue
 log = logging.getLogger(__name__)
 
 MAX_DEFERRED: Final = 10_000  # further ones are published at once, by the request
-CLOSE_S: Final = 5.0
+CLOSE_S: Final = 3.0
 
 
 class _Begin(NamedTuple):

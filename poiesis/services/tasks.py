@@ -55,6 +55,8 @@ class TaskService:
     """Called after a task was stored that waits for admission."""
     creating: Callable[[str], AbstractContextManager[object]] = nullcontext
     """Entered with the name of its user while a task is being stored."""
+    on_close: Callable[[], None] = lambda: None
+    """Called when no more tasks will be created by this process."""
     _tail_requests: dict[TaskId, datetime] = field(default_factory=dict, init=False)
 
     def create(

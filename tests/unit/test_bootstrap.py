@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +27,7 @@ from poiesis.domain.task import Executor, Resources, Task, TaskId, TaskSpec
 from poiesis.filer.settings import FilerSettings
 from poiesis.repository.sqlite.tasks import SqliteTaskRepository
 from poiesis.services.create_bursts import LEAST
+from poiesis.services.deferred_begin import DeferredBegin
 
 
 @pytest.fixture
@@ -94,6 +96,18 @@ def test_the_embedded_mode_holds_admission_while_creates_queue(embedded: Bootstr
         for thread in creating:
             thread.join(10)
     assert list(held) == [""]
+
+
+def test_on_kubernetes_the_api_publishes_behind_its_answers_until_it_is_closed() -> None:
+    parts = Bootstrap.from_environ({"POIESIS_MONGO_URI": "mongodb://127.0.0.1:1"})
+    tasks = parts.tasks
+    assert isinstance(tasks.queue, DeferredBegin)
+    with ExitStack() as stack:
+        for _ in range(LEAST):
+            stack.enter_context(tasks.creating("ann"))
+        assert "ann" in parts.create_bursts.hold(threading.Event())
+    tasks.on_close()
+    assert not tasks.queue._thread.is_alive()
 
 
 def test_only_the_embedded_mode_ignores_claims_of_an_earlier_process(

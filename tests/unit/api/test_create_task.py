@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import gzip
 import json
@@ -361,3 +362,10 @@ def test_numbers_out_of_range_have_our_own_messages(site: Site, key: str, number
     if number != b"1e-999":
         message = assert_error(response, 400, "invalid_task")["message"]
         assert key in message and "inf" not in message and "int" not in message and len(message) < 200
+
+
+def test_what_was_created_last_is_published_when_the_application_ends(site: Site) -> None:
+    ended: list[bool] = []
+    site.tasks.on_close = lambda: ended.append(True)
+    asyncio.run(site.services().close())
+    assert ended
