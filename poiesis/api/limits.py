@@ -20,12 +20,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from poiesis.api.errors import Refused
 from poiesis.config import RateLimits
@@ -75,6 +74,14 @@ class Cost:
     body_ahead_us: float
 
 
+class _Question(NamedTuple):
+    key: str
+    cost: Cost
+    is_refusing: bool
+    answer: asyncio.Future[float | None]
+    """None: Redis did not answer."""
+
+
 def user_counter(name: str | None, address: str) -> str:
     """The name of a user's counter; without authentication the address is the user."""
     return f"u:{name}" if name is not None else f"n:{address}"
@@ -92,7 +99,7 @@ class RateLimiter:
         self._redis = None if redis_uri is None else _connect(redis_uri, settings.redis_timeout_ms / 1000)
         self._script = None if self._redis is None else self._redis.register_script(_SCRIPT)
         self._is_away, self._retry_at = False, 0.0
-        self._asked: list[tuple[str, Cost, bool, asyncio.Future[float | None]]] = []
+        self._asked: list[_Question] = []
         self._asking: asyncio.Task[None] | None = None
 
     async def admit_user(self, counter: str, body_bytes: int) -> None:
@@ -134,7 +141,7 @@ class RateLimiter:
         """How long to wait, in microseconds; 0: spent."""
         if self._script is not None and self._may_ask():
             answer: asyncio.Future[float | None] = asyncio.get_running_loop().create_future()
-            self._asked.append((key, cost, is_refusing, answer))
+            self._asked.append(_Question(key, cost, is_refusing, answer))
             if self._asking is None:
                 self._asking = asyncio.create_task(self._ask())
             wait_us = await answer
@@ -143,32 +150,34 @@ class RateLimiter:
         return self._spend_here(key, cost, is_refusing)
 
     async def _ask(self) -> None:
-        """Send what was asked while the last answer was under way, all in one round trip."""
+        """Send what was asked while the last answer was under way, all in one round trip; None for what gets no answer."""
+        batch: list[_Question] = []
+        try:
+            while self._asked:
+                batch, self._asked = self._asked[:MAX_BATCH], self._asked[MAX_BATCH:]
+                for question, wait_us in zip(batch, await self._waits(batch), strict=True):
+                    if not question.answer.done():  # its request may have been cancelled
+                        question.answer.set_result(wait_us)
+        finally:
+            self._asking = None
+            unanswered, self._asked = [*batch, *self._asked], []
+            for question in unanswered:
+                if not question.answer.done():
+                    question.answer.set_result(None)
+
+    async def _waits(self, batch: Sequence[_Question]) -> Sequence[float | None]:
         assert self._script is not None
-        while self._asked:
-            batch, self._asked = self._asked[:MAX_BATCH], self._asked[MAX_BATCH:]
-            arguments: list[float] = []
-            for _, cost, is_refusing, _ in batch:
-                arguments += [
-                    cost.request_ahead_us,
-                    cost.request_us,
-                    cost.body_ahead_us,
-                    cost.body_us,
-                    int(is_refusing),
-                ]
-            waits: Sequence[float | None]
-            try:
-                async with asyncio.timeout(self._settings.redis_timeout_ms / 1000):
-                    waits = await self._script(keys=[_name(key) for key, *_ in batch], args=arguments)
-            except (RedisError, OSError, TimeoutError) as error:
-                self._went_away(error)
-                waits = [None] * len(batch)
-            else:
-                self._came_back()
-            for (*_, answer), wait_us in zip(batch, waits, strict=True):
-                if not answer.done():  # its request may have been cancelled
-                    answer.set_result(wait_us)
-        self._asking = None
+        arguments: list[float] = []
+        for _, cost, is_refusing, _ in batch:
+            arguments += [cost.request_ahead_us, cost.request_us, cost.body_ahead_us, cost.body_us, int(is_refusing)]
+        try:
+            async with asyncio.timeout(self._settings.redis_timeout_ms / 1000):
+                waits: Sequence[float] = await self._script(keys=[_name(q.key) for q in batch], args=arguments)
+        except Exception as error:  # uvloop raises RuntimeError for a connection that was reset, for example
+            self._went_away(error)
+            return [None] * len(batch)
+        self._came_back()
+        return waits
 
     def _spend_here(self, key: str, cost: Cost, is_refusing: bool) -> float:
         now = self._clock() * 1e6

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import uvloop
 
 from poiesis.api.credentials import hash_secret
 from poiesis.api.errors import Refused
@@ -175,6 +179,57 @@ class TestRedis:
             return found
 
         assert asyncio.run(run()) == [5, 5]
+
+    def test_a_connection_that_was_reset_stops_no_request(self, redis_url: str) -> None:
+        """For such a connection uvloop raises RuntimeError, which redis passes on."""
+        clock = Time()
+        limits = RateLimits(requests_per_s=0.001, request_burst=5, redis_timeout_ms=5000)
+
+        async def run() -> list[int]:
+            async with asyncio.timeout(20), _relayed(redis_url) as (url, reset):
+                limiter = RateLimiter(limits, url, clock=clock)
+                counts = [await admitted(limiter, 3)]
+                assert limiter._redis is not None
+                connection: Any = limiter._redis.connection
+                reset()
+                while not connection._writer.is_closing():
+                    await asyncio.sleep(0.001)
+                counts += await asyncio.gather(admitted(limiter, 9))
+                clock.now += 2
+                counts.append(await admitted(limiter, 9))
+                await limiter.close()
+                return counts
+
+        assert uvloop.run(run()) == [3, 5, 2]
+
+
+@asynccontextmanager
+async def _relayed(redis_url: str) -> AsyncIterator[tuple[str, Callable[[], None]]]:
+    """The URL of a relay to Redis, and what resets its connections."""
+    there = urlsplit(redis_url)
+    clients: list[asyncio.StreamWriter] = []
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(1 << 16):
+                writer.write(data)
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        clients.append(writer)
+        to_reader, to_writer = await asyncio.open_connection(there.hostname, there.port)
+        await asyncio.gather(copy(reader, to_writer), copy(to_reader, writer))
+
+    def reset() -> None:
+        for writer in clients:
+            connection = writer.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            writer.transport.abort()
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        yield f"redis://127.0.0.1:{port}{there.path}", reset
 
 
 @pytest.fixture
