@@ -11,6 +11,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any, Final
 
 from poiesis.cluster.kubernetes import labels
@@ -26,6 +27,7 @@ MAX_SECRET_BYTES: Final = 900 * 1024  # of a Secret's data; Kubernetes' limit is
 MAX_DOCUMENTS_BYTES: Final = 24 * 1024 * 1024  # of all documents of a task
 SETTINGS_KEY: Final = "filer.json"
 NAME_FILES: Final = {"hosts": "/etc/hosts", "resolv.conf": "/etc/resolv.conf"}  # key → path in filer containers
+LONGEST: Final = timedelta(days=3650)
 CACHE: Final = "/poiesis/cache"  # mount point of `KubernetesSettings.cache_volume` in TIF's container
 
 Owner = Mapping[str, Any]
@@ -34,6 +36,11 @@ Owner = Mapping[str, Any]
 def owner(kind: str, name: str, uid: str) -> dict[str, Any]:
     """An owner reference without `blockOwnerDeletion`, which would need a further permission."""
     return {"apiVersion": "v1", "kind": kind, "name": name, "uid": uid}
+
+
+def seconds(duration: timedelta) -> str:
+    """As the launcher reads them, which takes ten years at most."""
+    return f"{min(duration, LONGEST).total_seconds():.3f}".rstrip("0").rstrip(".")
 
 
 def volume_name(task_id: TaskId, attempt: int) -> str:

@@ -148,7 +148,7 @@ class _Builder:
             options += ["--mkdir", directory]
         options += ["--ignore-error"] if executor.ignore_error else []
         options += self._logs.launcher_options() if self._logs is not None else []
-        options += ["--time-limit", _seconds(plan.time_limit)] if plan.time_limit is not None else []
+        options += ["--time-limit", objects.seconds(plan.time_limit)] if plan.time_limit is not None else []
         return {
             "name": planned.name,
             "image": executor.image,
@@ -202,9 +202,9 @@ class _Builder:
         for name in planned.waits_for:
             options += ["--wait", name]
         if planned.waits_up or planned.waits_for:
-            options += ["--wait-timeout", _seconds(self._policy.turn_timeout)]
+            options += ["--wait-timeout", objects.seconds(self._policy.turn_timeout)]
         options += ["--always"] if planned.always else []
-        options += ["--tail-bytes", str(tail_bytes), "--grace", _seconds(self._policy.grace)]
+        options += ["--tail-bytes", str(tail_bytes), "--grace", objects.seconds(self._policy.grace)]
         options += ["--record-line", RECORD_MARKER, "--cgroup"]
         if settings.poke_address is not None:  # every container pokes with its own record (docs/adr/0004)
             options += ["--poke", settings.poke_address + poke_path(self._task)]
@@ -366,11 +366,7 @@ def _last_resort(plan: Plan, pod_plan: PodPlan, policy: Policy) -> int | None:
         return None
     total = (plan.time_limit + policy.grace) * len(pod_plan.executors) + policy.start_deadline
     total += policy.stage_in_deadline + policy.stage_out_deadline
-    return math.ceil(total.total_seconds())
-
-
-def _seconds(duration: timedelta) -> str:
-    return f"{duration.total_seconds():g}"
+    return min(math.ceil(total.total_seconds()), 2**31 - 1)
 
 
 assert MAX_REPORT_BYTES < FILER_TAIL_BYTES  # a truncated report could not be parsed

@@ -47,7 +47,7 @@ class WholeLogs:
     def launcher_options(self) -> list[str]:
         store = self.store
         sizes = ["--keep-output", str(store.max_bytes), "--keep-backlog", str(store.backlog_bytes)]
-        return [*sizes, "--keep-stall", f"{store.max_stall.total_seconds():g}", "--keep-reader", CONTAINER]
+        return [*sizes, "--keep-stall", objects.seconds(store.max_stall), "--keep-reader", CONTAINER]
 
     def container(
         self, task: Task, executors: Sequence[int], settings: KubernetesSettings, policy: Policy, control: Json
@@ -58,7 +58,7 @@ class WholeLogs:
             "--task": task.id,
             "--attempt": str(task.attempt),
             "--executors": ",".join(map(str, executors)),
-            "--grace": f"{(policy.grace + SLACK).total_seconds():g}",
+            "--grace": objects.seconds(policy.grace + SLACK),
         }
         mounts = [control]
         mounts += [

@@ -353,6 +353,19 @@ def test_the_pods_deadline_is_later_than_all_others() -> None:
     assert "activeDeadlineSeconds" not in build(TaskSpec((TRUE,)))[0]["spec"]
 
 
+@pytest.mark.parametrize(("limit", "seconds"), [("90s", "90"), ("20d", "1728000"), ("36500d", "315360000")])
+def test_a_long_time_limit_is_one_that_the_launcher_takes(limit: str, seconds: str) -> None:
+    spec = TaskSpec((TRUE,), resources=Asked(backend_parameters={"time_limit": limit}))
+    made = build(spec)[0]
+    assert option(container(made), "--time-limit") == seconds
+    assert made["spec"]["activeDeadlineSeconds"] < 2**31
+
+
+def option(made: dict[str, Any], name: str) -> str | None:
+    arguments = made["args"]
+    return str(arguments[arguments.index(name) + 1]) if name in arguments else None
+
+
 def test_filers_may_have_limits() -> None:
     settings = replace(PLAIN, filer_resources=Resources(cpu_request="10m", cpu_limit="1", memory_limit="1Gi"))
     made = build(TaskSpec((TRUE,), inputs=(IN,)), settings)[0]
