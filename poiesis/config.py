@@ -323,6 +323,9 @@ class Settings:
     def __post_init__(self) -> None:
         for name in ("max_parallel", "max_processes", "role_threads", "monitor_threads"):
             _require_at_least(1, getattr(self, name), name.upper())
+        for name in ("stage_in_deadline", "stage_out_deadline"):
+            is_positive = getattr(self.policy, name) > timedelta(0)
+            _require(is_positive, f"invalid {PREFIX}POLICY__{name.upper()}: must be longer than 0")
         hour = timedelta(hours=1)
         _require(self.events_retention >= hour, f"invalid {PREFIX}EVENTS_RETENTION: must be at least 1h")
         after, attempts = self.policy.on_demand_after, self.policy.max_attempts

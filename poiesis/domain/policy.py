@@ -108,12 +108,15 @@ class Policy:
     image_deadline: timedelta = timedelta(seconds=60)
     """How long a failing image pull is tolerated; if the image is not found or access is denied, the task ends at once."""
     stage_in_deadline: timedelta = timedelta(days=1)
-    """How long the download of all inputs may take."""
+    """How long the download of all inputs may take, from its start; after that it is stopped, and the task ends as SYSTEM_ERROR."""
     stage_out_deadline: timedelta = timedelta(days=1)
-    """How long the upload of all outputs may take."""
+    """How long the upload of all outputs may take, from its start; after that it is stopped, and the task ends as SYSTEM_ERROR."""
     cluster_deadline: timedelta = timedelta(hours=24)
     """How long a task waits for a cluster that is unavailable or has no quota left before it ends as SYSTEM_ERROR."""
     recheck: timedelta = timedelta(seconds=30)
     """How often a running task is checked even without an event."""
     keep: timedelta = timedelta(0)
     """How long the pods and volumes of a finished task are kept for debugging."""
+
+    def staging_deadline(self, is_input: bool) -> timedelta:
+        return self.stage_in_deadline if is_input else self.stage_out_deadline

@@ -88,6 +88,12 @@ def test_any_text_is_read_or_refused_by_name(name, text):
         assert PREFIX + name in str(error)
 
 
+@pytest.mark.parametrize("name", ["POIESIS_POLICY__STAGE_IN_DEADLINE", "POIESIS_POLICY__STAGE_OUT_DEADLINE"])
+def test_staging_has_a_deadline(name):
+    with pytest.raises(ConfigurationError, match=f"{name}: must be longer than 0"):
+        read(Settings, {name: "0"})
+
+
 def test_two_underscores_separate_levels():
     settings = read(Everything, {"POIESIS_INNER__NUMBER": "2", "POIESIS_INNER__DEEP__PORT": "3"})
     assert (settings.number, settings.inner.number, settings.inner.deep.port) == (1, 2, 3)

@@ -183,6 +183,7 @@ class _Builder:
         for i, path in enumerate(settings.filer_file_secrets.values()):
             mounts.append({"name": f"secret-{i}", "mountPath": path, "readOnly": True})
         options = self._options(planned, FILER_TAIL_BYTES)
+        options += ["--time-limit", objects.seconds(self._policy.staging_deadline(planned.name == TIF))]
         return {
             "name": planned.name,
             "image": settings.image,
@@ -365,7 +366,7 @@ def _last_resort(plan: Plan, pod_plan: PodPlan, policy: Policy) -> int | None:
     if plan.time_limit is None:
         return None
     total = (plan.time_limit + policy.grace) * len(pod_plan.executors) + policy.start_deadline
-    total += policy.stage_in_deadline + policy.stage_out_deadline
+    total += policy.stage_in_deadline + policy.stage_out_deadline + 2 * policy.grace
     return min(math.ceil(total.total_seconds()), 2**31 - 1)
 
 

@@ -40,12 +40,14 @@ class Command:
 
 @dataclass(frozen=True)
 class Member:
-    """A container of the pod. `command` None: a filer. `waits_for`: containers that have to succeed first, unless `always`."""
+    """A container of the pod. `command` None: a filer. `waits_for`: containers that have to succeed first, unless `always`.
+    `time_limit_s`: of a filer (None: of a pod that was written before there was one)."""
 
     name: str
     command: Command | None = None
     waits_for: tuple[str, ...] = ()
     always: bool = False
+    time_limit_s: float | None = None
 
     @property
     def is_filer(self) -> bool:
@@ -97,7 +99,7 @@ def make_pod(task: Task, plan: Plan, pod: PodPlan, policy: Policy, logs: LogSett
 def _member(
     task: Task, plan: Plan, container: ContainerPlan, memory: int | None, policy: Policy, logs: LogSettings | None
 ) -> Member:
-    command = None
+    command = time_limit_s = None
     if container.executor is not None:
         executor = task.spec.executors[container.executor]
         command = Command(
@@ -119,7 +121,9 @@ def _member(
         )
     elif container.name not in (TIF, TOF):
         raise AssertionError(f"no such filer: {container.name}")
-    return Member(container.name, command, container.waits_for, container.always)
+    else:
+        time_limit_s = policy.staging_deadline(container.name == TIF).total_seconds()
+    return Member(container.name, command, container.waits_for, container.always, time_limit_s)
 
 
 def read_pod(document: Mapping[str, Any]) -> LocalPod:
@@ -130,7 +134,8 @@ def read_pod(document: Mapping[str, Any]) -> LocalPod:
         if command is not None:
             known = {k: v for k, v in command.items() if k != "cpu_cores"}  # which earlier versions stored
             command = Command(**{**known, "argv": tuple(command["argv"])})
-        members.append(Member(item["name"], command, tuple(item["waits_for"]), item["always"]))
+        limit = item.get("time_limit_s")
+        members.append(Member(item["name"], command, tuple(item["waits_for"]), item["always"], limit))
     mounts = tuple(Mount(**m) for m in document["mounts"])
     fields = {name: document[name] for name in ("task_id", "attempt", "part")}
     return LocalPod(**fields, members=tuple(members), mounts=mounts, disk_bytes=document.get("disk_bytes"))

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -85,6 +86,19 @@ class Lost(Exception):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+
+class _TimeLimit:
+    """Of a filer, which asks whether to stop. As after a restart of the service it runs again, so does its time."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._at = math.inf if seconds is None else time.monotonic() + seconds
+        self.stopped = False
+        """Whether the filer was asked to stop for it."""
+
+    def is_over(self) -> bool:
+        self.stopped = self.stopped or time.monotonic() >= self._at
+        return self.stopped
 
 
 class Supervisor:
@@ -232,7 +246,7 @@ class Supervisor:
     def _transfer(self, member: Member) -> None:
         task_dir = self._task_dir
         document = read_document(task_dir.path / "documents" / f"{member.name}.json")
-        started = self._clock.now()
+        started, limit = self._clock.now(), _TimeLimit(member.time_limit_s)
         if document is None:
             report = FilerReport(error=f"missing document of {member.name}", error_code="internal", retryable=True)
         else:
@@ -241,7 +255,7 @@ class Supervisor:
                 if member.name != TIF:
                     self._runtime.take_back(task_dir)
                 task_dir.volume.mkdir(exist_ok=True)
-                report = stage(document, task_dir.volume, lambda: self._stop.is_set)
+                report = stage(document, task_dir.volume, lambda: self._stop.is_set or limit.is_over())
             except PoiesisError as error:
                 report = FilerReport(error=str(error), error_code=error.code, retryable=error.retryable)
             except Exception as error:
@@ -253,10 +267,8 @@ class Supervisor:
             raise Stopped
         write_document(task_dir.state(member.name, "report.json"), json.loads(format_report(report)))
         ok, ended = report.error is None, self._clock.now()
-        exit_code = 0 if ok else 1
-        self._close(
-            member, ok=ok, exit_code=exit_code, message=report.error, started=_text(started), ended=_text(ended)
-        )
+        outcome = {"exit_code": 0 if ok else 1, "reason": "TimeLimit" if limit.stopped and not ok else None}
+        self._close(member, ok=ok, **outcome, message=report.error, started=_text(started), ended=_text(ended))
 
     # ---- executors
 

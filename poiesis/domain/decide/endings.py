@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final
 
 from poiesis.domain.decide.admission import most_ram_gb
@@ -64,11 +64,15 @@ def fault_state(fault: Fault, policy: Policy) -> State:
     return State.PREEMPTED if fault.reason == "Preempted" and policy.show_preempted else State.SYSTEM_ERROR
 
 
-def read_tif(task: Task, pod: Pod, report: FilerReport | None, now: datetime) -> tuple[Task, Cause | None]:
+def read_tif(
+    task: Task, pod: Pod, report: FilerReport | None, now: datetime, policy: Policy
+) -> tuple[Task, Cause | None]:
     record = pod.record(TIF)
     task = staged(_read_report(task, report, "inputs", now), "inputs", record)
     if record is not None and record.ok:
         return task, None
+    if record is not None and record.reason == "TimeLimit":
+        return task, _staging_timeout("InputTimeout", "inputs were not downloaded", policy.stage_in_deadline, "IN")
     if report is not None and report.error is not None:
         if report.retryable:
             return task, Fault("InputFailed", report.error, began=False)
@@ -77,7 +81,7 @@ def read_tif(task: Task, pod: Pod, report: FilerReport | None, now: datetime) ->
 
 
 def read_tof(
-    task: Task, pod: Pod, report: FilerReport | None, outcome: Outcome | None, now: datetime
+    task: Task, pod: Pod, report: FilerReport | None, outcome: Outcome | None, now: datetime, policy: Policy
 ) -> tuple[Task, Outcome]:
     """Record the outputs; a failed upload is the outcome only if no executor failed."""
     record = pod.record(TOF)
@@ -92,10 +96,21 @@ def read_tof(
     if record is not None and record.ok:
         return task, outcome or Outcome(State.COMPLETE)
     error = (report.error if report is not None else None) or describe_end(pod.container(TOF))
-    if outcome is not None:
-        return note(task, now, f"Some outputs could not be uploaded after the failure: {error}"), outcome
     reason = _filer_reason(report, "OutputFailed") if report is not None else "OutputFilerFailed"
-    return task, Outcome(State.SYSTEM_ERROR, reason, error)
+    failure = Outcome(State.SYSTEM_ERROR, reason, error)
+    if record is not None and record.reason == "TimeLimit":
+        failure = _staging_timeout("OutputTimeout", "outputs were not uploaded", policy.stage_out_deadline, "OUT")
+    if outcome is not None:
+        text = f"Some outputs could not be uploaded after the failure: {failure.message}"
+        return note(task, now, text), outcome
+    return task, failure
+
+
+def _staging_timeout(reason: str, what: str, deadline: timedelta, direction: str) -> Outcome:
+    """Final: another attempt would probably take as long."""
+    setting = f"POIESIS_POLICY__STAGE_{direction}_DEADLINE"
+    message = f"the {what} within {deadline}, which is as long as this service waits for them ({setting})"
+    return Outcome(State.SYSTEM_ERROR, reason, message)
 
 
 def interrupted_upload(pod: Pod, report: FilerReport | None) -> Fault | None:

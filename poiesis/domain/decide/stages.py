@@ -162,7 +162,7 @@ def _stage_in(task: Task, observed: Observed | None, now: datetime, policy: Poli
         case Lost(task, cause):
             return _end_attempt(task, cause, now, policy)
         case Ended(task, pod):
-            task, failure = read_tif(task, pod, _report(observed, TIF), now)
+            task, failure = read_tif(task, pod, _report(observed, TIF), now, policy)
             if failure is not None:
                 return _end_attempt(task, failure, now, policy)
             return Decision(_enter(task, Stage.LAUNCH, now, wake=now + SOON), again=True)
@@ -179,7 +179,7 @@ def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, t
         case Ended(task, pod):
             pass
     if TIF in pod_plan.names:
-        task, failure = read_tif(task, pod, _report(observed, TIF), now)
+        task, failure = read_tif(task, pod, _report(observed, TIF), now, policy)
         if failure is not None:
             return _end_attempt(task, failure, now, policy)
     task, failure = read_executors(task, pod, pod_plan, now, policy)
@@ -197,7 +197,7 @@ def _run(task: Task, observed: Observed | None, now: datetime, policy: Policy, t
     interrupted = interrupted_upload(pod, report)
     if interrupted is not None:
         return _retry_upload(task, interrupted, outcome, now, policy)
-    task, outcome = read_tof(task, pod, report, outcome, now)
+    task, outcome = read_tof(task, pod, report, outcome, now, policy)
     return _end_attempt(task, outcome, now, policy)
 
 
@@ -221,7 +221,7 @@ def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Pol
             interrupted = interrupted_upload(pod, report)
             if interrupted is not None:
                 return _retry_upload(task, interrupted, task.outcome, now, policy)
-            task, outcome = read_tof(shown, pod, report, task.outcome, now)
+            task, outcome = read_tof(shown, pod, report, task.outcome, now, policy)
             return _end_attempt(task, outcome, now, policy)
 
 

@@ -10,7 +10,10 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,13 @@ from poiesis.cluster.local import Filers
 from poiesis.domain.report import FilerReport
 from poiesis.domain.task import Input, Output, Resources, Task
 from tests.integration.cluster.harness import (
+    POLICY,
     Lab,
     eventually,
     processes_with,
     record,
     sh,
+    stage_in,
     stage_out,
 )
 
@@ -241,6 +246,50 @@ def test_a_filer_is_asked_to_stop(make_lab: Callable[..., Lab]) -> None:
     lab.cluster.delete_pods(task.id, task.attempt)
     eventually(lambda: not lab.cluster.observe(task).pods, "the end")
     assert stopped.is_set()
+
+
+def endless(document: Mapping[str, Any], volume: Path, cancelled: Callable[[], bool]) -> FilerReport:
+    while not cancelled():
+        time.sleep(0.01)
+    return FilerReport(error="stopped before the end", error_code="cancelled", retryable=True)
+
+
+@pytest.mark.parametrize(
+    ("filers", "reasons"),
+    [
+        (Filers(endless, stage_out), ["TimeLimit", "Skipped", "Skipped"]),
+        (Filers(stage_in, endless), [None, None, "TimeLimit"]),
+    ],
+    ids=["tif", "tof"],
+)
+def test_a_filer_is_stopped_at_its_deadline(
+    make_lab: Callable[..., Lab], tmp_path: Path, filers: Filers, reasons: list[str | None]
+) -> None:
+    policy = replace(POLICY, stage_in_deadline=timedelta(seconds=2), stage_out_deadline=timedelta(seconds=2))
+    seen = make_lab("process", policy=policy, filers=filers).run(sh("true"), **copied(tmp_path))
+    records = [record(seen, name) for name in ("tif", "executor-0", "tof")]
+    assert [r.reason for r in records] == reasons
+    assert [r.ok for r in records] == [reason is None for reason in reasons]
+
+
+def test_the_time_of_an_upload_begins_with_its_turn(make_lab: Callable[..., Lab], tmp_path: Path) -> None:
+    policy = replace(POLICY, stage_out_deadline=timedelta(seconds=1))
+
+    def polite(document: Mapping[str, Any], volume: Path, cancelled: Callable[[], bool]) -> FilerReport:
+        return (
+            FilerReport(error="stopped", error_code="cancelled")
+            if cancelled()
+            else stage_out(document, volume, cancelled)
+        )
+
+    lab = make_lab("process", policy=policy, filers=Filers(stage_in, polite))
+    assert record(lab.run(sh("sleep 1.2"), **copied(tmp_path)), "tof").ok
+
+
+def copied(tmp_path: Path) -> dict[str, Any]:
+    """What a task needs to have both filers."""
+    outputs = (Output("/data/in", f"file://{tmp_path}/out"),)
+    return {"inputs": (Input("/data/in", content="x"),), "outputs": outputs}
 
 
 def test_a_failed_filer_is_reported_and_nothing_runs(make_lab: Callable[..., Lab], tmp_path: Path) -> None:

@@ -353,6 +353,15 @@ def test_the_pods_deadline_is_later_than_all_others() -> None:
     assert "activeDeadlineSeconds" not in build(TaskSpec((TRUE,)))[0]["spec"]
 
 
+@pytest.mark.parametrize("layout", ["single", "staged"])
+def test_each_filer_has_its_deadline(layout: str) -> None:
+    policy = Policy(layout=layout, stage_in_deadline=timedelta(minutes=7), stage_out_deadline=timedelta(days=20))
+    made = build(TaskSpec((TRUE,), inputs=(IN,), outputs=(OUT,)), PLAIN, policy)
+    containers = [c for pod in made for c in (*pod["spec"].get("initContainers", ()), *pod["spec"]["containers"])]
+    limits = {c["name"]: option(c, "--time-limit") for c in containers}
+    assert limits == {"tif": "420", "executor-0": None, "tof": "1728000"}
+
+
 @pytest.mark.parametrize(("limit", "seconds"), [("90s", "90"), ("20d", "1728000"), ("36500d", "315360000")])
 def test_a_long_time_limit_is_one_that_the_launcher_takes(limit: str, seconds: str) -> None:
     spec = TaskSpec((TRUE,), resources=Asked(backend_parameters={"time_limit": limit}))

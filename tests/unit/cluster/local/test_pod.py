@@ -51,6 +51,11 @@ def test_members_are_in_the_order_of_their_turns() -> None:
     assert pod.members[4].always and pod.members[2].waits_for == ("executor-0",)
 
 
+def test_filers_have_the_deadlines_of_the_policy() -> None:
+    (pod,) = pods(FULL)
+    assert [m.time_limit_s for m in pod.members] == [86400, None, None, None, 86400]
+
+
 @pytest.mark.parametrize(
     ("ram_gb", "scale", "limit"), [(2, 1, 2_000_000_000), (2, 4, 8_000_000_000), (8.3, 1, 8_300_000_000)]
 )

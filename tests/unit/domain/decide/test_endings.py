@@ -372,6 +372,43 @@ def end_with(world: World, report: FilerReport | None, *, tof: int = 0, executor
         world.cluster.run(ID, part, **records)
 
 
+@pytest.mark.parametrize("layout", ["single", "staged"])
+def test_a_download_beyond_its_deadline_ends_the_task_at_once(layout):
+    world = World(FILES, replace(POLICY, layout=layout, stage_in_deadline=timedelta(hours=2)))
+    part = world.launch().part
+    assert part is not None
+    stopped = FilerReport(error="stopped before the end", error_code="cancelled", retryable=True, total_bytes=1100)
+    world.cluster.report(ID, "tif", stopped)
+    skipped = world.cluster.record("executor-0", None, reason="Skipped")
+    world.cluster.run(ID, part, tif=world.cluster.record("tif", 1, reason="TimeLimit"), executor_0=skipped)
+    task = world.to_the_end()
+    assert (task.state, task.attempt) == (State.SYSTEM_ERROR, 1)
+    assert task.log.metadata["failure_reason"] == "InputTimeout"
+    assert "within 2:00:00" in task.log.metadata["failure_message"]
+    assert "POIESIS_POLICY__STAGE_IN_DEADLINE" in task.log.metadata["failure_message"]
+    assert task.log.metadata["inputs_bytes"] == "1100"
+
+
+@pytest.mark.parametrize("layout", ["single", "staged"])
+@pytest.mark.parametrize(("executor", "reason"), [(0, "OutputTimeout"), (3, "ExecutorFailed")])
+def test_an_upload_beyond_its_deadline_is_not_repeated(executor, reason, layout):
+    world = World(FILES, replace(POLICY, layout=layout))
+    records = {
+        "tif": world.cluster.record("tif", 0),
+        "executor_0": world.cluster.record("executor-0", executor),
+        "tof": world.cluster.record("tof", 143, ok=False, reason="TimeLimit"),
+    }
+    for _ in range(4):
+        part = world.settle().part
+        if part is None:
+            break
+        world.cluster.run(ID, part, **records)
+    task = world.to_the_end()
+    assert task.log.metadata["failure_reason"] == reason
+    assert "POIESIS_POLICY__STAGE_OUT_DEADLINE" in text_of(task)
+    assert (task.attempt, task.uploads) == (1, 1)
+
+
 INPUT_ENDS = {
     "missing": (FilerReport(error="no such file: s3://bucket/in.txt", error_code="not_found"), 1, "NotFound"),
     "denied": (FilerReport(error="no access", error_code="access_denied"), 1, "AccessDenied"),
