@@ -39,6 +39,7 @@ IMAGE_KNOWN: Final = 30.0  # seconds for which an image that was present is assu
 MAX_MESSAGE: Final = 500
 POLL: Final = (0.01, 0.25)  # seconds: first and longest pause between checks of the control directory
 INSPECT_EVERY: Final = 2.0
+EMPTY_TAR_BYTES: Final = 10240  # of zeros
 LABEL: Final = "org.poiesis.directory"
 _REFUSED: Final = re.compile(
     r"invalid reference|manifest unknown|manifest for .* not found|name unknown|unauthorized|access denied|"
@@ -138,19 +139,32 @@ class ContainerRuntime(Runtime):
         if self.engine == "podman":
             answer = self.call("unshare", "chown", "-R", "0:0", "--", str(task_dir.path))
         else:
-            answer = self._helper(task_dir, "chown", "-R", f"{os.geteuid()}:{os.getegid()}", "--", "/poiesis/directory")
+            answer = self._change_owner(task_dir)
         if answer.returncode != 0:
             log.warning("take_back_failed", extra={"task_id": task_dir.task_id, "error": last_line(answer.stderr)})
 
-    def _helper(self, task_dir: TaskDirectory, *argv: str) -> subprocess.CompletedProcess[bytes]:
-        """Run a program of the host as root in a container of any image that is present."""
-        found = self.call("image", "ls", "--quiet").stdout.decode().split()
-        if not found:
-            return subprocess.CompletedProcess([], 125, b"", b"no image present")
+    def _change_owner(self, task_dir: TaskDirectory) -> subprocess.CompletedProcess[bytes]:
+        """Run the host's `chown` as root in a container that has only what containers of the task can write. Its image is empty: one
+        of a task could make the program load code of the image (`LD_PRELOAD`, `/etc/ld.so.preload`), which would run as root too."""
+        with tempfile.NamedTemporaryFile(prefix=".empty-", suffix=".tar", dir=self.directory) as archive:
+            archive.write(bytes(EMPTY_TAR_BYTES))
+            archive.flush()
+            made = self.call("import", "--", archive.name)
+        if made.returncode != 0:
+            return made
+        image = made.stdout.decode().strip()
+        written = [p for p in (task_dir.volume, task_dir.path / "control") if p.is_dir()]
         binds = [bind(Path(p), p, read_only=True) for p in ("/bin", "/lib", "/lib64", "/usr") if os.path.isdir(p)]
-        options = ["--rm", "--user", "0:0", "--network", "none", "--entrypoint", f"/bin/{argv[0]}"]
-        mounts = [o for b in (*binds, bind(task_dir.path, "/poiesis/directory")) for o in ("--mount", b)]
-        return self.call("run", *options, *mounts, "--", found[0], *argv[1:])
+        binds += [bind(path, f"/poiesis/{path.name}") for path in written]
+        options = ["--rm", "--user", "0:0", "--network", "none", "--entrypoint", "/bin/chown"]
+        options += ["--security-opt", "no-new-privileges", "--security-opt", "label=disable"]
+        options += ["--cap-drop", "ALL", "--cap-add", "CHOWN", "--cap-add", "DAC_OVERRIDE"]
+        options += [o for b in binds for o in ("--mount", b)]
+        arguments = ["-R", f"{os.geteuid()}:{os.getegid()}", "--", *(f"/poiesis/{path.name}" for path in written)]
+        try:
+            return self.call("run", *options, "--", image, *arguments)
+        finally:
+            self.call("image", "rm", "--", image)
 
     def release(self, task_dir: TaskDirectory) -> None:
         for path in (task_dir.path / "state").glob("*.intent"):

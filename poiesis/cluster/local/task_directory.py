@@ -43,9 +43,11 @@ _PARTS: Final = ("documents", "pods", "state", "control", "log", "scratch", "top
 
 
 def write_document(path: Path, document: Mapping[str, Any]) -> None:
-    """Write a document durably, completely or not at all."""
+    """Write a document durably, completely or not at all. Whatever has the temporary name is not followed or written to."""
     temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with open(descriptor, "w", encoding="utf-8") as file:
         json.dump(document, file)
         file.flush()
         os.fsync(file.fileno())

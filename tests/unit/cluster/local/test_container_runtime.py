@@ -186,6 +186,28 @@ def test_containers_without_a_task_directory_are_removed(runtime: ContainerRunti
     assert asked(answers) == [["rm", "--force", "--volumes", "--", "poiesis-b-1-executor-0"]]
 
 
+def test_files_are_taken_back_without_an_image_of_a_task(
+    runtime: ContainerRuntime, tmp_path: Path, answers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A dynamic program in a task's image would load what the image tells its loader to, as root."""
+    _, task_dir = run_of(runtime, tmp_path)
+    (answers / "image.out").write_text("an-image-of-a-task\n")
+    (answers / "import.out").write_text("sha256:empty\n")
+    uid = os.geteuid() + 1000
+    monkeypatch.setattr(os, "geteuid", lambda: uid)
+    runtime.take_back(task_dir)
+    imported, words = asked(answers)
+    assert imported[0] == "import" and not Path(imported[-1]).exists()
+    image = words.index("sha256:empty")
+    assert words[image - 1] == "--" and "an-image-of-a-task" not in words
+    assert words[image + 1 :] == ["-R", f"{uid}:{os.getegid()}", "--", "/poiesis/volume", "/poiesis/control"]
+    writable = [w for w in words if w.startswith("type=bind") and not w.endswith(",readonly")]
+    assert writable == [
+        f"type=bind,source={task_dir.volume},target=/poiesis/volume",
+        f"type=bind,source={task_dir.path}/control,target=/poiesis/control",
+    ]
+
+
 def test_fields_of_a_mount_may_contain_any_text() -> None:
     assert bind(Path('/a"b,c'), "/x", read_only=True) == 'type=bind,"source=/a""b,c",target=/x,readonly'
 

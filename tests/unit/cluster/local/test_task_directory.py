@@ -35,6 +35,15 @@ def test_documents_are_complete_or_absent(tmp_path: Path) -> None:
     assert read_document(path) is None
 
 
+def test_a_document_overwrites_nothing_that_was_planted_under_its_temporary_name(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_text("kept")
+    for plant in (Path.symlink_to, Path.hardlink_to):
+        plant(tmp_path / ".x.json.tmp", other)
+        write_document(tmp_path / "x.json", {"a": "b"})
+        assert other.read_text() == "kept" and read_document(tmp_path / "x.json") == {"a": "b"}
+
+
 def test_files_that_users_can_write_are_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(b"x" * 11)
     (tmp_path / "link").symlink_to(tmp_path / "large")
