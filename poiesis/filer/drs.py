@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,23 @@ from poiesis.ports.filer import RemoteFile, Sent
 
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024  # of the description of a bundle with all its files
 PREFERRED: Final = ("https", "s3", "http", "ftp", "ftps")  # never file: that would read files of the service
+_HEADER: Final = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*:([\t\x20-\x7e\x80-\xff]*)")
+_OURS: Final = frozenset(
+    {
+        *(
+            "accept-encoding",
+            "connection",
+            "content-length",
+            "expect",
+            "host",
+            "if-range",
+            "keep-alive",
+            "proxy-authorization",
+        ),
+        *("proxy-connection", "range", "te", "trailer", "transfer-encoding", "upgrade"),
+    }
+)
+"""Headers of an access method that are not sent: they say where a request goes, what of the file it asks for, and where it ends."""
 _SUMS: Final = {"sha-256": "sha256", "sha256": "sha256", "sha-512": "sha512", "sha512": "sha512", "md5": "md5"}
 
 
@@ -143,9 +161,9 @@ class DrsFiler:
                 continue
             headers = {}
             for line in access.get("headers") or ():
-                name, _, value = str(line).partition(":")
-                if "\r" not in line and "\n" not in line:
-                    headers[name.strip().lower()] = value.strip()
+                match = _HEADER.fullmatch(str(line))
+                if match is not None and match[1].lower() not in _OURS:
+                    headers[match[1].lower()] = match[2].strip()
             return access["url"], headers
         kinds = ", ".join(sorted({str(m.get("type")) for m in methods})) or "none"
         raise UnsupportedUrl(f"{shown(url)}: has no supported access method (it offers: {kinds})")

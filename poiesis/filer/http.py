@@ -58,6 +58,7 @@ LEAST_BYTES: Final = 1024  # in a stall_timeout; fewer count as a stall
 CONNECTIONS: Final = 8  # at once, to all servers together
 ORIGINS: Final = 32  # whose idle connections are kept
 BUFFER_BYTES: Final = 1 << 17
+_FOR_ANY_ORIGIN: Final = frozenset({"accept", "content-type", "if-range", "range"})  # the others may be credentials
 _CONTENT_RANGE: Final = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 _HOST: Final = re.compile(r"[A-Za-z0-9._~!$&'()*+,;=:-]+")
 _STRAY_PERCENT: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
@@ -119,10 +120,9 @@ class Client:
         for _ in range(self._settings.max_redirects + 1):
             address = _parsed(current)
             sent = {"host": address.netloc, "accept-encoding": "identity", "user-agent": f"poiesis/{__version__}"}
-            sent |= headers or {}
-            if address.origin != start.origin:
-                sent.pop("authorization", None)
-            elif credentials := start.login or ":".join(self._netrc.get(start.host, ())):
+            is_start = address.origin == start.origin
+            sent |= {name: v for name, v in (headers or {}).items() if is_start or name in _FOR_ANY_ORIGIN}
+            if is_start and (credentials := start.login or ":".join(self._netrc.get(start.host, ()))):
                 sent.setdefault("authorization", basic_authorization(credentials))
             pool, target, more = self._route(address)
             with network_errors(current), pool.request(method, target, sent | more, body, moved) as response:

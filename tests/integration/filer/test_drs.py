@@ -76,11 +76,28 @@ def test_access_headers_are_not_sent_after_a_redirect_to_another_host(volume: Pa
     web.files["/end"] = BODY
     elsewhere = web.url.replace("127.0.0.1", "localhost") + "/end"
     web.faults = lambda r: Fault(redirect=elsewhere) if r.path == "/bytes" else None
-    method = {"type": "https", "access_url": {"url": f"{web.url}/bytes", "headers": ["Authorization: Basic Zm9v"]}}
+    headers = ["Authorization: Basic Zm9v", "X-Api-Key: secret", "Cookie: session=secret"]
+    method = {"type": "https", "access_url": {"url": f"{web.url}/bytes", "headers": headers}}
     url = offer(web, "moved", access_methods=[method])
     allowed = settings(web, allow_addresses=("127.0.0.0/8", "::1"))
     assert bring(volume, given("/data/x", url), settings=allowed).error is None
-    assert "authorization" not in web.requests[-1].headers
+    first, last = web.requests[-2:]
+    assert (first.headers["x-api-key"], first.headers["cookie"]) == ("secret", "session=secret")
+    assert set(last.headers) == {"host", "accept-encoding", "user-agent"}
+
+
+def test_access_headers_do_not_change_how_a_request_is_sent(volume: Path, web: HttpServer) -> None:
+    web.files["/bytes"] = BODY
+    headers = [
+        "Host: elsewhere", "content-length : 7", "Transfer-Encoding: chunked", "Range: bytes=0-1", "Connection: close",
+        "Accept-Encoding: gzip", "X-A: b\r\nX-B: c", "X\nC: d", "X D: e", "X-E: \u2028", "x-f:g:h", "no header", "",
+    ]  # fmt: skip
+    method = {"type": "https", "access_url": {"url": f"{web.url}/bytes", "headers": headers}}
+    report = bring(volume, given("/data/x", offer(web, "x", access_methods=[method])), settings=settings(web))
+    assert (report.error, (volume / "root/data/x").read_bytes()) == (None, BODY)
+    sent = web.requests[-1].headers
+    assert (sent.pop("x-f"), sent["host"]) == ("g:h", web.url.removeprefix("http://"))
+    assert set(sent) == {"host", "accept-encoding", "user-agent"} and sent["accept-encoding"] == "identity"
 
 
 @pytest.mark.parametrize("wrong", [{"size": 1}, {"checksums": [{"type": "md5", "checksum": "0" * 32}]}])
