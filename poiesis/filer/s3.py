@@ -160,26 +160,27 @@ class S3Filer:
     def _fetch(self, ref: ObjectRef, file: RemoteFile, target: Path) -> Sent:
         if not ref.key:
             raise NotFound(f"{shown(ref.url)}: missing key; use s3://bucket/key")
-        step = self._settings.part_bytes
         with atomic_file(target, sync=self._control.sync, size_bytes=file.size_bytes) as part:
-            if file.size_bytes is not None and file.size_bytes <= 2 * step:
-                size, checksum = self._get_whole(ref, file.version, part)
-                if size != file.size_bytes:
-                    raise Changed(f"{shown(ref.url)}: {size} bytes were received, but {file.size_bytes} were listed")
-            else:
-                size, checksum = self._get_in_parts(ref, file, part, step), None
+            size, checksum = self._get(ref, file, part)
             if size == 0 and ref.key.endswith("/"):
                 raise NotFound(f"{shown(ref.url)}: is a directory marker, not a file")
         return Sent(ref.url, size, checksum)
 
-    def _get_whole(self, ref: ObjectRef, version: str | None, part: PartialFile) -> tuple[int, str | None]:
-        with self._client.request(ref, "GET", headers=get_headers(ref.endpoint, version)) as response:
-            total = self._content_length(ref, response)
-            check = ChecksumVerifier(response.headers)
-            size = self._save(response, part, check)
-        if size != total:
-            raise StorageUnavailable(f"{shown(ref.url)}: {size} of {total} bytes were received")
-        return size, check.verified(ref.url)
+    def _get(self, ref: ObjectRef, file: RemoteFile, part: PartialFile) -> tuple[int, str | None]:
+        """An object whose size is not known is requested as a whole too, since stores send no checksum with a range; if it turns out
+        to be large, that response is not read."""
+        step = self._settings.part_bytes
+        if (file.size_bytes or 0) <= 2 * step:
+            with self._client.request(ref, "GET", headers=get_headers(ref.endpoint, file.version)) as response:
+                total = response.size_bytes if file.size_bytes is None else self._content_length(ref, response)
+                if file.size_bytes not in (None, total):
+                    raise Changed(f"{shown(ref.url)}: has {total} bytes, but {file.size_bytes} were listed")
+                if total is not None and total <= 2 * step:
+                    self._control.check_size(ref.url, total)
+                    check = ChecksumVerifier(response.headers)
+                    self._get_range(ref, part, 0, total, response.headers.get("etag", ""), total, response, check)
+                    return total, check.verified(ref.url)
+        return self._get_in_parts(ref, file, part, step), None
 
     def _get_in_parts(self, ref: ObjectRef, file: RemoteFile, part: PartialFile, step: int) -> int:
         """The first range's head has the size; the others are fetched in parallel, and one that breaks off is resumed."""
@@ -223,15 +224,23 @@ class S3Filer:
         etag: str,
         total: int,
         begun: Response | None,
+        check: ChecksumVerifier | None = None,
     ) -> None:
-        """`begun`: the response to a request for the range. Without an ETag it cannot be resumed."""
+        """`begun`: the response to a request for the range. Without an ETag it cannot be resumed. `check` gets all bytes, once."""
         reached = start
 
         def save(response: Response) -> None:
             nonlocal reached
-            for count in response.save(part, reached):
-                reached += count
-                self._control.moved(count)
+            if check is None or check.is_void:
+                for count in response.save(part, reached):
+                    reached += count
+                    self._control.moved(count)
+            else:
+                for view in response.chunks():
+                    part.write(view, reached)
+                    check.update(view)
+                    reached += len(view)
+                    self._control.moved(len(view))
             if reached != end:
                 raise StorageUnavailable(f"{shown(ref.url)}: the connection ended early")
 
@@ -243,25 +252,20 @@ class S3Filer:
                     return save(response)
             headers = {**ref.endpoint.read_headers, "range": f"bytes={reached}-{end - 1}", "if-match": etag}
             with self._client.request(ref, "GET", headers=headers) as response:
+                if response.status == 200 and (start, end) == (0, total):
+                    raise Changed(f"{shown(ref.url)}: the server does not support resuming a download")  # start again
                 if response.status != 206 or self._range(ref, response) != (reached, end - 1, total):
                     raise StorageUnavailable(f"{shown(ref.url)}: the server returned a different range than requested")
                 save(response)
 
         self._control.repeat(once, lambda: reached, final=(Changed,) if etag else (StorageUnavailable,))
 
-    def _save(self, response: Response, part: PartialFile, check: ChecksumVerifier | None = None) -> int:
+    def _save(self, response: Response, part: PartialFile) -> int:
         """Write the whole body to the file, and return its size."""
         size = 0
-        if check is None or check.is_void:
-            for count in response.save(part, 0):
-                size += count
-                self._control.moved(count)
-            return size
-        for view in response.chunks():
-            part.write(view, size)
-            check.update(view)
-            size += len(view)
-            self._control.moved(len(view))
+        for count in response.save(part, 0):
+            size += count
+            self._control.moved(count)
         return size
 
     def _content_length(self, ref: ObjectRef, response: Response) -> int:
