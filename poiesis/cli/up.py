@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
+import resource
 import stat
 import sys
 import threading
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Final, Self
@@ -23,6 +24,7 @@ from poiesis.ports.repository import COUNT_LIMIT, TaskFilter
 from poiesis.roles.shutdown import stop_on_signal, wait_for
 
 LOCAL_LOG_BYTES: Final = 100_000_000  # of each stream of each command, unless POIESIS_LOGS__MAX_BYTES is set
+MAX_OPEN_FILES: Final = 65_536  # programs of tasks inherit it, and some look at every possible descriptor
 
 
 class Embedded:
@@ -36,6 +38,7 @@ class Embedded:
         from poiesis.api.server import BackgroundServer
         from poiesis.roles.health import HealthServer
 
+        allow_open_files()
         try:
             with ExitStack() as parts:
                 parts.enter_context(_lock(Path(settings.directory)))
@@ -102,6 +105,15 @@ class Embedded:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def allow_open_files() -> None:
+    """As many as this process may have: connections, transfers and the database share them, and shells often allow 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def embedded_settings(arguments: argparse.Namespace, *, port: int | None) -> tuple[Settings, FilerSettings]:

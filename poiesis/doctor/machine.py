@@ -166,14 +166,13 @@ def check_port(site: Site) -> Findings:
 
 def check_limits(site: Site) -> Findings:
     """Open files: connections, streams and files of transfers together."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # `poiesis up` raises the soft limit by itself
     needed = max(LEAST_FILES, site.settings.api.max_connections * 2)
-    if 0 <= soft < needed:
+    if 0 <= hard < needed:
         yield warning(
-            f"this shell allows {soft} open files, and the service may need {needed}",
+            f"this machine allows {hard} open files, and the service may need {needed}",
             "With many connections or transfers, requests and tasks fail with 'too many open files'.",
-            f"ulimit -n {needed} before `poiesis up`"
-            + ("." if hard < 0 or hard >= needed else " (as root, or in limits.conf)."),
+            f"Raise the hard limit (`nofile` in limits.conf, LimitNOFILE of systemd, or `ulimit -Hn {needed}` as root).",
         )
     else:
-        yield ok(f"open files: {soft if soft >= 0 else 'unlimited'}")
+        yield ok(f"open files: {hard if hard >= 0 else 'unlimited'}")

@@ -9,6 +9,7 @@ reading only after the inode it holds is known to be a regular file. Nothing out
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 
 MAX_LINKS: Final = 40  # as the kernel's own
 MAX_DEPTH: Final = 256  # of directories; each level holds a descriptor
+LISTED: Final = (
+    1000  # names of a directory that are read at once; only while a longer one is read, a second descriptor is open
+)
 FILE_MODE: Final = 0o666  # an image may run as any user, and may change its inputs
 EXECUTABLE_MODE: Final = 0o777
 DIRECTORY_MODE: Final = 0o777
@@ -247,12 +251,15 @@ class Volume:
         try:
             state = os.fstat(descriptor)
             above = (*above, (state.st_dev, state.st_ino))
-            empty = True
             with os.scandir(descriptor) as entries:
-                for entry in entries:
-                    empty = False
-                    yield from self._entry(f"{path}/{entry.name}", entry.name, descriptor, above)
-            if empty:
+                names = [entry.name for entry in itertools.islice(entries, LISTED)]
+                more = next(entries, None)
+                while more is not None:
+                    yield from self._entry(f"{path}/{more.name}", more.name, descriptor, above)
+                    more = next(entries, None)
+            for name in names:
+                yield from self._entry(f"{path}/{name}", name, descriptor, above)
+            if not names:
                 yield Entry(path, 0, is_directory=True)
         except OSError as error:
             yield Entry(path, 0, problem=f"{path}: cannot be read: {error.strerror}", is_error=True)
@@ -264,6 +271,7 @@ class Volume:
             found = os.open(name, _LOOK, dir_fd=parent)
         except FileNotFoundError:
             return  # removed meanwhile
+        directory = -1
         try:
             if stat.S_ISLNK(os.fstat(found).st_mode):
                 with self.resolved(path) as target:
@@ -276,11 +284,13 @@ class Volume:
             elif len(above) >= MAX_DEPTH:
                 yield Entry(path, 0, problem=f"{path}: is more than {MAX_DEPTH} directories deep", is_error=True)
             else:
-                yield from self._walk(path, _list(path, found), above)
+                directory = _list(path, found)
         except StagingFailed as error:
             yield _unusable(path, error)
         finally:
             os.close(found)
+        if directory >= 0:
+            yield from self._walk(path, directory, above)
 
     def match(self, pattern: PathPattern, count: Callable[[str], None] = lambda _: None) -> Iterator[Entry]:
         """What matches, in order of names; with a slash at the end only directories, and entries with a problem, which may be one.

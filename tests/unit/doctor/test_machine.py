@@ -112,10 +112,10 @@ def test_control_groups(monkeypatch: pytest.MonkeyPatch, groups: cgroups.Groups 
 
 
 def test_too_few_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 512))
     found = only(machine.check_limits(site()))
-    assert "256 open files" in found.what and "ulimit -n 1024" in found.repair
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (4096, 4096))
+    assert "512 open files" in found.what and "ulimit -Hn 1024" in found.repair
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, 4096))  # the service raises the soft one
     assert only(machine.check_limits(site())).status is Status.OK
 
 
