@@ -143,8 +143,16 @@ def declares_directory(item: Input | Output) -> bool:
 
 
 def is_directory(item: Input | Output) -> bool:
-    """Whether it is most likely a directory: declared as one, or with a URL that ends in a slash and no type."""
-    return declares_directory(item) or (item.type is None and (item.url or "").endswith("/"))
+    """Whether it is most likely a directory: declared as one, or with a URL that ends in a slash and no type, unless that is the URL of
+    an http input: such a server has no directories."""
+    if declares_directory(item):
+        return True
+    url = (item.url or "").lower()
+    return (
+        item.type is None
+        and url.endswith("/")
+        and not (isinstance(item, Input) and url.startswith(("http:", "https:")))
+    )
 
 
 def belongs_to_image(directory: str) -> bool:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from poiesis.domain.errors import NotFound, PoiesisError, StagingFailed, UnsupportedUrl
 from poiesis.filer.atomic_write import atomic_file
@@ -20,6 +20,8 @@ from poiesis.ports.filer import Filer, RemoteFile, Sent
 if TYPE_CHECKING:
     from poiesis.filer.cache import Cache
     from poiesis.filer.small_files import Exchange, SmallFiles
+
+WITHOUT_DIRECTORIES: Final = ("http", "https")  # also in domain.plan.is_directory
 
 
 class StageIn(Stage):
@@ -60,7 +62,8 @@ class StageIn(Stage):
         url, kind = str(item["url"]), item.get("type")
         filer = self._filers.reader(url)
         clean = path.rstrip("/")
-        if kind == "DIRECTORY" or (kind is None and (path.endswith("/") or ends_with_slash(url))):
+        names_directory = path.endswith("/") or (ends_with_slash(url) and scheme_of(url) not in WITHOUT_DIRECTORIES)
+        if kind == "DIRECTORY" or (kind is None and names_directory):
             yield from self._directory_or_file(filer, url, clean)
         else:
             yield self._job(path, lambda: self._file_or_directory(filer, url, clean, kind))

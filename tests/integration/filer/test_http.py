@@ -33,6 +33,13 @@ def test_a_file_is_staged(volume: Path, web: HttpServer) -> None:
     assert report.files[0].url == f"{web.url}/a%20b"
 
 
+@pytest.mark.parametrize("type_", ["FILE", None])
+def test_a_url_that_ends_in_a_slash_is_a_file(volume: Path, web: HttpServer, type_: str | None) -> None:
+    web.files["/files/7/content/"] = BODY
+    report = bring(volume, given("/data/x", f"{web.url}/files/7/content/?v=1", type=type_), settings=quick())
+    assert (report.error, (volume / "root/data/x").read_bytes()) == (None, BODY)
+
+
 def test_an_empty_file_is_staged(volume: Path, web: HttpServer) -> None:
     web.files["/e"] = b""
     assert fetch(volume, f"{web.url}/e")[1] == b""

@@ -113,6 +113,11 @@ def test_a_directory_is_mounted_where_it_hides_nothing(item, mount):
     assert mounts(spec(inputs=(item,))) == {mount: False}
 
 
+def test_an_http_url_that_ends_in_a_slash_is_that_of_a_file():
+    assert mounts(spec(inputs=(input_file("/opt/x", "HTTPS://h/files/7/content/"),))) == {"/opt/x": True}
+    assert mounts(spec(inputs=(input_file("/opt/x", "https://h/d/", type=DIRECTORY),))) == {"/opt/x": False}
+
+
 def test_mounts_below_others_collapse_and_all_directories_are_made():
     task_spec = spec(
         executors=(executor(stdout="/work/logs/out.txt", stderr="/work/err.txt"),),
