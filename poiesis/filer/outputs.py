@@ -55,7 +55,10 @@ class StageOut(Stage):
             any_matches = True
             if self._is_usable(hit):
                 any_usable = True
-                yield from self._sending(filer, hit, join(base, hit.path[len(cut) :].lstrip("/")))
+                name = hit.path[len(cut) :].lstrip("/")
+                if not name and not hit.is_directory:  # the file that the prefix names
+                    name = posixpath.basename(hit.path)
+                yield from self._sending(filer, hit, join(base, name))
         if not any_usable:
             raise NotFound(f"{path}: {'nothing that matches can be uploaded' if any_matches else 'nothing matches'}")
 

@@ -342,6 +342,8 @@ def test_a_volume_that_does_not_keep_file_times_is_refused(volume: Path, monkeyp
         ("/work/.*.txt", "/work", [".h.txt"]),
         ("/work/*/", "/work", ["sub/c.txt", "sub/e"]),
         ("/work/s*", "/work/s", ["ub/c.txt", "ub/e"]),
+        ("/work/a.txt*", "/work/a.txt", ["a.txt"]),
+        ("/work/sub*", "/work/sub", ["c.txt", "e"]),
         ("/work/*.{txt,log}", "/work", ["a.txt", "b.txt", "x.log"]),
         ("/work/lit[1].txt", None, ["lit[1].txt"]),
     ],
