@@ -43,6 +43,11 @@ class PartialFile:
         os.fchmod(self.descriptor, EXECUTABLE_MODE)
 
 
+def temporary_name() -> str:
+    """Of a file that no task has."""
+    return f"{PREFIX}{_RUN}{next(_COUNT):x}"
+
+
 @contextmanager
 def atomic_file(
     target: Path, *, sync: bool, size_bytes: int | None = None, directory: int | None = None
@@ -54,7 +59,7 @@ def atomic_file(
     """
     final = str(target) if directory is None else target.name
     parent = final[: final.rfind("/") + 1]
-    name = f"{parent}{PREFIX}{_RUN}{next(_COUNT):x}"
+    name = parent + temporary_name()
     descriptor, is_named = -1, False
     try:
         try:

@@ -23,6 +23,7 @@ from poiesis.domain.errors import (
     StorageUnavailable,
     UnsupportedUrl,
 )
+from poiesis.filer.atomic_write import local_error, temporary_name
 from poiesis.filer.credentials import http_unencrypted
 from poiesis.filer.http import Client, HttpFiler, refused
 from poiesis.filer.registry import UNENCRYPTED, Context
@@ -92,7 +93,7 @@ class DrsFiler:
             raise NotFound(f"{shown(file.url)}: is a bundle")
         address, headers = self._address(file.url, found)
         # under a temporary name until it is verified
-        arrived = target.with_name(f"{target.name}.drs")
+        arrived = target.with_name(temporary_name())
         try:
             if scheme_of(address) in ("http", "https"):
                 is_open = (headers and scheme_of(address) == "http") or http_unencrypted(
@@ -104,7 +105,10 @@ class DrsFiler:
             else:
                 sent = self._context.reader(address).fetch(RemoteFile(address, file.name, None), arrived)
             checksum = self._verified(file.url, found, arrived, sent.size_bytes)
-            arrived.rename(target)
+            try:
+                arrived.rename(target)
+            except OSError as error:
+                raise local_error(error) from error
         finally:
             with suppress(OSError):
                 arrived.unlink(missing_ok=True)

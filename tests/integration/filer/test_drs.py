@@ -100,6 +100,24 @@ def test_access_headers_do_not_change_how_a_request_is_sent(volume: Path, web: H
     assert set(sent) == {"host", "accept-encoding", "user-agent"} and sent["accept-encoding"] == "identity"
 
 
+@pytest.mark.parametrize("name", ["x", "n" * 255])
+def test_other_inputs_beside_an_object_are_kept(volume: Path, web: HttpServer, name: str) -> None:
+    web.files["/bytes"] = BODY
+    url = offer(web, "one", access_methods=[{"type": "https", "access_url": {"url": f"{web.url}/bytes"}}])
+    beside = f"/data/{name[:200]}.drs"
+    inputs = (given(beside, content="kept"), given(f"/data/{name}", url))
+    assert bring(volume, *inputs, settings=settings(web, parallel=1)).error is None
+    assert tree(volume / "root/data") == {beside.removeprefix("/data/"): b"kept", name: BODY}
+
+
+def test_an_object_does_not_replace_a_directory(volume: Path, web: HttpServer) -> None:
+    web.files["/bytes"] = BODY
+    url = offer(web, "one", access_methods=[{"type": "https", "access_url": {"url": f"{web.url}/bytes"}}])
+    (volume / "root/data/x/y").mkdir(parents=True)
+    report = bring(volume, given("/data/x", url), settings=settings(web))
+    assert report.error_code == "staging_failed" and "a directory is already there" in str(report.error)
+
+
 @pytest.mark.parametrize("wrong", [{"size": 1}, {"checksums": [{"type": "md5", "checksum": "0" * 32}]}])
 def test_a_wrong_size_or_checksum_is_an_error(volume: Path, web: HttpServer, wrong: dict[str, Any]) -> None:
     web.files["/bytes"] = BODY
