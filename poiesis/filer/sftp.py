@@ -102,7 +102,9 @@ class SftpFiler(SessionFiler[_Session]):
         mode = found.st_mode or 0
         if stat.S_ISDIR(mode):
             return None
-        return FileState(found.st_size or 0, f"{found.st_mtime}-{found.st_size}", bool(mode & stat.S_IXUSR))
+        size = found.st_size
+        version = f"{found.st_mtime}-{size}" if size is not None and found.st_mtime is not None else None
+        return FileState(size, version, bool(mode & stat.S_IXUSR))
 
     def _is_directory(self, session: _Session, path: str) -> bool:
         try:
@@ -135,12 +137,14 @@ class SftpFiler(SessionFiler[_Session]):
         return inner == outer or inner.startswith(outer.rstrip("/") + "/")
 
     def _read(self, session: _Session, path: str, offset: int, state: FileState) -> Iterator[bytes]:
-        if state.size_bytes is None:
+        size = state.size_bytes
+        if size is None and self._state(session, path) is None:
             raise FileNotFoundError
         with session.client.open(path, "rb") as file:
             file.seek(offset)
-            file.prefetch(state.size_bytes, max_concurrent_requests=IN_FLIGHT)
-            while offset < state.size_bytes and (data := file.read(min(CHUNK, state.size_bytes - offset))):
+            if size is not None:
+                file.prefetch(size, max_concurrent_requests=IN_FLIGHT)
+            while data := file.read(CHUNK if size is None else min(CHUNK, size - offset)):
                 offset += len(data)
                 yield data
 

@@ -72,6 +72,27 @@ def test_refusals(volume: Path, sftp: Sftp, url: str, code: str) -> None:
     assert "wrong" not in str(report.error)
 
 
+def test_a_file_whose_size_the_server_does_not_send_is_read_to_its_end(
+    volume: Path, sftp: Sftp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = os.urandom(700_001)
+    (sftp.root / "d").mkdir()
+    (sftp.root / "d/x").write_bytes(body)
+    from_stat = paramiko.SFTPAttributes.from_stat
+
+    def without_size(*arguments: Any) -> paramiko.SFTPAttributes:
+        found = from_stat(*arguments)
+        found.st_size = None
+        return found
+
+    monkeypatch.setattr(paramiko.SFTPAttributes, "from_stat", without_size)
+    settings = quick(known_hosts_file=str(sftp.known_hosts))
+    inputs = (given("/data/x", f"{sftp.url}/d/x"), given("/data/d", f"{sftp.url}/d"))
+    assert bring(volume, *inputs, settings=settings).error is None
+    assert tree(volume / "root/data") == {"x": body, "d/x": body}
+    assert bring(volume, given("/data/y", f"{sftp.url}/none"), settings=settings).error_code == "not_found"
+
+
 def test_unusable_entries_of_a_directory_are_left_out(volume: Path, sftp: Sftp) -> None:
     directory = sftp.root / "d/e"
     directory.mkdir(parents=True)
