@@ -295,9 +295,24 @@ class FtpFiler(SessionFiler[_Plain]):
     def _rename(self, session: _Plain, temporary: str, path: str) -> None:
         try:
             session.rename(temporary, path)
+        except ftplib.error_perm as refusal:
+            self._rename_over(session, temporary, path, refusal)
+
+    def _rename_over(self, session: _Plain, temporary: str, path: str, refusal: ftplib.error_perm) -> None:
+        """On a server that does not rename over a file: what is there is kept until the new file has its name."""
+        if self._is_directory(session, path):
+            raise refusal
+        before = f"{temporary}-before"
+        try:
+            session.rename(path, before)
         except ftplib.error_perm:
-            session.delete(path)  # a server that does not rename over a file
+            raise refusal from None  # there is nothing, or nothing may be renamed
+        try:
             session.rename(temporary, path)
+        except BaseException:
+            session.rename(before, path)
+            raise
+        session.delete(before)
 
     def _delete(self, session: _Plain, path: str) -> None:
         session.delete(path)

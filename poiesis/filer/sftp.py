@@ -175,9 +175,17 @@ class SftpFiler(SessionFiler[_Session]):
             if type(error) is not OSError:  # not there, not allowed, or a time-out
                 raise
         # a server without OpenSSH's extension: its own rename does not replace a file
-        if self._state(session, path) is not None:
-            session.client.remove(path)
-        session.client.rename(temporary, path)
+        if self._state(session, path) is None:
+            session.client.rename(temporary, path)
+            return
+        before = f"{temporary}-before"
+        session.client.rename(path, before)
+        try:
+            session.client.rename(temporary, path)
+        except BaseException:
+            session.client.rename(before, path)
+            raise
+        session.client.remove(before)
 
     def _delete(self, session: _Session, path: str) -> None:
         session.client.remove(path)

@@ -41,6 +41,30 @@ def test_an_upload_replaces_what_was_there(volume: Path, ftp: FtpServer) -> None
     assert tree(ftp.root) == {"x": b"new"}
 
 
+@pytest.mark.parametrize("is_refused_always", [False, True])
+def test_a_server_that_does_not_rename_over_a_file_keeps_it_until_the_new_one_is_there(
+    volume: Path, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch, is_refused_always: bool
+) -> None:
+    from pyftpdlib.handlers import FTPHandler
+
+    rename = FTPHandler.ftp_RNTO
+
+    def refusing(self: FTPHandler, path: str) -> object:
+        is_new = Path(self._rnfr).read_bytes() == b"new"
+        if os.path.exists(path) or (is_refused_always and is_new):
+            self.respond("553 Not allowed")
+            return None
+        return rename(self, path)
+
+    monkeypatch.setattr(FTPHandler, "ftp_RNTO", refusing)
+    (ftp.root / "x").write_text("old")
+    (volume / "root/data").mkdir(parents=True)
+    (volume / "root/data/x").write_text("new")
+    report = send(volume, wanted("/data/x", f"{ftp.user_url}/x"), settings=quick())
+    assert (report.error is not None) == is_refused_always
+    assert {p.name: p.read_text() for p in ftp.root.iterdir()} == {"x": "old" if is_refused_always else "new"}
+
+
 def test_a_directory_is_uploaded_and_staged(volume: Path, ftp: FtpServer) -> None:
     root = volume / "root/work"
     (root / "e/f").mkdir(parents=True)
