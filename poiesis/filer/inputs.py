@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 import threading
 from collections.abc import Iterable, Iterator, Mapping
@@ -87,13 +88,14 @@ class StageIn(Stage):
             return
         except NotFound as error:
             missing = error
+        jobs = self._directory(filer, url, path)
         try:
-            jobs = list(self._directory(filer, url, path))
+            first = list(itertools.islice(jobs, 1))
         except (NotFound, UnsupportedUrl):
             raise missing from None
         if kind is not None:
             self._log.note(f"{path}: {shown(url)} is a directory; staged as one although its type is {kind}")
-        self._pool.together(jobs, most=self._control.settings.parallel)
+        self._pool.together(itertools.chain(first, jobs), most=self._control.settings.parallel)
 
     def _directory_or_file(self, filer: Filer, url: str, path: str) -> Iterator[Job]:
         """The directory; if it is a file instead, a directory that holds the file, since commands expect a directory at `path`."""

@@ -128,7 +128,7 @@ class Control:
 
 
 class _Parts:
-    """The parts of one job, run by all threads that are free."""
+    """The parts of one job, run by all threads that are free. What drawing a part raises counts as an error of one."""
 
     def __init__(self, calls: Iterable[Callable[[], object]], most: int) -> None:
         self._calls = iter(calls)
@@ -146,7 +146,10 @@ class _Parts:
     def run_one(self) -> bool:
         """Run one more call; False when there is none left."""
         with self._changed:
-            call = None if self.error else next(self._calls, None)
+            try:
+                call = None if self.error else next(self._calls, None)
+            except BaseException as error:
+                self.error, call = error, None
             if call is None:
                 self.is_empty = True
                 return False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from poiesis.domain.errors import StorageUnavailable
+from poiesis.domain.errors import AccessDenied, NotFound, StorageUnavailable
 from poiesis.filer.atomic_write import atomic_file
 from poiesis.filer.registry import Scheme
 from poiesis.ports.filer import RemoteFile, Sent
@@ -594,6 +594,49 @@ def test_a_file_and_a_directory_of_one_name_are_an_error_in_the_tasks_paths(
     assert "directory" in report.error
     assert str(volume) not in report.error
     assert "Errno" not in report.error
+
+
+def test_a_file_that_is_a_directory_is_listed_while_it_is_fetched(volume: Path) -> None:
+    """Of a million names, only as many jobs are made as threads run."""
+    fetched = 0
+    ahead: list[int] = []
+
+    class Large(Listing):
+        def walk(self, url: str) -> Iterator[RemoteFile]:
+            for i in range(500):
+                ahead.append(i - fetched)
+                yield RemoteFile(f"odd://x/{i}", str(i), 1)
+
+        def fetch(self, file: RemoteFile, target: Path) -> Sent:
+            nonlocal fetched
+            if not file.name.isdecimal():
+                raise NotFound("odd://x: no such file")
+            sent = super().fetch(file, target)
+            fetched += 1
+            return sent
+
+    schemes = {"odd": Scheme("odd", lambda _: Large(()))}
+    report = bring(volume, given("/data/dir", "odd://x/dir", type="FILE"), settings=quick(parallel=2), schemes=schemes)
+    assert (report.error, report.total_files) == (None, 500)
+    assert max(ahead) <= 10
+    assert "is a directory" in report.notes[0]
+
+
+def test_an_error_of_the_listing_of_a_file_that_is_a_directory_is_reported(volume: Path) -> None:
+    class Broken(Listing):
+        def walk(self, url: str) -> Iterator[RemoteFile]:
+            yield from super().walk(url)
+            raise AccessDenied("odd://x/dir: the second page was refused")
+
+        def fetch(self, file: RemoteFile, target: Path) -> Sent:
+            if file.name == "dir":
+                raise NotFound("odd://x: no such file")
+            return super().fetch(file, target)
+
+    names = tuple(f"{i}" for i in range(20))
+    schemes = {"odd": Scheme("odd", lambda _: Broken(names))}
+    report = bring(volume, given("/data/dir", "odd://x/dir"), settings=quick(parallel=3), schemes=schemes)
+    assert report.error_code == "access_denied" and "the second page" in str(report.error)
 
 
 def test_a_bug_is_one_line_for_the_user_and_a_traceback_for_the_operator(
