@@ -16,7 +16,7 @@ from typing import Final
 
 from poiesis.api.threads import Threads
 from poiesis.domain.access import reader_tokens
-from poiesis.domain.errors import PoiesisError, Unavailable
+from poiesis.domain.errors import Unavailable
 from poiesis.ports.events import Event, EventLog
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,7 @@ class EventFeed:
                 if pause_s == self._poll_s:
                     log.warning("events_unavailable", extra={"error": str(error)})
                 pause_s = min(pause_s * 2, MAX_POLL_S)
-            except PoiesisError:
+            except Exception:  # without the poller all streams would wait forever
                 log.exception("events_failed")
                 pause_s = MAX_POLL_S
             await asyncio.sleep(pause_s)

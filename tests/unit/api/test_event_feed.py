@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from poiesis.api import event_feed
 from poiesis.api.event_feed import EVERYTHING, EventFeed, FellBehind, Reader, task_topic
 from poiesis.domain.errors import RepositoryUnavailable
 from tests.unit.api.event_log import ListEventLog
@@ -123,13 +124,16 @@ def test_there_are_no_calls_of_the_log_without_readers() -> None:
     asyncio.run(main())
 
 
-def test_the_feed_goes_on_after_the_log_was_unavailable() -> None:
+@pytest.mark.parametrize("error", [RepositoryUnavailable("down"), ValueError("a bug")], ids=["away", "bug"])
+def test_the_feed_goes_on_after_an_error_of_the_log(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_feed, "MAX_POLL_S", POLL_S)
+
     async def test(log: ListEventLog, feed: EventFeed) -> None:
         async with feed.reader([EVERYTHING]) as reader:
             after = log.after
 
             def fail(*_: Any, **__: Any) -> Any:
-                raise RepositoryUnavailable("down")
+                raise error
 
             log.after = fail  # type: ignore[method-assign]
             await asyncio.sleep(POLL_S * 6)
