@@ -41,11 +41,9 @@ class Exchange(Protocol):
 
     def request(self) -> bytes:
         """Head and body, as bytes."""
-        ...
 
     def handle_response(self, status: int, headers: Mapping[str, str], body: memoryview) -> Sent:
         """Handle the response; `body` is complete, and valid until this returns."""
-        ...
 
 
 class SmallFiles(Protocol):
@@ -55,7 +53,6 @@ class SmallFiles(Protocol):
 
     def put_exchange(self, opened: Callable[[], AbstractContextManager[int]], size: int, url: str) -> Exchange | None:
         """`opened`: yields a descriptor of the local file."""
-        ...
 
 
 @dataclass(slots=True)

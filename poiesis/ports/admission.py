@@ -29,18 +29,14 @@ class AdmissionStore(Protocol):
 
     def queued(self, after: Place | None, *, limit: int) -> Sequence[tuple[QueueKey, Candidate]]:
         """Tasks that wait, behind a place, queue by queue, in each in the order of ids. None: from the first one on."""
-        ...
 
     def place(self, queue: QueueKey, task_id: TaskId, *, most: int) -> int:
         """How many tasks of the queue are before this one; no more than `most` are counted."""
-        ...
 
     def held(self, after: TaskId | None, *, limit: int) -> Sequence[tuple[TaskId, Claim]]:
         """Tasks in flight with their claims, in the order of ids."""
-        ...
 
     def read_note(self, name: str) -> Note: ...
 
     def write_note(self, name: str, text: str, *, seen: int) -> bool:
         """Replace the note if it is still at version `seen` (compare-and-set). False: another writer was first."""
-        ...

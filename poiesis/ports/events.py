@@ -59,7 +59,6 @@ class EventLog(Protocol):
     def relay(self, limit: int) -> int:
         """Append events of up to `limit` tasks whose saves the log does not have yet, oldest change first. Return how many tasks were
         found: 0 means that nothing was left to do. Any number of processes may call it; every event is appended exactly once."""
-        ...
 
     def missing_since(self) -> datetime | None:
         """The time of the oldest change that the log may lack; None: it has every change that was saved before the call."""
@@ -67,22 +66,17 @@ class EventLog(Protocol):
 
     def first_seq(self) -> int:
         """The number of the oldest event that has not been purged; `last_seq() + 1` if there is none."""
-        ...
 
     def last_seq(self) -> int:
         """0: no event yet."""
-        ...
 
     def after(
         self, seq: int, *, limit: int, access: Access | None = None, task_id: TaskId | None = None
     ) -> Sequence[Event]:
         """The next events with numbers above `seq`, in order; only those of one task or of tasks that `access` allows, if given."""
-        ...
 
     def ended_between(self, begin: datetime, end: datetime) -> Iterator[Event]:
         """The events by which tasks ended at `begin` or later and before `end`, in the order of these times, read as they are consumed."""
-        ...
 
     def purge(self, before: datetime, *, limit: int) -> int:
         """Delete up to `limit` of the oldest events, from before a time, and return how many. The newest event always stays."""
-        ...

@@ -40,23 +40,18 @@ class Filer(Protocol):
 
     def stat(self, url: str) -> RemoteFile | None:
         """The one file at `url`, or None if there is no such file (it may be a directory)."""
-        ...
 
     def walk(self, url: str) -> Iterator[RemoteFile]:
         """All files below the directory `url`, lazily, including empty directories if the scheme has them."""
-        ...
 
     def fetch(self, file: RemoteFile, target: Path) -> Sent:
         """Copy one file to `target` (its parent exists): under a temporary name, verified, fsync'd, renamed. `Sent.url` is the source."""
-        ...
 
     def send(self, source: int, url: str) -> Sent:
         """Upload the file open at the descriptor `source` to `url`, where it appears whole or not at all. It is read by position, so that
         a retry starts from the beginning. Not a path, because user code can change paths below its directory at any time."""
-        ...
 
     def make_directory(self, url: str) -> None:
         """Create an empty directory if the scheme has directories; otherwise do nothing."""
-        ...
 
     def close(self) -> None: ...

@@ -32,8 +32,6 @@ class IdempotencyStore(Protocol):
     def reserve(self, owner: str | None, key: IdempotencyKey, task_id: TaskId, now: datetime) -> Reservation:
         """Reserve `task_id` for a key of `owner`, unless one has been reserved for it within KEPT. Return the reservation in force:
         the same for all who reserve with the same key."""
-        ...
 
     def purge(self, now: datetime, *, limit: int) -> int:
         """Delete up to `limit` reservations that are older than KEPT, and return how many."""
-        ...

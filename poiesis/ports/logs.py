@@ -60,37 +60,29 @@ class LogStore(Protocol):
 
     def logs(self, task_id: TaskId) -> Sequence[StoredLog]:
         """All streams of a task, sorted."""
-        ...
 
     def log(self, ref: LogRef) -> StoredLog:
         """One stream; empty if nothing is stored."""
-        ...
 
     def chunks(self, ref: LogRef, position: int) -> ChunkPage:
         """The chunk with the byte at `position`, and some that follow, in order."""
-        ...
 
     def read(self, ref: LogRef, chunk: Chunk, start: int, size: int) -> bytes:
         """`size` bytes of a chunk, from `start` within it."""
-        ...
 
     def write(self, ref: LogRef, offset: int, source: int, start: int, size: int) -> None:
         """Set the content of the chunk at `offset` to `size` bytes of the open file `source`, from `start` on.
 
         Only the last chunk may be written again, and what it has is a prefix of its new content.
         """
-        ...
 
     def end(self, ref: LogRef, *, truncated: bool) -> None:
         """Mark the stream as complete."""
-        ...
 
     def tasks(self, after: TaskId | None) -> Sequence[TaskId]:
         """Some tasks with logs, oldest (smallest id) first, with ids above `after`; none: there are no more."""
-        ...
 
     def delete(self, task_id: TaskId) -> None:
         """Delete all logs of a task; none are there: nothing."""
-        ...
 
     def close(self) -> None: ...

@@ -18,18 +18,14 @@ class Queue(Protocol):
 
     def begin(self, task_id: TaskId, stages: Sequence[Stage], *, owner: str | None = None) -> None:
         """Enqueue the chain of links of a new task: those that act on `stages`, one after the other."""
-        ...
 
     def publish(self, task_id: TaskId, stage: Stage, *, owner: str | None = None) -> None:
         """Enqueue the link that acts on `stage`."""
-        ...
 
     def waiting(self, stage: Stage) -> int:
         """Return how many links are queued for the role that acts on `stage`."""
-        ...
 
     def ready(self) -> None:
         """Returns, or raises QueueUnavailable."""
-        ...
 
     def close(self) -> None: ...

@@ -78,7 +78,6 @@ class TaskRepository(Protocol):
 
     def add(self, task: Task) -> None:
         """Store a new task as version 1. The same id and content again: nothing changes."""
-        ...
 
     def get(self, task_id: TaskId, view: View = View.FULL, *, access: Access | None = None) -> Task:
         """The task as last saved. Without FULL, it may lack what BASIC does not show: such a task is only for reading.
@@ -86,15 +85,12 @@ class TaskRepository(Protocol):
         With `access`, only a task that it allows; the store compares before it reads any more of the task.
         Raises: UnknownTask, also for a task that `access` does not allow.
         """
-        ...
 
     def summary(self, task_id: TaskId, *, access: Access | None = None) -> TaskSummary:
         """The same for the view MINIMAL, which needs no more than the store's index. Raises: UnknownTask."""
-        ...
 
     def states(self, task_ids: Collection[TaskId], *, access: Access | None = None) -> Mapping[TaskId, State]:
         """The states of those of at most MAX_IDS tasks that exist and that `access` allows, in the given order, with one query."""
-        ...
 
     def save(self, task: Task, *, seen: Version) -> bool:
         """Replace the stored task if it is still at version `seen` (compare-and-set); its version becomes `seen + 1`.
@@ -102,7 +98,6 @@ class TaskRepository(Protocol):
         False: another writer was first; read and decide again. `task.version` is ignored.
         Raises: UnknownTask; IllegalTransition when the stored state cannot move to `task.state` in one or more moves of TRANSITIONS.
         """
-        ...
 
     def list(self, where: TaskFilter, *, limit: int, after: TaskId | None, view: View) -> Page:
         """At most `limit` tasks with ids below `after`, newest (largest id) first, or above it with `oldest_first`.
@@ -111,33 +106,26 @@ class TaskRepository(Protocol):
 
         Stable while tasks arrive: nothing lost or repeated.
         """
-        ...
 
     def due(self, now: datetime, *, limit: int) -> Sequence[tuple[TaskId, Stage]]:
         """Tasks not done whose `wake_at` has come, longest overdue first, each with its due stage."""
-        ...
 
     def postpone(self, task_ids: Collection[TaskId], *, until: datetime) -> None:
         """Set only `wake_at`, where it is earlier, without a new version. Unknown and done tasks are ignored."""
-        ...
 
     def count(self, where: TaskFilter, *, limit: int = COUNT_LIMIT) -> int:
         """How many tasks match, counted up to `limit`: `limit` means that many or more. So a count never reads a whole store."""
-        ...
 
     def count_unfinished(
         self, *, owner: str | None = None, limit: int = COUNT_LIMIT
     ) -> Mapping[tuple[State, str], int]:
         """How many tasks have not ended, of one owner or of all, by state and the word for why they wait ("": they do not).
         Each number is counted up to `limit`, from an index that has only such tasks."""
-        ...
 
     def delete(self, task_ids: Collection[TaskId]) -> int:
         """Delete those that are done, and whose changes are in the log of events (retention). Return how many."""
-        ...
 
     def ready(self) -> None:
         """Return if the store can be used now. Raises: RepositoryUnavailable."""
-        ...
 
     def close(self) -> None: ...

@@ -39,11 +39,9 @@ class UsageStore(Protocol):
 
     def rolled_until(self) -> datetime | None:
         """The end of the last hour that was stored; None: none yet."""
-        ...
 
     def replace(self, hour: datetime, uses: Sequence[Use]) -> None:
         """Store all sums of an hour instead of those that are stored, and remember that it is done."""
-        ...
 
     def between(
         self,
@@ -55,4 +53,3 @@ class UsageStore(Protocol):
         names: Sequence[str] | None = None,
     ) -> Iterator[Use]:
         """The sums of the hours from `begin` on and before `end`, in any order; of one owner, or with certain names, if given."""
-        ...
