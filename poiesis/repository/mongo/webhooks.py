@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
+import msgspec
 from pymongo import ASCENDING, DESCENDING, IndexModel, ReturnDocument
 from pymongo.errors import BulkWriteError, DuplicateKeyError
 
-from poiesis.domain.states import State
 from poiesis.domain.webhooks import Delivery, UnknownWebhook, Webhook
-from poiesis.repository.documents import Document, format_time, parse_time
+from poiesis.repository.documents import Document, format_time
 from poiesis.repository.mongo.connection import MongoDatabase
 
 POSITION: Final = "webhooks"
@@ -224,33 +224,8 @@ def _document(message: Delivery) -> Document:
 
 
 def _webhook(document: Document) -> Webhook:
-    return Webhook(
-        id=document["_id"],
-        owner=document["owner"],
-        url=document["url"],
-        created_at=parse_time(document["created_at"]),
-        secret=document["secret"],
-        states=frozenset(State(name) for name in document["states"]),
-        tagged_only=document["tagged_only"],
-        all_users=document.get("all_users", False),
-        description=document["description"],
-        disabled=document.get("disabled"),
-        failures=document["failures"],
-        due_at=_time(document.get("due_at")),
-    )
+    return msgspec.convert({**document, "id": document["_id"]}, Webhook)
 
 
 def _delivery(document: Document) -> Delivery:
-    return Delivery(
-        document["webhook"],
-        document["seq"],
-        document["body"],
-        parse_time(document["created_at"]),
-        _time(document.get("next_at")),
-        document["attempts"],
-        document["error"],
-    )
-
-
-def _time(text: Any) -> datetime | None:
-    return None if text is None else parse_time(text)
+    return msgspec.convert({"next_at": None, **document, "webhook_id": document["webhook"]}, Delivery)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import fields
 from datetime import datetime
 from typing import Any, Final
 
-from poiesis.domain.states import State
+import msgspec
+
 from poiesis.domain.webhooks import Delivery, UnknownWebhook, Webhook
-from poiesis.repository.documents import decode_json, encode_json, format_time, parse_time
+from poiesis.repository.documents import decode_json, encode_json, format_time
 from poiesis.repository.sqlite.database import SqliteDatabase
 
-_WEBHOOK: Final = (
-    "id, owner, url, created_at, secret, states, tagged_only, all_users, description, disabled, failures, due_at"
-)
-_MESSAGE: Final = "webhook_id, seq, body, created_at, next_at, attempts, error"
+_WEBHOOK: Final = ", ".join(each.name for each in fields(Webhook))
+_MESSAGE: Final = ", ".join(each.name for each in fields(Delivery))
 POSITION: Final = "webhooks"
 
 
@@ -23,20 +23,11 @@ class SqliteWebhookStore:
         self._database = database
 
     def add(self, webhook: Webhook) -> None:
-        row = (
-            webhook.id,
-            webhook.owner,
-            webhook.url,
-            format_time(webhook.created_at),
-            webhook.secret,
-            encode_json(sorted(webhook.states)).decode(),
-            webhook.tagged_only,
-            webhook.all_users,
-            webhook.description,
-        )
-        names = "id, owner, url, created_at, secret, states, tagged_only, all_users, description"
+        states = encode_json(sorted(webhook.states)).decode()
+        row = {**msgspec.to_builtins(webhook), "created_at": format_time(webhook.created_at), "states": states}
+        marks = ", ".join(f":{name}" for name in row)
         with self._database.writing() as db:
-            db.execute(f"INSERT INTO webhooks ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING", row)
+            db.execute(f"INSERT INTO webhooks ({_WEBHOOK}) VALUES ({marks}) ON CONFLICT DO NOTHING", row)
 
     def get(self, webhook_id: str) -> Webhook:
         with self._database.reading() as db:
@@ -185,24 +176,10 @@ def _row(message: Delivery) -> tuple[Any, ...]:
 
 
 def _webhook(row: tuple[Any, ...]) -> Webhook:
-    id_, owner, url, created_at, secret, states, tagged_only, all_users, description, disabled, failures, due_at = row
-    return Webhook(
-        id=id_,
-        owner=owner,
-        url=url,
-        created_at=parse_time(created_at),
-        secret=secret,
-        states=frozenset(State(name) for name in decode_json(states)),
-        tagged_only=bool(tagged_only),
-        all_users=bool(all_users),
-        description=description,
-        disabled=disabled,
-        failures=failures,
-        due_at=None if due_at is None else parse_time(due_at),
-    )
+    found = dict(zip(_WEBHOOK.split(", "), row, strict=True))
+    # not strict: SQLite has no booleans
+    return msgspec.convert({**found, "states": decode_json(found["states"])}, Webhook, strict=False)
 
 
 def _delivery(row: tuple[Any, ...]) -> Delivery:
-    webhook_id, seq, body, created_at, next_at, attempts, error = row
-    moment = None if next_at is None else parse_time(next_at)
-    return Delivery(webhook_id, seq, body, parse_time(created_at), moment, attempts, error)
+    return msgspec.convert(dict(zip(_MESSAGE.split(", "), row, strict=True)), Delivery)
