@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from typing import Final
 
@@ -92,22 +92,32 @@ class RightsCheck:
             return False
 
 
-class EventStream(Response):
-    """Server-sent events (HTML Living Standard, 9.2). Errors before the first chunk become an ordinary error response."""
+class StreamedResponse(Response):
+    """Chunks, sent while the request is within the limits. Errors before the first chunk become an ordinary error response; later ones
+    break the connection off, so that a client does not take a part for the whole. The first chunk may be empty."""
 
-    def __init__(self, chunks: AsyncIterator[bytes]) -> None:
-        super().__init__(None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}, "text/event-stream")
-        del self.headers["content-length"]
-        self._chunks = chunks
+    def __init__(
+        self,
+        limits: StreamLimits,
+        chunks: Callable[[Hold], AsyncIterator[bytes]],
+        headers: Mapping[str, str],
+        status: int = 200,
+    ) -> None:
+        self.status_code, self.background = status, None
+        self.raw_headers = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
+        self._limits, self._chunks = limits, chunks
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async with aclosing(self._chunks) as chunks:  # type: ignore[type-var]
-            first = await anext(chunks)
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            if scope["method"] != "HEAD":
-                await send({"type": "http.response.body", "body": first, "more_body": True})
-                async for chunk in chunks:
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        with self._limits.hold(scope) as hold:
+            async with aclosing(self._chunks(hold)) as chunks:  # type: ignore[type-var]
+                first = await anext(chunks, b"")
+                await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+                if scope["method"] != "HEAD":
+                    if first:
+                        await send({"type": "http.response.body", "body": first, "more_body": True})
+                    del first
+                    async for chunk in chunks:
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

@@ -7,7 +7,7 @@ stream is ended with an event `end` when the client does not keep up, the server
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +19,7 @@ from poiesis.api.errors import Refused
 from poiesis.api.event_feed import EVERYTHING, FellBehind, Reader, task_topic
 from poiesis.api.extensions.context import Context, Document, Handler, header
 from poiesis.api.parameters import PARAMETERS
-from poiesis.api.streams import EventStream, RightsCheck
+from poiesis.api.streams import Hold, RightsCheck, StreamedResponse
 from poiesis.api.users import USER, User
 from poiesis.api.views import time_text
 from poiesis.domain.errors import InvalidRequest
@@ -32,6 +32,11 @@ HEARTBEAT_S: Final = 15.0
 PAGE: Final = 500
 MAX_TAGS: Final = 20
 RECONNECT_MS: Final = 2000
+HEADERS: Final[Mapping[str, str]] = {  # server-sent events: HTML Living Standard, 9.2
+    "cache-control": "no-store",
+    "x-accel-buffering": "no",
+    "content-type": "text/event-stream; charset=utf-8",
+}
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ def operations(context: Context) -> dict[str, Handler]:
             await context.call(
                 context.services.tasks.get, selection.task_id, View.MINIMAL, access=selection.user.access
             )
-        return EventStream(_Stream(context, scope, selection, since, with_snapshot=asked["snapshot"]).chunks())
+        stream = _Stream(context, scope, selection, since, with_snapshot=asked["snapshot"])
+        return StreamedResponse(context.limits, stream.chunks, HEADERS)
 
     return {"StreamEvents": events}
 
@@ -77,29 +83,27 @@ class _Stream:
         self, context: Context, scope: Scope, selection: Selection, since: int | None, *, with_snapshot: bool
     ) -> None:
         self._context = context
-        self._scope = scope
         self._selection = selection
         self._since = since
         self._with_snapshot = with_snapshot
         self._rights = RightsCheck(scope)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def chunks(self, hold: Hold) -> AsyncIterator[bytes]:
         """Raises before the first chunk: Refused, Unavailable."""
-        with self._context.limits.hold(self._scope) as hold:
-            async with self._context.feed.reader(self._selection.topics) as reader:
-                hold.wake = reader.wake
-                begin = reader.position
-                if self._since is not None:
-                    await self._check_kept(self._since, begin)
-                yield b"retry: %d\n\n" % RECONNECT_MS
-                async for chunk in self._rest(reader, begin):
-                    if hold.has_left:
-                        yield _end("server_stops", "the server stops")
-                        return
-                    if not await self._rights.are_the_same():
-                        yield _end("credentials", "the credentials have expired, or their rights have changed")
-                        return
-                    yield chunk
+        async with self._context.feed.reader(self._selection.topics) as reader:
+            hold.wake = reader.wake
+            begin = reader.position
+            if self._since is not None:
+                await self._check_kept(self._since, begin)
+            yield b"retry: %d\n\n" % RECONNECT_MS
+            async for chunk in self._rest(reader, begin):
+                if hold.has_left:
+                    yield _end("server_stops", "the server stops")
+                    return
+                if not await self._rights.are_the_same():
+                    yield _end("credentials", "the credentials have expired, or their rights have changed")
+                    return
+                yield chunk
 
     async def _rest(self, reader: Reader, begin: int) -> AsyncIterator[bytes]:
         if self._since is not None:

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from typing import Final
 
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Scope
 
 from poiesis.api.errors import BrokenOff
 from poiesis.api.extensions.context import Context, Document, Handler, header
 from poiesis.api.parameters import PARAMETERS
 from poiesis.api.ranges import content_range, requested_range
-from poiesis.api.streams import Hold, RightsCheck, StreamLimits
+from poiesis.api.streams import Hold, RightsCheck, StreamedResponse, StreamLimits
 from poiesis.api.threads import Threads
 from poiesis.api.users import USER
 from poiesis.domain.errors import InvalidRequest, StorageUnavailable
@@ -86,7 +85,7 @@ class _Logs:
         if asked.get("download", False):
             headers["content-disposition"] = f'attachment; filename="{_file_name(about)}"'
         if follows:
-            return LogResponse(scope, self._limits, _Followed(self, opened, offset or 0, scope).pieces, 200, headers)
+            return StreamedResponse(self._limits, _Followed(self, opened, offset or 0, scope).pieces, headers)
         size = about.size_bytes
         headers["accept-ranges"] = "bytes"
         wanted = requested_range(header(scope, "range"), size) if _may_be_partial(scope, headers) else None
@@ -96,7 +95,7 @@ class _Logs:
             headers |= content_range(start, end, size)
         status = 200 if wanted is None else 206
         rights = RightsCheck(scope)
-        return LogResponse(scope, self._limits, lambda _: self._pieces(opened, start, end, rights), status, headers)
+        return StreamedResponse(self._limits, lambda _: self._pieces(opened, start, end, rights), headers, status)
 
     async def _pieces(self, opened: OpenLog, position: int, end: int, rights: RightsCheck) -> AsyncIterator[bytes]:
         """Exactly the bytes from `position` to `end`. Raises: BrokenOff, Unavailable, StagingFailed."""
@@ -154,41 +153,6 @@ class _Followed:
             except TimeoutError:
                 pass
         raise BrokenOff("the server stops" if hold.has_left else "the log was followed for a day")
-
-
-class LogResponse(Response):
-    """Errors before the first piece become an ordinary error response; later ones break the connection off, so that a client does not
-    take a part for the whole."""
-
-    def __init__(
-        self,
-        scope: Scope,
-        limits: StreamLimits,
-        pieces: Callable[[Hold], AsyncIterator[bytes]],
-        status: int,
-        headers: Mapping[str, str],
-    ) -> None:
-        self.status_code, self.background = status, None
-        self.raw_headers = [(name.encode(), value.encode("latin-1")) for name, value in headers.items()]
-        self._limits, self._pieces = limits, pieces
-        self._is_head = scope["method"] == "HEAD"
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        start = {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        if self._is_head:
-            await send(start)
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
-            return
-        with self._limits.hold(scope) as hold:
-            async with aclosing(self._pieces(hold)) as pieces:  # type: ignore[type-var]
-                first = await anext(pieces, b"")
-                await send(start)
-                if first:
-                    await send({"type": "http.response.body", "body": first, "more_body": True})
-                del first
-                async for piece in pieces:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 def _named(path: Mapping[str, str]) -> tuple[int, Stream]:
