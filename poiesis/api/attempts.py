@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
 from poiesis.api.errors import Refused
+from poiesis.domain.errors import PoiesisError
+
+T = TypeVar("T")
 
 MAX_BUCKETS: Final = 10_000
 MAX_NAME: Final = 100  # characters of a name that a bucket keeps
@@ -45,6 +48,18 @@ class Attempts:
 
     def give_back(self, kind: str, name: str, rate: Rate) -> None:
         self._add((kind, name[:MAX_NAME]), rate, 1)
+
+    async def look_up(self, kind: str, name: str, rate: Rate, find: Callable[[], Awaitable[T | None]]) -> T | None:
+        """What `find` returns; only None costs an attempt. Raises: Refused when none is left."""
+        self.take(kind, name, rate)
+        try:
+            found = await find()
+        except PoiesisError:
+            self.give_back(kind, name, rate)
+            raise
+        if found is not None:
+            self.give_back(kind, name, rate)
+        return found
 
     def _left(self, key: tuple[str, str], rate: Rate) -> float:
         left, at = self._buckets.get(key, (float(rate.burst), 0.0))

@@ -47,16 +47,8 @@ class KeyLookup:
         return await self._user(partial(self._keys.find_digest, digest), credentials, address)
 
     async def _user(self, find: Callable[[], ApiKey | None], credentials: Credentials, address: str) -> User | None:
-        self._attempts.take("key", address, UNKNOWN_KEYS)
-        try:
-            key = await self._threads.call(find)
-        except PoiesisError:
-            self._attempts.give_back("key", address, UNKNOWN_KEYS)
-            raise
-        if key is None:
-            return None
-        self._attempts.give_back("key", address, UNKNOWN_KEYS)
-        return _user_of(key, credentials)
+        key = await self._attempts.look_up("key", address, UNKNOWN_KEYS, partial(self._threads.call, find))
+        return None if key is None else _user_of(key, credentials)
 
     def note_rights(self, user: User) -> None:
         """A provider has said what this user may do: in the background, that becomes what the user's keys may do."""

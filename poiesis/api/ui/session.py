@@ -14,6 +14,7 @@ import re
 import secrets
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -27,7 +28,7 @@ from poiesis.api.threads import Threads
 from poiesis.api.ui.cookies import SESSION, Cookies
 from poiesis.api.users import User
 from poiesis.config import ApiSettings
-from poiesis.domain.errors import PoiesisError, Unavailable
+from poiesis.domain.errors import Unavailable
 from poiesis.domain.sessions import Session
 from poiesis.ports.clock import Clock
 from poiesis.ports.sessions import SessionRepository
@@ -140,17 +141,9 @@ class Sessions:
     async def _find(self, token: str, address: str) -> Session | None:
         if not _TOKEN.fullmatch(token):
             return None
-        attempts = self._authenticator.attempts
-        attempts.take("session", address, UNKNOWN_SESSIONS)
-        try:
-            session = await self._call(self._repository.find, _digest(token))
-        except PoiesisError:
-            attempts.give_back("session", address, UNKNOWN_SESSIONS)
-            raise
-        if session is None:
-            return None
-        attempts.give_back("session", address, UNKNOWN_SESSIONS)
-        return session if session.expires_at > self._clock.now() else None
+        find = partial(self._call, self._repository.find, _digest(token))
+        session = await self._authenticator.attempts.look_up("session", address, UNKNOWN_SESSIONS, find)
+        return session if session is not None and session.expires_at > self._clock.now() else None
 
     # ---- sessions of a provider
 
