@@ -1,8 +1,8 @@
 """S3: any number of endpoints, each with its own credentials.
 
-Requests that are made once per file (objects, pages of listings) go through `poiesis.filer.http_connection`, at a fifth of the CPU of the
-MinIO SDK; large objects are moved in parallel ranges directly between socket and file. The SDK (`poiesis.filer.minio_client`) does the
-rest: roles, multipart uploads, unusual AWS host names. It is imported on first use, because the import costs more than a small file.
+Requests go through `poiesis.filer.http_connection`, at a fifth of the CPU of the MinIO SDK; large objects are moved in parallel ranges and
+parts directly between socket and file. The SDK (`poiesis.filer.minio_client`) only gives the credentials of roles and unusual AWS host
+names. It is imported on first use, because the import costs more than a small file.
 """
 
 from __future__ import annotations
