@@ -17,12 +17,11 @@ from starlette.types import Scope
 from poiesis.api import views
 from poiesis.api.extensions.context import Context
 from poiesis.api.idempotency import idempotency_key
-from poiesis.api.normalize import load_task
 from poiesis.api.paging import page_token, read_token
 from poiesis.api.query import QUERY, Query
 from poiesis.api.requests import REQUEST
 from poiesis.api.users import USER, User
-from poiesis.api.validation import DOCUMENT
+from poiesis.api.validation import DOCUMENT, TASK
 from poiesis.domain.task import View
 from poiesis.ports.repository import TaskFilter
 
@@ -51,8 +50,8 @@ class Handlers:
 
     async def CreateTask(self, scope: Scope) -> Document:
         user: User = scope[USER]
-        document = scope.pop(DOCUMENT)  # the scope outlives the response
-        key, spec = idempotency_key(scope, document), load_task(document)
+        document, spec = scope.pop(DOCUMENT), scope.pop(TASK)  # the scope outlives the response
+        key = idempotency_key(scope, document)
         task_id = await self._call(self._tasks.create, spec, owner=user.name, groups=user.groups, key=key)
         scope[REQUEST].task = task_id
         return {"id": task_id}

@@ -87,7 +87,7 @@ def load_task(document: Any) -> TaskSpec:
     """Raises: InvalidTask, where the spec allows what the domain does not."""
     try:
         return msgspec.convert(document, TaskSpec)
-    except msgspec.ValidationError as error:
+    except (msgspec.ValidationError, UnicodeEncodeError) as error:  # an unpaired surrogate, where no text is allowed
         message, _, place = str(error).partition(" - at `")
         raise InvalidTask([Problem(place.rstrip("`") or "$", f"invalid value: {message}")]) from None
 

@@ -1,7 +1,7 @@
 """Connexion's validators, replaced at its own hook (`validator_map`) by ones that know how requests are read.
 
-They validate normalized values, collect every problem instead of the first, and compile a schema once, where Connexion makes a new
-validator for every request (docs/adr/0002). They pass what they have read to the handler in the ASGI scope.
+They validate normalized values, and collect every problem instead of the first (docs/adr/0002). They pass what they have read to the
+handler in the ASGI scope.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from starlette.requests import Request
 from poiesis.api.errors import MAX_PROBLEMS, Refused
 from poiesis.api.normalize import as_specified, load_task, normalize, parse
 from poiesis.api.query import QUERY, read_query
-from poiesis.api.schema_compiler import Check, compile_schema
 from poiesis.domain.errors import InvalidTask, Problem
 from poiesis.domain.task import TaskSpec
 
@@ -27,6 +26,8 @@ Scope = MutableMapping[str, Any]
 ValidationError = Any  # jsonschema's, which has no types
 DOCUMENT: Final = "poiesis.document"
 """Key of the ASGI scope: the normalized body."""
+TASK: Final = "poiesis.task"
+"""Key of the ASGI scope: the `TaskSpec` in the body."""
 
 _NAMES: Final = {
     "string": "a string",
@@ -50,41 +51,40 @@ class QueryValidator:
 
 
 class BodyValidator:
-    """Reads a JSON body once, normalizes it, validates it by the spec, and leaves it in the scope."""
-
-    _compiled: Final[dict[int, tuple[Mapping[str, Any], Check]]] = {}  # by id of the schema, which is kept alive here
+    """Reads the task in a JSON body once, and leaves it in the scope."""
 
     def __init__(self, *, schema: Mapping[str, Any], **_: Any) -> None:
-        found = self._compiled.get(id(schema))
-        if found is None:
-            found = self._compiled[id(schema)] = (schema, compile_schema(schema))
-        self._schema, self._is_valid = found
+        self._reader = TaskReader(schema)
 
     async def wrap_receive(self, receive: Any, *, scope: Scope) -> tuple[Any, Scope]:
         """Raises: InvalidTask, Refused."""
-        scope[DOCUMENT] = _validated(parse(await read_body(receive, scope)), self._schema, self._is_valid)
+        scope[DOCUMENT] = document = normalize(parse(await read_body(receive, scope)))
+        scope[TASK] = self._reader.load(document)
         return receive, scope
 
 
 class TaskReader:
-    """Reads tasks that are not the body of a request, by the same rules. `schema`: of the spec, without references."""
+    """Reads tasks. `schema`: of the spec, without references.
+
+    What can be decoded is valid by the schema, as tests compare. Only for the rest jsonschema, which is slow, looks for the problems.
+    """
 
     def __init__(self, schema: Mapping[str, Any]) -> None:
         self._schema = schema
-        self._is_valid = compile_schema(schema)
 
     def read(self, document: Any) -> TaskSpec:
         """Raises: InvalidTask."""
-        return load_task(_validated(document, self._schema, self._is_valid))
+        return self.load(normalize(document))
 
-
-def _validated(document: Any, schema: Mapping[str, Any], is_valid: Check) -> Any:
-    """The document, normalized. Raises: InvalidTask."""
-    document = normalize(document)
-    checked = as_specified(document)
-    if not is_valid(checked):
-        raise InvalidTask(problems(Draft4RequestValidator(schema).iter_errors(checked)))
-    return document
+    def load(self, document: Any) -> TaskSpec:
+        """Of a normalized document. Raises: InvalidTask."""
+        try:
+            return load_task(document)
+        except InvalidTask:
+            errors = Draft4RequestValidator(self._schema).iter_errors(as_specified(document))
+            if found := problems(errors):
+                raise InvalidTask(found) from None
+            raise
 
 
 async def read_body(receive: Any, scope: Scope) -> bytes:
