@@ -355,7 +355,7 @@ def test_jobs_of_the_notifier_are_measured() -> None:
         return 0
 
     failures = value("poiesis_loop_failures_total", loop="work")  # other tests have jobs of that name
-    notifier = Notifier([Job("work", work, timedelta(hours=1))])
+    notifier = Notifier([Job("work", work, timedelta(seconds=0.1))])  # the pause after a failure depends on it
     notifier.start()
     until(lambda: value("poiesis_loop_failures_total", loop="work") == failures + 1)
     until(lambda: value("poiesis_loop_last_success_timestamp_seconds", loop="work") > time.time() - 60)
