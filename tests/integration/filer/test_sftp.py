@@ -10,7 +10,7 @@ from typing import Any
 
 import paramiko
 import pytest
-from paramiko.sftp import SFTP_OP_UNSUPPORTED
+from paramiko.sftp import SFTP_FAILURE, SFTP_OP_UNSUPPORTED
 
 from tests.integration.filer.sftp_server import Sftp, sftp_server
 from tests.unit.filer.tasks import bring, given, leftovers, quick, send, tree, wanted
@@ -54,6 +54,24 @@ def test_a_server_without_posix_rename_stores_and_replaces(
     (sftp.root / "d/full").mkdir(parents=True)
     assert send(volume, wanted("/data/x", f"{sftp.url}/d"), settings=settings).error is not None
     assert leftovers(sftp.root) == []
+
+
+def test_a_server_without_posix_rename_that_refuses_the_new_name_keeps_the_old_file(
+    volume: Path, sftp: Sftp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = sftp.interface.rename
+
+    def refusing(self: Any, old: str, new: str) -> Any:
+        return SFTP_FAILURE if self.at(old).read_text() == "new" else rename(self, old, new)
+
+    monkeypatch.setattr(sftp.interface, "posix_rename", lambda *_: SFTP_OP_UNSUPPORTED)
+    monkeypatch.setattr(sftp.interface, "rename", refusing)
+    (sftp.root / "x").write_text("old")
+    (volume / "root/data").mkdir(parents=True)
+    (volume / "root/data/x").write_text("new")
+    settings = quick(known_hosts_file=str(sftp.known_hosts))
+    assert send(volume, wanted("/data/x", f"{sftp.url}/x"), settings=settings).error is not None
+    assert tree(sftp.root) == {"x": b"old"}
 
 
 def test_a_host_whose_key_is_unknown_is_refused(volume: Path, sftp: Sftp) -> None:
