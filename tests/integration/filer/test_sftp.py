@@ -59,7 +59,7 @@ def test_a_server_without_posix_rename_stores_and_replaces(
 def test_a_server_without_posix_rename_that_refuses_the_new_name_keeps_the_old_file(
     volume: Path, sftp: Sftp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rename = sftp.interface.rename
+    rename = vars(sftp.interface)["rename"]
 
     def refusing(self: Any, old: str, new: str) -> Any:
         return SFTP_FAILURE if self.at(old).read_text() == "new" else rename(self, old, new)
