@@ -72,23 +72,29 @@ class WaitingQueues:
             self._show(key, first, len(first) == PAGE, check)
         for _ in range(SWEEP_READS):
             page = self._page(self._place)
+            # the last queue is shown only if it fills the page, else it is read again from its first task on
+            cut = page[-1][0] if len(page) == PAGE else None
             for key, found in groupby(page, itemgetter(0)):
-                self._show(key, [c for _, c in found], len(page) == PAGE and key == page[-1][0], check)
-            if len(page) < PAGE:
+                if key != cut or key == page[0][0]:
+                    self._show(key, [c for _, c in found], key == cut, check)
+            if cut is None:
                 self._end_sweep()
                 break
-            self._place = page[-1][0], None
+            self._place = (cut, None) if cut == page[0][0] else (cut, BEFORE_ALL)
 
     def look_further(self, check: Check) -> None:
         """Show other tasks of a few long queues, behind their first ones. For when none in memory fits. Raises: RepositoryUnavailable."""
         long = (w for w in self._windows.values() if w.has_more)
         for window in heapq.nsmallest(FURTHER_READS, long, key=lambda w: w.turn):
             key = window.queue.key
-            page = [c for k, c in self._page((key, window.further or window.edge)) if k == key]
+            after = max(window.further or window.edge, window.edge)  # the first ones may have moved on since
+            page = [c for k, c in self._page((key, after)) if k == key]
+            has_more = len(page) == PAGE
+            shown = page[: self._most]
             self._turn += 1
             window.turn = self._turn
-            window.further = page[-1].id if len(page) == PAGE else None
-            self._set(window.queue, window.first + self._checked(window.queue, page, check))
+            window.further = shown[-1].id if has_more or len(shown) < len(page) else None
+            self._set(window.queue, window.first + self._checked(window.queue, shown, check))
 
     @property
     def _most(self) -> int:
@@ -106,7 +112,7 @@ class WaitingQueues:
         window.edge = first[-1].id if first else BEFORE_ALL
         window.sweep = self._sweep
         behind = [c for c in window.queue.heads if c.id > window.edge] if window.has_more else []
-        self._set(window.queue, self._checked(window.queue, first, check) + behind[:PAGE])
+        self._set(window.queue, self._checked(window.queue, first, check) + behind[:most])
 
     def _checked(self, queue: Queue, found: Iterable[Candidate], check: Check) -> list[Candidate]:
         known = {(c.id, c.attempt): c for c in queue.heads}
