@@ -210,36 +210,45 @@ class Ledger:
         return account
 
 
+_Reservation = tuple[int, Claim]
+"""The place in the order of waiting, and the claim that waits."""
+
+
 @dataclass
 class _Reservations:
-    """By pool: the place in the order of waiting, and the claim that is waited for."""
+    """By pool: for a claim that does not fit there, and for one that does, and waits for another pool."""
 
     ledger: Ledger
-    of: dict[Pool, tuple[int, Claim]] = field(default_factory=dict)
+    awaited: dict[Pool, _Reservation] = field(default_factory=dict)
+    kept: dict[Pool, _Reservation] = field(default_factory=dict)
 
     def allow(self, claim: Claim, place: int) -> bool:
         """Whether what is left in each pool is enough for those that have waited longer."""
         for pool in self.ledger.pools(claim):
-            reserved = self.of.get(pool)
-            if reserved is None or reserved[0] >= place:
-                continue
-            sums, caps = self.ledger.sum(pool), self.ledger.caps(pool)
-            for held, more, wanted, cap in zip(sums, claim.amount, reserved[1].amount, caps, strict=True):
-                if cap is not None and more and wanted and held + more + wanted > cap:
-                    return False
+            for reserved in (self.awaited.get(pool), self.kept.get(pool)):
+                if reserved is None or reserved[0] >= place:
+                    continue
+                sums, caps = self.ledger.sum(pool), self.ledger.caps(pool)
+                for held, more, wanted, cap in zip(sums, claim.amount, reserved[1].amount, caps, strict=True):
+                    if cap is not None and more and wanted and held + more + wanted > cap:
+                        return False
         return True
 
     def add(self, claim: Claim, place: int, *, shared: bool) -> bool:
-        """Keep what the claim needs of the quotas of its user and groups, and if it fits there, and `shared`, where else it does not fit.
-        Return whether others may have to wait."""
-        for pool in self.ledger.pools(claim):
-            if pool.kind not in SHARED:
-                self.of.setdefault(pool, (place, claim))
+        """Keep what the claim needs of its user's and groups' quotas, up to the first in which it does not fit; if it fits in all of them,
+        and `shared`, also where else it does not. Return whether others may have to wait."""
         misfit = {pool for pool, _ in self.ledger.misfit(claim)}
-        if not shared or not all(pool.kind in SHARED for pool in misfit):
+        for pool in self.ledger.pools(claim):
+            if pool.kind in SHARED:
+                break
+            if pool in misfit:
+                self.awaited.setdefault(pool, (place, claim))
+                return False
+            self.kept.setdefault(pool, (place, claim))
+        if not shared:
             return False
         for pool in misfit:
-            self.of.setdefault(pool, (place, claim))
+            self.awaited.setdefault(pool, (place, claim))
         return bool(misfit)
 
 

@@ -255,6 +255,7 @@ class HttpConnection:
                 self._pipe = os.pipe2(os.O_CLOEXEC)
                 with suppress(OSError):  # a user's pipe buffers are limited
                     fcntl.fcntl(self._pipe[1], fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            self._judge()
             began = time.monotonic()
             got = left = os.splice(self.socket.fileno(), self._pipe[1], count)
             waited_s = time.monotonic() - began
@@ -274,7 +275,7 @@ class HttpConnection:
                 target.write(data, offset)
                 done = len(data)
             left, offset = left - done, offset + done
-        self._judge(got, waited_s)
+        self._arrived_after(got, waited_s)
         return got
 
     def rest(self) -> Iterator[memoryview]:
@@ -319,24 +320,24 @@ class HttpConnection:
             self._start, self._end = 0, len(kept)
             if self._end == len(self._buffer):
                 return False
+        self._judge()
         began = time.monotonic()
         try:
             count = self.socket.recv_into(self.view[self._end :])
         except BlockingIOError:
             raise TimeoutError(f"nothing was received for {self._stall_s:.0f} s") from None
         self._end += count
-        self._judge(count, time.monotonic() - began)
+        self._arrived_after(count, time.monotonic() - began)
         return count > 0
 
-    def _judge(self, count: int, waited_s: float) -> None:
-        """Judge the pace of the server, after bytes arrived. Only the time spent waiting for it counts, since the disk may be slow too.
-
-        Raises: TimeoutError, and what `check` raises."""
+    def _arrived_after(self, count: int, waited_s: float) -> None:
+        """Bytes arrived. Only the time spent waiting for them counts, since the disk may be slow too. Raises what `check` raises."""
         self._patience.check()
-        if count == 0:
-            return
         self._waited_s += waited_s
         self._arrived += count
+
+    def _judge(self) -> None:
+        """Judge the pace of the server, before waiting for more: a body that is complete has been fast enough. Raises: TimeoutError."""
         if self._waited_s > self._stall_s:
             if self._arrived < self._patience.least_bytes:
                 raise TimeoutError(f"fewer than {self._patience.least_bytes} bytes arrived in {self._stall_s:.0f} s")

@@ -60,6 +60,11 @@ class WaitingQueues:
         self._turn = 0
         self.has_changed = True
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether all queues have been read."""
+        return self._sweep > 1
+
     def queues(self) -> list[Queue]:
         return [window.queue for window in self._windows.values()]
 

@@ -265,6 +265,8 @@ spec:
   {{- else }}
   maxUnavailable: {{ $pdb.maxUnavailable }}
   {{- end }}
+  # unready pods serve nobody: while the store is away they block no drain, which may be what brings it back
+  unhealthyPodEvictionPolicy: AlwaysAllow
   selector:
     matchLabels:
       {{- include "poiesis.selector" . | nindent 6 }}

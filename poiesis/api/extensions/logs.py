@@ -94,6 +94,8 @@ class _Logs:
         if wanted is not None:
             headers |= content_range(start, end, size)
         status = 200 if wanted is None else 206
+        if scope["method"] == "HEAD":
+            return Response(status_code=status, headers=headers)
         rights = RightsCheck(scope)
         return StreamedResponse(self._limits, lambda _: self._pieces(opened, start, end, rights), headers, status)
 

@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 from poiesis.cluster.kubernetes import bindings, kueue, labels, name_resolution, objects, pods
@@ -54,6 +54,7 @@ BINDING_PAUSE_S: Final = 0.02  # before the second check of a volume; grows by h
 BINDS_LATE_S: Final = 60.0  # how long not to wait for volumes after one was not bound in time
 LOG_WAIT_S: Final = 2.0  # where nothing calls again when a log has been read
 MAX_UIDS: Final = 10_000
+NODES_KNOWN: Final = timedelta(hours=1)  # for how long the nodes count as they were, if they cannot be listed
 
 
 class KubernetesCluster:
@@ -96,6 +97,7 @@ class KubernetesCluster:
         self._workload_watches: tuple[Watch, ...] = ()
         self._positions = kueue.QueuePositions(self.client, settings.namespace)
         self._largest: Amount | None = None  # the most that one node has of each resource, if that is known
+        self._largest_at = datetime.min.replace(tzinfo=UTC)
 
     # ── create ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -368,9 +370,10 @@ class KubernetesCluster:
         try:
             found = capacity_of(self._nodes(), self._cache.all_pods(), self.settings, at)
         except PoiesisError:
-            self._largest = None
+            if at - self._largest_at >= NODES_KNOWN:
+                self._largest = None
             raise
-        self._largest = found.largest if found.usable else None
+        self._largest, self._largest_at = found.largest if found.usable else None, at
         return found
 
     def _is_too_large(self, view: PodView) -> bool:

@@ -191,7 +191,7 @@ class Client:
                 attempt, delay = attempt + 1, delay * 2
 
     def _await_turn(self, pace: Pace) -> None:
-        wait = pace.reserve()
+        wait = pace.reserve(LONGEST_DELAY_S)
         if wait > LONGEST_DELAY_S:
             raise ApiError(
                 429, "Paced", f"the API server is busy: this process writes {pace.rate:.0f} objects a second", wait

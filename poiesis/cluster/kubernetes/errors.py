@@ -49,6 +49,13 @@ TABLE: Final = (
     Rule([403], r"is being terminated", ClusterRefused, False),
     # RBAC: a missing permission is not the task's fault, or the API server has just started and has not loaded its roles yet
     Rule([403], r'User "[^"]+" cannot ', ClusterUnavailable, False),
+    # admission plug-ins that do not know the state of the namespace yet, after a start of the API server or changes of quotas
+    Rule(
+        [403],
+        r"not yet ready to handle request|status unknown for quota|error looking up service account|error enforcing limit ranges",
+        ClusterUnavailable,
+        False,
+    ),
     Rule([403], "", ClusterRefused, False),  # Pod Security, LimitRange, an admission plug-in
     Rule([404], "", ClusterRefused, False),  # on create: no such namespace
     # concurrent writers of one quota

@@ -26,13 +26,15 @@ class Pace:
         self._next_at = 0.0
         self._slowed_at = -HALVE_AGAIN_S
 
-    def reserve(self) -> float:
-        """Take the next turn, and return the seconds until then."""
+    def reserve(self, at_most: float) -> float:
+        """Take the next turn, and return the seconds until then; more than `at_most`: it was not taken, since nothing would be written."""
         with self._lock:
             now = self._monotonic()
             turn = max(self._next_at, now - BURST_S)
-            self._next_at = turn + 1 / self.rate
-            return max(0.0, turn - now)
+            wait = max(0.0, turn - now)
+            if wait <= at_most:
+                self._next_at = turn + 1 / self.rate
+            return wait
 
     def accepted(self) -> None:
         with self._lock:

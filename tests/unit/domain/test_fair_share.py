@@ -307,6 +307,26 @@ def test_what_is_kept_in_an_own_quota_stays_kept_while_the_site_is_waited_for():
         assert site.now < START + timedelta(minutes=5)
 
 
+def test_a_task_that_its_own_quota_stops_takes_no_place_in_a_group_from_one_that_waits_for_it():
+    """In a simulation the large one waited for more than 600 minutes."""
+    rules = AdmissionRules(
+        users={"u": Quota(max_tasks=1)}, groups={"g": Quota(max_cpu_cores=10)}, reserve_after=timedelta(minutes=10)
+    )
+    site = Site(rules)
+    site.post("u", amount(cores=1), seconds=10**6, groups=["g"])
+    for number in range(9):
+        site.post(f"small{number % 3}", amount(cores=1), seconds=300 + 60 * number, groups=["g"])
+    site.step()
+    site.post("u", amount(cores=1), groups=["g"])
+    site.step(by=60 * SECOND)
+    large = site.post("v", amount(cores=8), groups=["g"])
+    while large not in site.started:
+        for user in range(3):
+            site.post(f"small{user}", amount(cores=1), seconds=300 + 60 * user, groups=["g"])
+        site.step(by=60 * SECOND)
+        assert site.now < START + timedelta(hours=1)
+
+
 def test_small_tasks_behind_a_large_one_that_does_not_fit_keep_their_turn():
     """They count with what they ask for, not with what the large one does."""
     site = Site(AdmissionRules(site=Quota(max_cpu_cores=10), aging=timedelta(0), half_life=timedelta(0)))

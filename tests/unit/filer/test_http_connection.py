@@ -292,6 +292,17 @@ def test_a_head_has_to_be_complete_in_the_stall_timeout(script: Iterator[bytes])
         ask(pool)
 
 
+def test_a_body_that_is_complete_was_fast_enough() -> None:
+    def script() -> Iterator[bytes]:
+        yield b"HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\na"
+        for piece in (b"b", b"c"):
+            time.sleep(0.3)
+            yield piece
+
+    with wired(Served([script()]), stall_s=0.5, least_bytes=1000) as pool:
+        assert ask(pool)[-1] == b"abc"
+
+
 def test_a_body_has_to_arrive_at_a_least_pace() -> None:
     script = dripped(b"HTTP/1.1 200 OK\r\ncontent-length: 10000\r\n\r\n", then=b"x")
     with (

@@ -906,7 +906,21 @@ def test_pokes_are_the_only_port_of_the_service_that_task_pods_reach(render: Cal
 
 def test_task_pods_may_query_dns(chart: Rendered):
     first = chart.named("NetworkPolicy", "-tasks")["spec"]["egress"][0]
-    assert {(p["protocol"], p["port"]) for p in first["ports"]} == {("UDP", 53), ("TCP", 53)}
+    ports = {53, 5353} if chart.given.get("openshift") else {53}  # of the servers' pods, behind their Service
+    assert {(p["protocol"], p["port"]) for p in first["ports"]} == {(t, p) for t in ("UDP", "TCP") for p in ports}
+
+
+def test_the_tests_of_a_release_may_call_its_api(render: Callable[[str], Rendered]):
+    policy = render("everything").named("NetworkPolicy", "-api")["spec"]
+    peers = policy["ingress"][0]["from"]
+    for component in ("test", "doctor"):
+        own = {**policy["podSelector"]["matchLabels"], "app.kubernetes.io/component": component}
+        assert any(peer_matches(p, NAMESPACE, NAMESPACE, own) for p in peers), component
+
+
+def test_unready_pods_block_no_drain(chart: Rendered):
+    budgets = chart.of("PodDisruptionBudget")
+    assert all(b["spec"]["unhealthyPodEvictionPolicy"] == "AlwaysAllow" for b in budgets)
 
 
 def test_private_networks_are_excluded_from_the_internet(render: Callable[[str], Rendered]):
@@ -916,12 +930,13 @@ def test_private_networks_are_excluded_from_the_internet(render: Callable[[str],
 
     assert set(blocks("external")) == {"0.0.0.0/0", "::/0"}
     assert set(blocks("external")["0.0.0.0/0"]) >= {"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"}
+    assert set(blocks("external")["::/0"]) >= {"fc00::/7", "fe80::/10", "64:ff9b::/96", "64:ff9b:1::/48"}
     assert blocks("restricted") == {}
 
 
 def test_every_rule_for_task_pods_has_a_destination_except_dns(chart: Rendered):
     for rule in chart.named("NetworkPolicy", "-tasks")["spec"]["egress"]:
-        assert rule.get("to") or {port["port"] for port in rule["ports"]} == {53}
+        assert rule.get("to") or {port["port"] for port in rule["ports"]} <= {53, 5353}
 
 
 def test_bundled_servers_accept_only_the_roles_and_connect_nowhere(render: Callable[[str], Rendered]):

@@ -451,6 +451,25 @@ def test_a_round_reads_the_store_a_bounded_number_of_times_and_finds_every_queue
     assert len(admitter._queues.queues()) == 200
 
 
+def test_whoever_has_waited_long_is_seen_by_the_first_decision_after_a_start():
+    """One call does not read the queues of 30 users, and the last one's task waits for all of the site."""
+    service = Service(AdmissionRules(site=Quota(max_cpu_cores=10)))
+    running = [service.post(0, "a", cpu_cores=9)]
+    first = service.admitter()
+    first.run_once()
+    large = service.post(1, "z", cpu_cores=10)
+    first.run_once()
+    running.append(service.post(2, "b", cpu_cores=1))
+    assert first.run_once() == 1  # the note has since when the large one waits
+    service.clock.advance(timedelta(hours=1))
+    for n in range(30 * (PAGE + 6)):
+        service.post(10 + n, f"user{n % 30:02}", cpu_cores=1)
+    for task_id in running:
+        service.end(task_id)
+    assert service.admitter().run_once() == 1
+    assert is_held(service.repository.get(large)), "others took the room that was kept for it"
+
+
 def test_nothing_is_decided_again_while_nothing_changes(monkeypatch):
     service = Service(AdmissionRules(site=Quota(max_cpu_cores=8)))
     running = service.post(0, "bob", cpu_cores=8)

@@ -76,6 +76,16 @@ def test_a_whole_log_and_its_headers(complete: Given) -> None:
     assert response.headers["poiesis-log-source"] == "store"
 
 
+def test_head_reads_nothing_of_a_log(complete: Given, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = complete.get().headers
+    monkeypatch.setattr("poiesis.services.logs.OpenLog.read", None)
+    response = complete.site.client.head(f"{BASE}/{complete.task_id}/logs/0/stdout")
+    assert response.status_code == 200 and not response.content
+    assert {n: v for n, v in response.headers.items() if n != "x-request-id"} == {
+        n: v for n, v in whole.items() if n != "x-request-id"
+    }
+
+
 def test_a_browser_never_runs_a_log(given: Given) -> None:
     given.add(b"<html><script>alert(1)</script>")
     for path in ("0/stdout", "0/stdout?follow=false&download=true"):

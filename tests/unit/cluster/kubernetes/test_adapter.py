@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from poiesis.cluster.kubernetes import delivery
-from poiesis.cluster.kubernetes.adapter import KubernetesCluster
+from poiesis.cluster.kubernetes.adapter import NODES_KNOWN, KubernetesCluster
 from poiesis.cluster.kubernetes.cache import PODS, VOLUMES, project_pod, project_volume
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
@@ -406,6 +406,9 @@ def test_a_pod_that_may_not_preempt_is_compared_with_the_nodes_where_they_are_kn
     server.answer = lambda _: Answer(status=403, body={"reason": "Forbidden", "message": "no"})
     with pytest.raises(ClusterRefused):
         cluster.capacity(START)
+    assert shown() is room, "they are as they were"
+    with pytest.raises(ClusterRefused):
+        cluster.capacity(START + NODES_KNOWN)
     assert shown() is Room.BUSY
 
 

@@ -95,6 +95,26 @@ def test_a_turn_that_is_far_away_is_not_waited_for(server: ApiServer, settings: 
     client.close()
 
 
+def test_turns_that_were_not_waited_for_delay_no_later_write(server: ApiServer, settings: KubernetesSettings) -> None:
+    """Links that are tried again and again meanwhile write nothing: as soon as the server's time is over, writes go on."""
+    now = [0.0]
+    client = Client(
+        replace(settings, writes_per_second=10), Configuration(host=server.url, retries=0),
+        sleep=lambda s: now.__setitem__(0, now[0] + s), jitter=lambda: 0.5, monotonic=lambda: now[0],
+    )  # fmt: skip
+    server.answer = in_turn(Answer(status=429, headers={"Retry-After": "60"}), Answer(body={}))
+    for _ in range(1000):
+        with pytest.raises(ApiError):
+            client.create(PODS, {})
+    now[0] += 60
+    began = now[0]
+    for _ in range(5):
+        client.create(PODS, {})
+    assert now[0] - began < 2
+    assert len(server.requests) == 6
+    client.close()
+
+
 @pytest.mark.parametrize("status", [400, 403, 404, 409, 410, 422])
 def test_rejections_are_not_retried(server: ApiServer, client: Client, status: int) -> None:
     server.answer = in_turn(Answer(status=status, body={"reason": "R", "message": "M"}))
