@@ -172,7 +172,7 @@ class Admitter:
         begin = time.thread_time()
         check = partial(self._check, ledger, now)
         self._queues.read(check)
-        while not self._queues.is_complete:  # after a start: whoever has waited long must be seen
+        while not self._queues.is_complete:  # after a start: tasks that have waited long must be seen
             self._queues.read(check)
         if self._nothing_fits:
             self._queues.look_further(check)

@@ -265,7 +265,7 @@ spec:
   {{- else }}
   maxUnavailable: {{ $pdb.maxUnavailable }}
   {{- end }}
-  # unready pods serve nobody: while the store is away they block no drain, which may be what brings it back
+  # pods that are not ready serve no requests: while the store is away they block no drain, which may be what brings it back
   unhealthyPodEvictionPolicy: AlwaysAllow
   selector:
     matchLabels:

@@ -451,7 +451,7 @@ def test_a_round_reads_the_store_a_bounded_number_of_times_and_finds_every_queue
     assert len(admitter._queues.queues()) == 200
 
 
-def test_whoever_has_waited_long_is_seen_by_the_first_decision_after_a_start():
+def test_a_task_that_has_waited_long_is_seen_by_the_first_decision_after_a_start():
     """One call does not read the queues of 30 users, and the last one's task waits for all of the site."""
     service = Service(AdmissionRules(site=Quota(max_cpu_cores=10)))
     running = [service.post(0, "a", cpu_cores=9)]

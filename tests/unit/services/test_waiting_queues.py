@@ -74,9 +74,7 @@ def check_order(waiting: WaitingQueues) -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_tasks_that_come_and_go_are_shown_once_in_order_and_soon_as_they_are(
-    store: Store, waiting: WaitingQueues, seed: int
-) -> None:
+def test_queues_that_change_are_shown_in_order_each_task_once(store: Store, waiting: WaitingQueues, seed: int) -> None:
     chance = random.Random(seed)
     number = 0
     for _ in range(60):
