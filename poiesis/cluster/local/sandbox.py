@@ -115,9 +115,7 @@ class Root:
         self._top, self._owner = top, owner
         self._visible = {_canonical(path) for path in visible}
         points = {_canonical(path): point for path, point in points.items()}
-        self._points = {  # what lies below another point is hidden by that one already
-            path: point for path, point in points.items() if point["kind"] != "hidden" or not _within_any(path, points)
-        }
+        self._points = {path: point for path, point in points.items() if not self._is_hidden_already(path, points)}
 
     def build(self) -> None:
         _mount("poiesis", self._top, "tmpfs", MS_NOSUID | MS_NODEV, f"mode=755,{BOUNDS}")
@@ -146,6 +144,9 @@ class Root:
             self._put(new, point)
             if point["kind"] not in ("rw", "ro") or point.get("fill"):
                 self._fill(path, visible=False)
+            elif _shows_the_host(path, point):
+                for p in sorted(p for p in inner if self._points[p]["kind"] == "hidden"):
+                    self._cover(p)
             return
         mode = _mode(path) if visible else 0
         if stat.S_ISDIR(mode):
@@ -169,6 +170,14 @@ class Root:
         else:
             _touch(new)
             self._bind_host(path, new)
+
+    def _is_hidden_already(self, path: str, points: dict[str, dict[str, Any]]) -> bool:
+        """Whether a point that hides something is below another one that does not show what the host has there."""
+        above = [other for other in (*points, *self._visible) if path.startswith(other + "/")]
+        if points[path]["kind"] != "hidden" or not above:
+            return False
+        nearest = max(above, key=len)
+        return nearest in points and not _shows_the_host(nearest, points[nearest])
 
     def _is_replaceable(self, path: str) -> bool:
         """Whether one mount over what the host has at a point's path is all that the point needs."""
@@ -234,6 +243,10 @@ def _canonical(path: str) -> str:
     """Where a path is once the host's links above it are followed; a link at its very end is replaced, not followed."""
     parent, name = os.path.split(path)
     return os.path.join(os.path.realpath(parent), name)
+
+
+def _shows_the_host(path: str, point: dict[str, Any]) -> bool:
+    return point["kind"] == "ro" and point.get("source") == path
 
 
 def _within_any(path: str, others: Iterable[str]) -> bool:

@@ -102,6 +102,22 @@ def test_directories_can_be_hidden_and_parts_of_them_made_visible(make_lab: Call
     assert text.split()[:2] == ["tool", "doc"] and len(text.split()) == 3
 
 
+@pytest.mark.parametrize("home_is_visible", [False, True])
+def test_what_is_hidden_below_a_visible_part_of_a_hidden_directory_stays_hidden(
+    make_lab: Callable[..., Lab], tmp_path: Path, home_is_visible: bool
+) -> None:
+    data = tmp_path / "home/data"
+    (data / "keys").mkdir(parents=True)
+    tmp_path.chmod(0o755)
+    for path in ("home/.netrc", "home/data/credentials.json", "home/data/keys/key"):
+        (tmp_path / path).write_text("secret")
+    (data / "tool").write_text("tool")
+    hidden = (tmp_path / "home", data / "credentials.json", data / "keys")
+    lab = make_lab("process", hidden=hidden, visible=(tmp_path, data) if home_is_visible else (data,))
+    text = output_of(lab, f"cd {data}; cat tool credentials.json keys/key ../.netrc; echo; ls . keys")
+    assert "secret" not in text and text.split() == ["tool", ".:", "credentials.json", "keys", "tool", "keys:"]
+
+
 @pytest.mark.parametrize("hidden", [False, True])
 def test_a_visible_directory_exists_at_a_path_through_links_too(
     make_lab: Callable[..., Lab], tmp_path: Path, hidden: bool
