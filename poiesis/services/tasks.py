@@ -54,7 +54,7 @@ class TaskService:
     on_queued: Callable[[], None] = lambda: None
     """Called after a task was stored that waits for admission."""
     creating: Callable[[str], AbstractContextManager[object]] = nullcontext
-    """Entered with the name of its user while a task is being stored."""
+    """Entered with the name of its user while a task is being created."""
     on_close: Callable[[], None] = lambda: None
     """Called when no more tasks will be created by this process."""
     _tail_requests: dict[TaskId, datetime] = field(default_factory=dict, init=False)
@@ -75,6 +75,17 @@ class TaskService:
         Raises: InvalidTask (nothing was stored), Conflict if the key was used for another task, RepositoryUnavailable (it may have been
         stored).
         """
+        with self.creating(owner or ""):
+            return self._create(spec, owner, groups, notes, key)
+
+    def _create(
+        self,
+        spec: TaskSpec,
+        owner: str | None,
+        groups: Sequence[str],
+        notes: Sequence[str],
+        key: IdempotencyKey | None,
+    ) -> TaskId:
         spec, found = self.check(spec, owner=owner, groups=groups)
         now = self.clock.now()
         task = Task(
@@ -98,8 +109,7 @@ class TaskService:
                 return reserved.task_id
             # either new, or reserved by a request that has not stored its task yet: the same task, so only one is stored
             task = replace(task, id=reserved.task_id, created_at=reserved.at)
-        with self.creating(owner or ""):
-            self.repository.add(task.recorded(task.created_at))
+        self.repository.add(task.recorded(task.created_at))
         TASKS_CREATED.inc()
         if rules.is_enabled:
             self.on_queued()
