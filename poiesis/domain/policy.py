@@ -8,7 +8,10 @@ from datetime import timedelta
 
 from poiesis.domain.quotas import GIGABYTE, NO_SETTING, AdmissionRules
 
-__all__ = ["GIGABYTE", "NO_SETTING", "Limits", "Policy"]
+__all__ = ["GIGABYTE", "LONGEST", "NO_SETTING", "Limits", "Policy"]
+
+LONGEST = timedelta(days=3650)
+"""The longest duration that the launcher takes."""
 
 
 def _never(urls: Iterable[str]) -> bool:

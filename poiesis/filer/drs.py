@@ -33,21 +33,10 @@ from poiesis.ports.filer import RemoteFile, Sent
 MAX_ANSWER_BYTES: Final = 8 * 1024 * 1024  # of the description of a bundle with all its files
 PREFERRED: Final = ("https", "s3", "http", "ftp", "ftps")  # never file: that would read files of the service
 _HEADER: Final = re.compile(r"\s*([!#$%&'*+.^_`|~0-9A-Za-z-]+)\s*:([\t\x20-\x7e\x80-\xff]*)")
-_OURS: Final = frozenset(
-    {
-        *(
-            "accept-encoding",
-            "connection",
-            "content-length",
-            "expect",
-            "host",
-            "if-range",
-            "keep-alive",
-            "proxy-authorization",
-        ),
-        *("proxy-connection", "range", "te", "trailer", "transfer-encoding", "upgrade"),
-    }
-)
+_OURS: Final = frozenset({
+    "accept-encoding", "connection", "content-length", "expect", "host", "if-range", "keep-alive", "proxy-authorization",
+    "proxy-connection", "range", "te", "trailer", "transfer-encoding", "upgrade",
+})  # fmt: skip
 """Headers of an access method that are not sent: they say where a request goes, what of the file it asks for, and where it ends."""
 _SUMS: Final = {"sha-256": "sha256", "sha256": "sha256", "sha-512": "sha512", "sha512": "sha512", "md5": "md5"}
 

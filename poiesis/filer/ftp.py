@@ -29,7 +29,7 @@ from poiesis.domain.errors import (
 from poiesis.filer.guard import Guard
 from poiesis.filer.network import tls_context
 from poiesis.filer.registry import Context
-from poiesis.filer.sessions import FileState, Login, SessionFiler
+from poiesis.filer.sessions import FileState, Login, SessionFiler, finish_replacing
 from poiesis.filer.urls import shown
 from poiesis.ports.filer import RemoteFile
 
@@ -307,12 +307,7 @@ class FtpFiler(SessionFiler[_Plain]):
             session.rename(path, before)
         except ftplib.error_perm:
             raise refusal from None  # there is nothing, or nothing may be renamed
-        try:
-            session.rename(temporary, path)
-        except BaseException:
-            session.rename(before, path)
-            raise
-        session.delete(before)
+        finish_replacing(session.rename, session.delete, temporary, path, before)
 
     def _delete(self, session: _Plain, path: str) -> None:
         session.delete(path)

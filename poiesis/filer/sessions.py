@@ -9,7 +9,7 @@ import os
 import posixpath
 import secrets
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,19 @@ class _Reached:
     expected: str | None
     offset: int = 0
     version: str | None = None
+
+
+def finish_replacing(
+    rename: Callable[[str, str], object], remove: Callable[[str], object], temporary: str, path: str, before: str
+) -> None:
+    """Give the new file, which is `temporary`, its name, on a server that does not rename over a file. The old one, which was moved to
+    `before`, gets it back if that fails."""
+    try:
+        rename(temporary, path)
+    except BaseException:
+        rename(before, path)
+        raise
+    remove(before)
 
 
 class SessionFiler(Generic[S]):

@@ -21,7 +21,7 @@ from poiesis.domain.errors import (
     StorageUnavailable,
 )
 from poiesis.filer.registry import Context
-from poiesis.filer.sessions import FileState, Login, SessionFiler
+from poiesis.filer.sessions import FileState, Login, SessionFiler, finish_replacing
 from poiesis.filer.urls import shown
 from poiesis.filer.volume import special_kind
 from poiesis.ports.filer import RemoteFile
@@ -180,12 +180,7 @@ class SftpFiler(SessionFiler[_Session]):
             return
         before = f"{temporary}-before"
         session.client.rename(path, before)
-        try:
-            session.client.rename(temporary, path)
-        except BaseException:
-            session.client.rename(before, path)
-            raise
-        session.client.remove(before)
+        finish_replacing(session.client.rename, session.client.remove, temporary, path, before)
 
     def _delete(self, session: _Session, path: str) -> None:
         session.client.remove(path)

@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 
 MAX_LINKS: Final = 40  # as the kernel's own
 MAX_DEPTH: Final = 256  # of directories; each level holds a descriptor
-LISTED: Final = (
-    1000  # names of a directory that are read at once; only while a longer one is read, a second descriptor is open
-)
+LISTED: Final = 1000  # names of a directory that are read at once; a longer one needs a second descriptor meanwhile
 FILE_MODE: Final = 0o666  # an image may run as any user, and may change its inputs
 EXECUTABLE_MODE: Final = 0o777
 DIRECTORY_MODE: Final = 0o777

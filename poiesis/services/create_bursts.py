@@ -35,7 +35,7 @@ class CreateBursts:
 
     @contextmanager
     def creating(self, user: str) -> Iterator[None]:
-        """Around the storing of a task."""
+        """Around the creation of a task."""
         self._count(user, 1)
         try:
             yield

@@ -84,6 +84,8 @@ class _Logs:
         headers = {**HEADERS, **_described(about)}
         if asked.get("download", False):
             headers["content-disposition"] = f'attachment; filename="{_file_name(about)}"'
+        if follows and scope["method"] == "HEAD":
+            return _without_body(headers)
         if follows:
             return StreamedResponse(self._limits, _Followed(self, opened, offset or 0, scope).pieces, headers)
         size = about.size_bytes
@@ -95,7 +97,7 @@ class _Logs:
             headers |= content_range(start, end, size)
         status = 200 if wanted is None else 206
         if scope["method"] == "HEAD":
-            return Response(status_code=status, headers=headers)
+            return _without_body(headers, status)
         rights = RightsCheck(scope)
         return StreamedResponse(self._limits, lambda _: self._pieces(opened, start, end, rights), headers, status)
 
@@ -155,6 +157,14 @@ class _Followed:
             except TimeoutError:
                 pass
         raise BrokenOff("the server stops" if hold.has_left else "the log was followed for a day")
+
+
+def _without_body(headers: Mapping[str, str], status: int = 200) -> Response:
+    """To HEAD: nothing is read, and no place of a stream is taken."""
+    response = Response(status_code=status, headers=headers)
+    if "content-length" not in headers:  # not known, rather than 0
+        del response.headers["content-length"]
+    return response
 
 
 def _named(path: Mapping[str, str]) -> tuple[int, Stream]:

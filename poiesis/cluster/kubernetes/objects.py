@@ -20,6 +20,7 @@ from poiesis.domain.errors import ClusterRefused, ConfigurationError
 from poiesis.domain.naming import object_name
 from poiesis.domain.observed import TIF, TOF
 from poiesis.domain.plan import Layout, Plan
+from poiesis.domain.policy import LONGEST
 from poiesis.domain.staging import tif_document, tof_document
 from poiesis.domain.task import Task, TaskId
 
@@ -27,7 +28,6 @@ MAX_SECRET_BYTES: Final = 900 * 1024  # of a Secret's data; Kubernetes' limit is
 MAX_DOCUMENTS_BYTES: Final = 24 * 1024 * 1024  # of all documents of a task
 SETTINGS_KEY: Final = "filer.json"
 NAME_FILES: Final = {"hosts": "/etc/hosts", "resolv.conf": "/etc/resolv.conf"}  # key → path in filer containers
-LONGEST: Final = timedelta(days=3650)
 CACHE: Final = "/poiesis/cache"  # mount point of `KubernetesSettings.cache_volume` in TIF's container
 
 Owner = Mapping[str, Any]
@@ -39,7 +39,7 @@ def owner(kind: str, name: str, uid: str) -> dict[str, Any]:
 
 
 def seconds(duration: timedelta) -> str:
-    """As the launcher reads them, which takes ten years at most."""
+    """As the launcher reads them."""
     return f"{min(duration, LONGEST).total_seconds():.3f}".rstrip("0").rstrip(".")
 
 

@@ -11,12 +11,11 @@ import select
 import threading
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final, Protocol
+from typing import Protocol
 
 from poiesis.cluster.local.pod import Command, LocalPod, Member
 from poiesis.cluster.local.task_directory import TaskDirectory
-
-LONGEST_S: Final = 3650 * 86400  # the launcher's own maximum
+from poiesis.domain.policy import LONGEST
 
 
 class RunState(StrEnum):
@@ -154,7 +153,9 @@ def launcher_arguments(
         "--stdout": command.stdout,
         "--stderr": command.stderr,
         "--workdir": workdir,
-        "--time-limit": None if command.time_limit_s is None else f"{min(command.time_limit_s, LONGEST_S):.3f}",
+        "--time-limit": None
+        if command.time_limit_s is None
+        else f"{min(command.time_limit_s, LONGEST.total_seconds()):.3f}",
         "--cgroup-root": cgroup_root,
     }
     words = [word for option, value in options.items() if value is not None for word in (option, value)]

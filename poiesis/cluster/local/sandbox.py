@@ -138,22 +138,23 @@ class Root:
     def _place(self, path: str, visible: bool) -> None:
         new, point = self._top + path, self._points.get(path)
         visible = visible or path in self._visible
-        inner = [p for p in self._points if p.startswith(path + "/")]
         if point is not None:
             self._make_for(new, point)
             self._put(new, point)
             if point["kind"] not in ("rw", "ro") or point.get("fill"):
                 self._fill(path, visible=False)
             elif _shows_the_host(path, point):
-                for p in sorted(p for p in inner if self._points[p]["kind"] == "hidden"):
-                    self._cover(p)
+                for p in self._inner(path):
+                    if self._points[p]["kind"] == "hidden":
+                        self._cover(p)
             return
+        inner = self._inner(path)
         mode = _mode(path) if visible else 0
         if stat.S_ISDIR(mode):
             os.mkdir(new, 0o755)
             if all(self._is_replaceable(p) and not _within_any(p, inner) for p in inner):
                 if self._bind_host(path, new):
-                    for p in sorted(inner):
+                    for p in inner:
                         self._cover(p)
             else:
                 os.chmod(new, stat.S_IMODE(mode) & 0o1777)
@@ -171,13 +172,17 @@ class Root:
             _touch(new)
             self._bind_host(path, new)
 
+    def _inner(self, path: str) -> list[str]:
+        """The points below a path, in order."""
+        return sorted(p for p in self._points if p.startswith(path + "/"))
+
     def _is_hidden_already(self, path: str, points: dict[str, dict[str, Any]]) -> bool:
         """Whether a point that hides something is below another one that does not show what the host has there."""
-        above = [other for other in (*points, *self._visible) if path.startswith(other + "/")]
-        if points[path]["kind"] != "hidden" or not above:
+        if points[path]["kind"] != "hidden":
             return False
-        nearest = max(above, key=len)
-        return nearest in points and not _shows_the_host(nearest, points[nearest])
+        above = (other for other in (*points, *self._visible) if path.startswith(other + "/"))
+        nearest = max(above, key=len, default=None)
+        return nearest is not None and nearest in points and not _shows_the_host(nearest, points[nearest])
 
     def _is_replaceable(self, path: str) -> bool:
         """Whether one mount over what the host has at a point's path is all that the point needs."""

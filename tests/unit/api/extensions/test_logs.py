@@ -76,10 +76,11 @@ def test_a_whole_log_and_its_headers(complete: Given) -> None:
     assert response.headers["poiesis-log-source"] == "store"
 
 
-def test_head_reads_nothing_of_a_log(complete: Given, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = complete.get().headers
+@pytest.mark.parametrize("path", ["0/stdout", "0/stdout?follow=true"])
+def test_head_reads_nothing_of_a_log(complete: Given, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    whole = complete.get(path).headers
     monkeypatch.setattr("poiesis.services.logs.OpenLog.read", None)
-    response = complete.site.client.head(f"{BASE}/{complete.task_id}/logs/0/stdout")
+    response = complete.site.client.head(f"{BASE}/{complete.task_id}/logs/{path}")
     assert response.status_code == 200 and not response.content
     assert {n: v for n, v in response.headers.items() if n != "x-request-id"} == {
         n: v for n, v in whole.items() if n != "x-request-id"
