@@ -6,6 +6,7 @@ error. What the API server accepts is asked with `dryRun=All`: every admission p
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,7 @@ Json = dict[str, Any]
 LEAST_VERSION: Final = (1, 27)
 LEASE_AGE_S: Final = 60.0
 FULL: Final = 0.9  # of a quota
+TWO_EXECUTORS: Final = "tasks with two executors"
 TASKS_FAIL: Final = "No task can start: their pods or volumes are refused."
 ENFORCE: Final = "pod-security.kubernetes.io/enforce"
 LEVELS: Final = ("privileged", "baseline", "restricted")
@@ -228,9 +230,16 @@ def trial_task(image: str, command: tuple[str, ...]) -> Task:
 
 
 def variants(settings: KubernetesSettings) -> Iterator[tuple[str, Task, KubernetesSettings]]:
-    """Pods of tasks that name each class that the site has: what it is, a task, and settings with only that placement."""
+    """Pods of tasks, without parameters, with two executors, of which only the first one has the task's requests, and with each class that
+    the site has: what it is, a task, and settings with only that placement."""
     task = trial_task(settings.image, ("true",))
     yield "a task without parameters", task, settings
+    small = Resources(cpu_cores=0.1, ram_gb=0.1, disk_gb=0.01)
+    yield (
+        TWO_EXECUTORS,
+        replace(task, spec=replace(task.spec, executors=2 * task.spec.executors, resources=small)),
+        settings,
+    )
     named: dict[str, Placement] = {"preemptible tasks": settings.preemptible, "tasks with GPUs": settings.gpu}
     named |= {f"node class {name}": placement for name, placement in settings.node_classes.items()}
     named |= {f"service class {name}": placement for name, placement in settings.service_classes.items()}
@@ -248,6 +257,8 @@ def check_admission(api: Api) -> Findings:
     accepted = 0
     failures: set[str] = set()
     for i, (what, task, own) in enumerate(variants(settings)):
+        if what == TWO_EXECUTORS and failures:  # they are refused for the same reason
+            continue
         plan = make_plan(task.spec, policy)
         pod = pods.pod(task, plan, plan.pods[0], own, policy, launcher_name="doctor", document_files={})
         documents = {"pods": pod}
@@ -299,7 +310,17 @@ def refused(api: Api, failure: ApiError, what: str, volume_bytes: int = 0) -> Fi
             "tasks.volume.defaultSizeGb; with tasks in flight this may pass.",
         ),
         (
-            r"(?:maximum|minimum) .* usage per|must be less than or equal to",
+            r"minimum \S+ usage per Container",
+            f"Set tasks.minRequests to the min of the LimitRange (POIESIS_KUBERNETES__MIN_REQUESTS={_least(text)}), or remove the min: "
+            f"kubectl -n {namespace} describe limitrange.",
+        ),
+        (
+            r"max limit to request ratio per Container .* request is 0",
+            f"Remove maxLimitRequestRatio from the LimitRange (kubectl -n {namespace} describe limitrange): executors that wait for their "
+            "turn have the task's limits and request nothing.",
+        ),
+        (
+            r"(?:maximum|minimum) .* usage per|limit to request ratio per|must be less than or equal to",
             f"Change the LimitRange (kubectl -n {namespace} describe limitrange), or tasks.defaults, filer.resources and "
             "tasks.volume.defaultSizeGb.",
         ),
@@ -315,6 +336,11 @@ def refused(api: Api, failure: ApiError, what: str, volume_bytes: int = 0) -> Fi
     return error(
         f"{kind} is refused: {failure}", TASKS_FAIL, "Change the setting or the cluster's policy that it names."
     )
+
+
+def _least(refusal: str) -> str:
+    """The minimums that a refusal of the LimitRange plug-in names, as in the settings."""
+    return json.dumps(dict(re.findall(r"minimum (\S+) usage per Container is ([0-9.]*[0-9][A-Za-z]*)", refusal)))
 
 
 # ── what the configuration names ──────────────────────────────────────────────────────────────────────────────────────

@@ -120,6 +120,7 @@
 {{- $_ := set $c (print $k "DEFAULT_RAM_GB") $v.tasks.defaults.ramGb -}}
 {{- $_ := set $c (print $k "CPU_LIMIT") $v.tasks.cpuLimit -}}
 {{- $_ := set $c (print $k "EPHEMERAL_STORAGE_LIMIT") $v.tasks.ephemeralStorageLimit -}}
+{{- $_ := set $c (print $k "MIN_REQUESTS") $v.tasks.minRequests -}}
 {{- $_ := set $c (print $k "ZONE_LABEL") $v.tasks.zoneLabel -}}
 {{- $_ := set $c (print $k "GPU_RESOURCE") $v.tasks.gpu.resource -}}
 {{- $_ := set $c (print $k "GPU_TYPE_LABEL") $v.tasks.gpu.typeLabel -}}

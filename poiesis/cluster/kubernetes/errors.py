@@ -39,6 +39,8 @@ class Rule:
     error: type[PoiesisError]
     again: bool
     """Whether the client repeats the call at once, with back-off."""
+    advice: str = ""
+    """What to change, added to the message."""
 
 
 TABLE: Final = (
@@ -55,6 +57,13 @@ TABLE: Final = (
         r"not yet ready to handle request|status unknown for quota|error looking up service account|error enforcing limit ranges",
         ClusterUnavailable,
         False,
+    ),
+    Rule(
+        [403],
+        r"minimum \S+ usage per Container is ",
+        ClusterRefused,
+        False,
+        "the operator sets tasks.minRequests (POIESIS_KUBERNETES__MIN_REQUESTS) to the min of the LimitRange",
     ),
     Rule([403], "", ClusterRefused, False),  # Pod Security, LimitRange, an admission plug-in
     Rule([404], "", ClusterRefused, False),  # on create: no such namespace
@@ -90,7 +99,7 @@ def translated(what: str) -> Iterator[None]:
 def translate(error: ApiError, what: str) -> PoiesisError:
     """`what`: the attempted operation, such as "create pod poiesis-…"."""
     rule = rule_for(error)
-    message = f"{what}: {error}"
+    message = f"{what}: {error}" + (f": {rule.advice}" if rule.advice else "")
     if rule.error is QuotaExceeded:
         return QuotaExceeded(message, timedelta(seconds=max(5.0, error.retry_after or 0.0)))
     return rule.error(message)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from poiesis.cluster.kubernetes.objects import given
+from poiesis.cluster.kubernetes.quantities import quantity
 from poiesis.cluster.kubernetes.settings import KubernetesSettings, Placement, Resources
 from poiesis.domain.errors import ClusterRefused
 from poiesis.domain.parameters import PARAMETERS, gpu_count, parse_size_gb
@@ -114,7 +116,8 @@ def executor_resources(
     """Requests and limits of one executor's container.
 
     The containers of a pod take turns, so only the one that `counts` has the task's requests; the others request zero, because a limit
-    without a request would be used as the request. All have the limits. GPUs cannot be shared; each container gets its own.
+    without a request would be used as the request. `with_min_requests` raises it where the site asks for more. All have the limits. GPUs
+    cannot be shared; each container gets its own.
     """
     asked = task.spec.requested
     cores = asked.cpu_cores if asked.cpu_cores is not None else settings.default_cpu_cores
@@ -135,6 +138,17 @@ def executor_resources(
     if gpus:
         limits[settings.gpu_resource] = str(gpus)
     return given({"requests": requests, "limits": limits})
+
+
+def with_min_requests(resources: Mapping[str, Any], settings: KubernetesSettings) -> dict[str, Any]:
+    """A container's requests and limits, raised to the site's minimum of requests. What it does not set is left to the defaults of the
+    LimitRange, which are at least its minimum."""
+
+    def raised(name: str, amount: str) -> str:
+        least = settings.min_requests.get(name, "0")
+        return least if quantity(amount) < quantity(least) else amount
+
+    return {key: {name: raised(name, amount) for name, amount in amounts.items()} for key, amounts in resources.items()}
 
 
 def filer_resources(resources: Resources) -> dict[str, Any]:

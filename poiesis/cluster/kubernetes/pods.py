@@ -102,6 +102,9 @@ def pod(
         "imagePullSecrets": [{"name": name} for name in settings.pull_secrets],
         "activeDeadlineSeconds": _last_resort(plan, pod_plan, policy),
     }
+    for container in (*before, *spec["containers"]):
+        if "resources" in container:
+            container["resources"] = placement.with_min_requests(container["resources"], settings)
     spec |= objects.given(optional)
     made = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
     if len(json.dumps(made)) > MAX_POD_BYTES:

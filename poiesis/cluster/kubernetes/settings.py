@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+from poiesis.cluster.kubernetes.quantities import quantity
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.policy import NO_SETTING
 
@@ -204,6 +205,11 @@ class KubernetesSettings:
     cpu_limit: bool = False
     """Whether cpu_cores is also a limit. False: a task may use idle CPUs. The memory limit always equals its request."""
 
+    min_requests: Mapping[str, str] = field(default_factory=dict)
+    """What every container of tasks' pods requests at least of a resource for which it has a request: a JSON object such as
+    `{"cpu": "10m", "memory": "16Mi"}`. For a namespace whose LimitRange has `min`: of several executors only the first one has the task's
+    requests, and the others, which take turns with it, request nothing."""
+
     preemptible: Placement = Placement()
     """For tasks with `preemptible: true`."""
     on_demand: Placement = Placement()
@@ -281,6 +287,11 @@ class KubernetesSettings:
             raise ConfigurationError(f"bound_file_secrets: {min(unknown)!r} is not in filer_file_secrets")
         if self.pod_security == "restricted" and self.cache_volume.host_path:
             raise ConfigurationError("cache_volume: Pod Security `restricted` does not permit host_path; use claim")
+        for name, value in self.min_requests.items():
+            if not quantity(value):
+                raise ConfigurationError(
+                    f"min_requests: invalid quantity {value!r} of {name}: use one such as 10m or 16Mi"
+                )
         for name, value in self.filer_env.items():
             if name.lower().endswith("_proxy") and name.lower() != "no_proxy" and _is_loopback(value):
                 raise ConfigurationError(

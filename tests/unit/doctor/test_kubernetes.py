@@ -11,6 +11,7 @@ import pytest
 from kubernetes.client import Configuration
 
 from poiesis.cluster.kubernetes.client import Client
+from poiesis.cluster.kubernetes.quantities import quantity
 from poiesis.cluster.kubernetes.rights import RIGHTS, rights_of
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
 from poiesis.doctor import kubernetes as checks
@@ -125,6 +126,15 @@ def test_the_rights_asked_for_are_those_of_the_list() -> None:
         ("pods is forbidden: exceeded quota: q, requested: pods=1, used: pods=5, limited: pods=5", "Raise the quota"),
         ("pods is forbidden: maximum memory usage per Container is 512Mi, but limit is 1Gi", "LimitRange"),
         (
+            "pods is forbidden: [minimum memory usage per Container is 64Mi, but request is 0, minimum cpu usage per Container is 1, "
+            "but request is 100m]",
+            'MIN_REQUESTS={"memory": "64Mi", "cpu": "1"}',
+        ),
+        (
+            "pods is forbidden: memory max limit to request ratio per Container is 2, but no request is specified or request is 0",
+            "Remove maxLimitRequestRatio",
+        ),
+        (
             "pods is forbidden: error looking up service account tasks/x: serviceaccount not found",
             "tasks.serviceAccountName",
         ),
@@ -140,6 +150,30 @@ def test_why_the_pods_of_tasks_are_refused(server: ApiServer, make: Make, messag
     server.answer = answer
     found = only(checks.check_admission(make()))
     assert found.status is Status.ERROR and message in found.what and repair in found.repair
+
+
+@pytest.mark.parametrize("given", [{}, {"MIN_REQUESTS": '{"cpu": "250m", "memory": "64Mi"}'}])
+def test_a_limit_range_with_a_minimum_is_met_by_tasks_with_two_executors(
+    server: ApiServer, make: Make, given: dict[str, str]
+) -> None:
+    """As the plug-in does it: what is not requested gets a default, and every request has to reach the minimum."""
+    least = {"cpu": "250m", "memory": "64Mi"}
+
+    def answer(request: Request) -> Answer:
+        for container in request.body["spec"].get("containers", ()):
+            requests = least | container.get("resources", {}).get("requests", {})
+            for name, amount in requests.items():
+                if quantity(amount) < quantity(least[name]):
+                    message = f"minimum {name} usage per Container is {least[name]}, but request is {amount}"
+                    return refusing(f"pods is forbidden: {message}")(request)
+        return Answer({}, status=201)
+
+    server.answer = answer
+    found = only(checks.check_admission(make(**given)))
+    if given:
+        assert found.status is Status.OK
+    else:
+        assert "the pod of tasks with two executors is refused" in found.what and found.follows == "Such tasks fail."
 
 
 def test_each_class_of_a_site_is_tried_and_nothing_is_created(server: ApiServer, make: Make) -> None:

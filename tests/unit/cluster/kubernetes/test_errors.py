@@ -80,3 +80,10 @@ def test_responses_are_parsed(body: bytes, header: str | None, expected: tuple[s
 
 def test_a_long_message_is_truncated() -> None:
     assert len(str(from_answer(500, b"x" * 100_000, None))) <= MAX_MESSAGE
+
+
+def test_a_limit_range_with_a_minimum_is_refused_with_the_setting_that_satisfies_it() -> None:
+    message = 'pods "x" is forbidden: minimum cpu usage per Container is 100m, but request is 0'
+    error = translate(ApiError(403, "Forbidden", message), "create pods x")
+    assert type(error) is ClusterRefused and message in str(error)
+    assert "tasks.minRequests (POIESIS_KUBERNETES__MIN_REQUESTS)" in str(error)

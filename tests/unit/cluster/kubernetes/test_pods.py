@@ -389,6 +389,26 @@ def test_what_executors_write_outside_of_the_volume_may_be_limited_without_a_req
     assert "ephemeral-storage" not in str(build(TaskSpec((TRUE,)), PLAIN)[0])
 
 
+def test_every_container_requests_the_minimum_of_the_site():
+    site = replace(PLAIN, min_requests={"cpu": "100m", "memory": "128Mi", "ephemeral-storage": "1Gi"})
+    spec = TaskSpec((TRUE, TRUE), inputs=(IN,), outputs=(OUT,), resources=Asked(cpu_cores=2, ram_gb=0.1))
+    made = build(spec, replace(site, ephemeral_storage_limit="20Gi"))[0]
+    raised = {"memory": "128Mi", "ephemeral-storage": "1Gi"}
+    limits = {"memory": "128Mi", "ephemeral-storage": "20Gi"}
+    assert container(made, "executor-0")["resources"] == {"requests": {"cpu": "2000m"} | raised, "limits": limits}
+    assert container(made, "executor-1")["resources"] == {"requests": {"cpu": "100m"} | raised, "limits": limits}
+    # what is not set gets the default of the LimitRange
+    assert container(made, "tif")["resources"] == {"requests": {"memory": "128Mi"}, "limits": {"memory": "1Gi"}}
+    assert "resources" not in container(build(TaskSpec((TRUE,)), site)[0], "executor-0")
+
+
+def test_a_minimum_of_requests_that_is_not_an_amount_is_an_error():
+    with pytest.raises(
+        ConfigurationError, match="min_requests: invalid quantity 'lots' of cpu: use one such as 10m or 16Mi"
+    ):
+        KubernetesSettings(min_requests={"cpu": "lots"})
+
+
 def test_an_id_that_is_not_a_valid_label_is_in_an_annotation() -> None:
     made = build(TaskSpec((TRUE,)), id="Task_With.Odd/Id")[0]
     assert made["metadata"]["annotations"] == {"poiesis/task-id": "Task_With.Odd/Id"}
