@@ -46,6 +46,7 @@ PARTS_AT_ONCE: Final = 3  # of one upload
 UPLOADS_AT_ONCE: Final = 3  # of those with parts: obstore holds each part in memory
 SMALL_BYTES: Final = MIB  # up to which an upload is not counted among those
 STREAM_BYTES: Final = MIB // 4
+CHANGED: Final = "the object changed during the transfer"
 _BUCKET: Final = re.compile(r"[A-Za-z0-9$][A-Za-z0-9._-]{2,221}")
 _STATUS: Final = re.compile(r"status code: (\d{3})")
 _CODE: Final = re.compile(r"<Code>([^<]{1,100})</Code>")
@@ -148,7 +149,10 @@ class CloudFiler:
                 options["if_match"] = version
             try:
                 with _errors(file.url):
-                    for chunk in obstore.get(store, key, options=options).stream(min_chunk_size=STREAM_BYTES):  # type: ignore[arg-type]
+                    found = obstore.get(store, key, options=options)  # type: ignore[arg-type]
+                    if version is not None and _version(found.meta["e_tag"]) not in (version, None):
+                        raise Changed(f"{shown(file.url)}: {CHANGED}")  # despite If-Match, which some servers ignore
+                    for chunk in found.stream(min_chunk_size=STREAM_BYTES):
                         data = memoryview(chunk)[: end - reached]
                         part.write(data, reached)
                         reached += len(data)
@@ -312,7 +316,7 @@ def _errors(url: str) -> Iterator[None]:
     except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
         raise AccessDenied(f"{text}access denied ({_brief(error)})") from error
     except exceptions.PreconditionError as error:
-        raise Changed(f"{text}the object changed during the transfer") from error
+        raise Changed(text + CHANGED) from error
     except exceptions.InvalidPathError as error:
         raise StagingFailed(f"{text}a key below it is not supported: {_path_problem(error)}") from error
     except ValueError as error:
@@ -333,6 +337,8 @@ def _generic(text: str, problem: str) -> Exception:
     code = int(status[1]) if status else 503
     if "token request" in problem and code < 500:
         return AccessDenied(f"{text}cannot get credentials ({_brief(problem)})")
+    if code == 416:  # where If-Match is ignored: the object has become shorter
+        return Changed(text + CHANGED)
     if code in (408, 429) or code >= 500:
         return StorageUnavailable(text + _brief(problem))
     return StagingFailed(text + _brief(problem))

@@ -30,6 +30,7 @@ from poiesis.filer.guard import Guard
 from poiesis.filer.network import tls_context
 from poiesis.filer.registry import Context
 from poiesis.filer.sessions import FileState, Login, SessionFiler, finish_replacing
+from poiesis.filer.transfer import Changed
 from poiesis.filer.urls import shown
 from poiesis.ports.filer import RemoteFile
 
@@ -42,6 +43,10 @@ _UNKNOWN: Final = ("500", "501", "502", "504")  # of a command that the server d
 MAX_REPLY_LINES: Final = 1000
 _TOO_LONG: Final = f"the server sent a line of more than {ftplib.MAXLINE} bytes"
 _TIMES: Final = re.compile(r"213 +(\d{14}(?:\.\d+)?)")
+
+
+class _CannotResume(ftplib.Error):
+    """The file has become shorter, or the server does not support REST."""
 
 
 class _Plain(ftplib.FTP):
@@ -258,7 +263,14 @@ class FtpFiler(SessionFiler[_Plain]):
             return RemoteFile("", name, None, is_directory=self._is_directory(session, posixpath.join(path, name)))
 
     def _read(self, session: _Plain, path: str, offset: int, state: FileState) -> Iterator[memoryview]:
-        connection = session.transfercmd(f"RETR {path}", offset or None)
+        try:
+            connection = session.transfercmd(f"RETR {path}", offset or None)
+        except ftplib.error_perm as error:
+            if offset:
+                raise _CannotResume(
+                    f"the server does not resume the transfer, or the file changed ({error})"
+                ) from error
+            raise
         try:
             connection.settimeout(self._settings.stall_timeout.total_seconds())
             buffer = memoryview(bytearray(min(self._settings.buffer_bytes, 1 << 18)))
@@ -315,6 +327,8 @@ class FtpFiler(SessionFiler[_Plain]):
     def _translated(self, url: str, error: Exception) -> PoiesisError:
         text = str(error).strip()[:200]
         message = f"{shown(url)}: {text or type(error).__name__}"
+        if isinstance(error, _CannotResume):
+            return Changed(message)
         if "CERTIFICATE_VERIFY_FAILED" in text:
             return StagingFailed(f"{shown(url)}: the server's certificate is not trusted")
         if isinstance(error, ftplib.error_perm):

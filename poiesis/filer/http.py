@@ -232,6 +232,13 @@ class _Reached:
     is_range: bool = False
     """One of several requests for parts of a file, which cannot start again by itself."""
 
+    def is_of_same_file(self, total: str, response: Response) -> bool:
+        """Whether a response with a range belongs to the file that was begun; some servers ignore If-Range."""
+        validator = self.validator or ""
+        found = response.headers.get("etag" if validator.startswith('"') else "last-modified", validator)
+        is_same_size = self.total is None or total in (str(self.total), "*")
+        return is_same_size and found.removeprefix("W/") == validator
+
 
 class HttpFiler:
     def __init__(self, context: Context) -> None:
@@ -298,24 +305,23 @@ class HttpFiler:
 
     def _continue(self, url: str, part: PartialFile, reached: _Reached, more: Mapping[str, str]) -> None:
         """Request what is missing."""
-        headers = {}
+        headers, changed = {}, f"{shown(url)}: the file changed during the transfer"
         if reached.offset and reached.validator:
             last = reached.stop - 1 if reached.stop is not None else ""
             headers = {"range": f"bytes={reached.offset}-{last}", "if-range": reached.validator}
         with self._turns, self._client.request("GET", url, {**more, **headers}) as response:
             if response.status == 206 and headers:
                 match = _CONTENT_RANGE.fullmatch(response.headers.get("content-range", ""))
-                if not match or int(match[1]) != reached.offset or match[3] not in (str(reached.total), "*"):
+                if not match or int(match[1]) != reached.offset:
                     if not reached.is_range:
                         reached.validator = None  # start again
                     raise StorageUnavailable(f"{shown(url)}: the server sent a different range than requested")
-            elif response.status == 200 and reached.is_range:
-                raise Changed(f"{shown(url)}: the file changed during the transfer")
+                if not reached.is_of_same_file(match[3], response):
+                    raise Changed(changed)
+            elif (response.status == 200 and reached.is_range) or (response.status == 416 and headers):
+                raise Changed(changed)
             elif response.status == 200:
                 self._begin(url, response, part, reached)
-            elif response.status == 416 and headers and not reached.is_range:
-                reached.validator = None
-                raise StorageUnavailable(f"{shown(url)}: the server does not support resuming a download")
             else:
                 raise refused(url, response.status)
             self._read(url, response, part, reached)

@@ -27,7 +27,7 @@ from poiesis.filer.http_connection import MAX_HEAD_BYTES, FileRange, Response
 from poiesis.filer.network import network_errors
 from poiesis.filer.registry import Context
 from poiesis.filer.s3_checksum import ChecksumVerifier
-from poiesis.filer.s3_client import EmptyObject, S3Client
+from poiesis.filer.s3_client import RangeNotSatisfiable, S3Client
 from poiesis.filer.s3_endpoint import (
     CONTENT_TYPE,
     ObjectRef,
@@ -173,8 +173,7 @@ class S3Filer:
         if (file.size_bytes or 0) <= 2 * step:
             with self._client.request(ref, "GET", headers=get_headers(ref.endpoint, file.version)) as response:
                 total = response.size_bytes if file.size_bytes is None else self._content_length(ref, response)
-                if file.size_bytes not in (None, total):
-                    raise Changed(f"{shown(ref.url)}: has {total} bytes, but {file.size_bytes} were listed")
+                self._check_listed(file, total)
                 if total is not None and total <= 2 * step:
                     self._control.check_size(ref.url, total)
                     check = ChecksumVerifier(response.headers)
@@ -191,12 +190,14 @@ class S3Filer:
             with self._client.request(ref, "GET", headers=headers) as response:
                 if response.status == 200:  # a server without ranges
                     total = self._content_length(ref, response)
+                    self._check_listed(file, total)
                     self._control.check_size(ref.url, total)
                     if self._save(response, part) != total:
                         raise StorageUnavailable(f"{shown(ref.url)}: fewer than {total} bytes were received")
                     return total
                 first, last, total = self._range(ref, response)
                 end = last + 1
+                self._check_listed(file, total)
                 if first != 0 or end != min(step, total):
                     raise StorageUnavailable(f"{shown(ref.url)}: the server returned a different range than requested")
                 self._control.check_size(ref.url, total)
@@ -211,9 +212,16 @@ class S3Filer:
                     )
                     for start in range(0, total, step)
                 )
-        except EmptyObject:
+        except RangeNotSatisfiable:  # of the first range
+            self._check_listed(file, 0)
             return 0
         return total
+
+    def _check_listed(self, file: RemoteFile, total: int | None) -> None:
+        if file.size_bytes not in (None, total):
+            raise Changed(
+                f"{shown(file.url)}: the object changed: it has {total} bytes, but {file.size_bytes} were listed"
+            )
 
     def _get_range(
         self,
@@ -228,6 +236,7 @@ class S3Filer:
     ) -> None:
         """`begun`: the response to a request for the range. Without an ETag it cannot be resumed. `check` gets all bytes, once."""
         reached = start
+        changed = f"{shown(ref.url)}: the object changed during the transfer"
 
         def save(response: Response) -> None:
             nonlocal reached
@@ -251,12 +260,21 @@ class S3Filer:
                 with network_errors(ref.url):
                     return save(response)
             headers = {**ref.endpoint.read_headers, "range": f"bytes={reached}-{end - 1}", "if-match": etag}
-            with self._client.request(ref, "GET", headers=headers) as response:
-                if response.status == 200 and (start, end) == (0, total):
-                    raise Changed(f"{shown(ref.url)}: the server does not support resuming a download")  # start again
-                if response.status != 206 or self._range(ref, response) != (reached, end - 1, total):
-                    raise StorageUnavailable(f"{shown(ref.url)}: the server returned a different range than requested")
-                save(response)
+            try:
+                with self._client.request(ref, "GET", headers=headers) as response:
+                    if response.status == 200 and (start, end) == (0, total):
+                        text = f"{shown(ref.url)}: the server does not support resuming a download"
+                        raise Changed(text)  # start again
+                    found = self._range(ref, response) if response.status == 206 else None
+                    if found and (found[2], response.headers.get("etag", etag)) != (total, etag):
+                        raise Changed(changed)  # despite If-Match, which some servers ignore
+                    if found != (reached, end - 1, total):
+                        raise StorageUnavailable(
+                            f"{shown(ref.url)}: the server returned a different range than requested"
+                        )
+                    save(response)
+            except RangeNotSatisfiable:
+                raise Changed(changed) from None
 
         self._control.repeat(once, lambda: reached, final=(Changed,) if etag else (StorageUnavailable,))
 

@@ -23,8 +23,8 @@ T = TypeVar("T")
 MAX_PAGE_BYTES: Final = 16 * MIB  # a thousand keys of 1 KiB, percent-encoded, with XML tags
 
 
-class EmptyObject(Exception):
-    """A range of an empty object was requested."""
+class RangeNotSatisfiable(Exception):
+    """The requested range begins after the end of the object."""
 
 
 class S3Client:
@@ -98,13 +98,13 @@ class S3Client:
     ) -> Iterator[Response]:
         """A request and its successful response; `signed`: arguments of `RegionalEndpoint.signed`.
 
-        Raises the family of domain.errors, and WrongRegion."""
+        Raises the family of domain.errors, WrongRegion and RangeNotSatisfiable."""
         with network_errors(ref.url):
             target, headers = ref.endpoint.signed(method, ref.bucket, ref.key, **signed)
             with ref.endpoint.pool(ref.bucket).request(method, target, headers, body, moved) as response:
                 if response.status not in (200, 204, 206):
                     if response.status == 416 and method == "GET":
-                        raise EmptyObject
+                        raise RangeNotSatisfiable
                     raise response_error(ref.url, response, response.read(MIB))
                 yield response
 

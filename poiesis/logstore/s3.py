@@ -11,7 +11,7 @@ from xml.sax.saxutils import escape
 from poiesis.domain.errors import ConfigurationError, StagingFailed, StorageUnavailable, UnsupportedUrl
 from poiesis.domain.task import TaskId
 from poiesis.filer.http_connection import FileRange
-from poiesis.filer.s3_client import EmptyObject, S3Client
+from poiesis.filer.s3_client import RangeNotSatisfiable, S3Client
 from poiesis.filer.s3_endpoint import CONTENT_TYPE, ObjectRef, put_headers
 from poiesis.filer.s3_signature import base64
 from poiesis.filer.settings import FilerSettings
@@ -63,7 +63,7 @@ class S3LogStore:
         wrong = f"{self._url}: the store returned a different range than requested"
         try:
             return self._call(f"{names.directory(ref)}{names.chunk_name(chunk.offset)}", get)
-        except EmptyObject:
+        except RangeNotSatisfiable:
             raise StorageUnavailable(wrong) from None
 
     def write(self, ref: LogRef, offset: int, source: int, start: int, size: int) -> None:

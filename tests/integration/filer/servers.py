@@ -16,7 +16,8 @@ from urllib.parse import unquote
 @dataclass
 class Fault:
     """What happens to one request: `status` instead of an answer; `cut` closes the connection after so many bytes of the body, with
-    `reset` hard; `length` is the Content-Length sent; `drip` seconds between bytes; `redirect` where to."""
+    `reset` hard; `length` is the Content-Length sent; `drip` seconds between bytes; `redirect` where to;
+    `unconditional` ignores If-Match and If-Range."""
 
     status: int | None = None
     cut: int | None = None
@@ -30,6 +31,7 @@ class Fault:
     chunked: bool = False
     no_length: bool = False
     body: bytes | None = None
+    unconditional: bool = False
 
 
 @dataclass
@@ -186,14 +188,14 @@ class HttpServer:
             handler.end_headers()
             return
         etag = self.etags.get(path, f'"{hash(body) & 0xFFFFFFFF:x}"')
-        if request.headers.get("if-match") not in (None, etag):
+        if request.headers.get("if-match") not in (None, etag) and not fault.unconditional:
             handler.send_response(412)
             handler.send_header("content-length", "0")
             handler.end_headers()
             return
         start, end, status = 0, len(body), 200
         asked = request.headers.get("range", "")
-        fits = request.headers.get("if-range") in (None, etag)
+        fits = fault.unconditional or request.headers.get("if-range") in (None, etag)
         if asked.startswith("bytes=") and fits and not fault.no_range:
             first, _, last = asked[6:].partition("-")
             start, end, status = int(first), min(int(last) + 1 if last else len(body), len(body)), 206

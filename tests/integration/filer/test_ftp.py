@@ -121,6 +121,36 @@ def test_a_file_that_changes_after_a_drop_is_fetched_again(
     assert (volume / "root/data/x").read_bytes() == BODY[::-1]
 
 
+@pytest.mark.parametrize("command, reply", [("REST", "502 Not implemented"), ("RETR", "554 Invalid REST parameter")])
+def test_a_server_that_does_not_resume_sends_the_whole_file_again(
+    volume: Path, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch, command: str, reply: str
+) -> None:
+    from pyftpdlib.handlers import DTPHandler, FTPHandler
+
+    (ftp.root / "x").write_bytes(BODY)
+    send_data, answer, cuts = DTPHandler.send, getattr(FTPHandler, f"ftp_{command}"), [1000]
+
+    def cutting(self: DTPHandler, data: bytes) -> int:
+        if cuts:
+            send_data(self, data[: cuts.pop()])
+            self.close()
+            return 0
+        return int(send_data(self, data))
+
+    def refusing(self: FTPHandler, line: str) -> object:
+        if command == "REST" or self._restart_position:
+            self.respond(reply)
+            return None
+        return answer(self, line)
+
+    monkeypatch.setattr(DTPHandler, "use_sendfile", lambda _: False)
+    monkeypatch.setattr(DTPHandler, "send", cutting)
+    monkeypatch.setattr(FTPHandler, f"ftp_{command}", refusing)
+    settings = quick(stall_timeout=timedelta(milliseconds=300))  # this server does not respond after a drop
+    assert bring(volume, given("/data/x", f"{ftp.url}/x"), settings=settings).error is None
+    assert (volume / "root/data/x").read_bytes() == BODY
+
+
 def test_a_drop_at_any_byte_is_resumed(volume: Path, ftp: FtpServer, monkeypatch: pytest.MonkeyPatch) -> None:
     from pyftpdlib.handlers import DTPHandler
 
