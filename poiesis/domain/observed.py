@@ -11,6 +11,7 @@ from poiesis.domain.report import FilerReport
 
 TIF = "tif"  # names of containers
 TOF = "tof"
+NODE_UNREACHABLE = "NodeUnreachable"  # why a task waits: a pod that is deleted stays, because its node is silent
 DISK_LIMIT = "DiskLimit"  # why a pod was lost: it wrote more outside of the task's volume than allowed
 
 
@@ -75,7 +76,8 @@ class Pod:
 
     `lost`: why the infrastructure removed it, in CamelCase (evicted, preempted, node lost, deleted by another process). `waiting`: why
     it is not scheduled yet (`Unschedulable: 0/3 nodes …`), and `room` what that means. `queued`: a queue with a quota holds it back.
-    `lost_to_queue`: that queue took back what the pod had, so its node is not the reason. `ended`: none of its containers runs or will run.
+    `lost_to_queue`: that queue took back what the pod had, so its node is not the reason. `deletion_due`: when a pod that is being
+    deleted should be gone, if its node is another machine. `ended`: none of its containers runs or will run.
     `log_problem`: why the whole output of its executors is not stored; the task goes on.
     """
 
@@ -93,6 +95,7 @@ class Pod:
     lost_to_queue: bool = False
     message: str | None = None
     deleting: bool = False
+    deletion_due: datetime | None = None
     ended: bool = False
     containers: tuple[Container, ...] = ()
     log_problem: str | None = None

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Final
 
+from poiesis.domain.observed import NODE_UNREACHABLE
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Task
 
@@ -19,6 +21,7 @@ WAITS: Final[Mapping[str, str]] = {
     "NoNode": "no node of the cluster can run its pod",
     "Unscheduled": "the scheduler has not placed its pod yet",
     "SchedulingGated": "another controller of the cluster holds its pod back",
+    "NodeUnreachable": "its node does not confirm that its containers have ended",
     "Queued": "the site's quotas leave no room for it yet",
     "QuotaExceeded": "the quota of the cluster is used up",
     "ClusterUnavailable": "the cluster does not answer",
@@ -120,6 +123,8 @@ def _ended(task: Task) -> str:
 
 
 def _going_on(task: Task) -> str:
+    if task.waiting is not None and task.waiting.startswith(f"{NODE_UNREACHABLE}:"):
+        return f"{_going_on(replace(task, waiting=None))} {_waits(task.waiting)}"
     if task.cancel_requested_at is not None:
         return "The task is being canceled: it ends when its containers are gone."
     if task.waiting is not None:

@@ -71,6 +71,8 @@ class PodView:
     logs: ContainerView | None = None
     """The one that fills the log store, which the task does not wait for."""
     requested: Amount = NOTHING
+    deletion_due: str | None = None
+    """When its grace period after a deletion ends. The object exists until its node has confirmed that no container runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +124,7 @@ def project_pod(document: Mapping[str, Any], gpu_resource: str = GPU) -> PodView
         logs=next((view for view in views if view.name == LOGS), None),
         scheduled_at=scheduled.get("lastTransitionTime") if scheduled.get("status") == "True" else None,
         requested=requested(spec, gpu_resource),
+        deletion_due=metadata.get("deletionTimestamp"),
     )
 
 

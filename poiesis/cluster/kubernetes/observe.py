@@ -75,6 +75,7 @@ def pod_of(
         lost_to_queue=view.disruption in EVICTIONS_BY_KUEUE,
         message=message,
         deleting=view.deleting,
+        deletion_due=parse_time(view.deletion_due),
         ended=not reading
         and (has_ended(view) or (bool(containers) and all(c.phase is Phase.ENDED for c in containers))),
         containers=containers,

@@ -50,7 +50,7 @@ from poiesis.domain.decide.endings import (
 from poiesis.domain.decide.journal import MAX_MESSAGE, add_metadata, move, note, wait, waiting_since
 from poiesis.domain.decide.progress import Ended, Lost, Waiting, follow, look_again, note_log_problem, still_runs
 from poiesis.domain.errors import ClusterRefused, PoiesisError, QuotaExceeded
-from poiesis.domain.observed import DISK_LIMIT, TIF, TOF, Observed, Room
+from poiesis.domain.observed import DISK_LIMIT, NODE_UNREACHABLE, TIF, TOF, Observed, Room
 from poiesis.domain.plan import Layout, Plan, plan
 from poiesis.domain.policy import Policy
 from poiesis.domain.report import FilerReport
@@ -60,6 +60,7 @@ from poiesis.domain.timeline import attempt_ended
 
 CLEAN_AGAIN: Final = timedelta(seconds=20)  # normally an event reports that all is gone; this is for a lost event
 CANCEL_AGAIN: Final = timedelta(seconds=5)
+OVERDUE: Final = timedelta(minutes=1)  # a node confirms the end of a pod within seconds
 SOON: Final = timedelta(seconds=20)  # the next link is published at once; this is for a lost message
 LOST_WITH_THE_NODE: Final = frozenset({"Preempted", "NodeLost", "NodeShutdown", "Evicted", "VolumeLost"})
 MAX_RETRY_DELAY: Final = timedelta(minutes=5)
@@ -231,6 +232,7 @@ def _finish(task: Task, observed: Observed | None, now: datetime, policy: Policy
             return Decision(task)
         if observed.pods:
             canceling = replace(move(task, State.CANCELING, now), stage=Stage.FINISH, wake_at=now + CANCEL_AGAIN)
+            canceling = _show_overdue(canceling, observed, now)
             return Decision(canceling, () if all(p.deleting for p in observed.pods) else (Effect.DELETE_PODS,))
         task = note(move(task, State.CANCELED, now), now, "Canceled by request.")
         return Decision(_cleanable(task, now), again=True)
@@ -243,6 +245,7 @@ def _finish(task: Task, observed: Observed | None, now: datetime, policy: Policy
             if over is not None:  # the launchers' records of a termination arrive before the cluster shows why
                 task = add_metadata(task, {"attempts": str(task.attempt)})
                 return Decision(replace(task, outcome=over_disk_limit(over)), again=True)
+            task = _show_overdue(task, observed, now)
             return Decision(replace(task, wake_at=now + CLEAN_AGAIN), (Effect.DELETE_ALL,))
         task = attempt_ended(task, now)
         task = replace(task, attempt=task.attempt + 1, uploads=1, outcome=None, layout=None)
@@ -292,6 +295,18 @@ def _end(task: Task, outcome: Outcome, now: datetime, policy: Policy) -> Task:
         if outcome.reason == "OutOfMemory":
             task = with_more_memory(task, policy)
     return replace(_enter(task, Stage.FINISH, now, wake=now), outcome=outcome)
+
+
+def _show_overdue(task: Task, observed: Observed, now: datetime) -> Task:
+    """Show why the task waits for pods that have been deleted: their node does not confirm that no container runs."""
+    for pod in observed.pods:
+        if pod.deletion_due is not None and now - pod.deletion_due > OVERDUE:
+            due = pod.deletion_due.isoformat(timespec="seconds").replace("+00:00", "Z")
+            where = f"node {pod.node}" if pod.node is not None else "its node"
+            return wait(
+                task, f"{NODE_UNREACHABLE}: pod {pod.name} should have ended by {due}; {where} may be down", now
+            )
+    return task
 
 
 def _on_demand(task: Task, now: datetime, policy: Policy) -> Task:

@@ -65,6 +65,9 @@ def _failed(reason: str, message: str, **more: object) -> Task:
          "The task is being canceled: it ends when its containers are gone."),
         (replace(TASK, cancel_requested_at=NOW, state=State.CANCELING, waiting="QuotaExceeded: x"),
          "The task is being canceled: it ends when its containers are gone."),
+        (replace(TASK, cancel_requested_at=NOW, state=State.CANCELING, waiting="NodeUnreachable: node n1 may be down"),
+         "The task is being canceled: it ends when its containers are gone. "
+         "The task waits because its node does not confirm that its containers have ended: node n1 may be down."),
         (replace(TASK, attempt=2, log=TaskLog(system_logs=("2026-01-01T00:00:00.000Z Attempt 1 failed. Evicted: disk pressure",))),
          "The task waits for attempt 2, which starts after a delay because attempt 1 failed: its node evicted the pod: disk pressure."),
         (replace(TASK, attempt=2), "The task waits for attempt 2, which starts after a delay."),

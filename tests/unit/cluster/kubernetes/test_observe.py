@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -145,6 +146,7 @@ def test_a_deletion_is_a_loss_unless_it_is_our_own() -> None:
     for stage in (Stage.FINISH, Stage.CLEAN, Stage.DONE):
         pod = observed(replace(TASK, stage=stage), metadata=deleted)
         assert pod.lost is None and pod.deleting
+        assert pod.deletion_due == datetime(2026, 1, 2, 3, 5, 5, tzinfo=UTC)
     assert observed(replace(TASK, cancel_requested_at=TASK.created_at), metadata=deleted).lost is None
 
 

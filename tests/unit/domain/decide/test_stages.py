@@ -6,7 +6,7 @@ from datetime import timedelta
 import pytest
 
 from poiesis.domain.decide.admission import admit
-from poiesis.domain.decide.stages import Effect, decide
+from poiesis.domain.decide.stages import OVERDUE, Effect, decide
 from poiesis.domain.observed import Observed, Pod
 from poiesis.domain.policy import Policy
 from poiesis.domain.quotas import AdmissionRules, Amount, Claim, Quota
@@ -354,6 +354,30 @@ def test_a_cancel_request_at_any_stage_ends_as_canceled_with_nothing_left(task_s
     assert task.state is State.CANCELED
     assert world.cluster.is_empty(ID)
     assert "Canceled by request." in text_of(task)
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        stored(stage=Stage.RUN, state=State.CANCELING, cancel_requested_at=START, part="task"),
+        stored(
+            stage=Stage.FINISH, state=State.RUNNING, outcome=Outcome(State.SYSTEM_ERROR, "NodeLost", "x", retry=True)
+        ),
+    ],
+    ids=["canceled", "retried"],
+)
+def test_a_deleted_pod_that_its_node_does_not_end_is_the_reason_of_waiting(task):
+    observed = Observed(pods=(Pod("pod", 1, "task", node="node-1", deleting=True, deletion_due=START),))
+    shown = decide(task, observed, START + OVERDUE, POLICY).task
+    assert shown.waiting is None
+    for minutes in (2, 60):
+        shown = decide(shown, observed, START + timedelta(minutes=minutes), POLICY).task
+    due = START.isoformat().replace("+00:00", "Z")
+    assert shown.waiting == f"NodeUnreachable: pod pod should have ended by {due}; node node-1 may be down"
+    assert shown.log.metadata["waiting_reason"] == shown.waiting
+    assert text_of(shown).count("NodeUnreachable") == 1
+    gone = decide(shown, Observed(), START + timedelta(hours=2), POLICY).task
+    assert gone.waiting is None
 
 
 def test_pods_that_are_being_deleted_are_not_deleted_again():
