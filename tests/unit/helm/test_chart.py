@@ -961,6 +961,25 @@ def test_roles_accept_only_the_allowed_connections(render: Callable[[str], Rende
 # ── the rest ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.parametrize(
+    ("options", "args"),
+    [
+        ((), ["--bind_ip_all", "--wiredTigerCacheSizeGB", "0.25"]),
+        (("--set", "listenHost=::"), ["--bind_ip_all", "--wiredTigerCacheSizeGB", "0.25", "--ipv6"]),
+        (("--set", "listenHost=::,mongodb.args={--bind_ip_all,--ipv6}"), ["--bind_ip_all", "--ipv6"]),
+        (("--set", "listenHost=::,mongodb.args={--other}"), ["--other"]),
+        (("--set", "listenHost=::,mongodb.args=null"), None),
+    ],
+)
+def test_the_bundled_mongodb_listens_on_ipv6_where_the_roles_do(
+    template: Run, options: tuple[str, ...], args: list[str] | None
+):
+    done = template("-f", str(CHART / "ci" / "bundled-values.yaml"), *options)
+    assert done.returncode == 0, done.stderr
+    [server] = [o for o in yaml.safe_load_all(done.stdout) if o and o["kind"] == "StatefulSet"]
+    assert server["spec"]["template"]["spec"]["containers"][0].get("args") == args
+
+
 def test_uninstalling_deletes_the_bundled_volume_unless_it_is_kept(template: Run):
     values = str(CHART / "ci" / "bundled-values.yaml")
 
