@@ -131,10 +131,15 @@ class ConnectionGate:
 
 class _Droppable:
     """A transport that drops what is written once it closes. uvloop's raises then, in the middle of a response that is being made, and
-    uvicorn knows only of the last request of a connection that its client has left."""
+    uvicorn knows only of the last request of a connection that its client has left. `waits`: called before closing; True: not yet."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, waits: Callable[[], bool]) -> None:
         self._transport = transport
+        self._waits = waits
+
+    def close(self) -> None:
+        if not self._waits():
+            self._transport.close()
 
     def write(self, data: bytes) -> None:
         if not self._transport.is_closing():
@@ -160,10 +165,11 @@ class LimitedProtocol(HttpToolsProtocol):
         self._in_body = False
         self._head_bytes = 0
         self._unparsed = 0  # bytes received since the parser last reported anything
+        self._closes_after_body = False
         self._on_end: Callable[[], None] | None = None  # while a request holds the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, _Droppable(transport)))
+        super().connection_made(cast(asyncio.Transport, _Droppable(transport, self._waits_for_body)))
         self.address = network_key(self.client[0] if self.client else "")
         self._deadline = self.loop.time() + self._gate.header_timeout_s
         if not self._gate.enter(self):
@@ -183,6 +189,14 @@ class LimitedProtocol(HttpToolsProtocol):
         """Close in the middle of a response; what was written of it still goes out."""
         self.cycle.disconnected = True  # else uvicorn reports a response without an end
         self.transport.close()
+
+    def _waits_for_body(self) -> bool:
+        """Whether to close only after the rest of the body, which is not used: a client that is still sending would get a reset instead
+        of the response. The second call closes; `check_deadlines` makes it in the end."""
+        if self._closes_after_body or not self._in_body or not self.cycle.response_complete:
+            return False
+        self._closes_after_body = True
+        return True
 
     def shutdown(self) -> None:
         super().shutdown()
@@ -239,6 +253,8 @@ class LimitedProtocol(HttpToolsProtocol):
         self._unparsed = 0
         self._in_body = False
         super().on_message_complete()
+        if self._closes_after_body:
+            self.transport.close()
 
     # callbacks of uvicorn
     def on_response_complete(self) -> None:

@@ -62,6 +62,11 @@ def head(size: int | None = None, path: str = "/v1/tasks") -> bytes:
     return f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n{length}\r\n\r\n".encode()
 
 
+def closing(head: bytes) -> bytes:
+    """Of the last request on a connection, as `urllib` sends it."""
+    return head.replace(b"\r\n", b"\r\nConnection: close\r\n", 1)
+
+
 def error(received: bytes) -> dict[str, object]:
     """The JSON body of the last response."""
     head, _, body = received.rpartition(b"\r\n\r\n")
@@ -183,6 +188,38 @@ class TestBodies:
 
         assert received.startswith(b"HTTP/1.1 408 ")
         assert error(received)["error"] == "request_timeout"
+
+    def test_one_that_is_too_large_is_answered_although_its_client_closes_the_connection(
+        self, server: ServerProcess
+    ) -> None:
+        """The client sends all of it before it reads: closing at once would reset the connection, and the response with it."""
+        with server.connect() as connection:
+            connection.sendall(closing(head(30 * MIB)))
+            for _ in range(30):
+                connection.sendall(b" " * MIB)
+            received = b"".join(iter(lambda: connection.recv(65_536), b""))
+
+        assert received.startswith(b"HTTP/1.1 413 ")
+        assert error(received)["error"] == "body_too_large"
+
+    def test_the_rest_of_one_that_is_refused_has_a_time_out(self, server: ServerProcess) -> None:
+        with server.connect() as connection:
+            connection.sendall(closing(head(30 * MIB)) + b" ")
+            received = b"".join(iter(lambda: connection.recv(65_536), b""))
+
+        assert received.startswith(b"HTTP/1.1 413 ")
+
+    def test_nothing_after_the_last_request_is_answered(self, server: ServerProcess) -> None:
+        task_id = requests.post(f"{server.url}/v1/tasks", json=HELLO, timeout=30).json()["id"]
+        state = requests.get(f"{server.url}/v1/tasks/{task_id}", timeout=30).json()["state"]
+        with server.connect() as connection:
+            connection.sendall(closing(head(12 * MIB)))
+            received = connection.recv(65_536)
+            connection.sendall(b" " * 12 * MIB + head(0, f"/v1/tasks/{task_id}:cancel"))
+            received += b"".join(iter(lambda: connection.recv(65_536), b""))
+
+        assert received.count(b"HTTP/1.1 ") == 1
+        assert requests.get(f"{server.url}/v1/tasks/{task_id}", timeout=30).json()["state"] == state
 
     def test_a_body_cut_off_is_not_a_task(self, server: ServerProcess) -> None:
         url = f"{server.url}/v1/tasks?page_size=2047"
