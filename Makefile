@@ -256,10 +256,12 @@ docs: venv ## the documentation as HTML in docs/_build
 docs-test: venv launcher ## the commands of the tutorials and how-tos, as printed
 	$(BIN)/pytest tests/docs -n 2 --dist loadgroup $(ARGS)
 
-reference: venv ## the generated pages of docs again: settings, command line, chart, errors, APIs
+reference: venv ## the generated pages of docs again (settings, command line, chart, errors, APIs, metrics), and the Grafana dashboards
 	$(BIN)/python docs/make_configuration.py
 	$(BIN)/python docs/make_chart_values.py
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/python docs/make_metrics.py
+	$(BIN)/python docs/make_dashboards.py
 
 clean: ## remove what was built and measured; .venv and .cache stay
 	rm -rf build dist docs/_build htmlcov coverage.xml .coverage .coverage.* *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -96,13 +96,19 @@ def _linked(text: str) -> str:
     )
 
 
+def _duration(value: timedelta) -> str:
+    """As settings take it: in days if they are whole ones."""
+    days, rest = divmod(value, timedelta(days=1))
+    return f"{days}d" if days and not rest else f"{value.total_seconds():.6f}".rstrip("0").rstrip(".") + "s"
+
+
 def _shown(value: Any) -> str:
     if value is None or value in ((), {}, frozenset(), ""):
         return "-"
     if isinstance(value, bool):
         return "`true`" if value else "`false`"
     if isinstance(value, timedelta):
-        return f"`{value.total_seconds():g}s`"
+        return f"`{_duration(value)}`"
     if isinstance(value, tuple):
         return "`" + ",".join(map(str, value)) + "`"
     if isinstance(value, frozenset):

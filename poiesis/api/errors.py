@@ -1,4 +1,4 @@
-"""Every error response: one body (schema `Error` of the spec), made only here.
+"""Every error response of the APIs: one body (schema `Error` of the spec), made only here.
 
 | Raised | Status |
 |---|---|

@@ -1,4 +1,5 @@
-"""`reconcile(task_id)`: load, decide, claim, apply, commit. The only place where a stored task moves on and a pod is launched.
+"""`reconcile(task_id)`: load, decide, claim, apply, commit. The only place where a pod is launched, and where an
+admitted task moves on unless it is canceled.
 
 Any process may call it at any time, however often. What makes that safe: objects in the cluster have names made from task and
 attempt, so creating one twice has the effect of creating it once; the task is saved by compare-and-set, so if two processes make the
