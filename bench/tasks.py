@@ -269,12 +269,11 @@ def _s3_task(endpoint: str, bucket: str) -> dict[str, Any]:
     from minio import Minio
 
     parts = urlsplit(endpoint)
-    store = Minio(
-        parts.netloc,
-        os.environ["AWS_ACCESS_KEY_ID"],
-        os.environ["AWS_SECRET_ACCESS_KEY"],
-        secure=parts.scheme == "https",
-    )
+    try:
+        user, password = os.environ["AWS_ACCESS_KEY_ID"], os.environ["AWS_SECRET_ACCESS_KEY"]
+    except KeyError as missing:
+        raise SystemExit(f"--s3 needs the environment variable {missing.args[0]}") from None
+    store = Minio(parts.netloc, user, password, secure=parts.scheme == "https")
     if not store.bucket_exists(bucket):
         store.make_bucket(bucket)
     store.put_object(bucket, "in", io.BytesIO(os.urandom(10**6)), 10**6)
