@@ -37,7 +37,6 @@ HEADER_OVERHEAD_BYTES: Final = 32  # overhead of a name and a value in the list 
 SWEEP_S: Final = 1.0
 WRITE_TIMEOUT_S: Final = 60.0
 MIN_WRITE_BYTES: Final = 64 * 1024  # of a response that a client must read within WRITE_TIMEOUT_S
-JOINED_BYTES: Final = 16 * 1024  # longer writes are not copied to join them
 MAX_UNWRITTEN_BYTES: Final = 64 * 1024 * 1024  # of all answers that clients have not taken yet
 
 
@@ -130,42 +129,19 @@ class ConnectionGate:
                 loop.call_later(SWEEP_S, self._sweep, loop)
 
 
-class JoiningTransport:
-    """A transport that drops what is written once it closes (uvloop's raises then, in the middle of a response that is being made, and
-    uvicorn knows only of the last request of a connection that its client has left). A short write waits for the next one until the
-    event loop has run what is ready: uvicorn writes the head of a response and its body separately. `waits`: called before closing;
-    True: not yet."""
+class _Droppable:
+    """A transport that drops what is written once it closes. uvloop's raises then, in the middle of a response that is being made, and
+    uvicorn knows only of the last request of a connection that its client has left. `waits`: called before closing; True: not yet."""
 
-    def __init__(
-        self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop, waits: Callable[[], bool]
-    ) -> None:
+    def __init__(self, transport: asyncio.Transport, waits: Callable[[], bool]) -> None:
         self._transport = transport
-        self._loop = loop
         self._waits = waits
-        self._held = b""
 
     def close(self) -> None:
-        self._send_held()
         if not self._waits():
             self._transport.close()
 
     def write(self, data: bytes) -> None:
-        if len(data) > JOINED_BYTES:
-            self._send_held()
-            self._send(data)
-        elif self._held:
-            data, self._held = self._held + data, b""
-            self._send(data)
-        elif data:
-            self._held = data
-            self._loop.call_soon(self._send_held)
-
-    def _send_held(self) -> None:
-        if self._held:
-            data, self._held = self._held, b""
-            self._send(data)
-
-    def _send(self, data: bytes) -> None:
         if not self._transport.is_closing():
             self._transport.write(data)
 
@@ -193,7 +169,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._on_end: Callable[[], None] | None = None  # while a request holds the connection
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(cast(asyncio.Transport, JoiningTransport(transport, self.loop, self._waits_for_body)))
+        super().connection_made(cast(asyncio.Transport, _Droppable(transport, self._waits_for_body)))
         self.address = network_key(self.client[0] if self.client else "")
         self._deadline = self.loop.time() + self._gate.header_timeout_s
         if not self._gate.enter(self):

@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from poiesis.api.connections import JOINED_BYTES, MAX_UNWRITTEN_BYTES, SWEEP_S, ConnectionGate, JoiningTransport
+from poiesis.api.connections import MAX_UNWRITTEN_BYTES, SWEEP_S, ConnectionGate
 from poiesis.config import ApiSettings
 
 
@@ -71,67 +71,3 @@ def test_unread_bytes_of_a_connection_that_has_left_do_not_close_others() -> Non
 
     assert not gone.transport.is_aborted
     assert not open_.transport.is_aborted
-
-
-class Written:
-    """A transport that keeps what is written."""
-
-    def __init__(self) -> None:
-        self.writes: list[bytes] = []
-        self.is_closed = False
-
-    def write(self, data: bytes) -> None:
-        self.writes.append(data)
-
-    def is_closing(self) -> bool:
-        return self.is_closed
-
-    def close(self) -> None:
-        self.is_closed = True
-
-
-def test_the_head_of_a_response_and_its_body_are_written_at_once() -> None:
-    async def main() -> None:
-        written = Written()
-        transport = JoiningTransport(cast(Any, written), asyncio.get_running_loop(), lambda: False)
-
-        transport.write(b"head")
-        transport.write(b"body")
-        assert written.writes == [b"headbody"]
-
-        transport.write(b"100 Continue")  # without a body
-        assert written.writes == [b"headbody"]
-        await asyncio.sleep(0)
-        assert written.writes == [b"headbody", b"100 Continue"]
-
-    asyncio.run(main())
-
-
-def test_a_long_body_is_not_copied_and_comes_after_its_head() -> None:
-    async def main() -> None:
-        written, body = Written(), b"x" * (JOINED_BYTES + 1)
-        transport = JoiningTransport(cast(Any, written), asyncio.get_running_loop(), lambda: False)
-
-        transport.write(b"head")
-        transport.write(body)
-
-        assert written.writes == [b"head", body]
-        assert written.writes[1] is body
-
-    asyncio.run(main())
-
-
-@pytest.mark.parametrize("waits", [False, True])
-def test_what_was_written_before_closing_is_sent(waits: bool) -> None:
-    async def main() -> None:
-        written = Written()
-        transport = JoiningTransport(cast(Any, written), asyncio.get_running_loop(), lambda: waits)
-
-        transport.write(b"head")
-        transport.close()
-        transport.write(b"dropped" if not waits else b"")
-        await asyncio.sleep(0)
-
-        assert (written.writes, written.is_closed) == ([b"head"], not waits)
-
-    asyncio.run(main())
