@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from poiesis.domain.errors import AccessDenied, ConfigurationError, StorageUnavailable
@@ -52,8 +52,11 @@ class Guard:
                 f"{where} is a private, loopback or link-local address, which this service does not connect to"
             )
 
-    def connect(self, host: str, port: int, timeout: float | None) -> socket.socket:
-        """A connection to an address of `host` that passed `check`. Raises: AccessDenied, StorageUnavailable."""
+    def connect(
+        self, host: str, port: int, timeout: float | None, *, is_late: Callable[[], bool] = lambda: False
+    ) -> socket.socket:
+        """A connection to an address of `host` that passed `check`. `timeout` is for each address, and no other is tried once `is_late`.
+        Raises: AccessDenied, StorageUnavailable."""
         name = host.strip("[]")
         try:
             found = socket.getaddrinfo(name, port, type=socket.SOCK_STREAM)
@@ -61,6 +64,8 @@ class Guard:
             raise StorageUnavailable(f"the host {name} cannot be resolved: {error}") from error
         last: Exception | None = None
         for family, kind, protocol, _, address in found[:8]:
+            if is_late():
+                break
             try:
                 self.check(name, str(address[0]))
             except AccessDenied as error:

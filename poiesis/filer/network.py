@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from binascii import b2a_base64
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urlsplit
@@ -59,14 +59,16 @@ def open_connection(
     proxy: Proxy | None = None,
     proxy_tls: ssl.SSLContext | None = None,
     guard: Guard | None = None,
+    is_late: Callable[[], bool] = lambda: False,
 ) -> socket.socket:
-    """`tls`: None for plain http. `proxy_tls`: for a proxy that is reached by https. `guard`: checks addresses that are reached directly.
+    """`tls`: None for plain http. `proxy_tls`: for a proxy that is reached by https. `guard`: checks addresses that are reached directly,
+    and tries no other address once `is_late`.
 
     Raises: OSError, AccessDenied if the guard or the proxy refuses, StorageUnavailable if the proxy cannot reach the host."""
     if proxy:
         found = _opened(proxy.host, proxy.port, timeout_s)
     else:
-        found = guard.connect(host, port, timeout_s) if guard else _opened(host, port, timeout_s)
+        found = guard.connect(host, port, timeout_s, is_late=is_late) if guard else _opened(host, port, timeout_s)
     try:
         found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if proxy and proxy.is_secure and proxy_tls:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import socket
 import ssl
 import threading
 from collections.abc import Mapping
@@ -41,7 +42,9 @@ class HttpWebhookSender:
         try:
             connection.request("POST", path, body, dict(headers))
             response = connection.getresponse()
-            response.read(MAX_ANSWER_BYTES)
+            # the status is the answer; the rest is read only so that the receiver can write it
+            with suppress(OSError, http.client.HTTPException, ValueError):
+                response.read(MAX_ANSWER_BYTES)
             return Answer(response.status, retry_after_s=_seconds(response.headers.get("Retry-After")))
         except AccessDenied as error:
             return Answer(None, str(error))
@@ -63,10 +66,18 @@ class _Connection(http.client.HTTPConnection):
             self.default_port = PORTS["https"]  # of the header Host
         self._guard = guard
         self._tls = tls
+        self._opened: socket.socket | None = None  # `sock` is None once a response with `Connection: close` has begun
         self.is_aborted = False
 
     def connect(self) -> None:
-        self.sock = open_connection(self.host, self.port, timeout_s=CONNECT_S, tls=self._tls, guard=self._guard)
+        self.sock = self._opened = open_connection(
+            self.host,
+            self.port,
+            timeout_s=CONNECT_S,
+            tls=self._tls,
+            guard=self._guard,
+            is_late=lambda: self.is_aborted,
+        )
         self.sock.settimeout(DEADLINE_S)
         if self.is_aborted:
             raise TimeoutError("too late")
@@ -74,8 +85,9 @@ class _Connection(http.client.HTTPConnection):
     def abort(self) -> None:
         """Called by another thread."""
         self.is_aborted = True
-        with suppress(OSError, AttributeError):
-            self.sock.shutdown(2)
+        with suppress(OSError):
+            if self._opened is not None:
+                self._opened.shutdown(socket.SHUT_RDWR)
 
 
 def _seconds(text: str | None) -> float | None:

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from poiesis.config import WebhookSettings
+from poiesis.notifications import http_sender
 from poiesis.notifications.http_sender import HttpWebhookSender
 
 LOOPBACK = WebhookSettings(allow_addresses=("127.0.0.1",))
@@ -51,14 +52,15 @@ def receiver(status: int = 204, **extra: str) -> Iterator[tuple[str, list[tuple[
 
 
 @contextmanager
-def raw_server(answer: bytes, pause_s: float = 0.0) -> Iterator[str]:
-    """Accepts one connection, and sends `answer` byte by byte, with a pause after each."""
+def raw_server(answer: bytes, pause_s: float = 0.0, *, head: bytes = b"") -> Iterator[str]:
+    """Accepts one connection, and sends `head` at once and `answer` byte by byte, with a pause after each."""
     listening = socket.create_server(("127.0.0.1", 0))
 
     def serve() -> None:
         try:
             with listening.accept()[0] as connection:
                 connection.recv(65536)
+                connection.sendall(head)
                 for i in range(len(answer)):
                     connection.sendall(answer[i : i + 1])
                     time.sleep(pause_s)
@@ -121,6 +123,38 @@ def test_a_receiver_that_sends_byte_by_byte_does_not_hold_the_thread() -> None:
 
     assert (answer.status, answer.error) == (None, "127.0.0.1 did not answer within 0 s")
     assert time.monotonic() - begin < 3
+
+
+@pytest.mark.parametrize("header", [b"Connection: close", b"Content-Length: 99999", b"Transfer-Encoding: chunked"])
+def test_a_body_that_comes_byte_by_byte_does_not_hold_the_thread(header: bytes) -> None:
+    """The status has come in time, so the message has been delivered."""
+    with raw_server(b"1" * 1000, pause_s=0.02, head=b"HTTP/1.1 200 OK\r\n" + header + b"\r\n\r\n") as url:
+        begin = time.monotonic()
+        answer = HttpWebhookSender(LOOPBACK, deadline_s=1).send(url, {}, b"{}")
+
+    assert (answer.status, answer.error) == (200, None)
+    assert time.monotonic() - begin < 10
+
+
+def test_a_host_with_many_addresses_that_do_not_answer_does_not_hold_the_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        address = full.getsockname()
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:  # fill the backlog, so that later connections get no answer
+            each.setblocking(False)
+            each.connect_ex(address)
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 0, "", address)] * 8
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+        monkeypatch.setattr(http_sender, "CONNECT_S", 1.0)
+        begin = time.monotonic()
+        answer = HttpWebhookSender(LOOPBACK, deadline_s=1.2).send("http://receiver.example/", {}, b"{}")
+        for each in waiting:
+            each.close()
+
+    assert (answer.status, answer.error) == (None, "receiver.example did not answer within 1 s")
+    assert time.monotonic() - begin < 5
 
 
 @pytest.mark.parametrize(
