@@ -15,6 +15,7 @@ from poiesis.domain.quotas import MILLI, whole_units
 from poiesis.domain.task import Task
 
 ARCHITECTURE_LABEL: Final = "kubernetes.io/arch"
+SHARED: Final = "ReadWriteMany"  # the access mode of volumes that every node can mount
 
 
 def usable_parameters(settings: KubernetesSettings) -> frozenset[str]:
@@ -38,14 +39,15 @@ def allowed_queues(settings: KubernetesSettings) -> dict[str, tuple[str, ...]]:
 
 
 def placements(task: Task, settings: KubernetesSettings, *, devices: bool) -> tuple[Placement, ...]:
-    """All that apply; later ones take precedence. `devices`: whether the pod gets the task's GPUs.
+    """All that apply; later ones take precedence. `devices`: whether the pod gets the task's GPUs. The pods of its transfers go to the same
+    nodes, unless every node reaches the volume: the first pod may bind it to its own node or zone.
 
     Raises: ClusterRefused for a class that the site does not have.
     """
     asked = task.spec.requested
     parameters = asked.backend_parameters
     found = [settings.preemptible if task.is_preemptible else settings.on_demand]
-    if devices and gpu_count(parameters) > 0:
+    if gpu_count(parameters) > 0 and (devices or settings.access_mode != SHARED):
         found.append(settings.gpu)
         kind = parameters.get("gpu_type")
         if kind is not None:

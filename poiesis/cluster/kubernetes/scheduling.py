@@ -10,6 +10,9 @@ scheduler of Kubernetes 1.31 and later; earlier ones do not tell a small node fr
 message does not say that; then only labels and taints show it, or that the pod is known to be larger than every node. All that is only
 certain where each reason is a lasting one: a node that is cordoned, not ready or short of disk space may return. Kubernetes 1.34 no longer
 names taints; then they count as lasting unless all nodes have one, which is rather an outage.
+
+A node with a volume affinity conflict has room for the pod, but does not reach its volume. Then the nodes that do may be busy, or may never
+fit, which earlier schedulers do not tell apart: such a pod must not wait without a deadline.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ _COUNTED: Final = re.compile(r"\s*(\d+) (.+?)\s*")
 _UNHELPFUL: Final = "preemption is not helpful"
 _NEVER: Final = re.compile(r"preemptionpolicy[=:] ?never", re.IGNORECASE)
 _FULL: Final = re.compile(r"(insufficient |too many pods)", re.IGNORECASE)
+_OUT_OF_REACH: Final = re.compile(
+    r"node\(s\) (had volume node affinity conflict|didn't match PersistentVolume's node affinity)", re.IGNORECASE
+)
 _LASTING: Final = re.compile(
     r"(insufficient |node\(s\) didn't match pod's node affinity|node\(s\) didn't match node selector"
     r"|node\(s\) had untolerated taint(?!(?:\(s\))? \{node\.(kubernetes\.io|cloudprovider)))",
@@ -49,7 +55,8 @@ def room_of(message: str | None, *, too_large: bool = False) -> Room | None:
     is_unfit = unhelpful >= nodes or too_large or (not is_full and _NEVER.search(preemption) is not None)
     if is_unfit and all(_LASTING.match(text) for _, text in reasons):
         return None if all(_UNNAMED_TAINT.match(text) for _, text in reasons) else Room.NO_NODE
-    return Room.BUSY if is_full and unhelpful < nodes else None
+    may_fit = unhelpful < nodes and not any(_OUT_OF_REACH.match(text) for _, text in reasons)
+    return Room.BUSY if is_full and may_fit else None
 
 
 def _counted(text: str) -> list[tuple[int, str]]:

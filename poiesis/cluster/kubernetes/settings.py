@@ -219,7 +219,7 @@ class KubernetesSettings:
     gpu_resource: str = "nvidia.com/gpu"
     """Extended resource for the parameter `gpu`."""
     gpu: Placement = Placement()
-    """For pods with GPUs."""
+    """For pods with GPUs, and for the transfers of such tasks unless `access_mode` is ReadWriteMany."""
     gpu_type_label: str | None = None
     """Node label for the parameter `gpu_type`; None: not supported."""
     node_classes: Mapping[str, Placement] = field(default_factory=dict)

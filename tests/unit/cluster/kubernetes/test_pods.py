@@ -292,7 +292,17 @@ def test_only_executors_request_gpus() -> None:
 
 def test_every_pod_of_a_task_is_scheduled_where_its_volume_is_reachable() -> None:
     spec, settings, policy = CASES["staged-gpu"]
-    assert all(p["spec"]["nodeSelector"]["class"] == "large" for p in build(spec, settings, policy))
+    wanted = {"class": "large", "gpu-type": "a100", "kubernetes.io/arch": "amd64"}
+    for made in build(spec, settings, policy):
+        assert made["spec"]["nodeSelector"] == wanted
+        assert made["spec"]["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
+
+
+def test_transfers_leave_nodes_with_gpus_to_others_where_every_node_reaches_the_volume() -> None:
+    spec, settings, policy = CASES["staged-gpu"]
+    made = build(spec, replace(settings, access_mode="ReadWriteMany"), policy)
+    assert ["gpu-type" in p["spec"]["nodeSelector"] for p in made] == [False, True, True, False]
+    assert ["tolerations" in p["spec"] for p in made] == [False, True, True, False]
 
 
 @pytest.mark.parametrize(

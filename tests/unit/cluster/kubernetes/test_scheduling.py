@@ -61,6 +61,16 @@ def message_of_never(reasons: str) -> str:
         (message(1, "1 node(s) had untolerated taint(s) {node.kubernetes.io/unschedulable: }", f"1 {UNHELPFUL}"), None),
         (message(2, "1 Insufficient cpu, 1 node(s) were unschedulable", f"2 {UNHELPFUL}"), None),
         (message(1, "1 node(s) had volume node affinity conflict", f"1 {UNHELPFUL}"), None),
+        # the volume is bound to a node that may be busy, or may never fit
+        (
+            message(
+                2,
+                "1 Insufficient nvidia.com/gpu, 1 node(s) had volume node affinity conflict",
+                f"1 {NO_VICTIMS}, 1 {UNHELPFUL}",
+            ),
+            None,
+        ),
+        (message_of_never("1 Insufficient cpu, 2 node(s) didn't match PersistentVolume's node affinity"), None),
         # no counts of preemption: whether a node is large enough is not known
         (message_of_never("1 Insufficient cpu"), Room.BUSY),
         (message_of_never("1 Insufficient cpu, 2 node(s) didn't match Pod's node affinity/selector"), Room.BUSY),
