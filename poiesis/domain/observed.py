@@ -19,6 +19,11 @@ def executor_name(index: int) -> str:
     return f"executor-{index}"
 
 
+def is_of_task(name: str) -> bool:
+    """Whether a container runs a filer or an executor, in contrast to those that the site or its cluster adds to a pod."""
+    return name in (TIF, TOF) or name.startswith("executor-")
+
+
 class Phase(StrEnum):
     """Of a container, in any cluster."""
 

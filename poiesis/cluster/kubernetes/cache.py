@@ -16,6 +16,7 @@ from typing import Any, Final
 from poiesis.cluster.kubernetes import labels
 from poiesis.cluster.kubernetes.kueue import WorkloadView
 from poiesis.cluster.kubernetes.quantities import GPU, requested
+from poiesis.domain.observed import is_of_task
 from poiesis.domain.quotas import Amount
 from poiesis.domain.task import TaskId
 
@@ -67,6 +68,9 @@ class PodView:
     disruption_message: str | None
     deleting: bool
     containers: tuple[ContainerView, ...]
+    """The filers and executors."""
+    others: tuple[ContainerView, ...] = ()
+    """Of the other containers, such as the one that copies the launcher or injected ones, those that cannot start or have failed."""
     scheduled_at: str | None = None
     logs: ContainerView | None = None
     """The one that fills the log store, which the task does not wait for."""
@@ -120,7 +124,12 @@ def project_pod(document: Mapping[str, Any], gpu_resource: str = GPU) -> PodView
         disruption=_text(disruption.get("reason")) or "DisruptionTarget" if is_disrupted else None,
         disruption_message=_text(disruption.get("message")) if is_disrupted else None,
         deleting="deletionTimestamp" in metadata,
-        containers=tuple(view for view in views if view.name != LOGS),
+        containers=tuple(view for view in views if is_of_task(view.name)),
+        others=tuple(
+            replace(view, termination_message=_text(view.termination_message))
+            for view in views
+            if not is_of_task(view.name) and view.name != LOGS and (view.exit_code or _is_stuck(view))
+        ),
         logs=next((view for view in views if view.name == LOGS), None),
         scheduled_at=scheduled.get("lastTransitionTime") if scheduled.get("status") == "True" else None,
         requested=requested(spec, gpu_resource),
@@ -299,14 +308,14 @@ class Cache:
 def _starts(view: PodView) -> bool:
     if not view.scheduled or view.deleting or view.phase != "Pending":
         return False
-    return not any(map(_is_stuck, view.containers))
+    return not any(map(_is_stuck, (*view.containers, *view.others)))
 
 
 def _is_on_its_way(view: PodView) -> bool:
     if view.deleting or view.gates or view.waiting or view.disruption or view.reason or view.phase not in ON_ITS_WAY:
         return False
     shown = (*view.containers, view.logs) if view.logs is not None else view.containers
-    if any(c.exit_code or _is_stuck(c) for c in shown):
+    if view.others or any(c.exit_code or _is_stuck(c) for c in shown):
         return False
     return not all(c.state == "terminated" for c in view.containers)
 

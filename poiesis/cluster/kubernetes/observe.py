@@ -12,7 +12,7 @@ Why a pod was lost (`lost`), first match:
     phase Unknown                                                  NodeLost
     phase Failed with a reason of the pod's own                    that: Evicted, NodeShutdown, OutOfcpu, NodeAffinity, …
     a container whose state the kubelet does not know              ContainerStatusUnknown
-    phase Failed before any container ran                          PodFailed
+    phase Failed before any executor could run, TIF not at fault   PodFailed
     being deleted, and the task has not ended                      PodDeleted
 """
 
@@ -23,9 +23,8 @@ from collections.abc import Mapping
 from typing import Final
 
 from poiesis.cluster.kubernetes.cache import ContainerView, PodView
-from poiesis.cluster.kubernetes.pods import COPY_LAUNCHER
 from poiesis.cluster.kubernetes.scheduling import room_of
-from poiesis.domain.observed import DISK_LIMIT, Container, Phase, Pod, Record
+from poiesis.domain.observed import DISK_LIMIT, TIF, Container, Phase, Pod, Record
 from poiesis.domain.records import parse_time
 from poiesis.domain.states import Stage
 from poiesis.domain.task import Task
@@ -58,7 +57,8 @@ def pod_of(
 ) -> Pod:
     """`records`: those known of the pod's containers, by name. `reading`: others are still being read, so the pod has not ended yet, nor is
     it known what its loss means. `queued`: why a queue holds it back. `too_large`: it requests more than any node has."""
-    containers = tuple(_container(c, records.get(c.name)) for c in view.containers if _is_shown(c))
+    stuck = [c for c in view.others if c.state == "waiting"]  # they hold back the rest, or should run beside it
+    containers = tuple(_container(c, records.get(c.name)) for c in (*stuck, *view.containers))
     lost, message = _lost(view, task)
     return Pod(
         name=view.name,
@@ -102,13 +102,6 @@ def _container(view: ContainerView, record: Record | None) -> Container:
     return Container(view.name, _PHASES[view.state], view.reason, message, view.exit_code, started, ended)
 
 
-def _is_shown(view: ContainerView) -> bool:
-    """The container that copies the launcher is shown only if it blocks the pod."""
-    if view.name != COPY_LAUNCHER:
-        return True
-    return (view.state == "waiting" and view.reason not in _NOT_STARTED) or bool(view.exit_code)
-
-
 def _log_problem(view: ContainerView | None) -> str | None:
     """Why output is not stored: the container ended before its executors with a message, or cannot start."""
     if view is None or view.state == "running":
@@ -136,8 +129,22 @@ def _lost(view: PodView, task: Task) -> tuple[str | None, str | None]:
     unknown = next((c for c in view.containers if c.reason == "ContainerStatusUnknown"), None)
     if unknown is not None:
         return "ContainerStatusUnknown", f"the node does not know how container {unknown.name} ended"
-    if view.phase == "Failed" and view.containers and all(c.state == "waiting" for c in view.containers):
-        return "PodFailed", view.message or "the pod failed before any container ran"
+    if view.phase == "Failed" and _never_ran(view):
+        return "PodFailed", view.message or _failed_before(view)
     if view.deleting and view.attempt == task.attempt and task.due_stage not in _OURS:
         return "PodDeleted", "the pod was deleted by another client"
     return None, view.message
+
+
+def _never_ran(view: PodView) -> bool:
+    """Whether no container of the task ran, except a TIF that succeeded as an init container."""
+    others = [c for c in view.containers if c.name != TIF or c.exit_code != 0]
+    return bool(others) and all(c.state == "waiting" for c in others)
+
+
+def _failed_before(view: PodView) -> str:
+    failed = next((c for c in view.others if c.exit_code), None)
+    if failed is None:
+        return "the pod failed before any container ran"
+    details = ": ".join(text for text in (failed.reason, failed.termination_message) if text)
+    return f"container {failed.name} failed with exit code {failed.exit_code}" + (f" ({details})" if details else "")

@@ -19,7 +19,7 @@ from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.errors import ApiError, is_transient
 from poiesis.cluster.kubernetes.log_reader import LEAST_PATIENCE_S, LogRead, LogReader
 from poiesis.cluster.kubernetes.observe import has_ended
-from poiesis.cluster.kubernetes.pods import COPY_LAUNCHER, FILER_TAIL_BYTES
+from poiesis.cluster.kubernetes.pods import FILER_TAIL_BYTES
 from poiesis.domain.observed import TIF, TOF, Record
 from poiesis.domain.records import MAX_RECORD_BYTES, RECORD_MARKER, find_records, parse_record, parse_report
 from poiesis.domain.report import FilerReport
@@ -108,7 +108,7 @@ class Records:
             found = self._recall(pod, view.name) or self._from_poke(pod, view) or self._from_message(pod, view)
             if found is not None:
                 reports[view.name] = found
-        return reports, [v for v in pod.containers if v.name not in reports and v.name != COPY_LAUNCHER]
+        return reports, [v for v in pod.containers if v.name not in reports]
 
     def _submit(self, pod: PodView, missing: list[ContainerView]) -> LogRead | None:
         ended = has_ended(pod)
@@ -139,7 +139,7 @@ class Records:
     def tails(self, pod: PodView, reports: Iterable[str]) -> dict[str, tuple[str, str]]:
         """The live tail of the running executor, the first one that has not ended. A log merges both streams."""
         ended = set(reports)
-        view = next((v for v in pod.containers if v.name not in (*ended, TIF, TOF, COPY_LAUNCHER)), None)
+        view = next((v for v in pod.containers if v.name not in (*ended, TIF, TOF)), None)
         if view is None or view.state != "running" or self._reader.is_failing(pod.node or ""):
             return {}
         try:

@@ -8,15 +8,20 @@ from typing import Any
 
 import pytest
 
-from poiesis.cluster.kubernetes.cache import project_pod
+from poiesis.cluster.kubernetes.cache import PodView, project_pod
 from poiesis.cluster.kubernetes.observe import pod_of
-from poiesis.domain.observed import Phase, Pod, Record
+from poiesis.domain.decide.endings import Fault
+from poiesis.domain.decide.progress import Lost, follow
+from poiesis.domain.decide.stages import plan_of
+from poiesis.domain.observed import Observed, Phase, Pod, Record
+from poiesis.domain.policy import Policy
 from poiesis.domain.states import Stage
 from poiesis.domain.task import Executor, Task, TaskSpec
 from tests.unit.cluster.kubernetes.conftest import make_task, pod_json
 
 TASK = make_task(TaskSpec((Executor("i", ("c",)),)))
 RUNNING = {"running": {"startedAt": "2026-01-02T03:04:06Z"}}
+INITIALIZING = {"waiting": {"reason": "PodInitializing"}}
 DONE = {"terminated": {"exitCode": 0, "reason": "Completed"}}
 
 
@@ -67,9 +72,9 @@ def test_waiting_reasons_of_containers(reason: str) -> None:
 
 
 def test_a_pod_has_ended_when_its_containers_have() -> None:
-    assert not observed(containers={"a": DONE, "b": RUNNING}, phase="Running").ended
-    assert observed(containers={"a": DONE, "b": DONE}, phase="Running").ended
-    assert observed(containers={"a": {"waiting": {"reason": "PodInitializing"}}}, phase="Failed").ended
+    assert not observed(containers={"tif": DONE, "executor-0": RUNNING}, phase="Running").ended
+    assert observed(containers={"tif": DONE, "executor-0": DONE}, phase="Running").ended
+    assert observed(containers={"executor-0": INITIALIZING}, phase="Failed").ended
 
 
 def test_a_record_shows_the_end_of_a_container_before_its_status() -> None:
@@ -150,17 +155,70 @@ def test_a_deletion_is_a_loss_unless_it_is_our_own() -> None:
     assert observed(replace(TASK, cancel_requested_at=TASK.created_at), metadata=deleted).lost is None
 
 
+def with_init(init: dict[str, Any], containers: dict[str, Any], phase: str) -> PodView:
+    document = pod_json(containers=containers, phase=phase)
+    document["spec"]["initContainers"] = [{"name": name} for name in init]
+    document["status"]["initContainerStatuses"] = [{"name": name, "state": state} for name, state in init.items()]
+    view = project_pod(document)
+    assert view is not None
+    return view
+
+
+INJECTED = {"terminated": {"exitCode": 1, "reason": "Error", "message": "iptables: no permission"}}
+OK = Record(name="tif", ok=True, exit_code=0)
+
+
+@pytest.mark.parametrize(
+    ("init", "containers", "records", "message"),
+    [
+        ({"launcher": INJECTED}, {}, {}, "container launcher failed with exit code 1 (Error: iptables: no permission)"),
+        (
+            {"launcher": DONE, "istio-init": INJECTED},
+            {"tif": INITIALIZING, "istio-proxy": INITIALIZING},
+            {},
+            "container istio-init failed with exit code 1 (Error: iptables: no permission)",
+        ),
+        (
+            {"tif": DONE, "vault-agent-init": {"terminated": {"exitCode": 137}}},
+            {},
+            {"tif": OK},
+            "container vault-agent-init failed with exit code 137",
+        ),
+    ],
+)
+def test_a_failed_init_container_is_named_and_no_command_has_begun(
+    init: dict[str, Any], containers: dict[str, Any], records: dict[str, Record], message: str
+) -> None:
+    pod = pod_of(with_init(init, {**containers, "executor-0": INITIALIZING}, "Failed"), TASK, records)
+    assert (pod.lost, pod.message) == ("PodFailed", message)
+    found = follow(TASK, Observed(pods=(pod,)), plan_of(TASK, Policy()).pods[0], TASK.created_at, Policy())
+    assert isinstance(found, Lost) and found.cause == Fault("PodFailed", message, began=False)
+
+
+def test_a_failed_tif_as_an_init_container_is_not_a_failed_pod() -> None:
+    record = Record(name="tif", ok=False, exit_code=1)
+    for records in ({"tif": record}, {}):
+        pod = pod_of(with_init({"tif": INJECTED}, {"executor-0": INITIALIZING}, "Failed"), TASK, records)
+        assert pod.lost is None and pod.ended
+
+
+def test_containers_that_the_cluster_adds_do_not_count() -> None:
+    injected = {"istio-init": DONE, "istio-proxy": RUNNING}
+    pod = pod_of(with_init(injected, {"executor-0": DONE, "vault-agent": RUNNING}, "Running"), TASK, {})
+    assert [c.name for c in pod.containers] == ["executor-0"] and pod.ended
+    lost = with_init(injected, {"executor-0": {"waiting": {"reason": "ContainerCreating"}}}, "Unknown")
+    found = follow(
+        TASK, Observed(pods=(pod_of(lost, TASK, {}),)), plan_of(TASK, Policy()).pods[0], TASK.created_at, Policy()
+    )
+    assert (
+        isinstance(found, Lost) and isinstance(found.cause, Fault) and not found.cause.began
+    )  # it was still being created
+
+
 def test_init_containers_come_first() -> None:
-    document = pod_json(containers={"executor-0": {"waiting": {"reason": "PodInitializing"}}})
-    document["spec"]["initContainers"] = [{"name": "launcher"}, {"name": "tif"}]
-    document["status"]["initContainerStatuses"] = [
-        {"name": "launcher", "state": DONE},
-        {"name": "tif", "state": RUNNING},
-    ]
-    view = project_pod(document)
-    assert view is not None
-    assert [c.name for c in pod_of(view, TASK, {}).containers] == ["tif", "executor-0"]
-    document["status"]["initContainerStatuses"][0]["state"] = {"waiting": {"reason": "ErrImagePull", "message": "no"}}
-    view = project_pod(document)
-    assert view is not None
-    assert [c.name for c in pod_of(view, TASK, {}).containers] == ["launcher", "tif", "executor-0"]
+    launcher, tif = {"launcher": DONE}, {"tif": RUNNING}
+    pod = pod_of(with_init(launcher | tif, {"executor-0": INITIALIZING}, "Pending"), TASK, {})
+    assert [c.name for c in pod.containers] == ["tif", "executor-0"]
+    launcher = {"launcher": {"waiting": {"reason": "ErrImagePull", "message": "no"}}}
+    pod = pod_of(with_init(launcher | tif, {"executor-0": INITIALIZING}, "Pending"), TASK, {})
+    assert [c.name for c in pod.containers] == ["launcher", "tif", "executor-0"]

@@ -291,7 +291,9 @@ def test_the_live_tail_is_that_of_the_running_executor(
     make: Callable[..., Records], server: ApiServer, logs: dict[str, Answer | None]
 ) -> None:
     logs["executor-1"] = Answer(body="x" * 500 + "\nend\n")
-    view = pod(tif=ended(record(TIF)), executor_0=ended(record()), executor_1=RUNNING, executor_2=RUNNING)
+    view = pod(
+        istio_init=ended(), tif=ended(record(TIF)), executor_0=ended(record()), executor_1=RUNNING, executor_2=RUNNING
+    )
     records = make()
     tails = records.tails(view, read(records, view))
     assert (
