@@ -24,7 +24,7 @@
 static int directory = -1;
 static int up = -1;
 
-enum verdict { ABSENT, FAILED, SUCCEEDED, DEAD };
+enum verdict { ABSENT, ALIVE, FAILED, SUCCEEDED, DEAD };
 
 static void file_name(char *buffer, const char *name, const char *suffix) {
     snprintf(buffer, MAX_NAME + 16, "%s%s", name, suffix);
@@ -82,7 +82,8 @@ bool control_open(const struct options *o, struct record *r) {
     return error == 0;
 }
 
-static ssize_t read_head(const char *name, char *head, size_t size, bool *locked) {
+/* lock_error: of an attempt to lock the file, 0 if no other process holds its lock. */
+static ssize_t read_head(const char *name, char *head, size_t size, int *lock_error) {
     struct stat st;
     ssize_t n = -1;
     int fd = openat(directory, name, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
@@ -90,8 +91,8 @@ static ssize_t read_head(const char *name, char *head, size_t size, bool *locked
         return -1;
     if (fstat(fd, &st) == 0 && S_ISREG(st.st_mode))
         n = read(fd, head, size);
-    if (n >= 0 && locked != NULL)
-        *locked = flock(fd, LOCK_SH | LOCK_NB) != 0;
+    if (n >= 0 && lock_error != NULL)
+        *lock_error = flock(fd, LOCK_SH | LOCK_NB) == 0 ? 0 : errno;
     close(fd);
     return n;
 }
@@ -112,12 +113,15 @@ static enum verdict read_verdict(const char *name) {
     return strncmp(found, "true", 4) == 0 ? SUCCEEDED : FAILED;
 }
 
-static bool launcher_is_dead(const char *name) {
+/* Of a container without a record: ABSENT unless the lock shows whether its launcher lives. */
+static enum verdict read_up(const char *name) {
     char head[sizeof LOCKED], file[MAX_NAME + 16];
-    bool locked = true;
+    int lock_error = 0;
     file_name(file, name, ".up");
-    ssize_t n = read_head(file, head, sizeof LOCKED - 1, &locked);
-    return n == sizeof LOCKED - 1 && memcmp(head, LOCKED, sizeof LOCKED - 1) == 0 && !locked;
+    ssize_t n = read_head(file, head, sizeof LOCKED - 1, &lock_error);
+    if (n != sizeof LOCKED - 1 || memcmp(head, LOCKED, sizeof LOCKED - 1) != 0)
+        return ABSENT;
+    return lock_error == 0 ? DEAD : lock_error == EWOULDBLOCK ? ALIVE : ABSENT;
 }
 
 static enum verdict check_wait(const struct wait *w) {
@@ -128,24 +132,27 @@ static enum verdict check_wait(const struct wait *w) {
         return fstatat(directory, file, &st, AT_SYMLINK_NOFOLLOW) == 0 && S_ISREG(st.st_mode) ? SUCCEEDED : ABSENT;
     }
     enum verdict v = read_verdict(w->name);
-    if (v == ABSENT && launcher_is_dead(w->name)) {
-        v = read_verdict(w->name);               /* it may have ended normally between the two checks */
-        if (v == ABSENT)
-            v = DEAD;
-    }
-    return v;
+    if (v != ABSENT)
+        return v;
+    enum verdict launcher = read_up(w->name);
+    if (launcher == DEAD && (v = read_verdict(w->name)) != ABSENT)    /* it may have ended normally between the two checks */
+        return v;
+    return launcher;
 }
 
-/* Check all waits once: true when waiting is over. */
-static bool check_all_waits(struct options *o, struct record *r, enum turn *turn) {
+/* Check all waits once: true when waiting is over. absent: the first one without a live launcher, which may never come. */
+static bool check_all_waits(struct options *o, struct record *r, enum turn *turn, const struct wait **absent) {
     bool all = true;
+    *absent = NULL;
     for (size_t i = 0; i < o->n_waits; i++) {
         struct wait *w = &o->waits[i];
         if (w->done)
             continue;
         enum verdict v = check_wait(w);
-        if (v == ABSENT) {
+        if (v == ABSENT || v == ALIVE) {
             all = false;
+            if (v == ABSENT && *absent == NULL)
+                *absent = w;
             continue;
         }
         w->done = true;
@@ -161,6 +168,7 @@ static bool check_all_waits(struct options *o, struct record *r, enum turn *turn
 
 enum turn control_wait(struct options *o, struct record *r) {
     enum turn turn;
+    const struct wait *absent;
     char events[4096];
     int64_t deadline = now_ms() + o->wait_timeout_ms;
     int watch = -1;
@@ -172,15 +180,14 @@ enum turn control_wait(struct options *o, struct record *r) {
             turn = TURN_TERMINATED;
             break;
         }
-        if (check_all_waits(o, r, &turn))
+        if (check_all_waits(o, r, &turn, &absent))
             break;
+        if (absent == NULL)              /* a command may run for any time */
+            deadline = now_ms() + o->wait_timeout_ms;
         int64_t left = o->wait_timeout_ms == 0 ? POLL_MS : deadline - now_ms();
         if (left <= 0) {
-            const struct wait *w = o->waits;
-            while (w->done)
-                w++;
-            record_reason(r, "WaitTimeout", "waited %lld s for %s%s", (long long)(o->wait_timeout_ms / 1000), w->name,
-                       w->up ? " to start" : " to end");
+            record_reason(r, "WaitTimeout", "waited %lld s for %s%s", (long long)(o->wait_timeout_ms / 1000), absent->name,
+                       absent->up ? " to start" : " to end");
             turn = TURN_TIMEOUT;
             break;
         }

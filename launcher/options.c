@@ -13,7 +13,7 @@ static const char HELP[] =
     "  --wait-up NAME            wait until DIR/NAME.up exists (repeatable)\n"
     "  --wait NAME               wait until DIR/NAME.json exists; skip if it failed (repeatable)\n"
     "  --always                  run even if an awaited container failed\n"
-    "  --wait-timeout SECONDS    deadline for all waits together (0: none)\n"
+    "  --wait-timeout SECONDS    deadline for waits without a live launcher (0: none)\n"
     "  --ignore-error            a non-zero exit leaves \"ok\" true\n"
     "  --stdin PATH              the command's stdin (else empty)\n"
     "  --stdout PATH             also write its stdout there\n"

@@ -86,7 +86,8 @@ class Policy:
     grace: timedelta = timedelta(seconds=10)
     """Between SIGTERM and SIGKILL."""
     turn_timeout: timedelta = timedelta(days=8)
-    """How long a container waits for its turn at most: a last resort if everything that could end it is gone."""
+    """How long a container waits for its turn at most, not counting the time while the containers before it run: a last resort if all that
+    could end it is gone."""
 
     max_attempts: int = 3
     """Maximum number of attempts, including the first, if faults of the infrastructure end them. Repetitions for lack of memory

@@ -129,6 +129,29 @@ def test_a_wait_ends_at_its_deadline(launcher: "Launcher", control: Path, kind: 
     assert closing(control, "a")["reason"] == "WaitTimeout" and not (control / "a.begun").exists()
 
 
+def test_the_deadline_of_a_wait_does_not_count_while_the_awaited_command_runs(
+    launcher: "Launcher", control: Path
+) -> None:
+    running = launcher.start(*opts(control, "a"), argv=["/bin/sh", "-c", "sleep 1"])
+    launcher.until((control / "a.begun").exists)
+    second = launcher.start(*opts(control, "b", "a", timeout=0.1), argv=["/bin/echo", "second"])
+    third = launcher.start(*opts(control, "c", "b", timeout=0.1), "--always", argv=["/bin/echo", "third"])
+    assert launcher.end(running).code == 0
+    assert (launcher.end(second).log, launcher.end(third).log) == (b"second\n", b"third\n")
+
+
+@pytest.mark.parametrize("kind", ["--wait", "--wait-up"])
+def test_the_deadline_of_a_wait_counts_if_one_awaited_container_never_starts(
+    launcher: "Launcher", control: Path, kind: str
+) -> None:
+    running = launcher.start(*opts(control, "a"), argv=["/bin/sleep", "600"])
+    launcher.until((control / "a.begun").exists)
+    done = launcher.sh("echo ran", *opts(control, "b", "a", timeout=0.3), kind, "c")
+    assert (done.code, done.log, done.record["reason"]) == (124, b"", "WaitTimeout")
+    assert "for c to" in done.record["message"]
+    running.kill()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_sigterm_ends_a_wait(launcher: "Launcher", control: Path, number: int) -> None:
     process = launcher.start(*opts(control, "a", "b"), argv=["/bin/echo", "ran"])
