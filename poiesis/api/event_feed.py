@@ -12,6 +12,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from sys import getsizeof
 from typing import Final
 
 from poiesis.api.threads import Threads
@@ -25,6 +26,8 @@ POLL_S: Final = 0.2
 MAX_POLL_S: Final = 5.0  # while the store does not answer
 PAGE: Final = 500
 WINDOW: Final = 10_000
+WINDOW_BYTES: Final = 32 * 1024 * 1024
+"""That the events of the window may take in memory; 10,000 events with few tags take less."""
 EVERYTHING: Final = "*"
 
 
@@ -71,11 +74,14 @@ class Reader:
 
 
 class EventFeed:
-    def __init__(self, events: EventLog, *, poll_s: float = POLL_S, window: int = WINDOW) -> None:
+    def __init__(
+        self, events: EventLog, *, poll_s: float = POLL_S, window: int = WINDOW, window_bytes: int = WINDOW_BYTES
+    ) -> None:
         self._log = events
         self._poll_s = poll_s
         self._thread = Threads(1, "events")
-        self._window: deque[tuple[Event, frozenset[str]]] = deque(maxlen=window)
+        self._window: deque[tuple[Event, frozenset[str]]] = deque()
+        self._most, self._most_bytes, self._bytes = window, window_bytes, 0
         self._readers: dict[str, set[Reader]] = {}
         self._count = 0
         self._poller: asyncio.Task[None] | None = None
@@ -90,6 +96,7 @@ class EventFeed:
             async with self._starting:
                 if self._poller is None or self._poller.done():
                     self._window.clear()
+                    self._bytes = 0
                     self.position = await self._thread.call(self._log.last_seq)
                     self._poller = asyncio.create_task(self._poll())
             reader = Reader(self, topics)
@@ -148,10 +155,19 @@ class EventFeed:
         for event in events:
             topics = topics_of(event)
             self._window.append((event, topics))
+            self._bytes += _size_bytes(event)
+            while len(self._window) > self._most or (self._bytes > self._most_bytes and len(self._window) > 1):
+                self._bytes -= _size_bytes(self._window.popleft()[0])
             self.position = event.seq
             for topic in topics:
                 for reader in self._readers.get(topic, ()):
                     reader.offer(event.seq)
+
+
+def _size_bytes(event: Event) -> int:
+    """About what it takes in memory, with its topics."""
+    texts = sum(getsizeof(key) + getsizeof(value) + 32 for key, value in event.tags.items())
+    return 1024 + texts + 2 * sum(getsizeof(group) + 32 for group in event.groups)
 
 
 def topics_of(event: Event) -> frozenset[str]:

@@ -12,16 +12,18 @@ from poiesis.domain.history import Change
 from poiesis.domain.states import State
 from poiesis.domain.task import Task, TaskId
 from poiesis.domain.usage import usage_of
+from poiesis.domain.webhooks import TAG
 
 MAX_TAG_BYTES: Final = 8 * 1024
+TAG_BYTES: Final = 64  # that each tag counts besides its text: an empty one takes about 90 bytes of memory
 
 
 @dataclass(frozen=True)
 class Event:
     """A change of a task (`domain.history`). `seq` is its place among all events; `n` its place among those of the task.
 
-    `tags`: those of the task, the shortest first, as many as fit into MAX_TAG_BYTES. `usage` (`domain.usage`): of a task that has ended,
-    otherwise empty.
+    `tags`: those of the task, `poiesis/webhook` and then the shortest first, as many as fit into MAX_TAG_BYTES. `usage` (`domain.usage`):
+    of a task that has ended, otherwise empty.
     """
 
     seq: int
@@ -38,11 +40,11 @@ class Event:
 
 def event_of(task: Task, change: Change, seq: int = 0) -> Event:
     tags, room = {}, MAX_TAG_BYTES
-    for key, value in sorted(task.spec.tags.items(), key=lambda tag: len(tag[0]) + len(tag[1])):
-        room -= len(key.encode()) + len(value.encode())
-        if room < 0:
-            break
-        tags[key] = value
+    for key, value in sorted(task.spec.tags.items(), key=lambda tag: (tag[0] != TAG, len(tag[0]) + len(tag[1]))):
+        size = len(key.encode()) + len(value.encode()) + TAG_BYTES
+        if size <= room:
+            room -= size
+            tags[key] = value
     return Event(
         seq, task.id, change.n, change.state, change.at, change.reason, task.owner, task.groups, tags,
         usage_of(task) if change.state.is_terminal else {},

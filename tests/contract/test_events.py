@@ -133,6 +133,25 @@ def test_an_event_has_as_many_tags_as_fit(stores):
     assert event.tags["small"] == "1" and len(event.tags) == 3
 
 
+def test_an_event_of_many_small_tags_has_few_of_them(stores):
+    """Each takes much more memory than its text."""
+    added(stores, tags={f"{i}": "" for i in range(2000)})
+    (event,) = log_of(stores)
+    assert 100 <= len(event.tags) < 130
+
+
+def test_the_tag_that_names_webhooks_precedes_shorter_ones(stores):
+    added(stores, tags={"poiesis/webhook": "wh_1,wh_2", **{f"{i}": "" for i in range(4000)}})
+    (event,) = log_of(stores)
+    assert event.tags["poiesis/webhook"] == "wh_1,wh_2"
+
+
+def test_a_tag_that_does_not_fit_leaves_room_for_others(stores):
+    added(stores, tags={"poiesis/webhook": "x" * 9000, "a": "1"})
+    (event,) = log_of(stores)
+    assert event.tags == {"a": "1"}
+
+
 # 2. and 3. reading
 
 

@@ -132,11 +132,11 @@ class _Stream:
                 log.after, after, limit=PAGE, access=selection.user.access, task_id=selection.task_id
             )
             found = [event for event in page if event.seq <= until]
-            if found:
-                yield self._encoded(found) or _mark(found[-1].seq)
-            if len(found) < PAGE:
-                return
-            after = found[-1].seq
+            after = found[-1].seq if len(found) == PAGE else until
+            chunk = self._encoded(found) or (_mark(found[-1].seq) if found else b"")
+            del page, found  # much larger than the chunk, and a client may be slow to read it
+            if chunk:
+                yield chunk
 
     async def _snapshot(self) -> AsyncIterator[bytes]:
         """The tasks that have not ended, or the one of the selection, as they are now or later than the start of the stream."""
@@ -162,7 +162,9 @@ class _Stream:
             except FellBehind:
                 yield _end("fell_behind", "events came faster than they were read")
                 return
-            yield self._encoded(events) or _mark(reader.position)
+            chunk = self._encoded(events) or _mark(reader.position)
+            del events  # the window may have dropped them before a slow client has read the chunk
+            yield chunk
 
     def _encoded(self, events: Iterable[Event]) -> bytes:
         return b"".join(self._encode(event) for event in events if self._selection.shows(event))

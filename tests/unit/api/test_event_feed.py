@@ -97,6 +97,35 @@ def test_a_reader_that_does_not_keep_up_gets_an_error() -> None:
     _run(test, window=10)
 
 
+def test_large_events_leave_the_window_before_it_has_too_many_bytes() -> None:
+    async def test(log: ListEventLog, feed: EventFeed) -> None:
+        async with feed.reader([EVERYTHING]) as slow:
+            for _ in range(50):
+                log.append("a", tags={f"{i}": "" for i in range(100)})
+            while feed.position < 50:
+                await asyncio.sleep(POLL_S)
+            with pytest.raises(FellBehind):
+                await slow.wait(1)
+            async with feed.reader([EVERYTHING]) as reader:
+                for _ in range(3):
+                    log.append("a")
+                while feed.position < 53:
+                    await asyncio.sleep(POLL_S)
+                assert await _next(reader) == [51, 52, 53]
+
+    _run(test, window_bytes=100_000)
+
+
+def test_an_event_larger_than_the_window_is_still_read() -> None:
+    async def test(log: ListEventLog, feed: EventFeed) -> None:
+        async with feed.reader([EVERYTHING]) as reader:
+            for seq in (1, 2):
+                log.append("a", tags={"a": "x" * 5000})
+                assert await _next(reader) == [seq]
+
+    _run(test, window_bytes=2000)
+
+
 def test_there_are_no_calls_of_the_log_without_readers() -> None:
     class Counting(ListEventLog):
         calls = 0

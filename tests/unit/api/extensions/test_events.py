@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import weakref
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -219,6 +221,36 @@ async def _texts(stream: AsyncIterator[Any]) -> AsyncIterator[str]:
     async for chunk in stream:
         if isinstance(chunk, str):
             yield chunk
+
+
+class TestMemory:
+    def test_old_events_are_not_kept_while_the_client_reads_them(
+        self, site: Site, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Their tags are much larger than what is sent, and many clients may be slow at once."""
+        monkeypatch.setattr(events, "PAGE", 2)
+        for _ in range(99):
+            site.events.append("t", tags={"a": "x"})
+        read: list[weakref.ref[Any]] = []
+        after = site.events.after
+
+        def copies(*args: Any, **kwargs: Any) -> Any:
+            found = [replace(event) for event in after(*args, **kwargs)]
+            read.extend(map(weakref.ref, found))
+            return found
+
+        site.events.after = copies  # type: ignore[method-assign]
+
+        async def test(client: Client) -> None:
+            stream = client.stream("last_event_id=0")
+            assert await anext(stream) == 200
+            async with asyncio.timeout(5):  # the client reads no further
+                while not read or any(event() for event in read):
+                    await asyncio.sleep(0.01)
+            assert len(read) < 20
+            await stream.aclose()  # type: ignore[attr-defined]
+
+        _run(site, test)
 
 
 class TestRefusals:
