@@ -8,7 +8,7 @@ from typing import Final
 
 from poiesis.domain.decide.admission import most_ram_gb
 from poiesis.domain.decide.journal import MAX_MESSAGE, add_metadata, note, note_progress, with_executor_logs
-from poiesis.domain.observed import DISK_LIMIT, TIF, TOF, Container, Pod, Record, executor_name
+from poiesis.domain.observed import DISK_LIMIT, TIF, TOF, Container, Observed, Pod, Record, executor_name
 from poiesis.domain.parameters import parse_count
 from poiesis.domain.plan import PodPlan
 from poiesis.domain.policy import GIGABYTE, Policy
@@ -155,6 +155,20 @@ def read_executors(task: Task, pod: Pod, pod_plan: PodPlan, now: datetime, polic
     hint = resource_hint(task, pod) if cause is None else None
     usage |= {"resource_hint": hint} if hint is not None else {}
     return with_executor_logs(add_metadata(task, usage), tuple(logs)), cause
+
+
+def record_ended(task: Task, observed: Observed) -> Task:
+    """Record a log entry and the usage of each executor of this attempt that has ended for any reason; others keep live output."""
+    logs, usage = list(task.log.logs), dict[str, str]()
+    for index in range(len(task.spec.executors)):
+        found = (pod.record(executor_name(index)) for pod in observed.pods if pod.attempt == task.attempt)
+        record = next((record for record in found if record is not None), None)
+        if record is not None and record.exit_code is not None:
+            logs[index : index + 1] = [log_entry(record)]
+            usage |= _usage(index, record)
+        elif index == len(logs):  # later ones have not begun, or their entries would have the wrong index
+            break
+    return with_executor_logs(add_metadata(task, usage), tuple(logs))
 
 
 def lost_by_the_cluster(pod: Pod, reason: str, *, began: bool) -> Fault:

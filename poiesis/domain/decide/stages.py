@@ -45,6 +45,7 @@ from poiesis.domain.decide.endings import (
     read_executors,
     read_tif,
     read_tof,
+    record_ended,
     with_more_memory,
 )
 from poiesis.domain.decide.journal import MAX_MESSAGE, add_metadata, move, note, wait, waiting_since
@@ -231,7 +232,9 @@ def _finish(task: Task, observed: Observed | None, now: datetime, policy: Policy
         if observed is None:
             return Decision(task)
         if observed.pods:
-            canceling = replace(move(task, State.CANCELING, now), stage=Stage.FINISH, wake_at=now + CANCEL_AGAIN)
+            canceling = replace(
+                move(record_ended(task, observed), State.CANCELING, now), stage=Stage.FINISH, wake_at=now + CANCEL_AGAIN
+            )
             canceling = _show_overdue(canceling, observed, now)
             return Decision(canceling, () if all(p.deleting for p in observed.pods) else (Effect.DELETE_PODS,))
         task = note(move(task, State.CANCELED, now), now, "Canceled by request.")

@@ -7,11 +7,11 @@ import pytest
 
 from poiesis.domain.decide.admission import admit
 from poiesis.domain.decide.stages import OVERDUE, Effect, decide
-from poiesis.domain.observed import Observed, Pod
+from poiesis.domain.observed import Container, Observed, Phase, Pod, Record
 from poiesis.domain.policy import Policy
 from poiesis.domain.quotas import AdmissionRules, Amount, Claim, Quota
 from poiesis.domain.states import Role, Stage, State
-from poiesis.domain.task import Outcome, Resources
+from poiesis.domain.task import ExecutorLog, Outcome, Resources
 from poiesis.testing.clock import START
 from tests.unit.domain.samples import (
     FAULT,
@@ -354,6 +354,42 @@ def test_a_cancel_request_at_any_stage_ends_as_canceled_with_nothing_left(task_s
     assert task.state is State.CANCELED
     assert world.cluster.is_empty(ID)
     assert "Canceled by request." in text_of(task)
+
+
+def test_a_canceled_task_keeps_the_logs_of_the_commands_that_ended():
+    world = World(THREE)
+    world.cluster.slow = True
+    world.launch()
+    world.cluster.start(ID, "task")
+    world.monitor()
+    world.cluster.tail(ID, "executor-0", "live")
+    world.monitor(tails=True)
+    first = world.cluster.record("executor-0", stdout="result", peak_memory_bytes=7)
+    world.cluster.end(ID, "task", "executor-0", first)
+    world.cancel()
+    world.settle()
+    assert world.task.log.logs == (ExecutorLog(0, first.started_at, first.ended_at, "result"),)
+    terminated = world.cluster.record("executor-1", 143, reason="Terminated", stdout="so far")
+    world.cluster.end(ID, "task", "executor-1", terminated)
+    world.cluster.end(ID, "task", "executor-2", world.cluster.record("executor-2", None, reason="Terminated"))
+    world.settle()
+    world.cluster.remove(ID)
+    task = world.to_the_end()
+    assert task.state is State.CANCELED
+    assert [(entry.exit_code, entry.stdout) for entry in task.log.logs] == [(0, "result"), (143, "so far")]
+    assert task.log.metadata["executor_0_peak_memory_bytes"] == "7"
+
+
+def test_the_live_output_of_a_canceled_command_stays_until_its_record_is_known():
+    live = ExecutorLog(exit_code=None, stdout="live")
+    task = stored(stage=Stage.RUN, state=State.CANCELING, cancel_requested_at=START, part="task")
+    task = replace(task, log=replace(task.log, logs=(live,)))
+    record = Record("executor-0", True, 0, stdout="of an earlier attempt")
+    container = Container("executor-0", Phase.ENDED, record=record)
+    still_running = Pod("pod", 1, "task", containers=(Container("executor-0", Phase.RUNNING),))
+    assert decide(task, Observed(pods=(still_running,)), START, POLICY).task.log.logs == (live,)
+    earlier = Pod("old", 1, "task", containers=(container,))
+    assert decide(replace(task, attempt=2), Observed(pods=(earlier,)), START, POLICY).task.log.logs == (live,)
 
 
 @pytest.mark.parametrize(
