@@ -106,7 +106,9 @@ class MongoWebhookStore:
             try:
                 self._messages.insert_many([_document(d) for d in deliveries], ordered=False)
             except BulkWriteError as error:  # those that exist are stored already
-                if any(e.get("code") != DUPLICATE_KEY for e in error.details.get("writeErrors", ())):
+                if error.details["writeConcernErrors"]:  # a failover could undo what has been stored
+                    raise
+                if any(each["code"] != DUPLICATE_KEY for each in error.details["writeErrors"]):
                     raise
             self._make_due({d.webhook_id for d in deliveries if d.next_at is not None}, now)
 

@@ -9,18 +9,20 @@ from typing import Any
 import bson
 import pytest
 from pymongo import MongoClient, monitoring
-from pymongo.errors import PyMongoError
+from pymongo.errors import BulkWriteError, PyMongoError
 
 from poiesis.domain.access import Access
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Input, Task, TaskId, TaskSpec, Version, View
+from poiesis.domain.webhooks import Delivery
 from poiesis.ports.repository import TaskFilter
 from poiesis.repository.documents import format_time, to_document
 from poiesis.repository.mongo import connection
 from poiesis.repository.mongo import tasks as mongo
 from poiesis.repository.mongo.connection import MongoDatabase
 from poiesis.repository.mongo.tasks import INDEXES, MongoTaskRepository, _query
+from poiesis.repository.mongo.webhooks import MongoWebhookStore
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 1, tzinfo=UTC)
 WAIT = timedelta(seconds=30)
@@ -255,6 +257,28 @@ def test_counts_of_unfinished_tasks_forget_what_an_older_release_has_ended(mongo
     assert repository.count_unfinished(owner="ada") == {(State.QUEUED, ""): 1}
     assert repository.count_unfinished(owner="b/c") == {(State.QUEUED, ""): 1}
     repository.close()
+
+
+@pytest.mark.parametrize("written", [[], [{"code": 11000}]])
+def test_messages_that_a_failover_could_undo_are_not_stored(mongo_url, monkeypatch, written):
+    """The wait for a majority has timed out: the driver reports that beside the errors of documents, of which there may be none."""
+    url, _, name = mongo_url.rpartition("/")
+    store = MongoWebhookStore(MongoDatabase(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT))
+    message = Delivery("wh_1", 1, "{}", created_at=NOW, next_at=NOW)
+
+    def insert_many(*_: Any, **__: Any) -> None:
+        raise BulkWriteError(
+            {"writeErrors": written, "writeConcernErrors": [{"code": 64, "errmsg": "waiting for replication"}]}
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._messages, "insert_many", insert_many)
+        with pytest.raises(RepositoryUnavailable):
+            store.enqueue([message], NOW)
+    for _ in range(2):  # again, as the caller does
+        store.enqueue([message], NOW)
+        assert store.pending("wh_1") == 1
+    store._database.close()
 
 
 def test_a_message_has_the_error_and_no_credentials():
