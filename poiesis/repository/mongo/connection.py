@@ -22,7 +22,7 @@ import pymongo
 from bson.errors import BSONError
 from pymongo import IndexModel, MongoClient
 from pymongo.collection import Collection as MongoCollection
-from pymongo.errors import PyMongoError
+from pymongo.errors import DuplicateKeyError, PyMongoError
 from pymongo.monitoring import CommandFailedEvent, CommandListener, CommandStartedEvent, CommandSucceededEvent
 
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable
@@ -176,6 +176,21 @@ class MongoDatabase:
         for name in each.retired:
             if name in present:
                 each.collection.drop_index(name)
+
+
+def insert_new(collection: MongoCollection[Document], document: Document) -> Document | None:
+    """Insert a document. Return the stored one if there is one with its id, as after an attempt whose answer was lost; None: inserted.
+
+    Raises: RepositoryUnavailable if a failover could still undo the stored one."""
+    try:
+        collection.insert_one(document)
+    except DuplicateKeyError as error:  # the driver hides behind it that the wait for a majority has timed out
+        stored = collection.find_one({"_id": document["_id"]})
+        if stored is None:
+            message = "the task store has not yet copied an earlier write to a majority of its members: try again"
+            raise RepositoryUnavailable(message) from error
+        return stored
+    return None
 
 
 def _message(error: Exception) -> str:

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 
 from pymongo import ASCENDING, IndexModel
-from pymongo.errors import DuplicateKeyError
 
 from poiesis.domain.keys import ApiKey
 from poiesis.repository.documents import Document, format_time
 from poiesis.repository.key_documents import decode_key, encode_key
-from poiesis.repository.mongo.connection import MongoDatabase
+from poiesis.repository.mongo.connection import MongoDatabase, insert_new
 
 INDEXES: Final = (
     IndexModel([("digest", ASCENDING)], name="digest"),
@@ -30,8 +28,8 @@ class MongoKeyRepository:
     def add(self, key: ApiKey) -> None:
         head, core = encode_key(key)
         document = {"_id": head.pop("id"), **head, "core": core}
-        with self._database.available(), suppress(DuplicateKeyError):
-            self._keys.insert_one(document)
+        with self._database.available():
+            insert_new(self._keys, document)
 
     def find(self, digest: str) -> ApiKey | None:
         with self._database.available():

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
 from pymongo import ASCENDING, DESCENDING, IndexModel
-from pymongo.errors import DuplicateKeyError
 
 from poiesis.domain.sessions import Session
 from poiesis.repository.documents import Document, format_time
-from poiesis.repository.mongo.connection import MongoDatabase
+from poiesis.repository.mongo.connection import MongoDatabase, insert_new
 from poiesis.repository.session_documents import decode_session, encode_session
 
 INDEXES: Final = (
@@ -28,8 +26,7 @@ class MongoSessionRepository:
     def add(self, session: Session, *, keep: int) -> None:
         order = [("created_at", DESCENDING), ("_id", DESCENDING)]
         with self._database.available():
-            with suppress(DuplicateKeyError):
-                self._sessions.insert_one(_document(session, session.version))
+            insert_new(self._sessions, _document(session, session.version))
             rest = self._sessions.find({"user": session.user}, {"_id": 1}).sort(order).skip(keep)
             if old := [found["_id"] for found in rest]:
                 self._sessions.delete_many({"_id": {"$in": old}})

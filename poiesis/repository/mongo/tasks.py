@@ -19,7 +19,6 @@ from typing import Any, Final
 import bson
 from bson.raw_bson import RawBSONDocument
 from pymongo import ASCENDING, DESCENDING, IndexModel, UpdateOne
-from pymongo.errors import DuplicateKeyError
 
 from poiesis.domain.access import Access, reader_tokens
 from poiesis.domain.errors import UnknownTask
@@ -42,7 +41,7 @@ from poiesis.repository.documents import (
     sources,
     tag_token,
 )
-from poiesis.repository.mongo.connection import MongoDatabase
+from poiesis.repository.mongo.connection import MongoDatabase, insert_new
 from poiesis.repository.unfinished import MAX_GROUPS, group_key, group_of
 
 INDEXES: Final = (
@@ -87,14 +86,10 @@ class MongoTaskRepository:
     def add(self, task: Task) -> None:
         document = encode_within_bounds(task, lambda plain: _encode({**plain, "version": 1}))
         with self._database.available():
-            try:
-                change = new_change(task, 1)
-                self._tasks.insert_one({**document, **({} if change is None else {"outbox": mark(change)})})
-            except DuplicateKeyError:
-                stored = self._tasks.find_one({"_id": task.id})
-                # None: added, done and deleted meanwhile, so there is nothing to do
-                if stored is not None:
-                    check_same_request(_decode(stored), task)
+            change = new_change(task, 1)
+            stored = insert_new(self._tasks, {**document, **({} if change is None else {"outbox": mark(change)})})
+        if stored is not None:
+            check_same_request(_decode(stored), task)
 
     def get(self, task_id: TaskId, view: View = View.FULL, *, access: Access | None = None) -> Task:
         return _decode(self._find(task_id, access, PROJECTIONS[view]))

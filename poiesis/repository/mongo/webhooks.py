@@ -8,17 +8,16 @@ batch came meanwhile.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import Final
 
 import msgspec
 from pymongo import ASCENDING, DESCENDING, IndexModel, ReturnDocument
-from pymongo.errors import BulkWriteError, DuplicateKeyError
+from pymongo.errors import BulkWriteError
 
 from poiesis.domain.webhooks import Delivery, UnknownWebhook, Webhook
 from poiesis.repository.documents import Document, format_time
-from poiesis.repository.mongo.connection import MongoDatabase
+from poiesis.repository.mongo.connection import MongoDatabase, insert_new
 
 POSITION: Final = "webhooks"
 DUPLICATE_KEY: Final = 11000
@@ -56,8 +55,8 @@ class MongoWebhookStore:
             "stored": 0,
             **({"all_users": True} if webhook.all_users else {}),
         }
-        with self._database.available(), suppress(DuplicateKeyError):
-            self._webhooks.insert_one(document)
+        with self._database.available():
+            insert_new(self._webhooks, document)
 
     def get(self, webhook_id: str) -> Webhook:
         with self._database.available():

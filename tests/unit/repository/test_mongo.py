@@ -259,9 +259,19 @@ def test_counts_of_unfinished_tasks_forget_what_an_older_release_has_ended(mongo
     repository.close()
 
 
+def test_a_task_that_a_failover_could_undo_is_not_added(repository, monkeypatch):
+    """A read from a majority does not find it, although its id is taken."""
+    repository.add(a_task())
+    with monkeypatch.context() as patch:
+        patch.setattr(repository._tasks, "find_one", lambda *_, **__: None)
+        with pytest.raises(RepositoryUnavailable, match="majority"):
+            repository.add(a_task())
+    repository.add(a_task())
+
+
 @pytest.mark.parametrize("written", [[], [{"code": 11000}]])
 def test_messages_that_a_failover_could_undo_are_not_stored(mongo_url, monkeypatch, written):
-    """The wait for a majority has timed out: the driver reports that beside the errors of documents, of which there may be none."""
+    """The wait for a majority has timed out: the driver reports that beside the errors of documents, or with none of them."""
     url, _, name = mongo_url.rpartition("/")
     store = MongoWebhookStore(MongoDatabase(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT))
     message = Delivery("wh_1", 1, "{}", created_at=NOW, next_at=NOW)
