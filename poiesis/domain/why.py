@@ -22,6 +22,7 @@ WAITS: Final[Mapping[str, str]] = {
     "Unscheduled": "the scheduler has not placed its pod yet",
     "SchedulingGated": "another controller of the cluster holds its pod back",
     "NodeUnreachable": "its node does not confirm that its containers have ended",
+    "Deactivated": "its queue no longer considers it",
     "Queued": "the site's quotas leave no room for it yet",
     "QuotaExceeded": "the quota of the cluster is used up",
     "ClusterUnavailable": "the cluster does not answer",

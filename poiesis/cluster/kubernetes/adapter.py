@@ -225,7 +225,7 @@ class KubernetesCluster:
             wait_s = LOG_WAIT_S if self._wake is None else 0.0
             known = self._records.of(view, poked=poked, may_read=not task.due_stage.is_ending, wait_s=wait_s)
             records = {n: r.record for n, r in known.reports.items() if r.record is not None}
-            queued = self._queued(view) if any(map(kueue.is_gate, view.gates)) else None
+            view, queued = self._queued(view) if any(map(kueue.is_gate, view.gates)) else (view, None)
             too_large = self._is_too_large(view)
             found.append(pod_of(view, task, records, reading=known.reading, queued=queued, too_large=too_large))
             reports |= {n: r.report for n, r in known.reports.items() if r.report is not None}
@@ -233,9 +233,12 @@ class KubernetesCluster:
                 live |= self._records.tails(view, known.reports)
         return Observed(pods=tuple(found), others=tuple(v.name for v in volume_views), reports=reports, tails=live)
 
-    def _queued(self, view: PodView) -> str:
+    def _queued(self, view: PodView) -> tuple[PodView, str | None]:
+        """Why the pod is in a queue; None: it will not leave that by itself, which the pod then shows as its own reason to wait."""
         workload = self._workloads.workload(view.task_id, view.name)
-        return kueue.describe(workload, self._positions.of(workload) if workload is not None else None)
+        if reason := kueue.deactivated(workload):
+            return replace(view, waiting=reason), None
+        return view, kueue.describe(workload, self._positions.of(workload) if workload is not None else None)
 
     def _views(self, task: Task, plan: Plan | None) -> tuple[tuple[PodView, ...], tuple[VolumeView, ...]]:
         if self._is_followed():

@@ -37,13 +37,14 @@ _POD: Final = re.compile(r"poiesis-([0-9a-z]{26})-\d+-[a-z0-9-]+")
 
 @dataclass(frozen=True, slots=True)
 class WorkloadView:
-    """`waiting`: why its pod is not admitted; None: it is."""
+    """`waiting`: why its pod is not admitted; None: it is. `is_active` False: Kueue ignores it until an operator activates it."""
 
     name: str
     task_id: TaskId
     pod: str
     queue: str
     waiting: str | None
+    is_active: bool = True
 
 
 def queue_of(task: Task, settings: KubernetesSettings) -> str | None:
@@ -77,6 +78,7 @@ def project_workload(document: Mapping[str, Any]) -> WorkloadView | None:
         pod=match[0],
         queue=spec.get("queueName", ""),
         waiting=_waiting(document),
+        is_active=spec.get("active") is not False,
     )
 
 
@@ -86,7 +88,9 @@ def _waiting(document: Mapping[str, Any]) -> str | None:
     if _is_true(conditions.get("Admitted")):
         return None
     if (document.get("spec") or {}).get("active") is False:
-        return "its workload was deactivated"
+        evicted = conditions.get("Evicted") or {}  # says why, such as a rejected admission check
+        message = evicted.get("message") if _is_true(evicted) else None
+        return str(message)[:MAX_MESSAGE] if message else "its workload was deactivated"
     if _is_true(conditions.get("QuotaReserved")):
         checks = [c.get("name", "") for c in status.get("admissionChecks") or [] if c.get("state") != "Ready"]
         return f"quota is reserved, admission checks are pending: {', '.join(sorted(checks))}"
@@ -146,6 +150,11 @@ class QueuePositions:
                 self.refresh()
             except Exception:
                 log.exception("queue_positions_bug")
+
+
+def deactivated(view: WorkloadView | None) -> str | None:
+    """Why a gated pod will not be admitted by itself, as `Reason: message`; None: it may be."""
+    return None if view is None or view.is_active else f"Deactivated: queue {view.queue}: {view.waiting}"
 
 
 def describe(view: WorkloadView | None, position: int | None) -> str:

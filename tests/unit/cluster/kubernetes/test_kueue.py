@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from poiesis.cluster.kubernetes.kueue import (
 )
 from poiesis.cluster.kubernetes.observe import pod_of
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
-from poiesis.domain.decide.progress import Waiting, follow
+from poiesis.domain.decide.progress import Lost, Waiting, follow
 from poiesis.domain.decide.stages import plan_of
 from poiesis.domain.observed import Observed
 from poiesis.domain.policy import Policy
@@ -36,6 +36,7 @@ __all__ = ["make", "store"]  # fixtures
 
 POD = f"poiesis-{TASK_ID}-1-task"
 NO_QUOTA = "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor default, 1 more needed"
+REJECTED = "The workload is deactivated due to Admission check(s): budget, were rejected"
 
 
 def workload(*conditions: dict[str, str], **status: Any) -> dict[str, Any]:
@@ -48,6 +49,10 @@ def workload(*conditions: dict[str, str], **status: Any) -> dict[str, Any]:
         "spec": {"queueName": "users", "active": True},
         "status": {"conditions": list(conditions), **status},
     }
+
+
+def inactive(*conditions: dict[str, str]) -> dict[str, Any]:
+    return workload(*conditions) | {"spec": {"queueName": "users", "active": False}}
 
 
 def condition(kind: str, status: str, message: str = "", reason: str = "Pending") -> dict[str, str]:
@@ -105,7 +110,9 @@ def test_the_queue_is_the_tasks_else_that_of_its_owner_or_group(
             "quota is reserved, admission checks are pending: budget",
         ),
         (workload(condition("QuotaReserved", "True"), condition("Admitted", "True")), None),
-        ({**workload(), "spec": {"queueName": "users", "active": False}}, "its workload was deactivated"),
+        (inactive(), "its workload was deactivated"),
+        (inactive(condition("Evicted", "False", "The workload was evicted")), "its workload was deactivated"),
+        (inactive(condition("Evicted", "True", REJECTED)), REJECTED),
     ],
 )
 def test_what_a_workload_says(document: dict[str, Any], waiting: str | None) -> None:
@@ -144,6 +151,30 @@ def test_a_gated_pod_shows_its_workloads_reason(make: Callable[..., KubernetesCl
     )
     (pod,) = cluster.observe(task_of("ada")).pods
     assert pod.queued and pod.waiting == f"Queued: queue users: {NO_QUOTA}"
+
+
+def test_a_deactivated_workload_is_not_waited_for_without_a_deadline(
+    make: Callable[..., KubernetesCluster], store: Store
+) -> None:
+    cluster, task, policy = make(queue="users"), task_of("ada"), Policy()
+    store.objects[f"{CORE}/{PODS}/{POD}"] = gated()
+    now = parse_time("2026-01-02T03:04:05Z")
+    assert now is not None
+
+    def look(task: Task, document: dict[str, Any], version: int, at: datetime) -> Any:
+        view = project_workload(document)
+        assert view is not None
+        cluster._workloads.put(WORKLOADS, version, view)
+        return follow(task, cluster.observe(task), plan_of(task, policy).pods[0], at, policy)
+
+    queued = look(task, workload(condition("QuotaReserved", "False", NO_QUOTA)), 5, now)
+    assert isinstance(queued, Waiting)
+    now += 2 * policy.schedule_deadline  # the time in the queue does not count
+    rejected = inactive(condition("Evicted", "True", REJECTED))
+    waits = look(queued.task, rejected, 6, now)
+    assert isinstance(waits, Waiting) and waits.task.waiting == f"Deactivated: queue users: {REJECTED}"
+    over = look(waits.task, rejected, 7, now + policy.schedule_deadline + timedelta(seconds=1))
+    assert isinstance(over, Lost) and over.cause.reason == "Unschedulable" and REJECTED in (over.cause.message or "")
 
 
 @pytest.mark.parametrize(
