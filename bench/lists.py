@@ -101,10 +101,11 @@ def fill(path: Path, count: int) -> None:
     with database.writing() as db:
         db.execute(DRAFT, {"count": count})
         db.execute(
-            "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags, unfinished, readers)"
+            "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags, unfinished, ended_at, readers)"
             " SELECT id, 1, state, at, CASE state WHEN 'COMPLETE' THEN NULL ELSE 'run' END, owner, name,"
             " json_array('6:sample', '6:sample=' || sample, '7:project', '7:project=' || project),"
             " CASE state WHEN 'COMPLETE' THEN NULL ELSE state || '//' || owner END,"
+            " CASE state WHEN 'COMPLETE' THEN at END,"
             " CASE WHEN g1 = g2 THEN json_array('g:' || g1, 'u:' || owner)"
             " ELSE json_array('g:' || min(g1, g2), 'g:' || max(g1, g2), 'u:' || owner) END FROM draft"
         )

@@ -28,6 +28,7 @@ from poiesis.domain.policy import Policy
 from poiesis.domain.quotas import AdmissionRules
 
 PREFIX: Final = "POIESIS_"
+MIN_RETENTION: Final = timedelta(days=1)  # as long as an idempotency key stands for its task (ports.idempotency.KEPT)
 CLOSE: Final = 0.7  # part of equal characters of names where one may be a misspelling of the other
 ARCHITECTURES: Final = {"x86_64": "amd64", "aarch64": "arm64"}  # from `uname -m` to Kubernetes' names
 T = TypeVar("T")
@@ -303,7 +304,7 @@ class Settings:
     usage_tags: tuple[str, ...] = ("project",)
     """Keys of tags that usage is summed by, besides users and groups (docs/api.md)."""
     retention: timedelta | None = None
-    """How long finished tasks stay in the store; None: forever."""
+    """How long tasks stay in the store after their end, at least 1d; None: forever."""
     events_retention: timedelta = timedelta(days=30)
     """How long events stay in their log: a client or webhook that was away longer misses some."""
     shutdown_grace: timedelta = timedelta(seconds=25)
@@ -328,6 +329,10 @@ class Settings:
             _require(is_positive, f"invalid {PREFIX}POLICY__{name.upper()}: must be longer than 0")
         hour = timedelta(hours=1)
         _require(self.events_retention >= hour, f"invalid {PREFIX}EVENTS_RETENTION: must be at least 1h")
+        _require(
+            self.retention is None or self.retention >= MIN_RETENTION,
+            f"invalid {PREFIX}RETENTION: must be at least 1d, because a repeated request with its idempotency key finds its task for a day",
+        )
         after, attempts = self.policy.on_demand_after, self.policy.max_attempts
         _require(
             after is None or 1 <= after < attempts,

@@ -122,8 +122,9 @@ class TaskRepository(Protocol):
         """How many tasks have not ended, of one owner or of all, by state and the word for why they wait ("": they do not).
         Each number is counted up to `limit`, from an index that has only such tasks."""
 
-    def delete(self, task_ids: Collection[TaskId]) -> int:
-        """Delete those that are done, and whose changes are in the log of events (retention). Return how many."""
+    def purge(self, before: datetime, *, limit: int) -> int:
+        """Delete up to `limit` tasks that are done, that ended before a time, and whose changes are in the log of events; those that ended
+        first go first. Return how many. Reads only tasks that it may delete."""
 
     def ready(self) -> None:
         """Return if the store can be used now. Raises: RepositoryUnavailable."""

@@ -11,6 +11,7 @@ what remains decodes to a task in that view.
 - `readers` in the head has the tokens of who may see the task (`domain.access`).
 - `queued` and `held` are keys of tasks under quotas (`repository.claims`), `unfinished` one of tasks that have not ended.
 - `due_at` and `due_stage` are what resync queries, on a small index; null when the task is done.
+- `ended_at` is what the retention goes by; null until the task is done.
 
 `schema` is raised when old code can no longer read what new code writes; `MIGRATIONS` then upgrades older documents, one
 version at a time, when they are read. They are written in the new form with their next save.
@@ -75,6 +76,7 @@ def to_document(task: Task) -> Document:
         "wake_at": wake_at,
         "due_stage": None if done else task.due_stage.value,
         "due_at": None if done else wake_at,
+        "ended_at": format_time(task.log.end_time or task.created_at) if done else None,
         "name": spec.pop("name", None),
         "tags": tag_tokens(task.spec.tags),
         "readers": reader_tokens(task.owner, task.groups),

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 Source = Literal["store", "tail"]
 OVER_AFTER: Final = timedelta(seconds=30)  # after the end of a task nothing more of its output is stored
 PURGE_BATCH: Final = 500  # tasks whose logs one call deletes at most
+SEEN_AT_ONCE: Final = 10_000  # tasks with logs that one call considers
 PURGE_LAG: Final = timedelta(hours=1)  # for tasks that are purged a little later than they could be
 
 
@@ -161,27 +162,29 @@ def _tail(task: Task, ref: LogRef) -> bytes:
 class LogRetention:
     """Deletes the logs of tasks that the store of tasks no longer has: purged ones, and any others.
 
-    It goes by the log store's own list, oldest first, so a crash between the two deletions leaves nothing behind. Logs younger than
-    `retention` are left alone, whatever the store of tasks says.
+    It goes by the log store's own list, oldest first, so a crash between the two deletions leaves nothing behind. A call continues where
+    the last one stopped, so logs of many old tasks that are still known do not keep those behind them. Logs younger than `retention` are
+    left alone, whatever the store of tasks says.
     """
 
     repository: TaskRepository
     store: LogStore
     clock: Clock
     retention: timedelta
+    _after: TaskId | None = field(default=None, init=False)
 
     def purge(self) -> int:
         """Return how many tasks' logs were deleted. Raises: Unavailable."""
         newest = first_task_id(self.clock.now() - self.retention - PURGE_LAG)
-        after: TaskId | None = None
         purged = seen = 0
-        while seen < 20 * PURGE_BATCH and purged < PURGE_BATCH:
-            page = [task_id for task_id in self.store.tasks(after) if task_id < newest]
+        while seen < SEEN_AT_ONCE and purged < PURGE_BATCH:
+            page = [task_id for task_id in self.store.tasks(self._after) if task_id < newest]
             if not page:
+                self._after = None
                 break
             known = self.repository.states(page)
             purged += sum(self._delete(task_id) for task_id in page if task_id not in known)
-            after, seen = page[-1], seen + len(page)
+            self._after, seen = page[-1], seen + len(page)
         return purged
 
     def _delete(self, task_id: TaskId) -> bool:

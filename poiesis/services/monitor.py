@@ -18,7 +18,6 @@ from typing import Final, TypeVar
 
 from poiesis import tracing
 from poiesis.domain.errors import PoiesisError, QueueUnavailable, Unavailable, UnknownTask
-from poiesis.domain.naming import first_task_id
 from poiesis.domain.observed import Record
 from poiesis.domain.policy import Policy
 from poiesis.domain.records import parse_poke
@@ -220,18 +219,16 @@ class Monitor:
         return found
 
     def purge_expired(self) -> int:
-        """Delete done tasks older than the retention from the store and return how many. Ids sort by time, so no other index is needed.
+        """Delete done tasks that ended longer ago than the retention from the store and return how many.
 
         Their logs are deleted by `services.logs`, their events by the notifier.
         """
         if self.retention is None:
             return 0
-        after: TaskId | None = first_task_id(self.clock.now() - self.retention)
+        before = self.clock.now() - self.retention
         purged = 0
-        while after is not None and not self._stop.is_set():
-            page = self.repository.list(TaskFilter(), limit=PURGE_BATCH, after=after, view=View.MINIMAL)
-            purged += self.repository.delete([task.id for task in page.tasks])
-            after = page.next_after
+        while not self._stop.is_set() and (found := self.repository.purge(before, limit=PURGE_BATCH)):
+            purged += found
             self._stop.wait(PURGE_PAUSE_S)  # for writers of new tasks
         return purged
 

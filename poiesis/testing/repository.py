@@ -103,13 +103,13 @@ class MemoryTaskRepository:
         counts = Counter((task.state, waiting_word(task)) for task in mine if not task.state.is_terminal)
         return {group: min(limit, count) for group, count in counts.items()}
 
-    def delete(self, task_ids: Collection[TaskId]) -> int:
+    def purge(self, before: datetime, *, limit: int) -> int:
         with self.available():
-            known = [task for task_id in task_ids if (task := self._tasks.get(task_id)) is not None]
-            done = [task.id for task in known if task.stage is Stage.DONE]
-            for task_id in done:
+            done = [(t.log.end_time or t.created_at, t.id) for t in self._tasks.values() if t.stage is Stage.DONE]
+            expired = sorted(each for each in done if each[0] < before)[:limit]
+            for _, task_id in expired:
                 del self._tasks[task_id]
-            return len(done)
+            return len(expired)
 
     def snapshot(self) -> tuple[Task, ...]:
         with self.available():

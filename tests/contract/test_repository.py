@@ -7,7 +7,7 @@
  5. list: newest first, exact pages, nothing lost or repeated while tasks arrive
  6. filters: name prefix, states, tags, owner, access, all together, with any characters; count agrees; counts of unfinished tasks
  7. due and postpone
- 8. delete: only what is done
+ 8. purge: only what is done and ended before a time, oldest end first
  9. contents: exact to the microsecond and the last bit, keys of any text
 10. bounds: what cannot be stored is refused, what grew too large is shortened
 11. durability: reopened, a task is as it was saved; two instances see each other's writes
@@ -759,23 +759,48 @@ def test_postponing_an_unknown_task_does_nothing(repository):
     assert repository.count(EVERYTHING) == 0
 
 
-# 8. delete
+# 8. purge
 
 
-def test_only_a_done_task_can_be_deleted(repository):
+def ended(end: datetime, **changes) -> dict[str, object]:
+    return {"state": State.COMPLETE, "stage": Stage.DONE, "log": TaskLog(end_time=end), **changes}
+
+
+def test_only_a_done_task_is_purged(repository):
     for stage in set(Stage) - {Stage.DONE}:
-        task = added(repository, state=State.COMPLETE, stage=stage)
-        assert repository.delete([task.id]) == 0
+        task = added(repository, **ended(NOW, stage=stage))
+        assert repository.purge(NOW + 9 * SECOND, limit=9) == 0
         assert repository.get(task.id) == task
 
 
-def test_a_deleted_task_leaves_nothing(repository):
+def test_tasks_are_purged_by_their_ends_whenever_they_were_created(repository):
+    long_one = added(repository, **ended(NOW + 5 * SECOND))
+    running = added(repository, state=State.RUNNING)
+    short = added(repository, **ended(NOW + SECOND))
+    last = added(repository, **ended(NOW + 9 * SECOND))
+    assert repository.purge(NOW + SECOND, limit=9) == 0
+    assert repository.purge(NOW + 6 * SECOND, limit=1) == 1
+    assert matching(repository) == {long_one.id, running.id, last.id}, "the first end goes first"
+    assert repository.purge(NOW + 6 * SECOND, limit=9) == 1
+    assert repository.purge(NOW + 6 * SECOND, limit=9) == 0
+    assert matching(repository) == {running.id, last.id} == matching(repository) - {short.id}
+
+
+def test_a_task_is_purged_by_the_end_that_its_last_save_gave_it(repository):
+    task = added(repository)
+    for changes in ({"state": State.RUNNING}, ended(NOW + 5 * SECOND, stage=Stage.CLEAN), {"stage": Stage.DONE}):
+        task = replace(task, **changes)
+        assert repository.save(task, seen=task.version)
+        task = repository.get(task.id)
+    assert repository.purge(NOW + 5 * SECOND, limit=9) == 0
+    assert repository.purge(NOW + 6 * SECOND, limit=9) == 1
+
+
+def test_a_purged_task_leaves_nothing(repository):
     kept = added(repository, tags={"k": "v"}, name="n", owner="ada", groups=("g",))
-    gone = added(
-        repository, tags={"k": "v"}, name="n", owner="ada", groups=("g",), state=State.COMPLETE, stage=Stage.DONE
-    )
-    assert repository.delete([TaskId("0" * 26), kept.id, gone.id]) == 1
-    assert repository.delete([gone.id]) == 0
+    gone = added(repository, tags={"k": "v"}, name="n", owner="ada", groups=("g",), **ended(NOW))
+    assert repository.purge(NOW + SECOND, limit=9) == 1
+    assert repository.purge(NOW + SECOND, limit=9) == 0
     with pytest.raises(UnknownTask):
         repository.get(gone.id)
     for where in (
@@ -786,10 +811,6 @@ def test_a_deleted_task_leaves_nothing(repository):
         {"access": Access("ada", frozenset({"g"}))},
     ):
         assert matching(repository, **where) == {kept.id}
-
-
-def test_an_unknown_task_cannot_be_deleted(repository):
-    assert repository.delete([TaskId("0" * 26)]) == 0
 
 
 # 9. contents
@@ -913,7 +934,7 @@ def every_call(repository: TaskRepository) -> dict[str, Callable[[], object]]:
         "due": lambda: repository.due(NOW, limit=1),
         "postpone": lambda: repository.postpone([task.id], until=NOW),
         "count": lambda: repository.count(EVERYTHING),
-        "delete": lambda: repository.delete([task.id]),
+        "purge": lambda: repository.purge(NOW, limit=1),
         "ready": lambda: repository.ready(),
     }
 

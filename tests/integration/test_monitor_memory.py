@@ -40,7 +40,8 @@ class Forgetful(MemoryTaskRepository):
     def save(self, task, *, seen):
         saved = super().save(task, seen=seen)
         if saved and task.stage is Stage.DONE:
-            self.delete([task.id])
+            with self.available():
+                self._tasks.pop(task.id, None)
             self.events.clear()
         return saved
 

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poiesis.config import PREFIX, ApiSettings, Settings, read
+from poiesis.config import MIN_RETENTION, PREFIX, ApiSettings, Settings, read
 from poiesis.domain.errors import ConfigurationError
+from poiesis.ports.idempotency import KEPT
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,14 @@ def test_any_text_is_read_or_refused_by_name(name, text):
 def test_staging_has_a_deadline(name):
     with pytest.raises(ConfigurationError, match=f"{name}: must be longer than 0"):
         read(Settings, {name: "0"})
+
+
+def test_a_task_stays_as_long_as_its_idempotency_key_finds_it():
+    assert KEPT <= MIN_RETENTION
+    assert read(Settings, {"POIESIS_RETENTION": "1d"}).retention == MIN_RETENTION
+    for text in ("23h", "0"):
+        with pytest.raises(ConfigurationError, match="invalid POIESIS_RETENTION: must be at least 1d"):
+            read(Settings, {"POIESIS_RETENTION": text})
 
 
 def test_two_underscores_separate_levels():

@@ -265,7 +265,7 @@ def test_the_notifier_measures_store_and_broker() -> None:
     assert value("poiesis_dependency_up", dependency="broker") == 1
 
     service.queue.down = True
-    service.repository.delete([])
+    service.repository.purge(service.clock.now() - timedelta(days=1), limit=1)
     with pytest.raises(QueueUnavailable):
         statistics.measure()
     assert value("poiesis_dependency_up", dependency="broker") == 0

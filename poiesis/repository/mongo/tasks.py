@@ -23,6 +23,7 @@ from pymongo import ASCENDING, DESCENDING, IndexModel, UpdateOne
 from poiesis.domain.access import Access, reader_tokens
 from poiesis.domain.errors import UnknownTask
 from poiesis.domain.history import Change
+from poiesis.domain.naming import first_task_id
 from poiesis.domain.states import TERMINAL, TRANSITIONS, Stage, State, path
 from poiesis.domain.task import Task, TaskId, TaskSummary, Version, View
 from poiesis.ports.repository import COUNT_LIMIT, Page, TaskFilter, take_page
@@ -40,6 +41,7 @@ from poiesis.repository.documents import (
     parse_time,
     sources,
     tag_token,
+    to_document,
 )
 from poiesis.repository.mongo.connection import MongoDatabase, insert_new
 from poiesis.repository.unfinished import MAX_GROUPS, group_key, group_of
@@ -60,6 +62,8 @@ INDEXES: Final = (
     IndexModel([("held", ASCENDING)], name="held", sparse=True),
     # sparse: only tasks that have not ended (`repository.unfinished`)
     IndexModel([("unfinished", ASCENDING)], name="unfinished", sparse=True),
+    # sparse: only tasks that are done, for the retention
+    IndexModel([("ended_at", ASCENDING)], name="ended", sparse=True),
 )
 RETIRED_INDEXES: Final = ("owner", "owner_state")  # of older releases: `readers` serves their queries
 # that MongoDB merges for a query with $in (its internalQueryMaxScansToExplode); with more it sorts in memory
@@ -67,6 +71,7 @@ MAX_SCANS: Final = 200
 FILLED_AT_ONCE: Final = 1000  # tasks of older releases
 HEAD: Final = (
     "_id", "version", "state", "due_stage", "due_at", "owner", "name", "tags", "readers", "queued", "held", "unfinished",
+    "ended_at",
 )  # fmt: skip
 PROJECTIONS: Final[Mapping[View, Mapping[str, int] | None]] = {
     View.MINIMAL: {"_id": 1, "state": 1},
@@ -81,6 +86,8 @@ class MongoTaskRepository:
     def __init__(self, database: MongoDatabase) -> None:
         self._database = database
         self._filled = threading.Event()
+        self._filled_until = ""
+        """Tasks with ids below it have been searched for done ones without `ended_at`."""
         self._tasks = database.collection("tasks", INDEXES, retired=RETIRED_INDEXES, upgrade=self._upgrade)
 
     def add(self, task: Task) -> None:
@@ -177,10 +184,17 @@ class MongoTaskRepository:
                 counts[group] = self._tasks.count_documents({"unfinished": key}, limit=limit)
         return {group: count for group, count in counts.items() if count}
 
-    def delete(self, task_ids: Collection[TaskId]) -> int:
-        done = {"_id": {"$in": list(task_ids)}, "due_stage": {"$exists": False}, "outbox": {"$exists": False}}
+    def purge(self, before: datetime, *, limit: int) -> int:
+        unmarked = {"outbox": {"$exists": False}}
+        expired = {"ended_at": {"$lt": format_time(before)}, **unmarked}
         with self._database.available():
-            return self._tasks.delete_many(done).deleted_count
+            while True:
+                with self._tasks.find(expired, {"_id": 1}).sort("ended_at", ASCENDING).limit(limit) as cursor:
+                    found = [document["_id"] for document in cursor]
+                if found:
+                    return self._tasks.delete_many({"_id": {"$in": found}, **unmarked}).deleted_count
+                if not self._fill_ended(first_task_id(before)):
+                    return 0
 
     def marked(self, limit: int) -> Sequence[tuple[Task, int, Version]]:
         """Tasks with changes that are not in the log of events yet, oldest first: in the view BASIC, with the `n` of the oldest such
@@ -233,6 +247,20 @@ class MongoTaskRepository:
         with self._tasks.find(missing, {"state": 1, "owner": 1}) as found:
             while part := list(islice(found, FILLED_AT_ONCE)):
                 self._tasks.bulk_write([_with_key(task, missing) for task in part], ordered=False)
+
+    def _fill_ended(self, until: TaskId) -> bool:
+        """Add `ended_at` to some tasks that processes of older releases have saved, of those with ids below `until`, each of which is read
+        once. False: there were none left."""
+        missing: Document = {"due_stage": {"$exists": False}, "ended_at": {"$exists": False}}
+        query = {**missing, "_id": {"$gte": self._filled_until, "$lt": until}}
+        with self._tasks.find(query, PROJECTIONS[View.BASIC]).sort("_id", ASCENDING).limit(FILLED_AT_ONCE) as found:
+            documents, _ = take_page(found, FILLED_AT_ONCE, _size_bytes)
+        if documents:
+            ends = [(d["_id"], to_document(_decode(d))["ended_at"]) for d in documents]
+            filled = [UpdateOne({**missing, "_id": task_id}, {"$set": {"ended_at": end}}) for task_id, end in ends]
+            self._tasks.bulk_write(filled, ordered=False)
+        self._filled_until = documents[-1]["_id"] if documents else until
+        return bool(documents)
 
     def _fill_readers(self) -> None:
         """Add `readers` to tasks of older releases. Until that has been done once, queries also compare the owner."""

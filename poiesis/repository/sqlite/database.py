@@ -152,6 +152,12 @@ MIGRATIONS: Final[tuple[tuple[str, ...], ...]] = (
         "CREATE INDEX sessions_by_end ON sessions (expires_at)",
     ),
     ("CREATE INDEX webhook_messages_dead_of ON webhook_messages (webhook_id, created_at) WHERE next_at IS NULL",),
+    (
+        "ALTER TABLE tasks ADD COLUMN ended_at TEXT",  # of a task that is done, for the retention
+        """UPDATE tasks SET ended_at = (SELECT coalesce(json_extract(core, '$.log.end_time'), json_extract(core, '$.created_at'))
+            FROM documents WHERE documents.id = tasks.id) WHERE due_stage IS NULL""",
+        "CREATE INDEX tasks_ended ON tasks (ended_at) WHERE ended_at IS NOT NULL",
+    ),
 )
 """Statements that take the file from version i to i + 1 (`PRAGMA user_version`)."""
 

@@ -89,7 +89,8 @@ class SqliteTaskRepository:
             saved = db.execute(
                 "UPDATE tasks SET version = version + 1, state = :state, wake_at = :wake_at, due_stage = :due_stage,"
                 " owner = :owner, name = :name, tags = :tags,"
-                " readers = :readers, queued = :queued, held = :held, unfinished = :unfinished WHERE id = :_id AND version = :seen"
+                " readers = :readers, queued = :queued, held = :held, unfinished = :unfinished, ended_at = :ended_at"
+                " WHERE id = :_id AND version = :seen"
                 f" AND state IN ({_quoted(allowed)})",
                 {**head, "seen": int(seen)},
             )
@@ -155,17 +156,14 @@ class SqliteTaskRepository:
                 counts[group] = found.fetchone()[0]
         return {group: count for group, count in counts.items() if count}
 
-    def delete(self, task_ids: Collection[TaskId]) -> int:
-        deleted = 0
+    def purge(self, before: datetime, *, limit: int) -> int:
         with self._database.writing() as db:
-            for task_id in task_ids:
-                query = "DELETE FROM tasks WHERE id = ? AND due_stage IS NULL RETURNING tags, readers"
-                row = db.execute(query, (task_id,)).fetchone()
-                if row is not None:
-                    db.execute("DELETE FROM documents WHERE id = ?", (task_id,))
-                    self._delete_tokens(db, task_id, *row)
-                    deleted += 1
-        return deleted
+            expired = db.execute(EXPIRED_QUERY, (format_time(before), limit)).fetchall()
+            for task_id, tags, readers in expired:
+                db.execute("DELETE FROM tasks WHERE id = ?", (task_id,))
+                db.execute("DELETE FROM documents WHERE id = ?", (task_id,))
+                self._delete_tokens(db, task_id, tags, readers)
+        return len(expired)
 
     def ready(self) -> None:
         self._database.ready()
@@ -207,8 +205,8 @@ def insert_task(db: sqlite3.Connection, task: Task, encoded: Encoded | None = No
     """Insert a new task as version 1, with its event. False: the id exists."""
     head, core, bulk, tags, readers = encoded or encode_within_bounds(task, _encode)
     added = db.execute(
-        "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags, readers, queued, held, unfinished)"
-        " VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags, :readers, :queued, :held, :unfinished)"
+        "INSERT INTO tasks (id, version, state, wake_at, due_stage, owner, name, tags, readers, queued, held, unfinished, ended_at)"
+        " VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags, :readers, :queued, :held, :unfinished, :ended_at)"
         " ON CONFLICT (id) DO NOTHING",
         head,
     )
@@ -231,13 +229,16 @@ DUE_QUERY: Final = (
     "SELECT id, due_stage FROM tasks INDEXED BY tasks_due"
     " WHERE due_stage IS NOT NULL AND wake_at <= ? ORDER BY wake_at, id LIMIT ?"
 )
+EXPIRED_QUERY: Final = (
+    "SELECT id, tags, readers FROM tasks INDEXED BY tasks_ended WHERE ended_at < ? ORDER BY ended_at, id LIMIT ?"
+)
 
 
 def _encode(document: Document) -> tuple[Encoded, int]:
     """Columns of `tasks`, both parts of the document, and the tokens of tags and readers; with the size of the parts in bytes."""
     bulk = encode_json(document.pop("bulk"))
     tags, readers = document.pop("tags"), document.pop("readers")
-    keys = {key: document.pop(key) for key in ("queued", "held", "unfinished")}
+    keys = {key: document.pop(key) for key in ("queued", "held", "unfinished", "ended_at")}
     core = encode_json(document)
     columns = ("_id", "state", "wake_at", "due_stage", "owner", "name")
     head = {**{key: document[key] for key in columns}, **keys, "tags": encode_json(tags).decode()}

@@ -13,8 +13,9 @@ from pymongo.errors import BulkWriteError, PyMongoError
 
 from poiesis.domain.access import Access
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
+from poiesis.domain.naming import new_task_id
 from poiesis.domain.states import Stage, State
-from poiesis.domain.task import Input, Task, TaskId, TaskSpec, Version, View
+from poiesis.domain.task import Input, Task, TaskId, TaskLog, TaskSpec, Version, View
 from poiesis.domain.webhooks import Delivery
 from poiesis.ports.repository import TaskFilter
 from poiesis.repository.documents import format_time, to_document
@@ -163,7 +164,7 @@ def test_a_document_has_the_queried_fields_and_two_texts():
     raw, size = mongo._encode(to_document(task))
     document = bson.decode(raw.raw)
     assert size == len(raw.raw)
-    assert set(document) == {"_id", "version", "state", "readers", "unfinished", "core", "bulk"}, (
+    assert set(document) == {"_id", "version", "state", "readers", "unfinished", "ended_at", "core", "bulk"}, (
         "no field that is null, none that is never queried"
     )
     assert mongo._decode(document) == task
@@ -289,6 +290,37 @@ def test_messages_that_a_failover_could_undo_are_not_stored(mongo_url, monkeypat
         store.enqueue([message], NOW)
         assert store.pending("wh_1") == 1
     store._database.close()
+
+
+def test_ended_tasks_of_an_older_release_are_purged_by_their_ends(mongo_url, monkeypatch):
+    monkeypatch.setattr(mongo, "FILLED_AT_ONCE", 2)
+    url, _, name = mongo_url.rpartition("/")
+    repository = MongoTaskRepository(
+        MongoDatabase(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT)
+    )
+
+    def add(n: int, days: float, stage: Stage = Stage.DONE) -> TaskId:
+        created = NOW - timedelta(days=30, seconds=-n)
+        log = TaskLog(end_time=NOW - timedelta(days=days))
+        task = replace(
+            a_task("x"), id=new_task_id(created), created_at=created, stage=stage, state=State.COMPLETE, log=log
+        )
+        repository.add(task)
+        repository._tasks.update_one({"_id": task.id}, {"$unset": {"ended_at": ""}})
+        return task.id
+
+    late, _, cleaning = add(0, 5), add(1, 9), add(2, 9, Stage.CLEAN)
+    for n in range(3, 7):
+        add(n, 8)
+    week = NOW - timedelta(days=7)
+    purged = []
+    while found := repository.purge(week, limit=3):
+        purged.append(found)
+    assert sum(purged) == 5
+    assert set(repository.states([late, cleaning])) == {late, cleaning}
+    assert repository.count(TaskFilter()) == 2
+    assert repository.purge(NOW - timedelta(days=4), limit=3) == 1
+    repository.close()
 
 
 def test_a_message_has_the_error_and_no_credentials():

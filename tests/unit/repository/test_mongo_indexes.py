@@ -238,7 +238,7 @@ def test_every_other_query_is_served_by_an_index(asked):
     repository.save(task, seen=Version(0))
     repository.due(NOW, limit=9)
     repository.postpone([task.id], until=NOW)
-    repository.delete([task.id])
+    repository.purge(NOW, limit=9)
     repository.marked(9)
     repository.unmark([(task, Version(1))])
     repository._repair_unfinished()
@@ -276,11 +276,12 @@ def test_a_user_of_very_many_groups_is_served_by_parts_that_are_merged(asked):
     assert all(len(q.conditions["readers"]["$in"]) * len(State) <= MAX_SCANS for q in found)
 
 
-def test_a_done_task_is_in_no_index_of_work(asked):
+def test_a_done_task_is_in_no_index_of_work_and_no_other_task_in_that_of_ended_ones(asked):
     assert {index.document["name"] for index in tasks.INDEXES if index.document.get("sparse")} == {
         "due",
         "outbox",
         "queued",
         "held",
         "unfinished",
+        "ended",
     }

@@ -17,13 +17,13 @@ import pytest
 from poiesis.domain.access import Access
 from poiesis.domain.errors import ConfigurationError, RepositoryUnavailable, UnknownTask
 from poiesis.domain.states import Stage, State
-from poiesis.domain.task import Executor, Input, Task, TaskId, TaskSpec, Version, View
+from poiesis.domain.task import Executor, Input, Task, TaskId, TaskLog, TaskSpec, Version, View
 from poiesis.ports.repository import TaskFilter
 from poiesis.repository.documents import to_document
 from poiesis.repository.sqlite import database
 from poiesis.repository.sqlite import tasks as sqlite
 from poiesis.repository.sqlite.database import MIGRATIONS, FairLock, SqliteDatabase
-from poiesis.repository.sqlite.tasks import DUE_QUERY, SqliteTaskRepository, _list_query, _planned
+from poiesis.repository.sqlite.tasks import DUE_QUERY, EXPIRED_QUERY, SqliteTaskRepository, _list_query, _planned
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, 1, tzinfo=UTC)
 SPEC = TaskSpec(executors=(Executor("alpine", ("true",)),))
@@ -173,6 +173,11 @@ def test_due_scans_its_index_in_order(repository, file):
     assert steps == ["SEARCH tasks USING COVERING INDEX tasks_due (wake_at<?)"]
 
 
+def test_a_purge_reads_only_tasks_that_it_deletes(repository, file):
+    steps = plan(file, EXPIRED_QUERY, ("2026", 10))
+    assert steps == ["SEARCH tasks USING INDEX tasks_ended (ended_at<?)"]
+
+
 # durability
 
 ADD_FOREVER = """
@@ -296,6 +301,27 @@ def test_tasks_of_a_file_from_before_groups_are_found_by_their_owner(file, monke
         assert repository.count(TaskFilter(states=STATES, access=Access('b"o\\b'))) == 1
 
 
+def test_ended_tasks_of_an_older_file_are_purged_by_their_ends(file, monkeypatch):
+    monkeypatch.setattr(database, "MIGRATIONS", MIGRATIONS[:1])
+    SqliteTaskRepository(SqliteDatabase(file)).close()
+    log = TaskLog(end_time=NOW + timedelta(days=5))
+    with closing(sqlite3.connect(file)) as db:
+        for task_id, stage in (("one", Stage.DONE), ("two", Stage.DONE), ("three", Stage.CLEAN)):
+            kept = log if task_id == "one" else TaskLog()
+            task = replace(a_task(task_id, state=State.COMPLETE), stage=stage, log=kept)
+            head, core, bulk, *_ = sqlite._encode(to_document(task))[0]
+            db.execute("INSERT INTO tasks VALUES (:_id, 1, :state, :wake_at, :due_stage, :owner, :name, :tags)", head)
+            db.execute("INSERT INTO documents VALUES (?, ?, ?)", (task_id, core, bulk))
+        db.commit()
+    monkeypatch.undo()
+    with closing(SqliteTaskRepository(SqliteDatabase(file))) as repository:
+        every = [TaskId("one"), TaskId("two"), TaskId("three")]
+        assert repository.purge(NOW + timedelta(days=4), limit=9) == 1
+        assert set(repository.states(every)) == {"one", "three"}
+        assert repository.purge(NOW + timedelta(days=6), limit=9) == 1
+        assert set(repository.states(every)) == {"three"}
+
+
 def test_an_older_file_is_migrated_and_a_failed_step_leaves_it_as_it_was(file, monkeypatch):
     with closing(SqliteTaskRepository(SqliteDatabase(file))) as repository:
         repository.add(a_task("one"))
@@ -349,7 +375,7 @@ def test_a_failure_within_a_call_undoes_all_of_it(repository, file, monkeypatch)
     repository.add(a_task("one", state=State.COMPLETE, stage=Stage.DONE))
     monkeypatch.setattr(repository, "_delete_tokens", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        repository.delete([TaskId("one")])
+        repository.purge(NOW + timedelta(hours=1), limit=1)
     assert repository.get(TaskId("one")).version == 1
 
 

@@ -15,6 +15,7 @@ from poiesis.domain.naming import new_task_id
 from poiesis.domain.states import Stage, State
 from poiesis.domain.task import Executor, ExecutorLog, Task, TaskId, TaskLog, TaskSpec
 from poiesis.ports.logs import Chunk, ChunkPage, LogRef, StoredLog
+from poiesis.services import logs as module
 from poiesis.services.logs import LogRetention, LogService, UnknownLog
 from poiesis.testing.clock import ManualClock
 from poiesis.testing.repository import MemoryTaskRepository
@@ -229,6 +230,17 @@ def test_a_log_that_may_not_be_deleted_does_not_stop_the_others() -> None:
         purge.purge()
     store.error = None
     assert purge.purge() == 1
+
+
+def test_logs_behind_many_of_tasks_that_are_still_known_are_deleted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "SEEN_AT_ONCE", 4)
+    purge, store, repository = retention()
+    for i in range(20):
+        add(store, repository, 60 + i, known=True)
+    gone = add(store, repository, 50, known=False)
+    assert sum(purge.purge() for _ in range(9)) == 1 and store.deleted == [gone]
+    oldest = add(store, repository, 99, known=False)
+    assert sum(purge.purge() for _ in range(9)) == 1 and store.deleted == [gone, oldest]
 
 
 def test_one_call_is_bounded() -> None:

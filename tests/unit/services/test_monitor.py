@@ -10,7 +10,8 @@ import pytest
 from poiesis.domain.decide.stages import CLEAN_AGAIN, SOON
 from poiesis.domain.errors import QueueUnavailable
 from poiesis.domain.states import Role, Stage, State
-from poiesis.domain.task import TaskId
+from poiesis.domain.task import TaskId, TaskLog
+from poiesis.ports.repository import TaskFilter
 from poiesis.services import monitor as monitor_module
 from poiesis.services import work_queue
 from poiesis.services.deferred_cleanup import DeferredCleanup
@@ -306,3 +307,30 @@ def test_the_fake_cluster_repeats_events_as_configured():
         cluster.events = times
         cluster.delete_all(ID, 1)
     assert len(events) == 3
+
+
+# retention
+
+
+def test_a_task_is_kept_for_the_retention_from_its_end(scene):
+    world, week = scene.world, timedelta(days=7)
+    scene.monitor.retention = week
+    world.clock.advance(timedelta(days=8))
+    world.change(state=State.COMPLETE, stage=Stage.DONE, log=TaskLog(end_time=world.now))
+    assert scene.monitor.purge_expired() == 0, "it was created long ago and ended just now"
+    world.clock.advance(week + timedelta(seconds=1))
+    assert scene.monitor.purge_expired() == 1
+
+
+def test_tasks_that_go_on_keep_none_from_being_purged(scene, monkeypatch):
+    world = scene.world
+    scene.monitor.retention = timedelta(days=7)
+    monkeypatch.setattr(monitor_module, "PURGE_PAUSE_S", 0)
+    for number in range(100):
+        end = world.now if number % 2 else world.now + timedelta(days=9)
+        log = TaskLog(end_time=end)
+        world.repository.add(stored(id=TaskId(f"{number:026}"), stage=Stage.DONE, state=State.COMPLETE, log=log))
+    world.clock.advance(timedelta(days=8))
+    assert scene.monitor.purge_expired() == 50
+    assert scene.monitor.purge_expired() == 0
+    assert world.repository.count(TaskFilter()) == 51, "the task that has not ended too"
