@@ -64,6 +64,9 @@ CANCEL_AGAIN: Final = timedelta(seconds=5)
 OVERDUE: Final = timedelta(minutes=1)  # a node confirms the end of a pod within seconds
 SOON: Final = timedelta(seconds=20)  # the next link is published at once; this is for a lost message
 LOST_WITH_THE_NODE: Final = frozenset({"Preempted", "NodeLost", "NodeShutdown", "Evicted", "VolumeLost"})
+NEVER_STARTED: Final = frozenset(
+    {"Unschedulable", "StartTimeout"}
+)  # reasons of a pod that waited in vain for a node or its volume
 MAX_RETRY_DELAY: Final = timedelta(minutes=5)
 
 
@@ -217,6 +220,8 @@ def _stage_out(task: Task, observed: Observed | None, now: datetime, policy: Pol
             unreachable = _unreachable_volume(shown, observed, pod_plan.part, now, policy)
             return Decision(shown) if unreachable is None else _end_attempt(task, unreachable, now, policy)
         case Lost(_, cause):
+            if _lacks_only_outputs(task) and cause.reason in NEVER_STARTED:
+                return _end_attempt(task, _volume_lost(cause.message), now, policy)
             return _retry_upload(task, cause, task.outcome, now, policy)
         case Ended(shown, pod):
             report = _report(observed, TOF)
@@ -354,14 +359,22 @@ def _unreachable_volume(
 ) -> Fault | None:
     """A repeated upload that no node can run: the volume may have been on the node that was lost, so only a new attempt helps."""
     pod = observed.pod(part, task.attempt) if observed is not None else None
-    if task.outcome is not None or task.uploads == 1 or pod is None or pod.scheduled:
+    if not _lacks_only_outputs(task) or pod is None or pod.scheduled:
         return None
     if pod.queued or pod.room is Room.BUSY:
         return None
     if now - (task.waiting_since or pod.created_at or now) <= policy.start_deadline:  # not counting the time in a queue
         return None
-    message = f"the outputs are no longer reachable: {pod.waiting or 'the upload was not scheduled to a node'}"
-    return Fault("VolumeLost", message, began=True)
+    return _volume_lost(pod.waiting or "the upload was not scheduled to a node")
+
+
+def _lacks_only_outputs(task: Task) -> bool:
+    """Whether all commands have succeeded and the upload has been lost once: its node may have had the volume."""
+    return task.outcome is None and task.uploads > 1
+
+
+def _volume_lost(why: str | None) -> Fault:
+    return Fault("VolumeLost", f"the outputs are no longer reachable: {why}", began=True)
 
 
 def _report(observed: Observed | None, filer: str) -> FilerReport | None:

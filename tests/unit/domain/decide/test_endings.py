@@ -292,6 +292,46 @@ def test_outputs_on_a_volume_that_no_node_can_reach_are_made_by_a_new_attempt():
     assert (world.task.attempt, world.task.uploads, world.task.part) == (2, 1, "tif")
 
 
+@pytest.mark.parametrize("how", ["attached to the lost node", "no node", "no node that may be waited for"])
+def test_a_repeated_upload_that_never_starts_is_made_by_a_new_attempt(how):
+    """A volume stays attached to a lost node: the next TOF pod gets a node, but not the volume."""
+    policy = replace(STAGED, schedule_deadline=timedelta(minutes=30))
+    world = uploading_again(policy)
+    match how:
+        case "attached to the lost node":
+            world.cluster.schedule(ID, "tof-2", "node-2")
+        case "no node":
+            world.cluster.hold(ID, "tof-2", "Unschedulable: 0/1 nodes")
+        case _:
+            world.cluster.hold(ID, "tof-2", "Unschedulable: 0/1 nodes", Room.NO_NODE)
+    world.settle()
+    task = world.wait(POLICY.start_deadline + timedelta(minutes=1))
+    assert "VolumeLost: the outputs are no longer reachable: " in text_of(task)
+    world.wait(FAULT)
+    assert (world.task.attempt, world.task.uploads, world.task.part) == (2, 1, "tif")
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "retry_started", "ends"),
+    [
+        (0, False, (State.SYSTEM_ERROR, "VolumeLost")),
+        (4, True, (State.EXECUTOR_ERROR, "ExecutorFailed")),
+    ],
+)
+def test_a_repeated_upload_that_never_starts_repeats_no_command_that_must_not_be(exit_code, retry_started, ends):
+    world = uploading(exit_code=exit_code, policy=replace(STAGED, retry_started=retry_started))
+    world.cluster.lose(ID, "tof", "NodeLost")
+    world.settle()
+    for part in ("tof-2", "tof-3"):
+        if world.wait(FAULT).part != part:
+            break
+        world.cluster.schedule(ID, part)
+        world.settle()
+        world.wait(POLICY.start_deadline + timedelta(minutes=1))
+    task = world.to_the_end()
+    assert (task.state, task.log.metadata["failure_reason"], task.attempt) == (*ends, 1)
+
+
 def test_a_lost_volume_counts_as_an_attempt_lost_with_its_node_and_an_interrupted_upload_does_not():
     preemptible = replace(FILES, resources=Resources(preemptible=True))
     world = uploading_again(replace(STAGED, on_demand_after=1), preemptible)
