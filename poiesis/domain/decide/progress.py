@@ -177,12 +177,19 @@ def _starting_normally(task: Task, pod: Pod, now: datetime, policy: Policy) -> W
         return Waiting(replace(task, waiting=None, waiting_since=None) if task.waiting_since is not None else task)
     if task.waiting is not None or task.waiting_since is None:  # from now on it is only starting
         task = replace(task, waiting=None, waiting_since=now)
-    starting = now - (task.waiting_since or now)
-    in_all = now - (pod.scheduled_at or pod.created_at or now)  # however often it changed between waiting and starting
+    staged_in = tif.ended_at if tif is not None else None
+    starting = now - _later(task.waiting_since or now, staged_in)
+    in_all = now - _later(
+        pod.scheduled_at or pod.created_at or now, staged_in
+    )  # however often it changed between waiting and starting
     if starting > policy.start_deadline or in_all > MAX_STARTS * policy.start_deadline:
         message = f"containers did not start within {policy.start_deadline}: {', '.join(slow)}"
         return Lost(task, Fault("StartTimeout", message, began=_may_have_begun(pod)))
     return Waiting(task)
+
+
+def _later(since: datetime, staged_in: datetime | None) -> datetime:
+    return since if staged_in is None else max(since, staged_in)
 
 
 def show(task: Task, pod: Pod, now: datetime, tails: Mapping[str, tuple[str, str]] | None = None) -> Task:

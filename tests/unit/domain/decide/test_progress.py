@@ -7,6 +7,7 @@ import pytest
 
 from poiesis.domain.decide.admission import waiting_word
 from poiesis.domain.decide.journal import KEPT_FOR_THE_END, MAX_SYSTEM_LOGS
+from poiesis.domain.decide.progress import MAX_STARTS
 from poiesis.domain.decide.stages import decide_after
 from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, QuotaExceeded
 from poiesis.domain.observed import Phase, Room
@@ -214,6 +215,23 @@ def test_a_tif_running_before_the_others_start_is_not_a_start_timeout():
     world.monitor()
     assert world.task.outcome is None
     assert world.task.attempt == 1
+
+
+@pytest.mark.parametrize("is_seen", [True, False], ids=["seen", "while no monitor ran"])
+def test_the_time_of_a_download_before_the_others_start_does_not_count_as_their_start(is_seen):
+    world = World(spec(inputs=(Input("/in.txt", url="s3://bucket/in"),)))
+    world.launch()
+    world.cluster.schedule(ID, "task")
+    world.settle()
+    world.cluster.set(ID, "task", "tif", phase=Phase.RUNNING, started_at=world.now)
+    if is_seen:
+        world.settle()
+    world.clock.advance(POLICY.start_deadline * (MAX_STARTS + 1))
+    world.cluster.end(ID, "task", "tif", world.cluster.record("tif"))
+    assert (world.settle().stage, world.task.attempt) == (Stage.RUN, 1)
+    assert world.wait(POLICY.start_deadline - timedelta(seconds=1)).attempt == 1
+    world.wait(timedelta(seconds=2))
+    assert (world.task.attempt, "StartTimeout" in text_of(world.task)) == (2, True)
 
 
 def test_a_container_that_could_not_start_ends_the_attempt_although_others_wait_for_it():
