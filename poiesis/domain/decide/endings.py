@@ -37,7 +37,8 @@ _RECORD_REASONS: Final = {  # of the launcher → failure_reason of the task
 
 @dataclass(frozen=True)
 class Fault:
-    """A fault of the infrastructure, after which another attempt may succeed. `began`: a user's command may have started. `of_queue`: a
+    """A fault of the infrastructure, after which another attempt may succeed. `began`: a command of the container or
+    pod at fault may have started; those that have ended before are in the task's log. `of_queue`: a
     queue with a quota took the pod back, so other nodes would not help."""
 
     reason: str
@@ -55,7 +56,8 @@ def outcome_of(cause: Cause, task: Task, policy: Policy) -> Outcome:
     if isinstance(cause, Outcome):
         return cause
     faults = task.attempt - task.memory_retries
-    retry = faults < policy.max_attempts and (policy.retry_started or not cause.began)
+    began = cause.began or bool(task.log.logs)
+    retry = faults < policy.max_attempts and (policy.retry_started or not began)
     return Outcome(fault_state(cause, policy), cause.reason, cause.message[:MAX_MESSAGE], retry=retry)
 
 

@@ -167,6 +167,37 @@ def test_a_command_that_may_have_begun_is_not_repeated_where_the_site_forbids_it
     assert (world.to_the_end().state, world.task.attempt) == (State.SYSTEM_ERROR, 1)
 
 
+@pytest.mark.parametrize("how", ["lost", "not started", "too slow", "not its turn"])
+def test_commands_that_have_ended_are_not_repeated_there_for_one_that_cannot_start(how):
+    world = World(spec(2, resources=GPUS.resources), replace(POLICY, retry_started=False))
+    world.launch()
+    world.cluster.run(ID, "executor-0")
+    assert world.settle().part == "executor-1"
+    match how:
+        case "lost":
+            world.cluster.lose(ID, "executor-1", "NodeLost")
+        case "not started":
+            world.cluster.schedule(ID, "executor-1")
+            world.cluster.set(ID, "executor-1", "executor-1", phase=Phase.ENDED, reason="StartError", exit_code=128)
+        case "too slow":
+            world.cluster.schedule(ID, "executor-1")
+            world.settle()
+            world.clock.advance(POLICY.start_deadline + timedelta(minutes=1))
+        case _:
+            world.cluster.run(
+                ID, "executor-1", executor_1=world.cluster.record("executor-1", None, reason="WaitTimeout")
+            )
+    task = world.to_the_end()
+    assert (task.state, task.attempt, [e.exit_code for e in task.log.logs]) == (State.SYSTEM_ERROR, 1, [0])
+
+
+def test_commands_that_have_ended_in_the_same_pod_are_not_repeated_there_either():
+    world = running(spec(2), replace(POLICY, retry_started=False))
+    late = world.cluster.record("executor-1", None, reason="WaitTimeout")
+    world.cluster.run(ID, "task", executor_1=late)
+    assert (world.to_the_end().state, world.task.attempt) == (State.SYSTEM_ERROR, 1)
+
+
 def test_a_pod_that_never_started_is_repeated_even_there():
     world = World(SMALL, replace(POLICY, retry_started=False))
     world.launch()
