@@ -63,10 +63,11 @@ class WebhookStore(Protocol):
         """Dead letters with numbers above `after`, in their order."""
 
     def replay(self, webhook_id: str, seqs: Collection[int] | None, now: datetime) -> int:
-        """Make dead letters (None: all) wait again, with all attempts. Return how many."""
+        """Make dead letters (None: all) wait again, with all attempts. Return how many; of a call that failed, the next counts only the
+        rest."""
 
     def purge(self, before: datetime, limit: int) -> int:
-        """Delete dead letters of events before a time, at most `limit`. Return how many."""
+        """Delete dead letters of events before a time, and what is left of deleted webhooks, at most `limit`. Return how many."""
 
     def trim(self, owner: str | None, *, keep: int, limit: int) -> int:
         """Of the dead letters of all webhooks of an owner keep the newest `keep`. Delete at most `limit`, and return how many."""

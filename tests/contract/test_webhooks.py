@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pymongo.errors import NetworkTimeout
 
+from poiesis.domain.errors import RepositoryUnavailable
 from poiesis.domain.states import State
 from poiesis.domain.webhooks import Delivery, UnknownWebhook, Webhook, new_id, new_secret
 from poiesis.ports.webhooks import WebhookStore
@@ -126,6 +128,54 @@ def test_deleting_a_webhook_deletes_its_messages(store: WebhookStore) -> None:
     assert store.delete(webhook.id)
     assert store.pending(webhook.id) == 0
     assert store.claim(NOW, NOW + LEASE) is None
+
+
+def test_messages_that_come_for_a_deleted_webhook_are_purged(store: WebhookStore) -> None:
+    gone, kept = with_a_message(store), with_a_message(store)
+    store.delete(gone.id)
+    store.enqueue([a_message(gone, seq) for seq in (2, 3, 4)], NOW)
+    while deleted := store.purge(NOW, 2):
+        assert deleted <= 2
+
+    assert (store.pending(gone.id), store.pending(kept.id)) == (0, 1)
+
+
+def test_a_webhook_whose_messages_cannot_be_deleted_can_be_deleted_again(
+    store: WebhookStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(store, MongoWebhookStore):
+        pytest.skip("delete is one transaction")
+    webhook = with_a_message(store)
+    with monkeypatch.context() as patch:
+        patch.setattr(store._messages, "delete_many", _fails)
+        with pytest.raises(RepositoryUnavailable):
+            store.delete(webhook.id)
+
+    assert store.get(webhook.id) == replace(webhook, due_at=NOW)
+    assert store.delete(webhook.id)
+    assert store.pending(webhook.id) == 0
+
+
+def test_dead_letters_of_a_replay_that_failed_half_way_are_sent_after_the_next(
+    store: WebhookStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(store, MongoWebhookStore):
+        pytest.skip("replay is one transaction")
+    webhook = a_webhook()
+    store.add(webhook)
+    store.enqueue([a_message(webhook, 1, next_at=None, error="late")], NOW)
+    with monkeypatch.context() as patch:
+        patch.setattr(store._webhooks, "update_many", _fails)
+        with pytest.raises(RepositoryUnavailable):
+            store.replay(webhook.id, None, NOW)
+    store.replay(webhook.id, None, NOW)
+
+    assert store.claim(NOW, NOW + LEASE) is not None
+    assert [m.seq for m in store.due(webhook.id, NOW, 9)] == [1]
+
+
+def _fails(*_: object, **__: object) -> None:
+    raise NetworkTimeout("timed out")
 
 
 def test_a_claimed_webhook_is_claimed_again_after_its_lease(store: WebhookStore) -> None:

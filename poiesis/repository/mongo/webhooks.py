@@ -2,7 +2,7 @@
 
 Messages are stored first and their webhook is made due after that, so a process that dies in between repeats both (the position in the
 event log has not moved). `stored` counts the batches of messages of a webhook: `release` sets the time of the next attempt only if no
-batch came meanwhile.
+batch came meanwhile. Messages that are stored while their webhook is being deleted are found by `purge`.
 """
 
 from __future__ import annotations
@@ -79,9 +79,8 @@ class MongoWebhookStore:
 
     def delete(self, webhook_id: str) -> bool:
         with self._database.available():
-            deleted = self._webhooks.delete_one({"_id": webhook_id}).deleted_count == 1
-            self._messages.delete_many({"webhook": webhook_id})
-        return deleted
+            self._messages.delete_many({"webhook": webhook_id})  # first: if this fails, the caller can try again
+            return self._webhooks.delete_one({"_id": webhook_id}).deleted_count == 1
 
     def for_owners(self, owners: Collection[str | None]) -> Sequence[Webhook]:
         with self._database.available():
@@ -184,15 +183,30 @@ class MongoWebhookStore:
         change = {"$set": {"next_at": format_time(now), "attempts": 0}, "$unset": {"dead_since": ""}}
         with self._database.available():
             count = self._messages.update_many(query, change).modified_count
-            if count:
-                self._make_due({webhook_id}, now)
+            self._make_due({webhook_id}, now)  # also for 0: an earlier attempt may have ended before this
         return count
 
     def purge(self, before: datetime, limit: int) -> int:
         with self._database.available():
             old = self._messages.find({"dead_since": {"$lt": format_time(before)}}, {"_id": 1}).limit(limit)
             ids = [document["_id"] for document in old]
+            if len(ids) < limit:
+                ids += self._orphans(limit - len(ids))
             return self._messages.delete_many({"_id": {"$in": ids}}).deleted_count if ids else 0
+
+    def _orphans(self, limit: int) -> Sequence[str]:
+        """Messages that were stored while their webhook was being deleted."""
+        name, found = "", list[str]()
+        by_name = [("webhook", ASCENDING)]
+        while len(found) < limit:
+            message = self._messages.find_one({"webhook": {"$gt": name}}, {"webhook": 1}, sort=by_name)
+            if message is None:
+                break
+            name = message["webhook"]
+            if self._webhooks.find_one({"_id": name}, {"_id": 1}) is None:
+                rest = self._messages.find({"webhook": name}, {"_id": 1}).limit(limit - len(found))
+                found += [document["_id"] for document in rest]
+        return found
 
     def trim(self, owner: str | None, *, keep: int, limit: int) -> int:
         with self._database.available():
