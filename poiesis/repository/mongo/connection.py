@@ -10,8 +10,10 @@ large collection of an older release, which works without them, but slower.
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +32,10 @@ from poiesis.metrics import STORE_ERRORS, STORE_SECONDS
 from poiesis.repository.documents import Document
 
 INDEX_TIMEOUT_S: Final = 6 * 3600  # the build of all indexes on a large collection
+RETRY_S: Final = 1.0  # after a failure, with the next operation
+REPORT_EVERY_S: Final = 600.0
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,6 +98,7 @@ class MongoDatabase:
         self._collections: list[_Indexed] = []
         self._indexing: threading.Thread | None = None
         self._indexed = threading.Event()
+        self._quiet_until: dict[str, float] = {}
         self._closed = threading.Event()
         self._lock = threading.Lock()
 
@@ -160,22 +167,37 @@ class MongoDatabase:
                 for each in wanted:
                     self._make_indexes_of(each)
         except PyMongoError:
-            self._closed.wait(1.0)  # seconds; an operation with the same fault reports it, and a later one tries again
+            self._closed.wait(RETRY_S)
             return
         if len(wanted) == len(self._collections):
             self._indexed.set()
 
-    @staticmethod
-    def _make_indexes_of(each: _Indexed) -> None:
+    def _make_indexes_of(self, each: _Indexed) -> None:
         # not all of them every time: some servers fail on an existing index
         present = each.collection.index_information()
         for index in each.indexes:
             if index.document["name"] not in present:
-                each.collection.create_indexes([index])
-        each.upgrade()
+                with self._reported(each, f"create index {index.document['name']}"):
+                    each.collection.create_indexes([index])
+        with self._reported(each, "upgrade documents"):
+            each.upgrade()
         for name in each.retired:
             if name in present:
-                each.collection.drop_index(name)
+                with self._reported(each, f"drop index {name}"):
+                    each.collection.drop_index(name)
+
+    @contextmanager
+    def _reported(self, each: _Indexed, step: str) -> Iterator[None]:
+        """Log a failure, which no operation reports; the same again after REPORT_EVERY_S."""
+        try:
+            yield
+        except PyMongoError as error:
+            failed, now = f"{each.collection.name}: {step}", time.monotonic()
+            if now >= self._quiet_until.get(failed, 0) and not self._closed.is_set():
+                self._quiet_until[failed] = now + REPORT_EVERY_S
+                extra = {"collection": each.collection.name, "step": step, "error": _message(error)}
+                log.warning("store_upgrade_failed", extra=extra)
+            raise
 
 
 def insert_new(collection: MongoCollection[Document], document: Document) -> Document | None:

@@ -22,6 +22,7 @@ from poiesis.repository.documents import format_time, to_document
 from poiesis.repository.mongo import connection
 from poiesis.repository.mongo import tasks as mongo
 from poiesis.repository.mongo.connection import MongoDatabase
+from poiesis.repository.mongo.events import MongoEventLog
 from poiesis.repository.mongo.tasks import INDEXES, MongoTaskRepository, _query
 from poiesis.repository.mongo.webhooks import MongoWebhookStore
 
@@ -109,6 +110,25 @@ def test_indexes_are_created_when_the_server_recovers(free_port, mongo_url, monk
         made.ready()
         assert time.monotonic() < deadline
     made.close()
+
+
+def test_an_index_that_cannot_be_created_is_reported_once(mongo_url, monkeypatch, caplog):
+    monkeypatch.setattr(connection, "RETRY_S", 0.0)
+    url, _, name = mongo_url.rpartition("/")
+    database = MongoDatabase(f"{url}/?retryWrites=false", name, timeout=WAIT, connect_timeout=WAIT)
+    MongoEventLog(database, MongoTaskRepository(database))
+    events = database.client[name]["events"]
+    events.insert_many([{"_id": seq, "task": "a", "n": 1} for seq in (1, 2)])  # against the unique index
+    for _ in range(3):
+        database._make_indexes()
+    [record] = [record for record in caplog.records if record.message == "store_upgrade_failed"]
+    assert (record.collection, record.step) == ("events", "create index task")
+    assert not database._indexed.is_set()
+
+    events.delete_one({"_id": 2})
+    database._make_indexes()
+    assert database.wait_for_indexes(timedelta(0))
+    database.close()
 
 
 class Commands(monitoring.CommandListener):
