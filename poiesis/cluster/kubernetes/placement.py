@@ -15,6 +15,7 @@ from poiesis.domain.quotas import MILLI, whole_units
 from poiesis.domain.task import Task
 
 ARCHITECTURE_LABEL: Final = "kubernetes.io/arch"
+REQUIRED: Final = "requiredDuringSchedulingIgnoredDuringExecution"
 SHARED: Final = "ReadWriteMany"  # the access mode of volumes that every node can mount
 
 
@@ -64,7 +65,7 @@ def placements(task: Task, settings: KubernetesSettings, *, devices: bool) -> tu
 
 
 def node_selector(task: Task, settings: KubernetesSettings, found: tuple[Placement, ...]) -> dict[str, str]:
-    selector: dict[str, str] = {}
+    selector: dict[str, str] = dict(settings.extra_pod_spec.get("nodeSelector") or {})
     for placement in found:
         selector |= placement.node_selector
     pinned = architecture(task, settings)
@@ -83,18 +84,22 @@ def architecture(task: Task, settings: KubernetesSettings) -> str | None:
     return chosen
 
 
-def affinity(task: Task, settings: KubernetesSettings) -> dict[str, Any] | None:
-    zones = task.spec.requested.zones
+def affinity(task: Task, settings: KubernetesSettings) -> dict[str, Any]:
+    """The site's own, with the task's zones in each of its terms, of which a node has to match one."""
+    zones, own = task.spec.requested.zones, dict(settings.extra_pod_spec.get("affinity") or {})
     if not zones:
-        return None
-    term = {"matchExpressions": [{"key": settings.zone_label, "operator": "In", "values": list(zones)}]}
-    return {"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": [term]}}}
+        return own
+    zone = {"key": settings.zone_label, "operator": "In", "values": list(zones)}
+    of_nodes = own.get("nodeAffinity") or {}
+    terms = (of_nodes.get(REQUIRED) or {}).get("nodeSelectorTerms") or [{}]
+    terms = [{**term, "matchExpressions": [*(term.get("matchExpressions") or []), zone]} for term in terms]
+    return {**own, "nodeAffinity": {**of_nodes, REQUIRED: {"nodeSelectorTerms": terms}}}
 
 
-def tolerations(found: tuple[Placement, ...]) -> list[dict[str, Any]]:
+def tolerations(settings: KubernetesSettings, found: tuple[Placement, ...]) -> list[dict[str, Any]]:
     seen: list[dict[str, Any]] = []
-    for placement in found:
-        seen += [dict(t) for t in placement.tolerations if dict(t) not in seen]
+    for each in (settings.extra_pod_spec.get("tolerations") or [], *(p.tolerations for p in found)):
+        seen += [dict(t) for t in each if dict(t) not in seen]
     return seen
 
 

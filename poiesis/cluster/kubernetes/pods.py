@@ -94,7 +94,7 @@ def pod(
     optional = {
         "initContainers": before,
         "nodeSelector": placement.node_selector(task, settings, found),
-        "tolerations": placement.tolerations(found),
+        "tolerations": placement.tolerations(settings, found),
         "affinity": placement.affinity(task, settings),
         "priorityClassName": placement.priority_class(task, settings, found),
         "runtimeClassName": placement.runtime_class(found),

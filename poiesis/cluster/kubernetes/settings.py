@@ -247,7 +247,8 @@ class KubernetesSettings:
     annotations: Mapping[str, str] = field(default_factory=dict)
     """Annotations of pods."""
     extra_pod_spec: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of the pod's spec (`hostAliases`, `dnsConfig`, `schedulerName`); those set by the service take precedence."""
+    """Fields of the pod's spec (`hostAliases`, `dnsConfig`, `schedulerName`); those set by the service take precedence, but
+    `nodeSelector`, `tolerations` and `affinity` apply in addition to the placement of each kind of task."""
 
     read_nodes: bool = False
     """Whether the leading monitor lists nodes, for the room that the dashboard's overview shows to administrators, and to know which tasks

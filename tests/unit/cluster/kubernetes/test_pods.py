@@ -298,6 +298,35 @@ def test_every_pod_of_a_task_is_scheduled_where_its_volume_is_reachable() -> Non
         assert made["spec"]["tolerations"] == [{"key": "gpu", "operator": "Exists"}]
 
 
+def test_the_sites_own_placement_applies_to_all_pods() -> None:
+    spec, settings, policy = CASES["staged-gpu"]
+    own = {"key": "tes", "operator": "Exists"}
+    extra = {"nodeSelector": {"pool": "tes", "class": "any"}, "tolerations": [own]}
+    for made in build(spec, replace(settings, extra_pod_spec=extra), policy):
+        assert made["spec"]["nodeSelector"].items() > {"pool": "tes", "class": "large", "gpu-type": "a100"}.items()
+        assert made["spec"]["tolerations"] == [own, {"key": "gpu", "operator": "Exists"}]
+    without = build(TaskSpec((TRUE,)), replace(PLAIN, delivery="init", extra_pod_spec=extra))[0]["spec"]
+    assert (without["nodeSelector"], without["tolerations"]) == (extra["nodeSelector"], [own])
+
+
+def test_a_node_has_to_match_the_sites_affinity_and_the_tasks_zones() -> None:
+    spec = TaskSpec((TRUE,), resources=Asked(zones=("a", "b")))
+    ssd, gpu = {"key": "ssd", "operator": "Exists"}, {"key": "gpu", "operator": "DoesNotExist"}
+    required = {"nodeSelectorTerms": [{"matchExpressions": [ssd]}, {"matchExpressions": [gpu]}]}
+    of_nodes = {
+        "requiredDuringSchedulingIgnoredDuringExecution": required,
+        "preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 1}],
+    }
+    settings = replace(PLAIN, extra_pod_spec={"affinity": {"nodeAffinity": of_nodes, "podAntiAffinity": {"x": 1}}})
+    assert build(TaskSpec((TRUE,)), settings)[0]["spec"]["affinity"] == settings.extra_pod_spec["affinity"]
+    zone = {"key": "topology.kubernetes.io/zone", "operator": "In", "values": ["a", "b"]}
+    terms = [{"matchExpressions": [ssd, zone]}, {"matchExpressions": [gpu, zone]}]
+    assert build(spec, settings)[0]["spec"]["affinity"] == {
+        "nodeAffinity": {**of_nodes, "requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}},
+        "podAntiAffinity": {"x": 1},
+    }
+
+
 def test_transfers_leave_nodes_with_gpus_to_others_where_every_node_reaches_the_volume() -> None:
     spec, settings, policy = CASES["staged-gpu"]
     made = build(spec, replace(settings, access_mode="ReadWriteMany"), policy)
