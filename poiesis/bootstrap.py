@@ -385,7 +385,6 @@ class Bootstrap(ExitStack):
             self.queue,
             self.cluster,
             self.clock,
-            self.policy,
             threads=self.settings.monitor_threads,
             resync_every=self.settings.resync,
             retention=self.settings.retention,

@@ -40,8 +40,8 @@ class Cluster(Protocol):
         `plan`, of the last attempt, saves looking up the names of its objects.
         """
 
-    def delete_all(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
-        """Like `delete_pods`, and of documents and volumes after the pods."""
+    def delete_all(self, task_id: TaskId, attempts: int | None, plan: Plan | None = None) -> None:
+        """Like `delete_pods`, and of documents and volumes after the pods. `attempts` None, without a plan: of every attempt."""
 
     def ready(self) -> None:
         """Returns, or raises ClusterUnavailable."""

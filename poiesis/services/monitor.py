@@ -19,7 +19,6 @@ from typing import Final, TypeVar
 from poiesis import tracing
 from poiesis.domain.errors import PoiesisError, QueueUnavailable, Unavailable, UnknownTask
 from poiesis.domain.observed import Record
-from poiesis.domain.policy import Policy
 from poiesis.domain.records import parse_poke
 from poiesis.domain.states import ROLE_OF, Role, Stage, State
 from poiesis.domain.task import Task, TaskId, Version, View
@@ -65,7 +64,6 @@ class Monitor:
     queue: Queue
     cluster: FollowedCluster
     clock: Clock
-    policy: Policy
     _: KW_ONLY
     threads: int
     resync_every: timedelta
@@ -211,7 +209,7 @@ class Monitor:
                 LEAKS_FOUND.labels("unknown").inc()
                 if has_tasks:  # a task is stored before its objects are created, so no more follow
                     log.warning("sweep_unknown_task", extra={"task_id": task_id})
-                    self.cluster.delete_all(task_id, self.policy.max_attempts)
+                    self.cluster.delete_all(task_id, None)
                     LEAKS_REMOVED.labels("unknown").inc()
         LEAKED.set(found)
         if found:

@@ -32,7 +32,7 @@ class Call:
 
     method: Method
     task_id: TaskId
-    attempt: int
+    attempt: int | None
     part: str | None = None
 
 
@@ -109,7 +109,7 @@ class MemoryCluster:
         with self._call("delete_pods", task_id, attempts) as mine:
             self._delete_pods(mine)
 
-    def delete_all(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
+    def delete_all(self, task_id: TaskId, attempts: int | None, plan: Plan | None = None) -> None:
         with self._call("delete_all", task_id, attempts) as mine:
             self._delete_pods(mine)
             mine.others.clear()
@@ -234,7 +234,7 @@ class MemoryCluster:
 
     @contextmanager
     def _call(
-        self, method: Method, task_id: TaskId, attempt: int, part: str | None = None, *, changes: bool = True
+        self, method: Method, task_id: TaskId, attempt: int | None, part: str | None = None, *, changes: bool = True
     ) -> Iterator[_Objects]:
         with self._lock:
             self.calls.append(Call(method, task_id, attempt, part))

@@ -154,7 +154,7 @@ def test_memory_is_flat_from_a_hundred_to_five_thousand_tasks():
     cluster = KubernetesCluster(settings, Policy(), client=client)
     clock = SystemClock()
     monitor = Monitor(
-        Orchestrator(repository, cluster, clock, Policy()), repository, RecordingQueue(), cluster, clock, Policy(),
+        Orchestrator(repository, cluster, clock, Policy()), repository, RecordingQueue(), cluster, clock,
         threads=4, resync_every=timedelta(hours=1),
     )  # fmt: skip
     monitor.listen()

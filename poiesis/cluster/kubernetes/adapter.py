@@ -282,8 +282,8 @@ class KubernetesCluster:
     def delete_pods(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
         self._delete(task_id, attempts, plan, with_volumes=False)
 
-    def delete_all(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
-        self._delete(task_id, attempts, plan, with_volumes=True)
+    def delete_all(self, task_id: TaskId, attempts: int | None, plan: Plan | None = None) -> None:
+        self._delete(task_id, attempts or 1, plan, with_volumes=True)  # without a plan, what exists is looked up
 
     def _delete(self, task_id: TaskId, attempts: int, plan: Plan | None, *, with_volumes: bool) -> None:
         """Names of the last attempt come from the plan, other names (earlier attempts, a task without a plan) from the cache or a list.

@@ -171,7 +171,7 @@ class LocalCluster:
         for task_dir in directories_of(self._tasks, task_id, attempts):
             self._delete_pods(task_dir)
 
-    def delete_all(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
+    def delete_all(self, task_id: TaskId, attempts: int | None, plan: Plan | None = None) -> None:
         for task_dir in directories_of(self._tasks, task_id, attempts):
             with self._lock, self._translated():
                 if task_dir.name in self._removing or not task_dir.exists:  # a mark written now would outlive the rest

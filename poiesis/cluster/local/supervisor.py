@@ -184,10 +184,21 @@ class Supervisor:
             return False
         except Exception:
             log.exception("supervisor_failed", extra={"task_id": self._pod.task_id, "pod": self._pod.name})
-            try:
-                self._lose("LocalError", "internal error of the service; see its log")
-            except OSError:
-                return False
+            return not self._detached and self._give_up()
+        return True
+
+    def _give_up(self) -> bool:
+        """After an unexpected error: another attempt may follow, so no command of this one may go on. False: retry."""
+        try:
+            self._end_runs()
+        except (OSError, StartFailed):
+            return False
+        except Exception:  # then it cannot be ended
+            log.exception("supervisor_failed", extra={"task_id": self._pod.task_id, "pod": self._pod.name})
+        try:
+            self._lose("LocalError", "internal error of the service; see its log")
+        except OSError:
+            return False
         return True
 
     def _go(self) -> None:
@@ -404,13 +415,13 @@ class Supervisor:
         raise Lost("ExecutorLost" if began else "ExecutorNotStarted", f"{member.name}: {message}")
 
     def _end_runs(self) -> None:
-        """After a stop: end what earlier processes started, too."""
+        """End what was started, also by earlier processes."""
         for member in self._pod.members:
             if member.command is None or self._task_dir.has_record(member.name):
                 continue
             run = self._runtime.run(self._task_dir, self._pod, member)
             if run.state() is RunState.RUNNING:
-                self._follow(run, member)
+                self._end(run, member)
             if run.state() is not RunState.ABSENT:
                 run.clean()
 

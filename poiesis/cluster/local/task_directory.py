@@ -239,8 +239,11 @@ def remove_tree(path: Path) -> bool:
     return not os.path.lexists(path)
 
 
-def directories_of(tasks: Path, task_id: TaskId, attempt: int) -> Iterator[TaskDirectory]:
-    """The existing directories of all attempts up to `attempt`, and of the next one."""
+def directories_of(tasks: Path, task_id: TaskId, attempt: int | None) -> Iterator[TaskDirectory]:
+    """The existing directories of all attempts up to `attempt`, and of the next one; None: of all attempts."""
+    if attempt is None:
+        yield from (task_dir for task_dir in all_directories(tasks) if task_dir.task_id == task_id)
+        return
     for number in range(1, attempt + 2):
         task_dir = TaskDirectory(tasks, task_id, number)
         if task_dir.exists:

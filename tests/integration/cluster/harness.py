@@ -133,8 +133,7 @@ class Lab:
     def close(self) -> None:
         """Remove everything, also after a failed test."""
         for task_id in self.cluster.task_ids():
-            for attempt in range(1, 4):
-                self.cluster.delete_all(task_id, attempt)
+            self.cluster.delete_all(task_id, None)
         with contextlib.suppress(AssertionError):
             eventually(lambda: not list(self.cluster.task_ids()), "clean-up")
         self.cluster.close()

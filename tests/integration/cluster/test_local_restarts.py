@@ -9,15 +9,34 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from poiesis.cluster.local.disk_usage import DiskUsage
+from poiesis.cluster.local.pod import Member
+from poiesis.cluster.local.runtime import Run
+from poiesis.cluster.local.supervisor import Supervisor
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.observed import Phase
 from poiesis.domain.task import Task
+from poiesis.services.monitor import Monitor
+from poiesis.services.orchestrator import Orchestrator
+from poiesis.testing.queue import RecordingQueue
+from poiesis.testing.repository import MemoryTaskRepository
 from tests.integration.cluster import victim
-from tests.integration.cluster.harness import Lab, container, eventually, processes_with, record, sh
+from tests.integration.cluster.harness import (
+    POLICY,
+    Lab,
+    RealClock,
+    container,
+    eventually,
+    processes_with,
+    record,
+    sh,
+)
 
 
 class Victim:
@@ -182,6 +201,59 @@ def test_a_requested_deletion_continues_after_a_restart(process_lab: Lab) -> Non
     process_lab.reopen()
     eventually(lambda: process_lab.cluster.observe(task).is_empty, "the removal")
     assert list((process_lab.directory / "tasks").iterdir()) == []
+
+
+def unique_seconds() -> int:
+    """For a `sleep` that is recognised among all processes."""
+    return 600 + time.time_ns() % 10**9
+
+
+def test_objects_of_an_unknown_task_are_removed_however_many_attempts_it_had(process_lab: Lab) -> None:
+    """A command that runs out of memory may be repeated ten times, beyond the policy's attempts."""
+    mark = unique_seconds()
+    task = replace(process_lab.task(sh(f"sleep {mark}")), attempt=POLICY.max_attempts + 10)
+    process_lab.launch(task)
+    eventually(lambda: processes_with(f"sleep\0{mark}"), "the command")
+    orchestrator = Orchestrator(MemoryTaskRepository(), process_lab.cluster, RealClock(), POLICY)
+    orchestrator.repository.add(process_lab.task(sh("true"), id="another"))
+    monitor = Monitor(
+        orchestrator, orchestrator.repository, RecordingQueue(), process_lab.cluster, RealClock(),
+        threads=1, resync_every=timedelta(hours=1),
+    )  # fmt: skip
+    assert monitor.sweep() == 1
+    eventually(lambda: not list(process_lab.cluster.task_ids()), "the removal")
+    assert not processes_with(f"sleep\0{mark}")
+
+
+def test_after_an_internal_error_no_command_goes_on(process_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: DiskUsage) -> bool:
+        raise RuntimeError("a bug")
+
+    mark = unique_seconds()
+    task = process_lab.launch(process_lab.task(sh(f"echo up; sleep {mark}")))
+    eventually(lambda: "up" in process_lab.live(task), "output")
+    monkeypatch.setattr(DiskUsage, "is_exceeded", broken)
+    assert process_lab.ended(task).pods[0].lost == "LocalError"
+    assert not processes_with(f"sleep\0{mark}")
+
+
+def test_an_internal_error_while_the_service_closes_ends_no_command(
+    process_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    follow = Supervisor._follow
+
+    def broken(self: Supervisor, run: Run, member: Member) -> bool:
+        follow(self, run, member)
+        raise RuntimeError("a bug")
+
+    mark = unique_seconds()
+    with monkeypatch.context() as patch:
+        patch.setattr(Supervisor, "_follow", broken)
+        task = process_lab.launch(process_lab.task(sh(f"echo up; sleep {mark}")))
+        eventually(lambda: "up" in process_lab.live(task), "output")
+        process_lab.cluster.close()
+    process_lab.cluster = process_lab.open()
+    assert not process_lab.cluster.observe(task).pods[0].ended and processes_with(f"sleep\0{mark}")
 
 
 def test_two_services_cannot_share_a_directory(process_lab: Lab) -> None:

@@ -69,7 +69,7 @@ class Parts:
     def monitor(self):
         clock = ManualClock()
         cluster = MemoryCluster(clock)
-        made = Monitor(Orchestrator(), MemoryTaskRepository(), RecordingQueue(), cluster, clock, Policy(),
+        made = Monitor(Orchestrator(), MemoryTaskRepository(), RecordingQueue(), cluster, clock,
                        threads=1, resync_every=timedelta(seconds=5))
         made.poke(TaskId("a"), "nonce")
         return made

@@ -96,7 +96,7 @@ class LivingCluster(MemoryCluster):
         if self.pods(task_id):
             self._notify(task_id)
 
-    def delete_all(self, task_id: TaskId, attempts: int, plan: Plan | None = None) -> None:
+    def delete_all(self, task_id: TaskId, attempts: int | None, plan: Plan | None = None) -> None:
         super().delete_all(task_id, attempts, plan)
         self._site.at(REMOVED_S, lambda: self.remove(task_id))
 
@@ -123,7 +123,7 @@ class Site:
         self.cluster = LivingCluster(self, life)
         self.orchestrator = Orchestrator(self.repository, self.cluster, self.clock, POLICY)
         self.monitor = Monitor(
-            self.orchestrator, self.repository, self.queue, self.cluster, self.clock, POLICY,
+            self.orchestrator, self.repository, self.queue, self.cluster, self.clock,
             threads=0, resync_every=timedelta(hours=1), settle=SETTLE,
         )  # fmt: skip
         self.monitor._leads = True

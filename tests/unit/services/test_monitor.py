@@ -29,7 +29,7 @@ class Scene:
         self.queue = RecordingQueue()
         self.monitor = Monitor(
             self.world.orchestrator, self.world.repository, self.queue, self.world.cluster,
-            self.world.clock, self.world.policy, threads=2, resync_every=timedelta(milliseconds=20),
+            self.world.clock, threads=2, resync_every=timedelta(milliseconds=20),
         )  # fmt: skip
         self.monitor._leads = True
 
