@@ -91,19 +91,24 @@ class Guard:
         name = host.strip("[]")
         if self._is_allowed_name(name):
             return
-        try:
-            found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
-            if must_resolve:
-                raise AccessDenied(
-                    f"{name} is reached through a proxy and does not resolve here, so its address cannot be checked"
-                ) from None
-            return
-        for *_, address in found:
-            self.check(name, str(address[0]))
+        found = [address for each in {name, name.rstrip(".")} for address in _resolved(each)]  # resolvers differ about localhost.
+        if must_resolve and not found:
+            raise AccessDenied(
+                f"{name} is reached through a proxy and does not resolve here, so its address cannot be checked"
+            )
+        for address in found:
+            self.check(name, address)
 
     def _is_allowed_name(self, host: str) -> bool:
         return host.lower().rstrip(".") in self._names
+
+
+def _resolved(name: str) -> list[str]:
+    """Its addresses; none if it does not resolve here."""
+    try:
+        return [str(address[0]) for *_, address in socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)]
+    except (OSError, UnicodeError):
+        return []
 
 
 def _is_public(address: Address) -> bool:

@@ -57,7 +57,7 @@ class Gate:
         """Semaphores of the users with pages in progress."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        path = scope["path"]
+        path = "/" + scope["path"].lstrip("/")  # Flask routes //ui as /ui
         if not is_dashboard(path):
             await self._pages(scope, receive, send)
             return

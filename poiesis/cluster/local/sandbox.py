@@ -227,7 +227,7 @@ class Root:
             self._devices(new)
 
     def _devices(self, new: str) -> None:
-        _mount("dev", new, "tmpfs", MS_NOSUID, "mode=755,size=1m")
+        _mount("dev", new, "tmpfs", MS_NOSUID, "mode=755,size=1m,nr_inodes=256")
         for name in DEVICES:
             if os.path.exists(f"/dev/{name}"):
                 _touch(f"{new}/{name}")

@@ -103,6 +103,7 @@ def test_a_name_that_does_not_resolve_is_a_transient_error(monkeypatch: pytest.M
     [
         ("public.example", ["8.8.8.8"], (False, False)),
         ("inside.example", ["8.8.8.8", "10.0.0.1"], (True, True)),
+        ("inside.example.", ["10.0.0.1"], (True, True)),
         ("only-the-proxy-knows.example", [], (False, True)),
         ("allowed.example", [], (False, False)),
     ],
@@ -110,8 +111,8 @@ def test_a_name_that_does_not_resolve_is_a_transient_error(monkeypatch: pytest.M
 def test_names_behind_a_proxy(
     monkeypatch: pytest.MonkeyPatch, host: str, addresses: list[str], is_refused: tuple[bool, bool], must_resolve: bool
 ) -> None:
-    def resolve(*_: object, **__: object) -> list[tuple[object, ...]]:
-        if not addresses:
+    def resolve(name: str, *_: object, **__: object) -> list[tuple[object, ...]]:
+        if not addresses or name.endswith("."):  # as resolvers that know it from a file
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 0)) for address in addresses]
 

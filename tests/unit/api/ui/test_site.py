@@ -34,6 +34,12 @@ def test_the_list_shows_tasks_and_the_start_page_leads_there(site):
     assert task_id in page.text and page.headers["content-type"] == "text/html; charset=utf-8"
 
 
+@pytest.mark.parametrize("path", ["//ui", "//ui/", "//ui/tasks", "///ui/overview"])
+def test_more_slashes_lead_to_the_same_pages(site, path):
+    for method in ("GET", "HEAD"):
+        assert site.client.request(method, f"http://127.0.0.1:8000{path}").status_code < 400
+
+
 def test_a_new_process_compiles_its_templates_before_the_first_page(site, monkeypatch):
     missing = {path.name for path in Path(ui.__file__).parent.joinpath("templates").iterdir()} | {"start.html"}
     is_complete = ThreadEvent()
