@@ -91,7 +91,8 @@ class Guard:
         name = host.strip("[]")
         if self._is_allowed_name(name):
             return
-        found = [address for each in {name, name.rstrip(".")} for address in _resolved(each)]  # resolvers differ about localhost.
+        names = {name, name.rstrip(".")}  # a dot at the end keeps resolvers from reading /etc/hosts
+        found = [address for each in names for address in _resolved(each)]
         if must_resolve and not found:
             raise AccessDenied(
                 f"{name} is reached through a proxy and does not resolve here, so its address cannot be checked"

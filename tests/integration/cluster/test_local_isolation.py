@@ -184,7 +184,9 @@ def test_control_files_are_out_of_reach(run: Run) -> None:
 
 @pytest.mark.parametrize("directory", ["/x", "/dev/x"])
 def test_files_beside_the_task_are_bounded(run: Run, directory: str) -> None:
-    text = output(run(f"mkdir {directory} && cd {directory} && seq 100000 | xargs touch 2>/dev/null || echo refused; ls | wc -l"))
+    text = output(
+        run(f"mkdir {directory} && cd {directory} && seq 100000 | xargs touch 2>/dev/null || echo refused; ls | wc -l")
+    )
     assert text.split()[0] == "refused" and int(text.split()[1]) < 20_000
 
 
