@@ -95,6 +95,7 @@ class _Stream:
             begin = reader.position
             if self._since is not None:
                 await self._check_kept(self._since, begin)
+                begin = max(begin, self._since)  # another process, which sent it, may be ahead
             yield b"retry: %d\n\n" % RECONNECT_MS
             async for chunk in self._rest(reader, begin):
                 if hold.has_left:
@@ -113,12 +114,15 @@ class _Stream:
             async for page in self._snapshot():
                 yield page
         yield _mark(begin)
-        async for chunk in self._live(reader):
+        async for chunk in self._live(reader, begin):
             yield chunk
 
     async def _check_kept(self, since: int, last: int) -> None:
-        """Raises: Refused if events after `since` are no longer, or not yet, in the log."""
-        oldest = await self._context.call(self._context.services.events.first_seq)
+        """`last`: the position of the reader. Raises: Refused if events after `since` are no longer, or not yet, in the log."""
+        log = self._context.services.events
+        if since > last:
+            last = await self._context.call(log.last_seq)
+        oldest = await self._context.call(log.first_seq)
         if not oldest - 1 <= since <= last:
             reason = "is too old: the events after it have been deleted" if since <= last else "is not of this service"
             message = f"the event id {since} {reason}; start again without it, with snapshot=true"
@@ -155,14 +159,15 @@ class _Stream:
             if after is None:
                 return
 
-    async def _live(self, reader: Reader) -> AsyncIterator[bytes]:
+    async def _live(self, reader: Reader, begin: int) -> AsyncIterator[bytes]:
+        """The events after number `begin`, which may be above the position of the reader."""
         while True:
             try:
                 events = await reader.wait(HEARTBEAT_S)
             except FellBehind:
                 yield _end("fell_behind", "events came faster than they were read")
                 return
-            chunk = self._encoded(events) or _mark(reader.position)
+            chunk = self._encoded(e for e in events if e.seq > begin) or _mark(max(begin, reader.position))
             del events  # the window may have dropped them before a slow client has read the chunk
             yield chunk
 

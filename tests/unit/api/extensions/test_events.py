@@ -114,6 +114,31 @@ class TestAStream:
 
         _run(site, test)
 
+    def test_goes_on_after_an_id_of_another_replica_that_is_ahead(self, site: Site) -> None:
+        after, read_until = site.events.after, [0]
+
+        def behind(*args: Any, **kwargs: Any) -> Any:
+            return [event for event in after(*args, **kwargs) if event.seq <= read_until[0]]
+
+        site.events.after = behind  # type: ignore[method-assign]
+
+        async def test(client: Client) -> None:
+            other = client.stream()
+            assert [await anext(other) for _ in range(3)][-1] == "id: 0\n\n", "the replica reads the log"
+            for _ in range(5):
+                site.events.append("t")
+            stream = client.stream("last_event_id=4")
+            assert [await anext(stream) for _ in range(5)] == [200, "retry: 2000\n\n", *["id: 4\n\n"] * 3]
+            read_until[0] = 3
+            assert (await _take(other, 3))[-1][0] == "3"
+            assert await anext(stream) == "id: 4\n\n"
+            read_until[0] = 9
+            assert [seq for seq, *_ in await _take(stream, 1)] == ["5"]
+            for each in (stream, other):
+                await each.aclose()  # type: ignore[attr-defined]
+
+        _run(site, test)
+
     def test_has_heartbeats_that_move_the_id(self, site: Site) -> None:
         async def test(client: Client) -> None:
             task_id = site.create()
