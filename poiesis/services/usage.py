@@ -37,6 +37,8 @@ MAX_KEPT: Final = 256
 """Owners and groups whose stored hours are kept in memory."""
 MAX_VALUES: Final = 1_000
 """Of a tag in one hour; the tasks with further values are summed as OTHER."""
+MAX_NAMES: Final = 10_000
+"""Values of tags in one answer, of about 1 KB each; further ones are summed as OTHER."""
 OTHER: Final = "(other)"
 MAX_NAME: Final = 256
 _LARGEST: Final = "peak_memory_bytes"
@@ -143,17 +145,14 @@ class UsageService:
         begin, end = hour_of(begin), hour_of(end + HOUR - timedelta(microseconds=1))
         self._catch_up()
         rolled = self.store.rolled_until() or self._first_hour() or begin
-        found = (
-            list(self.store.between(kind, begin, min(end, rolled), owner=owner, names=names)) if begin < rolled else []
-        )
+        sums: dict[str, Figures] = {}
+        if begin < rolled:
+            _sum(sums, self.store.between(kind, begin, min(end, rolled), owner=owner, names=names))
         until = end
         if end > rolled:
             at, since, open_uses = self._open_uses(rolled, kind, begin, end, owner)
             until = min(end, at) if since <= max(rolled, begin) else rolled
-            found += [use for use in open_uses if names is None or use.name in names]
-        sums: dict[str, Figures] = {}
-        for use in found:
-            _add(sums.setdefault(use.name, {}), {name: value for name, value in use.figures.items() if ":" not in name})
+            _sum(sums, (use for use in open_uses if names is None or use.name in names))
         return Usage(begin, end, until, sums)
 
     def by_hour(
@@ -276,6 +275,15 @@ def _figures(event: Event) -> Figures:
         place = bisect_left(WAIT_BOUNDS, waited)
         figures[f"waited:{WAIT_BOUNDS[place] if place < len(WAIT_BOUNDS) else 'more'}"] = 1.0
     return figures
+
+
+def _sum(sums: dict[str, Figures], uses: Iterable[Use]) -> None:
+    """Add what a user asks for to the sums by name. A year has more uses than fit into memory, so none is kept."""
+    for use in uses:
+        name = use.name
+        if use.kind is Kind.TAG and name not in sums and len(sums) >= MAX_NAMES:
+            name = f"{name.partition('=')[0]}={OTHER}"
+        _add(sums.setdefault(name, {}), {each: value for each, value in use.figures.items() if ":" not in each})
 
 
 def _by_hour(until: datetime, uses: Iterable[Use]) -> ByHour:

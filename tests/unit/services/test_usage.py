@@ -13,7 +13,7 @@ from poiesis.domain.errors import RepositoryUnavailable
 from poiesis.domain.states import State
 from poiesis.domain.task import TaskId
 from poiesis.ports.events import Event
-from poiesis.ports.usage import HOUR, Kind
+from poiesis.ports.usage import HOUR, Kind, Use
 from poiesis.services import usage as module
 from poiesis.services.usage import OTHER, UsageService, hour_of
 from poiesis.testing.clock import ManualClock
@@ -292,6 +292,50 @@ def test_a_user_with_many_values_of_a_tag_costs_a_bounded_number_of_sums(
         "project=2": 1.0,
         f"project={OTHER}": 7.0,
     }
+
+
+def test_many_values_of_a_tag_over_a_period_are_a_bounded_number_of_sums(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_NAMES", 3)
+    for i in range(10):
+        world.log.end(NOON + i * HOUR, tags={"project": str(i)}, owner=f"u{i}")
+    world.log.end(NOON + 9 * HOUR, tags={"project": "0"})
+    world.at(NOON + 9 * HOUR)
+    world.service.roll_up()
+    world.at(NOON + 10 * HOUR)
+    found = world.service.usage(Kind.TAG, NOON, NOON + 10 * HOUR).uses
+    assert {name: figures["tasks"] for name, figures in found.items()} == {
+        "project=0": 2.0,
+        "project=1": 1.0,
+        "project=2": 1.0,
+        f"project={OTHER}": 7.0,
+    }
+    assert len(world.service.usage(Kind.USER, NOON, NOON + 10 * HOUR).uses) == 11, "users are all there"
+
+
+def test_the_stored_sums_of_a_long_period_are_not_kept_in_memory(world: World) -> None:
+    living = 0
+    most = 0
+
+    class Counted(Use):
+        def __del__(self) -> None:
+            nonlocal living
+            living -= 1
+
+    def between(kind: Kind, begin: datetime, end: datetime, **_: Any) -> Iterator[Use]:
+        nonlocal living, most
+        for hour in range(1_000):
+            living += 1
+            most = max(most, living)
+            yield Counted(begin + hour * HOUR, kind, "ada", "ada", {"tasks": 1.0})
+
+    world.log.end(NOON - 2_000 * HOUR)
+    world.store.between = between  # type: ignore[method-assign]
+    world.store.replace(NOON - HOUR, [])
+    found = world.service.usage(Kind.USER, NOON - 1_000 * HOUR, NOON)
+    assert found.uses["ada"]["tasks"] == 1_000.0
+    assert most < 10
 
 
 def test_an_empty_log_has_no_usage(world: World) -> None:
