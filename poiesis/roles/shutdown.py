@@ -1,7 +1,8 @@
 """End a process within its grace period, whatever its threads compute.
 
 Python joins its threads at exit, so one request that computes forever would keep a process alive until something sends SIGKILL.
-The timer is faulthandler's: a C thread that needs no GIL once the signal has been handled, prints what every thread was doing, and ends the process with exit code 1.
+The timer is faulthandler's: a C thread that needs no GIL once the signal has been handled, prints what every thread was doing, and ends the
+process with exit code 1.
 """
 
 from __future__ import annotations
