@@ -408,7 +408,7 @@ class Supervisor:
         run.clean()
         if ending.oom_killed:
             message = "the memory limit was reached and the kernel killed the whole container"
-            self._close(member, ok=False, exit_code=137, oom_killed=True, message=message)
+            self._close(member, ok=member.command.ignore_error, exit_code=137, oom_killed=True, message=message)
             return
         began = (self._task_dir.control(member.name) / f"{member.name}.begun").exists()
         message = ending.message or ("how its command ended is unknown" if began else "its command was not started")

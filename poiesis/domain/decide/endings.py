@@ -136,6 +136,12 @@ def read_executors(task: Task, pod: Pod, pod_plan: PodPlan, now: datetime, polic
         record = container.record if container is not None else None
         if record is None:
             entry, cause = _cause_without_record(task, index, container, policy)
+            # Launchers of later executors have seen that it ended without a record and do not run their commands.
+            if entry is not None and task.spec.executors[index].ignore_error and index == indices[-1]:
+                task, cause = (
+                    note(task, now, f"executor {index} ran out of memory, which its ignore_error allows."),
+                    None,
+                )
             logs += [entry] if entry is not None else []
         elif record.exit_code is None:
             # The launcher never started the command. A failed executor before this one has already ended the loop.
@@ -154,7 +160,8 @@ def read_executors(task: Task, pod: Pod, pod_plan: PodPlan, now: datetime, polic
                 cause = lost_by_the_cluster(pod, pod.lost, began=True)
         if cause is not None:
             break
-    hint = resource_hint(task, pod) if cause is None else None
+    has_all = all(pod.record(executor_name(index)) is not None for index in indices)
+    hint = resource_hint(task, pod) if cause is None and has_all else None
     usage |= {"resource_hint": hint} if hint is not None else {}
     return with_executor_logs(add_metadata(task, usage), tuple(logs)), cause
 

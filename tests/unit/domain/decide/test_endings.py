@@ -14,12 +14,15 @@ from poiesis.domain.task import Resources, TaskSpec
 from tests.unit.domain.samples import (
     FAULT,
     FILES,
+    GPUS,
     ID,
     POLICY,
     SMALL,
     STAGED,
     THREE,
     World,
+    executor,
+    output_file,
     running,
     spec,
     text_of,
@@ -68,6 +71,40 @@ def test_a_container_killed_for_memory_with_its_launcher_is_an_executor_error_wi
     assert (task.state, task.log.logs[0].exit_code) == (State.EXECUTOR_ERROR, 137)
     assert task.log.metadata["failure_reason"] == "OutOfMemory"
     assert "0.5 GB" in task.log.metadata["failure_message"]
+
+
+def test_an_ignored_container_killed_for_memory_with_its_launcher_is_recorded_and_the_task_goes_on():
+    world = World(spec((executor(), executor(ignore_error=True)), outputs=(output_file(),)))
+    world.launch()
+    world.cluster.run(ID, "task")
+    world.cluster.end(ID, "task", "executor-1", reason="OOMKilled", exit_code=137)
+    task = world.to_the_end()
+    assert task.state is State.COMPLETE and task.attempt == 1
+    assert [entry.exit_code for entry in task.log.logs] == [0, 137]
+    assert "executor 1 ran out of memory, which its ignore_error allows." in text_of(task)
+
+
+def test_an_ignored_container_killed_for_memory_in_its_own_pod_is_followed_by_the_next_one():
+    world = World(replace(GPUS, executors=(executor(ignore_error=True), executor()), inputs=(), outputs=()))
+    part = world.launch().part
+    assert part is not None
+    world.cluster.start(ID, part)
+    world.cluster.end(ID, part, "executor-0", reason="OOMKilled", exit_code=137)
+    later = world.settle().part
+    assert later is not None and later != part
+    world.cluster.run(ID, later)
+    task = world.to_the_end()
+    assert (task.state, [entry.exit_code for entry in task.log.logs]) == (State.COMPLETE, [137, 0])
+
+
+def test_an_ignored_container_killed_for_memory_ends_the_task_if_later_commands_of_its_pod_were_not_run():
+    world = World(spec((executor(ignore_error=True), executor())))
+    world.launch()
+    world.cluster.run(ID, "task", executor_1=world.cluster.record("executor-1", None, reason="Skipped"))
+    world.cluster.end(ID, "task", "executor-0", reason="OOMKilled", exit_code=137)
+    task = world.to_the_end()
+    assert (task.state, task.log.metadata["failure_reason"]) == (State.EXECUTOR_ERROR, "OutOfMemory")
+    assert [entry.exit_code for entry in task.log.logs] == [137]
 
 
 def test_a_container_that_the_runtime_cannot_start_is_a_system_error_without_a_log_entry():
