@@ -58,8 +58,9 @@ class _TrialClient(Client):
         super().__init__(settings)
         self._secrets = secrets
 
-    def create(self, path: str, body: Mapping[str, Any]) -> Json:
-        return super().create(path, with_secrets(body, self._secrets) if body.get("kind") == "Pod" else body)
+    def create(self, path: str, body: Mapping[str, Any], *, until: float | None = None) -> Json:
+        changed = with_secrets(body, self._secrets) if body.get("kind") == "Pod" else body
+        return super().create(path, changed, until=until)
 
 
 def with_secrets(pod: Mapping[str, Any], names: tuple[str, ...]) -> Json:

@@ -7,11 +7,14 @@ gone succeed. No call waits for a container.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from typing import Protocol, runtime_checkable
+from datetime import timedelta
+from typing import Final, Protocol, runtime_checkable
 
 from poiesis.domain.observed import Observed, Record
 from poiesis.domain.plan import Plan, PodPlan
 from poiesis.domain.task import Task, TaskId
+
+LAUNCH_WITHIN: Final = timedelta(seconds=60)
 
 
 class Cluster(Protocol):
@@ -24,7 +27,7 @@ class Cluster(Protocol):
         """Create the documents that the filers read: their part of the task, visible only to them."""
 
     def launch(self, task: Task, plan: Plan, pod: PodPlan) -> None:
-        """Create one pod of the plan; its containers start side by side and take turns."""
+        """Create one pod of the plan, within LAUNCH_WITHIN or not at all; its containers start side by side and take turns."""
 
     def observe(self, task: Task, *, plan: Plan | None = None, poked: bool = False, tails: bool = False) -> Observed:
         """Everything that exists of the task, from all attempts.

@@ -24,7 +24,7 @@ from enum import StrEnum
 from typing import Final
 
 from poiesis.domain.decide.stages import Decision, Effect, decide, decide_after, needs_observation, plan_of
-from poiesis.domain.errors import ClusterRefused, PoiesisError, Unavailable, UnknownTask
+from poiesis.domain.errors import ClusterRefused, ClusterUnavailable, PoiesisError, Unavailable, UnknownTask
 from poiesis.domain.observed import Record
 from poiesis.domain.plan import Plan
 from poiesis.domain.policy import Policy
@@ -33,14 +33,15 @@ from poiesis.domain.task import Outcome, Task, TaskId, Version
 from poiesis.metrics import RECONCILE_CONFLICTS, RECONCILE_SECONDS
 from poiesis.observability import bind_task
 from poiesis.ports.clock import Clock
-from poiesis.ports.cluster import AcceptsRecords, Cluster
+from poiesis.ports.cluster import LAUNCH_WITHIN, AcceptsRecords, Cluster
 from poiesis.ports.repository import TaskRepository
 from poiesis.services.task_metrics import count_saved
 
 log = logging.getLogger(__name__)
 
-CLAIM: Final = timedelta(seconds=90)  # longer than a call to the cluster that began in time, with all its retries
-CLAIM_FRESH: Final = timedelta(seconds=5)
+CLAIM_FRESH: Final = timedelta(seconds=5)  # how long saving a claim may take
+LAUNCH_AFTER: Final = timedelta(seconds=20)  # how long what is created before the pod may take
+CLAIM: Final = CLAIM_FRESH + LAUNCH_AFTER + LAUNCH_WITHIN + timedelta(seconds=5)  # then no call of it is under way
 MAX_STEPS: Final = 50  # of one call; a task needs fewer than one for each stage and executor pod
 
 
@@ -256,9 +257,11 @@ class Orchestrator:
 
     def _apply(self, run: _Run, decision: Decision) -> Decision:
         """Apply the effects. If the cluster does not accept one, the decision becomes to wait, or to give up."""
-        task = run.desired
+        task, begin = run.desired, time.monotonic()
         for effect in decision.effects:
             try:
+                if effect is Effect.LAUNCH and time.monotonic() - begin > LAUNCH_AFTER.total_seconds():
+                    raise ClusterUnavailable("the documents took too long to create")
                 self._apply_one(effect, run, decision.task.part)
             except (Unavailable, ClusterRefused) as error:
                 extra = {"stage": task.stage.value, "effect": effect.value, "error": str(error)}

@@ -47,6 +47,7 @@ from poiesis.domain.policy import Policy
 from poiesis.domain.quotas import Amount
 from poiesis.domain.report import FilerReport
 from poiesis.domain.task import Task, TaskId
+from poiesis.ports.cluster import LAUNCH_WITHIN
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,7 @@ class KubernetesCluster:
             self._create("secrets", secret)
 
     def launch(self, task: Task, plan: Plan, pod: PodPlan) -> None:
+        until = self.client.monotonic() + LAUNCH_WITHIN.total_seconds()
         if plan.volume_bytes is not None and pod == plan.pods[0]:
             self._await_binding(task)
         files: dict[str, int] = {}
@@ -133,7 +135,7 @@ class KubernetesCluster:
             owned_by=self._owner.reference(),
             logs=self._whole_logs,
         )
-        self._create(PODS, document)
+        self._create(PODS, document, until=until)
 
     def _files_of(self, task: Task) -> dict[str, bytes]:
         """The filers' files that do not depend on the task's inputs and outputs."""
@@ -167,12 +169,12 @@ class KubernetesCluster:
         view = project_volume(found)
         return view is None or view.bound
 
-    def _create(self, kind: str, document: dict[str, Any]) -> dict[str, Any]:
+    def _create(self, kind: str, document: dict[str, Any], *, until: float | None = None) -> dict[str, Any]:
         """The created object, or an existing one with the same task, attempt and part in its labels."""
         metadata = document["metadata"]
         what = f"create {kind} {metadata['name']}"
         try:
-            return self.client.create(f"{self._core}/{kind}", document)
+            return self.client.create(f"{self._core}/{kind}", document, until=until)
         except ApiError as error:
             if error.status != 409 or error.reason not in ("AlreadyExists", ""):
                 raise translate(error, what) from error

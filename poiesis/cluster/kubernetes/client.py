@@ -115,14 +115,16 @@ class Client:
         self._attempts = max(1, settings.attempts)
         self._sleep = sleep
         self._jitter = jitter
+        self.monotonic = monotonic
         self._paces = {verb: Pace(settings.writes_per_second, monotonic) for verb in ("POST", "DELETE")}
         self.calls: Counter[str] = Counter()
 
     def get(self, path: str, query: Mapping[str, object] | None = None) -> dict[str, Any]:
         return self._repeat(_document, "GET", path, query)
 
-    def create(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        return self._repeat(_document, "POST", path, body=body)
+    def create(self, path: str, body: Mapping[str, Any], *, until: float | None = None) -> dict[str, Any]:
+        """`until`: the time of `monotonic` when the last attempt must have ended."""
+        return self._repeat(_document, "POST", path, body=body, until=until)
 
     def replace(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         return self._repeat(_document, "PUT", path, body=body)
@@ -169,12 +171,15 @@ class Client:
         path: str,
         query: Mapping[str, object] | None = None,
         body: Mapping[str, Any] | None = None,
+        until: float | None = None,
     ) -> T:
         payload = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         attempt, delay, pace = 1, FIRST_DELAY_S, self._paces.get(method)
         while True:
             if pace is not None:
                 self._await_turn(pace)
+            if until is not None and self.monotonic() + self._connect_s + self._read_s > until:
+                raise ApiError(0, "TooLate", "not tried again: earlier calls took too long")
             try:
                 result = self._once(read, method, path, query, payload, self._read_s)
                 if pace is not None:

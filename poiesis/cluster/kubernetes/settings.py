@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from poiesis.cluster.kubernetes.quantities import quantity
 from poiesis.domain.errors import ConfigurationError
 from poiesis.domain.policy import NO_SETTING
+from poiesis.ports.cluster import LAUNCH_WITHIN
 
 _NAME = re.compile(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?")
 Delivery = Literal["configmap", "init"]
@@ -264,7 +265,7 @@ class KubernetesSettings:
     connect_timeout: timedelta = timedelta(seconds=3)
     """Of a connection to the API server."""
     read_timeout: timedelta = timedelta(seconds=15)
-    """Of one call to the API server."""
+    """Of one call to the API server; with `connect_timeout` less than a minute, since a pod is created within that time or not at all."""
     attempts: int = 4
     """Of one call, including the first, for transient failures: about four seconds in total."""
     writes_per_second: float = 100.0
@@ -284,6 +285,10 @@ class KubernetesSettings:
         for key, queues in self.queues.items():
             if not isinstance(queues, list | tuple) or not all(isinstance(queue, str) for queue in queues):
                 raise ConfigurationError(f"queues: {key!r} must be a list of queue names")
+        if self.connect_timeout + self.read_timeout >= LAUNCH_WITHIN:
+            raise ConfigurationError(
+                f"read_timeout: with connect_timeout it must be less than {LAUNCH_WITHIN.seconds}s"
+            )
         if unknown := set(self.bound_file_secrets) - set(self.filer_file_secrets):
             raise ConfigurationError(f"bound_file_secrets: {min(unknown)!r} is not in filer_file_secrets")
         if self.pod_security == "restricted" and self.cache_volume.host_path:

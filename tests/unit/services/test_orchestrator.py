@@ -166,6 +166,27 @@ def test_a_process_whose_claim_took_too_long_to_save_does_not_launch(monkeypatch
     assert world.task.launching_at is not None
 
 
+def test_a_pod_is_not_created_late_in_its_claim(monkeypatch):
+    world = World(GPUS)
+    world.link(Role.TORC)
+    now = [0.0]
+    monkeypatch.setattr("poiesis.services.orchestrator.time.monotonic", lambda: now[0])
+    create = world.cluster.create_documents
+
+    def slowly(*args):
+        now[0] += 30
+        create(*args)
+
+    monkeypatch.setattr(world.cluster, "create_documents", slowly)
+    world.link(Role.TIF)
+    assert world.cluster.created == {}
+    assert "ClusterUnavailable" in str(world.task.waiting) and world.task.launching_at is None
+    monkeypatch.setattr(world.cluster, "create_documents", create)
+    world.clock.advance(timedelta(minutes=1))
+    world.link(Role.TIF)
+    assert world.cluster.created == {(ID, 1, "tif"): 1}
+
+
 def test_after_a_lost_race_the_task_is_read_and_decided_again():
     repository = RacedRepository()
     world = World(FILES, repository=repository)

@@ -430,3 +430,23 @@ def test_the_requested_gpus_are_those_of_the_site(make: Callable[..., Kubernetes
     document["spec"]["containers"][0]["resources"] = {"requests": {"example.org/gpu": "3"}}
     view = make(gpu_resource="example.org/gpu")._project_pod(document)
     assert view is not None and view.requested == Amount(tasks=1, gpus=3)
+
+
+def test_a_pod_is_not_created_long_after_its_launch_began(
+    make: Callable[..., KubernetesCluster], store: Store, client: Client
+) -> None:
+    now = [0.0]
+    client.monotonic = lambda: now[0]
+
+    def slow_launcher(request: Request) -> Answer | None:
+        now[0] += 50 if request.path.endswith("/configmaps") else 0
+        return None
+
+    store.deny = slow_launcher
+    cluster, task = make(), make_task(PLAIN)
+    the_plan = plan(PLAIN, Policy())
+    with pytest.raises(ClusterUnavailable, match="TooLate"):
+        cluster.launch(task, the_plan, the_plan.pods[0])
+    assert not any(path.startswith(f"{CORE}/{PODS}/") for path in store.objects)
+    cluster.launch(task, the_plan, the_plan.pods[0])  # the launcher exists now
+    assert any(path.startswith(f"{CORE}/{PODS}/") for path in store.objects)

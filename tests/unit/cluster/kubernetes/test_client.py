@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 from kubernetes.client import Configuration
@@ -12,6 +13,7 @@ from kubernetes.client import Configuration
 from poiesis.cluster.kubernetes.client import Client
 from poiesis.cluster.kubernetes.errors import ApiError
 from poiesis.cluster.kubernetes.settings import KubernetesSettings
+from poiesis.domain.errors import ConfigurationError
 from tests.unit.cluster.kubernetes.conftest import Answer, ApiServer, Request
 
 PODS = "/api/v1/namespaces/tasks/pods"
@@ -113,6 +115,29 @@ def test_turns_that_were_not_waited_for_delay_no_later_write(server: ApiServer, 
     assert now[0] - began < 2
     assert len(server.requests) == 6
     client.close()
+
+
+def test_an_attempt_that_could_end_late_is_not_made(server: ApiServer, settings: KubernetesSettings) -> None:
+    now = [0.0]
+    client = Client(
+        replace(settings, connect_timeout=timedelta(seconds=3), read_timeout=timedelta(seconds=15)),
+        Configuration(host=server.url, retries=0), sleep=lambda s: None, jitter=lambda: 0.5, monotonic=lambda: now[0],
+    )  # fmt: skip
+
+    def fail_slowly(_: Request) -> Answer:
+        now[0] += 15
+        return Answer(status=500)
+
+    server.answer = fail_slowly
+    with pytest.raises(ApiError, match="TooLate"):
+        client.create(PODS, {}, until=60)
+    assert len(server.requests) == 3, "the fourth could have ended after 63 s"
+    client.close()
+
+
+def test_a_call_takes_less_time_than_a_launch_has() -> None:
+    with pytest.raises(ConfigurationError, match="read_timeout"):
+        KubernetesSettings(read_timeout=timedelta(seconds=57))
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 409, 410, 422])
