@@ -60,6 +60,10 @@ SHAPES: Final[dict[str, Callable[[int], Json]]] = {
     "declared directories": lambda n: _outputs([f"/out/d{i}" for i in range(n)], type="DIRECTORY"),
     "patterns": lambda n: _outputs([f"/out/d{i}/*.txt" for i in range(n)], path_prefix="/out"),
     "open brackets": lambda n: _outputs(["/o/" + "[[:" * 80 + f"{i}" for i in range(n // 10)]),
+    "names with open brackets": lambda n: _outputs(
+        [f"/o/{('[' * 240 + '/') * 16}{i}*" for i in range(n // 30)], path_prefix="/o"
+    ),
+    "too long paths": lambda n: _outputs(["/o/" + "[/" * 5_000 + f"{i}*" for i in range(n // 30)]),
     "volumes": lambda n: BASE | {"volumes": [f"/v/{i}" for i in range(n)]},
     "volumes and outputs": lambda n: (
         _outputs([f"/v/{i}/x" for i in range(n)]) | {"volumes": [f"/v/{i}" for i in range(n)]}

@@ -16,7 +16,6 @@ Clients also send shell braces (`a.{x,y}`), which are not part of TES. They coun
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -27,12 +26,24 @@ from poiesis.domain import paths
 
 MAX_ALTERNATIVES: Final = 1000
 
-_NOT_PLAIN: Final = re.compile(r"[*?\[{\\]")
-_ESCAPE: Final = re.compile(r"\\(.)", re.DOTALL)
-_BRACES: Final = re.compile(r"\\.|\{([^{}/,]*,[^{}/]*)\}", re.DOTALL)  # or an escape, to step over
+_ESCAPE: Final = re.compile(r"\\([^/])")
+_SLASHES: Final = re.compile("/{2,}")
+_BRACES: Final = re.compile(r"\{([^{}/,]*,[^{}/]*)\}")
+_BEFORE_BRACES: Final = re.compile(rf"(?:[^{{\\]++|\\.?+|(?!{_BRACES.pattern})\{{)*+", re.DOTALL)
+_BRACKET: Final = r"\[[!^]?+\]?+(?:\[:[a-z]*:\]|\\[^/]|[^\]\\/])*+\]"
+
+
+def _before(stops: str, bracket: str) -> re.Pattern[str]:
+    """Matches up to the first of `stops` that is not escaped, in time linear in the whole path: a request may hold megabytes of them.
+    After a `[` without an end, no other of the same name is looked at: it would have none either."""
+    return re.compile(rf"(?:[^{stops}\[\\]++|\\[^/]?+|{bracket}\[(?:[^{stops}\\/]++|\\[^/]?+)*+)*+")
+
+
+_BEFORE_STAR: Final = _before("*?", f"{_BRACKET}|")
+_BEFORE_WILDCARD: Final = _before("*?", f"(?!{_BRACKET})")
+_BEFORE_WILDCARD_OR_BRACE: Final = _before("*?{", f"(?!{_BRACKET})")
 _PLAIN_TOKEN: Final = re.compile(r"(?P<stars>\*+)|(?P<one>\?)|\\(?P<escaped>.)|(?P<plain>.)", re.DOTALL)
-_BRACKET: Final = r"\[(?P<bracket>[!^]?+\]?+(?:\[:[a-z]*:\]|\\.|[^\]\\])*+)\]"
-_TOKEN: Final = re.compile(f"{_BRACKET}|{_PLAIN_TOKEN.pattern}", re.DOTALL)
+_TOKEN: Final = re.compile(f"(?P<bracket>{_BRACKET})|{_PLAIN_TOKEN.pattern}", re.DOTALL)
 _BRACKET_ITEM: Final = re.compile(
     r"\[:(?P<name>[a-z]*):\]|\\?(?P<first>.)(?:-(?!\[:[a-z]*:\])\\?(?P<last>.))?", re.DOTALL
 )
@@ -50,24 +61,29 @@ _CLASSES: Final = {
 
 
 class _Token(NamedTuple):
-    """One character or wildcard: `plain` is its text with escapes resolved, `wildcard` one of `*`, `?`, `[`, `{`, or empty."""
+    """One character or wildcard of a name: `plain` is its text with escapes resolved."""
 
     plain: str
     expression: str
-    wildcard: str = ""
+    is_star: bool = False
 
 
 @dataclass(frozen=True)
 class Name:
-    """One component of a pattern. `literal`: with escapes resolved. `fixed_length`: of the beginning of `literal` before any wildcard."""
+    """One component of a pattern."""
 
     text: str
-    literal: str
-    fixed_length: int
 
-    @property
+    @cached_property
     def has_wildcard(self) -> bool:
-        return self.fixed_length < len(self.literal)
+        return _fixed_length(self.text) < len(self.text)
+
+    @cached_property
+    def literal(self) -> str:
+        """With escapes resolved."""
+        if not self.has_wildcard:
+            return unescape(self.text)
+        return "".join(token.plain for token in _tokens(self.text))
 
     def matches(self, name: str) -> bool:
         """Whether the component matches the name of a file or directory."""
@@ -83,27 +99,27 @@ class Name:
 @dataclass(frozen=True)
 class PathPattern:
     """A parsed path; see the head of the module. Every text has a meaning: an unclosed `[` and a backslash that nothing follows stand for
-    themselves. Only a path with special characters is split before `names` is used."""
+    themselves. Only `names`, and `literal` where there is a wildcard, split the path; validation and plan use neither."""
 
     text: str
 
     @cached_property
     def names(self) -> tuple[Name, ...]:
         """The components, without empty ones."""
-        return tuple(_parse_name(name) for name in self.text.split("/") if name)
+        return tuple(Name(name) for name in self.text.split("/") if name)
 
     @cached_property
-    def _is_plain(self) -> bool:
-        return _NOT_PLAIN.search(self.text) is None
+    def _fixed_length(self) -> int:
+        return _fixed_length(self.text)
 
-    @cached_property
+    @property
     def has_wildcard(self) -> bool:
-        return not self._is_plain and any(name.has_wildcard for name in self.names)
+        return self._fixed_length < len(self.text)
 
     @cached_property
     def needs_matching(self) -> bool:
         """Whether there is a `*` or `?`. A path with only brackets or braces may as well be the name of a file, which is tried first."""
-        return self.has_wildcard and any(t.wildcard in ("*", "?") for name in self.names for t in _tokens(name.text))
+        return self.has_wildcard and _length(_BEFORE_STAR, self.text) < len(self.text)
 
     @property
     def is_directory(self) -> bool:
@@ -113,34 +129,24 @@ class PathPattern:
     @cached_property
     def literal(self) -> str:
         """The path with escapes resolved; a trailing slash stays."""
-        if self._is_plain:
-            return self.text
+        if not self.has_wildcard:
+            return self.fixed_text
         return "/" + "/".join(name.literal for name in self.names) + ("/" if self.is_directory else "")
 
     @cached_property
     def fixed_text(self) -> str:
         """The beginning without any wildcard, with escapes resolved; the whole `literal` where there is no wildcard."""
-        if not self.has_wildcard:
-            return self.literal
-        before, first = self._split
-        return "".join(f"/{name.literal}" for name in before) + "/" + first.literal[: first.fixed_length]
+        return _SLASHES.sub("/", unescape(self.text[: self._fixed_length]))
 
     @cached_property
     def fixed_directory(self) -> str:
         """The innermost directory without any wildcard that all matches are in; of a plain path its parent."""
-        if not self.has_wildcard:
-            return paths.parent(paths.without_slash(self.literal))
-        return "/" + "/".join(name.literal for name in self._split[0])
-
-    @property
-    def _split(self) -> tuple[tuple[Name, ...], Name]:
-        i = next(i for i, name in enumerate(self.names) if name.has_wildcard)
-        return self.names[:i], self.names[i]
+        return paths.parent(self.fixed_text if self.has_wildcard else paths.without_slash(self.fixed_text))
 
 
 def unescape(text: str) -> str:
     """The text with each escaped character as itself: what a `path_prefix` means."""
-    return _ESCAPE.sub(r"\1", text)
+    return "".join(_ESCAPE.split(text))  # of re's functions the one that calls no Python code for each match
 
 
 def brace_alternatives(text: str) -> list[PathPattern]:
@@ -159,45 +165,50 @@ def brace_alternatives(text: str) -> list[PathPattern]:
     return [PathPattern(item) for item in dict.fromkeys(done)]
 
 
-def _parse_name(text: str) -> Name:
-    if _NOT_PLAIN.search(text) is None:
-        return Name(text, text, len(text))
-    tokens = list(_tokens(text))
-    literal = "".join(token.plain for token in tokens)
-    ignored = "" if _find_braces(text) else "{"
-    fixed = itertools.takewhile(lambda token: token.wildcard in ("", ignored), tokens)
-    return Name(text, literal, sum(len(token.plain) for token in fixed))
+def _fixed_length(text: str) -> int:
+    """The length of the beginning without any wildcard. A `{` counts as one in names that have alternatives in braces."""
+    fixed = _length(_BEFORE_WILDCARD, text)
+    braces = _find_braces(text)
+    if braces is None:
+        return fixed
+    name = text.rfind("/", 0, braces.start()) + 1
+    return min(fixed, name + _length(_BEFORE_WILDCARD_OR_BRACE, text[name:]))
+
+
+def _length(expression: re.Pattern[str], text: str) -> int:
+    found = expression.match(text)
+    return found.end() if found else 0
 
 
 def _find_braces(text: str) -> re.Match[str] | None:
-    return next((match for match in _BRACES.finditer(text) if match[1] is not None), None)
+    return _BRACES.match(text, _length(_BEFORE_BRACES, text)) if "{" in text else None
 
 
 def _tokens(text: str) -> Iterator[_Token]:
-    """A run of stars is one token: as several, an expression would try every way to split a name. After a `[` without an end, none of the
-    name is a bracket expression: looking for an end again and again would not be linear."""
+    """Only for matching, never for a request: a call for each token is slow. A run of stars is one token: as several, an expression would
+    try every way to split a name."""
     i, expression = 0, _TOKEN
     while found := expression.match(text, i):
         i = found.end()
         match found.lastgroup:
             case "stars":
-                yield _Token(found[0], "", "*")
+                yield _Token(found[0], "", is_star=True)
             case "one":
-                yield _Token("?", ".", "?")
+                yield _Token("?", ".")
             case "bracket":
-                yield _Token(found[0], _bracket(found["bracket"]), "[")
+                yield _Token(found[0], _bracket(found[0][1:-1]))
             case _:
                 if found[0] == "[":
                     expression = _PLAIN_TOKEN
                 character = found["escaped"] or found[0]
-                yield _Token(character, re.escape(character), "{" if found[0] == "{" else "")
+                yield _Token(character, re.escape(character))
 
 
 def _join(tokens: Iterable[_Token]) -> str:
     """One expression. What follows a star is taken where it first fits and never tried again, so that time is linear in the name."""
     runs: list[list[str]] = [[]]
     for token in tokens:
-        if token.wildcard == "*":
+        if token.is_star:
             runs.append([])
         else:
             runs[-1].append(token.expression)

@@ -237,10 +237,11 @@ def _places(spec: TaskSpec) -> _Places:
         else:
             places.add_file(without_slash(item.path), is_new=False)
     for output in spec.outputs:
-        path = without_slash(output.pattern.literal)
         if output.pattern.has_wildcard:
             places.mounted.add(output.pattern.fixed_directory)
-        elif is_directory(output):
+            continue
+        path = without_slash(output.pattern.literal)
+        if is_directory(output):
             places.add_directory(path)
             if declares_directory(output):
                 places.made.add(path)

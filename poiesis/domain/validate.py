@@ -66,13 +66,17 @@ def _problems(spec: TaskSpec, policy: Policy) -> Iterator[Problem]:
         yield Problem(
             "$.inputs", f"too much content: {total} bytes in total; at most {most}, use URLs for larger content"
         )
+    outputs: list[tuple[int, Output]] = []  # those that may be parsed
     for i, output in enumerate(spec.outputs):
-        yield from _output(output, f"$.outputs[{i}]", policy)
+        path_problem = _path(output.path, is_pattern=True)
+        if path_problem is None:
+            outputs.append((i, output))
+        yield from _output(output, path_problem, f"$.outputs[{i}]", policy)
     for i, volume in enumerate(spec.volumes):
         yield from _at(f"$.volumes[{i}]", _path(volume))
     yield from _repeated_inputs(spec.inputs)
-    yield from _files_with_something_below(list(_placed(spec)))
-    yield from _conflicting_outputs(spec)
+    yield from _files_with_something_below(list(_placed(spec, outputs)))
+    yield from _conflicting_outputs(spec.volumes, outputs)
     texts = [(f"$.tags[{key[:40]!r}]", text) for key, value in spec.tags.items() for text in (key, value)]
     for where, text in (*texts, ("$.name", spec.name or ""), ("$.description", spec.description or "")):
         if len(text.encode()) > limits.max_text_bytes:
@@ -119,18 +123,17 @@ def _at(where: str, message: str | None) -> list[Problem]:
 def _path(path: str, *, is_pattern: bool = False, is_stdin: bool = False, is_file: bool = False) -> str | None:
     """The problem of an absolute path in a container that can be mounted or written. `is_pattern`: with the escapes of output paths.
     `is_stdin`: may be anything in the image, such as /dev/zero."""
-    names = (unescape(path) if is_pattern and "\\" in path else path).split("/")
     if not path.startswith("/"):
         reason = f"must be absolute, such as {_quoted('/data/' + (path or 'file'))}"
     elif len(path.encode()) > MAX_PATH_BYTES:
         reason = f"must be at most {MAX_PATH_BYTES} bytes"
     elif is_stdin:
         return None
-    elif ".." in names or "." in names:
+    elif ".." in (names := (unescape(path) if is_pattern else path).split("/")) or "." in names:
         reason = "must not contain '.' or '..' as a component"
     elif "//" in path:
         reason = "must not contain '//'"
-    elif len(path) > MAX_NAME_BYTES // 4 and any(len(name.encode()) > MAX_NAME_BYTES for name in names):
+    elif len(path) > MAX_NAME_BYTES // 4 and max(map(len, map(str.encode, names))) > MAX_NAME_BYTES:
         reason = f"each component must be at most {MAX_NAME_BYTES} bytes"
     elif path == "/":
         reason = "the root directory belongs to the image; use a directory below it"
@@ -222,8 +225,8 @@ def _input(item: Input, where: str, policy: Policy) -> Iterator[Problem]:
         yield from _at(f"{where}.url", _url(item.url, policy.url_schemes_in, policy))
 
 
-def _output(output: Output, where: str, policy: Policy) -> Iterator[Problem]:
-    problems = _at(f"{where}.path", _path(output.path, is_pattern=True))
+def _output(output: Output, path_problem: str | None, where: str, policy: Policy) -> Iterator[Problem]:
+    problems = _at(f"{where}.path", path_problem)
     problems += _at(f"{where}.url", _url(output.url, policy.url_schemes_out, policy))
     yield from problems
     if problems or not output.pattern.has_wildcard:
@@ -250,7 +253,7 @@ class _Placed:
     is_directory: bool = False
 
 
-def _placed(spec: TaskSpec) -> Iterator[_Placed]:
+def _placed(spec: TaskSpec, outputs: Sequence[tuple[int, Output]]) -> Iterator[_Placed]:
     """An output of type FILE is not certainly a file: clients declare directories so."""
     for i, item in enumerate(spec.inputs):
         is_file = item.content is not None or not (is_directory(item) or item.type is None)
@@ -261,7 +264,7 @@ def _placed(spec: TaskSpec) -> Iterator[_Placed]:
                 yield _Placed(path, f"$.executors[{i}].{name}", is_file=True)
     for i, volume in enumerate(spec.volumes):
         yield _Placed(volume, f"$.volumes[{i}]", is_directory=True)
-    for i, output in enumerate(spec.outputs):
+    for i, output in outputs:
         if output.pattern.has_wildcard:
             yield _Placed(output.pattern.fixed_directory, f"$.outputs[{i}].path", is_directory=True)
         else:
@@ -271,15 +274,16 @@ def _placed(spec: TaskSpec) -> Iterator[_Placed]:
             yield _Placed(executor.workdir, f"$.executors[{i}].workdir", is_directory=True)
 
 
-def _conflicting_outputs(spec: TaskSpec) -> Iterator[Problem]:
-    volumes = {without_slash(volume) for volume in spec.volumes}
+def _conflicting_outputs(volumes: Sequence[str], outputs: Sequence[tuple[int, Output]]) -> Iterator[Problem]:
+    directories = set(map(without_slash, volumes))
     sources: dict[str, set[str]] = {}  # by URL
-    for output in spec.outputs:
-        if not output.pattern.has_wildcard:
-            sources.setdefault(output.url, set()).add(without_slash(output.pattern.literal))
-    for i, output in enumerate(spec.outputs):
+    literals = {i: without_slash(output.pattern.literal) for i, output in outputs if not output.pattern.has_wildcard}
+    for i, output in outputs:
+        if i in literals:
+            sources.setdefault(output.url, set()).add(literals[i])
+    for i, output in outputs:
         where = f"$.outputs[{i}]"
-        if output.type is FileType.FILE and without_slash(output.pattern.literal) in volumes:
+        if output.type is FileType.FILE and literals.get(i) in directories:
             yield Problem(f"{where}.path", f"conflict: {_quoted(output.path)} is a volume; its type must be DIRECTORY")
         if len(sources.get(output.url, ())) > 1 and not is_directory(output):
             yield Problem(f"{where}.url", "conflict: another output has the same URL; each needs its own")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
+import sys
 import time
+from types import FrameType
 
 import pytest
 from hypothesis import given
@@ -38,6 +40,11 @@ def matches(pattern: str, name: str) -> bool:
         ("/w/{a,{b,c}}", "/w/{a,{b,c}}", "/w/", "/w", True, False),
         ("/w/\\{a,b}{a}", "/w/{a,b}{a}", "/w/{a,b}{a}", "/w", False, False),
         ("/w/[*]", "/w/[*]", "/w/", "/w", True, False),
+        ("/w/a\\/b*", "/w/a\\/b*", "/w/a\\/b", "/w/a\\", True, True),
+        ("/w/[x/[\\a]*", "/w/[x/[\\a]*", "/w/[x/", "/w/[x", True, True),
+        ("/w/[[:a:]*", "/w/[[:a:]*", "/w/[[:a:]", "/w", True, True),
+        ("/w/[{a/x{a,b}", "/w/[{a/x{a,b}", "/w/[{a/x", "/w/[{a", True, False),
+        ("/w/a{\\?{a,b}", "/w/a{?{a,b}", "/w/a", "/w", True, False),
     ],
 )
 def test_a_path_is_parsed(text, literal, fixed_text, fixed_directory, has_wildcard, needs_matching):
@@ -107,6 +114,33 @@ def test_matching_time_does_not_depend_on_the_pattern():
     before = time.monotonic()
     assert not matches("*a" * 100 + "b", "a" * 255)
     assert time.monotonic() - before < 1
+
+
+def calls(text: str) -> int:
+    """How many functions are called for what validation asks of a path."""
+    count = 0
+
+    def counted(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    pattern = PathPattern(text)
+    before = sys.getprofile()
+    sys.setprofile(counted)
+    try:
+        _ = pattern.has_wildcard, pattern.needs_matching, pattern.fixed_text, pattern.fixed_directory
+        if not pattern.has_wildcard:
+            _ = pattern.literal
+        unescape(text)
+    finally:
+        sys.setprofile(before)
+    return count
+
+
+@pytest.mark.parametrize("end", ["x", "*"])
+@pytest.mark.parametrize("part", ["a", "[", "[[:", "\\[", "\\a", "[\\a", "{", "{,", "?", "[a]", "a/", "[/", "[\\a/"])
+def test_a_longer_path_is_not_parsed_in_more_steps_of_python(part, end):
+    assert calls("/o/" + part * 1000 + end) == calls("/o/" + part * 3 + end)
 
 
 def test_braces():

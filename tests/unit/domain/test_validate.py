@@ -200,6 +200,13 @@ def test_an_escaped_character_is_a_plain_one(path, prefix):
     assert paths(spec(outputs=(output_file(path, path_prefix=prefix),))) == []
 
 
+@pytest.mark.parametrize("path", ["/o/" + "[/" * 2047 + "*", "/o/" + "[" * 256, "/o/" + "\\\\" * 256, "o/*", "/o/../*"])
+def test_an_invalid_path_is_reported_once_and_not_parsed(path):
+    outputs = (output_file("/o"), output_file(path, type=FILE))
+    assert paths(spec(outputs=outputs)) == ["$.outputs[1].path"]
+    assert "pattern" not in vars(outputs[1])
+
+
 @pytest.mark.parametrize(
     ("files", "executors", "expected"), [(5_000, 1, []), (5_001, 1, ["$"]), (60, 80, []), (60, 100, ["$"])]
 )
