@@ -53,6 +53,7 @@ MAX_RECORDS_BYTES: Final = 32 * 1024 * 1024  # of records that came with pokes a
 RECORD_BYTES: Final = 2048  # of a parsed record and its keys, besides its texts
 BYTES_PER_CHARACTER: Final = 4  # of a Python string at worst
 MAX_REPUBLISH: Final = timedelta(minutes=5)  # the longest time between two publications of the same link
+LOST_LINKS: Final = 3  # publications before that time begins to double
 MAX_PUBLISHED: Final = 100_000
 MAX_PASSED_OVER: Final = 8  # times an overdue link is not published because its queue most likely holds it
 
@@ -82,6 +83,7 @@ class Monitor:
         self._recent = RecentTasks()
         # how often resync has published a link without any change of its task
         self._published: OrderedDict[tuple[TaskId, Stage], int] = OrderedDict()
+        self._passed_over: OrderedDict[tuple[TaskId, Stage], int] = OrderedDict()
         # the last publication of each task: the events of its pod find the same stage due repeatedly
         self._last: OrderedDict[TaskId, tuple[Version, Stage, datetime]] = OrderedDict()
         self._last_lock = threading.Lock()
@@ -173,14 +175,17 @@ class Monitor:
     def _publish_again(self, task_id: TaskId, stage: Stage, backlog: int) -> timedelta:
         """Publish an overdue link, unless its role's queue is not empty and most likely holds it. Return the time until the next check.
 
-        That time doubles, so that the queue of a role that is down or slow does not fill with copies of the same links.
+        That time doubles after some publications, so that neither the queue of a role that is slow fills with copies of the same links, nor
+        a link that ends its worker does so all the time. A few may be lost with workers that something else ends.
         """
-        count = self._published.get((task_id, stage), 0)
-        _remember(self._published, (task_id, stage), count + 1)
-        if backlog and count < MAX_PASSED_OVER:
+        key = (task_id, stage)
+        passed_over, count = self._passed_over.pop(key, 0), self._published.get(key, 0)
+        if backlog and passed_over < MAX_PASSED_OVER:
+            _remember(self._passed_over, key, passed_over + 1)
             return REPUBLISH
+        _remember(self._published, key, count + 1)
         self.queue.publish(task_id, stage, owner=RESYNC)
-        return min(REPUBLISH * (1 << min(count, 10)), MAX_REPUBLISH)
+        return min(REPUBLISH * (1 << min(max(count - LOST_LINKS, 0), 10)), MAX_REPUBLISH)
 
     def resume(self) -> int:
         """After a start with an empty queue: publish every task that is not done, whether due or not."""

@@ -83,6 +83,30 @@ def test_a_lost_link_is_published_at_once_if_its_queue_is_empty(scene):
     assert scene.queue.published == [(ID, Stage.PREPARE)]
 
 
+def test_a_link_that_was_lost_after_its_queue_was_busy_is_published_again_soon(scene):
+    world = scene.world
+    for _ in range(MAX_PASSED_OVER):  # the queue holds it, and then its worker is killed
+        scene.queue.backlog = {Role.TORC: 3}
+        world.clock.advance(REPUBLISH)
+        scene.monitor.resync()
+    assert scene.queue.published == []
+    scene.queue.backlog = {}
+    for count in range(1, 4):
+        world.clock.advance(REPUBLISH)
+        scene.monitor.resync()
+        assert len(scene.queue.published) == count
+
+
+def test_a_link_that_is_lost_again_and_again_is_published_less_and_less(scene):
+    published = []
+    for _ in range(100):
+        scene.world.clock.advance(REPUBLISH)
+        scene.monitor.resync()
+        published.append(len(scene.queue.published))
+    assert published[:4] == [1, 2, 3, 4]
+    assert published[-1] < 15, "doubled up to MAX_REPUBLISH"
+
+
 def test_resync_without_a_queue_loses_nothing_and_still_wakes_running_tasks(scene):
     world = scene.world
     woken: list[str] = []
