@@ -127,9 +127,9 @@ class ApiSettings:
     """Of the request line and headers of a request."""
     max_body_bytes: int = 10 * 1024 * 1024 - 1
     """Of the body of a request. `content` of inputs has its own limits in the policy."""
-    max_buffered_bytes: int = 16 * 1024 * 1024
-    """Total of all bodies above 64 KiB that are being received or processed; further ones wait, then get 503. A body takes up to
-    25 times its size in memory."""
+    max_buffered_bytes: int = 20 * 1024 * 1024
+    """Total of all bodies above 64 KiB that are being received or processed; further ones wait, then get 503. Half of it, and at least
+    `max_body_bytes`, is for each user. A body takes up to 25 times its size in memory."""
     header_timeout: timedelta = timedelta(seconds=10)
     """How long a request line and its headers may take."""
     body_timeout: timedelta = timedelta(seconds=15)

@@ -134,7 +134,7 @@ class Gateway:
         if scope["method"] in SAFE_METHODS:
             await app(scope, receive, send)
             return
-        body = BodyReader(scope, receive, self._budget)
+        body = BodyReader(scope, receive, self._budget, client_network(scope))
         try:
             await app(scope, body, send)
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import signal
 import socket
 import statistics
@@ -182,6 +183,26 @@ class TestBodies:
             assert peak < before + 40 * MIB
             eventually(lambda: server.open_connections() == 0, 60)
         assert_back(server, before)
+
+    def test_slow_ones_of_one_user_do_not_keep_another_waiting(self, server: ServerProcess) -> None:
+        """Without authentication an address is a user."""
+        task = json.dumps({**HELLO, "inputs": [{"path": "/data/x", "content": "x" * 100_000}]}).encode()
+        with ExitStack() as stack:
+            slow = [stack.enter_context(server.connect()) for _ in range(4)]
+            for connection in slow:
+                connection.sendall(head(8_000_000) + b" " * 128 * 1024)
+                connection.setblocking(False)
+            source = ("127.0.0.9", 0)
+            other = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), 60, source_address=source))
+            other.sendall(head(len(task)) + task)
+            while not select.select([other], [], [], 0.5)[0]:
+                for connection in slow:
+                    connection.send(b" " * 16 * 1024)  # as slowly as is allowed
+
+            assert other.recv(65_536).startswith(b"HTTP/1.1 200 ")
+            for connection in slow:
+                with pytest.raises(BlockingIOError):  # none has been answered: nothing waited for its time-out
+                    connection.recv(1)
 
     def test_a_stalled_one_is_answered_with_408(self, server: ServerProcess) -> None:
         received = server.exchange(head(100) + b"{")
