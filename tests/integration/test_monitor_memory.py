@@ -29,7 +29,9 @@ from tests.unit.cluster.kubernetes.conftest import Answer, ApiServer, Request, p
 TASKS = 5_000
 WARM = 100
 TOGETHER = 50
-GROWTH_BYTES = 8 * 1024 * 1024  # for 4,900 tasks: names of deleted objects and the last publications, both bounded
+GROWTH_BYTES = (
+    24 * 1024 * 1024
+)  # for 4,900 tasks: names of deleted objects, the last publications, and at most 30 s of tasks to clean up
 DEADLINE_S = 60.0
 STDOUT = "x" * 1_500
 
