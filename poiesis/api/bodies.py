@@ -82,7 +82,8 @@ class BodyBudget:
 
     def _grant(self) -> None:
         beyond_share = set()
-        for turn in list(self._waiting):
+        # bodies that go on come first: one that has not begun may be waiting for what they hold
+        for turn in sorted(self._waiting, key=lambda turn: turn.announced > 0):
             if turn.announced and (
                 turn.owner in beyond_share or self._announced[turn.owner] + turn.announced > self._limit // 2
             ):

@@ -138,10 +138,8 @@ def read_executors(task: Task, pod: Pod, pod_plan: PodPlan, now: datetime, polic
             entry, cause = _cause_without_record(task, index, container, policy)
             # Launchers of later executors have seen that it ended without a record and do not run their commands.
             if entry is not None and task.spec.executors[index].ignore_error and index == indices[-1]:
-                task, cause = (
-                    note(task, now, f"executor {index} ran out of memory, which its ignore_error allows."),
-                    None,
-                )
+                task = note(task, now, f"executor {index} ran out of memory, which its ignore_error allows.")
+                cause = None
             logs += [entry] if entry is not None else []
         elif record.exit_code is None:
             # The launcher never started the command. A failed executor before this one has already ended the loop.

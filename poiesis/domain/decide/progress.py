@@ -179,9 +179,8 @@ def _starting_normally(task: Task, pod: Pod, now: datetime, policy: Policy) -> W
         task = replace(task, waiting=None, waiting_since=now)
     staged_in = tif.ended_at if tif is not None else None
     starting = now - _later(task.waiting_since or now, staged_in)
-    in_all = now - _later(
-        pod.scheduled_at or pod.created_at or now, staged_in
-    )  # however often it changed between waiting and starting
+    # however often it changed between waiting and starting
+    in_all = now - _later(pod.scheduled_at or pod.created_at or now, staged_in)
     if starting > policy.start_deadline or in_all > MAX_STARTS * policy.start_deadline:
         message = f"containers did not start within {policy.start_deadline}: {', '.join(slow)}"
         return Lost(task, Fault("StartTimeout", message, began=_may_have_begun(pod)))

@@ -66,7 +66,7 @@ SOON: Final = timedelta(seconds=20)  # the next link is published at once; this 
 LOST_WITH_THE_NODE: Final = frozenset({"Preempted", "NodeLost", "NodeShutdown", "Evicted", "VolumeLost"})
 NEVER_STARTED: Final = frozenset(
     {"Unschedulable", "StartTimeout"}
-)  # reasons of a pod that waited in vain for a node or its volume
+)  # of a pod that waited in vain for a node or its volume
 MAX_RETRY_DELAY: Final = timedelta(minutes=5)
 
 

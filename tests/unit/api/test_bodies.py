@@ -122,6 +122,29 @@ class TestTurns:
 
         asyncio.run(run())
 
+    def test_a_body_that_has_begun_goes_on_before_one_that_waits_for_its_bytes(
+        self, budget: BodyBudget, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(bodies, "RESERVED_S", 0.01)
+
+        async def run() -> None:
+            slow = [Sender(budget, str(i), MIB) for i in range(2)]
+            for sender in slow:
+                await sender.send(700_000)
+            await asyncio.sleep(0.1)
+            other = Sender(budget, "other", MIB)
+            await other.send(MIB, more=False)
+            assert not other.reading.done()
+
+            await slow[0].send(MIB - 700_000, more=False)
+            await asyncio.wait_for(slow[0].reading, 10)
+            await slow[0].end()
+            await asyncio.wait_for(other.reading, 10)
+            for sender in (slow[1], other):
+                await sender.end()
+
+        asyncio.run(run())
+
     def test_what_a_body_without_a_size_did_not_need_is_free_once_it_has_arrived(self, budget: BodyBudget) -> None:
         async def run() -> None:
             chunked = [Sender(budget, str(i)) for i in range(2)]
